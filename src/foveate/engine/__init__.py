@@ -1,0 +1,20 @@
+"""The engine: apply specs to models, by pure functions on inputs and by hooks."""
+
+from foveate.engine.apply import Run, apply
+from foveate.engine.compress import ShortInputs, compress
+from foveate.engine.encode import Encoded, encode
+from foveate.engine.report import ImageCount, Report
+from foveate.engine.timing import Times, timed
+
+__all__ = [
+    "apply",
+    "compress",
+    "encode",
+    "timed",
+    "Run",
+    "Report",
+    "ImageCount",
+    "ShortInputs",
+    "Encoded",
+    "Times",
+]

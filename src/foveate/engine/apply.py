@@ -1,0 +1,343 @@
+"""Compress inside a model's own `forward` and `generate`, by hooks that are gone when the block ends.
+
+What `generate` and its callers believe in, the whole prompt, stays true for them: ids, masks, labels and logits keep
+their length. The decoder sees the shorter prompt. Between the two stands one forward pre-hook on the module in which
+image features meet text, and one forward hook behind it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.engine.compress import PER_COLUMN, refuse_video, text_positions
+from foveate.engine.cut import Cut, cut_prompt, per_axis
+from foveate.engine.encode import encoded_from
+from foveate.engine.planning import ImagePlan, plan_images
+from foveate.engine.report import Ledger, Report
+from foveate.engine.schedule import Schedule, schedule
+from foveate.engine.state import CacheState, set_state, state_of
+from foveate.engine.timing import now
+from foveate.engine.watch import EncoderWatch, capture_of
+from foveate.errors import FoveateError
+from foveate.models import Capture, Family, family_of
+from foveate.spec import Spec
+
+_active: weakref.WeakKeyDictionary[nn.Module, Run] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def apply(model: nn.Module, spec: str | Spec, *, synchronise: bool = False) -> Iterator[Run]:
+    """Give a model fewer visual tokens for as long as the block lasts.
+
+    The model's own `forward`, `generate`, pipelines and trainers go on working: beams, left-padded batches, several
+    images per prompt, text-only prompts, labels, second turns on one cache, several conversations at once. A cache
+    filled inside the block knows what it holds and can be used again inside a later block.
+
+    Args:
+        model: a model of a supported family; its weights and code aren't touched.
+        spec: what to do, for instance "cluster:64".
+        synchronise: wait for the device around the compressor, so that its time in the report is right on CUDA.
+
+    Yields:
+        A `Run`; `print(run.report())` tells tokens before and after.
+
+    Raises:
+        FoveateError: the spec can't be done on this model, or an `apply` on it is open already.
+        SpecError: the spec is malformed or names an unknown method.
+        UnsupportedFamily: the model is of no supported family.
+    """
+    family = family_of(model)
+    plan = schedule(spec, family)
+    if family.core in _active:
+        raise FoveateError(
+            f"{_active[family.core].spec} is applied to this model already; compose by spec: "
+            f'apply(model, "{_active[family.core].spec}+{plan.spec}")'
+        )
+    run = Run(family, plan, synchronise)
+    memories = {name: getattr(family.core, name) for name in family.memories}
+    _active[family.core] = run
+    try:
+        run._open()
+        yield run
+    finally:
+        run._close()
+        del _active[family.core]
+        for name, value in memories.items():
+            setattr(family.core, name, value)
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """What the hook behind the module must do for the call that is under way."""
+
+    restore: Tensor | None
+    """`(B, S)`: for each column that the caller passed, the place whose hidden state stands for it."""
+    state: CacheState | None
+    """What the cache will hold when the call is done; None leaves its state as it is."""
+
+
+class Run:
+    """An `apply` in progress, and its report."""
+
+    def __init__(self, family: Family, plan: Schedule, synchronise: bool) -> None:
+        self.spec = plan.spec
+        self._family = family
+        self._schedule = plan
+        self._synchronise = synchronise
+        self._ledger = Ledger(str(plan.spec))
+        self._watch = EncoderWatch(family, plan.encoder_signals, bool(plan.features), plan.pixels)
+        self._signature = inspect.signature(family.core.forward)
+        self._handles: list[Any] = []
+        self._local = threading.local()
+        # Without a cache, `generate` passes the same features at every step.
+        self._plans: weakref.WeakKeyDictionary[Capture, list[ImagePlan]] = weakref.WeakKeyDictionary()
+
+    def report(self) -> Report:
+        """Tokens before and after, per image, and our own time, so far."""
+        return self._ledger.report()
+
+    def _open(self) -> None:
+        core = self._family.core
+        self._watch.open()
+        self._handles.append(core.register_forward_pre_hook(self._before, with_kwargs=True))
+        self._handles.append(core.register_forward_hook(self._after, with_kwargs=True))
+
+    def _close(self) -> None:
+        self._watch.close()
+        while self._handles:
+            self._handles.pop().remove()
+
+    # The two hooks
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._local.pending = None
+        call = self._arguments(args, kwargs)
+        refuse_video(self._family, call)
+        output = (call.get("mm_encoder_outputs") or {}).get("image")
+        pixels = call.get("pixel_values")
+        cache = call.get("past_key_values")
+        state = state_of(cache)
+        if output is None and pixels is None and state is None:
+            return None
+        _refuse_prepared_mask(call)
+        ids = call.get("input_ids")
+        embeds = call.get("inputs_embeds")
+        if ids is None and (output is not None or pixels is not None):
+            raise FoveateError("images with inputs_embeds are not supported; pass input_ids")
+        given = ids if ids is not None else embeds
+        assert given is not None
+        passed = given.shape[1]
+
+        held = 0 if cache is None else int(cache.get_seq_length())
+        new = passed
+        tail = 0
+        if state is not None:
+            state = state.rows(given.shape[0])
+            tail = held - state.length
+            if tail < 0:
+                raise FoveateError(
+                    "the cache was cropped into its compressed prompt; crop only what came behind it, or start again"
+                )
+            new = self._new_tokens(call, state, held, passed)
+            call = _last(call, new)
+            ids = call.get("input_ids")
+
+        if output is None and pixels is None:
+            assert state is not None
+            call, pending = self._go_on(call, state, tail, new)
+        else:
+            if output is None:
+                output = self._family.encode(call)
+            images = self._images(output)
+            assert ids is not None
+            call, pending = self._begin(call, images, state, held, tail)
+        if new != passed and pending.restore is not None:
+            lead = pending.restore[:, :1].expand(-1, passed - new)
+            pending = replace(pending, restore=torch.cat([lead, pending.restore], dim=1))
+        elif new != passed:
+            index = torch.arange(passed, device=given.device) - (passed - new)
+            pending = replace(pending, restore=index.clamp(min=0).expand(given.shape[0], -1))
+        self._local.pending = pending
+        return (), call
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        pending: _Pending | None = getattr(self._local, "pending", None)
+        self._local.pending = None
+        if pending is None:
+            return None
+        hidden = output[0]
+        if pending.restore is not None:
+            hidden = hidden.gather(1, pending.restore[..., None].expand(-1, -1, hidden.shape[-1]))
+        if isinstance(output, tuple):
+            cache = next((value for value in output[1:] if hasattr(value, "get_seq_length")), None)
+            output = (hidden, *output[1:])
+        else:
+            cache = output.past_key_values
+            output.last_hidden_state = hidden
+        if cache is not None and pending.state is not None:
+            set_state(cache, pending.state)
+        return output
+
+    # What a call becomes
+
+    def _images(self, output: Any) -> list[ImagePlan]:
+        """The plans for the images of a call, in prompt order; beams of one sample share them."""
+        features = output.pooler_output
+        capture = capture_of(output)
+        if capture is None:
+            raise FoveateError(
+                "image features came that were not made under this apply, or were taken apart by chunked prefill; pass "
+                "pixel_values without chunking, or inputs from foveate.compress without apply"
+            )
+        began = now(self._device, self._synchronise)
+        plans = self._plans.get(capture)
+        if plans is None:
+            encoded = encoded_from(
+                self._family, capture, self._schedule.encoder_signals, bool(self._schedule.features)
+            )
+            plans = plan_images(self._family, self._schedule, encoded)
+            self._plans[capture] = plans
+            self._ledger.add(plans, (now(self._device, self._synchronise) - began) * 1e3)
+        # `generate` repeats the images of a sample for its beams: the same tensors, again. The order in which new
+        # ones turn up is the encoder's.
+        numbers: dict[int, int] = {}
+        order = [numbers.setdefault(id(feature), len(numbers)) for feature in features]
+        if len(numbers) != len(plans):
+            raise FoveateError(
+                f"the encoder saw {len(plans)} images and {len(numbers)} came to the decoder; chunked prefill is not "
+                "supported under apply"
+            )
+        return [plans[number] for number in order]
+
+    def _begin(
+        self, call: dict[str, Any], images: list[ImagePlan], state: CacheState | None, held: int, tail: int
+    ) -> tuple[dict[str, Any], _Pending]:
+        """A call that brings images, at the start of a conversation or later in it."""
+        began = now(self._device, self._synchronise)
+        family = self._family
+        ids: Tensor = call["input_ids"]
+        rows, new = ids.shape
+        whole: Tensor | None = call.get("attention_mask")
+        if state is None and held:
+            # Plain text came before, with nothing of ours: every cached place is its own column.
+            columns = torch.arange(held, device=ids.device).expand(rows, -1)
+            seen = columns.new_full((rows,), held)
+            if whole is not None and not family.counts_padding:
+                seen = whole[:, :held].sum(dim=1)
+            state, tail = CacheState(columns, held, seen, padded=False), 0
+        past = 0 if state is None else state.logical + tail
+        cut = cut_prompt(
+            family,
+            ids,
+            None if whole is None else whole[:, past:],
+            call.get("position_ids"),
+            [image.cut for image in images],
+            start=None if state is None else state.following + tail,
+        )
+        mask = cut.attention_mask
+        if state is None:
+            after = CacheState(cut.columns, new, cut.following, cut.padded)
+        else:
+            mask = torch.cat([state.mask(whole, tail, rows), mask], dim=1)
+            after = CacheState(
+                state.grown(tail, cut.columns), past + new, cut.following, state.padded or cut.padded
+            )
+        call = self._shortened(call, cut, images)
+        call["attention_mask"] = mask
+        self._ledger.milliseconds += (now(self._device, self._synchronise) - began) * 1e3
+        whole_left = cut.columns.shape == ids.shape and not cut.padded
+        return call, _Pending(None if whole_left else cut.restore_index(), after)
+
+    def _shortened(self, call: dict[str, Any], cut: Cut, images: list[ImagePlan]) -> dict[str, Any]:
+        family = self._family
+        call = {name: value for name, value in call.items() if name not in family.pixel_inputs}
+        call["input_ids"] = cut.input_ids
+        call["position_ids"] = cut.position_ids
+        call["mm_encoder_outputs"] = family.container([image.cut.features for image in images])
+        for name, fill in PER_COLUMN.items():
+            if call.get(name) is not None:
+                call[name] = cut.take(call[name], fill)
+        return call
+
+    def _go_on(
+        self, call: dict[str, Any], state: CacheState, tail: int, new: int
+    ) -> tuple[dict[str, Any], _Pending]:
+        """A call of plain text behind a compressed beginning: a step of decoding, or a second turn."""
+        whole: Tensor | None = call.get("attention_mask")
+        rows = state.columns.shape[0]
+        start = state.following + tail
+        fresh = None if whole is None or new == 1 else whole[:, -new:]
+        call["position_ids"] = text_positions(start, new, fresh, self._family.position_axes)
+        after = None
+        if whole is not None or state.padded:
+            call["attention_mask"] = state.mask(whole, tail + new, rows)
+        if fresh is not None:
+            # Padding inside a later turn doesn't move positions on, so the turn joins the compressed beginning.
+            after = CacheState(
+                state.grown(tail + new), state.logical + tail + new, start + fresh.long().sum(dim=1), state.padded
+            )
+        return call, _Pending(None, after)
+
+    # The caller's arguments
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._family.core.parameters()).device
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Every argument of a call by its name."""
+        if not args:
+            return dict(kwargs)
+        return {**self._signature.bind_partial(*args).arguments, **kwargs}
+
+    def _new_tokens(self, call: dict[str, Any], state: CacheState, held: int, passed: int) -> int:
+        """How many of the tokens that were passed are new to the conversation.
+
+        `generate`, given the whole conversation and a cache, passes what stands behind the cache's own length, which
+        is shorter than the conversation was: the rest has been seen.
+        """
+        past = state.logical + held - state.length
+        mask = call.get("attention_mask")
+        if mask is not None:
+            new = mask.shape[1] - past
+            if new == passed or (mask.shape[1] - held == passed and 0 < new < passed):
+                return new
+            raise FoveateError(
+                f"the attention mask has {mask.shape[1]} columns; the conversation so far has {past}, and {passed} tokens "
+                "came, so it needs one column for each of both"
+            )
+        excess = past - held
+        positions = call.get("position_ids")
+        if positions is None or passed <= max(excess, 1):
+            return passed
+        return passed - excess if self._family.text_position(positions) == held else passed
+
+
+def _last(call: dict[str, Any], count: int) -> dict[str, Any]:
+    """The call with only the last `count` columns of whatever has one value per new token."""
+    call = dict(call)
+    for name in ("input_ids", "position_ids", *PER_COLUMN):
+        if call.get(name) is not None:
+            call[name] = call[name][..., -count:]
+    if call.get("inputs_embeds") is not None:
+        call["inputs_embeds"] = call["inputs_embeds"][:, -count:]
+    return call
+
+
+def _refuse_prepared_mask(call: dict[str, Any]) -> None:
+    mask = call.get("attention_mask")
+    if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
+        return
+    raise FoveateError(
+        "apply needs a 2-D attention mask; a prepared one comes from a static cache or from the caller. Use the dynamic "
+        "cache, or foveate.compress, whose shorter inputs take any cache"
+    )

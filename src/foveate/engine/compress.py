@@ -1,0 +1,149 @@
+"""Compress the images of a prompt before the language model: inputs in, shorter inputs out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.engine.cut import cut_prompt
+from foveate.engine.encode import Encoded, encode_for
+from foveate.engine.planning import ImagePlan, plan_images
+from foveate.engine.schedule import schedule
+from foveate.engine.timing import now
+from foveate.errors import FoveateError
+from foveate.models import Family, family_of
+from foveate.spec import Spec
+
+PER_COLUMN = {"labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0}
+"""Inputs with one value per column of the prompt, and what stands at padding made here."""
+
+
+class ShortInputs(Mapping[str, Any]):
+    """Shorter inputs, for `model(**short)` and `model.generate(**short)`, as often as you like.
+
+    A mapping, not a dict: `generate` changes the container of the image features in place, so each look at
+    `mm_encoder_outputs` makes a fresh one.
+
+    Attributes:
+        images: what became of each image.
+        milliseconds: time of the "encoder" (0 if it was run before) and of our "compressor".
+    """
+
+    def __init__(
+        self, family: Family, tensors: dict[str, Any], images: Sequence[ImagePlan], milliseconds: dict[str, float]
+    ) -> None:
+        self._family = family
+        self._tensors = tensors
+        self.images = tuple(images)
+        self.milliseconds = milliseconds
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "mm_encoder_outputs" and self.images:
+            return self._family.container([image.cut.features for image in self.images])
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._tensors
+        if self.images:
+            yield "mm_encoder_outputs"
+
+    def __len__(self) -> int:
+        return len(self._tensors) + bool(self.images)
+
+    def __repr__(self) -> str:
+        shapes = {name: tuple(value.shape) for name, value in self._tensors.items() if isinstance(value, Tensor)}
+        counts = [f"{image.before} -> {image.after}" for image in self.images]
+        return f"ShortInputs({shapes}, images={counts})"
+
+
+def compress(
+    model: nn.Module, inputs: Mapping[str, Any], spec: str | Spec, encoded: Encoded | None = None
+) -> ShortInputs:
+    """Give a prompt fewer visual tokens: a pure function from inputs to shorter inputs, for one turn.
+
+    The result has an explicit attention mask and explicit position ids; pass it whole. With methods whose kept tokens
+    keep their position ids, leave the cache on (`use_cache=True`, the default of `generate`): `generate` drops an
+    all-ones mask, and position ids with gaps and neither mask nor cache are taken for packed sequences. Batches
+    may be ragged, padded on either side, hold several images per row or none; rows of different length come out
+    padded on the left. Labels are cut along.
+
+    Args:
+        model: a model of a supported family. It isn't changed.
+        inputs: what its processor returned, with `input_ids` `(B, S)`.
+        spec: what to do, with every step at `@pixels`, `@features` or `@input`.
+        encoded: the images, encoded before by `encode` for this spec (and maybe others): the encoder isn't run again.
+            Without it, the images are taken from `inputs`.
+
+    Returns:
+        A mapping: input_ids `(B, M)` int64, attention_mask `(B, M)` int64, position_ids `(B, M)` (`(3, B, M)` with
+        M-RoPE) int64, mm_encoder_outputs, and labels and token types if there were any.
+
+    Raises:
+        FoveateError: prompt and images don't fit together, a clip is among them, or a signal is asked for that the
+            family lacks.
+        SpecError: the spec is malformed or names an unknown method.
+        UnsupportedFamily: the model is of no supported family.
+    """
+    family = family_of(model)
+    plan = schedule(spec, family)
+    refuse_video(family, inputs)
+    if inputs.get("input_ids") is None:
+        raise FoveateError("compress needs input_ids; inputs_embeds alone don't show where the images are")
+    if encoded is None and inputs.get("pixel_values") is None:
+        return ShortInputs(family, dict(inputs), (), {"encoder": 0.0, "compressor": 0.0})
+
+    device = next(family.core.parameters()).device
+    milliseconds = {"encoder": 0.0}
+    if encoded is None:
+        encoded = encode_for(family, inputs, [plan])
+        milliseconds["encoder"] = encoded.milliseconds
+    elif encoded.pixels != plan.pixels_text:
+        raise FoveateError(
+            f"the images were encoded with {encoded.pixels or 'no step'!r} at @pixels, and the spec has "
+            f"{plan.pixels_text or 'no step'!r} there; encode them again for this spec"
+        )
+    began = now(device)
+    images = plan_images(family, plan, encoded)
+    ids: Tensor = inputs["input_ids"]
+    cut = cut_prompt(
+        family, ids, inputs.get("attention_mask"), inputs.get("position_ids"), [image.cut for image in images]
+    )
+    tensors: dict[str, Any] = {
+        "input_ids": cut.input_ids,
+        "attention_mask": cut.attention_mask,
+        "position_ids": cut.position_ids,
+    }
+    for name, value in inputs.items():
+        if name in PER_COLUMN and value is not None:
+            tensors[name] = cut.take(value, PER_COLUMN[name])
+        elif name not in tensors and name not in family.pixel_inputs:
+            tensors[name] = value
+    milliseconds["compressor"] = (now(device) - began) * 1e3
+    return ShortInputs(family, tensors, images, milliseconds)
+
+
+def refuse_video(family: Family, inputs: Mapping[str, Any]) -> None:
+    """Clips would pass at full length, unseen by the report.
+
+    Raises:
+        FoveateError: there is a clip among the inputs.
+    """
+    encoded = inputs.get("mm_encoder_outputs") or {}
+    if any(inputs.get(name) is not None for name in family.video_inputs) or encoded.get("video") is not None:
+        raise FoveateError("video is not supported yet; pass images, for instance frames of the clip")
+
+
+def text_positions(start: Tensor, count: int, valid: Tensor | None, axes: int) -> Tensor:
+    """Position ids of plain text that goes on from `start`: `(B, count)`, or `(axes, B, count)`.
+
+    `valid` `(B, count)` is 0 at padding, which doesn't move positions on; None means there is none.
+    """
+    if valid is None:
+        steps = torch.arange(count, device=start.device)[None]
+    else:
+        steps = (valid.long().cumsum(dim=1) - 1).clamp(min=0)
+    positions = start[:, None] + steps
+    return positions if axes == 1 else positions[None].expand(axes, -1, -1)

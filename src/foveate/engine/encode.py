@@ -1,0 +1,114 @@
+"""Run a model's encoder once and keep what compression methods may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.engine.schedule import Schedule, schedule
+from foveate.engine.timing import now
+from foveate.engine.watch import EncoderWatch, capture_of, watching
+from foveate.errors import FoveateError
+from foveate.models import Capture, Family, family_of
+from foveate.spec import Spec
+from foveate.tokens import Layout, Signal
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The images of one prompt or batch, encoded once, for any number of specs and questions.
+
+    Attributes:
+        layouts: the full layout of each image, as the prompt's placeholders count it.
+        seen: the layout that the encoder saw; smaller than `layouts` behind a step at `@pixels`.
+        projected: per image `(N, D)`, the features at `@input`.
+        features: per image `(N, D_encoder)`, the features at `@features`; None if no spec asked for them.
+        signals: per signal, per image, its value: attention `(N,)`, keys `(N, D_key)`.
+        pixels: the step at `@pixels` that was taken before the encoder, in its written form; "" for none.
+        milliseconds: time of encoder and projector.
+    """
+
+    layouts: tuple[Layout, ...]
+    seen: tuple[Layout, ...]
+    projected: tuple[Tensor, ...]
+    features: tuple[Tensor, ...] | None
+    signals: Mapping[Signal, tuple[Tensor, ...]]
+    pixels: str = ""
+    milliseconds: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.layouts)
+
+    def pick(self, images: Sequence[int]) -> Encoded:
+        """Some of the images, in this order; an image may come more than once."""
+
+        def of(values: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(values[image] for image in images)
+
+        return replace(
+            self,
+            layouts=of(self.layouts),
+            seen=of(self.seen),
+            projected=of(self.projected),
+            features=None if self.features is None else of(self.features),
+            signals={signal: of(values) for signal, values in self.signals.items()},
+        )
+
+
+def encode(model: nn.Module, inputs: Mapping[str, Any], specs: Iterable[str | Spec] = ()) -> Encoded:
+    """Encode the images of `inputs` once, for all of `specs`.
+
+    Args:
+        model: a model of a supported family.
+        inputs: what its processor returned.
+        specs: the specs that this will serve; what they look at (encoder attention, keys, features before the
+            projector) is kept. Steps at `@pixels` change what the encoder sees, so they must be the same in all specs.
+
+    Raises:
+        FoveateError: the specs begin with different steps at `@pixels`, or ask for a signal that the family lacks.
+        UnsupportedFamily: the model is of no supported family.
+    """
+    family = family_of(model)
+    schedules = [schedule(spec, family) for spec in specs]
+    if len({each.pixels_text for each in schedules}) > 1:
+        raise FoveateError("specs with different steps at @pixels need one encode() each")
+    return encode_for(family, inputs, schedules)
+
+
+def encode_for(family: Family, inputs: Mapping[str, Any], schedules: Sequence[Schedule]) -> Encoded:
+    """`encode`, when the family and the schedules are known already."""
+    signals = tuple(dict.fromkeys(signal for each in schedules for signal in each.encoder_signals))
+    features = any(each.features for each in schedules)
+    pixels = schedules[0].pixels if schedules else None
+    device = next(family.core.parameters()).device
+    began = now(device)
+    with watching(EncoderWatch(family, signals, features, pixels)):
+        output = family.encode({name: _to(value, device) for name, value in inputs.items()})
+    capture = capture_of(output)
+    assert capture is not None
+    milliseconds = (now(device) - began) * 1e3
+    encoded = encoded_from(family, capture, signals, features)
+    return replace(
+        encoded, pixels=schedules[0].pixels_text if schedules else "", milliseconds=milliseconds
+    )
+
+
+def encoded_from(family: Family, capture: Capture, signals: Sequence[Signal], features: bool) -> Encoded:
+    """Turn what was captured into features and signals per image."""
+    with torch.no_grad():
+        answers = {signal: family.encoder_signal(signal, capture) for signal in signals}
+    return Encoded(
+        layouts=capture.layouts,
+        seen=capture.seen,
+        projected=family.projected(capture),
+        features=family.features(capture) if features else None,
+        signals=answers,
+    )
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value

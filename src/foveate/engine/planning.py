@@ -1,0 +1,121 @@
+"""From encoded images to what is left of them: images of one layout are planned as one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveate.engine.cut import CutImage
+from foveate.engine.encode import Encoded
+from foveate.engine.schedule import Schedule
+from foveate.engine.watch import dense_slots
+from foveate.methods import Method
+from foveate.models import Family
+from foveate.plan import Plan
+from foveate.tokens import Layout, Segment, Signals, VisualTokens
+
+
+@dataclass(frozen=True)
+class ImagePlan:
+    """What became of one image.
+
+    Attributes:
+        layout: its full layout.
+        seen: the layout that the plan is over: the full one, or the smaller one of a step at `@pixels`.
+        plan: a batch of one image; None if nothing was planned behind the encoder.
+        cut: what goes into the prompt.
+    """
+
+    layout: Layout
+    seen: Layout
+    plan: Plan | None
+    cut: CutImage
+
+    @property
+    def before(self) -> int:
+        """Tokens of the image in the whole prompt, structural ones included."""
+        return self.layout.total
+
+    @property
+    def after(self) -> int:
+        """Tokens of the image in the shorter prompt."""
+        return int(self.cut.slot.shape[0])
+
+
+def plan_images(family: Family, schedule: Schedule, encoded: Encoded) -> list[ImagePlan]:
+    """Make and apply the plans of all images, in their order."""
+    groups: dict[tuple[Layout, Layout], list[int]] = {}
+    for image, key in enumerate(zip(encoded.layouts, encoded.seen, strict=True)):
+        groups.setdefault(key, []).append(image)
+    planned: dict[int, ImagePlan] = {}
+    for (layout, seen), members in groups.items():
+        for image, result in zip(members, _plan_group(family, schedule, encoded, layout, seen, members), strict=True):
+            planned[image] = result
+    return [planned[image] for image in range(len(encoded))]
+
+
+def _plan_group(
+    family: Family, schedule: Schedule, encoded: Encoded, layout: Layout, seen: Layout, members: Sequence[int]
+) -> list[ImagePlan]:
+    plan: Plan | None = None
+    if schedule.features:
+        assert encoded.features is not None
+        stack = torch.stack([encoded.features[image] for image in members])
+        for method in schedule.features:
+            plan, stack = _step(method, stack, plan, encoded, seen, members)
+        features = family.project(stack)
+    else:
+        features = torch.stack([encoded.projected[image] for image in members])
+    for method in schedule.inputs:
+        plan, features = _step(method, features, plan, encoded, seen, members)
+
+    methods: tuple[Method, ...] = (*schedule.features, *schedule.inputs)
+    packed = any(method.positions == "pack" for method in methods)
+    small = schedule.pixels is not None and schedule.pixels.positions == "pack" and seen != layout
+    base = seen if small else layout
+    relative = family.image_positions(base)
+    to_dense = dense_slots(seen, layout)
+    results: list[ImagePlan] = []
+    for row in range(len(members)):
+        mine = None if plan is None else _row(plan, row)
+        kept = torch.arange(seen.content) if mine is None else mine.slot[0].cpu()
+        values = features[row] if mine is None else features[row, : kept.shape[0]]
+        if packed:
+            positions = torch.arange(kept.shape[0]).expand(relative.shape[0], -1)
+            span = kept.shape[0]
+        else:
+            positions = relative[:, kept if small else to_dense[kept]]
+            span = family.image_span(base)
+        cut = CutImage(layout, to_dense[kept], values, positions, span, untouched=not packed and not small)
+        results.append(ImagePlan(layout, seen, mine, cut))
+    return results
+
+
+def _step(
+    method: Method, features: Tensor, before: Plan | None, encoded: Encoded, seen: Layout, members: Sequence[int]
+) -> tuple[Plan, Tensor]:
+    """One method on what arrives: features `(B, N, D)` -> the plan so far and features `(B, M, D)`."""
+    signals: Signals = {}
+    for signal, values in encoded.signals.items():
+        value = torch.stack([values[image] for image in members])
+        signals[signal] = value if before is None else before.select(value)
+    layout = seen if before is None else Layout((Segment(1, 1, features.shape[1]),))
+    with torch.no_grad():
+        plan = method.plan(VisualTokens(features.detach(), layout, signals))
+    features = plan.apply(features)
+    return (plan if before is None else before.compose(plan)), features
+
+
+def _row(plan: Plan, row: int) -> Plan:
+    """The plan of one image of a batch, without the padding of a ragged one."""
+
+    def of(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[row : row + 1]
+
+    slot = plan.slot[row : row + 1]
+    if plan.valid is not None:
+        slot = slot[:, plan.valid[row]]
+    return Plan(slot=slot, group=of(plan.group), weight=of(plan.weight), mix=of(plan.mix))

@@ -1,0 +1,82 @@
+"""Sort the steps of a spec by where they act, and refuse early what cannot be done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from foveate.engine.watch import resize_mode
+from foveate.errors import FoveateError
+from foveate.methods import Method, PixelMethod
+from foveate.models import Family
+from foveate.spec import Spec, parse
+from foveate.tokens import EncoderAttention, EncoderKeys, Signal
+
+_ORDER = {"pixels": 0, "features": 1, "input": 2}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The steps of a spec, by place.
+
+    Attributes:
+        spec: the whole.
+        pixels: the step before the encoder, or None.
+        features: the steps between encoder and projector, in order.
+        inputs: the steps between projector and decoder, in order.
+        pixels_text: the written form of the step before the encoder, "" for none.
+    """
+
+    spec: Spec
+    pixels: PixelMethod | None
+    features: tuple[Method, ...]
+    inputs: tuple[Method, ...]
+    pixels_text: str
+
+    @property
+    def encoder_signals(self) -> tuple[Signal, ...]:
+        """What the methods ask of the encoder, each once."""
+        needs = (signal for method in (*self.features, *self.inputs) for signal in method.needs)
+        return tuple(dict.fromkeys(s for s in needs if isinstance(s, EncoderAttention | EncoderKeys)))
+
+
+def schedule(spec: str | Spec, family: Family) -> Schedule:
+    """Sort a spec's steps for a family.
+
+    Raises:
+        FoveateError: a step acts at a place that is not supported yet, steps stand in another order than the model
+            runs, or a method asks for a signal that the family lacks.
+        SpecError: the spec is malformed.
+    """
+    spec = parse(spec) if isinstance(spec, str) else spec
+    pixels: list[PixelMethod] = []
+    features: list[Method] = []
+    inputs: list[Method] = []
+    pixels_text = ""
+    reached = 0
+    for step in spec.steps:
+        method = step.method
+        for place in step.places or (method.place,):
+            if place == 0:
+                place = "input"
+            if place not in _ORDER:
+                where = f"@{place}"
+                raise FoveateError(
+                    f"{step} acts at {where}, which is not supported yet; supported are @pixels, @features and @input"
+                )
+            if _ORDER[place] < reached:
+                raise FoveateError(f"{step} stands behind a later place; write the steps of {spec} in the order they act")
+            reached = _ORDER[place]
+            if (place == "pixels") != isinstance(method, PixelMethod):
+                raise FoveateError(f"{method.name} cannot act at @{place}; its place is @{method.place}")
+            if isinstance(method, PixelMethod):
+                pixels.append(method)
+                pixels_text = str(step)
+                resize_mode(family, method)
+                continue
+            for signal in method.needs:
+                if not family.gives(signal):
+                    raise FoveateError(f"{method.name} asks for {signal}, which {family.title} cannot give at @{place}")
+            (features if place == "features" else inputs).append(method)
+    if len(pixels) > 1:
+        raise FoveateError("a spec has at most one step at @pixels; give the last size at once")
+    return Schedule(spec, pixels[0] if pixels else None, tuple(features), tuple(inputs), pixels_text)

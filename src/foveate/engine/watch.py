@@ -1,0 +1,169 @@
+"""Hooks on a model's own encoder: what it was asked, what its layers saw, and the step that shrinks images before it.
+
+The encoder runs exactly once, through the model's own code. Signals are computed later from what was captured here:
+the input of one layer's attention is enough to make its queries and keys again, so nothing ever asks the model for its
+attention maps.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError
+from foveate.methods import PixelMethod
+from foveate.models import Capture, Family
+from foveate.tokens import Layout, Signal
+
+_ATTRIBUTE = "foveate_capture"
+
+
+def capture_of(output: Any) -> Capture | None:
+    """What was captured while the encoder made this output, or None if nobody watched."""
+    return getattr(output, _ATTRIBUTE, None)
+
+
+class EncoderWatch:
+    """Watches the encoder of one model; `open` puts the hooks on, `close` takes them off.
+
+    Args:
+        family: the model's family.
+        signals: the signals that will be asked for; their layers' inputs are kept.
+        features: whether the vectors at `@features` are kept.
+        pixels: the step at `@pixels`, if there is one.
+    """
+
+    def __init__(
+        self, family: Family, signals: Sequence[Signal] = (), features: bool = False, pixels: PixelMethod | None = None
+    ) -> None:
+        self.family = family
+        self.layers = sorted({family.encoder_layer(signal.layer) for signal in signals if hasattr(signal, "layer")})  # pyright: ignore
+        self.keep_features = features
+        self.pixels = pixels
+        self.mode = resize_mode(family, pixels)
+        self._handles: list[Any] = []
+        # One capture per thread: two threads may encode at once, and a backward pass that runs layers again
+        # (gradient checkpointing) finds none and is left alone.
+        self._local = threading.local()
+
+    def open(self) -> None:
+        """Put the hooks on."""
+        family = self.family
+        add = self._handles.append
+        add(family.tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
+        for layer in self.layers:
+            hook = _AttentionHook(self._local, layer)
+            add(family.encoder_attentions[layer].register_forward_pre_hook(hook, with_kwargs=True))
+        if self.keep_features:
+            add(family.feature_module.register_forward_pre_hook(self._before_projection))
+        add(family.tower.register_forward_hook(self._after_tower))
+        add(family.projected_module.register_forward_hook(self._after_projection))
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _before_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        capture = self.family.tower_call(args, kwargs)
+        self._local.capture = capture
+        if self.pixels is None:
+            return None
+        sizes = [self.pixels.shrink(layout) for layout in capture.layouts]
+        return self.family.shrink(args, kwargs, capture, sizes, self.mode)
+
+    def _before_projection(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        capture: Capture | None = getattr(self._local, "capture", None)
+        if capture is not None:
+            capture.features = args[0]
+
+    def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        capture: Capture | None = getattr(self._local, "capture", None)
+        if capture is not None:
+            setattr(output, _ATTRIBUTE, capture)
+
+    def _after_projection(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        capture: Capture | None = getattr(self._local, "capture", None)
+        if capture is None:
+            return None
+        self._local.capture = None
+        capture.projected = output if isinstance(output, Tensor) else output.pooler_output
+        if capture.seen == capture.layouts:
+            return None
+        index = [nearest_below(seen, layout) for seen, layout in zip(capture.seen, capture.layouts, strict=True)]
+        return self.family.grow(output, capture, index)
+
+
+class _AttentionHook:
+    """Keeps the arguments of one attention layer."""
+
+    def __init__(self, local: threading.local, layer: int) -> None:
+        self.local = local
+        self.layer = layer
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        capture: Capture | None = getattr(self.local, "capture", None)
+        if capture is not None:
+            call = dict(kwargs)
+            if args:
+                call["hidden_states"] = args[0]
+            call["hidden_states"] = call["hidden_states"].detach()
+            capture.attention[self.layer] = call
+
+
+@contextmanager
+def watching(watch: EncoderWatch) -> Iterator[EncoderWatch]:
+    """Hooks on inside the block, off behind it, whatever happens."""
+    try:
+        watch.open()
+        yield watch
+    finally:
+        watch.close()
+
+
+def resize_mode(family: Family, pixels: PixelMethod | None) -> str:
+    """Which way of shrinking an image is meant; "auto" is the family's best.
+
+    Raises:
+        FoveateError: the family has no such way.
+    """
+    if pixels is None:
+        return ""
+    if pixels.mode == "auto":
+        return family.resize_modes[0]
+    if pixels.mode not in family.resize_modes:
+        ways = " or ".join(family.resize_modes)
+        raise FoveateError(f"{family.title} cannot resize {pixels.mode!r}; use {ways}, or auto for {family.resize_modes[0]}")
+    return pixels.mode
+
+
+def dense_slots(seen: Layout, layout: Layout) -> Tensor:
+    """Where the tokens of a smaller grid sit in the full one: `(n,)` int64, unique and ascending.
+
+    Each takes the place of the full-size token under its centre.
+    """
+    if seen == layout:
+        return torch.arange(layout.content)
+    places: list[Tensor] = []
+    offset = 0
+    for small, full in zip(seen.segments, layout.segments, strict=True):
+        axes = [
+            ((torch.arange(n, dtype=torch.float64) + 0.5) * m / n).floor().long()
+            for n, m in ((small.t, full.t), (small.h, full.h), (small.w, full.w))
+        ]
+        t, h, w = torch.meshgrid(*axes, indexing="ij")
+        places.append(((t * full.h + h) * full.w + w).flatten() + offset)
+        offset += full.t * full.h * full.w
+    return torch.cat(places)
+
+
+def nearest_below(seen: Layout, layout: Layout) -> Tensor:
+    """For each place of the full grid, the last token of the smaller grid at or before it: `(N,)` int64."""
+    marks = torch.zeros(layout.content, dtype=torch.int64)
+    marks[dense_slots(seen, layout)] = 1
+    return (marks.cumsum(0) - 1).clamp(min=0)

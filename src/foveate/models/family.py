@@ -1,0 +1,248 @@
+"""What a model family tells the engine: where its visual tokens are, how they are made, and what may be asked of them.
+
+A family is one file. It holds every fact about one architecture, and no method and no hook; the engine holds the
+hooks, and no fact about an architecture.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.tokens import Layout, Signal
+
+
+@dataclass(eq=False)
+class Capture:
+    """What one run of the encoder showed: kept only as long as plans are being made from it."""
+
+    layouts: tuple[Layout, ...]
+    """The layout of each image as the prompt's placeholders count it."""
+    seen: tuple[Layout, ...]
+    """The layout that the encoder really saw: smaller than `layouts` after a step at `@pixels`."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Whatever else the family wants to remember from the encoder's arguments."""
+    attention: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Encoder layer (counted from zero) -> the arguments of its attention, among them `hidden_states`."""
+    features: Tensor | None = None
+    """The input of the family's `feature_module`, exactly as it came."""
+    projected: Tensor | None = None
+    """The output of the family's `projected_module`, exactly as it came."""
+
+
+class Family(ABC):
+    """One architecture, bound to one model.
+
+    Args:
+        model: a model of this family, or anything that has one inside (a PEFT wrapper, for instance).
+    """
+
+    name: ClassVar[str]
+    """The `model_type` of its configuration."""
+    title: ClassVar[str]
+    """What people call it."""
+    core_class: ClassVar[str]
+    """The class in which image features meet text embeddings; the engine hooks that module."""
+    position_axes: ClassVar[int] = 1
+    """Axes of the decoder's position ids: 1, or 3 with M-RoPE."""
+    counts_padding: ClassVar[bool] = False
+    """Whether padding moves positions on when the caller gives no position ids (a plain arange does)."""
+    resize_modes: ClassVar[tuple[str, ...]] = ()
+    """How an image can be shrunk before the encoder; the first is what "auto" means."""
+    pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
+    """The inputs that describe images; gone once the features are there."""
+    memories: ClassVar[tuple[str, ...]] = ()
+    """Attributes of the core that a call leaves behind; `apply` puts them back as they were."""
+    video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos",)
+    """The inputs that describe clips: refused for now, not silently left at full length."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.core = find_core(model, self.core_class)
+        self.config: Any = self.core.config
+
+    # Places in the model
+
+    @property
+    @abstractmethod
+    def tower(self) -> nn.Module:
+        """The vision encoder: the engine's hooks watch its call."""
+
+    @property
+    @abstractmethod
+    def encoder_attentions(self) -> Sequence[nn.Module]:
+        """The attention module of each encoder layer, first layer first."""
+
+    @property
+    @abstractmethod
+    def feature_module(self) -> nn.Module:
+        """The module whose input is what `@features` means: the vectors that the projector's MLP is about to read."""
+
+    @property
+    @abstractmethod
+    def projected_module(self) -> nn.Module:
+        """The module whose output holds the projected features of all images."""
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The language model without its head."""
+        return self.core.language_model  # pyright: ignore[reportReturnType]
+
+    @property
+    def decoder_layers(self) -> Sequence[nn.Module]:
+        """The decoder's layers, first layer first."""
+        return self.decoder.layers  # pyright: ignore[reportReturnType]
+
+    @property
+    def image_token(self) -> int:
+        """The id of the placeholder that one visual token takes in `input_ids`."""
+        return int(self.config.image_token_id)
+
+    # Layouts and positions
+
+    @abstractmethod
+    def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """The layout of each image, in prompt order, from the processor's output; no encoder runs."""
+
+    @abstractmethod
+    def image_positions(self, layout: Layout) -> Tensor:
+        """The position ids inside one image, from its first token on: `(axes, N)` int64."""
+
+    @abstractmethod
+    def image_span(self, layout: Layout) -> int:
+        """How far one image moves the position of what follows it."""
+
+    def text_position(self, position_ids: Tensor) -> int | None:
+        """How many columns stand before the first one of a call, as the position ids of `generate` tell it.
+
+        Only asked without padding. None means that they don't tell.
+        """
+        return int(position_ids[0, 0])
+
+    # Encoding
+
+    def encode(self, inputs: Mapping[str, Any]) -> Any:
+        """Run the model's own encoder and projector over the images of `inputs`; returns the model's own container."""
+        arguments = {name: inputs[name] for name in self.encoder_inputs if inputs.get(name) is not None}
+        return self.core.get_image_features(**arguments, return_dict=True)  # pyright: ignore[reportCallIssue]
+
+    @property
+    def encoder_inputs(self) -> tuple[str, ...]:
+        """The arguments of the model's `get_image_features` that a call may carry."""
+        return self.pixel_inputs
+
+    @abstractmethod
+    def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+        """Start a capture from the arguments of a call of the tower."""
+
+    @abstractmethod
+    def shrink(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], capture: Capture, sizes: Sequence[tuple[int, int]], mode: str
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Shrink the images of a call of the tower to `sizes` (rows and columns of visual tokens, one per image).
+
+        Sets `capture.seen` and returns the tower's new arguments.
+        """
+
+    @abstractmethod
+    def grow(self, output: Any, capture: Capture, index: Sequence[Tensor]) -> Any:
+        """Give the output of `projected_module` its full count of rows back, after `shrink`.
+
+        The model's own code counts the rows of each image before the engine can cut the prompt; `index[i]` of shape
+        `(N,)` says which row of image i stands at each place.
+        """
+
+    @abstractmethod
+    def features(self, capture: Capture) -> tuple[Tensor, ...]:
+        """The features at `@features`, per image `(N, D_encoder)`, in token order."""
+
+    @abstractmethod
+    def projected(self, capture: Capture) -> tuple[Tensor, ...]:
+        """The features at `@input`, per image `(N, D)`, in token order."""
+
+    @abstractmethod
+    def project(self, features: Tensor) -> Tensor:
+        """Project features of `@features` to the decoder: `(..., D_encoder)` -> `(..., D)`."""
+
+    def container(self, features: Sequence[Tensor]) -> dict[str, Any]:
+        """What the model takes as `mm_encoder_outputs`, freshly made: `generate` changes it in place."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        return {"image": BaseModelOutputWithPooling(pooler_output=list(features))}  # pyright: ignore[reportArgumentType]
+
+    # Signals
+
+    @abstractmethod
+    def gives(self, signal: Signal) -> bool:
+        """Whether this family can answer a request for `signal`."""
+
+    @abstractmethod
+    def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
+        """The answer to an encoder signal, per image, in token order."""
+
+    def encoder_layer(self, layer: int) -> int:
+        """The index from zero of encoder layer `layer`, which may count from the end.
+
+        Raises:
+            FoveateError: the encoder has no such layer.
+        """
+        count = len(self.encoder_attentions)
+        if not -count <= layer < count:
+            raise FoveateError(
+                f"encoder layer {layer} was asked for, and this {self.title} encoder has {count} layers; "
+                f"name one from {-count} to {count - 1}"
+            )
+        return layer % count
+
+
+def find_core(model: nn.Module, class_name: str) -> nn.Module:
+    """The first module of a class of this name inside `model`, or the model itself.
+
+    Raises:
+        UnsupportedFamily: there is none.
+    """
+    for module in model.modules():
+        if type(module).__name__ == class_name:
+            return module
+    raise UnsupportedFamily(f"{type(model).__name__} has no {class_name} inside; pass the whole model")
+
+
+def cls_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Attention of one query row to every token, averaged over heads.
+
+    Args:
+        query: `(B, H, d)`, the row that looks.
+        key: `(B, H, T, d)`.
+        scale: what the scores are multiplied with before the softmax.
+
+    Returns:
+        `(B, T)` float32, rows sum to 1.
+    """
+    scores = torch.einsum("bhd,bhtd->bht", query, key) * scale
+    return scores.softmax(dim=-1, dtype=torch.float32).mean(dim=1)
+
+
+def attention_received(query: Tensor, key: Tensor, scale: float, rows_at_once: int = 1024) -> Tensor:
+    """Attention that each token receives from all tokens, averaged over heads and summed over the rows that look.
+
+    The map is made in blocks of `rows_at_once` rows, so memory grows with the number of tokens and not with its square.
+
+    Args:
+        query: `(B, H, T, d)`.
+        key: `(B, H, T, d)`.
+        scale: what the scores are multiplied with before the softmax.
+        rows_at_once: how many query rows are scored at a time.
+
+    Returns:
+        `(B, T)` float32, rows sum to T.
+    """
+    received = query.new_zeros(query.shape[0], query.shape[2], dtype=torch.float32)
+    for block in query.split(rows_at_once, dim=2):
+        scores = torch.matmul(block, key.transpose(-1, -2)) * scale
+        received += scores.softmax(dim=-1, dtype=torch.float32).mean(dim=1).sum(dim=1)
+    return received

@@ -1,0 +1,155 @@
+"""LLaVA-1.5: a CLIP encoder, a two-layer projector, a Llama-style decoder.  Liu et al. 2023, arXiv 2310.03744."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.models.family import Capture, Family, cls_attention
+from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
+
+
+class Llava(Family):
+    """LLaVA with a CLIP tower: one grid of patches per image, [CLS] in row 0 of the encoder and dropped after it.
+
+    Position ids are one-dimensional. An image can be shrunk before the encoder in two ways: "interpolate" gives CLIP a
+    smaller image and interpolates its position embeddings, so fewer tokens come out; "enlarge" shrinks the image and
+    enlarges it again, which loses detail and saves no token.
+    """
+
+    name = "llava"
+    title = "LLaVA"
+    core_class = "LlavaModel"
+    counts_padding = True
+    resize_modes = ("interpolate", "enlarge")
+    pixel_inputs = ("pixel_values", "image_sizes")
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        tower = self.config.vision_config.model_type
+        if tower != "clip_vision_model":
+            raise UnsupportedFamily(
+                f"LLaVA with a {tower} encoder is not supported yet; LLaVA with clip_vision_model is"
+            )
+        if self.config.vision_feature_select_strategy != "default":
+            raise UnsupportedFamily(
+                "LLaVA that keeps [CLS] among the visual tokens (vision_feature_select_strategy="
+                f"{self.config.vision_feature_select_strategy!r}) is not supported yet; 'default' is"
+            )
+
+    @property
+    def tower(self) -> nn.Module:
+        """The CLIP vision model."""
+        return self.core.vision_tower  # pyright: ignore[reportReturnType]
+
+    @property
+    def encoder_attentions(self) -> Sequence[nn.Module]:
+        """The self-attention of each CLIP layer."""
+        return [layer.self_attn for layer in self.core.vision_tower.encoder.layers]  # pyright: ignore
+
+    @property
+    def feature_module(self) -> nn.Module:
+        """The projector: it reads the selected CLIP layer without [CLS]."""
+        return self.core.multi_modal_projector  # pyright: ignore[reportReturnType]
+
+    @property
+    def projected_module(self) -> nn.Module:
+        """The projector again: what it returns goes into the decoder."""
+        return self.core.multi_modal_projector  # pyright: ignore[reportReturnType]
+
+    @property
+    def encoder_inputs(self) -> tuple[str, ...]:
+        """Pixels, and which layers of the tower are read."""
+        return (*self.pixel_inputs, "vision_feature_layer", "vision_feature_select_strategy")
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels along one side of a patch."""
+        return int(self.config.vision_config.patch_size)
+
+    def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """One grid per row of `pixel_values` of shape `(images, channels, height, width)`."""
+        return self.pixel_layouts(inputs["pixel_values"])
+
+    def pixel_layouts(self, pixels: Tensor) -> tuple[Layout, ...]:
+        """One grid per image of `(images, channels, height, width)`."""
+        if pixels.ndim != 4:
+            raise FoveateError(
+                f"pixel_values of {self.title} must be (images, channels, height, width), not {tuple(pixels.shape)}"
+            )
+        grid = Segment(1, pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size)
+        return (Layout((grid,)),) * pixels.shape[0]
+
+    def image_positions(self, layout: Layout) -> Tensor:
+        """0, 1, 2, ... in raster order: `(1, N)`."""
+        return torch.arange(layout.total)[None]
+
+    def image_span(self, layout: Layout) -> int:
+        """As many positions as tokens."""
+        return layout.total
+
+    def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+        """Read the images' layouts off the pixels that the tower is called with."""
+        layouts = self.pixel_layouts(args[0] if args else kwargs["pixel_values"])
+        return Capture(layouts=layouts, seen=layouts)
+
+    def shrink(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], capture: Capture, sizes: Sequence[tuple[int, int]], mode: str
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Average pixels down to the target grid; "enlarge" brings them back to the tower's own size."""
+        if len(set(sizes)) > 1:
+            raise FoveateError(f"images of one {self.title} call share their size; {sorted(set(sizes))} were asked for")
+        pixels = args[0] if args else kwargs["pixel_values"]
+        (height, width) = sizes[0]
+        small = interpolate(pixels.float(), size=(height * self.patch_size, width * self.patch_size), mode="area")
+        if mode == "enlarge":
+            small = interpolate(small, size=pixels.shape[-2:], mode="bicubic", align_corners=False, antialias=False)
+        else:
+            kwargs = {**kwargs, "interpolate_pos_encoding": True}
+            capture.seen = (Layout((Segment(1, height, width),)),) * len(sizes)
+        small = small.to(pixels.dtype)
+        return ((small, *args[1:]), kwargs) if args else ((), {**kwargs, "pixel_values": small})
+
+    def grow(self, output: Any, capture: Capture, index: Sequence[Tensor]) -> Any:
+        """`(images, n, D)` -> `(images, N, D)`: all images of a call share their size."""
+        return output[:, index[0].to(output.device)]
+
+    def features(self, capture: Capture) -> tuple[Tensor, ...]:
+        """The selected CLIP layer, per image `(N, D_encoder)`."""
+        assert capture.features is not None
+        return capture.features.unbind(0)
+
+    def projected(self, capture: Capture) -> tuple[Tensor, ...]:
+        """What the projector returned, per image `(N, D)`."""
+        assert capture.projected is not None
+        return capture.projected.unbind(0)
+
+    def project(self, features: Tensor) -> Tensor:
+        """The two-layer projector."""
+        return self.core.multi_modal_projector(features)  # pyright: ignore[reportCallIssue]
+
+    def gives(self, signal: Signal) -> bool:
+        """[CLS] attention and keys of every layer."""
+        return isinstance(signal, EncoderAttention | EncoderKeys)
+
+    def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
+        """[CLS] attention `(N,)` as the encoder's softmax gives it ([CLS] itself left out), or keys `(N, D_key)`.
+
+        Only the row of [CLS] is scored, from the layer's captured input.
+        """
+        assert isinstance(signal, EncoderAttention | EncoderKeys)
+        layer = self.encoder_layer(signal.layer)
+        attention: Any = self.encoder_attentions[layer]
+        hidden = capture.attention[layer]["hidden_states"]
+        images, tokens, _ = hidden.shape
+        keys = attention.k_proj(hidden).view(images, tokens, -1, attention.head_dim)
+        if isinstance(signal, EncoderAttention):
+            row = attention.q_proj(hidden[:, 0]).view(images, -1, attention.head_dim)
+            return cls_attention(row, keys.transpose(1, 2), attention.scale)[:, 1:].unbind(0)
+        keys = keys[:, 1:]
+        return (keys.mean(dim=2) if signal.heads == "mean" else keys.flatten(2)).unbind(0)

@@ -1,0 +1,612 @@
+"""What holds for every family: the points of the contract, at @input."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from rows import PAD, ROWS, Row
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from foveate.engine import apply, compress, encode
+from foveate.errors import FoveateError
+from foveate.models import family_of
+from foveate.spec import parse
+
+CHAT = "t6 A t5"
+BATCH = ("t6 A t5", "t2 B t9 C t3", "t11", "t3 C t4")
+SELECT = "random:6"
+METHODS = ("random:6", "stride:6", "pool:6", "pool2d:6", "cluster:6", "cls:6", "cluster:6@features", "cls:5@features")
+
+
+@torch.no_grad()
+def logits(model: Any, inputs: Any) -> Tensor:
+    return model(**inputs).logits
+
+
+def generate(model: Any, inputs: Any, count: int = 6, **options: Any) -> Tensor:
+    ids = model.generate(**inputs, max_new_tokens=count, do_sample=False, **options)
+    return ids[:, inputs["input_ids"].shape[1] :]
+
+
+def dense_positions(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """The positions that the dense model gives every column in `generate`."""
+    mask = inputs["attention_mask"]
+    if family_of(model).position_axes == 1:
+        return (mask.cumsum(1) - 1).clamp(min=0)
+    positions, _ = model.model.get_rope_index(
+        inputs["input_ids"], inputs["mm_token_type_ids"], inputs.get("image_grid_thw"), attention_mask=mask
+    )
+    return positions
+
+
+def masked(model: Any, inputs: dict[str, Tensor], keep: Tensor) -> dict[str, Any]:
+    """Dense inputs in which the dropped columns cannot be seen."""
+    return {**inputs, "attention_mask": inputs["attention_mask"] * keep, "position_ids": dense_positions(model, inputs)}
+
+
+def kept_columns(row: Row, inputs: dict[str, Tensor], short: Any) -> Tensor:
+    """`(B, S)` bool, worked out from the images' slots alone."""
+    keep = inputs["input_ids"] != row.image_token
+    places = (~keep).flatten().nonzero().squeeze(1)
+    offset = 0
+    for image in short.images:
+        keep.view(-1)[places[offset + image.cut.slot]] = True
+        offset += image.before
+    return keep
+
+
+# 0. The test can see.
+
+
+def test_swapping_the_image_changes_the_logits(row: Row, any_model: Any) -> None:
+    inputs = row.inputs(CHAT)
+    other = {**inputs, "pixel_values": inputs["pixel_values"].flip(0) * -1}
+    assert (logits(any_model, inputs)[:, -1] - logits(any_model, other)[:, -1]).abs().max() > 1e-2
+    with apply(any_model, SELECT):
+        assert (logits(any_model, inputs)[:, -1] - logits(any_model, other)[:, -1]).abs().max() > 1e-2
+
+
+def test_dropping_tokens_changes_the_logits(row: Row, any_model: Any) -> None:
+    inputs = row.inputs(CHAT)
+    dense = logits(any_model, inputs)[:, -1]
+    with apply(any_model, SELECT):
+        assert (logits(any_model, inputs)[:, -1] - dense).abs().max() > 1e-2
+
+
+# 1. Keep everything = the untouched model.
+
+
+@pytest.mark.parametrize("spec", ["random:1.0", "pool:1.0", "cls:1.0@features"])
+def test_keeping_everything_is_the_untouched_model(row: Row, any_model: Any, spec: str) -> None:
+    for inputs in (row.inputs(CHAT), row.inputs(*BATCH)):
+        dense, ids = logits(any_model, inputs), generate(any_model, inputs)
+        with apply(any_model, spec):
+            assert torch.equal(generate(any_model, inputs), ids)
+            real = inputs["attention_mask"].bool()
+            torch.testing.assert_close(logits(any_model, inputs)[real], dense[real], atol=1e-6, rtol=0)
+
+
+def test_keeping_everything_is_bit_equal_without_padding(row: Row, any_model: Any) -> None:
+    inputs = row.inputs(CHAT)
+    dense = logits(any_model, inputs)
+    with apply(any_model, "random:1.0"):
+        assert torch.equal(logits(any_model, inputs), dense)
+
+
+# 2. Dropping = masking.
+
+
+@pytest.mark.parametrize("spec", [SELECT, "stride:6", "cls:6"])
+def test_dropping_is_masking(row: Row, any_model: Any, spec: str) -> None:
+    inputs = row.inputs(*BATCH)
+    given = {**inputs, "position_ids": dense_positions(any_model, inputs)}
+    short = compress(any_model, given, f"{spec}:positions=keep")
+    keep = kept_columns(row, inputs, short)
+    oracle = logits(any_model, masked(any_model, inputs, keep))
+    real = (keep & inputs["attention_mask"].bool())
+    with apply(any_model, f"{spec}:positions=keep"):
+        full = logits(any_model, given)
+    assert full.shape == oracle.shape
+    torch.testing.assert_close(full[real], oracle[real], atol=1e-5, rtol=1e-5)
+    cut = logits(any_model, short)
+    torch.testing.assert_close(cut[short["attention_mask"].bool()], oracle[real], atol=1e-5, rtol=1e-5)
+
+
+# 3. Positions.
+
+
+def test_kept_tokens_keep_their_positions(row: Row, model: Any) -> None:
+    inputs = row.inputs(*BATCH)
+    short = compress(model, inputs | {"position_ids": dense_positions(model, inputs)}, f"{SELECT}:positions=keep")
+    keep = kept_columns(row, inputs, short) & inputs["attention_mask"].bool()
+    expected = dense_positions(model, inputs)[..., keep]
+    assert torch.equal(short["position_ids"][..., short["attention_mask"].bool()], expected)
+
+
+def test_positions_made_here_are_the_models_own(row: Row, model: Any) -> None:
+    inputs = row.inputs(CHAT)
+    short = compress(model, inputs, f"{SELECT}:positions=keep")
+    keep = kept_columns(row, inputs, short)
+    assert torch.equal(short["position_ids"].flatten(), dense_positions(model, inputs)[..., keep].flatten())
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_packed_positions_have_no_gaps(row: Row, model: Any, given: bool) -> None:
+    inputs = row.inputs(CHAT)
+    if given:
+        inputs["position_ids"] = dense_positions(model, inputs)
+    short = compress(model, inputs, f"{SELECT}:positions=pack")
+    positions = short["position_ids"].reshape(-1, short["input_ids"].shape[1])
+    assert torch.equal(positions, torch.arange(positions.shape[1]).expand_as(positions))
+
+
+def test_packed_decoding_goes_on_without_gaps(row: Row, model: Any) -> None:
+    inputs = row.inputs(CHAT)
+    short = compress(model, inputs, f"{SELECT}:positions=pack")
+    with apply(model, f"{SELECT}:positions=pack"):
+        under_apply = generate(model, inputs)
+    assert torch.equal(generate(model, short), under_apply)
+
+
+# 4. A left-padded batch = its samples alone.
+
+
+@pytest.mark.parametrize("spec", ["random:6", "cls:0.3", "cluster:6", "pool:0.25:positions=keep"])
+def test_a_batch_is_its_samples_alone(row: Row, any_model: Any, spec: str) -> None:
+    with apply(any_model, spec):
+        batch = any_model.generate(
+            **row.inputs(*BATCH), max_new_tokens=5, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
+        for number, prompt in enumerate(BATCH):
+            alone = any_model.generate(
+                **row.inputs(prompt), max_new_tokens=5, do_sample=False, return_dict_in_generate=True, output_logits=True
+            )
+            for step, (both, one) in enumerate(zip(batch.logits, alone.logits)):
+                torch.testing.assert_close(both[number], one[0], atol=1e-4, rtol=1e-4, msg=f"{prompt}, step {step}")
+            assert torch.equal(batch.sequences[number, -5:], alone.sequences[0, -5:])
+
+
+# 5. Decoding, attention implementations, turns.
+
+
+@pytest.mark.parametrize("prompts", [(CHAT,), BATCH])
+def test_decoding_with_a_cache_is_forward_without(row: Row, any_model: Any, prompts: tuple[str, ...]) -> None:
+    inputs = row.inputs(*prompts)
+    with apply(any_model, SELECT):
+        out = any_model.generate(
+            **inputs, max_new_tokens=5, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
+        answer = out.sequences[:, -5:]
+        whole = {
+            **inputs,
+            "input_ids": out.sequences,
+            "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(answer)], dim=1),
+        }
+        if "mm_token_type_ids" in inputs:
+            whole["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(answer).int()], dim=1)
+        whole["position_ids"] = dense_positions(any_model, whole)
+        forward = any_model(**whole, use_cache=False).logits[:, -6:-1]
+        without = any_model.generate(**inputs, max_new_tokens=5, do_sample=False, use_cache=False)
+    torch.testing.assert_close(torch.stack(out.logits, dim=1), forward.float(), atol=1e-4, rtol=1e-4)
+    assert torch.equal(without, out.sequences)
+
+
+def plain_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+    """Attention that is told of padding by a 2-D mask, as flash attention is."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(-1, -2) * (scaling or query.shape[-1] ** -0.5)
+    if module.is_causal:
+        columns = torch.arange(key.shape[2])
+        visible = columns[None] <= (columns[-query.shape[2] :])[:, None]
+        scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    if attention_mask is not None:
+        assert attention_mask.ndim == 2
+        scores = scores.masked_fill(~attention_mask[:, None, None].bool(), torch.finfo(scores.dtype).min)
+    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+
+@pytest.fixture
+def plain_backend():
+    ALL_ATTENTION_FUNCTIONS.register("plain", plain_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("plain", flash_attention_mask)
+    yield "plain"
+    del ALL_ATTENTION_FUNCTIONS._global_mapping["plain"]
+    del ALL_MASK_ATTENTION_FUNCTIONS._global_mapping["plain"]
+
+
+def test_attention_implementations_agree(row: Row, plain_backend: str) -> None:
+    results = []
+    for attention in ("eager", "sdpa", plain_backend):
+        model = row.model(attention)
+        with apply(model, SELECT):
+            out = model.generate(
+                **row.inputs(*BATCH), max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
+            )
+        results.append(torch.stack(out.logits))
+    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(results[0], results[2], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_second_turn_is_the_whole_conversation(row: Row, any_model: Any) -> None:
+    """Token by token through `forward`, and once more through `generate` with the whole conversation and a cache."""
+    first, second = row.inputs(CHAT), row.inputs("t7'")["input_ids"]
+    whole = row.inputs(CHAT)
+    whole["input_ids"] = torch.cat([whole["input_ids"], second], dim=1)
+    whole["attention_mask"] = torch.ones_like(whole["input_ids"])
+    if "mm_token_type_ids" in whole:
+        whole["mm_token_type_ids"] = torch.cat([whole["mm_token_type_ids"], torch.zeros_like(second).int()], dim=1)
+    with apply(any_model, SELECT):
+        expected = any_model(**whole).logits[:, -7:]
+        cache = any_model(**first, use_cache=True).past_key_values
+        got = any_model(input_ids=second, past_key_values=cache).logits
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+
+        cache = any_model(**first, use_cache=True).past_key_values
+        with_mask = any_model(
+            input_ids=second, attention_mask=torch.ones_like(whole["input_ids"]), past_key_values=cache
+        ).logits
+        torch.testing.assert_close(with_mask, expected, atol=1e-4, rtol=1e-4)
+
+        answer = generate(any_model, whole, 4)
+        for extra in ({}, {"mm_token_type_ids": whole.get("mm_token_type_ids")}):
+            cache = any_model(**first, use_cache=True).past_key_values
+            ids = any_model.generate(
+                input_ids=whole["input_ids"],
+                attention_mask=whole["attention_mask"],
+                past_key_values=cache,
+                max_new_tokens=4,
+                do_sample=False,
+                **{name: value for name, value in extra.items() if value is not None},
+            )
+            assert torch.equal(ids[:, -4:], answer)
+
+
+@torch.no_grad()
+def test_a_second_turn_of_a_padded_batch(row: Row, any_model: Any) -> None:
+    first = row.inputs(*BATCH)
+    second = row.inputs("t7'", "t3", "t5", "t6'")
+    mask = torch.cat([first["attention_mask"], second["attention_mask"]], dim=1)
+    with apply(any_model, SELECT):
+        given = dense_positions(any_model, first)
+        cache = any_model(**first, position_ids=given, use_cache=True).past_key_values
+        out = any_model(input_ids=second["input_ids"], attention_mask=mask, past_key_values=cache)
+        following = any_model(input_ids=torch.full((4, 1), 33), past_key_values=out.past_key_values,
+                              attention_mask=torch.cat([mask, mask.new_ones(4, 1)], dim=1)).logits[:, -1]
+        for number, (one, two) in enumerate(zip(BATCH, ("t7'", "t3", "t5", "t6'"))):
+            alone = row.inputs(one)
+            for name in family_of(any_model).memories:  # a dense text-only call trips over what another call left here
+                setattr(any_model.model, name, None)
+            cache = any_model(**alone, position_ids=dense_positions(any_model, alone) if "pixel_values" in alone else None,
+                              use_cache=True).past_key_values
+            any_model(input_ids=row.inputs(two)["input_ids"], past_key_values=cache)
+            expected = any_model(input_ids=torch.full((1, 1), 33), past_key_values=cache).logits[0, -1]
+            torch.testing.assert_close(following[number], expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spec", [SELECT, f"{SELECT}:positions=pack"])
+def test_a_second_image_in_a_second_turn(row: Row, any_model: Any, spec: str) -> None:
+    whole = row.inputs("t6 A t5 t2 B t4")
+    first, second = row.inputs("t6 A t5"), row.inputs("t2 B t4")
+    tail = whole["input_ids"].shape[1] - first["input_ids"].shape[1]
+    second["input_ids"] = whole["input_ids"][:, -tail:]
+    second["attention_mask"] = torch.ones_like(whole["input_ids"])
+    with apply(any_model, spec) as run:
+        expected = any_model(**whole).logits[:, -4:]
+        cache = any_model(**first, use_cache=True).past_key_values
+        got = any_model(**second, past_key_values=cache).logits[:, -4:]
+        torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+        next_token = torch.full((1, 1), 33)
+        more = any_model(input_ids=next_token, past_key_values=cache).logits
+        longer = {**whole, "input_ids": torch.cat([whole["input_ids"], next_token], dim=1)}
+        longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+        if "mm_token_type_ids" in longer:
+            longer["mm_token_type_ids"] = torch.nn.functional.pad(longer["mm_token_type_ids"], (0, 1))
+        torch.testing.assert_close(more[:, -1], any_model(**longer).logits[:, -1], atol=1e-4, rtol=1e-4)
+    assert len(run.report().images) == 6
+
+
+@torch.no_grad()
+def test_an_image_after_a_text_only_turn(row: Row, any_model: Any) -> None:
+    whole = row.inputs("t9 t2 B t4")
+    second = row.inputs("t2 B t4")
+    second["input_ids"] = whole["input_ids"][:, 9:]
+    second["attention_mask"] = torch.ones_like(whole["input_ids"])
+    with apply(any_model, SELECT):
+        cache = any_model(input_ids=whole["input_ids"][:, :9], use_cache=True).past_key_values
+        got = any_model(**second, past_key_values=cache).logits[:, -4:]
+        torch.testing.assert_close(got, any_model(**whole).logits[:, -4:], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_two_conversations_at_once(row: Row, any_model: Any) -> None:
+    one, two = row.inputs("t6 A t5"), row.inputs("t2 B t9")
+    steps = torch.randint(20, 120, (2, 4), generator=torch.Generator().manual_seed(1))
+
+    def talk(inputs: dict[str, Tensor], tokens: Tensor):
+        cache = any_model(**inputs, use_cache=True).past_key_values
+        for token in tokens:
+            yield any_model(input_ids=token.view(1, 1), past_key_values=cache).logits
+
+    with apply(any_model, SELECT):
+        alone = [list(talk(one, steps[0])), list(talk(two, steps[1]))]
+        together = list(zip(talk(one, steps[0]), talk(two, steps[1])))
+    for step, (first, second) in enumerate(together):
+        assert torch.equal(first, alone[0][step])
+        assert torch.equal(second, alone[1][step])
+
+
+@torch.no_grad()
+def test_a_copied_cache_knows_what_it_holds(row: Row, model: Any) -> None:
+    """One image, several questions: the copy carries the state along, into a later `apply` too."""
+    second = row.inputs("t7'")["input_ids"]
+    with apply(model, SELECT):
+        cache = model(**row.inputs(CHAT), use_cache=True).past_key_values
+        kept = copy.deepcopy(cache)
+        expected = model(input_ids=second, past_key_values=cache).logits
+    with apply(model, "stride:4"):
+        assert torch.equal(model(input_ids=second, past_key_values=kept).logits, expected)
+
+
+@pytest.mark.parametrize("prompts", [(CHAT,), BATCH])
+def test_beams(row: Row, any_model: Any, prompts: tuple[str, ...]) -> None:
+    inputs = row.inputs(*prompts)
+    short = compress(any_model, inputs | {"position_ids": dense_positions(any_model, inputs)}, SELECT)
+    expected = any_model.generate(**short, max_new_tokens=5, num_beams=3, do_sample=False)[:, -5:]
+    with apply(any_model, SELECT) as run:
+        beams = generate(any_model, inputs, 5, num_beams=3)
+        assert len(run.report().images) == sum(prompt.count("A") + prompt.count("B") + prompt.count("C") for prompt in prompts)
+    assert torch.equal(beams, expected)
+
+
+def test_prompt_lookup_is_greedy_decoding(row: Row, model: Any) -> None:
+    inputs = row.inputs(CHAT)
+    with apply(model, SELECT):
+        greedy = generate(model, inputs, 12)
+        assert torch.equal(generate(model, inputs, 12, prompt_lookup_num_tokens=2), greedy)
+
+
+# 6. Text only, several images, twice.
+
+
+def test_text_only_prompts_pass_untouched(row: Row, any_model: Any) -> None:
+    inputs = row.inputs("t9", "t4")
+    dense, ids = logits(any_model, inputs), generate(any_model, inputs)
+    with apply(any_model, SELECT) as run:
+        assert torch.equal(logits(any_model, inputs), dense)
+        assert torch.equal(generate(any_model, inputs), ids)
+    assert run.report().images == ()
+    short = compress(any_model, inputs, SELECT)
+    assert dict(short) == inputs
+
+
+def test_each_image_gets_its_own_plan(row: Row, model: Any) -> None:
+    both = compress(model, row.inputs("t2 A t4 B t3"), "cls:6")
+    for image, letter in zip(both.images, "AB"):
+        alone = compress(model, row.inputs(f"t2 {letter}"), "cls:6").images[0]
+        assert torch.equal(image.cut.slot, alone.cut.slot)
+        torch.testing.assert_close(image.cut.features, alone.cut.features, atol=1e-5, rtol=1e-5)
+
+
+def test_twice_is_the_same(row: Row, any_model: Any) -> None:
+    inputs = row.inputs(*BATCH)
+    for spec in METHODS:
+        with apply(any_model, spec):
+            first, second = logits(any_model, inputs), logits(any_model, inputs)
+        assert torch.equal(first, second), spec
+        short = compress(any_model, inputs, spec)
+        assert torch.equal(generate(any_model, short), generate(any_model, short)), spec
+
+
+# 7. The numbers agree.
+
+
+@pytest.mark.parametrize("spec", METHODS)
+@torch.no_grad()
+def test_counts(row: Row, model: Any, spec: str) -> None:
+    inputs = row.inputs(*BATCH)
+    method = parse(spec).steps[0].method
+    counts = [method.count(layout) for layout in family_of(model).layouts(inputs)]
+    with apply(model, spec) as run:
+        cache = model(**inputs, use_cache=True).past_key_values
+    report = run.report()
+    assert [image.after for image in report.images] == counts
+    assert [image.before for image in report.images] == [row.count(letter) for letter in "ABCC"[:1] + "BCC"]
+    lengths = [
+        sum(int(piece[1:]) if piece[0] == "t" else 0 for piece in prompt.split()) for prompt in BATCH
+    ]
+    images = iter(counts)
+    for number, prompt in enumerate(BATCH):
+        lengths[number] += sum(next(images) for piece in prompt.split() if piece[0] != "t")
+    for layer in range(len(cache)):
+        assert cache.get_seq_length(layer) == max(lengths)
+    assert compress(model, inputs, spec)["input_ids"].shape[1] == max(lengths)
+    assert str(report.before) in str(report)
+    assert report.to_dict()["tokens_after"] == sum(counts)
+
+
+@pytest.mark.parametrize("spec", METHODS)
+def test_compress_is_apply(row: Row, any_model: Any, spec: str) -> None:
+    inputs = row.inputs(*BATCH)
+    short = compress(any_model, inputs | {"position_ids": dense_positions(any_model, inputs)}, spec)
+    expected = generate(any_model, short)
+    with apply(any_model, spec):
+        assert torch.equal(generate(any_model, inputs), expected)
+
+
+def test_images_encoded_once_serve_many_specs_and_questions(row: Row, model: Any) -> None:
+    inputs = row.inputs("t6 A t5")
+    other = row.inputs("t2 A t9")
+    specs = ("random:6", "cls:6", "cluster:6@features")
+    encoded = encode(model, inputs, specs)
+    without = {name: value for name, value in other.items() if name not in ("pixel_values", "image_grid_thw")}
+    for spec in specs:
+        once = compress(model, without, spec, encoded=encoded)
+        again = compress(model, other, spec)
+        assert torch.equal(once["input_ids"], again["input_ids"])
+        torch.testing.assert_close(logits(model, once), logits(model, again), atol=1e-5, rtol=1e-5)
+    pair = compress(model, row.inputs("t6 A t5", "t2 A t9"), "cls:6", encoded=encoded.pick([0, 0]))
+    assert pair["input_ids"].shape[0] == 2
+
+
+# 8. Training.
+
+
+def labelled(row: Row, *prompts: str, side: str = "left") -> dict[str, Tensor]:
+    """Labels on the last two text tokens, whose own predecessors are text: a dropped slot predicts as the one before."""
+    inputs = row.inputs(*prompts, side=side)
+    labels = inputs["input_ids"].clone()
+    labels[(labels == PAD) | (labels == row.image_token)] = -100
+    for line, mask in zip(labels, inputs["attention_mask"]):
+        end = int(mask.nonzero().max()) + 1
+        line[: end - 2] = -100
+    return inputs | {"labels": labels}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_loss_and_gradients_are_the_masked_models(row: Row, side: str) -> None:
+    model = row.model()
+    inputs = labelled(row, *BATCH, side=side)
+    given = {**inputs, "position_ids": dense_positions(model, inputs)}
+    short = compress(model, given, SELECT)
+    keep = kept_columns(row, inputs, short)
+
+    def loss_and_gradients(loss: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        model.zero_grad()
+        loss.backward()
+        return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    expected, gradients = loss_and_gradients(model(**masked(model, given, keep), use_cache=False).loss)
+    with apply(model, SELECT):
+        out = model(**given, use_cache=False)
+        assert out.logits.shape[:2] == inputs["input_ids"].shape
+        loss, mine = loss_and_gradients(out.loss)
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    assert mine.keys() == gradients.keys()
+    for name in gradients:
+        torch.testing.assert_close(mine[name], gradients[name], atol=1e-5, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+    shorter, _ = loss_and_gradients(model(**short, use_cache=False).loss)
+    torch.testing.assert_close(shorter, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spec", [SELECT, "cls:6@features"])
+def test_gradient_checkpointing_changes_nothing(row: Row, spec: str) -> None:
+    inputs = labelled(row, *BATCH)
+    losses = []
+    gradients = []
+    for checkpointing in (False, True):
+        model = row.model().train()
+        if checkpointing:
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        with apply(model, spec):
+            loss = model(**inputs, use_cache=False).loss
+            loss.backward()
+        losses.append(loss.detach())
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(losses[0], losses[1])
+    for name in gradients[0]:
+        torch.testing.assert_close(gradients[0][name], gradients[1][name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_logits_to_keep(row: Row, model: Any, keep: int) -> None:
+    inputs = row.inputs(*BATCH)
+    with apply(model, SELECT):
+        full = logits(model, inputs)
+        assert torch.equal(logits(model, inputs | {"logits_to_keep": keep}), full[:, -keep:])
+        chosen = torch.tensor([4, 9, full.shape[1] - 1])
+        torch.testing.assert_close(logits(model, inputs | {"logits_to_keep": chosen}), full[:, chosen])
+
+
+# Behind the block, and what is refused.
+
+
+@pytest.mark.parametrize("spec", ["cls:6", "cluster:6@features", "resize:0.25"])
+def test_nothing_is_left_behind_an_exception(row: Row, spec: str) -> None:
+    model = row.model()
+    inputs = row.inputs(*BATCH)
+    dense = logits(model, inputs)
+    memory = getattr(model.model, "rope_deltas", None)
+
+    def hooks() -> int:
+        return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+    before = hooks()
+    with pytest.raises(RuntimeError, match="stop"), apply(model, spec):
+        generate(model, inputs)
+        raise RuntimeError("stop")
+    assert hooks() == before
+    assert getattr(model.model, "rope_deltas", None) is memory
+    assert torch.equal(logits(model, inputs), dense)
+
+
+def test_a_failed_call_leaves_the_next_one_right(row: Row, model: Any) -> None:
+    inputs = row.inputs(CHAT)
+    with apply(model, SELECT):
+        good = logits(model, inputs)
+        with pytest.raises(FoveateError, match="placeholders"):
+            logits(model, {**inputs, "input_ids": inputs["input_ids"][:, :-7], "attention_mask": None})
+        assert torch.equal(logits(model, inputs), good)
+
+
+def test_nested_apply_is_an_error(row: Row, model: Any) -> None:
+    with apply(model, SELECT), pytest.raises(FoveateError, match="compose by spec"), apply(model, "cls:6"):
+        pass
+
+
+@pytest.mark.parametrize("spec", [f"{SELECT}@2", f"{SELECT}@encoder"])
+def test_places_that_come_later_are_refused(row: Row, model: Any, spec: str) -> None:
+    with pytest.raises(FoveateError, match="not supported yet"), apply(model, spec):
+        pass
+
+
+def test_static_caches_are_refused(row: Row, model: Any) -> None:
+    with apply(model, SELECT), pytest.raises(FoveateError, match="static cache"):
+        generate(model, row.inputs(CHAT), cache_implementation="static")
+
+
+def test_chunked_prefill_is_refused(row: Row, model: Any) -> None:
+    with apply(model, SELECT), pytest.raises(FoveateError, match="chunked prefill"):
+        generate(model, row.inputs(CHAT), prefill_chunk_size=9)
+
+
+def test_video_is_refused(row: Row, model: Any) -> None:
+    inputs = row.inputs(CHAT) | {"pixel_values_videos": torch.zeros(1)}
+    with pytest.raises(FoveateError, match="video"):
+        compress(model, inputs, SELECT)
+
+
+def test_compressed_inputs_are_not_compressed_again(row: Row, model: Any) -> None:
+    short = compress(model, row.inputs(CHAT), SELECT)
+    with apply(model, SELECT), pytest.raises(FoveateError, match="without apply"):
+        logits(model, short)
+
+
+# Every first method, every dtype.
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_runs(row: Row, dtype: torch.dtype) -> None:
+    model = row.model(dtype=dtype)
+    for spec in METHODS:
+        with apply(model, spec):
+            assert logits(model, row.inputs(CHAT)).isfinite().all(), spec
+
+
+def test_every_row_has_a_family() -> None:
+    from foveate.models import supported
+
+    assert {row.name for row in ROWS} == set(supported())
+
+
+def test_a_given_cache_is_used(row: Row, model: Any) -> None:
+    with apply(model, SELECT):
+        cache = DynamicCache(config=model.config.get_text_config())
+        generate(model, row.inputs(CHAT), 3, past_key_values=cache)
+    assert cache.get_seq_length() == 6 + 6 + 5 + 2
