@@ -1,17 +1,19 @@
 """What holds for every family: the points of the contract, at @input."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from rows import PAD, ROWS, Row
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, Trainer, TrainingArguments
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from foveate.engine import apply, compress, encode
+from foveate.engine import apply, compress, encode, timed
 from foveate.errors import FoveateError
 from foveate.models import family_of
 from foveate.spec import parse
@@ -107,7 +109,7 @@ def test_dropping_is_masking(row: Row, any_model: Any, spec: str) -> None:
     short = compress(any_model, given, f"{spec}:positions=keep")
     keep = kept_columns(row, inputs, short)
     oracle = logits(any_model, masked(any_model, inputs, keep))
-    real = (keep & inputs["attention_mask"].bool())
+    real = keep & inputs["attention_mask"].bool()
     with apply(any_model, f"{spec}:positions=keep"):
         full = logits(any_model, given)
     assert full.shape == oracle.shape
@@ -163,7 +165,11 @@ def test_a_batch_is_its_samples_alone(row: Row, any_model: Any, spec: str) -> No
         )
         for number, prompt in enumerate(BATCH):
             alone = any_model.generate(
-                **row.inputs(prompt), max_new_tokens=5, do_sample=False, return_dict_in_generate=True, output_logits=True
+                **row.inputs(prompt),
+                max_new_tokens=5,
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_logits=True,
             )
             for step, (both, one) in enumerate(zip(batch.logits, alone.logits)):
                 torch.testing.assert_close(both[number], one[0], atol=1e-4, rtol=1e-4, msg=f"{prompt}, step {step}")
@@ -225,7 +231,11 @@ def test_attention_implementations_agree(row: Row, plain_backend: str) -> None:
         model = row.model(attention)
         with apply(model, SELECT):
             out = model.generate(
-                **row.inputs(*BATCH), max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
+                **row.inputs(*BATCH),
+                max_new_tokens=4,
+                do_sample=False,
+                return_dict_in_generate=True,
+                output_logits=True,
             )
         results.append(torch.stack(out.logits))
     torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
@@ -276,17 +286,44 @@ def test_a_second_turn_of_a_padded_batch(row: Row, any_model: Any) -> None:
         given = dense_positions(any_model, first)
         cache = any_model(**first, position_ids=given, use_cache=True).past_key_values
         out = any_model(input_ids=second["input_ids"], attention_mask=mask, past_key_values=cache)
-        following = any_model(input_ids=torch.full((4, 1), 33), past_key_values=out.past_key_values,
-                              attention_mask=torch.cat([mask, mask.new_ones(4, 1)], dim=1)).logits[:, -1]
+        following = any_model(
+            input_ids=torch.full((4, 1), 33),
+            past_key_values=out.past_key_values,
+            attention_mask=torch.cat([mask, mask.new_ones(4, 1)], dim=1),
+        ).logits[:, -1]
         for number, (one, two) in enumerate(zip(BATCH, ("t7'", "t3", "t5", "t6'"))):
             alone = row.inputs(one)
             for name in family_of(any_model).memories:  # a dense text-only call trips over what another call left here
                 setattr(any_model.model, name, None)
-            cache = any_model(**alone, position_ids=dense_positions(any_model, alone) if "pixel_values" in alone else None,
-                              use_cache=True).past_key_values
+            cache = any_model(
+                **alone,
+                position_ids=dense_positions(any_model, alone) if "pixel_values" in alone else None,
+                use_cache=True,
+            ).past_key_values
             any_model(input_ids=row.inputs(two)["input_ids"], past_key_values=cache)
             expected = any_model(input_ids=torch.full((1, 1), 33), past_key_values=cache).logits[0, -1]
             torch.testing.assert_close(following[number], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_second_turn_of_a_padded_batch_in_generate(row: Row, any_model: Any) -> None:
+    firsts, seconds = ("t6 A t5", "t2 B t9 C t3", "t3 C t4"), ("t7'", "t3", "t5")
+
+    def turn(first: tuple[str, ...], second: tuple[str, ...]) -> Tensor:
+        inputs, more = row.inputs(*first), row.inputs(*second)
+        cache = any_model.generate(**inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        ids = torch.cat([cache.sequences, more["input_ids"]], dim=1)
+        mask = torch.cat(
+            [inputs["attention_mask"], torch.ones_like(cache.sequences[:, -3:]), more["attention_mask"]], dim=1
+        )
+        whole = any_model.generate(
+            input_ids=ids, attention_mask=mask, past_key_values=cache.past_key_values, max_new_tokens=4, do_sample=False
+        )
+        return torch.cat([cache.sequences[:, -3:], whole[:, -4:]], dim=1)
+
+    with apply(any_model, SELECT):
+        together = turn(firsts, seconds)
+        for number, (first, second) in enumerate(zip(firsts, seconds)):
+            assert torch.equal(together[number], turn((first,), (second,))[0])
 
 
 @torch.no_grad()
@@ -342,6 +379,16 @@ def test_two_conversations_at_once(row: Row, any_model: Any) -> None:
         assert torch.equal(second, alone[1][step])
 
 
+def test_two_threads(row: Row, model: Any) -> None:
+    prompts = ["t6 A t5", "t2 B t9", "t3 C t4", "t5 B t2"] * 2
+    with apply(model, "cls:6"):
+        alone = [generate(model, row.inputs(prompt), 8) for prompt in prompts]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(lambda prompt: generate(model, row.inputs(prompt), 8), prompts))
+    for one, other in zip(alone, together):
+        assert torch.equal(one, other)
+
+
 @torch.no_grad()
 def test_a_copied_cache_knows_what_it_holds(row: Row, model: Any) -> None:
     """One image, several questions: the copy carries the state along, into a later `apply` too."""
@@ -361,8 +408,23 @@ def test_beams(row: Row, any_model: Any, prompts: tuple[str, ...]) -> None:
     expected = any_model.generate(**short, max_new_tokens=5, num_beams=3, do_sample=False)[:, -5:]
     with apply(any_model, SELECT) as run:
         beams = generate(any_model, inputs, 5, num_beams=3)
-        assert len(run.report().images) == sum(prompt.count("A") + prompt.count("B") + prompt.count("C") for prompt in prompts)
+        assert len(run.report().images) == sum(
+            prompt.count("A") + prompt.count("B") + prompt.count("C") for prompt in prompts
+        )
     assert torch.equal(beams, expected)
+
+
+def test_several_answers_share_one_plan(row: Row, model: Any) -> None:
+    inputs = row.inputs(*BATCH)
+    with apply(model, SELECT) as run:
+        torch.manual_seed(0)
+        several = model.generate(**inputs, max_new_tokens=4, do_sample=True, num_return_sequences=3)
+    assert several.shape[0] == 12
+    assert len(run.report().images) == 4
+    short = compress(model, inputs | {"position_ids": dense_positions(model, inputs)}, SELECT)
+    torch.manual_seed(0)
+    expected = model.generate(**short, max_new_tokens=4, do_sample=True, num_return_sequences=3)
+    assert torch.equal(several[:, -4:], expected[:, -4:])
 
 
 def test_prompt_lookup_is_greedy_decoding(row: Row, model: Any) -> None:
@@ -418,9 +480,7 @@ def test_counts(row: Row, model: Any, spec: str) -> None:
     report = run.report()
     assert [image.after for image in report.images] == counts
     assert [image.before for image in report.images] == [row.count(letter) for letter in "ABCC"[:1] + "BCC"]
-    lengths = [
-        sum(int(piece[1:]) if piece[0] == "t" else 0 for piece in prompt.split()) for prompt in BATCH
-    ]
+    lengths = [sum(int(piece[1:]) if piece[0] == "t" else 0 for piece in prompt.split()) for prompt in BATCH]
     images = iter(counts)
     for number, prompt in enumerate(BATCH):
         lengths[number] += sum(next(images) for piece in prompt.split() if piece[0] != "t")
@@ -459,7 +519,7 @@ def test_images_encoded_once_serve_many_specs_and_questions(row: Row, model: Any
 
 
 def labelled(row: Row, *prompts: str, side: str = "left") -> dict[str, Tensor]:
-    """Labels on the last two text tokens, whose own predecessors are text: a dropped slot predicts as the one before."""
+    """Labels on text behind text: a dropped slot, standing for the kept one before it, predicts as that one does."""
     inputs = row.inputs(*prompts, side=side)
     labels = inputs["input_ids"].clone()
     labels[(labels == PAD) | (labels == row.image_token)] = -100
@@ -490,7 +550,9 @@ def test_loss_and_gradients_are_the_masked_models(row: Row, side: str) -> None:
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     assert mine.keys() == gradients.keys()
     for name in gradients:
-        torch.testing.assert_close(mine[name], gradients[name], atol=1e-5, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            mine[name], gradients[name], atol=1e-5, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}"
+        )
     shorter, _ = loss_and_gradients(model(**short, use_cache=False).loss)
     torch.testing.assert_close(shorter, expected, atol=1e-5, rtol=1e-5)
 
@@ -512,6 +574,49 @@ def test_gradient_checkpointing_changes_nothing(row: Row, spec: str) -> None:
     torch.testing.assert_close(losses[0], losses[1])
     for name in gradients[0]:
         torch.testing.assert_close(gradients[0][name], gradients[1][name], atol=1e-6, rtol=1e-5)
+
+
+def test_trainer(row: Row, tmp_path: Path) -> None:
+    """transformers' own Trainer, unchanged: two steps under apply move the weights as two steps by hand do."""
+    batch = labelled(row, "t6 A t5", "t3 C t4")
+
+    def trained(by_hand: bool) -> dict[str, Tensor]:
+        model = row.model().train()
+        if by_hand:
+            optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+            for _ in range(2):
+                with apply(model, SELECT):
+                    model(**batch, use_cache=False).loss.backward()
+                optimiser.step()
+                optimiser.zero_grad()
+        else:
+            arguments = TrainingArguments(
+                output_dir=str(tmp_path),
+                max_steps=2,
+                per_device_train_batch_size=1,
+                learning_rate=0.1,
+                optim="sgd",
+                lr_scheduler_type="constant",
+                max_grad_norm=0.0,
+                report_to=[],
+                save_strategy="no",
+                use_cpu=True,
+                disable_tqdm=True,
+                dataloader_pin_memory=False,
+                remove_unused_columns=False,
+            )
+            trainer = Trainer(model, arguments, train_dataset=[0, 1], data_collator=lambda _: batch)
+            with apply(model, SELECT):
+                trainer.train()
+        return {name: weight.detach() for name, weight in model.named_parameters()}
+
+    ours, theirs = trained(by_hand=True), trained(by_hand=False)
+    untrained = dict(row.model().named_parameters())
+    assert max((untrained[name] - ours[name]).abs().max() for name in ours) > 1e-4
+    for name in ours:
+        torch.testing.assert_close(
+            ours[name], theirs[name], atol=1e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 @pytest.mark.parametrize("keep", [1, 3])
@@ -538,9 +643,14 @@ def test_nothing_is_left_behind_an_exception(row: Row, spec: str) -> None:
         return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
     before = hooks()
-    with pytest.raises(RuntimeError, match="stop"), apply(model, spec):
-        generate(model, inputs)
-        raise RuntimeError("stop")
+
+    def stop_inside() -> None:
+        with apply(model, spec):
+            generate(model, inputs)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        stop_inside()
     assert hooks() == before
     assert getattr(model.model, "rope_deltas", None) is memory
     assert torch.equal(logits(model, inputs), dense)
@@ -610,3 +720,20 @@ def test_a_given_cache_is_used(row: Row, model: Any) -> None:
         cache = DynamicCache(config=model.config.get_text_config())
         generate(model, row.inputs(CHAT), 3, past_key_values=cache)
     assert cache.get_seq_length() == 6 + 6 + 5 + 2
+
+
+def test_times(row: Row, model: Any) -> None:
+    inputs = row.inputs(CHAT)
+    with timed(model) as dense:
+        generate(model, inputs, 4)
+    with apply(model, SELECT) as run, timed(model) as short:
+        generate(model, inputs, 4)
+    for times in (dense, short):
+        assert times.encoder > 0
+        assert times.prefill > 0
+        assert times.decode > 0
+        assert times.decode_tokens == 3
+    assert dense.prefill_tokens == inputs["input_ids"].shape[1]
+    assert short.prefill_tokens == 6 + 6 + 5
+    assert run.report().milliseconds > 0
+    assert compress(model, inputs, SELECT).milliseconds.keys() == {"encoder", "compressor"}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.engine.compress import PER_COLUMN, refuse_video, text_positions
-from foveate.engine.cut import Cut, cut_prompt, per_axis
+from foveate.engine.cut import Cut, cut_prompt
 from foveate.engine.encode import encoded_from
 from foveate.engine.planning import ImagePlan, plan_images
 from foveate.engine.report import Ledger, Report
@@ -201,9 +201,7 @@ class Run:
         began = now(self._device, self._synchronise)
         plans = self._plans.get(capture)
         if plans is None:
-            encoded = encoded_from(
-                self._family, capture, self._schedule.encoder_signals, bool(self._schedule.features)
-            )
+            encoded = encoded_from(self._family, capture, self._schedule.encoder_signals, bool(self._schedule.features))
             plans = plan_images(self._family, self._schedule, encoded)
             self._plans[capture] = plans
             self._ledger.add(plans, (now(self._device, self._synchronise) - began) * 1e3)
@@ -248,9 +246,7 @@ class Run:
             after = CacheState(cut.columns, new, cut.following, cut.padded)
         else:
             mask = torch.cat([state.mask(whole, tail, rows), mask], dim=1)
-            after = CacheState(
-                state.grown(tail, cut.columns), past + new, cut.following, state.padded or cut.padded
-            )
+            after = CacheState(state.grown(tail, cut.columns), past + new, cut.following, state.padded or cut.padded)
         call = self._shortened(call, cut, images)
         call["attention_mask"] = mask
         self._ledger.milliseconds += (now(self._device, self._synchronise) - began) * 1e3
@@ -268,9 +264,7 @@ class Run:
                 call[name] = cut.take(call[name], fill)
         return call
 
-    def _go_on(
-        self, call: dict[str, Any], state: CacheState, tail: int, new: int
-    ) -> tuple[dict[str, Any], _Pending]:
+    def _go_on(self, call: dict[str, Any], state: CacheState, tail: int, new: int) -> tuple[dict[str, Any], _Pending]:
         """A call of plain text behind a compressed beginning: a step of decoding, or a second turn."""
         whole: Tensor | None = call.get("attention_mask")
         rows = state.columns.shape[0]
@@ -312,8 +306,8 @@ class Run:
             if new == passed or (mask.shape[1] - held == passed and 0 < new < passed):
                 return new
             raise FoveateError(
-                f"the attention mask has {mask.shape[1]} columns; the conversation so far has {past}, and {passed} tokens "
-                "came, so it needs one column for each of both"
+                f"the attention mask has {mask.shape[1]} columns; the conversation so far has {past}, and {passed} "
+                "tokens came, so it needs one column for each of both"
             )
         excess = past - held
         positions = call.get("position_ids")
@@ -338,6 +332,6 @@ def _refuse_prepared_mask(call: dict[str, Any]) -> None:
     if mask is None or (isinstance(mask, Tensor) and mask.ndim == 2):
         return
     raise FoveateError(
-        "apply needs a 2-D attention mask; a prepared one comes from a static cache or from the caller. Use the dynamic "
-        "cache, or foveate.compress, whose shorter inputs take any cache"
+        "apply needs a 2-D attention mask; a prepared one comes from a static cache or from the caller. Use the "
+        "dynamic cache, or foveate.compress, whose shorter inputs take any cache"
     )

@@ -93,7 +93,7 @@ def check_prompt(family: Family, placeholder: Tensor, layouts: Sequence[Layout])
         if held != count:
             raise FoveateError(
                 f"row {row} of the prompt holds {count} image placeholders, and images {first} to {following - 1} make "
-                f"{held} visual tokens; pass whole images with the prompt they belong to (chunked prefill is not supported)"
+                f"{held} visual tokens; pass whole images with their prompt (chunked prefill is not supported)"
             )
     if following != len(sizes):
         raise FoveateError(f"{len(sizes)} images came with a prompt that has places for {following}")

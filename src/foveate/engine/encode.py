@@ -92,9 +92,7 @@ def encode_for(family: Family, inputs: Mapping[str, Any], schedules: Sequence[Sc
     assert capture is not None
     milliseconds = (now(device) - began) * 1e3
     encoded = encoded_from(family, capture, signals, features)
-    return replace(
-        encoded, pixels=schedules[0].pixels_text if schedules else "", milliseconds=milliseconds
-    )
+    return replace(encoded, pixels=schedules[0].pixels_text if schedules else "", milliseconds=milliseconds)
 
 
 def encoded_from(family: Family, capture: Capture, signals: Sequence[Signal], features: bool) -> Encoded:

@@ -76,10 +76,13 @@ class Report:
         lines = [f"{'image':>5}  {'grid':>9}  {'before':>6}  {'after':>6}  {'mean over layers':>16}"]
         for number, image in enumerate(self.images, start=1):
             grid = "+".join(f"{h}x{w}" for h, w in image.grid)
-            lines.append(f"{number:>5}  {grid:>9}  {image.before:>6}  {image.after:>6}  {image.mean_over_layers:>16.1f}")
+            lines.append(
+                f"{number:>5}  {grid:>9}  {image.before:>6}  {image.after:>6}  {image.mean_over_layers:>16.1f}"
+            )
         share = self.after / self.before
         lines.append(
-            f"{self.spec}: {self.before} -> {self.after} visual tokens ({share:.1%}), compressor {self.milliseconds:.1f} ms"
+            f"{self.spec}: {self.before} -> {self.after} visual tokens ({share:.1%}), "
+            f"compressor {self.milliseconds:.1f} ms"
         )
         return "\n".join(lines)
 

@@ -64,7 +64,9 @@ def schedule(spec: str | Spec, family: Family) -> Schedule:
                     f"{step} acts at {where}, which is not supported yet; supported are @pixels, @features and @input"
                 )
             if _ORDER[place] < reached:
-                raise FoveateError(f"{step} stands behind a later place; write the steps of {spec} in the order they act")
+                raise FoveateError(
+                    f"{step} stands behind a later place; write the steps of {spec} in the order they act"
+                )
             reached = _ORDER[place]
             if (place == "pixels") != isinstance(method, PixelMethod):
                 raise FoveateError(f"{method.name} cannot act at @{place}; its place is @{method.place}")

@@ -50,7 +50,7 @@ class CacheState:
             return self
         if batch % held:
             raise FoveateError(
-                f"the cache holds {held} compressed conversations and the call has {batch} rows; repeat the cache's rows "
+                f"the cache holds {held} compressed conversations and the call has {batch} rows; repeat its rows "
                 "with cache.batch_repeat_interleave, or start from the prompt again"
             )
         return CacheState(

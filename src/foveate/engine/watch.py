@@ -138,7 +138,9 @@ def resize_mode(family: Family, pixels: PixelMethod | None) -> str:
         return family.resize_modes[0]
     if pixels.mode not in family.resize_modes:
         ways = " or ".join(family.resize_modes)
-        raise FoveateError(f"{family.title} cannot resize {pixels.mode!r}; use {ways}, or auto for {family.resize_modes[0]}")
+        raise FoveateError(
+            f"{family.title} cannot resize {pixels.mode!r}; use {ways}, or auto for {family.resize_modes[0]}"
+        )
     return pixels.mode
 
 

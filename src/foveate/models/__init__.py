@@ -1,7 +1,7 @@
 """Model families: what the engine must know of an architecture, one file each.
 
-    >>> supported()
-    ('llava', 'qwen2_5_vl')
+>>> supported()
+('llava', 'qwen2_5_vl')
 """
 
 from __future__ import annotations

@@ -142,7 +142,12 @@ class Family(ABC):
 
     @abstractmethod
     def shrink(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], capture: Capture, sizes: Sequence[tuple[int, int]], mode: str
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        capture: Capture,
+        sizes: Sequence[tuple[int, int]],
+        mode: str,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Shrink the images of a call of the tower to `sizes` (rows and columns of visual tokens, one per image).
 

@@ -99,7 +99,12 @@ class Llava(Family):
         return Capture(layouts=layouts, seen=layouts)
 
     def shrink(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], capture: Capture, sizes: Sequence[tuple[int, int]], mode: str
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        capture: Capture,
+        sizes: Sequence[tuple[int, int]],
+        mode: str,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Average pixels down to the target grid; "enlarge" brings them back to the tower's own size."""
         if len(set(sizes)) > 1:

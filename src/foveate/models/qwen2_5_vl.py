@@ -1,8 +1,9 @@
-"""Qwen2.5-VL: an encoder with windowed attention and no [CLS], a 2 x 2 merger, M-RoPE.  Bai et al. 2025, arXiv 2502.13923."""
+"""Qwen2.5-VL: windowed attention and no [CLS], a 2 x 2 merger, M-RoPE.  Bai et al. 2025, arXiv 2502.13923."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -71,9 +72,7 @@ class Qwen25VL(Family):
     def image_positions(self, layout: Layout) -> Tensor:
         """Frame, row and column of each token: `(3, N)`."""
         (segment,) = layout.segments
-        axes = torch.meshgrid(
-            torch.arange(segment.t), torch.arange(segment.h), torch.arange(segment.w), indexing="ij"
-        )
+        axes = torch.meshgrid(torch.arange(segment.t), torch.arange(segment.h), torch.arange(segment.w), indexing="ij")
         return torch.stack(axes).flatten(1)
 
     def image_span(self, layout: Layout) -> int:
@@ -96,7 +95,12 @@ class Qwen25VL(Family):
         return Capture(layouts=layouts, seen=layouts, extra={"grids": grids})
 
     def shrink(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], capture: Capture, sizes: Sequence[tuple[int, int]], mode: str
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        capture: Capture,
+        sizes: Sequence[tuple[int, int]],
+        mode: str,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Put each image together from its patches, average it down, take it apart again."""
         pixels = args[0] if args else kwargs["hidden_states"]
@@ -214,7 +218,7 @@ class Qwen25VL(Family):
         """
         ends = boundaries.tolist()
         starts: dict[int, list[int]] = {}
-        for start, end in zip(ends, ends[1:]):
+        for start, end in pairwise(ends):
             starts.setdefault(end - start, []).append(start)
         received = query.new_zeros(query.shape[0], dtype=torch.float32)
         for length, begins in starts.items():

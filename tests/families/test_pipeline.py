@@ -1,0 +1,96 @@
+"""`pipeline("image-text-to-text")` on LLaVA, with a tokenizer and a processor made here."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rows import ROWS
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    pipeline,
+)
+
+from foveate.engine import apply, compress
+
+LLAVA = ROWS[0]
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory like any other: weights, tokenizer, processor."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    words = ["<pad>", "<s>", "</s>", "<unk>", "\n", "<image>", "USER:", "ASSISTANT:", "what", "colour", "is", "it", "?"]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    vocabulary |= {f"word{number}": number for number in range(len(words), 128)}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        additional_special_tokens=["<image>"],
+        padding_side="left",
+    )
+    processor = LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 84}, crop_size={"height": 84, "width": 84}),
+        tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template="{% for m in messages %}USER: {% for c in m.content %}{% if c.type == 'image' %}<image> "
+        "{% else %}{{ c.text }} {% endif %}{% endfor %}{% endfor %}ASSISTANT:",
+    )
+    path = tmp_path_factory.mktemp("llava")
+    LLAVA.model().save_pretrained(path)
+    processor.save_pretrained(path)
+    return path
+
+
+def photo(seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((120, 90))
+
+
+@pytest.mark.parametrize("spec", ["random:6", "cls:6", "resize:0.25"])
+def test_pipeline(directory: Path, spec: str) -> None:
+    pipe: Any = pipeline("image-text-to-text", model=str(directory), device="cpu", dtype=torch.float32)
+    pipe.model.eval()
+    messages = [
+        [{"role": "user", "content": [{"type": "image", "image": photo(seed)}, {"type": "text", "text": question}]}]
+        for seed, question in ((1, "what colour is it ?"), (2, "what is it ?"))
+    ]
+
+    def ask(**options: int) -> list[str]:
+        answers = pipe(
+            messages, generate_kwargs={"do_sample": False, "max_new_tokens": 5}, return_full_text=False, **options
+        )
+        return [answer[0]["generated_text"] for answer in answers]
+
+    dense = ask()
+    with apply(pipe.model, spec) as run:
+        short, batch = ask(), ask(batch_size=2)
+    assert [image.before for image in run.report().images] == [36] * 4
+    assert {image.after for image in run.report().images} <= {6, 9}
+    assert short == batch
+    assert all(len(answer.split()) == 5 for answer in short)
+    assert short != dense
+    assert ask() == dense
+
+
+def test_a_processor_and_auto_classes(directory: Path) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
+    processor = AutoProcessor.from_pretrained(directory)
+    inputs = processor(images=[photo(1)], text="USER: <image> what is it ? ASSISTANT:", return_tensors="pt")
+    short = compress(model, inputs, "pool:4")
+    assert short["input_ids"].shape[1] == inputs["input_ids"].shape[1] - 32
+    ids = model.generate(**short, max_new_tokens=4, do_sample=False)
+    with apply(model, "pool:4"):
+        assert torch.equal(model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, -4:], ids[:, -4:])

@@ -1,0 +1,152 @@
+"""Signals made again from a captured input, against the weights that eager attention reports."""
+
+from typing import Any
+
+import pytest
+import torch
+from rows import Row
+from torch import Tensor
+
+from foveate.engine import encode
+from foveate.engine.encode import encode_for
+from foveate.engine.schedule import schedule
+from foveate.engine.watch import EncoderWatch, capture_of, watching
+from foveate.errors import FoveateError
+from foveate.models import family_of
+from foveate.tokens import EncoderAttention, EncoderKeys
+
+
+@torch.no_grad()
+def captured(model: Any, inputs: dict[str, Tensor], layer: int) -> Any:
+    family = family_of(model)
+    with watching(EncoderWatch(family, [EncoderAttention(layer=layer)], features=True)):
+        return family, capture_of(family.encode(inputs))
+
+
+def weights_of(model: Any, inputs: dict[str, Tensor], layer: int) -> list[Tensor]:
+    """Every attention map of a layer, `(batch, heads, rows, columns)`, as eager attention softmaxed it."""
+    seen: list[Tensor] = []
+    family = family_of(model)
+    module = family.encoder_attentions[layer]
+    real = torch.nn.functional.softmax
+    inside = False
+
+    def spy(*args: Any, **kwargs: Any) -> Tensor:
+        result = real(*args, **kwargs)
+        if inside:
+            seen.append(result)
+        return result
+
+    def enter(*args: Any) -> None:
+        nonlocal inside
+        inside = True
+
+    def leave(*args: Any) -> None:
+        nonlocal inside
+        inside = False
+
+    handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    torch.nn.functional.softmax = spy
+    try:
+        with torch.no_grad():
+            family.encode(inputs)
+    finally:
+        torch.nn.functional.softmax = real
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 0])
+def test_attention_is_the_eager_models(row: Row, layer: int) -> None:
+    model = row.model("eager")
+    inputs = row.inputs("A B C A")
+    family, capture = captured(model, inputs, layer)
+    got = family.encoder_signal(EncoderAttention(layer=layer), capture)
+    maps = weights_of(model, inputs, layer)
+    if row.name == "llava":
+        expected = list(maps[0].mean(1)[:, 0, 1:])
+    else:
+        # Columns of every window's map, summed; then four patches to a token, then window order to token order.
+        received = torch.cat([each.mean(1).sum(1).flatten() for each in maps])
+        tokens = received.view(-1, 4).sum(1)
+        order = token_order(inputs["image_grid_thw"])
+        counts = [row.count(letter) for letter in "ABCA"]
+        expected = [image / (4 * len(image)) for image in tokens[order].split(counts)]
+        for image in got:
+            torch.testing.assert_close(image.sum(), torch.tensor(1.0))
+    assert len(got) == len(expected) == 4
+    for mine, theirs in zip(got, expected):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+    assert got[0].std() > 0
+
+
+def token_order(grids: Tensor) -> Tensor:
+    """Where each visual token stands in window order; windows are 2 x 2 tokens here. Written with loops."""
+    places: dict[tuple[int, int, int], int] = {}
+    for image, (_, rows, columns) in enumerate(grids.tolist()):
+        rows, columns = rows // 2, columns // 2
+        for top in range(0, rows, 2):
+            for left in range(0, columns, 2):
+                for row in range(top, min(top + 2, rows)):
+                    for column in range(left, min(left + 2, columns)):
+                        places[image, row, column] = len(places)
+    return torch.tensor([places[key] for key in sorted(places)])
+
+
+@pytest.mark.parametrize("heads", ["mean", "full"])
+def test_keys_are_the_layers_own(row: Row, heads: str) -> None:
+    model = row.model()
+    inputs = row.inputs("A B")
+    family, capture = captured(model, inputs, 1)
+    got = family.encoder_signal(EncoderKeys(layer=1, heads=heads), capture)
+    hidden = capture.attention[1]["hidden_states"]
+    attention: Any = family.encoder_attentions[1]
+    if row.name == "llava":
+        keys = attention.k_proj(hidden)[:, 1:].unflatten(-1, (4, 8))
+        expected = list(keys.mean(2) if heads == "mean" else keys.flatten(2))
+    else:
+        keys = attention.qkv(hidden).view(-1, 3, 4, 8)[:, 1]
+        keys = (keys.mean(1) if heads == "mean" else keys.flatten(1)).view(len(hidden) // 4, 4, -1).mean(1)
+        expected = list(keys[token_order(inputs["image_grid_thw"])].split([row.count("A"), row.count("B")]))
+    for mine, theirs in zip(got, expected):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_features_are_what_the_projector_reads(row: Row) -> None:
+    model = row.model()
+    inputs = row.inputs("A B")
+    family, capture = captured(model, inputs, 1)
+    output = family.encode(inputs)
+    for features, projected in zip(family.features(capture), output.pooler_output):
+        torch.testing.assert_close(family.project(features), projected, atol=1e-6, rtol=1e-6)
+
+
+@torch.no_grad()
+def test_nobody_asks_for_attention_maps(row: Row) -> None:
+    model = row.model()
+    family = family_of(model)
+    calls: list[dict[str, Any]] = []
+    handle = family.tower.register_forward_pre_hook(lambda m, a, k: calls.append(k), with_kwargs=True)
+    encode_for(family, row.inputs("A"), [schedule("cls:4", family)])
+    handle.remove()
+    assert calls
+    assert not any(call.get("output_attentions") for call in calls)
+
+
+def test_a_layer_that_is_not_there(row: Row) -> None:
+    with pytest.raises(FoveateError, match="has 3 layers"):
+        family_of(row.model()).encoder_layer(7)
+
+
+def test_layouts_need_no_encoder(row: Row) -> None:
+    model = row.model()
+    inputs = row.inputs("t2 A t3 B")
+    family = family_of(model)
+    handle = family.tower.register_forward_pre_hook(lambda m, a: pytest.fail("the encoder ran"))
+    layouts = family.layouts(inputs)
+    handle.remove()
+    assert [layout.total for layout in layouts] == [row.count("A"), row.count("B")]
+    assert [(s.t, s.h, s.w) for layout in layouts for s in layout.segments] == [(1, *row.pictures[x]) for x in "AB"]
+    assert [layout.total for layout in encode(model, inputs).layouts] == [layout.total for layout in layouts]
