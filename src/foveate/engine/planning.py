@@ -60,6 +60,11 @@ def plan_images(family: Family, schedule: Schedule, encoded: Encoded) -> list[Im
 def _plan_group(
     family: Family, schedule: Schedule, encoded: Encoded, layout: Layout, seen: Layout, members: Sequence[int]
 ) -> list[ImagePlan]:
+    methods: tuple[Method, ...] = (*schedule.features, *schedule.inputs)
+    if len(members) > 1 and any(method.adaptive for method in methods[:-1]):
+        # What arrives at a later step differs from image to image.
+        return [_plan_group(family, schedule, encoded, layout, seen, [image])[0] for image in members]
+
     plan: Plan | None = None
     if schedule.features:
         assert encoded.features is not None
@@ -72,17 +77,18 @@ def _plan_group(
     for method in schedule.inputs:
         plan, features = _step(method, features, plan, encoded, seen, members)
 
-    methods: tuple[Method, ...] = (*schedule.features, *schedule.inputs)
     packed = any(method.positions == "pack" for method in methods)
     small = schedule.pixels is not None and schedule.pixels.positions == "pack" and seen != layout
     base = seen if small else layout
     relative = family.image_positions(base)
     to_dense = dense_slots(seen, layout)
+    # One copy to the host for the whole group: the prompt is cut there.
+    slots = torch.arange(seen.content).expand(len(members), -1) if plan is None else plan.slot.cpu()
+    valid = None if plan is None or plan.valid is None else plan.valid.cpu()
     results: list[ImagePlan] = []
     for row in range(len(members)):
-        mine = None if plan is None else _row(plan, row)
-        kept = torch.arange(seen.content) if mine is None else mine.slot[0].cpu()
-        values = features[row] if mine is None else features[row, : kept.shape[0]]
+        kept = slots[row] if valid is None else slots[row][valid[row]]
+        values = features[row] if valid is None else features[row][valid[row].to(features.device)]
         if packed:
             positions = torch.arange(kept.shape[0]).expand(relative.shape[0], -1)
             span = kept.shape[0]
@@ -90,7 +96,7 @@ def _plan_group(
             positions = relative[:, kept if small else to_dense[kept]]
             span = family.image_span(base)
         cut = CutImage(layout, to_dense[kept], values, positions, span, untouched=not packed and not small)
-        results.append(ImagePlan(layout, seen, mine, cut))
+        results.append(ImagePlan(layout, seen, None if plan is None else _row(plan, row, kept), cut))
     return results
 
 
@@ -109,13 +115,10 @@ def _step(
     return (plan if before is None else before.compose(plan)), features
 
 
-def _row(plan: Plan, row: int) -> Plan:
+def _row(plan: Plan, row: int, kept: Tensor) -> Plan:
     """The plan of one image of a batch, without the padding of a ragged one."""
 
     def of(values: Tensor | None) -> Tensor | None:
         return None if values is None else values[row : row + 1]
 
-    slot = plan.slot[row : row + 1]
-    if plan.valid is not None:
-        slot = slot[:, plan.valid[row]]
-    return Plan(slot=slot, group=of(plan.group), weight=of(plan.weight), mix=of(plan.mix))
+    return Plan(slot=kept[None].to(plan.slot.device), group=of(plan.group), weight=of(plan.weight), mix=of(plan.mix))

@@ -212,7 +212,8 @@ def find_core(model: nn.Module, class_name: str) -> nn.Module:
         UnsupportedFamily: there is none.
     """
     for module in model.modules():
-        if type(module).__name__ == class_name:
+        # By name along the bases: FSDP2 gives a module a class of its own, derived from the model's.
+        if any(base.__name__ == class_name for base in type(module).__mro__):
             return module
     raise UnsupportedFamily(f"{type(model).__name__} has no {class_name} inside; pass the whole model")
 
