@@ -176,6 +176,15 @@ def test_a_batch_is_its_samples_alone(row: Row, any_model: Any, spec: str) -> No
             assert torch.equal(batch.sequences[number, -5:], alone.sequences[0, -5:])
 
 
+def test_a_batch_that_only_the_cut_makes_ragged(row: Row, any_model: Any) -> None:
+    """No padding comes in, so `generate` drops the mask; the rows are of different length all the same."""
+    prompts = ("t6 A t5", f"t{6 + row.count('A') + 5}")
+    with apply(any_model, SELECT):
+        batch = generate(any_model, row.inputs(*prompts))
+        for number, prompt in enumerate(prompts):
+            assert torch.equal(batch[number], generate(any_model, row.inputs(prompt))[0])
+
+
 # 5. Decoding, attention implementations, turns.
 
 
@@ -347,6 +356,20 @@ def test_a_second_image_in_a_second_turn(row: Row, any_model: Any, spec: str) ->
             longer["mm_token_type_ids"] = torch.nn.functional.pad(longer["mm_token_type_ids"], (0, 1))
         torch.testing.assert_close(more[:, -1], any_model(**longer).logits[:, -1], atol=1e-4, rtol=1e-4)
     assert len(run.report().images) == 6
+
+
+@torch.no_grad()
+def test_a_second_image_after_an_answer(row: Row, any_model: Any) -> None:
+    whole = row.inputs("t6 A t5 t3 B t4")
+    first, second = row.inputs("t6 A t5"), row.inputs("B t4")
+    begin = first["input_ids"].shape[1]
+    second["attention_mask"] = torch.ones_like(whole["input_ids"])
+    with apply(any_model, SELECT):
+        cache = any_model(**first, use_cache=True).past_key_values
+        for column in range(begin, begin + 3):
+            any_model(input_ids=whole["input_ids"][:, column : column + 1], past_key_values=cache)
+        got = any_model(**second | {"input_ids": whole["input_ids"][:, begin + 3 :]}, past_key_values=cache).logits
+        torch.testing.assert_close(got[:, -4:], any_model(**whole).logits[:, -4:], atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

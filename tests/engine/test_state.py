@@ -1,0 +1,45 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from foveate.engine.state import CacheState, set_state, state_of
+from foveate.errors import FoveateError
+
+
+def state() -> CacheState:
+    columns = torch.tensor([[0, 2, 5], [-1, 4, 5]])
+    return CacheState(columns, logical=6, following=torch.tensor([6, 2]), padded=True)
+
+
+def test_mask() -> None:
+    whole = torch.tensor([[1, 1, 0, 1, 1, 1, 1, 0, 1], [0, 0, 0, 0, 1, 1, 1, 1, 1]])
+    assert state().mask(whole, 2, 2).tolist() == [[1, 0, 1, 1, 0], [0, 1, 1, 1, 1]]
+    assert state().mask(None, 2, 2).tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
+
+
+def test_grown() -> None:
+    assert state().grown(2).tolist() == [[0, 2, 5, 6, 7], [-1, 4, 5, 6, 7]]
+    more = torch.tensor([[0, 3], [-1, 1]])
+    assert state().grown(2, more).tolist() == [[0, 2, 5, 6, 7, 8, 11], [-1, 4, 5, 6, 7, -1, 9]]
+
+
+def test_rows() -> None:
+    twice = state().rows(4)
+    assert twice.columns.tolist() == [[0, 2, 5], [0, 2, 5], [-1, 4, 5], [-1, 4, 5]]
+    assert twice.following.tolist() == [6, 6, 2, 2]
+    with pytest.raises(FoveateError, match="3 rows"):
+        state().rows(3)
+
+
+def test_an_emptied_cache_forgets() -> None:
+    length = 3
+    cache = SimpleNamespace(get_seq_length=lambda: length)
+    assert state_of(cache) is None
+    assert state_of(None) is None
+    set_state(cache, state())
+    assert state_of(cache) is not None
+    length = 0
+    assert state_of(cache) is None
+    length = 3
+    assert state_of(cache) is None
