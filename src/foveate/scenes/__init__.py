@@ -5,10 +5,10 @@ coloured shapes at continuous places, crowds, rendered words and numbers, dense 
 textured grounds. Imports numpy, Pillow and the standard library, nothing of the rest of the project.
 
 >>> from foveate.scenes import scene, test_set
->>> one = next(test_set())                       # the fixed test set: an iterator of scenes
->>> one.id, one.image.size, one.image.mode       # a PIL image
+>>> one = next(test_set())  # the fixed test set: an iterator of scenes
+>>> one.id, one.image.size, one.image.mode  # a PIL image
 ('test-000000', (192, 192), 'RGB')
->>> q = one.questions[0]                         # text and answer are lower-case words parted by spaces
+>>> q = one.questions[0]  # text and answer are lower-case words parted by spaces
 >>> q.skill in ("exist", "count", "attribute", "where", "relation", "read_text", "read_value", "find_small")
 True
 >>> q.text.endswith(" ?"), len(q.answer.split())

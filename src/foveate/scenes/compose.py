@@ -8,7 +8,7 @@ from typing import Final
 
 from PIL import Image, ImageDraw
 
-from foveate.scenes.draw import FONTS, RGB, background, contrast, draw_line, draw_shape, draw_text, text_size
+from foveate.scenes.draw import FONT_SHARES, FONTS, RGB, background, contrast, draw_line, draw_shape, draw_text, text_size
 from foveate.scenes.things import Thing
 from foveate.scenes.vocabulary import COLOURS, SHAPES, SIZES, WORDS
 
@@ -35,7 +35,7 @@ def _colours(base: RGB) -> list[str]:
 
 def _ink(rng: random.Random, base: RGB) -> list[str]:
     """The colours that make small text legible on a background, in random order."""
-    names = [name for name, rgb in COLOURS.items() if contrast(rgb, base) > 75]
+    names = [name for name, rgb in COLOURS.items() if contrast(rgb, base) > 90]
     rng.shuffle(names)
     return names
 
@@ -72,7 +72,7 @@ def _place_shape(
     box = board.take(extent, extent)
     if box is None:
         return None
-    turn = rng.randint(-18, 18) if shape not in ("diamond", "square", "cross") else rng.randint(-8, 8)
+    turn = rng.randint(-8, 8)
     thing = Thing(
         "shape", box, colour=colour, shape=shape, mark=mark,
         size=size if isinstance(size, str) else None,
@@ -91,7 +91,7 @@ def _place_shape(
 def _place_text(
     rng: random.Random, picture: Image.Image, board: _Board, text: str, colour: str, points: int
 ) -> Thing | None:
-    name = rng.choice(FONTS)
+    name = rng.choices(FONTS, FONT_SHARES)[0]
     width, height = text_size(text, name, points)
     box = board.take(width, height)
     if box is None:
@@ -120,9 +120,9 @@ def _crowd(rng: random.Random, picture: Image.Image, base: RGB) -> list[Thing]:
     palette = rng.sample(_colours(base), rng.randint(3, 5))
     forms = rng.sample(SHAPES, rng.randint(3, 5))
     board = _Board(rng, gap=2.0)
-    top = rng.uniform(15, 24)
+    top = rng.uniform(17, 24)
     things = [
-        _place_shape(rng, picture, board, rng.choice(forms), rng.choice(palette), (10.0, top))
+        _place_shape(rng, picture, board, rng.choice(forms), rng.choice(palette), (11.0, top))
         for _ in range(rng.randint(20, 28))
     ]
     return [t for t in things if t is not None]
@@ -145,12 +145,12 @@ def _words(rng: random.Random, picture: Image.Image, base: RGB) -> list[Thing]:
 
 def _list(rng: random.Random, picture: Image.Image, base: RGB) -> list[Thing]:
     """Dense small text: rows of a word and a number, in one or two columns, like a receipt."""
-    name, points = rng.choice(FONTS), rng.choice((10, 11, 11, 12, 12, 13))
+    name, points = rng.choices(FONTS, FONT_SHARES)[0], rng.choice((11, 12, 12, 13))
     two = rng.random() < 0.5
     pitch = points + rng.randint(3, 7)
     most = (CANVAS - 16) // pitch
     rows = rng.randint(3, min(most, 10))
-    ink = rng.choice(_ink(rng, base))
+    ink = "white" if sum(base) < 300 else rng.choices(("black", "blue", "red"), (6, 1, 1))[0]
     widest = text_size("moon", name, points)[0] + 3
     gap = rng.randint(5, 12)
     number = text_size("88", name, points)[0]
@@ -187,7 +187,7 @@ def _chart(rng: random.Random, picture: Image.Image, base: RGB) -> list[Thing]:
     dark = sum(base) < 300
     line: RGB = (150, 150, 150) if not dark else (110, 110, 110)
     text: RGB = (20, 20, 20) if not dark else (240, 240, 240)
-    name, points = rng.choice(FONTS), rng.randint(10, 12)
+    name, points = rng.choices(FONTS, FONT_SHARES)[0], rng.randint(10, 12)
     for tick in range(0, 10):
         y = round(bottom - tick * unit)
         if tick % 3 == 0:

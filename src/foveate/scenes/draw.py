@@ -16,6 +16,9 @@ RGB = tuple[int, int, int]
 FONTS: Final[tuple[str, ...]] = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSerif")
 """The embedded fonts (printable ASCII only); their licence is in ``fonts/LICENSE``."""
 
+FONT_SHARES: Final[tuple[int, ...]] = (9, 5, 3, 3)
+"""How often each font is drawn."""
+
 _OVERSAMPLE: Final = 4
 
 
@@ -52,8 +55,8 @@ def background(rng: random.Random, canvas: int) -> tuple[Image.Image, RGB]:
     >>> picture.size
     (192, 192)
     """
-    base = rng.choice(_PALE if rng.random() < 0.7 else _DARK)
-    strength = rng.uniform(3, 13)
+    base = rng.choice(_PALE if rng.random() < 0.8 else _DARK)
+    strength = rng.uniform(2, 10)
     style = rng.choice(("flat", "gradient", "stripes", "clouds", "checks"))
     noise = np.random.default_rng(rng.getrandbits(32))
     y, x = np.mgrid[0:canvas, 0:canvas].astype(np.float32)
@@ -84,7 +87,10 @@ def _outline(shape: str, turn: int) -> tuple[tuple[float, float], ...]:
         points = [(math.sin(a), -math.cos(a)) for a in (0, 2 * math.pi / 3, 4 * math.pi / 3)]
     elif shape == "star":
         points = [
-            ((1 if i % 2 == 0 else 0.42) * math.sin(i * math.pi / 5), -(1 if i % 2 == 0 else 0.42) * math.cos(i * math.pi / 5))
+            (
+                (1 if i % 2 == 0 else 0.42) * math.sin(i * math.pi / 5),
+                -(1 if i % 2 == 0 else 0.42) * math.cos(i * math.pi / 5),
+            )
             for i in range(10)
         ]
     elif shape == "cross":

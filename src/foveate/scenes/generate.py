@@ -34,13 +34,14 @@ class Scene:
     questions: tuple[Question, ...]
 
 
-def scene(seed: int, *, split: Split = "train", kind: str | None = None) -> Scene:
+def scene(seed: int, *, split: Split = "train", kind: str | None = None, boost: int = 1) -> Scene:
     """Make the scene of a seed; the two splits never share a random stream.
 
     Args:
         seed: any whole number from 0.
         split: "train" or "test".
         kind: shapes, crowd, words, list, chart or tiny; drawn at random when left out.
+        boost: how many times ten questions to ask.
 
     Raises:
         ValueError: for an unknown kind or a negative seed.
@@ -57,7 +58,7 @@ def scene(seed: int, *, split: Split = "train", kind: str | None = None) -> Scen
     drawn = rng.choices(list(KINDS), list(KINDS.values()))[0]
     kind = kind or drawn
     image, things = compose(rng, kind)
-    return Scene(f"{split}-{seed:06d}", kind, image, things, ask(rng, kind, things))
+    return Scene(f"{split}-{seed:06d}", kind, image, things, ask(rng, kind, things, boost))
 
 
 def test_set(n_questions: int | None = None) -> Iterator[Scene]:
@@ -79,15 +80,15 @@ def test_set(n_questions: int | None = None) -> Iterator[Scene]:
 test_set.__test__ = False  # type: ignore[attr-defined]  # its name is not a test's, whatever test runners think
 
 
-def question_only_floor(
-    train: Iterable[Question], test: Iterable[Question]
-) -> dict[str, float]:
+def question_only_floor(train: Iterable[Question], test: Iterable[Question]) -> dict[str, float]:
     """Measure what can be had without looking: each question text answered with its most frequent training answer.
 
     A text that training never asked gets the most frequent answer of its skill. Returns the accuracy per skill.
 
     >>> train = [Question("how many stars ?", a, "count") for a in "112"]
-    >>> question_only_floor(train, [Question("how many stars ?", "1", "count"), Question("how many stars ?", "2", "count")])
+    >>> question_only_floor(
+    ...     train, [Question("how many stars ?", "1", "count"), Question("how many stars ?", "2", "count")]
+    ... )
     {'count': 0.5}
     """
     texts: dict[str, Counter[str]] = defaultdict(Counter)

@@ -22,7 +22,7 @@ COLOURS: Final[dict[str, tuple[int, int, int]]] = {
 SHAPES: Final[tuple[str, ...]] = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
 """The shapes that scenes draw."""
 
-SIZES: Final[dict[str, tuple[float, float]]] = {"small": (9.0, 15.0), "medium": (22.0, 32.0), "large": (44.0, 62.0)}
+SIZES: Final[dict[str, tuple[float, float]]] = {"small": (10.0, 16.0), "medium": (22.0, 32.0), "large": (44.0, 62.0)}
 """Size names and their range in pixels (the longer side); the gaps between them keep the names unambiguous."""
 
 WORDS: Final[tuple[str, ...]] = (

@@ -1,0 +1,41 @@
+"""The reference VLM: a small LLaVA that comes with the package, so that everything can be tried and measured at once.
+
+A plain Hugging Face directory (CLIP-style encoder with a trained [CLS], projector, Llama-style decoder; 576 visual tokens
+per image) that ``AutoModelForImageTextToText.from_pretrained`` loads with no code of ours. Its card is
+``model/README.md``; the recipe that trained it is ``recipes/reference.yaml``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from transformers import LlavaForConditionalGeneration, LlavaProcessor
+
+__all__ = ["PATH", "reference"]
+
+PATH: Final = Path(__file__).parent / "model"
+"""The directory of the embedded model."""
+
+
+def reference() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Load the embedded VLM in fp32, ready to answer, and its processor.
+
+    Returns:
+        The model in evaluation mode, a fresh one at each call, and its processor.
+
+    Raises:
+        FileNotFoundError: when the package was installed without the weights.
+
+    >>> model, processor = reference()
+    >>> model.config.image_seq_length, len(model.model.language_model.layers)
+    (576, 12)
+    """
+    if not (PATH / "model.safetensors").exists():
+        raise FileNotFoundError(f"the weights of the reference model are missing from {PATH}; install foveate again")
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(PATH, dtype=torch.float32, local_files_only=True)
+    return model.eval(), AutoProcessor.from_pretrained(PATH, local_files_only=True)
