@@ -1,7 +1,7 @@
-"""The reference VLM: a small LLaVA that comes with the package, so that everything can be tried and measured at once.
+"""The reference VLM: a small LLaVA that comes with the package, so that everything can be tried at once.
 
-A plain Hugging Face directory (CLIP-style encoder with a trained [CLS], projector, Llama-style decoder; 576 visual tokens
-per image) that ``AutoModelForImageTextToText.from_pretrained`` loads with no code of ours. Its card is
+A plain Hugging Face directory (CLIP-style encoder with a trained [CLS], projector, Llama-style decoder; 576 visual
+tokens per image) that ``AutoModelForImageTextToText.from_pretrained`` loads with no code of ours. Its card is
 ``model/README.md``; the recipe that trained it is ``recipes/reference.yaml``.
 """
 

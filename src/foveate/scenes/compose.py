@@ -8,7 +8,17 @@ from typing import Final
 
 from PIL import Image, ImageDraw
 
-from foveate.scenes.draw import FONT_SHARES, FONTS, RGB, background, contrast, draw_line, draw_shape, draw_text, text_size
+from foveate.scenes.draw import (
+    FONT_SHARES,
+    FONTS,
+    RGB,
+    background,
+    contrast,
+    draw_line,
+    draw_shape,
+    draw_text,
+    text_size,
+)
 from foveate.scenes.things import Thing
 from foveate.scenes.vocabulary import COLOURS, SHAPES, SIZES, WORDS
 

@@ -128,7 +128,7 @@ class SymbolTable(nn.Module):
         super().__init__()
         sizes = [n + 1 for n in TARGETS.values()]  # one more each: not known, or the question does not arise
         self.register_buffer("start", torch.tensor([0, *np.cumsum(sizes)[:-1].tolist()]), persistent=False)
-        self.register_buffer("none", torch.tensor([n for n in TARGETS.values()]), persistent=False)
+        self.register_buffer("none", torch.tensor(list(TARGETS.values())), persistent=False)
         self.table = nn.Embedding(sum(sizes), width)
         nn.init.normal_(self.table.weight, std=0.06)
 
@@ -153,7 +153,7 @@ class DecoderTrainer(nn.Module):
         self.model = model
 
     def forward(self, visual: Tensor, places: Tensor, ids: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
-        """Give the logits (B, T, vocabulary) of visual tokens (B, M, D) at ``places`` (B, M), and packed text (B, T)."""
+        """Logits (B, T, vocabulary) of visual tokens (B, M, D) at ``places`` (B, M) and packed text (B, T)."""
         language = self.model.model.language_model
         batch = len(ids)
         start = ids.new_tensor([2, 5]).expand(batch, PREFIX)

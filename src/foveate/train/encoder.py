@@ -17,7 +17,17 @@ from transformers import CLIPVisionModel
 
 from foveate.scenes import Scene, scene
 from foveate.train.pixels import Pixels
-from foveate.train.targets import GRID, IGNORE, LETTERS, PATCH, PRESENCE, TARGETS, dense_targets, letter_targets, presence
+from foveate.train.targets import (
+    GRID,
+    IGNORE,
+    LETTERS,
+    PATCH,
+    PRESENCE,
+    TARGETS,
+    dense_targets,
+    letter_targets,
+    presence,
+)
 
 WEIGHTS: dict[str, float] = {
     "kind": 1.0, "centre": 1.5, "colour": 1.0, "shape": 1.5, "size": 0.5, "word": 1.0,
@@ -65,7 +75,7 @@ class Windows:
 
 
 def windows(draw: Mixture, start: int, count: int, side: int, per_scene: int) -> Windows:
-    """Draw ``count`` windows of ``side`` x ``side`` patches, ``per_scene`` from each scene, scenes from index ``start``."""
+    """Draw ``count`` windows of ``side`` x ``side`` patches, ``per_scene`` per scene, from scene ``start`` on."""
     images, rows, dense, present, letters = [], [], [], [], []
     table = np.arange(GRID * GRID).reshape(GRID, GRID)
     for i in range(count // per_scene):
@@ -107,7 +117,7 @@ class EncoderTrainer(nn.Module):
         return h
 
     def told(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """From features (B, 1 + N, D): logits of the dense targets, of the letters, and of presence (a quarter of B)."""
+        """From features (B, 1 + N, D): logits of dense targets, of letters, and of presence (a quarter of B)."""
         # [CLS] costs a whole layer more, so only a quarter of the batch pays for it.
         quarter = h[: max(1, len(h) // 4)]
         cls = self.encoder.post_layernorm(self.encoder.encoder.layers[-1](quarter, attention_mask=None)[:, 0])

@@ -57,7 +57,10 @@ class Pixels:
         self.kinds: tuple[str, ...] = tuple(k for k in KINDS if k in self.arrays or (k == "easy" and self.easy))
 
     def scene(self, seed: int, *, part: Part = "train", kind: str | None = None) -> Scene:
-        """Make the real-pixel scene of a seed; the skills of its questions are ``digits``, ``photos``, ``easy_open``, ``easy_yes_no``."""
+        """Make the real-pixel scene of a seed.
+
+        The skills of its questions are ``digits``, ``photos``, ``easy_open`` and ``easy_yes_no``.
+        """
         rng = random.Random(f"foveate pixels {part} {seed}")
         kind = kind or rng.choices(self.kinds, [KINDS[k] for k in self.kinds])[0]
         image, things, questions = self._easy(rng, part) if kind == "easy" else self._mosaic(rng, part, kind)

@@ -1,4 +1,4 @@
-"""Train the reference VLM: ``python -m foveate.train.reference recipes/reference.yaml [--data DIR] [--out runs/reference]``.
+"""Train the reference VLM: ``python -m foveate.train.reference RECIPE [--data DIR] [--out runs/reference]``.
 
 The same command goes on after an interruption, at the latest complete checkpoint. Under ``torchrun --nproc-per-node 2``
 two processes of one thread each share every batch.
@@ -144,7 +144,8 @@ def _answer_loss(trainee: Trainee, stage: Stage, draw: Mixture, compiled: bool):
                 unsure = torch.from_numpy(noise.random(dense.shape) < 0.02)
                 unsure[..., -2:] = False
                 visual = trainee.symbols(dense.masked_fill(unsure, -100))
-                visual = visual + 0.03 * torch.randn_like(visual)
+                shake = torch.randn(visual.shape, generator=torch.Generator().manual_seed(start))
+                visual = visual + 0.03 * shake
                 logits = decode(visual, places, text.ids, text.positions, mask)
             else:
                 images = torch.from_numpy(np.stack([pixel_values(s.image) for s in scenes]))

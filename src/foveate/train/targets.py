@@ -101,7 +101,8 @@ LETTERS: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 def letter_targets(things: Sequence[Thing]) -> np.ndarray:
     """Tell which character each patch of a text shows, near enough: all characters are taken to be equally wide.
 
-    Returns (24, 24) int64 of indices into ``LETTERS``, -100 where there is no text. Words are learned much sooner with it.
+    Returns (24, 24) int64 of indices into ``LETTERS``, -100 where there is no text. With it, words are learned
+    much sooner.
 
     >>> one = letter_targets([Thing("word", (0, 0, 24, 8), word="cat")])
     >>> "".join(LETTERS[i] for i in one[0, :3])
