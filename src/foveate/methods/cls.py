@@ -1,0 +1,40 @@
+"""Keep the tokens that [CLS] looks at.  FasterVLM, Zhang et al. 2024, arXiv 2412.01818."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from foveate.methods.base import Positions, ScoredMethod
+from foveate.spec import register
+from foveate.tokens import EncoderAttention, Signal, VisualTokens
+
+
+@register("cls")
+@dataclass(frozen=True)
+class Cls(ScoredMethod):
+    """Top-k visual tokens by the encoder's [CLS] attention, averaged over heads.
+
+    Reads nothing of the prompt, so one compressed image serves every question about it. Encoders without a [CLS]
+    (SigLIP, Qwen-VL) give the mean attention that a token receives instead.
+
+    >>> import torch
+    >>> tokens = VisualTokens.of(torch.randn(8, 576, 4), (24, 24), encoder_attention=torch.rand(8, 576))
+    >>> Cls(keep=64).plan(tokens).slot.shape
+    torch.Size([8, 64])
+    """
+
+    positions: Positions = "pack"
+    layer: int = -2
+
+    paper = "arXiv 2412.01818"
+
+    @property
+    def needs(self) -> tuple[Signal, ...]:
+        """[CLS] attention of one encoder layer."""
+        return (EncoderAttention(layer=self.layer),)
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """The attention itself."""
+        return tokens.signals[self.needs[0]]

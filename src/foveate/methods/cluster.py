@@ -1,0 +1,110 @@
+"""Cluster & Aggregate: similar tokens become one.  Omri et al. 2025, arXiv 2504.17892 (our reading)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from foveate.methods.base import Method, Positions
+from foveate.plan import Plan
+from foveate.spec import register
+from foveate.tokens import VisualTokens
+
+
+@register("cluster")
+@dataclass(frozen=True)
+class Cluster(Method):
+    """k-means over the features in float32, then the plain mean of each cluster, in the order of their slots.
+
+    Neither the paper's text nor its code was seen: start, iterations and distance are choices. Starts from evenly
+    spaced tokens ("stride"), or from k-means++ with a seed; a cluster that loses its last member gets the token that
+    is farthest from its own centre. A cluster's slot is the member nearest to its mean index.
+
+    >>> tokens = VisualTokens.of(torch.randn(2, 576, 16), (24, 24))
+    >>> plan = Cluster(keep=64).plan(tokens)
+    >>> plan.apply(tokens.features).shape, plan.size().sum(dim=1).tolist()
+    (torch.Size([2, 64, 16]), [576, 576])
+    """
+
+    positions: Positions = "pack"
+    start: Literal["stride", "plusplus"] = "stride"
+    seed: int = 0
+    iterations: int = 10
+
+    paper = "arXiv 2504.17892"
+
+    def plan(self, tokens: VisualTokens) -> Plan:
+        """One batch of k-means over all images."""
+        features = tokens.features.float()
+        kept = self.count(tokens.layout)
+        centre = self._start(features, kept)
+        group = self._assign(features, centre)
+        for _ in range(self.iterations):
+            centre = _means(features, group, kept)
+            group = self._assign(features, centre)
+        return _ordered(group, kept)
+
+    def _start(self, x: Tensor, kept: int) -> Tensor:
+        images, count, width = x.shape
+        if self.start == "stride":
+            index = (torch.arange(kept, device=x.device) * 2 + 1) * count // (2 * kept)
+            return x[:, index]
+        draws = torch.rand(kept, generator=torch.Generator().manual_seed(self.seed)).to(x.device)
+        chosen = x.gather(1, (draws[0] * count).long().clamp(max=count - 1).expand(images, 1, width))
+        centres = [chosen]
+        nearest = (x - chosen).square().sum(-1)
+        for draw in draws[1:]:
+            share = nearest.cumsum(dim=1)
+            place = torch.searchsorted(share, draw * share[:, -1:], right=True).clamp(max=count - 1)
+            chosen = x.gather(1, place[..., None].expand(-1, -1, width))
+            centres.append(chosen)
+            nearest = torch.minimum(nearest, (x - chosen).square().sum(-1))
+        return torch.cat(centres, dim=1)
+
+    def _assign(self, x: Tensor, centre: Tensor) -> Tensor:
+        """The nearest centre of each token `(B, N)`, no cluster left empty."""
+        images, count, _ = x.shape
+        kept = centre.shape[1]
+        # |x|^2 is the same for every centre, so leaving it out changes no choice.
+        distance = centre.square().sum(-1)[:, None] - 2 * torch.bmm(x, centre.transpose(1, 2))
+        away, group = distance.min(dim=2)
+        away = away + x.square().sum(-1)
+        sizes = _sizes(group, kept)
+        empty = sizes == 0
+        # The first member of each cluster stays; of all others, those farthest from their centre fill empty clusters.
+        index = torch.arange(count, device=x.device).expand(images, -1)
+        first = index.new_full((images, kept), count).scatter_reduce(1, group, index, "amin")
+        free = away.masked_fill(first.gather(1, group) == index, -torch.inf)
+        farthest = free.argsort(dim=1, descending=True, stable=True)[:, :kept]
+        mover = farthest.gather(1, (empty.cumsum(dim=1) - 1).clamp(min=0))
+        target = torch.where(empty, torch.arange(kept, device=x.device), -1)
+        moved = torch.full_like(group, -1).scatter_reduce(1, mover, target, "amax")
+        return torch.where(moved >= 0, moved, group)
+
+
+def _sizes(group: Tensor, kept: int) -> Tensor:
+    return torch.zeros(group.shape[0], kept, dtype=torch.int64, device=group.device).scatter_add(
+        1, group, torch.ones_like(group)
+    )
+
+
+def _means(x: Tensor, group: Tensor, kept: int) -> Tensor:
+    return Plan(slot=group[:, :kept], group=group).apply(x)
+
+
+def _ordered(group: Tensor, kept: int) -> Plan:
+    """Number clusters by their slots: the member nearest to the mean index, the lower of two."""
+    images, count = group.shape
+    index = torch.arange(count, device=group.device).expand(images, -1)
+    sizes = _sizes(group, kept)
+    total = torch.zeros_like(sizes).scatter_add(1, group, index)
+    away = (index * sizes.gather(1, group) - total.gather(1, group)).abs()
+    nearest = torch.full_like(sizes, torch.iinfo(torch.int64).max).scatter_reduce(
+        1, group, away * count + index, "amin"
+    )
+    slot, order = (nearest % count).sort(dim=1)
+    rank = torch.zeros_like(order).scatter(1, order, torch.arange(kept, device=group.device).expand(images, -1))
+    return Plan(slot=slot, group=rank.gather(1, group))

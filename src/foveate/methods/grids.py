@@ -1,0 +1,76 @@
+"""Grids inside grids: the shape that a budget allows, and which cell each token falls into."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+from torch import Tensor
+
+from foveate.tokens import Keep, Layout, spread
+
+
+def fit(height: int, width: int, budget: int) -> tuple[int, int]:
+    """The largest grid of at most `budget` cells whose sides are both within one of the exact proportion.
+
+    Of two that are equally large, the one closer to the picture's own shape; of two that are equally close, the wider.
+
+    >>> fit(24, 24, 64), fit(24, 24, 288), fit(6, 6, 6), fit(3, 40, 10)
+    ((8, 8), (16, 17), (2, 3), (1, 10))
+    """
+    scale = math.sqrt(budget / (height * width))
+    rows = {max(1, min(height, math.floor(height * scale) + extra)) for extra in (0, 1)}
+    columns = {max(1, min(width, math.floor(width * scale) + extra)) for extra in (0, 1)}
+    if 1 in rows:
+        columns.add(min(width, budget))
+    if 1 in columns:
+        rows.add(min(height, budget))
+    options = [(h, w) for h, w in itertools.product(rows, columns) if h * w <= budget]
+    shape = math.log(height / width)
+    return max(
+        options, key=lambda grid: (grid[0] * grid[1], -round(abs(math.log(grid[0] / grid[1]) - shape), 9), grid[1])
+    )
+
+
+def grids(layout: Layout, keep: Keep) -> list[tuple[int, int, int]]:
+    """The kept grid `(t, h, w)` of each segment; frames are kept apart.
+
+    Raises:
+        KeepError: more would remain than there are.
+    """
+    budget = keep.count(layout.content)
+    shares = spread(budget, [segment.count for segment in layout.segments])
+    return [
+        (segment.t, *fit(segment.h, segment.w, max(1, share // segment.t)))
+        for segment, share in zip(layout.segments, shares)
+    ]
+
+
+def cells(layout: Layout, kept: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
+    """Which cell each token falls into, and the token in the middle of each cell.
+
+    Returns:
+        `(N,)` int64 and `(M,)` int64, unique and ascending.
+    """
+    groups: list[Tensor] = []
+    middles: list[Tensor] = []
+    tokens = taken = 0
+    for segment, (frames, height, width) in zip(layout.segments, kept):
+        row, row_middle = _axis(segment.h, height)
+        column, column_middle = _axis(segment.w, width)
+        frame = torch.arange(frames)
+        cell = (frame[:, None, None] * height + row[:, None]) * width + column
+        middle = (frame[:, None, None] * segment.h + row_middle[:, None]) * segment.w + column_middle
+        groups.append(cell.flatten() + taken)
+        middles.append(middle.flatten() + tokens)
+        tokens += segment.count
+        taken += frames * height * width
+    return torch.cat(groups), torch.cat(middles)
+
+
+def _axis(size: int, parts: int) -> tuple[Tensor, Tensor]:
+    """Cut an axis into equal parts: the part of each place, and the middle place of each part (the lower of two)."""
+    part = torch.arange(size) * parts // size
+    first = -(-torch.arange(parts + 1) * size // parts)
+    return part, (first[:-1] + first[1:] - 1) // 2

@@ -1,0 +1,39 @@
+"""Average neighbours in raster order.  Visual Context Compressor, Chen et al. 2024, arXiv 2406.20092."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from foveate.methods.base import Method
+from foveate.plan import Plan
+from foveate.spec import register
+from foveate.tokens import VisualTokens
+
+
+@register("pool")
+@dataclass(frozen=True)
+class Pool(Method):
+    """1-D average pooling over the tokens in raster order, a row's end joined to the next row's start.
+
+    Equal runs where the count divides; otherwise runs whose lengths differ by one (the paper drops the rest instead).
+    A pooled token takes the middle place of its run, the floor of its mean position, as in the paper.
+
+    >>> tokens = VisualTokens.of(torch.arange(8.0).view(1, 8, 1), (2, 4))
+    >>> plan = Pool(keep=2).plan(tokens)
+    >>> plan.apply(tokens.features).flatten().tolist(), plan.slot.tolist()
+    ([1.5, 5.5], [[1, 5]])
+    """
+
+    paper = "arXiv 2406.20092"
+
+    def plan(self, tokens: VisualTokens) -> Plan:
+        """Runs of neighbours."""
+        images, count = tokens.features.shape[:2]
+        kept = self.count(tokens.layout)
+        group = torch.arange(count) * kept // count
+        first = -(-torch.arange(kept + 1) * count // kept)
+        middle = (first[:-1] + first[1:] - 1) // 2
+        device = tokens.features.device
+        return Plan(slot=middle.to(device).expand(images, -1), group=group.to(device).expand(images, -1))

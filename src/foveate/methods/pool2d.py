@@ -1,0 +1,37 @@
+"""Average the cells of a coarser grid.  M3, Cai et al. 2024, arXiv 2405.17430, without its training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from foveate.methods.base import Method
+from foveate.methods.grids import cells, grids
+from foveate.plan import Plan
+from foveate.spec import register
+from foveate.tokens import Layout, VisualTokens
+
+
+@register("pool2d")
+@dataclass(frozen=True)
+class Pool2d(Method):
+    """2-D average pooling to the largest aspect-true grid that fits into the budget.
+
+    The real count may be below the budget: 272 for 288 of 24 x 24.
+
+    >>> import torch
+    >>> tokens = VisualTokens.of(torch.arange(8.0).view(1, 8, 1), (2, 4))
+    >>> Pool2d(keep=2).plan(tokens).apply(tokens.features).flatten().tolist()
+    [2.5, 4.5]
+    """
+
+    paper = "arXiv 2405.17430"
+
+    def count(self, layout: Layout) -> int:
+        """Cells of the grid."""
+        return sum(t * h * w for t, h, w in grids(layout, self.keep))
+
+    def plan(self, tokens: VisualTokens) -> Plan:
+        """Cells of the grid, each at its middle place."""
+        group, middle = cells(tokens.layout, grids(tokens.layout, self.keep))
+        images, device = tokens.features.shape[0], tokens.features.device
+        return Plan(slot=middle.to(device).expand(images, -1), group=group.to(device).expand(images, -1))

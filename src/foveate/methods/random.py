@@ -1,0 +1,32 @@
+"""Keep tokens at random: the baseline that every claim must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from foveate.methods.base import Method
+from foveate.plan import Plan
+from foveate.spec import register
+from foveate.tokens import VisualTokens
+
+
+@register("random")
+@dataclass(frozen=True)
+class Random(Method):
+    """A uniform choice without replacement, the same places in every image of one layout.
+
+    >>> tokens = VisualTokens.of(torch.randn(2, 576, 8), (24, 24))
+    >>> Random(keep=64).plan(tokens).slot.shape
+    torch.Size([2, 64])
+    """
+
+    seed: int = 0
+
+    def plan(self, tokens: VisualTokens) -> Plan:
+        """A seeded choice, in raster order."""
+        images, count = tokens.features.shape[:2]
+        generator = torch.Generator().manual_seed(self.seed)
+        chosen = torch.randperm(count, generator=generator)[: self.count(tokens.layout)].sort().values
+        return Plan(slot=chosen.to(tokens.features.device).expand(images, -1))

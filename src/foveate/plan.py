@@ -1,0 +1,135 @@
+"""A plan: which tokens survive, where they sit, and what flowed into them.  Pure data, no model in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveate.errors import PlanError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of the N tokens of B images.
+
+    Attributes:
+        slot: `(B, M)` int64, unique and ascending: the place that each kept token takes. A slot is a member of its own
+            group; of a cluster it is the member nearest to the mean index.
+        group: `(B, N)` int64: which kept token each token flows into, -1 = dropped; None = selection.
+        weight: `(B, N)`, the raw coefficients: out_m = sum of w_n x_n over its group; None = 1 / group size.
+        mix: `(B, M, N)`, only where one token flows into several; out = mix x. Used in place of group and weight.
+        valid: `(B, M)` bool when counts differ between images: kept tokens first, padding behind them.
+
+    >>> plan = Plan(slot=torch.tensor([[0, 2]]), group=torch.tensor([[0, 0, 1, 1]]))
+    >>> plan.apply(torch.tensor([[[1.0], [3.0], [5.0], [7.0]]])).flatten().tolist()
+    [2.0, 6.0]
+    >>> plan.select(torch.tensor([[10, 11, 12, 13]])).tolist()
+    [[10, 12]]
+    """
+
+    slot: Tensor
+    group: Tensor | None = None
+    weight: Tensor | None = None
+    mix: Tensor | None = None
+    valid: Tensor | None = None
+
+    def apply(self, x: Tensor) -> Tensor:
+        """Features of the kept tokens: `(B, N, D)` -> `(B, M, D)`, in the dtype of `x`; sums are made in float32."""
+        if self.mix is not None:
+            return torch.bmm(self.mix.to(torch.promote_types(x.dtype, torch.float32)), _wide(x)).to(x.dtype)
+        if self.group is None:
+            return self.select(x)
+        if x.is_cuda:
+            # Scattered sums on CUDA come in any order; a product with the dense map is as fast and repeats exactly.
+            return torch.bmm(self.matrix().to(x.device), _wide(x)).to(x.dtype)
+        weighted = _wide(x) * self.weights()[..., None].to(_wide(x).dtype)
+        out = weighted.new_zeros(x.shape[0], self.slot.shape[1] + 1, x.shape[2])
+        target = (self.group + 1)[..., None].expand_as(weighted)
+        return out.scatter_add(1, target, weighted)[:, 1:].to(x.dtype)
+
+    def select(self, x: Tensor) -> Tensor:
+        """What stands at the slots: `(B, N, ...)` -> `(B, M, ...)`, for position ids, signals, labels, mask columns."""
+        index = self.slot.view(*self.slot.shape, *(1,) * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
+        return x.gather(1, index)
+
+    def size(self) -> Tensor:
+        """How many tokens each kept token stands for: `(B, M)` int64, 0 at padding."""
+        if self.mix is not None:
+            size = (self.mix != 0).sum(dim=2)
+        elif self.group is None:
+            size = torch.ones_like(self.slot)
+        else:
+            size = _counts(self.group, self.slot.shape[1])
+        return size if self.valid is None else size * self.valid
+
+    def weights(self) -> Tensor:
+        """The coefficient of each token: `(B, N)` float, 0 where it is dropped. Not for plans with `mix`."""
+        assert self.group is not None
+        kept = self.group >= 0
+        if self.weight is not None:
+            return self.weight * kept
+        counts = _counts(self.group, self.slot.shape[1]).clamp(min=1)
+        return kept / counts.gather(1, self.group.clamp(min=0))
+
+    def grouped(self, tokens: int) -> Plan:
+        """The same plan with `group` and `weight` spelled out, over `tokens` tokens. Not for plans with `mix`."""
+        if self.group is not None:
+            return Plan(self.slot, self.group, self.weights(), None, self.valid)
+        numbers = torch.arange(self.slot.shape[1], device=self.slot.device).expand_as(self.slot)
+        group = torch.full((self.slot.shape[0], tokens), -1, dtype=torch.int64, device=self.slot.device)
+        if self.valid is not None:
+            numbers = torch.where(self.valid, numbers, -1)
+        # The padding of a ragged plan repeats a slot: the larger number, the real one, wins.
+        group = group.scatter_reduce(1, self.slot, numbers, "amax")
+        return Plan(self.slot, group, (group >= 0).float(), None, self.valid)
+
+    def matrix(self, tokens: int | None = None) -> Tensor:
+        """The whole map: `(B, M, N)` float32. A selection needs to be told N (`tokens`)."""
+        if self.mix is not None:
+            return self.mix
+        if self.group is None:
+            assert tokens is not None
+            return self.grouped(tokens).matrix()
+        numbers = torch.arange(self.slot.shape[1], device=self.slot.device)
+        return (self.group[:, None] == numbers[None, :, None]) * self.weights()[:, None].float()
+
+    def compose(self, later: Plan, tokens: int | None = None) -> Plan:
+        """This plan, then a later one over what it kept: one plan over the first one's tokens.
+
+        `tokens` is N; only a selection doesn't know it by itself, and needs it when the later plan merges.
+        """
+        slot = self.slot.gather(1, later.slot)
+        if self.mix is not None:
+            tokens = self.mix.shape[2]
+        elif self.group is not None:
+            tokens = self.group.shape[1]
+        if self.mix is not None or later.mix is not None:
+            mix = torch.bmm(later.matrix(self.slot.shape[1]).float(), self.matrix(tokens).float())
+            return Plan(slot, None, None, mix, later.valid)
+        if self.group is None and later.group is None:
+            return Plan(slot, valid=later.valid)
+        if tokens is None:
+            raise PlanError(
+                "a selection, then a plan that merges: say over how many tokens, compose(later, tokens=576)"
+            )
+        first = self.grouped(tokens)
+        second = later.grouped(self.slot.shape[1])
+        assert first.group is not None
+        assert first.weight is not None
+        assert second.group is not None
+        assert second.weight is not None
+        through = first.group.clamp(min=0)
+        group = torch.where(first.group < 0, -1, second.group.gather(1, through))
+        weight = first.weight * second.weight.gather(1, through) * (group >= 0)
+        return Plan(slot, group, weight, None, later.valid)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _counts(group: Tensor, kept: int) -> Tensor:
+    counts = torch.zeros(group.shape[0], kept + 1, dtype=torch.int64, device=group.device)
+    return counts.scatter_add(1, group + 1, torch.ones_like(group))[:, 1:]

@@ -1,0 +1,222 @@
+"""The written form of a configuration: "cluster:64+fastv:0.5@2" <-> steps.
+
+    spec := step ("+" step)*
+    step := name [":" keep] [":" option "=" value]* ["@" place ("," place)*]
+
+Everything that changes a result is in it. `str(parse(text))` is canonical: options in the order the method declares
+them, those at their default and a method's natural place left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import importlib.metadata
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from foveate.errors import FoveateError, KeepError, SpecError
+from foveate.tokens import Keep, Place
+
+_PLACES = ("pixels", "encoder", "features", "input")
+_methods: dict[str, type[Any]] = {}
+_loaded = False
+T = TypeVar("T", bound=type)
+
+
+def register(name: str) -> Callable[[T], T]:
+    """Make a method known under a name; a decorator of its class.
+
+    Raises:
+        FoveateError: another method has the name.
+    """
+
+    def decorate(method: T) -> T:
+        held = _methods.get(name)
+        if held is not None and (held.__module__, held.__qualname__) != (method.__module__, method.__qualname__):
+            raise FoveateError(f"two methods want to be called {name!r}: {held.__module__} and {method.__module__}")
+        method.name = name  # pyright: ignore[reportAttributeAccessIssue]
+        _methods[name] = method
+        return method
+
+    return decorate
+
+
+def method_names() -> tuple[str, ...]:
+    """The names of all methods, ours and those of installed packages (entry points, group "foveate.methods")."""
+    _load()
+    return tuple(sorted(_methods))
+
+
+def method_class(name: str) -> type[Any]:
+    """The class of a method.
+
+    Raises:
+        SpecError: no method has the name.
+    """
+    _load()
+    if name not in _methods:
+        raise SpecError(_unknown("method is called", name, method_names()))
+    return _methods[name]
+
+
+def _load() -> None:
+    global _loaded
+    if not _loaded:
+        _loaded = True
+        importlib.import_module("foveate.methods")
+        for entry in importlib.metadata.entry_points(group="foveate.methods"):
+            entry.load()
+
+
+def _unknown(what: str, name: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f'; did you mean "{near[0]}"?' if near else f"; there are {', '.join(known)}"
+    return f'no {what} "{name}"{meant}'
+
+
+@dataclass(frozen=True)
+class Step:
+    """One method at one or more places; no places means its natural one."""
+
+    method: Any
+    places: tuple[Place, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.places:
+            object.__setattr__(self, "places", (self.method.place,))
+
+    def __str__(self) -> str:
+        text = str(self.method)
+        if self.places != (self.method.place,):
+            text += "@" + ",".join(str(place) for place in self.places)
+        return text
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Steps, in the order they act."""
+
+    steps: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        return "+".join(str(step) for step in self.steps)
+
+
+def written(method: Any) -> str:
+    """A method's own part of a step: name, keep, and the options that differ from their defaults."""
+    parts: list[str] = [str(method.name), str(method.keep)]
+    for field in dataclasses.fields(method):
+        value = getattr(method, field.name)
+        if field.name != "keep" and value != field.default:
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            parts.append(f"{field.name}={text}")
+    return ":".join(parts)
+
+
+def parse(text: str) -> Spec:
+    """Read a spec.
+
+    >>> str(parse("cluster:64:start=stride+cls:0.5"))
+    'cluster:64+cls:0.5'
+
+    Raises:
+        SpecError: it can't be read; the text shows the place and the nearest valid name.
+    """
+    if not text.strip():
+        raise SpecError('an empty spec; write a method and how much to keep, for instance "cluster:64"')
+    steps: list[Step] = []
+    offset = 0
+    for part in text.split("+"):
+        steps.append(_step(text, part, offset))
+        offset += len(part) + 1
+    return Spec(tuple(steps))
+
+
+def _fail(text: str, start: int, length: int, message: str) -> SpecError:
+    return SpecError(f"{text}\n{' ' * start}{'^' * max(1, length)} {message}")
+
+
+def _step(text: str, part: str, offset: int) -> Step:
+    body, at, where = part.partition("@")
+    pieces = body.split(":")
+    name = pieces[0].strip()
+    if name not in method_names():
+        message = _unknown("method is called", name, method_names()) + "  (foveate methods lists them)"
+        raise _fail(text, offset, len(pieces[0]), message)
+    method = method_class(name)
+    fields = {field.name: field for field in dataclasses.fields(method)}
+    hints = typing.get_type_hints(method)
+    options: dict[str, Any] = {}
+    begin = offset + len(pieces[0]) + 1
+    for number, piece in enumerate(pieces[1:]):
+        key, equals, value = (each.strip() for each in piece.partition("="))
+        if not equals:
+            if number:
+                raise _fail(text, begin, len(piece), "an option is written name=value; a keep comes first, once")
+            key, value = "keep", key
+        if key not in fields:
+            raise _fail(text, begin, len(key), _unknown(f"option of {name} is called", key, tuple(fields)))
+        if key in options:
+            raise _fail(text, begin, len(piece), f"{key} is given twice")
+        try:
+            options[key] = Keep.of(value) if key == "keep" else _value(hints[key], value)
+        except KeepError as error:
+            raise _fail(text, begin, len(piece), str(error)) from None
+        except ValueError:
+            raise _fail(text, begin, len(piece), f"{key} must be {_wanted(hints[key])}, not {value!r}") from None
+        begin += len(piece) + 1
+    places = _places(text, where, offset + len(body) + 1) if at else ()
+    try:
+        return Step(method(**options), places)
+    except FoveateError as error:
+        raise _fail(text, offset, len(body), str(error)) from None
+
+
+def _places(text: str, where: str, begin: int) -> tuple[Place, ...]:
+    places: list[Place] = []
+    for piece in where.split(","):
+        place = piece.strip()
+        if place.isdigit():
+            places.append(int(place))
+        elif place in _PLACES:
+            places.append(place)
+        else:
+            known = f"{', '.join(_PLACES)}, or the number of a decoder layer"
+            raise _fail(text, begin, len(piece), f'no place is called "{place}"; there are {known}')
+        begin += len(piece) + 1
+    return tuple(places)
+
+
+def _value(kind: Any, text: str) -> Any:
+    """Read an option of a declared type; ValueError if it can't be."""
+    if typing.get_origin(kind) is typing.Literal:
+        if text not in typing.get_args(kind):
+            raise ValueError(text)
+        return text
+    if typing.get_origin(kind) in {typing.Union, types.UnionType}:
+        for each in typing.get_args(kind):
+            if each is type(None):
+                if text == "none":
+                    return None
+                continue
+            try:
+                return _value(each, text)
+            except ValueError:
+                continue
+        raise ValueError(text)
+    if kind is bool:
+        if text not in {"true", "false"}:
+            raise ValueError(text)
+        return text == "true"
+    return kind(text)
+
+
+def _wanted(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return " or ".join(typing.get_args(kind))
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, str(kind))

@@ -1,0 +1,269 @@
+"""What a method sees: layouts, features, signals, and how much to keep.  No model in here."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, Literal
+
+from torch import Tensor
+
+from foveate.errors import FoveateError, KeepError, SignalError
+
+Place = str | int
+"""Where a step acts: "pixels", "encoder", "features", "input", or the number of a decoder layer."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One grid of tokens: `t` frames of `h` rows and `w` columns."""
+
+    t: int
+    h: int
+    w: int
+
+    @property
+    def count(self) -> int:
+        """Tokens of the grid."""
+        return self.t * self.h * self.w
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of one image's or clip's tokens, known before any encoder runs.
+
+    Attributes:
+        segments: grids in order: a single 24 x 24; base and tiles; frames.
+        structural: indices, inside the image's run of placeholders, of newlines and separators.
+
+    >>> Layout((Segment(1, 24, 24),)).content
+    576
+    """
+
+    segments: tuple[Segment, ...]
+    structural: tuple[int, ...] = ()
+
+    @property
+    def content(self) -> int:
+        """Content tokens: what methods see."""
+        return sum(segment.count for segment in self.segments)
+
+    @property
+    def total(self) -> int:
+        """Content and structural tokens: what the prompt holds."""
+        return self.content + len(self.structural)
+
+
+# Signals: what a method may look at besides the features, requested by type.
+
+
+@dataclass(frozen=True)
+class EncoderAttention:
+    """Attention that each token gets in encoder layer `layer`, mean over heads: `(B, N)`.
+
+    From [CLS], or where the encoder has none, from all tokens.
+    """
+
+    layer: int = -2
+
+
+@dataclass(frozen=True)
+class EncoderKeys:
+    """Keys of encoder layer `layer`: `(B, N, D_key)`, heads averaged ("mean") or side by side ("full")."""
+
+    layer: int = -2
+    heads: Literal["mean", "full"] = "mean"
+
+
+@dataclass(frozen=True)
+class DecoderAttention:
+    """Attention that each visual token gets in the decoder layer before the step: `(B, N)`."""
+
+    rows: Literal["last", "text"] = "last"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Embeddings of the prompt's text tokens: `(B, T, D)`."""
+
+
+Signal = EncoderAttention | EncoderKeys | DecoderAttention | Text
+
+
+class Signals(Mapping[Any, Tensor]):
+    """Answers to requests.
+
+    Args:
+        answers: per request, its tensor.
+        of_kind: per type of request, a tensor that answers any request of that type (for tests and notebooks).
+    """
+
+    def __init__(
+        self, answers: Mapping[Any, Tensor] | None = None, of_kind: Mapping[type, Tensor] | None = None
+    ) -> None:
+        self._answers = dict(answers or {})
+        self._of_kind = dict(of_kind or {})
+
+    def __getitem__(self, request: Any) -> Tensor:
+        """The answer to a request.
+
+        Raises:
+            SignalError: nobody captured it.
+        """
+        if request in self._answers:
+            return self._answers[request]
+        if type(request) in self._of_kind:
+            return self._of_kind[type(request)]
+        known = ", ".join(str(each) for each in self._answers) or "none"
+        raise SignalError(f"{request} was not captured (captured: {known}); list it in the method's `needs`")
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._answers)
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """What a method sees: B images of one layout.
+
+    Attributes:
+        features: `(B, N, D)`, at the method's place.
+        layout: the images' layout; N is its `content`.
+        signals: answers to what the method `needs`.
+    """
+
+    features: Tensor
+    layout: Layout
+    signals: Signals = field(default_factory=Signals)
+
+    @classmethod
+    def of(
+        cls,
+        features: Tensor,
+        grid: tuple[int, int] | tuple[int, int, int] | Layout,
+        *,
+        encoder_attention: Tensor | None = None,
+        encoder_keys: Tensor | None = None,
+        decoder_attention: Tensor | None = None,
+        text: Tensor | None = None,
+    ) -> VisualTokens:
+        """Tokens by hand, for tests and notebooks; each signal answers any request of its kind.
+
+        Args:
+            features: `(B, N, D)`.
+            grid: `(h, w)`, `(t, h, w)` or a layout, with N tokens.
+            encoder_attention: `(B, N)`.
+            encoder_keys: `(B, N, D_key)`.
+            decoder_attention: `(B, N)`.
+            text: `(B, T, D)`.
+
+        Raises:
+            FoveateError: features and grid don't fit together.
+        """
+        layout = grid if isinstance(grid, Layout) else Layout((Segment(*((1, *grid) if len(grid) == 2 else grid)),))
+        if features.ndim != 3 or features.shape[1] != layout.content:
+            raise FoveateError(
+                f"features of shape {tuple(features.shape)} don't fit a layout of {layout.content} tokens; "
+                "they must be (images, tokens, width)"
+            )
+        kinds = {
+            EncoderAttention: encoder_attention,
+            EncoderKeys: encoder_keys,
+            DecoderAttention: decoder_attention,
+            Text: text,
+        }
+        return cls(
+            features, layout, Signals(of_kind={kind: value for kind, value in kinds.items() if value is not None})
+        )
+
+
+@dataclass(frozen=True)
+class Keep:
+    """How much remains: a number of tokens per image, or an exact fraction of what arrives.
+
+    One rounding rule: a fraction of N tokens is rounded to the nearest whole number, halves up, and is at least 1.
+
+    >>> Keep.of("0.25").count(576), Keep.of(64).count(576), Keep.of(1.0).count(576)
+    (144, 64, 576)
+    >>> str(Keep.of(0.5)), str(Keep.of(1.0)), str(Keep.of(1))
+    ('0.5', '1.0', '1')
+    """
+
+    tokens: int | None = None
+    share: Fraction | None = None
+
+    @classmethod
+    def of(cls, value: Keep | float | str) -> Keep:
+        """Read a keep: an int is a number of tokens, a float a fraction; of text, what has a dot is a fraction.
+
+        Raises:
+            KeepError: it is neither.
+        """
+        if isinstance(value, Keep):
+            return value
+        text = str(value).strip()
+        if isinstance(value, bool) or not re.fullmatch(
+            r"[+-]?(\d+|\d*\.\d*|\d+e-\d+|\d+\.\d+e-\d+)|[+-]?(nan|inf)", text
+        ):
+            raise KeepError(f"{value!r} is no keep; write a number of tokens (64) or a fraction of them (0.25)")
+        if re.fullmatch(r"[+-]?\d+", text):
+            if int(text) < 1:
+                raise KeepError(
+                    f"keep {text} leaves nothing; keep at least 1 token, or a fraction above 0 such as 0.25"
+                )
+            return cls(tokens=int(text))
+        try:
+            share = Fraction(text)
+        except (ValueError, ZeroDivisionError):
+            raise KeepError(
+                f"{text!r} is no keep; write a number of tokens (64) or a fraction of them (0.25)"
+            ) from None
+        if not 0 < share <= 1:
+            raise KeepError(f"keep {text} is no fraction above 0 and up to 1.0; a number of tokens has no dot (64)")
+        return cls(share=share)
+
+    def count(self, tokens: int) -> int:
+        """How many of `tokens` remain.
+
+        Raises:
+            KeepError: more would remain than there are.
+        """
+        if self.share is not None:
+            return max(1, math.floor(self.share * tokens + Fraction(1, 2)))
+        assert self.tokens is not None
+        if self.tokens > tokens:
+            raise KeepError(
+                f"keep {self.tokens} is more than the {tokens} tokens there are; keep at most {tokens}, or 1.0"
+            )
+        return self.tokens
+
+    def __str__(self) -> str:
+        if self.share is None:
+            return str(self.tokens)
+        # Fractions come from decimals, so they have an exact decimal form.
+        digits = 1
+        while (self.share * 10**digits).denominator != 1 and digits < 40:
+            digits += 1
+        return f"{int(self.share * 10**digits) // 10**digits}.{int(self.share * 10**digits) % 10**digits:0{digits}d}"
+
+
+def spread(budget: int, weights: Sequence[int]) -> list[int]:
+    """Share `budget` out in proportion to `weights`, at least 1 each, by largest remainders.
+
+    >>> spread(10, [1, 1, 2])
+    [3, 2, 5]
+    """
+    whole = sum(weights)
+    exact = [Fraction(budget * weight, whole) for weight in weights]
+    parts = [max(1, math.floor(each)) for each in exact]
+    order = sorted(range(len(weights)), key=lambda i: (parts[i] - exact[i], i))
+    for i in order:
+        if sum(parts) >= budget:
+            break
+        parts[i] += 1
+    return parts
