@@ -82,7 +82,7 @@ def test_dropping_tokens_changes_the_logits(row: Row, any_model: Any) -> None:
 # 1. Keep everything = the untouched model.
 
 
-@pytest.mark.parametrize("spec", ["random:1.0", "pool:1.0", "cls:1.0@features"])
+@pytest.mark.parametrize("spec", ["random:1.0", "pool:1.0", "cls:1.0:positions=keep@features"])
 def test_keeping_everything_is_the_untouched_model(row: Row, any_model: Any, spec: str) -> None:
     for inputs in (row.inputs(CHAT), row.inputs(*BATCH)):
         dense, ids = logits(any_model, inputs), generate(any_model, inputs)

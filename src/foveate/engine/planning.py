@@ -104,15 +104,13 @@ def _step(
     method: Method, features: Tensor, before: Plan | None, encoded: Encoded, seen: Layout, members: Sequence[int]
 ) -> tuple[Plan, Tensor]:
     """One method on what arrives: features `(B, N, D)` -> the plan so far and features `(B, M, D)`."""
-    signals: Signals = {}
-    for signal, values in encoded.signals.items():
-        value = torch.stack([values[image] for image in members])
-        signals[signal] = value if before is None else before.select(value)
+    stacks = {s: torch.stack([values[image] for image in members]) for s, values in encoded.signals.items()}
+    signals = Signals(stacks if before is None else {s: before.select(value) for s, value in stacks.items()})
     layout = seen if before is None else Layout((Segment(1, 1, features.shape[1]),))
-    with torch.no_grad():
-        plan = method.plan(VisualTokens(features.detach(), layout, signals))
-    features = plan.apply(features)
-    return (plan if before is None else before.compose(plan)), features
+    with torch.set_grad_enabled(method.trained and torch.is_grad_enabled()):
+        seen_by_method = features if method.trained else features.detach()
+        plan = method.plan(VisualTokens(seen_by_method, layout, signals))
+    return (plan if before is None else before.compose(plan, seen.content)), plan.apply(features)
 
 
 def _row(plan: Plan, row: int, kept: Tensor) -> Plan:
