@@ -44,10 +44,12 @@ class Plan:
         if x.is_cuda:
             # Scattered sums on CUDA come in any order; a product with the dense map is as fast and repeats exactly.
             return torch.bmm(self.matrix().to(x.device), _wide(x)).to(x.dtype)
+        images, kept = x.shape[0], self.slot.shape[1] + 1
         weighted = _wide(x) * self.weights()[..., None].to(_wide(x).dtype)
-        out = weighted.new_zeros(x.shape[0], self.slot.shape[1] + 1, x.shape[2])
-        target = (self.group + 1)[..., None].expand_as(weighted)
-        return out.scatter_add(1, target, weighted)[:, 1:].to(x.dtype)
+        # Row 0 of each image takes what is dropped.
+        rows = self.group + 1 + torch.arange(images, device=x.device)[:, None] * kept
+        out = weighted.new_zeros(images * kept, x.shape[2]).index_add(0, rows.flatten(), weighted.flatten(0, 1))
+        return out.view(images, kept, -1)[:, 1:].to(x.dtype)
 
     def select(self, x: Tensor) -> Tensor:
         """What stands at the slots: `(B, N, ...)` -> `(B, M, ...)`, for position ids, signals, labels, mask columns."""

@@ -43,8 +43,9 @@ class Cluster(Method):
         centre = self._start(features, kept)
         group = self._assign(features, centre)
         for _ in range(self.iterations):
-            centre = _means(features, group, kept)
-            group = self._assign(features, centre)
+            before, group = group, self._assign(features, _means(features, group, kept))
+            if _free_to_look(group) and torch.equal(before, group):
+                break
         return _ordered(group, kept)
 
     def _start(self, x: Tensor, kept: int) -> Tensor:
@@ -69,11 +70,12 @@ class Cluster(Method):
         images, count, _ = x.shape
         kept = centre.shape[1]
         # |x|^2 is the same for every centre, so leaving it out changes no choice.
-        distance = centre.square().sum(-1)[:, None] - 2 * torch.bmm(x, centre.transpose(1, 2))
+        distance = torch.baddbmm(centre.square().sum(-1)[:, None], x, centre.transpose(1, 2), alpha=-2)
         away, group = distance.min(dim=2)
+        empty = _sizes(group, kept) == 0
+        if _free_to_look(empty) and not empty.any():
+            return group
         away = away + x.square().sum(-1)
-        sizes = _sizes(group, kept)
-        empty = sizes == 0
         # The first member of each cluster stays; of all others, those farthest from their centre fill empty clusters.
         index = torch.arange(count, device=x.device).expand(images, -1)
         first = index.new_full((images, kept), count).scatter_reduce(1, group, index, "amin")
@@ -83,6 +85,11 @@ class Cluster(Method):
         target = torch.where(empty, torch.arange(kept, device=x.device), -1)
         moved = torch.full_like(group, -1).scatter_reduce(1, mover, target, "amax")
         return torch.where(moved >= 0, moved, group)
+
+
+def _free_to_look(values: Tensor) -> bool:
+    """Whether a branch on these values costs nothing; on an accelerator it would make the host wait."""
+    return values.device.type == "cpu"
 
 
 def _sizes(group: Tensor, kept: int) -> Tensor:
