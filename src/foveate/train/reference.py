@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
@@ -78,7 +78,7 @@ def _distance(visual: Tensor, symbols: Tensor, dense: Tensor) -> Tensor:
 
 def _encoder_loss(trainee: Trainee, stage: Stage, draw: Mixture, compiled: bool):  # noqa: ANN202
     net = _EncoderStage(trainee, stage.align > 0)
-    forward = torch.compile(net) if compiled else net
+    forward = torch.compile(net, dynamic=False) if compiled else net
     rank, size = world()
     local = stage.batch // size
 
@@ -119,9 +119,9 @@ def _answer_loss(trainee: Trainee, stage: Stage, draw: Mixture, compiled: bool):
     rank, size = world()
     local = stage.batch // size
     net = _AnswerStage(trainee, stage)
-    see = torch.compile(net.see) if compiled else net.see
-    forward = torch.compile(net) if compiled else net
-    decode = torch.compile(net.decoder) if compiled else net.decoder
+    see = torch.compile(net.see, dynamic=False) if compiled else net.see
+    forward = torch.compile(net, dynamic=False) if compiled else net
+    decode = torch.compile(net.decoder, dynamic=False) if compiled else net.decoder
     all_rows = torch.arange(GRID * GRID)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -213,9 +213,9 @@ def begin(recipe: Recipe, layers: int) -> Trainee:
         folder = PATH if recipe.init_from == "shipped" else Path(recipe.init_from)
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
         trainee = Trainee(model)
-        heads = folder / "training.safetensors"
-        if heads.exists():
-            trainee.load_state_dict(load_file(heads), strict=False)
+        rest = folder.parent / "training.safetensors"
+        if rest.exists():
+            trainee.load_state_dict({k: v.float() for k, v in load_file(rest).items()}, strict=False)
         return trainee
     config = build_config(
         width=recipe.width, heads=recipe.heads, encoder_layers=recipe.encoder_layers, decoder_layers=layers
@@ -269,6 +269,10 @@ def run(recipe: Recipe, out: Path, data: Path | None = None, *, compiled: bool =
             partial.rename(done)
     if rank == 0:
         save_directory(trainee.model, out / "model")
+        # What only training needs, beside the model: a later run with ``init_from`` finds it there.
+        rest = {k: v.to(torch.bfloat16).contiguous() for k, v in trainee.state_dict().items() if k[:6] != "model."}
+        save_file(rest, out / "training.partial")
+        (out / "training.partial").rename(out / "training.safetensors")
     return trainee.model
 
 
