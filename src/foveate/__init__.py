@@ -1,0 +1,1 @@
+"""foveate: fewer visual tokens for any Hugging Face vision-language model."""
