@@ -1,1 +1,76 @@
-"""foveate: fewer visual tokens for any Hugging Face vision-language model."""
+"""foveate: fewer visual tokens for any Hugging Face vision-language model.
+
+>>> import foveate
+>>> str(foveate.parse("cluster:64"))
+'cluster:64'
+
+Names are loaded when they are first used, so that ``import foveate`` costs nothing: no torch, no transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from foveate.engine import Encoded, Report, Run, ShortInputs, apply, compress, encode, timed
+    from foveate.errors import FoveateError
+    from foveate.methods import Method, PixelMethod, ScoredMethod
+    from foveate.plan import Plan
+    from foveate.reference import reference
+    from foveate.spec import Spec, Step, parse, register
+    from foveate.tokens import EncoderAttention, EncoderKeys, Keep, Layout, Segment, VisualTokens
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "apply",
+    "compress",
+    "encode",
+    "timed",
+    "reference",
+    "parse",
+    "register",
+    "Spec",
+    "Step",
+    "Method",
+    "ScoredMethod",
+    "PixelMethod",
+    "Plan",
+    "Keep",
+    "Layout",
+    "Segment",
+    "VisualTokens",
+    "EncoderAttention",
+    "EncoderKeys",
+    "Run",
+    "Report",
+    "ShortInputs",
+    "Encoded",
+    "FoveateError",
+]
+
+_HOME = {
+    "foveate.engine": ("apply", "compress", "encode", "timed", "Run", "Report", "ShortInputs", "Encoded"),
+    "foveate.errors": ("FoveateError",),
+    "foveate.methods": ("Method", "ScoredMethod", "PixelMethod"),
+    "foveate.plan": ("Plan",),
+    "foveate.reference": ("reference",),
+    "foveate.spec": ("parse", "register", "Spec", "Step"),
+    "foveate.tokens": ("Keep", "Layout", "Segment", "VisualTokens", "EncoderAttention", "EncoderKeys"),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'foveate' has no attribute {name!r}")
+    # `foveate.reference` is a function here and a package on disk: importing the package sets the attribute to the
+    # package, so the function is put back over it.
+    value = getattr(importlib.import_module(_MODULE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
