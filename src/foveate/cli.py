@@ -1,0 +1,384 @@
+"""The commands: parse, call the library, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+# Only what --help needs: everything that imports torch is imported inside the commands.
+import typer
+from typer.core import TyperGroup
+
+from foveate.errors import FoveateError
+
+if TYPE_CHECKING:
+    import click
+    from PIL import Image
+    from rich.console import Console
+    from rich.table import Table
+
+    from foveate.asking import Answer
+
+_INTERRUPTED = "interrupted; nothing half-written was left behind"
+
+
+class _Commands(TyperGroup):
+    """Commands whose foreseen errors are one clear line on stderr and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FoveateError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo(_INTERRUPTED, err=True)
+            raise typer.Exit(2) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="foveate",
+    help="Fewer visual tokens for any Hugging Face vision-language model, and what that costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelOption = Annotated[
+    Path | None,
+    typer.Option("--model", metavar="DIR", help="A local model directory.", show_default="the embedded model"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"foveate {version('foveate')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def ask(
+    image: Annotated[Path, typer.Argument(help="Any image file.", show_default=False)],
+    question: Annotated[str, typer.Argument(help="What to ask about it.", show_default=False)],
+    model: ModelOption = None,
+    spec: Annotated[
+        list[str] | None,
+        typer.Option("--spec", help="What to apply; may be given several times.", show_default="cluster:64"),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Draw what is kept over the image.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="The longest answer.")] = 16,
+    device: Annotated[
+        str, typer.Option("--device", help="Where to run, for instance cpu or cuda.", show_default="cuda if any")
+    ] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a question about an image, dense and compressed side by side.
+
+    Shows answers, visual tokens before and after, and the time of encoder, compressor, prefill and decode.
+    """
+    from foveate.images import open_image
+
+    with _progress("Reading the image"):
+        from foveate.asking import ask as answer_one
+        from foveate.asking import check_question, image_layout, prompt
+        from foveate.engine.count import tokens_after
+        from foveate.models import family_of
+        from foveate.reference.load import load_model, load_processor, skeleton
+        from foveate.spec import parse
+        from foveate.view import writable
+
+        # Everything that can be wrong is looked at before the model is loaded.
+        question = check_question(question)
+        specs = [parse(text) for text in spec or ["cluster:64"]]
+        if picture is not None and writable(picture).resolve() == image.resolve():
+            raise FoveateError(f"the picture would be written over {image}; choose another name")
+        opened = open_image(image)
+        place = _device(device)
+        _quiet()
+        processor, shell = load_processor(model), skeleton(model)
+        inputs = prompt(processor, opened, question)
+        layout = image_layout(shell, inputs)
+        for each in specs:
+            tokens_after(each, family_of(shell), layout)
+
+    with _progress("Loading the model"):
+        network = load_model(model).to(place)
+    answers: list[Answer] = []
+    for each in (None, *specs):
+        with _progress(f"Asking: {each or 'dense'}"):
+            answers.append(answer_one(network, processor, inputs, each, max_new_tokens))
+    if picture is not None:
+        with _progress("Drawing"):
+            from foveate.view import save_picture
+
+            save_picture(_drawn(network, processor, inputs, opened, question, specs, answers), picture)
+
+    where = str(model) if model else "the embedded reference model"
+    if as_json:
+        import torch
+
+        _print_json(
+            {
+                "image": str(image),
+                "question": question,
+                "model": where,
+                "device": place,
+                "dtype": str(network.dtype).removeprefix("torch."),
+                "threads": torch.get_num_threads(),
+                "answers": [each.to_dict() for each in answers],
+                "picture": None if picture is None else str(picture),
+            }
+        )
+        return
+    console = _console()
+    console.print(_answer_table(question, answers))
+    dtype = str(network.dtype).removeprefix("torch.")
+    console.print(
+        f"{where}, {dtype} on {place}. Milliseconds, medians of {_runs(answers)} after a warm-up.", style="dim"
+    )
+    if picture is not None:
+        console.print(f"Picture: {picture}", highlight=False)
+    console.print("Everything as JSON: the same command with --json", style="dim", highlight=False)
+
+
+@app.command()
+def methods(as_json: JsonOption = False) -> None:
+    """List the methods that specs can name."""
+    from foveate.methods.listing import listing
+
+    rows = listing()
+    if as_json:
+        _print_json([row.to_dict() for row in rows])
+        return
+    table = _table("method", "what it does", "place", "positions", "reads question", "adaptive", "paper")
+    for row in rows:
+        table.add_row(
+            f"[bold]{row.name}[/]",
+            row.what,
+            f"@{row.place}",
+            row.positions,
+            "yes" if row.query_aware else "no",
+            "yes" if row.adaptive else "no",
+            row.paper or "-",
+        )
+    console = _console()
+    console.print(table)
+    console.print("A spec is method:keep, for instance cluster:64, cls:0.25 or resize:0.5+cluster:64.", highlight=False)
+    console.print("All options and their defaults: foveate methods --json", style="dim", highlight=False)
+
+
+@app.command()
+def count(
+    image: Annotated[Path, typer.Argument(help="Any image file.", show_default=False)],
+    model: ModelOption = None,
+    spec: Annotated[
+        list[str] | None, typer.Option("--spec", help="Count behind this too; may be given several times.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Tell how many visual tokens an image costs, without running the model or needing its weights."""
+    from foveate.images import open_image
+
+    with _progress("Counting"):
+        from foveate.asking import image_layout, prompt
+        from foveate.engine.count import tokens_after
+        from foveate.models import family_of
+        from foveate.reference.load import load_processor, skeleton
+        from foveate.spec import parse
+
+        specs = [parse(text) for text in spec or []]
+        opened = open_image(image)
+        _quiet()
+        processor, shell = load_processor(model), skeleton(model)
+        layout = image_layout(shell, prompt(processor, opened, "?"))
+        after = [(str(each), tokens_after(each, family_of(shell), layout)) for each in specs]
+    grids = [(segment.t, segment.h, segment.w) for segment in layout.segments]
+    where = str(model) if model else "the embedded reference model"
+    if as_json:
+        _print_json(
+            {
+                "image": str(image),
+                "width": opened.width,
+                "height": opened.height,
+                "model": where,
+                "grids": [list(grid) for grid in grids],
+                "content": layout.content,
+                "structural": len(layout.structural),
+                "total": layout.total,
+                "after": [{"spec": name, "tokens": tokens, "share": tokens / layout.total} for name, tokens in after],
+            }
+        )
+        return
+    table = _table("spec", "grid", title=f"{image}, {opened.width} x {opened.height} pixels, in {where}")
+    _numbers(table, "content", "structural", "visual tokens", "of dense")
+    grid = " + ".join(f"{h} x {w}" if t == 1 else f"{t} x {h} x {w}" for t, h, w in grids)
+    table.add_row("dense", grid, f"{layout.content}", f"{len(layout.structural)}", f"{layout.total}", "100%")
+    for name, tokens in after:
+        table.add_row(name, "", "", "", f"{tokens}", f"{tokens / layout.total:.1%}")
+    console = _console()
+    console.print(table)
+    console.print("Everything as JSON: the same command with --json", style="dim", highlight=False)
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def bench(context: typer.Context) -> None:
+    """Measure accuracy per skill, tokens and time, against dense and the baselines."""
+    # The command declares its own options; it is only imported when it is asked for.
+    from foveate.bench.command import bench as command
+
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    single.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
+    code = single(args=context.args, prog_name="foveate bench", standalone_mode=False)
+    raise typer.Exit(code if isinstance(code, int) else 0)
+
+
+def main() -> None:
+    """The entry point of `foveate`."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.echo(_INTERRUPTED, err=True)
+        sys.exit(2)
+
+
+# What the commands share
+
+
+def _device(name: str) -> str:
+    """A device's name, if this machine has it."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise FoveateError(f"this machine has no device {name!r}; use cpu, or cuda where there is a GPU") from None
+    return name
+
+
+def _quiet() -> None:
+    """Keep transformers' own progress bars and advice out of our output."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """A spinner on stderr, where somebody is looking."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{what} ..."):
+        yield
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # Piped output has no width of its own; 80 columns would break the rows.
+    return Console() if sys.stdout.isatty() else Console(width=120)
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    return table
+
+
+def _numbers(table: Table, *columns: str) -> None:
+    for column in columns:
+        table.add_column(column, justify="right")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _runs(answers: Sequence[Answer]) -> str:
+    fewest, most = min(each.runs for each in answers), max(each.runs for each in answers)
+    if most == 1:
+        return "one run"
+    return f"{most} runs" if fewest == most else f"{fewest} to {most} runs"
+
+
+def _answer_table(question: str, answers: Sequence[Answer]) -> Table:
+    from rich.markup import escape
+
+    table = _table("spec", "answer", title=escape(question))
+    _numbers(table, "tokens", "of dense", "mean over layers", "encoder", "compressor", "prefill", "decode", "total")
+    for each in answers:
+        table.add_row(
+            escape(each.spec),
+            f"[bold]{escape(each.text)}[/]",
+            f"{each.tokens_after}",
+            f"{each.tokens_after / each.tokens_before:.1%}",
+            f"{each.mean_over_layers:.1f}",
+            f"{each.encoder:.1f}",
+            f"{each.compressor:.1f}",
+            f"{each.prefill:.1f}",
+            f"{each.decode:.1f}",
+            f"{each.total:.1f}",
+        )
+    return table
+
+
+def _drawn(
+    model: Any,
+    processor: Any,
+    inputs: dict[str, Any],
+    image: Image.Image,
+    question: str,
+    specs: Sequence[Any],
+    answers: Sequence[Answer],
+) -> Image.Image:
+    """The panels of all answers, dense first."""
+    import torch
+
+    from foveate.asking import image_layout, seen_part
+    from foveate.engine import compress
+    from foveate.view import Panel, draw
+
+    layout = image_layout(model, inputs)
+    vision = model.config.vision_config
+    patch = int(vision.patch_size) * int(getattr(vision, "spatial_merge_size", 1))
+    panels = [Panel(layout, "dense", f'{layout.total} tokens: "{answers[0].text}"', patch=patch)]
+    device = next(model.parameters()).device
+    inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    for spec, answer in zip(specs, answers[1:], strict=True):
+        with torch.inference_mode():
+            (kept,) = compress(model, inputs, spec).images
+        note = f'{kept.after} of {kept.before} tokens: "{answer.text}"'
+        panels.append(Panel(layout, str(spec), note, kept.plan, kept.seen, patch))
+    return draw(seen_part(processor, image), panels, question)
+
+
+if __name__ == "__main__":
+    main()

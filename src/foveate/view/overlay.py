@@ -1,0 +1,290 @@
+"""Draw plans over the image they were made for: what is kept is lit, what is dropped is dimmed."""
+
+from __future__ import annotations
+
+import colorsys
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from foveate.errors import FoveateError
+from foveate.plan import Plan
+from foveate.tokens import Layout
+
+__all__ = ["Panel", "draw", "draw_panel", "save_picture", "writable"]
+
+SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
+
+_GROUND: Final = (15, 18, 24)
+_INK: Final = (240, 243, 248)
+_QUIET: Final = (152, 160, 174)
+_SLOT: Final = (255, 255, 255)
+_GOLDEN: Final = 0.618033988749895
+_DIM: Final = 0.16
+_TINT: Final = 0.42
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of a row.
+
+    Attributes:
+        layout: the grid of the uncompressed image; its first segment is drawn.
+        title: the larger caption, for instance a spec.
+        note: the smaller caption under it.
+        plan: a batch of one image over the tokens of `seen`; None keeps everything.
+        seen: the grid that the encoder saw: smaller than `layout` when the image was shrunk; None is `layout`.
+        patch: pixels of the model's input along one side of a token, to show how little a shrunk image holds.
+    """
+
+    layout: Layout
+    title: str = ""
+    note: str = ""
+    plan: Plan | None = None
+    seen: Layout | None = None
+    patch: int = 14
+
+
+def draw_panel(image: Image.Image, panel: Panel, side: int = 672) -> Image.Image:
+    """One plan over its image.
+
+    Kept tokens are lit and dropped ones dimmed. Tokens that are merged have the colour of the token that they flow
+    into, whose slot is outlined. A shrunk image shows the detail it has left, under its coarser grid.
+
+    Args:
+        image: mode "RGB", what the encoder saw, any size.
+        panel: what to draw; its captions are left to `draw`.
+        side: about the longer side of the result, in pixels: every token gets whole pixels.
+
+    Returns:
+        Mode "RGB".
+
+    >>> from foveate.tokens import Segment
+    >>> draw_panel(Image.new("RGB", (90, 60)), Panel(Layout((Segment(1, 4, 6),))), side=120).size
+    (120, 80)
+    """
+    full = panel.layout.segments[0]
+    grid = (panel.seen or panel.layout).segments[0]
+    rows, columns = grid.h, grid.w
+    scale = side / max(image.size)
+    cell = (max(2, round(image.width * scale / columns)), max(2, round(image.height * scale / rows)))
+    size = (columns * cell[0], rows * cell[1])
+    shrunk = (grid.h, grid.w) != (full.h, full.w)
+    if shrunk:
+        small = image.resize((columns * panel.patch, rows * panel.patch), Image.Resampling.BOX)
+        pixels = np.asarray(small.resize(size, Image.Resampling.NEAREST), dtype=np.float32)
+    else:
+        pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
+
+    count = rows * columns
+    group, slots = _groups(panel.plan, count)
+    owner = group.reshape(rows, columns)
+    alone = np.bincount(group[group >= 0], minlength=1).max(initial=0) <= 1
+    shown = _wide((owner >= 0)[..., None].astype(np.float32), cell)
+    dim = pixels.mean(axis=2, keepdims=True) * _DIM + np.array(_GROUND, dtype=np.float32) * 0.6
+    if alone:
+        lit = pixels
+    else:
+        tint = _wide(_palette(int(group.max()) + 1)[owner.clip(0)], cell)
+        # Enough of the picture stays to see what was merged with what.
+        lit = (1 - _TINT) * pixels + _TINT * tint
+    picture = Image.fromarray((shown * lit + (1 - shown) * dim).clip(0, 255).astype(np.uint8), "RGB")
+
+    if alone and len(slots) == count:
+        return _ruled(picture, rows, columns, cell, strength=0.45 if shrunk else 0.16)
+    if not alone:
+        picture = _borders(picture, owner, cell)
+    return _outlined(picture, slots, columns, cell, alone)
+
+
+def draw(image: Image.Image, panels: Sequence[Panel], heading: str = "", side: int | None = None) -> Image.Image:
+    """Several plans over one image, side by side with captions.
+
+    Args:
+        image: mode "RGB", what the encoder saw.
+        panels: at least one; up to four stand in a row.
+        heading: a line above all, for instance the question.
+        side: the longer side of one panel in pixels; None chooses by the number of panels.
+
+    Returns:
+        Mode "RGB".
+    """
+    across = len(panels) if len(panels) <= 4 else -(-len(panels) // (-(-len(panels) // 4)))
+    side = side or {1: 672, 2: 672, 3: 528}.get(across, 408)
+    drawn = [draw_panel(image, panel, side) for panel in panels]
+    width, height = max(each.width for each in drawn), max(each.height for each in drawn)
+    margin, gap = round(side * 0.05), round(side * 0.045)
+    large, small, top = round(side * 0.052), round(side * 0.04), round(side * 0.06)
+    caption = round(large * 1.35 + small * 1.5)
+    down = -(-len(panels) // across)
+    head = round(top * 1.75) if heading else 0
+    sheet = Image.new(
+        "RGB",
+        (
+            2 * margin + across * width + (across - 1) * gap,
+            2 * margin + head + down * (height + caption) + (down - 1) * gap,
+        ),
+        _GROUND,
+    )
+    pen = ImageDraw.Draw(sheet)
+    if heading:
+        _write(pen, (margin, margin), heading, sheet.width - 2 * margin, top, _INK, bold=True)
+    for number, (panel, one) in enumerate(zip(panels, drawn)):
+        x = margin + (number % across) * (width + gap)
+        y = margin + head + (number // across) * (height + caption + gap)
+        _write(pen, (x, y), panel.title, width, large, _INK, bold=True)
+        _write(pen, (x, y + round(large * 1.35)), panel.note, width, small, _QUIET)
+        sheet.paste(one, (x, y + caption), _rounded(one.size, round(side * 0.012)))
+    return sheet
+
+
+def writable(path: str | Path) -> Path:
+    """A path that a picture can be written to.
+
+    Raises:
+        FoveateError: its folder is missing or it doesn't end like an image.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise FoveateError(f"{path} doesn't end like a picture; end it with {', '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise FoveateError(f"{path} is a directory; name a picture in it")
+    if not path.parent.is_dir():
+        raise FoveateError(f"there is no folder {path.parent} for {path.name}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise FoveateError(f"the folder {path.parent} can't be written to; choose another one")
+    return path
+
+
+def save_picture(picture: Image.Image, path: str | Path) -> Path:
+    """Write a picture whole or not at all.
+
+    Raises:
+        FoveateError: the path is no picture's, or writing failed.
+    """
+    path = writable(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        picture.save(name, optimize=True, quality=92)
+        # Temporary files are private to their owner; a picture is not.
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(name).chmod(0o666 & ~mask)
+        Path(name).replace(path)
+    except OSError as error:
+        raise FoveateError(f"{path} can't be written ({error.strerror or error})") from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return path
+
+
+def _groups(plan: Plan | None, count: int) -> tuple[np.ndarray, list[int]]:
+    """Which kept token each token flows into (most), -1 = dropped; and the slots."""
+    if plan is None:
+        return np.arange(count), list(range(count))
+    slots = plan.slot[0].tolist()
+    if plan.mix is not None:
+        share, into = plan.mix[0].abs().max(dim=0)
+        group = into.masked_fill(share == 0, -1)
+    else:
+        group = plan.grouped(count).group[0]  # pyright: ignore[reportOptionalSubscript]
+    return group.cpu().numpy(), slots
+
+
+def _palette(count: int) -> np.ndarray:
+    """Colours that differ between neighbours in number: `(count, 3)` float32, 0 to 255."""
+    colours = [
+        colorsys.hsv_to_rgb((number * _GOLDEN) % 1.0, (0.62, 0.85, 0.5)[number % 3], (0.95, 0.8, 1.0)[number % 3])
+        for number in range(count)
+    ]
+    return np.array(colours, dtype=np.float32) * 255
+
+
+def _wide(values: np.ndarray, cell: tuple[int, int]) -> np.ndarray:
+    """`(rows, columns, C)` -> one value per pixel."""
+    return values.repeat(cell[1], axis=0).repeat(cell[0], axis=1)
+
+
+def _ruled(picture: Image.Image, rows: int, columns: int, cell: tuple[int, int], strength: float) -> Image.Image:
+    """The grid, laid over."""
+    lines = Image.new("L", picture.size, 0)
+    pen = ImageDraw.Draw(lines)
+    for column in range(1, columns):
+        pen.line([(column * cell[0], 0), (column * cell[0], picture.height)], fill=round(255 * strength))
+    for row in range(1, rows):
+        pen.line([(0, row * cell[1]), (picture.width, row * cell[1])], fill=round(255 * strength))
+    return Image.composite(Image.new("RGB", picture.size, _GROUND), picture, lines)
+
+
+def _borders(picture: Image.Image, owner: np.ndarray, cell: tuple[int, int]) -> Image.Image:
+    """Dark lines where one group meets another."""
+    lines = Image.new("L", picture.size, 0)
+    pen = ImageDraw.Draw(lines)
+    thick = 2 if min(cell) >= 12 else 1
+    for row, column in zip(*np.nonzero(owner[:, 1:] != owner[:, :-1])):
+        x, y = (column + 1) * cell[0], row * cell[1]
+        pen.rectangle([x - thick // 2, y, x + thick // 2 - (thick > 1), y + cell[1]], fill=190)
+    for row, column in zip(*np.nonzero(owner[1:] != owner[:-1])):
+        x, y = column * cell[0], (row + 1) * cell[1]
+        pen.rectangle([x, y - thick // 2, x + cell[0], y + thick // 2 - (thick > 1)], fill=190)
+    return Image.composite(Image.new("RGB", picture.size, _GROUND), picture, lines)
+
+
+def _outlined(
+    picture: Image.Image, slots: Sequence[int], columns: int, cell: tuple[int, int], alone: bool
+) -> Image.Image:
+    """A frame around each slot; thin around tokens that stand for themselves alone."""
+    pen = ImageDraw.Draw(picture)
+    thick = 1 if alone or min(cell) < 14 else 2
+    inset = 0 if alone else max(1, min(cell) // 7)
+    for slot in slots:
+        x, y = slot % columns * cell[0], slot // columns * cell[1]
+        box = [x + inset, y + inset, x + cell[0] - 1 - inset, y + cell[1] - 1 - inset]
+        if not alone and inset > 1:
+            # A dark rim, so that white shows on light colours too.
+            pen.rectangle([box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1], outline=_GROUND, width=thick + 2)
+        pen.rectangle(box, outline=_SLOT, width=thick)
+    return picture
+
+
+def _rounded(size: tuple[int, int], radius: int) -> Image.Image:
+    mask = Image.new("L", (size[0] * 4, size[1] * 4), 0)
+    ImageDraw.Draw(mask).rounded_rectangle([0, 0, size[0] * 4 - 1, size[1] * 4 - 1], radius * 4, fill=255)
+    return mask.resize(size, Image.Resampling.LANCZOS)
+
+
+def _write(
+    pen: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    width: int,
+    size: int,
+    colour: tuple[int, int, int],
+    bold: bool = False,
+) -> None:
+    """As much of a text as fits into one line of `width` pixels."""
+    text = " ".join(text.split())
+    font = _font(size, bold, text.isascii())
+    shown = text
+    while shown and font.getlength(shown) > width:
+        text = text[:-1]
+        shown = text.rstrip() + "..."
+    pen.text(place, shown, colour, font)
+
+
+@cache
+def _font(size: int, bold: bool, plain: bool) -> ImageFont.FreeTypeFont:
+    """Our own fonts hold ASCII only; Pillow's holds the letters of European languages."""
+    if not plain:
+        return ImageFont.load_default(size)  # pyright: ignore[reportReturnType]
+    fonts = Path(__file__).parent.parent / "scenes" / "fonts"
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(fonts / name), size, layout_engine=ImageFont.Layout.BASIC)
