@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Float32, Int64, Shaped
 from torch import Tensor
 
 from foveate.errors import PlanError
@@ -29,13 +30,13 @@ class Plan:
     [[10, 12]]
     """
 
-    slot: Tensor
-    group: Tensor | None = None
-    weight: Tensor | None = None
-    mix: Tensor | None = None
-    valid: Tensor | None = None
+    slot: Int64[Tensor, "B M"]
+    group: Int64[Tensor, "B N"] | None = None
+    weight: Float[Tensor, "B N"] | None = None
+    mix: Float[Tensor, "B M N"] | None = None
+    valid: Bool[Tensor, "B M"] | None = None
 
-    def apply(self, x: Tensor) -> Tensor:
+    def apply(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
         """Features of the kept tokens: `(B, N, D)` -> `(B, M, D)`, in the dtype of `x`; sums are made in float32."""
         if self.mix is not None:
             return torch.bmm(self.mix.to(torch.promote_types(x.dtype, torch.float32)), _wide(x)).to(x.dtype)
@@ -51,12 +52,12 @@ class Plan:
         out = weighted.new_zeros(images * kept, x.shape[2]).index_add(0, rows.flatten(), weighted.flatten(0, 1))
         return out.view(images, kept, -1)[:, 1:].to(x.dtype)
 
-    def select(self, x: Tensor) -> Tensor:
+    def select(self, x: Shaped[Tensor, "B N *rest"]) -> Shaped[Tensor, "B M *rest"]:
         """What stands at the slots: `(B, N, ...)` -> `(B, M, ...)`, for position ids, signals, labels, mask columns."""
         index = self.slot.view(*self.slot.shape, *(1,) * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
         return x.gather(1, index)
 
-    def size(self) -> Tensor:
+    def size(self) -> Int64[Tensor, "B M"]:
         """How many tokens each kept token stands for: `(B, M)` int64, 0 at padding."""
         if self.mix is not None:
             size = (self.mix != 0).sum(dim=2)
@@ -66,7 +67,7 @@ class Plan:
             size = _counts(self.group, self.slot.shape[1])
         return size if self.valid is None else size * self.valid
 
-    def weights(self) -> Tensor:
+    def weights(self) -> Float[Tensor, "B N"]:
         """The coefficient of each token: `(B, N)` float, 0 where it is dropped. Not for plans with `mix`."""
         assert self.group is not None
         kept = self.group >= 0
@@ -87,10 +88,10 @@ class Plan:
         group = group.scatter_reduce(1, self.slot, numbers, "amax")
         return Plan(self.slot, group, (group >= 0).float(), None, self.valid)
 
-    def matrix(self, tokens: int | None = None) -> Tensor:
+    def matrix(self, tokens: int | None = None) -> Float32[Tensor, "B M N"]:
         """The whole map: `(B, M, N)` float32. A selection needs to be told N (`tokens`)."""
         if self.mix is not None:
-            return self.mix
+            return self.mix.float()
         if self.group is None:
             assert tokens is not None
             return self.grouped(tokens).matrix()
@@ -128,10 +129,10 @@ class Plan:
         return Plan(slot, group, weight, None, later.valid)
 
 
-def _wide(x: Tensor) -> Tensor:
+def _wide(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _counts(group: Tensor, kept: int) -> Tensor:
+def _counts(group: Int64[Tensor, "B N"], kept: int) -> Int64[Tensor, "B M"]:
     counts = torch.zeros(group.shape[0], kept + 1, dtype=torch.int64, device=group.device)
     return counts.scatter_add(1, group + 1, torch.ones_like(group))[:, 1:]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
+from jaxtyping import Float
 from torch import Tensor
 
 from foveate.errors import FoveateError, KeepError, SignalError
@@ -137,20 +138,20 @@ class VisualTokens:
         signals: answers to what the method `needs`.
     """
 
-    features: Tensor
+    features: Float[Tensor, "B N D"]
     layout: Layout
     signals: Signals = field(default_factory=Signals)
 
     @classmethod
     def of(
         cls,
-        features: Tensor,
+        features: Float[Tensor, "B N D"],
         grid: tuple[int, int] | tuple[int, int, int] | Layout,
         *,
-        encoder_attention: Tensor | None = None,
-        encoder_keys: Tensor | None = None,
-        decoder_attention: Tensor | None = None,
-        text: Tensor | None = None,
+        encoder_attention: Float[Tensor, "B N"] | None = None,
+        encoder_keys: Float[Tensor, "B N D_key"] | None = None,
+        decoder_attention: Float[Tensor, "B N"] | None = None,
+        text: Float[Tensor, "B T D"] | None = None,
     ) -> VisualTokens:
         """Tokens by hand, for tests and notebooks; each signal answers any request of its kind.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from foveate.plan import Plan
@@ -65,8 +66,8 @@ class ScoredMethod(Method):
     """Keeps the tokens with the highest scores, in their order."""
 
     @abstractmethod
-    def score(self, tokens: VisualTokens) -> Tensor:
-        """`(B, N)`: higher stays."""
+    def score(self, tokens: VisualTokens) -> Float[Tensor, "B N"]:
+        """How much each token matters: `(B, N)`, higher stays."""
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Top-k by score."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor
 
 from foveate.methods.base import Positions, ScoredMethod
@@ -35,6 +36,6 @@ class Cls(ScoredMethod):
         """[CLS] attention of one encoder layer."""
         return (EncoderAttention(layer=self.layer),)
 
-    def score(self, tokens: VisualTokens) -> Tensor:
+    def score(self, tokens: VisualTokens) -> Float[Tensor, "B N"]:
         """The attention itself."""
         return tokens.signals[self.needs[0]]

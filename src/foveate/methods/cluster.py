@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
 from foveate.methods.base import Method, Positions
@@ -48,7 +49,7 @@ class Cluster(Method):
                 break
         return _ordered(group, kept)
 
-    def _start(self, x: Tensor, kept: int) -> Tensor:
+    def _start(self, x: Float32[Tensor, "B N D"], kept: int) -> Float32[Tensor, "B M D"]:
         images, count, width = x.shape
         if self.start == "stride":
             index = (torch.arange(kept, device=x.device) * 2 + 1) * count // (2 * kept)
@@ -65,7 +66,7 @@ class Cluster(Method):
             nearest = torch.minimum(nearest, (x - chosen).square().sum(-1))
         return torch.cat(centres, dim=1)
 
-    def _assign(self, x: Tensor, centre: Tensor) -> Tensor:
+    def _assign(self, x: Float32[Tensor, "B N D"], centre: Float32[Tensor, "B M D"]) -> Int64[Tensor, "B N"]:
         """The nearest centre of each token `(B, N)`, no cluster left empty."""
         images, count, _ = x.shape
         kept = centre.shape[1]
@@ -87,22 +88,22 @@ class Cluster(Method):
         return torch.where(moved >= 0, moved, group)
 
 
-def _free_to_look(values: Tensor) -> bool:
+def _free_to_look(values: Shaped[Tensor, "..."]) -> bool:
     """Whether a branch on these values costs nothing; on an accelerator it would make the host wait."""
     return values.device.type == "cpu"
 
 
-def _sizes(group: Tensor, kept: int) -> Tensor:
+def _sizes(group: Int64[Tensor, "B N"], kept: int) -> Int64[Tensor, "B M"]:
     return torch.zeros(group.shape[0], kept, dtype=torch.int64, device=group.device).scatter_add(
         1, group, torch.ones_like(group)
     )
 
 
-def _means(x: Tensor, group: Tensor, kept: int) -> Tensor:
+def _means(x: Float32[Tensor, "B N D"], group: Int64[Tensor, "B N"], kept: int) -> Float32[Tensor, "B M D"]:
     return Plan(slot=group[:, :kept], group=group).apply(x)
 
 
-def _ordered(group: Tensor, kept: int) -> Plan:
+def _ordered(group: Int64[Tensor, "B N"], kept: int) -> Plan:
     """Number clusters by their slots: the member nearest to the mean index, the lower of two."""
     images, count = group.shape
     index = torch.arange(count, device=group.device).expand(images, -1)

@@ -6,6 +6,7 @@ import itertools
 import math
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from foveate.tokens import Keep, Layout, spread
@@ -47,7 +48,7 @@ def grids(layout: Layout, keep: Keep) -> list[tuple[int, int, int]]:
     ]
 
 
-def cells(layout: Layout, kept: list[tuple[int, int, int]]) -> tuple[Tensor, Tensor]:
+def cells(layout: Layout, kept: list[tuple[int, int, int]]) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " M"]]:
     """Which cell each token falls into, and the token in the middle of each cell.
 
     Returns:
@@ -69,7 +70,7 @@ def cells(layout: Layout, kept: list[tuple[int, int, int]]) -> tuple[Tensor, Ten
     return torch.cat(groups), torch.cat(middles)
 
 
-def _axis(size: int, parts: int) -> tuple[Tensor, Tensor]:
+def _axis(size: int, parts: int) -> tuple[Int64[Tensor, " size"], Int64[Tensor, " parts"]]:
     """Cut an axis into equal parts: the part of each place, and the middle place of each part (the lower of two)."""
     part = torch.arange(size) * parts // size
     first = -(-torch.arange(parts + 1) * size // parts)
