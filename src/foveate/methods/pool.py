@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -17,14 +18,21 @@ from foveate.tokens import VisualTokens
 class Pool(Method):
     """1-D average pooling over the tokens in raster order, a row's end joined to the next row's start.
 
-    Equal runs where the count divides; otherwise runs whose lengths differ by one (the paper drops the rest instead).
-    A pooled token takes the middle place of its run, the floor of its mean position, as in the paper.
+    Equal runs where the count divides. Otherwise `remainder` says what happens: with "spread" every token counts, in
+    runs whose lengths differ by one; with "drop", as in the authors' code, runs have one length (N // kept) and the
+    tokens behind the last run are lost: few where many are pooled, but keeping 300 of 576 is the first 300.
+    A pooled token takes the middle place of its run, the floor of its mean position, as in the paper. (The authors
+    take that mean in float16, so theirs is off by one or two past position 1024; here it is exact.)
 
     >>> tokens = VisualTokens.of(torch.arange(8.0).view(1, 8, 1), (2, 4))
     >>> plan = Pool(keep=2).plan(tokens)
     >>> plan.apply(tokens.features).flatten().tolist(), plan.slot.tolist()
     ([1.5, 5.5], [[1, 5]])
+    >>> Pool(keep=3, remainder="drop").plan(tokens).group.tolist()
+    [[0, 0, 1, 1, 2, 2, -1, -1]]
     """
+
+    remainder: Literal["spread", "drop"] = "spread"
 
     paper = "arXiv 2406.20092"
 
@@ -32,8 +40,14 @@ class Pool(Method):
         """Runs of neighbours."""
         images, count = tokens.features.shape[:2]
         kept = self.count(tokens.layout)
-        group = torch.arange(count) * kept // count
-        first = -(-torch.arange(kept + 1) * count // kept)
+        place = torch.arange(count)
+        if self.remainder == "drop":
+            run = count // kept
+            group = torch.where(place < kept * run, place // run, -1)
+            first = torch.arange(kept + 1) * run
+        else:
+            group = place * kept // count
+            first = -(-torch.arange(kept + 1) * count // kept)
         middle = (first[:-1] + first[1:] - 1) // 2
         device = tokens.features.device
         return Plan(slot=middle.to(device).expand(images, -1), group=group.to(device).expand(images, -1))
