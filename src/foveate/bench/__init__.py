@@ -1,0 +1,15 @@
+"""Benchmarks: what fewer visual tokens cost in accuracy, and what they save in time.
+
+>>> from foveate.bench import configurations, scenes
+>>> task = scenes(20)  # the first questions of the fixed test set
+>>> len(task.pictures), [str(spec) or "dense" for spec in configurations(["cluster"], "64,16")]
+(2, ['dense', 'cluster:64', 'cluster:16'])
+
+``Benchmark(model, processor, task, specs).run()`` then answers them all and writes a results folder.
+"""
+
+from foveate.bench.configurations import configurations
+from foveate.bench.runner import Benchmark
+from foveate.bench.tasks import Asked, Picture, Task, jsonl, scenes
+
+__all__ = ["Benchmark", "configurations", "scenes", "jsonl", "Task", "Picture", "Asked"]

@@ -1,0 +1,347 @@
+"""Answer many questions about few images, greedily: each compressed image is prefilled once, for all its questions.
+
+What stands before the questions, up to the last visual token, is the same for every question about an image. With
+methods that don't read the question, its keys and values are made once and repeated for the questions. Methods that do
+read it go through the model's own `generate`, question by question, in batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.bench.tasks import Picture
+from foveate.engine import Encoded, compress, timed
+from foveate.engine.timing import now
+from foveate.errors import FoveateError
+from foveate.models import Family, family_of
+from foveate.spec import Spec
+
+CACHE_BYTES = 256 * 2**20
+"""Keys and values that one batch of questions may take at its start."""
+ROWS_AT_ONCE = 128
+PLAIN_ROWS = 16
+"""Rows of a batch that goes through `generate`."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The questions about one image, as the model reads them.
+
+    Attributes:
+        pixels: the processor's inputs that describe the image.
+        rows: per question, the ids of the whole prompt, one placeholder per visual token.
+        shared: how many ids, up to the last visual token, all rows have in common; 0 if they don't.
+    """
+
+    pixels: dict[str, Tensor]
+    rows: tuple[tuple[int, ...], ...]
+    shared: int
+
+
+@dataclass
+class Spent:
+    """Milliseconds of one configuration on some images, and over how much each is to be divided.
+
+    `prefix` is the prefill of what all questions of an image share, `question` that of what is left, `decode` all later
+    steps; `compressions` counts how often an image was compressed: once each, or once per question.
+    """
+
+    encoder: float = 0.0
+    compressor: float = 0.0
+    prefix: float = 0.0
+    question: float = 0.0
+    decode: float = 0.0
+    images: int = 0
+    compressions: int = 0
+    questions: int = 0
+
+
+@dataclass
+class Answered:
+    """The answers of one configuration.
+
+    Attributes:
+        texts: per picture, per question.
+        before: per picture, visual tokens of the whole prompt.
+        after: per picture, visual tokens that the decoder saw (for methods that read the question: on average).
+        spent: where the time went; the encoder's is for the caller to fill in.
+    """
+
+    texts: list[list[str]]
+    before: list[float]
+    after: list[float]
+    spent: Spent = field(default_factory=Spent)
+
+
+class Asker:
+    """A model with its processor, ready to be asked.
+
+    Args:
+        model: of a supported family, in evaluation mode.
+        processor: its own, with a chat template.
+        longest: the most tokens that an answer may have.
+
+    Raises:
+        UnsupportedFamily: the model is of no supported family.
+        FoveateError: the processor has no chat template.
+    """
+
+    def __init__(self, model: nn.Module, processor: Any, longest: int = 16) -> None:
+        if not getattr(processor, "chat_template", None):
+            raise FoveateError("the processor has no chat template to ask with; add chat_template.jinja to the model")
+        self.model: Any = model
+        self.processor = processor
+        self.longest = longest
+        self.family: Family = family_of(model)
+        self.device: torch.device = next(model.parameters()).device
+        settings = self.model.generation_config
+        ends = settings.eos_token_id
+        self.ends: list[int] = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
+        self.pad: int = settings.pad_token_id if settings.pad_token_id is not None else (self.ends or [0])[0]
+
+    # Prompts
+
+    def prompts(self, picture: Picture) -> Prompts:
+        """Prepare all questions about a picture; the image goes through the processor once.
+
+        Raises:
+            FoveateError: the image can't be read.
+        """
+        image = picture.load()
+        texts = [self._chat(asked.text) for asked in picture.questions]
+        first = self.processor(text=[texts[0]], images=[image], return_tensors="pt")
+        family = self.family
+        whole: list[int] = first["input_ids"][0].tolist()
+        count = whole.count(family.image_token)
+        rows = [whole]
+        for text in texts[1:]:
+            ids: list[int] = self.processor.tokenizer(text)["input_ids"]
+            if ids.count(family.image_token) != 1:
+                ids = self.processor(text=[text], images=[image], return_tensors="pt")["input_ids"][0].tolist()
+            else:
+                at = ids.index(family.image_token)
+                ids = (
+                    ids[:at]
+                    + whole[whole.index(family.image_token) : len(whole) - _after_last(whole, family)]
+                    + (ids[at + 1 :])
+                )
+            if ids.count(family.image_token) != count:
+                raise FoveateError(f"a question about {picture.name} holds the image placeholder; take it out")
+            rows.append(ids)
+        shared = len(whole) - _after_last(whole, family)
+        if any(row[:shared] != whole[:shared] or len(row) <= shared for row in rows):
+            shared = 0
+        pixels = {name: first[name] for name in family.pixel_inputs if name in first}
+        return Prompts(pixels, tuple(tuple(row) for row in rows), shared)
+
+    def _chat(self, question: str) -> str:
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+    def pixels(self, prompts: Iterable[Prompts]) -> dict[str, Tensor]:
+        """The images of several prompts, as one call of the encoder takes them."""
+        every = [each.pixels for each in prompts]
+        return {name: torch.cat([pixels[name] for pixels in every]).to(self.device) for name in every[0]}
+
+    # Answers
+
+    @torch.inference_mode()
+    def answer(
+        self, prompts: Sequence[Prompts], spec: Spec, encoded: Encoded, *, reuse: bool | None = None
+    ) -> Answered:
+        """Answer all questions about some encoded images under one configuration.
+
+        Args:
+            prompts: of the pictures, in the order of `encoded`.
+            spec: the configuration; one without steps is dense.
+            encoded: the pictures, encoded for this configuration.
+            reuse: whether the questions of an image share its keys and values; None does where it can be done.
+
+        Raises:
+            FoveateError: the configuration can't be done on these images.
+        """
+        if reuse is None:
+            aware = any(step.method.query_aware for step in spec.steps)
+            reuse = not aware and all(each.shared for each in prompts)
+        answered = Answered([[""] * len(each.rows) for each in prompts], [0.0] * len(prompts), [0.0] * len(prompts))
+        answered.spent.images = len(prompts)
+        answered.spent.questions = sum(len(each.rows) for each in prompts)
+        # Rows of one length need no padding, and padding is what families disagree about.
+        if reuse:
+            for group in _by_length((each.shared, index) for index, each in enumerate(prompts)):
+                self._reusing(prompts, group, spec, encoded, answered)
+        else:
+            rows = ((len(row), (index, n)) for index, each in enumerate(prompts) for n, row in enumerate(each.rows))
+            for group in _by_length(rows):
+                for start in range(0, len(group), PLAIN_ROWS):
+                    self._plainly(prompts, group[start : start + PLAIN_ROWS], spec, encoded, answered)
+        return answered
+
+    def _reusing(
+        self, prompts: Sequence[Prompts], group: Sequence[int], spec: Spec, encoded: Encoded, answered: Answered
+    ) -> None:
+        """Prefill images whose prompts are equally long, then answer their questions."""
+        spent = answered.spent
+        shared = prompts[group[0]].shared
+        # One column more than what is shared: its position id is where the questions begin.
+        inputs = self._whole([prompts[index].rows[0][: shared + 1] for index in group])
+        short = compress(self.model, inputs, spec, encoded.pick(group))
+        spent.compressor += short.milliseconds["compressor"]
+        spent.compressions += len(group)
+        for index, image in zip(group, short.images, strict=True):
+            answered.before[index] = image.before
+            answered.after[index] = image.after
+        positions: Tensor = short["position_ids"]
+        mask: Tensor = short["attention_mask"][:, :-1]
+        began = now(self.device)
+        cache = self.model(
+            input_ids=short["input_ids"][:, :-1],
+            attention_mask=mask,
+            position_ids=positions[..., :-1],
+            mm_encoder_outputs=short["mm_encoder_outputs"],
+            use_cache=True,
+            logits_to_keep=1,
+        ).past_key_values
+        spent.prefix += (now(self.device) - began) * 1e3
+
+        held = sum(layer.keys[0].nbytes + layer.values[0].nbytes for layer in cache.layers)
+        at_once = max(1, min(ROWS_AT_ONCE, CACHE_BYTES // held))
+        # Questions of like length answer together, so that little is padding.
+        rows = [(row, n) for row, index in enumerate(group) for n in range(len(prompts[index].rows))]
+        rows.sort(key=lambda each: len(prompts[group[each[0]]].rows[each[1]]))
+        for start in range(0, len(rows), at_once):
+            batch = rows[start : start + at_once]
+            of = torch.tensor([row for row, _ in batch], device=self.device)
+            ends = [prompts[group[row]].rows[n][shared:] for row, n in batch]
+            texts = self._decode(_selected(cache, of), mask[of], positions[..., -1].index_select(-1, of), ends, spent)
+            for (row, n), text in zip(batch, texts, strict=True):
+                answered.texts[group[row]][n] = text
+
+    def _decode(
+        self, cache: Any, mask: Tensor, start: Tensor, ends: Sequence[Sequence[int]], spent: Spent
+    ) -> list[str]:
+        """Greedy answers of rows whose beginning is in the cache.
+
+        Args:
+            cache: keys and values of R rows; it grows.
+            mask: `(R, P)` int64, 0 where the beginning is padding.
+            start: `(R,)` or `(axes, R)`, the position id of the first new token.
+            ends: per row, the ids that are left of its prompt.
+            spent: gets the time.
+        """
+        longest = max(map(len, ends))
+        ids = torch.tensor([[self.pad] * (longest - len(end)) + list(end) for end in ends], device=self.device)
+        real = torch.tensor([[0] * (longest - len(end)) + [1] * len(end) for end in ends], device=self.device)
+        positions = start[..., None] + (real.cumsum(dim=1) - 1).clamp(min=0)
+        mask = torch.cat([mask, real], dim=1)
+        done = torch.zeros(len(ends), dtype=torch.bool, device=self.device)
+        stop = torch.tensor(self.ends, dtype=torch.int64, device=self.device)
+        answers: list[Tensor] = []
+        for step in range(self.longest):
+            began = now(self.device)
+            output = self.model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            ids = output.logits[:, -1:].argmax(dim=-1).masked_fill(done[:, None], self.pad)
+            answers.append(ids)
+            done |= torch.isin(ids[:, 0], stop)
+            finished = bool(done.all())
+            milliseconds = (now(self.device) - began) * 1e3
+            if step == 0:
+                spent.question += milliseconds
+            else:
+                spent.decode += milliseconds
+            if finished:
+                break
+            mask = torch.cat([mask, mask.new_ones(len(ends), 1)], dim=1)
+            positions = positions[..., -1:] + 1
+        return self._texts(torch.cat(answers, dim=1))
+
+    def _plainly(
+        self,
+        prompts: Sequence[Prompts],
+        group: Sequence[tuple[int, int]],
+        spec: Spec,
+        encoded: Encoded,
+        answered: Answered,
+    ) -> None:
+        """Answer whole prompts of one length with the model's own `generate`."""
+        spent = answered.spent
+        inputs = self._whole([prompts[index].rows[n] for index, n in group])
+        short = compress(self.model, inputs, spec, encoded.pick([index for index, _ in group]))
+        spent.compressor += short.milliseconds["compressor"]
+        spent.compressions += len(group)
+        with timed(self.model) as times:
+            output = self.model.generate(
+                **short, max_new_tokens=self.longest, do_sample=False, num_beams=1, pad_token_id=self.pad
+            )
+        spent.question += times.prefill
+        spent.decode += times.decode
+        texts = self._texts(output[:, short["input_ids"].shape[1] :])
+        for (index, n), image, text in zip(group, short.images, texts, strict=True):
+            answered.texts[index][n] = text
+            answered.before[index] = image.before
+            answered.after[index] += image.after / len(prompts[index].rows)
+
+    def _whole(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        ids = torch.tensor([list(row) for row in rows], device=self.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    def _texts(self, ids: Tensor) -> list[str]:
+        return self.processor.batch_decode(ids, skip_special_tokens=True)
+
+
+def _after_last(ids: Sequence[int], family: Family) -> int:
+    """How many ids stand behind the last visual token."""
+    return list(reversed(ids)).index(family.image_token)
+
+
+def _by_length(items: Iterable[tuple[int, Any]]) -> list[list[Any]]:
+    groups: dict[int, list[Any]] = {}
+    for length, item in items:
+        groups.setdefault(length, []).append(item)
+    return list(groups.values())
+
+
+def _selected(cache: Any, rows: Tensor) -> Any:
+    """A new cache with some rows of another one; a row may come more than once."""
+    from transformers import DynamicCache
+
+    selected = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        selected.update(layer.keys.index_select(0, rows), layer.values.index_select(0, rows), number)
+    return selected
+
+
+def fingerprint(model: nn.Module, processor: Any) -> str:
+    """What tells two models apart: SHA-256 over the configuration, a sample of every weight, and the way of asking.
+
+    Of each parameter 4,096 evenly spread values are read, so a model of many gigabytes takes seconds, too.
+    """
+    import hashlib
+
+    digest = hashlib.sha256()
+    config: Mapping[str, Any] = model.config.to_dict()  # pyright: ignore
+    # Where it was loaded from, and by what, makes no other model of it.
+    digest.update(repr(sorted((k, str(v)) for k, v in config.items() if k not in _INCIDENTAL)).encode())
+    for name, weight in model.named_parameters():
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 4096)].to("cpu", torch.float32).contiguous()
+        digest.update(name.encode() + str(tuple(weight.shape)).encode() + sample.numpy().tobytes())
+    digest.update(str(getattr(processor, "chat_template", "")).encode())
+    images = getattr(processor, "image_processor", None)
+    digest.update(repr(sorted((k, str(v)) for k, v in images.to_dict().items()) if images else "").encode())
+    return digest.hexdigest()
+
+
+_INCIDENTAL = frozenset({"_name_or_path", "transformers_version"})

@@ -1,0 +1,134 @@
+"""`foveate bench`: what fewer visual tokens cost, as a table."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foveate.bench.configurations import BUDGETS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from foveate.bench.tasks import Task
+
+
+def bench(
+    spec: Annotated[
+        list[str] | None,
+        typer.Option(help="A configuration: cluster gets every budget, cluster:64 stands alone. May be repeated."),
+    ] = None,
+    keep: Annotated[str, typer.Option(help="Budgets for specs without one: tokens (64) or shares (0.25).")] = BUDGETS,
+    data: Annotated[
+        Path | None,
+        typer.Option(help='Your questions: a JSONL file of {"image", "question", "answer", "skill"?}.'),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A local model directory; the embedded reference model if left out.")
+    ] = None,
+    questions: Annotated[
+        int | None, typer.Option(help="How many of the first questions. [default: 500 scenes questions; all of --data]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The results folder. [default: a name inside results/]")] = None,
+    seed: Annotated[int | None, typer.Option(help="For every method that has one; part of the spec.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="The most tokens that an answer may have.")] = 16,
+    skills: Annotated[bool, typer.Option("--skills", help="Print accuracy per skill, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON and nothing else.")] = False,
+) -> None:
+    """Measure accuracy, tokens and time of compressed against dense, with paired 95 % intervals.
+
+    An interrupted run goes on where it stopped when the same command is given again.
+    """
+    from rich.console import Console
+
+    from foveate.bench.configurations import configurations
+    from foveate.errors import FoveateError
+
+    if max_new_tokens < 1:
+        raise FoveateError(f"--max-new-tokens {max_new_tokens} leaves no room for an answer; give at least 1")
+    specs = configurations(spec or (), keep, seed)
+    if questions is not None and questions < 1:
+        raise FoveateError(f"--questions {questions} asks nothing; ask at least 1")
+    notes = Console(stderr=True)
+    task = _task(data, questions, notes)
+    from foveate.bench.plot import plot
+    from foveate.bench.report import skills_table, table
+    from foveate.bench.runner import Benchmark
+
+    with notes.status("Loading the model"):
+        loaded, processor = _model(model)
+        run = Benchmark(loaded, processor, task, specs, out, max_new_tokens, _command())
+    if run.folder.whole:
+        notes.print(f"All {task.questions * len(specs):,} answers are there already; nothing is measured again.")
+    elif run.done:
+        notes.print(f"Going on after an interruption: {run.done} of {run.parts} parts are there already.")
+    metrics = _run(run, notes)
+    picture = run.folder.path / "accuracy.png"
+    if not picture.exists():
+        plot(metrics, picture)
+    if as_json:
+        sys.stdout.write(
+            json.dumps({**metrics, "config": run.config, "results": str(run.folder.path)}, indent=1) + "\n"
+        )
+        return
+    screen = Console()
+    if not screen.is_terminal or screen.width < 120:
+        screen = Console(width=max(screen.width, 132) if not screen.is_terminal else screen.width)
+    screen.print(table(metrics))
+    budgets = {row["budget"] for row in metrics["configurations"][1:]}
+    per_skill = skills_table(metrics) if skills or len(budgets) <= 1 else None
+    if per_skill is not None:
+        screen.print()
+        screen.print(per_skill)
+    screen.print()
+    drawn = ", accuracy.png" if picture.exists() else ""
+    screen.print(
+        f"Full results: {run.folder.path} (metrics.json, predictions.jsonl, table.md{drawn})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _task(data: Path | None, questions: int | None, notes: Console) -> Task:
+    from foveate.bench.tasks import jsonl, scenes
+
+    with notes.status("Making the test scenes" if data is None else "Reading questions and images"):
+        return scenes(500 if questions is None else questions) if data is None else jsonl(data, questions)
+
+
+def _model(path: Path | None) -> tuple[Any, Any]:
+    from foveate.models.load import load_model
+
+    return load_model(path)
+
+
+def _run(run: Any, notes: Console) -> dict[str, Any]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=notes, transient=True) as progress:
+        bar = progress.add_task("", total=run.parts, completed=run.done)
+        return run.run(lambda what, done, whole: progress.update(bar, description=what, completed=done, total=whole))
+
+
+def _command() -> str:
+    """The line that was typed, without the place where the program is installed."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

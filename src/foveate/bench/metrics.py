@@ -1,0 +1,125 @@
+"""From answers and times to what a table shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from foveate.bench.configurations import budget_of, is_baseline, label_of
+from foveate.bench.results import Part, Prediction
+from foveate.bench.statistics import difference_interval, mean_interval
+from foveate.bench.tasks import Task, normalised
+from foveate.spec import Spec
+
+
+def measure(
+    task: Task,
+    specs: Mapping[str, Spec],
+    predictions: Sequence[Prediction],
+    parts: Sequence[Part],
+    floor: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Everything that metrics.json holds, as plain data.
+
+    Args:
+        task: what was asked.
+        specs: the configurations by name, "dense" among them.
+        predictions: every configuration's answer to every question.
+        parts: tokens and times.
+        floor: accuracy per skill of answering without looking.
+
+    Returns:
+        "configurations": one entry each, dense first, then by budget; "floor"; counts. Times are milliseconds per
+        question about an image that nobody has asked about before; shares are between 0 and 1.
+    """
+    answers: dict[str, list[Prediction]] = {}
+    for each in predictions:
+        answers.setdefault(each.spec, []).append(each)
+    dense = sorted(answers["dense"], key=lambda each: each.number)
+    rows = []
+    for name, spec in specs.items():
+        own = sorted(answers[name], key=lambda each: each.number)
+        rows.append(_configuration(name, spec, own, dense, [part for part in parts if part.spec == name], task.skills))
+    base = rows[0]["time_ms"]
+    for row in rows:
+        row["time_ratio"] = {part: _ratio(row["time_ms"][part], base[part]) for part in row["time_ms"]}
+    # Dense first, then the largest budget; sorting keeps the order of methods.
+    rows[1:] = sorted(rows[1:], key=lambda row: -row["budget"])
+    return {
+        "task": task.name,
+        "images": len(task.pictures),
+        "questions": task.questions,
+        "floor": None if floor is None else _floor(floor, dense),
+        "configurations": rows,
+    }
+
+
+def _configuration(
+    name: str,
+    spec: Spec,
+    own: Sequence[Prediction],
+    dense: Sequence[Prediction],
+    parts: Sequence[Part],
+    skills: Sequence[str],
+) -> dict[str, Any]:
+    images = sum(part.spent.images for part in parts)
+    before = sum(part.before for part in parts) / images
+    after = sum(part.after for part in parts) / images
+    same = [normalised(a.prediction) == normalised(b.prediction) for a, b in zip(own, dense, strict=True)]
+    return {
+        "spec": name,
+        "label": label_of(spec),
+        "baseline": is_baseline(spec),
+        "budget": budget_of(spec, before, after),
+        "tokens": {
+            "before": before,
+            "after": after,
+            "share": after / before,
+            # Everything measured here acts before the first layer, so all layers see the same.
+            "mean_over_layers": after,
+        },
+        **_accuracy(own, dense),
+        "loyalty": sum(same) / len(same),
+        "time_ms": _times(parts),
+        "skills": {
+            skill: _accuracy([p for p in own if p.skill == skill], [p for p in dense if p.skill == skill])
+            for skill in skills
+        },
+    }
+
+
+def _accuracy(own: Sequence[Prediction], dense: Sequence[Prediction]) -> dict[str, Any]:
+    right = [float(each.right) for each in own]
+    images = [each.image for each in own]
+    difference = None
+    if own[0].spec != "dense":
+        difference = difference_interval(right, [float(each.right) for each in dense], images).to_dict()
+    return {
+        "questions": len(own),
+        "accuracy": mean_interval(right, images).to_dict(),
+        "difference": difference,
+    }
+
+
+def _times(parts: Sequence[Part]) -> dict[str, float]:
+    def total(field: str) -> float:
+        return float(sum(getattr(part.spent, field) for part in parts))
+
+    images, questions = total("images"), total("questions")
+    times = {
+        "encoder": total("encoder") / images,
+        "compressor": total("compressor") / total("compressions"),
+        "prefill": total("prefix") / images + total("question") / questions,
+        "decode": total("decode") / questions,
+    }
+    return {**times, "total": sum(times.values())}
+
+
+def _ratio(value: float, base: float) -> float | None:
+    return value / base if base else None
+
+
+def _floor(floor: Mapping[str, float], dense: Sequence[Prediction]) -> dict[str, float]:
+    """Per skill, and overall with as many questions of each skill as were asked."""
+    overall = sum(floor[each.skill] for each in dense if each.skill is not None) / len(dense)
+    return {"overall": overall, **floor}

@@ -1,0 +1,179 @@
+"""Accuracy against visual tokens, one line per method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
+"""Okabe and Ito's colours and two more: they stay apart for the colour-blind, and with lightness alone."""
+MARKERS: Final = "osD^vPX*"
+
+
+def plot(metrics: Mapping[str, Any], path: Path) -> bool:
+    """Draw a benchmark as a PNG of 1,600 x 1,000 pixels.
+
+    Args:
+        metrics: what metrics.json holds.
+        path: the file to write; it is there whole or not at all.
+
+    Returns:
+        Whether it was drawn: False without matplotlib, or if nothing but dense was measured.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        return False
+    rows = metrics["configurations"]
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows[1:]:
+        lines.setdefault(row["label"], []).append(row)
+    if not lines:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    dense = rows[0]
+    counts = sorted({row["tokens"]["after"] for row in rows[1:]})
+    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 11, "axes.linewidth": 0.8}):
+        figure = Figure(figsize=(8, 5), dpi=200)
+        canvas = FigureCanvasAgg(figure)
+        axes = figure.add_subplot()
+        ends: list[tuple[float, str, str, bool]] = []
+        # Points of one budget stand side by side, so that error bars can be told apart.
+        step = 1.022
+        for number, (label, points) in enumerate(lines.items()):
+            colour = COLOURS[number % len(COLOURS)]
+            points = sorted(points, key=lambda row: row["tokens"]["after"])
+            shift = step ** (number - (len(lines) - 1) / 2)
+            x = [row["tokens"]["after"] * shift for row in points]
+            y = [row["accuracy"]["value"] * 100 for row in points]
+            if all(row["accuracy"]["low"] is not None for row in points):
+                low = [max(0.0, v - row["accuracy"]["low"] * 100) for v, row in zip(y, points)]
+                high = [max(0.0, row["accuracy"]["high"] * 100 - v) for v, row in zip(y, points)]
+                axes.errorbar(x, y, yerr=[low, high], fmt="none", ecolor=colour, elinewidth=1, alpha=0.45, zorder=2)
+            baseline = points[0]["baseline"]
+            axes.plot(
+                x,
+                y,
+                color=colour,
+                linewidth=1.4 if baseline else 2.2,
+                linestyle=(0, (4, 2)) if baseline else "-",
+                marker=MARKERS[number % len(MARKERS)],
+                markersize=5.5,
+                markeredgecolor="white",
+                markeredgewidth=0.7,
+                zorder=3 if baseline else 4,
+            )
+            ends.append((y[-1], label, colour, baseline))
+
+        full = dense["tokens"]["before"]
+        left, right = counts[0] / 1.35, max(counts[-1] * 1.12, counts[-1] + 0.5)
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(left, right)
+        value = dense["accuracy"]["value"] * 100
+        if dense["accuracy"]["low"] is not None:
+            axes.axhspan(
+                dense["accuracy"]["low"] * 100, dense["accuracy"]["high"] * 100, color="black", alpha=0.06, linewidth=0
+            )
+        axes.axhline(value, color="black", linewidth=1.3, zorder=1)
+        axes.annotate(
+            f"dense, {full:.0f} tokens: {value:.1f} %",
+            (left, value),
+            xytext=(6, 4),
+            textcoords="offset points",
+            va="bottom",
+            fontsize=10,
+        )
+        if metrics["floor"] is not None:
+            floor = metrics["floor"]["overall"] * 100
+            axes.axhline(floor, color="#666666", linewidth=1.1, linestyle=":", zorder=1)
+            axes.annotate(
+                f"question only, no image: {floor:.1f} %",
+                (left, floor),
+                xytext=(6, -4),
+                textcoords="offset points",
+                va="top",
+                fontsize=10,
+                color="#555555",
+            )
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(max(-3.0, bottom - 4), min(103.0, top + 3))
+        _label_ends(axes, ends, right)
+        ticks = _ticks([row["budget"] for row in rows[1:]])
+        axes.xaxis.set_major_locator(FixedLocator(ticks))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
+        axes.set_xlabel("visual tokens per image (logarithmic)")
+        axes.grid(axis="y", color="#dddddd", linewidth=0.7)
+        axes.set_axisbelow(True)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(
+            f"Accuracy on {metrics['task']}: {metrics['questions']:,} questions, {metrics['images']:,} images",
+            loc="left",
+            fontsize=12.5,
+            fontweight="bold",
+            pad=22,
+        )
+        axes.text(
+            0,
+            1.02,
+            "Bars are 95 % intervals clustered by image. Dashed lines are baselines.",
+            transform=axes.transAxes,
+            fontsize=9.5,
+            color="#555555",
+        )
+        figure.subplots_adjust(left=0.075, right=0.86, top=0.87, bottom=0.12)
+        new = path.with_name(path.name + ".new")
+        canvas.print_png(str(new))
+        new.replace(path)
+    return True
+
+
+def _label_ends(axes: Any, ends: list[tuple[float, str, str, bool]], right: float) -> None:
+    """Name each line behind its last point, pushed apart where names would overlap."""
+    bottom, top = axes.get_ylim()
+    gap = (top - bottom) * 0.052
+    order = sorted(ends, key=lambda end: end[0])
+    places = [end[0] for end in order]
+    for _ in range(200):
+        moved = False
+        for i in range(len(places) - 1):
+            overlap = gap - (places[i + 1] - places[i])
+            if overlap > 1e-6:
+                places[i] -= overlap / 2
+                places[i + 1] += overlap / 2
+                moved = True
+        if not moved:
+            break
+    for place, (value, label, colour, baseline) in zip(places, order):
+        axes.annotate(
+            label,
+            (right, value),
+            xytext=(right * 1.12, place),
+            textcoords="data",
+            va="center",
+            color=colour,
+            fontsize=11,
+            fontweight="normal" if baseline else "bold",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.6, "shrinkA": 1, "shrinkB": 0},
+        )
+
+
+def _ticks(budgets: list[float]) -> list[float]:
+    """The budgets, as long as they are few; else powers of two."""
+    whole = sorted(set(budgets))
+    if len(whole) <= 8:
+        return whole
+    ticks, tick = [], 1.0
+    while tick <= whole[-1]:
+        if tick >= whole[0]:
+            ticks.append(tick)
+        tick *= 2
+    return ticks

@@ -1,0 +1,180 @@
+"""Tables of a benchmark: for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+NOTE = (
+    "Differences are paired with dense, question by question; intervals are 95 %, clustered by image. Times are "
+    "milliseconds for one question about a new image, whole batches divided by their questions."
+)
+
+
+def table(metrics: Mapping[str, Any]) -> Table:
+    """The main table, for a terminal of 110 columns or more."""
+    made = Table(
+        title=_title(metrics),
+        title_justify="left",
+        caption=caption(metrics),
+        caption_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    made.add_column("spec")
+    for name in HEADS[1:]:
+        made.add_column(name, justify="right", no_wrap=True)
+    budget = None
+    for row in metrics["configurations"]:
+        if budget is not None and row["budget"] != budget:
+            made.add_section()
+            made.add_row()
+        budget = row["budget"]
+        cells = cells_of(row)
+        first = Text(cells[0] + (" °" if row["baseline"] else ""), style="bold" if row["spec"] == "dense" else "")
+        made.add_row(first, *(Text(cell, style=_style(row, head)) for head, cell in zip(HEADS[1:], cells[1:])))
+    return made
+
+
+HEADS = ("spec", "tokens", "kept", "layers", "accuracy", "± 95 %", "Δ dense", "95 % interval", "loyal")
+HEADS += ("encode", "compress", "prefill", "decode", "time")
+
+
+def cells_of(row: Mapping[str, Any]) -> list[str]:
+    """One configuration as text, one cell per column of `HEADS`."""
+    accuracy, difference = row["accuracy"], row["difference"]
+    times = row["time_ms"]
+    return [
+        row["spec"],
+        count(row["tokens"]["after"]),
+        f"{row['tokens']['share']:.1%}",
+        count(row["tokens"]["mean_over_layers"]),
+        f"{accuracy['value']:.1%}",
+        "" if accuracy["low"] is None else f"{(accuracy['high'] - accuracy['low']) / 2:.1%}",
+        "" if difference is None else points(difference["value"]),
+        "" if difference is None or difference["low"] is None else interval(difference),
+        f"{row['loyalty']:.0%}",
+        *(f"{times[part]:.1f}" for part in ("encoder", "compressor", "prefill", "decode")),
+        f"{row['time_ratio']['total']:.2f}",
+    ]
+
+
+def skills_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Accuracy per skill, one column per skill; None if the questions have no skills."""
+    rows = metrics["configurations"]
+    skills = list(rows[0]["skills"])
+    if not skills:
+        return None
+    made = Table(
+        title="Accuracy per skill (half of the 95 % interval's width)",
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    made.add_column("spec")
+    for skill in skills:
+        made.add_column(skill.replace("_", " "), justify="right", no_wrap=True)
+    if metrics["floor"] is not None:
+        made.add_row("question only", *(f"{metrics['floor'][skill]:.0%}      " for skill in skills), style="dim")
+    for row in rows:
+        made.add_row(row["spec"], *(_skill(row["skills"][skill]["accuracy"]) for skill in skills))
+    made.add_row("questions", *(f"{rows[0]['skills'][skill]['questions']}      " for skill in skills), style="dim")
+    return made
+
+
+def markdown(metrics: Mapping[str, Any], command: str = "") -> str:
+    """The main table and the one per skill in Markdown, with the command that made them."""
+    lines = [f"**{_title(metrics)}**", ""]
+    heads = ["spec", "visual tokens", "kept", "mean over layers", "accuracy (95 %)", "difference to dense (95 %)"]
+    heads += ["loyalty", "encode ms", "compress ms", "prefill ms", "decode ms", "time / dense"]
+    lines += _rows(heads, [_markdown_cells(row) for row in metrics["configurations"]])
+    lines += ["", caption(metrics)]
+    skills = list(metrics["configurations"][0]["skills"])
+    if skills:
+        lines += ["", "Accuracy per skill:", ""]
+        rows = [] if metrics["floor"] is None else [["question only", *(f"{metrics['floor'][s]:.0%}" for s in skills)]]
+        for row in metrics["configurations"]:
+            rows.append([_code(row), *(_skill(row["skills"][s]["accuracy"]) for s in skills)])
+        rows.append(["questions", *(str(metrics["configurations"][0]["skills"][s]["questions"]) for s in skills)])
+        lines += _rows(["spec", *(skill.replace("_", " ") for skill in skills)], rows)
+    if command:
+        lines += ["", "Made by", "", "```", command, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def caption(metrics: Mapping[str, Any]) -> str:
+    """What the columns mean, and the floor where it is known."""
+    parts = []
+    if any(row["baseline"] for row in metrics["configurations"]):
+        parts.append("° baseline.")
+    parts.append(NOTE)
+    if metrics["floor"] is not None:
+        parts.append(f"Without looking, {metrics['floor']['overall']:.1%} of the answers can be had.")
+    return " ".join(parts)
+
+
+def _title(metrics: Mapping[str, Any]) -> str:
+    questions, images = metrics["questions"], metrics["images"]
+    return f"{metrics['task']}: {questions:,} questions about {images:,} image{'s' if images != 1 else ''}"
+
+
+def _markdown_cells(row: Mapping[str, Any]) -> list[str]:
+    cells = cells_of(row)
+    accuracy = row["accuracy"]
+    bounds = "" if accuracy["low"] is None else f" ({accuracy['low']:.1%} to {accuracy['high']:.1%})"
+    return [_code(row), *cells[1:4], cells[4] + bounds, f"{cells[6]} {cells[7]}".strip(), *cells[8:]]
+
+
+def _code(row: Mapping[str, Any]) -> str:
+    return f"`{row['spec']}`{' °' if row['baseline'] else ''}"
+
+
+def _rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(heads) + " |", "|:--" + "|--:" * (len(heads) - 1) + "|"]
+    return lines + ["| " + " | ".join(cells) + " |" for cells in rows]
+
+
+def count(tokens: float) -> str:
+    """A number of tokens: whole if it is the same for all images.
+
+    >>> count(64.0), count(63.52)
+    ('64', '63.5')
+    """
+    return f"{tokens:.0f}" if tokens == round(tokens) else f"{tokens:.1f}"
+
+
+def points(share: float) -> str:
+    """A difference of shares in points of a hundred, with its sign.
+
+    >>> points(-0.104), points(0.0)
+    ('-10.4', '0.0')
+    """
+    return f"{share * 100:+.1f}" if round(share * 100, 1) else "0.0"
+
+
+def interval(bounds: Mapping[str, float]) -> str:
+    """The bounds of a difference, in points of a hundred."""
+    return f"[{points(bounds['low'])}, {points(bounds['high'])}]"
+
+
+def _skill(accuracy: Mapping[str, Any]) -> str:
+    if accuracy["low"] is None:
+        return f"{accuracy['value']:.0%}"
+    return f"{accuracy['value']:.0%} ±{(accuracy['high'] - accuracy['low']) / 2 * 100:2.0f}"
+
+
+def _style(row: Mapping[str, Any], head: str) -> str:
+    """Green and red only where the interval leaves no doubt about the sign."""
+    difference = row["difference"]
+    if head not in {"Δ dense", "95 % interval"} or difference is None or difference["low"] is None:
+        return "bold" if row["spec"] == "dense" else ""
+    return "red" if difference["high"] < 0 else "green" if difference["low"] > 0 else ""

@@ -1,0 +1,202 @@
+"""The results folder: grows under a temporary name, survives an interruption, and is renamed when it is whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from foveate.bench.answers import Spent
+from foveate.errors import FoveateError
+
+PARTIAL = ".partial"
+"""What the name of a folder ends with as long as it isn't whole."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One answer: a line of predictions.jsonl.
+
+    Attributes:
+        spec: the configuration, "dense" for none.
+        number: of the question, from 0, over the whole task.
+        image: the picture's name.
+        skill: what the question tests, or None.
+        question: its text.
+        answer: the right one.
+        prediction: the model's, as it was decoded.
+        right: whether the two are the same after lower-casing and stripping.
+    """
+
+    spec: str
+    number: int
+    image: str
+    skill: str | None
+    question: str
+    answer: str
+    prediction: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Part:
+    """One configuration on some of the images: what is done and written at once.
+
+    Attributes:
+        spec: the configuration.
+        chunk: which images, from 0.
+        before: visual tokens of these images in whole prompts, added up.
+        after: those that the decoder saw, added up.
+        spent: where the time went.
+    """
+
+    spec: str
+    chunk: int
+    before: float
+    after: float
+    spent: Spent = field(default_factory=Spent)
+
+
+class ResultsFolder:
+    """One run on disk.
+
+    While it runs, everything is in `<path>.partial`: answers are added to predictions.jsonl, and a line in
+    parts.jsonl then says that they are whole. After an interruption, whatever that line is missing for is thrown away.
+
+    Args:
+        path: the folder's final name.
+        config: what the run is made of; a folder of another config is refused.
+
+    Raises:
+        FoveateError: there is something else at `path`, or the results of another config.
+    """
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        self.path = path
+        self.config = json.loads(json.dumps(config))
+        self.partial = path.with_name(path.name + PARTIAL)
+        self.whole = False
+        for folder in (path, self.partial):
+            if folder.exists():
+                self._check(folder)
+        self.whole = (path / "metrics.json").is_file()
+
+    def _check(self, folder: Path) -> None:
+        if not folder.is_dir():
+            raise FoveateError(f"{folder} is a file; name a folder with --out")
+        file = folder / "config.json"
+        if not file.is_file():
+            if any(not each.name.endswith(".new") for each in folder.iterdir()):
+                raise FoveateError(f"{folder} holds something that is no benchmark; name another folder with --out")
+            return
+        try:
+            held = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise FoveateError(f"{file} is damaged; remove the folder, or name another one with --out") from None
+        if held != self.config:
+            other = sorted(key for key in {*held, *self.config} if held.get(key) != self.config.get(key))
+            raise FoveateError(
+                f"{folder} holds the results of another run (different {', '.join(other)}), and nothing is "
+                "overwritten; name another folder with --out, or remove this one"
+            )
+
+    def open(self) -> None:
+        """Begin, or go on after an interruption: what isn't known to be whole is thrown away."""
+        try:
+            self.partial.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FoveateError(
+                f"{self.partial} can't be made ({error.strerror}); name another folder with --out"
+            ) from None
+        if not (self.partial / "config.json").exists():
+            write_whole(self.partial / "config.json", _pretty(self.config))
+        parts = self.parts()
+        sizes = {(part.spec, part.chunk): part.spent.questions for part in parts}
+        found: dict[tuple[str, int], list[str]] = {}
+        for line in _whole_lines(self.partial / "predictions.jsonl"):
+            value = json.loads(line)
+            found.setdefault((value["spec"], value.pop("chunk")), []).append(line)
+        # The last ones win: an interrupted part may have left lines before the whole ones.
+        kept = {key: lines[-sizes[key] :] for key, lines in found.items() if len(lines) >= sizes.get(key, 1 << 60)}
+        write_whole(self.partial / "predictions.jsonl", "".join(line for lines in kept.values() for line in lines))
+        write_whole(
+            self.partial / "parts.jsonl",
+            "".join(_line(asdict(part)) for part in parts if (part.spec, part.chunk) in kept),
+        )
+
+    def parts(self) -> list[Part]:
+        """What is done, each part once."""
+        folder = self.path if self.whole else self.partial
+        found: dict[tuple[str, int], Part] = {}
+        for line in _whole_lines(folder / "parts.jsonl"):
+            value = json.loads(line)
+            part = Part(**{**value, "spent": Spent(**value["spent"])})
+            found[part.spec, part.chunk] = part
+        return list(found.values())
+
+    def add(self, part: Part, predictions: Iterable[Prediction]) -> None:
+        """Write one part, its answers first; both are on the disk when this returns."""
+        lines = "".join(_line({**asdict(each), "chunk": part.chunk}) for each in predictions)
+        _append(self.partial / "predictions.jsonl", lines)
+        _append(self.partial / "parts.jsonl", _line(asdict(part)))
+
+    def predictions(self) -> list[Prediction]:
+        """All answers so far."""
+        folder = self.path if self.whole else self.partial
+        found = []
+        for line in _whole_lines(folder / "predictions.jsonl"):
+            value = json.loads(line)
+            value.pop("chunk", None)
+            found.append(Prediction(**value))
+        return found
+
+    def finish(self, predictions: Sequence[Prediction], texts: Mapping[str, str]) -> None:
+        """Write the answers in order and the other files, then give the folder its name.
+
+        Args:
+            predictions: all of them, in the order that the file shall have.
+            texts: per file name, its text; metrics.json among them.
+        """
+        write_whole(self.partial / "predictions.jsonl", "".join(_line(asdict(each)) for each in predictions))
+        for name, text in texts.items():
+            write_whole(self.partial / name, text)
+        if self.path.is_dir():
+            self.path.rmdir()
+        self.partial.rename(self.path)
+        self.whole = True
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    with new.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The lines of a file that end as lines do and hold JSON; the last one may have been cut."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("}\n")]
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"

@@ -1,0 +1,242 @@
+"""Run a benchmark: every configuration on every picture, picture by picture, so that all meet the same machine."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from foveate.bench.answers import Asker, Prompts, fingerprint
+from foveate.bench.configurations import DENSE, name_of
+from foveate.bench.metrics import measure
+from foveate.bench.report import markdown
+from foveate.bench.results import Part, Prediction, ResultsFolder
+from foveate.bench.tasks import Picture, Task, normalised
+from foveate.engine import Encoded, encode
+from foveate.engine.schedule import schedule
+from foveate.errors import FoveateError
+from foveate.spec import Spec
+
+CHUNK = 8
+"""Pictures that are encoded and answered together: little memory, and little is lost by an interruption."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how much of it is done, and how much there is."""
+
+
+def _quiet(what: str, done: int, whole: int) -> None:
+    """Tell nobody."""
+
+
+class Benchmark:
+    """One model, one task, some configurations, one results folder.
+
+    Args:
+        model: of a supported family, in evaluation mode.
+        processor: its own.
+        task: what is asked.
+        specs: the configurations; dense is measured anyway.
+        out: the results folder; None names it after the task and the config, inside `results`.
+        longest: the most tokens that an answer may have.
+        command: the line that made this, for the report.
+
+    Raises:
+        FoveateError: a configuration can't be done on this model or on these pictures, or the folder holds something
+            else. Nothing has been written then.
+        UnsupportedFamily: the model is of no supported family.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        task: Task,
+        specs: Sequence[Spec],
+        out: Path | None = None,
+        longest: int = 16,
+        command: str = "",
+    ) -> None:
+        self.asker = Asker(model, processor, longest)
+        self.model = model
+        self.task = task
+        self.command = command
+        self.specs = {name_of(spec): spec for spec in (DENSE, *specs)}
+        self.pixels = {name: schedule(spec, self.asker.family).pixels_text for name, spec in self.specs.items()}
+        self.config = {
+            "task": task.name,
+            "data": task.digest,
+            "images": len(task.pictures),
+            "questions": task.questions,
+            "model": fingerprint(model, processor),
+            "specs": list(self.specs),
+            "longest_answer": longest,
+            "versions": {name: importlib.metadata.version(name) for name in ("foveate", "torch", "transformers")},
+        }
+        digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:8]
+        self.folder = ResultsFolder(out or Path("results") / f"{task.name}-{task.questions}-{digest}", self.config)
+        self._numbers: list[int] = []
+        total = 0
+        for picture in task.pictures:
+            self._numbers.append(total)
+            total += len(picture.questions)
+        self._chunks = [task.pictures[start : start + CHUNK] for start in range(0, len(task.pictures), CHUNK)]
+        self.done = 0 if not self.folder.partial.exists() else len(self.folder.parts())
+        if not self.folder.whole:
+            self._try()
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are: each configuration on each chunk of pictures."""
+        return len(self.specs) * len(self._chunks)
+
+    def run(self, tell: Progress = _quiet) -> dict[str, Any]:
+        """Measure what isn't measured yet, and write the results folder.
+
+        Args:
+            tell: is called as the work goes on.
+
+        Returns:
+            What metrics.json holds.
+
+        Raises:
+            FoveateError: a configuration can't be done on one of the pictures; what was measured stays, unfinished.
+        """
+        if self.folder.whole:
+            return json.loads((self.folder.path / "metrics.json").read_text(encoding="utf-8"))
+        began = time.monotonic()
+        self.folder.open()
+        done = {(part.spec, part.chunk) for part in self.folder.parts()}
+        self._warm_up()
+        for chunk, pictures in enumerate(self._chunks):
+            missing = [name for name in self.specs if (name, chunk) not in done]
+            self._chunk(chunk, pictures, missing, len(done), tell)
+            done |= {(name, chunk) for name in missing}
+        floor = self._floor(tell)
+        order = {name: number for number, name in enumerate(self.specs)}
+        predictions = sorted(self.folder.predictions(), key=lambda each: (order[each.spec], each.number))
+        metrics = measure(self.task, self.specs, predictions, self.folder.parts(), floor)
+        environment = _environment(self.asker.device, time.monotonic() - began)
+        texts = {
+            "metrics.json": json.dumps(metrics, ensure_ascii=False, indent=1) + "\n",
+            "environment.json": json.dumps(environment, indent=1) + "\n",
+            "table.md": markdown(metrics, self.command),
+        }
+        self.folder.finish(predictions, texts)
+        return metrics
+
+    def _floor(self, tell: Progress) -> dict[str, float] | None:
+        if self.task.floor is None:
+            return None
+        tell("question-only floor", self.parts, self.parts)
+        return self.task.floor()
+
+    # The work
+
+    def _chunk(
+        self, chunk: int, pictures: Sequence[Picture], missing: Sequence[str], done: int, tell: Progress
+    ) -> None:
+        """Some pictures under all configurations that are missing for them; each way of encoding runs once."""
+        if not missing:
+            return
+        prompts = [self.asker.prompts(picture) for picture in pictures]
+        for pixels in dict.fromkeys(self.pixels[name] for name in missing):
+            names = [name for name in missing if self.pixels[name] == pixels]
+            encoded, signals = self._encode(prompts, [self.specs[name] for name in names])
+            for name in names:
+                tell(name, done, self.parts)
+                self._part(name, chunk, pictures, prompts, encoded, signals)
+                done += 1
+        tell("", done, self.parts)
+
+    def _encode(self, prompts: Sequence[Prompts], specs: Sequence[Spec]) -> tuple[Encoded, float]:
+        """The encoded pictures, and the milliseconds that signals cost beyond the encoder."""
+        began = time.perf_counter()
+        with torch.inference_mode():
+            encoded = encode(self.model, self.asker.pixels(prompts), specs)
+        return encoded, max(0.0, (time.perf_counter() - began) * 1e3 - encoded.milliseconds)
+
+    def _part(
+        self,
+        name: str,
+        chunk: int,
+        pictures: Sequence[Picture],
+        prompts: Sequence[Prompts],
+        encoded: Encoded,
+        signals: float,
+    ) -> None:
+        spec = self.specs[name]
+        try:
+            answered = self.asker.answer(prompts, spec, encoded)
+        except FoveateError as error:
+            raise FoveateError(f"{name} on {pictures[0].name} to {pictures[-1].name}: {error}") from None
+        answered.spent.encoder = encoded.milliseconds
+        if schedule(spec, self.asker.family).encoder_signals:
+            # A method pays for what it looks at; with several signals in one run this is an upper bound.
+            answered.spent.compressor += signals
+        predictions = []
+        for offset, (picture, texts) in enumerate(zip(pictures, answered.texts, strict=True)):
+            first = self._numbers[chunk * CHUNK + offset]
+            for number, (asked, text) in enumerate(zip(picture.questions, texts, strict=True), start=first):
+                right = normalised(text) == normalised(asked.answer)
+                predictions.append(
+                    Prediction(name, number, picture.name, asked.skill, asked.text, asked.answer, text.strip(), right)
+                )
+        self.folder.add(Part(name, chunk, sum(answered.before), sum(answered.after), answered.spent), predictions)
+
+    def _try(self) -> None:
+        """Compress the first picture in every way, before anything is written."""
+        one = replace(self.task.pictures[0], questions=self.task.pictures[0].questions[:1])
+        prompts = [self.asker.prompts(one)]
+        for pixels in dict.fromkeys(self.pixels.values()):
+            names = [name for name in self.specs if self.pixels[name] == pixels]
+            for name in names:
+                spec, family = self.specs[name], self.asker.family
+                layout = family.layouts(prompts[0].pixels)[0]
+                if spec.steps:
+                    # Before the encoder runs: more than there is shows in the layout.
+                    try:
+                        spec.steps[0].method.count(layout)
+                    except FoveateError as error:
+                        raise FoveateError(f"{name}: {error}") from None
+        self._first = prompts
+
+    def _warm_up(self) -> None:
+        """One question dense, so that the first part isn't charged for what only happens once."""
+        encoded, _ = self._encode(self._first, [DENSE])
+        self.asker.answer(self._first, DENSE, encoded)
+
+
+def _environment(device: torch.device, seconds: float) -> dict[str, Any]:
+    """Where and how long this ran; nothing that names a person or a machine."""
+    packages = ("foveate", "torch", "transformers", "numpy", "pillow")
+    return {
+        "seconds": round(seconds, 1),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "processors": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()

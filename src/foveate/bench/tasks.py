@@ -1,0 +1,207 @@
+"""What is asked: the scenes' test set, or a JSONL file of images, questions and answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from PIL import Image
+
+from foveate.errors import FoveateError
+from foveate.scenes import SKILLS, question_only_floor, scene
+from foveate.scenes import test_set as scenes_test_set
+
+FLOOR_SCENES: Final = 1_000
+"""Training scenes that the question-only floor learns its answers from."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question with its answer, and the skill that it tests (None if nobody said)."""
+
+    text: str
+    answer: str
+    skill: str | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image with all its questions: the cluster of the statistics, and what is encoded once.
+
+    Attributes:
+        name: the scene's id, or the path as the file gives it.
+        source: the image itself, or where it is.
+        questions: in their order.
+    """
+
+    name: str
+    source: Image.Image | Path
+    questions: tuple[Asked, ...]
+
+    def load(self) -> Image.Image:
+        """The image, RGB.
+
+        Raises:
+            FoveateError: it can't be read.
+        """
+        return self.source if isinstance(self.source, Image.Image) else read_image(self.source)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Pictures with questions.
+
+    Attributes:
+        name: what tables call it.
+        pictures: each image once.
+        digest: SHA-256 over images, questions and answers, hexadecimal.
+        skills: in the order tables have them; empty if questions have none.
+        floor: makes the accuracy per skill of answering without looking; None where that isn't known.
+    """
+
+    name: str
+    pictures: tuple[Picture, ...]
+    digest: str
+    skills: tuple[str, ...] = ()
+    floor: Callable[[], dict[str, float]] | None = None
+
+    @property
+    def questions(self) -> int:
+        """Questions about all pictures."""
+        return sum(len(picture.questions) for picture in self.pictures)
+
+
+def normalised(answer: str) -> str:
+    """What is compared: lower case, one blank between words, none at the ends.
+
+    >>> normalised("  Dark  Red ")
+    'dark red'
+    """
+    return " ".join(answer.lower().split())
+
+
+def scenes(questions: int = 500) -> Task:
+    """The first questions of the fixed test set of scenes.
+
+    Raises:
+        FoveateError: fewer than one question is asked for.
+
+    >>> task = scenes(30)
+    >>> task.questions, len(task.pictures)
+    (30, 3)
+    """
+    _check_count(questions)
+    found = list(scenes_test_set(questions))
+    digest = hashlib.sha256()
+    pictures = []
+    for one in found:
+        asked = tuple(Asked(each.text, each.answer, each.skill) for each in one.questions)
+        digest.update(one.image.tobytes() + repr([(each.text, each.answer, each.skill) for each in asked]).encode())
+        pictures.append(Picture(one.id, one.image, asked))
+
+    def floor() -> dict[str, float]:
+        known = (each for seed in range(FLOOR_SCENES) for each in scene(seed).questions)
+        return question_only_floor(known, (each for one in found for each in one.questions))
+
+    present = {each.skill for picture in pictures for each in picture.questions}
+    skills = tuple(skill for skill in SKILLS if skill in present)
+    return Task("scenes", tuple(pictures), digest.hexdigest(), skills, floor)
+
+
+def jsonl(path: Path, questions: int | None = None) -> Task:
+    """The questions of a file with one JSON object a line: image, question, answer, and maybe skill.
+
+    Every image is opened and decoded here, so that a broken one is known before any work.
+
+    Args:
+        path: the file; image paths are relative to its folder. Empty lines are skipped.
+        questions: only this many of the first ones; None means all.
+
+    Raises:
+        FoveateError: the file is missing or empty, a line is broken, or an image can't be read; its text gives the
+            number of the line.
+    """
+    if questions is not None:
+        _check_count(questions)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise FoveateError(f"there is no file {path}; --data takes a JSONL file of questions") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FoveateError(f"{path} can't be read as UTF-8 text: {error}") from None
+    by_image: dict[str, list[Asked]] = {}
+    first_line: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if questions is not None and sum(map(len, by_image.values())) >= questions:
+            break
+        image, asked = _read_line(line, f"{path}, line {number}")
+        by_image.setdefault(image, []).append(asked)
+        first_line.setdefault(image, number)
+    if not by_image:
+        raise FoveateError(
+            f'{path} holds no questions; each line is {{"image": "cat.png", "question": "...", "answer": "..."}}'
+        )
+    digest = hashlib.sha256()
+    pictures = []
+    for image, asked in by_image.items():
+        where = path.parent / image
+        try:
+            read_image(where)
+        except FoveateError as error:
+            raise FoveateError(f"{path}, line {first_line[image]}: {error}") from None
+        digest.update(where.read_bytes() + repr([(each.text, each.answer, each.skill) for each in asked]).encode())
+        pictures.append(Picture(image, where, tuple(asked)))
+    skills = sorted({each.skill for picture in pictures for each in picture.questions if each.skill is not None})
+    return Task(path.stem, tuple(pictures), digest.hexdigest(), tuple(skills))
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode an image file to RGB.
+
+    Raises:
+        FoveateError: it is missing, truncated, no image, or has more pixels than Pillow thinks safe.
+    """
+    if not path.is_file():
+        raise FoveateError(f"there is no image {path}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return image.convert("RGB")
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise FoveateError(
+            f"image {path} has too many pixels (more than {Image.MAX_IMAGE_PIXELS:,}); shrink it"
+        ) from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise FoveateError(f"image {path} can't be read ({error}); is it whole, and an image?") from None
+
+
+def _read_line(line: str, where: str) -> tuple[str, Asked]:
+    try:
+        value: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise FoveateError(f"{where} is no JSON ({error.msg} at character {error.pos + 1})") from None
+    if not isinstance(value, dict):
+        raise FoveateError(f'{where} is no JSON object; write {{"image": ..., "question": ..., "answer": ...}}')
+    if type(value.get("answer")) in {int, float}:
+        value["answer"] = str(value["answer"])
+    for key in ("image", "question", "answer"):
+        if not isinstance(value.get(key), str) or not value[key].strip():
+            state = "is empty or no text" if key in value else "is missing"
+            raise FoveateError(f'{where}: "{key}" {state}; each line needs "image", "question" and "answer"')
+    skill = value.get("skill")
+    if skill is not None and not isinstance(skill, str):
+        raise FoveateError(f'{where}: "skill" is no text; leave it out or write a name')
+    return str(value["image"]), Asked(str(value["question"]).strip(), str(value["answer"]), skill)
+
+
+def _check_count(questions: int) -> None:
+    if questions < 1:
+        raise FoveateError(f"--questions {questions} asks nothing; ask at least 1")
