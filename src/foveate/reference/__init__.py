@@ -8,7 +8,7 @@ tokens per image) that ``AutoModelForImageTextToText.from_pretrained`` loads wit
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
@@ -37,5 +37,5 @@ def reference() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model = AutoModelForImageTextToText.from_pretrained(PATH, dtype=torch.float32, local_files_only=True)
+    model: Any = AutoModelForImageTextToText.from_pretrained(PATH, dtype=torch.float32, local_files_only=True)
     return model.eval(), AutoProcessor.from_pretrained(PATH, local_files_only=True)

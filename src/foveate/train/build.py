@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import string
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -149,7 +149,7 @@ def build_config(
 def initialise_decoder(model: LlavaForConditionalGeneration) -> None:
     """Start the decoder with tokens and layers of a scale that learns fast at this width."""
     language = model.model.language_model
-    width = model.config.text_config.hidden_size
+    width = language.embed_tokens.embedding_dim
     nn.init.normal_(language.embed_tokens.weight, std=0.1)
     for layer in language.layers:
         _initialise_layer(layer, width, len(language.layers))
@@ -169,7 +169,7 @@ def deepen(model: LlavaForConditionalGeneration, layers: int) -> LlavaForConditi
 
     The new layers are spread evenly between the old ones; what they write starts at zero.
     """
-    config = copy.deepcopy(model.config)
+    config: Any = copy.deepcopy(model.config)
     config.text_config.num_hidden_layers = layers
     if getattr(config.text_config, "layer_types", None) is not None:
         config.text_config.layer_types = None
@@ -196,7 +196,8 @@ def deepen(model: LlavaForConditionalGeneration, layers: int) -> LlavaForConditi
 
 def save_directory(model: LlavaForConditionalGeneration, folder: Path) -> None:
     """Write the model in 16 bits with its processor: a directory that ``from_pretrained`` loads by itself."""
-    half = copy.deepcopy(model).to(torch.bfloat16)
+    half: Any = copy.deepcopy(model)
+    half.to(torch.bfloat16)
     half.generation_config.bos_token_id, half.generation_config.eos_token_id = 2, 3
     half.generation_config.pad_token_id = 0
     half.save_pretrained(folder, safe_serialization=True)

@@ -126,6 +126,8 @@ class SymbolTable(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.start: Tensor
+        self.none: Tensor
         sizes = [n + 1 for n in TARGETS.values()]  # one more each: not known, or the question does not arise
         self.register_buffer("start", torch.tensor([0, *np.cumsum(sizes)[:-1].tolist()]), persistent=False)
         self.register_buffer("none", torch.tensor(list(TARGETS.values())), persistent=False)

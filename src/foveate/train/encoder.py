@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -208,11 +209,12 @@ def initialise(encoder: CLIPVisionModel) -> None:
     of the position's pairs does. A transformer of this size spends its first hundred thousand images to find as much.
     """
     width, heads = encoder.config.hidden_size, encoder.config.num_attention_heads
-    e = encoder.embeddings
-    e.position_embedding.weight.copy_(position_table(width, encoder.config.image_size // PATCH))
+    e: Any = encoder.embeddings
+    e.position_embedding.weight.copy_(position_table(width, int(e.num_patches**0.5)))
     nn.init.normal_(e.patch_embedding.weight, std=(3 * PATCH * PATCH) ** -0.5 * 0.6)
     nn.init.normal_(e.class_embedding, std=0.5)
-    for number, layer in enumerate(encoder.encoder.layers):
+    layers: Any = encoder.encoder.layers
+    for number, layer in enumerate(layers):
         a = layer.self_attn
         for p in (a.q_proj, a.k_proj, a.v_proj, a.out_proj, layer.mlp.fc1, layer.mlp.fc2):
             nn.init.normal_(p.weight, std=width**-0.5 * 0.7)

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,8 @@ def right_answers(
         One list per scene, in the order of its questions.
     """
     images = torch.from_numpy(np.stack([pixel_values(s.image) for s in scenes]))
-    features = model.model.get_image_features(images, return_dict=True).pooler_output
+    encoded: Any = model.model.get_image_features(images)
+    features = encoded.pooler_output
     visual = torch.stack(list(features)) if not isinstance(features, Tensor) else features
     places = torch.arange(GRID * GRID).expand(len(scenes), -1)
     if keep is not None:
@@ -131,7 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--random", type=int, help="also with this many visual tokens drawn at random")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
-    model = AutoModelForImageTextToText.from_pretrained(given.model, dtype=torch.float32, local_files_only=True).eval()
+    model: Any = AutoModelForImageTextToText.from_pretrained(
+        given.model, dtype=torch.float32, local_files_only=True
+    ).eval()
     found = measure(model, given.data, questions=given.questions)
     few = measure(model, given.data, questions=given.questions, keep=given.random) if given.random else None
     if given.json:
