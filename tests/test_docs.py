@@ -1,0 +1,165 @@
+"""The pages are true: what they show runs, what is made is up to date, and their links lead somewhere."""
+
+import ast
+import doctest
+import importlib.util
+import inspect
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import foveate
+from foveate import models, spec
+from foveate.engine import apply
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+
+
+def blocks(page: str, language: str = "python") -> list[str]:
+    """The code blocks of a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def module_of(path: Path, name: str) -> ModuleType:
+    loader = importlib.util.spec_from_file_location(name, path)
+    assert loader is not None
+    assert loader.loader is not None
+    module = importlib.util.module_from_spec(loader)
+    sys.modules[name] = module
+    loader.loader.exec_module(module)
+    return module
+
+
+def run(page: str, folder: Path) -> Any:
+    """All code of a page as one module."""
+    future = "from __future__ import annotations\n"
+    name = "page_" + page.removesuffix(".md").replace("-", "_")
+    path = folder / f"{name}.py"
+    path.write_text(future + "\n\n".join(block.replace(future, "") for block in blocks(page)))
+    return module_of(path, name)
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a page registers is forgotten after its test."""
+    spec.method_names()
+    monkeypatch.setattr(spec, "_methods", dict(spec._methods))
+    monkeypatch.setattr(models, "_FAMILIES", dict(models._FAMILIES))
+    for folder in ("families", "methods"):
+        monkeypatch.syspath_prepend(str(ROOT / "tests" / folder))
+
+
+def test_the_methods_page_is_what_the_script_makes() -> None:
+    script = module_of(DOCS / "make_methods_page.py", "make_methods_page")
+    assert (DOCS / "methods.md").read_text() == script.page(), "run: python docs/make_methods_page.py"
+
+
+@pytest.mark.usefixtures("registry")
+def test_add_a_method(tmp_path: Path) -> None:
+    page = run("add-a-method.md", tmp_path)
+    results = doctest.testmod(page, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert results.attempted >= 8
+    assert results.failed == 0
+    assert str(spec.parse("norm:64:end=shortest")) == "norm:64:end=shortest"
+
+    import rows
+    import test_contract
+    import test_methods
+
+    for name in ("norm", "norm_merge"):
+        for keep in (1, 5, 0.5, 1.0):
+            test_methods.test_a_plan_is_what_it_says((6, 10), name + ":{k}", keep)
+        test_methods.test_half_precision(name + ":{k}", torch.float16)
+    row = rows.ROWS[0]
+    model = row.model()
+    for text in ("norm:6", "norm_merge:6@features", "plain:6"):
+        test_contract.test_compress_is_apply(row, model, text)
+        test_contract.test_counts(row, model, text)
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_method_in_a_package_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (point,) = blocks("add-a-method.md", "toml")
+    section, line = point.strip().splitlines()
+    assert section == '[project.entry-points."foveate.methods"]'
+    assert line == 'norm = "my_package.norm"'
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").touch()
+    (tmp_path / "my_package" / "norm.py").write_text(blocks("add-a-method.md")[0])
+    (tmp_path / "my_package-1.dist-info").mkdir()
+    (tmp_path / "my_package-1.dist-info" / "METADATA").write_text("Name: my_package\nVersion: 1\n")
+    (tmp_path / "my_package-1.dist-info" / "entry_points.txt").write_text("[foveate.methods]\nnorm = my_package.norm\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(spec, "_loaded", False)
+    assert spec.method_class("norm").__module__ == "my_package.norm"
+
+
+@pytest.mark.usefixtures("registry")
+def test_add_a_family(tmp_path: Path) -> None:
+    import test_contract
+
+    page = run("add-a-family.md", tmp_path)
+    models._FAMILIES[page.VipLlava.name] = page.VipLlava
+    row = page.ROW
+    model = row.model()
+    test_contract.test_swapping_the_image_changes_the_logits(row, model)
+    test_contract.test_keeping_everything_is_the_untouched_model(row, model, "cls:1.0:positions=keep@features")
+    test_contract.test_dropping_is_masking(row, model, "cls:6")
+    test_contract.test_positions_made_here_are_the_models_own(row, model)
+    test_contract.test_a_batch_is_its_samples_alone(row, model, "cluster:6")
+    test_contract.test_a_second_turn_is_the_whole_conversation(row, model)
+    test_contract.test_compress_is_apply(row, model, "cluster:6@features")
+    with apply(model, "cls:6"), pytest.raises(foveate.FoveateError):
+        test_contract.generate(model, row.inputs("t6 A t5"), num_beams=2)
+
+
+def test_the_signatures_in_the_design_are_the_real_ones() -> None:
+    """Every field and every argument that the page shows, in its order; the page may leave out whole members."""
+    shown = 0
+    for block in blocks("design.md"):
+        for node in ast.parse(block).body:
+            if not isinstance(node, ast.ClassDef):
+                continue
+            real = getattr(foveate, node.name)
+            members = {name for each in real.__mro__ for name in (*vars(each), *inspect.get_annotations(each))}
+            for member in node.body:
+                if isinstance(member, ast.AnnAssign):
+                    assert isinstance(member.target, ast.Name)
+                    assert member.target.id in members, f"{node.name}.{member.target.id}"
+                    shown += 1
+                elif isinstance(member, ast.FunctionDef):
+                    assert member.name in members, f"{node.name}.{member.name}"
+                    written = [each.arg for each in (*member.args.args, *member.args.kwonlyargs)]
+                    value = inspect.getattr_static(real, member.name)
+                    value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+                    assert written == list(inspect.signature(value).parameters), f"{node.name}.{member.name}"
+                    shown += 1
+    assert shown > 30
+
+
+def test_the_code_in_the_design_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = (block for block in blocks("design.md") if "foveate.apply(" in block)
+    exec(compile(code, "design.md", "exec"), {"__name__": "page"})
+    assert "576 -> 64 visual tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_is_there(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
+        assert (page.parent / target).exists(), target
+    for path in re.findall(r"`((?:src|tests|docs|examples|recipes)/[\w./-]+)`", text):
+        assert (ROOT / path).exists() or path in {
+            "src/foveate/methods/norm.py",
+            "src/foveate/models/vipllava.py",
+        }, path
+    for name in re.findall(r"`(test_\w+)`", text):
+        sources = (each.read_text() for each in (ROOT / "tests").rglob("test_*.py"))
+        assert any(f"def {name}(" in source for source in sources), name
