@@ -65,8 +65,6 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name not in _MODULE:
         raise AttributeError(f"module 'foveate' has no attribute {name!r}")
-    # `foveate.reference` is a function here and a package on disk: importing the package sets the attribute to the
-    # package, so the function is put back over it.
     value = getattr(importlib.import_module(_MODULE[name]), name)
     globals()[name] = value
     return value

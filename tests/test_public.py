@@ -1,0 +1,37 @@
+"""The package's face: lazy names, and nothing heavy behind `import foveate`."""
+
+import subprocess
+import sys
+
+import foveate
+
+
+def _run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_import_is_light():
+    heavy = "{'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules)"
+    assert _run(f"import sys, foveate; print(sorted({heavy}))") == "[]"
+
+
+def test_help_does_not_load_a_framework():
+    code = (
+        "import sys\nfrom foveate.cli import main\nsys.argv = ['foveate', '--help']\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\nprint(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    assert _run(code).splitlines()[-1] == "[]"
+
+
+def test_every_public_name_is_there():
+    for name in foveate.__all__:
+        assert getattr(foveate, name) is not None, name
+    assert set(foveate.__all__) <= set(dir(foveate))
+
+
+def test_reference_is_callable_whoever_imported_the_package_first():
+    assert _run("import foveate.reference, foveate; print(callable(foveate.reference))") == "True"
+    assert (
+        _run("import foveate; foveate.reference; import foveate.reference; print(callable(foveate.reference))")
+        == "True"
+    )
