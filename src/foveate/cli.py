@@ -16,7 +16,6 @@ from typer.core import TyperGroup
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
-    import click
     from PIL import Image
     from rich.console import Console
     from rich.table import Table
@@ -29,7 +28,8 @@ _INTERRUPTED = "interrupted; nothing half-written was left behind"
 class _Commands(TyperGroup):
     """Commands whose foreseen errors are one clear line on stderr and exit code 2."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
         try:
             return super().invoke(ctx)
         except FoveateError as error:

@@ -45,7 +45,7 @@ def load_model(path: str | Path | None = None) -> Any:
     _check_weights(directory)
     ours = directory.resolve() == PATH.resolve()
     try:
-        model, loading = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             directory,
             dtype=torch.float32 if ours else "auto",
             local_files_only=True,
@@ -57,6 +57,7 @@ def load_model(path: str | Path | None = None) -> Any:
         raise
     except Exception as error:
         raise _broken(directory, "model", error) from error
+    model, loading = loaded
     missing = sorted(loading["missing_keys"])
     if missing:
         raise FoveateError(

@@ -1,0 +1,195 @@
+"""Bad input: one clear line, exit code 2, nothing on stdout, nothing half-written, before the model is loaded."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from conftest import EXAMPLES
+from foveate.errors import FoveateError
+
+IMAGE = EXAMPLES / "shapes.png"
+
+
+@pytest.mark.parametrize("command", [("ask", "what ?"), ("count",)])
+def test_images(refuse, tmp_path, command):
+    name, *rest = command
+    text = tmp_path / "text.png"
+    text.write_text("not an image")
+    part = tmp_path / "part.png"
+    part.write_bytes(IMAGE.read_bytes()[:400])
+    for path, words in {
+        tmp_path / "none.png": "there is no image",
+        tmp_path: "is a directory",
+        text: "is not an image, whatever its name says",
+        part: "cannot be read",
+    }.items():
+        said = refuse(name, path, *rest)
+        assert words in said
+        assert "\n" not in said
+
+
+def test_a_huge_image(refuse, tmp_path):
+    path = tmp_path / "huge.bmp"
+    Image.new("RGB", (8, 8)).save(path)
+    data = bytearray(path.read_bytes())
+    data[18:26] = (50_000).to_bytes(4, "little") * 2
+    path.write_bytes(bytes(data))
+    assert "2,500,000,000 pixels, and the limit is 100,000,000" in refuse("ask", path, "what ?")
+
+
+@pytest.mark.parametrize("question", ["", "   ", "\n\t"])
+def test_empty_question(refuse, question):
+    assert "the question is empty" in refuse("ask", IMAGE, question)
+
+
+def test_a_question_with_the_placeholder(refuse):
+    assert "<image>" in refuse("ask", IMAGE, "what is <image> ?")
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("clustre:64", '^^^^^^^ no method is called "clustre"; did you mean "cluster"?'),
+        ("cluster:0", "^ keep 0 leaves nothing"),
+        ("cluster:-1", "^^ keep -1 leaves nothing"),
+        ("cluster:1.5", "^^^ keep 1.5 is no fraction"),
+        ("cluster:nan", "^^^ 'nan' is no keep"),
+        ("cluster:64+cls:0", "^ keep 0 leaves nothing"),
+        ("cluster:577", "keep 577 is more than the 576 tokens there are; keep at most 576, or 1.0"),
+        ("cluster:64+cls:65", "keep 65 is more than the 64 tokens there are"),
+        ("resize:600", "keep 600 is more than the 576"),
+        ("cluster:64:strat=stride", '^^^^^ no option of cluster is called "strat"'),
+        ("cluster:64@2", "@2, which is not supported yet"),
+        ("cluster:64@moon", '^^^^ no place is called "moon"'),
+        ("", "an empty spec"),
+    ],
+)
+@pytest.mark.parametrize("command", [("ask", "what ?"), ("count",)])
+def test_specs(refuse, spec, words, command):
+    name, *rest = command
+    said = refuse(name, IMAGE, *rest, "--spec", spec)
+    assert words in said
+    lines = said.splitlines()
+    if "^" in words:
+        # The caret stands under the place.
+        marked = lines[0][lines[1].index("^") : lines[1].rindex("^") + 1]
+        assert lines[0] == spec
+        assert marked in words
+    else:
+        assert len(lines) == 1
+
+
+def test_the_model_directory(refuse, directory, tmp_path):
+    said = refuse("ask", IMAGE, "what ?", "--model", tmp_path / "none")
+    assert "there is no model directory" in said
+    assert "is a file" in refuse("ask", IMAGE, "what ?", "--model", IMAGE)
+    assert "has no config.json" in refuse("ask", IMAGE, "what ?", "--model", tmp_path)
+
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    said = refuse("count", IMAGE, "--model", directory)
+    assert "'bert' are not supported; supported are llava (LLaVA), qwen2_5_vl (Qwen2.5-VL)" in said
+    (directory / "config.json").write_text('{"model_type": ')
+    assert "config.json cannot be read" in refuse("ask", IMAGE, "what ?", "--model", directory)
+    (directory / "config.json").write_text("[]")
+    assert "config.json cannot be read" in refuse("ask", IMAGE, "what ?", "--model", directory)
+
+
+def test_a_directory_without_its_processor(refuse, directory):
+    for each in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        (directory / each).unlink()
+    said = refuse("ask", IMAGE, "what ?", "--model", directory)
+    assert "processor" in said
+    assert "\n" not in said
+
+
+def test_weights(run, directory):
+    said = run.refused("ask", IMAGE, "what ?", "--model", directory)
+    assert "holds no weights (*.safetensors)" in said
+    (directory / "pytorch_model.bin").write_bytes(b"\x80\x04anything")
+    said = run.refused("ask", IMAGE, "what ?", "--model", directory)
+    assert "pickled weights (pytorch_model.bin)" in said
+    assert "safetensors only" in said
+    (directory / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    said = run.refused("ask", IMAGE, "what ?", "--model", directory)
+    assert "cannot be loaded" in said
+    assert "\n" not in said
+
+
+def test_weights_of_another_model(run, directory):
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"something": torch.zeros(1)}, directory / "model.safetensors", {"format": "pt"})
+    assert "weights of its own model" in run.refused("ask", IMAGE, "what ?", "--model", directory)
+
+
+def test_the_picture(refuse, tmp_path):
+    ask = ("ask", IMAGE, "what ?", "--picture")
+    assert "there is no folder" in refuse(*ask, tmp_path / "none" / "out.png")
+    assert "doesn't end like a picture" in refuse(*ask, tmp_path / "out.doc")
+    assert "is a directory" in refuse("ask", IMAGE, "what ?", "--picture", _made(tmp_path / "folder.png"))
+    before = IMAGE.read_bytes()
+    assert "would be written over" in refuse(*ask, IMAGE)
+    assert IMAGE.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["folder.png"]
+
+
+def _made(path):
+    path.mkdir()
+    return path
+
+
+def test_a_device_that_is_not_there(refuse):
+    assert "no device 'moon'" in refuse("ask", IMAGE, "what ?", "--device", "moon")
+
+
+def test_a_question_longer_than_the_model_takes(run):
+    assert "room for 2048" in run.refused("ask", IMAGE, "what colour is it ? " * 400)
+
+
+def test_usage(refuse):
+    for words in ([], ["IMAGE"], ["image.png", "what ?", "--max-new-tokens", "0"]):
+        refuse("ask", *words)
+    refuse("aks")
+
+
+def test_an_interruption_is_one_line(refuse, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("foveate.images.open_image", interrupted)
+    assert refuse("count", IMAGE) == "interrupted; nothing half-written was left behind"
+
+
+def test_what_nobody_foresaw_keeps_its_traceback(run, monkeypatch):
+    def broken(path):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("foveate.images.open_image", broken)
+    with pytest.raises(ZeroDivisionError):
+        run("count", IMAGE)
+
+
+def test_from_a_shell():
+    done = subprocess.run(
+        [sys.executable, "-m", "foveate.cli", "ask", str(IMAGE), "what colour ?", "--spec", "clustre:64@2"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.splitlines() == [
+        "clustre:64@2",
+        '^^^^^^^ no method is called "clustre"; did you mean "cluster"?  (foveate methods lists them)',
+    ]
+
+
+def test_the_library_raises_the_same(tmp_path):
+    from foveate.reference.load import load
+
+    with pytest.raises(FoveateError, match="there is no model directory"):
+        load(tmp_path / "none")

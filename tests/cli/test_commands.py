@@ -1,0 +1,80 @@
+"""What the commands print, and that programs can read it."""
+
+import subprocess
+import sys
+
+from conftest import EXAMPLES
+from foveate.images import open_image
+from foveate.methods import method_names
+
+IMAGE = EXAMPLES / "shapes.png"
+QUESTION = "what colour is the large ring ?"
+
+
+def test_ask_side_by_side(run, tmp_path):
+    picture = tmp_path / "kept.png"
+    answers = ("--spec", "stride:64", "--spec", "resize:16", "--spec", "cls:0.25+cluster:16")
+    found = run.json("ask", IMAGE, QUESTION, *answers, "--max-new-tokens", "3", "--picture", picture)
+    assert [each["spec"] for each in found["answers"]] == ["dense", "stride:64", "resize:16", "cls:0.25+cluster:16"]
+    assert [each["tokens_after"] for each in found["answers"]] == [576, 64, 16, 16]
+    for each in found["answers"]:
+        assert each["tokens_before"] == 576
+        assert each["mean_over_layers"] == each["tokens_after"]
+        assert each["text"]
+        assert 0 < each["encoder"] + each["compressor"] + each["prefill"] + each["decode"] <= each["total"]
+        assert 1 <= each["new_tokens"] <= 3
+    assert found["answers"][0]["compressor"] == 0 < found["answers"][1]["compressor"]
+    assert found["picture"] == str(picture)
+    assert open_image(picture).width > 4 * 400
+    assert [each.name for each in tmp_path.iterdir()] == ["kept.png"]
+
+
+def test_ask_prints_a_table(run):
+    text = run("ask", IMAGE, QUESTION, "--max-new-tokens", "2")
+    for word in ("dense", "cluster:64", "576", "64", "11.1%", "prefill", "decode", "float32", "--json"):
+        assert word in text, text
+
+
+def test_ask_answers_like_the_model_itself(run, reference_model):
+    model, processor = reference_model
+    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
+    text = processor.apply_chat_template(turn, add_generation_prompt=True)
+    inputs = processor(images=[open_image(IMAGE)], text=text, return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    own = processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    found = run.json("ask", IMAGE, QUESTION, "--spec", "stride:1.0", "--max-new-tokens", "4")
+    assert [each["text"] for each in found["answers"]] == [own, own]
+
+
+def test_methods(run):
+    rows = run.json("methods")
+    assert tuple(row["name"] for row in rows) == method_names()
+    cluster = next(row for row in rows if row["name"] == "cluster")
+    assert cluster["options"]["start"] == {"default": "stride", "choices": ["stride", "plusplus"]}
+    assert cluster["options"]["keep"] == {"default": "1.0"}
+    for row in rows:
+        assert row["what"].endswith(".")
+        assert len(row["what"]) < 120
+    text = run("methods")
+    assert all(name in text for name in method_names())
+    assert "foveate methods --json" in text
+
+
+def test_count(run):
+    found = run.json("count", IMAGE, "--spec", "stride:288", "--spec", "resize:0.5+cluster:64", "--spec", "resize:64")
+    assert (found["total"], found["content"], found["structural"], found["grids"]) == (576, 576, 0, [[1, 24, 24]])
+    assert [each["tokens"] for each in found["after"]] == [272, 64, 64]
+    assert "24 x 24" in run("count", IMAGE)
+
+
+def test_count_needs_no_weights(run, directory):
+    assert run.json("count", IMAGE, "--model", directory)["total"] == 576
+
+
+def test_help_and_version_are_quick(run):
+    assert "ask" in run("--help")
+    assert run("--version").startswith("foveate 0.")
+    program = "import sys, foveate.cli; sys.argv = ['foveate', '--help']\n"
+    program += "try: foveate.cli.main()\nexcept SystemExit: pass\n"
+    program += "assert not {'torch', 'transformers', 'PIL', 'numpy'} & set(sys.modules), sorted(sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)

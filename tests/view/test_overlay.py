@@ -1,0 +1,113 @@
+"""Pictures of plans: sizes, light where tokens are kept, files whole or not at all."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from foveate.errors import FoveateError
+from foveate.images import open_image
+from foveate.methods import Cluster, Pool2d, Stride
+from foveate.plan import Plan
+from foveate.tokens import Keep, Layout, Segment, VisualTokens
+from foveate.view import Panel, draw, draw_panel, save_picture, writable
+
+LAYOUT = Layout((Segment(1, 8, 12),))
+IMAGE = Image.new("RGB", (300, 200), (250, 240, 230))
+
+
+def _tokens(layout=LAYOUT):
+    return VisualTokens.of(torch.randn(1, layout.content, 4, generator=torch.Generator().manual_seed(0)), layout)
+
+
+def _middles(picture, rows, columns):
+    """The brightness in the middle of each token."""
+    pixels = np.asarray(picture).astype(int).sum(axis=2)
+    height, width = pixels.shape[0] // rows, pixels.shape[1] // columns
+    return pixels[height // 2 :: height, width // 2 :: width]
+
+
+def test_kept_tokens_are_lit_and_dropped_ones_dimmed():
+    plan = Stride(keep=Keep.of(24)).plan(_tokens())
+    picture = draw_panel(IMAGE, Panel(LAYOUT, plan=plan), side=240)
+    assert picture.size == (240, 160)
+    lit = np.zeros(96, dtype=bool)
+    lit[plan.slot[0].numpy()] = True
+    light = _middles(picture, 8, 12).ravel()
+    assert light[lit].min() > 600
+    assert light[~lit].max() < 250
+
+
+def test_tokens_of_a_group_share_a_colour_and_groups_differ():
+    plan = Pool2d(keep=Keep.of(6)).plan(_tokens())
+    pixels = np.asarray(draw_panel(IMAGE, Panel(LAYOUT, plan=plan), side=480))
+    corners = pixels[2::40, 2::40].reshape(-1, 3)  # beside borders and slots
+    inner = pixels[6::40, 6::40].reshape(-1, 3)
+    assert len({tuple(colour) for colour in inner}) >= 6
+    assert corners.shape == inner.shape
+
+
+def test_every_kind_of_plan_can_be_drawn():
+    tokens = _tokens()
+    plans = [
+        None,
+        Cluster(keep=Keep.of(9)).plan(tokens),
+        Plan(torch.tensor([[0]])),
+        Plan(torch.tensor([[0, 5]]), mix=torch.rand(1, 2, 96)),
+        Plan(torch.tensor([[3, 90]]), group=torch.tensor([[-1] * 40 + [0] * 30 + [1] * 26])),
+    ]
+    for plan in plans:
+        assert draw_panel(IMAGE, Panel(LAYOUT, plan=plan), side=120).size == (120, 80)
+
+
+def test_a_shrunk_image_shows_its_coarser_grid():
+    seen = Layout((Segment(1, 2, 3),))
+    striped = Image.fromarray(np.tile(np.array([[0], [255]], dtype=np.uint8), (100, 300))).convert("RGB")
+    pixels = np.asarray(draw_panel(striped, Panel(LAYOUT, seen=seen, patch=2), side=240)).astype(int)
+    assert abs(pixels[20:60, 10:70] - 127).max() <= 3  # the stripes are gone
+
+
+@pytest.mark.parametrize("size", [(1000, 20), (20, 1000), (1, 1), (333, 777)])
+def test_any_shape_of_image(size):
+    layout = Layout((Segment(1, max(1, size[1] // 28), max(1, size[0] // 28)),))
+    picture = draw_panel(Image.new("RGB", size), Panel(layout), side=336)
+    assert max(picture.size) <= 336 * 1.2
+
+
+def test_a_sheet_of_panels_with_captions():
+    panels = [Panel(LAYOUT, f"panel {number}", "note") for number in range(6)]
+    one, sheet = draw(IMAGE, panels[:1], side=120), draw(IMAGE, panels, "a question ? " * 20, side=120)
+    assert sheet.width > 3 * 120 > one.width
+    assert sheet.height > 2 * one.height - 40
+    draw(IMAGE, [Panel(LAYOUT, "Größe?", "線 \n\ttext")], "où ?", side=120)
+
+
+def test_a_picture_is_written_whole(tmp_path):
+    for suffix in ("png", "jpg", "webp"):
+        path = save_picture(IMAGE, tmp_path / f"out.{suffix}")
+        assert open_image(path).size == IMAGE.size
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
+    path = save_picture(IMAGE, tmp_path / "out.png")
+    before = path.read_bytes()
+
+    def fail(self, name, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(FoveateError, match="No space left"):
+        save_picture(IMAGE, path)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_places_that_cannot_hold_a_picture(tmp_path):
+    with pytest.raises(FoveateError, match="there is no folder"):
+        writable(tmp_path / "none" / "out.png")
+    with pytest.raises(FoveateError, match="doesn't end like a picture"):
+        writable(tmp_path / "out.txt")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(FoveateError, match="is a directory"):
+        writable(tmp_path / "folder.png")
