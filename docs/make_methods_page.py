@@ -25,8 +25,9 @@ One section per method that comes with foveate. This page is made from the metho
 (`1` is one token, `1.0` is all of them). **positions** says whether kept tokens keep their position ids (`keep`) or get
 new ones without gaps (`pack`). Options are written `name=value`: `cluster:64:start=plusplus:seed=3`.
 
-Each method is written from formulas, not from anyone's code, and a section says where it departs from its paper. The
-section on `cluster` is our reading: neither the paper's text nor its code was seen.
+Each method is written from formulas, no code was copied, and a section says where it departs from its paper. `cls` and
+`pool` are compared with what their authors' own code makes of fixed inputs: [golden cases](../tests/golden/README.md).
+The section on `cluster` is our reading: neither the paper's text nor its code was seen.
 """
 
 
