@@ -46,6 +46,8 @@ class Stage:
     """Answer stages: visual tokens per image; fewer than 576 are those with centres of things, then random ones."""
     layers: int = 12
     """Answer stages: decoder layers; a stage with more than the one before starts from the deepened decoder."""
+    train_symbols: bool = True
+    """Answer stages on symbols: learn the symbols too, not only what to make of them."""
     train_encoder: bool = False
     """Answer stages: go on training the encoder too, with its own objective beside the answers."""
     text: int = 144
