@@ -239,9 +239,9 @@ class Asker:
         real = torch.tensor([[0] * (longest - len(end)) + [1] * len(end) for end in ends], device=self.device)
         positions = start[..., None] + (real.cumsum(dim=1) - 1).clamp(min=0)
         mask = torch.cat([mask, real], dim=1)
-        done = torch.zeros(len(ends), dtype=torch.bool, device=self.device)
+        rows = torch.arange(len(ends), device=self.device)
         stop = torch.tensor(self.ends, dtype=torch.int64, device=self.device)
-        answers: list[Tensor] = []
+        answers = torch.full((len(ends), self.longest), self.pad, device=self.device)
         for step in range(self.longest):
             began = now(self.device)
             output = self.model(
@@ -252,20 +252,26 @@ class Asker:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            ids = output.logits[:, -1:].argmax(dim=-1).masked_fill(done[:, None], self.pad)
-            answers.append(ids)
-            done |= torch.isin(ids[:, 0], stop)
-            finished = bool(done.all())
+            ids = output.logits[:, -1:].argmax(dim=-1)
+            answers[rows, step] = ids[:, 0]
+            open_rows = (~torch.isin(ids[:, 0], stop)).nonzero().squeeze(1)
             milliseconds = (now(self.device) - began) * 1e3
             if step == 0:
                 spent.question += milliseconds
             else:
                 spent.decode += milliseconds
-            if finished:
+            if not len(open_rows):
                 break
-            mask = torch.cat([mask, mask.new_ones(len(ends), 1)], dim=1)
+            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             positions = positions[..., -1:] + 1
-        return self._texts(torch.cat(answers, dim=1))
+            if len(open_rows) <= len(rows) // 2:
+                # Answers that have ended leave; what is left of their cache isn't dragged along.
+                cache = _selected(cache, open_rows)
+                ids, mask, rows = ids[open_rows], mask[open_rows], rows[open_rows]
+                positions = positions.index_select(-2, open_rows)
+        # A row that stayed on behind its end wrote more: only what stands before the end counts.
+        ended = torch.isin(answers, stop).long().cumsum(dim=1) > 0
+        return self._texts(answers.masked_fill(ended, self.pad))
 
     def _plainly(
         self,

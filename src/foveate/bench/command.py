@@ -102,9 +102,9 @@ def _task(data: Path | None, questions: int | None, notes: Console) -> Task:
 
 
 def _model(path: Path | None) -> tuple[Any, Any]:
-    from foveate.models.load import load_model
+    from foveate.reference.load import load
 
-    return load_model(path)
+    return load(path)
 
 
 def _run(run: Any, notes: Console) -> dict[str, Any]:

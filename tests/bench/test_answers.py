@@ -1,0 +1,89 @@
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from foveate.bench.answers import Asker, Prompts, fingerprint
+from foveate.bench.configurations import DENSE
+from foveate.engine import encode
+from foveate.spec import Spec, parse
+
+SPECS = [DENSE, *map(parse, ("random:5", "cluster:4", "cls:3", "pool2d:4", "stride:9:positions=keep", "resize:4"))]
+
+
+def answer(asker: Asker, prompts: list[Prompts], spec: Spec, reuse: bool) -> Any:
+    with torch.inference_mode():
+        encoded = encode(asker.model, asker.pixels(prompts), [spec])
+    return asker.answer(prompts, spec, encoded, reuse=reuse)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: str(spec) or "dense")
+def test_reuse_equals_generate(model, processor, task, spec) -> None:
+    asker = Asker(model, processor, longest=6)
+    prompts = [asker.prompts(picture) for picture in task.pictures[:3]]
+    fast, plain = (answer(asker, prompts, spec, reuse) for reuse in (True, False))
+    assert fast.texts == plain.texts
+    assert fast.before == plain.before == [16, 16, 16]
+    assert fast.after == pytest.approx(plain.after)
+    assert len({text for texts in fast.texts for text in texts}) > 1, "the test can't see anything"
+
+
+def test_answers_of_different_length_equal_generate(model, processor, task) -> None:
+    """Rows that end early leave the batch; the others must go on as if alone."""
+    asker = Asker(model, processor, longest=12)
+    prompts = [asker.prompts(picture) for picture in task.pictures[:8]]
+    fast = answer(asker, prompts, DENSE, reuse=True).texts
+    alone = [answer(asker, [each], DENSE, reuse=False).texts[0] for each in prompts]
+    assert fast == alone
+    assert len({len(text.split()) for texts in fast for text in texts}) > 1
+
+
+def test_prompts_are_those_of_the_processor(model, processor, task) -> None:
+    asker = Asker(model, processor)
+    picture = task.pictures[0]
+    prompts = asker.prompts(picture)
+    for asked, row in zip(picture.questions, prompts.rows):
+        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked.text}]}]
+        text = processor.apply_chat_template(chat, add_generation_prompt=True)
+        whole = processor(text=[text], images=[picture.load()], return_tensors="pt")["input_ids"][0].tolist()
+        assert list(row) == whole
+    assert prompts.rows[0][: prompts.shared].count(4) == 16
+    assert prompts.rows[0][prompts.shared - 1] == 4
+
+
+def test_mrope_reuse_equals_generate() -> None:
+    """Qwen2.5-VL counts positions on three axes; images of two sizes are two groups."""
+    path = Path(__file__).parents[1] / "families" / "rows.py"
+    spec = importlib.util.spec_from_file_location("bench_rows", path)
+    assert spec is not None
+    assert spec.loader is not None
+    import sys
+
+    rows = importlib.util.module_from_spec(spec)
+    sys.modules["bench_rows"] = rows
+    spec.loader.exec_module(rows)
+    row = next(each for each in rows.ROWS if each.name == "qwen2_5_vl")
+    stub = SimpleNamespace(
+        chat_template="x", batch_decode=lambda ids, skip_special_tokens: [str(one.tolist()) for one in ids]
+    )
+    asker = Asker(row.model(), stub, longest=5)
+    prompts = []
+    for letter in "AB":
+        ids = [row.ids(f"t4 {letter} {end}") for end in ("t3", "t5", "t7'1")]
+        prompts.append(Prompts(row.pixels(letter), tuple(map(tuple, ids)), 4 + row.count(letter)))
+    for text in ("cluster:6", "pool2d:6", "cls:6:positions=keep"):
+        fast, plain = (answer(asker, prompts, parse(text), reuse) for reuse in (True, False))
+        assert fast.texts == plain.texts
+
+
+def test_fingerprint_sees_one_changed_weight_matrix(model, processor) -> None:
+    before = fingerprint(model, processor)
+    assert before == fingerprint(model, processor)
+    weight = model.model.language_model.layers[0].self_attn.q_proj.weight
+    with torch.no_grad():
+        weight.add_(1e-3)
+        assert fingerprint(model, processor) != before
+        weight.sub_(1e-3)

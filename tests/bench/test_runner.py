@@ -1,0 +1,119 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from foveate.bench import Benchmark, configurations
+from foveate.errors import FoveateError, KeepError, SpecError
+
+SPECS = configurations(["random", "cluster", "resize"], "9,4")
+
+
+class Stopped(Exception):
+    """As if the machine had gone."""
+
+
+def run(model: Any, processor: Any, task: Any, out: Path, stop_at: int | None = None) -> Benchmark:
+    made = Benchmark(model, processor, task, SPECS, out, longest=3)
+
+    def tell(what: str, done: int, whole: int) -> None:
+        if done == stop_at:
+            raise Stopped
+
+    made.run(tell)
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(model, processor, task, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("results") / "whole"
+    run(model, processor, task, out)
+    return out
+
+
+def without_times(path: Path) -> Any:
+    metrics = json.loads((path / "metrics.json").read_text())
+    for row in metrics["configurations"]:
+        del row["time_ms"], row["time_ratio"]
+    return metrics
+
+
+def test_what_is_written(whole: Path, task) -> None:
+    names = {each.name for each in whole.iterdir()}
+    assert names >= {"config.json", "predictions.jsonl", "metrics.json", "environment.json", "table.md"}
+    assert not whole.with_name("whole.partial").exists()
+    lines = (whole / "predictions.jsonl").read_text().splitlines()
+    assert len(lines) == len(SPECS) * task.questions
+    metrics = json.loads((whole / "metrics.json").read_text())
+    rows = {row["spec"]: row for row in metrics["configurations"]}
+    assert next(iter(rows)) == "dense"
+    assert rows["dense"]["loyalty"] == 1.0
+    assert rows["dense"]["tokens"]["after"] == 16
+    assert [row["budget"] for row in metrics["configurations"]][1:] == [9, 9, 9, 4, 4, 4]
+    assert rows["cluster:4"]["tokens"]["after"] == 4
+    assert all(row["time_ms"]["total"] > 0 for row in rows.values())
+    assert metrics["floor"]["overall"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 9])
+def test_a_resumed_run_equals_an_uninterrupted_one(model, processor, task, whole, tmp_path, stop_at) -> None:
+    out = tmp_path / "broken"
+    with pytest.raises(Stopped):
+        run(model, processor, task, out, stop_at)
+    assert not out.exists()
+    partial = tmp_path / "broken.partial"
+    # Killed in the middle of a line, with a part's answers written and the part not closed.
+    with (partial / "predictions.jsonl").open("a") as file:
+        file.write((whole / "predictions.jsonl").read_text().splitlines()[0][:-1] + ', "chunk": 1}\n{"spec": "den')
+    with (partial / "parts.jsonl").open("a") as file:
+        file.write('{"spec": "cluster:4", "chu')
+    again = run(model, processor, task, out)
+    assert again.done == stop_at
+    assert (out / "predictions.jsonl").read_text() == (whole / "predictions.jsonl").read_text()
+    assert without_times(out) == without_times(whole)
+
+
+def test_a_whole_run_is_not_run_again(model, processor, task, whole) -> None:
+    before = (whole / "predictions.jsonl").stat().st_mtime_ns
+    made = run(model, processor, task, whole, stop_at=0)
+    assert made.folder.whole
+    assert (whole / "predictions.jsonl").stat().st_mtime_ns == before
+
+
+def test_another_config_is_refused_and_nothing_changes(model, processor, task, whole) -> None:
+    before = {each.name: each.read_bytes() for each in whole.iterdir()}
+    with pytest.raises(FoveateError, match=r"another run.*longest_answer, specs.*--out"):
+        Benchmark(model, processor, task, configurations(["cls:4"]), whole)
+    assert {each.name: each.read_bytes() for each in whole.iterdir()} == before
+
+
+def test_a_folder_of_something_else_is_refused(model, processor, task, tmp_path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(FoveateError, match="no benchmark"):
+        Benchmark(model, processor, task, SPECS, tmp_path)
+
+
+def test_more_than_there_is_is_refused_before_anything_is_written(model, processor, task, tmp_path) -> None:
+    with pytest.raises(FoveateError, match=r"random:17.*more than the 16"):
+        Benchmark(model, processor, task, configurations(["random:17"]), tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("keep", ["0", "-1", "1.5", "NaN", "", "64,x"])
+def test_bad_budgets(keep: str) -> None:
+    with pytest.raises(FoveateError):
+        configurations(["cluster"], keep)
+
+
+def test_bad_specs() -> None:
+    with pytest.raises(SpecError, match='did you mean "cluster"'):
+        configurations(["clustre"])
+    with pytest.raises((KeepError, SpecError)):
+        configurations(["cluster:0"])
+
+
+def test_crossing() -> None:
+    written = [str(spec) for spec in configurations(["cluster", "cls:keep=7", "cluster:64", "pool:8+cls"], "64,0.25")]
+    assert written == ["", "cluster:64", "cluster:0.25", "cls:7", "pool:8+cls:1.0"]
+    assert [str(spec) for spec in configurations(["random", "cls"], "4", seed=3)][1:] == ["random:4:seed=3", "cls:4"]
