@@ -89,7 +89,7 @@ def refuse_cuda_packages(pip: list[str]) -> None:
     if any(name.lower().startswith(("nvidia", "cuda")) for name in names):
         sys.exit(
             "This machine has no NVIDIA GPU, and pip would fetch the CUDA build of torch: several gigabytes.\n"
-            "Point pip at the CPU builds first (the command for pip is on PyTorch's own page \"Get Started\"; put its\n"
+            'Point pip at the CPU builds first (the command for pip is on PyTorch\'s own page "Get Started"; put its\n'
             "index into PIP_EXTRA_INDEX_URL) and run this again, or take the large build with FOVEATE_ANY_TORCH=1."
         )
 
