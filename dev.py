@@ -6,8 +6,8 @@
     python3 dev.py check    lint, types, import contract, then the tests (what CI runs)
     python3 dev.py setup    only set up
 
-Needs Python 3.11 or later with pip and venv, and nothing else. Versions are those of constraints.txt. The environment is
-made in .venv (another place: FOVEATE_VENV), and made once: a stamp tells when it is up to date.
+Needs Python 3.11 or later with pip and venv, and nothing else. Versions are those of constraints.txt. The environment
+is made in .venv (another place: FOVEATE_VENV), and made once: a stamp tells when it is up to date.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
+
+try:
+    import tomllib
+except ImportError:
+    sys.exit(f"foveate needs Python 3.11 or later; this is {sys.version.split()[0]}")
 
 ROOT = Path(__file__).resolve().parent
 VENV = Path(os.environ.get("FOVEATE_VENV", ROOT / ".venv")).resolve()
@@ -50,8 +54,6 @@ def main() -> int:
 
 def set_up(extras: tuple[str, ...], groups: tuple[str, ...]) -> None:
     """Make the virtual environment, unless it is there and up to date."""
-    if sys.version_info < (3, 11):
-        sys.exit(f"foveate needs Python 3.11 or later; this is {sys.version.split()[0]}")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     needs = [need for group in groups for need in project["dependency-groups"][group]]
     stamp = VENV / "foveate.json"
