@@ -104,15 +104,20 @@ class Plan:
         `tokens` is N; only a selection doesn't know it by itself, and needs it when the later plan merges.
         """
         slot = self.slot.gather(1, later.slot)
+        valid = later.valid
+        if self.valid is not None:
+            # What is padding here is padding there: slots ascend, so it stays behind.
+            through = self.valid.gather(1, later.slot)
+            valid = through if valid is None else valid & through
         if self.mix is not None:
             tokens = self.mix.shape[2]
         elif self.group is not None:
             tokens = self.group.shape[1]
         if self.mix is not None or later.mix is not None:
             mix = torch.bmm(later.matrix(self.slot.shape[1]).float(), self.matrix(tokens).float())
-            return Plan(slot, None, None, mix, later.valid)
+            return Plan(slot, None, None, mix, valid)
         if self.group is None and later.group is None:
-            return Plan(slot, valid=later.valid)
+            return Plan(slot, valid=valid)
         if tokens is None:
             raise PlanError(
                 "a selection, then a plan that merges: say over how many tokens, compose(later, tokens=576)"
@@ -126,7 +131,7 @@ class Plan:
         through = first.group.clamp(min=0)
         group = torch.where(first.group < 0, -1, second.group.gather(1, through))
         weight = first.weight * second.weight.gather(1, through) * (group >= 0)
-        return Plan(slot, group, weight, None, later.valid)
+        return Plan(slot, group, weight, None, valid)
 
 
 def _wide(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

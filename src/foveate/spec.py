@@ -13,6 +13,8 @@ import dataclasses
 import difflib
 import importlib
 import importlib.metadata
+import re
+import threading
 import types
 import typing
 from collections.abc import Callable
@@ -23,8 +25,10 @@ from foveate.errors import FoveateError, KeepError, SpecError
 from foveate.tokens import Keep, Place
 
 _PLACES = ("pixels", "encoder", "features", "input")
+_ONE_KEEP = "write one number of tokens (64) or one fraction (0.25)"
 _methods: dict[str, type[Any]] = {}
 _loaded = False
+_loading = threading.RLock()
 T = TypeVar("T", bound=type)
 
 
@@ -66,11 +70,13 @@ def method_class(name: str) -> type[Any]:
 
 def _load() -> None:
     global _loaded
-    if not _loaded:
-        _loaded = True
-        importlib.import_module("foveate.methods")
-        for entry in importlib.metadata.entry_points(group="foveate.methods"):
-            entry.load()
+    # Another thread waits until all are there; a package that reads a spec while it is loaded here goes on.
+    with _loading:
+        if not _loaded:
+            _loaded = True
+            importlib.import_module("foveate.methods")
+            for entry in importlib.metadata.entry_points(group="foveate.methods"):
+                entry.load()
 
 
 def _unknown(what: str, name: str, known: tuple[str, ...]) -> str:
@@ -113,9 +119,15 @@ def written(method: Any) -> str:
     for field in dataclasses.fields(method):
         value = getattr(method, field.name)
         if field.name != "keep" and value != field.default:
-            text = str(value).lower() if isinstance(value, bool) else str(value)
-            parts.append(f"{field.name}={text}")
+            parts.append(f"{field.name}={_printed(value)}")
     return ":".join(parts)
+
+
+def _printed(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return str(value).lower()
+    # "1e+20" would end the step at its plus.
+    return str(value).replace("e+", "e") if isinstance(value, float) else str(value)
 
 
 def parse(text: str) -> Spec:
@@ -154,6 +166,10 @@ def _step(text: str, part: str, offset: int) -> Step:
     options: dict[str, Any] = {}
     begin = offset + len(pieces[0]) + 1
     for number, piece in enumerate(pieces[1:]):
+        if re.fullmatch(r"(keep\s*=)?[\s0-9.]+(/[\s0-9.]+)+", piece.strip()):
+            raise _fail(text, begin, len(piece), f"one keep per layer is not supported yet; {_ONE_KEEP}")
+        if re.match(r"\s*mean\s*=", piece) and "mean" not in fields:
+            raise _fail(text, begin, len(piece), f"a mean over layers is not supported yet; {_ONE_KEEP}")
         key, equals, value = (each.strip() for each in piece.partition("="))
         if not equals:
             if number:
@@ -181,13 +197,15 @@ def _places(text: str, where: str, begin: int) -> tuple[Place, ...]:
     places: list[Place] = []
     for piece in where.split(","):
         place = piece.strip()
-        if place.isdigit():
+        if re.fullmatch("[0-9]{1,9}", place):
             places.append(int(place))
         elif place in _PLACES:
             places.append(place)
         else:
-            known = f"{', '.join(_PLACES)}, or the number of a decoder layer"
-            raise _fail(text, begin, len(piece), f'no place is called "{place}"; there are {known}')
+            near = difflib.get_close_matches(place, _PLACES, n=1)
+            known = f"there are {', '.join(_PLACES)}, and the numbers of decoder layers"
+            meant = f'did you mean "{near[0]}"?' if near else known
+            raise _fail(text, begin, len(piece), f'no place is called "{place}"; {meant}')
         begin += len(piece) + 1
     return tuple(places)
 
@@ -195,9 +213,10 @@ def _places(text: str, where: str, begin: int) -> tuple[Place, ...]:
 def _value(kind: Any, text: str) -> Any:
     """Read an option of a declared type; ValueError if it can't be."""
     if typing.get_origin(kind) is typing.Literal:
-        if text not in typing.get_args(kind):
-            raise ValueError(text)
-        return text
+        for each in typing.get_args(kind):
+            if _printed(each) == text:
+                return each
+        raise ValueError(text)
     if typing.get_origin(kind) in {typing.Union, types.UnionType}:
         for each in typing.get_args(kind):
             if each is type(None):
@@ -218,5 +237,21 @@ def _value(kind: Any, text: str) -> Any:
 
 def _wanted(kind: Any) -> str:
     if typing.get_origin(kind) is typing.Literal:
-        return " or ".join(typing.get_args(kind))
-    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, str(kind))
+        return " or ".join(_printed(each) for each in typing.get_args(kind))
+    if typing.get_origin(kind) in {typing.Union, types.UnionType}:
+        return " or ".join(_wanted(each) for each in typing.get_args(kind))
+    words = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}
+    return words.get(kind, str(kind))
+
+
+def check_choices(method: Any) -> None:
+    """Whether options with few choices hold one of them, however the method was made.
+
+    Raises:
+        FoveateError: one doesn't; the text names the choices.
+    """
+    hints = typing.get_type_hints(type(method))
+    for field in dataclasses.fields(method):
+        kind, value = hints[field.name], getattr(method, field.name)
+        if typing.get_origin(kind) is typing.Literal and value not in typing.get_args(kind):
+            raise FoveateError(f"{field.name} must be {_wanted(kind)}, not {value!r}")

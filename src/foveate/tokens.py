@@ -198,6 +198,16 @@ class Keep:
     tokens: int | None = None
     share: Fraction | None = None
 
+    def __post_init__(self) -> None:
+        if (self.tokens is None) == (self.share is None):
+            raise KeepError("a keep is a number of tokens or a fraction of them: give one of the two")
+        if self.tokens is not None and self.tokens < 1:
+            raise KeepError(
+                f"keep {self.tokens} leaves nothing; keep at least 1 token, or a fraction above 0 such as 0.25"
+            )
+        if self.share is not None and (not 0 < self.share <= 1 or _digits(self.share) is None):
+            raise KeepError(f"keep {self.share} is no decimal fraction above 0 and up to 1.0; 0.25, for instance, is")
+
     @classmethod
     def of(cls, value: Keep | float | str) -> Keep:
         """Read a keep: an int is a number of tokens, a float a fraction; of text, what has a dot is a fraction.
@@ -209,14 +219,10 @@ class Keep:
             return value
         text = str(value).strip()
         if isinstance(value, bool) or not re.fullmatch(
-            r"[+-]?(\d+|\d*\.\d*|\d+e-\d+|\d+\.\d+e-\d+)|[+-]?(nan|inf)", text
+            r"[+-]?([0-9]+|[0-9]*\.[0-9]*|[0-9]+(\.[0-9]+)?e-[0-9]{1,3})|[+-]?(nan|inf)", text
         ):
             raise KeepError(f"{value!r} is no keep; write a number of tokens (64) or a fraction of them (0.25)")
-        if re.fullmatch(r"[+-]?\d+", text):
-            if int(text) < 1:
-                raise KeepError(
-                    f"keep {text} leaves nothing; keep at least 1 token, or a fraction above 0 such as 0.25"
-                )
+        if re.fullmatch(r"[+-]?[0-9]+", text):
             return cls(tokens=int(text))
         try:
             share = Fraction(text)
@@ -246,11 +252,20 @@ class Keep:
     def __str__(self) -> str:
         if self.share is None:
             return str(self.tokens)
-        # Fractions come from decimals, so they have an exact decimal form.
-        digits = 1
-        while (self.share * 10**digits).denominator != 1 and digits < 40:
-            digits += 1
-        return f"{int(self.share * 10**digits) // 10**digits}.{int(self.share * 10**digits) % 10**digits:0{digits}d}"
+        digits = _digits(self.share)
+        assert digits is not None
+        whole, rest = divmod(int(self.share * 10**digits), 10**digits)
+        return f"{whole}.{rest:0{digits}d}"
+
+
+def _digits(share: Fraction) -> int | None:
+    """How many decimal places write a fraction exactly, at least 1; None if none do."""
+    rest, twos, fives = share.denominator, 0, 0
+    while rest % 2 == 0:
+        rest, twos = rest // 2, twos + 1
+    while rest % 5 == 0:
+        rest, fives = rest // 5, fives + 1
+    return max(1, twos, fives) if rest == 1 else None
 
 
 def spread(budget: int, weights: Sequence[int]) -> list[int]:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from foveate.plan import Plan
-from foveate.spec import written
+from foveate.spec import check_choices, written
 from foveate.tokens import Keep, Layout, Place, Signal, VisualTokens
 
 Positions = Literal["keep", "pack"]
@@ -40,6 +40,7 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", Keep.of(self.keep))
+        check_choices(self)
 
     @property
     def needs(self) -> tuple[Signal, ...]:
@@ -63,7 +64,7 @@ class Method(ABC):
 
 
 class ScoredMethod(Method):
-    """Keeps the tokens with the highest scores, in their order."""
+    """Keeps the tokens with the highest scores, in their order; of equal scores, the first."""
 
     @abstractmethod
     def score(self, tokens: VisualTokens) -> Float[Tensor, "B N"]:
@@ -71,8 +72,9 @@ class ScoredMethod(Method):
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Top-k by score."""
-        best = self.score(tokens).topk(self.count(tokens.layout), dim=1).indices
-        return Plan(slot=best.sort(dim=1).values)
+        # Not topk: which of equal scores it takes differs between devices, and half precision makes many equal.
+        order = self.score(tokens).argsort(dim=1, descending=True, stable=True)
+        return Plan(slot=order[:, : self.count(tokens.layout)].sort(dim=1).values)
 
 
 class PixelMethod(Method):

@@ -1,0 +1,223 @@
+"""The written form of a configuration: everything that can be said goes round, everything else gets one clear line."""
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import foveate.spec
+from foveate.errors import FoveateError, SpecError
+from foveate.methods import Cluster, Method, Pool, Random
+from foveate.plan import Plan
+from foveate.spec import Spec, Step, method_class, parse, register
+from foveate.tokens import Keep, VisualTokens
+
+FIRST = ("random", "stride", "pool", "pool2d", "resize", "cluster", "cls")
+quick = settings(deadline=None, max_examples=60)
+
+keeps = st.one_of(
+    st.integers(1, 10_000).map(Keep.of),
+    st.sampled_from(["0.0625", "1.0", "0.5", "0.25", "0.1", "0.333", "0.000001"]).map(Keep.of),
+    st.floats(0, 1, exclude_min=True).map(Keep.of),
+)
+values: dict[str, st.SearchStrategy[Any]] = {
+    "keep": keeps,
+    "positions": st.sampled_from(["keep", "pack"]),
+    "seed": st.integers(0, 2**31),
+    "start": st.sampled_from(["stride", "plusplus"]),
+    "iterations": st.integers(0, 100),
+    "layer": st.integers(-30, 30),
+    "mode": st.sampled_from(["auto", "exact", "interpolate", "enlarge"]),
+    "remainder": st.sampled_from(["spread", "drop"]),
+}
+places = st.one_of(st.sampled_from(["pixels", "encoder", "features", "input"]), st.integers(0, 80))
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> Step:
+    name = draw(st.sampled_from(FIRST))
+    names = [field.name for field in dataclasses.fields(method_class(name))]
+    options = draw(st.fixed_dictionaries({}, optional={option: values[option] for option in names}))
+    return Step(method_class(name)(**options), tuple(draw(st.lists(places, max_size=3))))
+
+
+specs = st.lists(steps(), min_size=1, max_size=3).map(lambda some: Spec(tuple(some)))
+
+
+@quick
+@given(specs)
+def test_every_spec_goes_round(spec: Spec) -> None:
+    text = str(spec)
+    assert parse(text) == spec
+    assert str(parse(text)) == text
+
+
+@quick
+@given(specs, st.data())
+def test_spaces_change_nothing(spec: Spec, data: st.DataObject) -> None:
+    spaced = "".join(
+        f"{data.draw(st.sampled_from(['', ' ']))}{c}{data.draw(st.sampled_from(['', ' ']))}" if c in ":+@,=" else c
+        for c in str(spec)
+    )
+    assert parse(spaced) == spec
+
+
+@quick
+@given(st.text(alphabet="clsuterpool:=+@,./0123456789-eE ²٣\n\tnaif", max_size=30))
+def test_any_text_is_a_spec_or_gets_a_line(text: str) -> None:
+    try:
+        spec = parse(text)
+    except SpecError:
+        return
+    assert parse(str(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("pool:0.0625", "pool:0.0625"),
+        ("pool:0.06250", "pool:0.0625"),
+        ("pool:.5@16", "pool:0.5@16"),
+        ("cls:1", "cls:1"),
+        ("cls:1.0", "cls:1.0"),
+        ("cls:1.00:layer=-2", "cls:1.0"),
+        ("cluster:64@input", "cluster:64"),
+        ("cluster:64@features,input", "cluster:64@features,input"),
+        ("cluster:start=plusplus", "cluster:1.0:start=plusplus"),
+        ("cluster:keep=64", "cluster:64"),
+        ("cluster:64:seed=3:positions=pack", "cluster:64:seed=3"),
+        ("cluster:64:seed=3:positions=keep", "cluster:64:positions=keep:seed=3"),
+        ("resize:0.25@pixels", "resize:0.25"),
+        ("pool:1e-2", "pool:0.01"),
+    ],
+)
+def test_canonical(text: str, canonical: str) -> None:
+    assert str(parse(text)) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "marked", "words"),
+    [
+        ("cls:0.5+clustre:64@2", "clustre", 'no method is called "clustre"; did you mean "cluster"'),
+        ("cluster:64:seeed=3", "seeed", 'did you mean "seed"'),
+        ("cluster:64:seed=3:start=far", "start=far", "start must be stride or plusplus, not 'far'"),
+        ("cluster:64:seed=0.5", "seed=0.5", "seed must be a whole number"),
+        ("cluster:64:seed=1:seed=2", "seed=2", "seed is given twice"),
+        ("cluster:64:keep=2", "keep=2", "keep is given twice"),
+        ("cluster:64:32", "32", "a keep comes first, once"),
+        ("cluster:seed=3:64", "64", "a keep comes first, once"),
+        ("cls:0.5+cluster:0", "0", "leaves nothing"),
+        ("cluster:1.5", "1.5", "no fraction above 0 and up to 1.0"),
+        ("cluster:nan", "nan", "nan"),
+        ("cluster:-inf", "-inf", "inf"),
+        ("cluster:many", "many", "no keep"),
+        ("cluster:300/200/110", "300/200/110", "one keep per layer is not supported yet"),
+        ("cls:0.5+cluster:0.5/0.25@2,8", "0.5/0.25", "one keep per layer is not supported yet"),
+        ("cluster:mean=64", "mean=64", "a mean over layers is not supported yet"),
+        ("cluster:64:mean=64", "mean=64", "a mean over layers is not supported yet"),
+        ("cluster:64@2,inptu", "inptu", 'no place is called "inptu"; did you mean "input"'),
+        ("cluster:64@-1", "-1", "no place"),
+        ("cluster:64@²", "²", "no place"),
+        ("cluster:64@2@3", "2@3", "no place"),
+        ("cluster:64@", "", "no place"),
+        ("+cluster:64", "", "no method"),
+    ],
+)
+def test_an_error_shows_its_place(text: str, marked: str, words: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse(text)
+    first, second = str(caught.value).split("\n")
+    assert first == text
+    place = text.rindex(marked) if marked else (0 if text[0] == "+" else len(text))
+    assert second[:place] == " " * place
+    assert second[place:].startswith("^" * max(1, len(marked)) + " ")
+    assert words in second
+
+
+@pytest.fixture
+def own_methods() -> Iterator[None]:
+    foveate.spec.method_names()
+    before = dict(foveate.spec._methods)
+    yield
+    foveate.spec._methods.clear()
+    foveate.spec._methods.update(before)
+
+
+@dataclass(frozen=True)
+class Odd(Method):
+    """A method with an option of every kind."""
+
+    share: float = 0.5
+    depth: int | None = 4
+    exact: bool = False
+    order: Literal[1, 2] = 1
+
+    def plan(self, tokens: VisualTokens) -> Plan:
+        """Everything."""
+        return Random(keep=self.keep).plan(tokens)
+
+
+@quick
+@given(
+    st.floats(allow_nan=False, allow_infinity=False), st.none() | st.integers(-5, 5), st.booleans(),
+    st.sampled_from([1, 2]),
+)  # fmt: skip
+def test_every_kind_of_option_goes_round(share: float, depth: int | None, exact: bool, order: Literal[1, 2]) -> None:
+    foveate.spec.method_names()
+    register("odd")(Odd)
+    try:
+        spec = Spec((Step(Odd(share=share, depth=depth, exact=exact, order=order)),))
+        assert parse(str(spec)) == spec
+    finally:
+        del foveate.spec._methods["odd"]
+
+
+@pytest.mark.usefixtures("own_methods")
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        ("share=x", "a number"),
+        ("depth=x", "a whole number or none"),
+        ("exact=yes", "true or false"),
+        ("order=3", "1 or 2"),
+    ],
+)
+def test_what_an_option_must_be(option: str, words: str) -> None:
+    register("odd")(Odd)
+    with pytest.raises(SpecError, match=words):
+        parse(f"odd:64:{option}")
+
+
+@pytest.mark.usefixtures("own_methods")
+def test_two_methods_of_one_name() -> None:
+    register("cluster")(Cluster)
+    with pytest.raises(FoveateError, match="two methods want to be called 'cluster'"):
+        register("cluster")(Pool)
+
+
+def test_an_option_from_python_is_checked_too() -> None:
+    with pytest.raises(FoveateError, match="order must be 1 or 2, not 3"):
+        Odd(order=3)  # type: ignore[arg-type]
+    with pytest.raises(FoveateError, match="positions must be keep or pack, not 'packed'"):
+        Odd(positions="packed")  # type: ignore[arg-type]
+
+
+def test_two_threads_may_be_the_first_to_ask() -> None:
+    """The second must not find the registry half filled while the first imports the methods."""
+    code = (
+        "import threading, foveate.spec as spec\n"
+        "seen = []\n"
+        "def ask():\n"
+        "    start.wait(); seen.append(spec.method_names())\n"
+        "start = threading.Barrier(4)\n"
+        "threads = [threading.Thread(target=ask) for _ in range(4)]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]\n"
+        "assert len(set(seen)) == 1 and 'cluster' in seen[0], seen\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
