@@ -252,8 +252,9 @@ def bench(context: typer.Context) -> None:
 
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
     single.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
-    code = single(args=context.args, prog_name="foveate bench", standalone_mode=False)
-    raise typer.Exit(code if isinstance(code, int) else 0)
+    handed = typer.main.get_command(single)
+    with handed.make_context("foveate bench", list(context.args)) as inner:
+        handed.invoke(inner)
 
 
 def main() -> None:

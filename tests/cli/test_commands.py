@@ -78,3 +78,20 @@ def test_help_and_version_are_quick(run):
     program += "try: foveate.cli.main()\nexcept SystemExit: pass\n"
     program += "assert not {'torch', 'transformers', 'PIL', 'numpy'} & set(sys.modules), sorted(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_bench_is_handed_on(monkeypatch):
+    """With its own options and help, and with the same way of refusing."""
+    import foveate.bench.command as module
+    from conftest import Commands
+
+    run = Commands()
+    assert "--skills" in run("bench", "--help")
+    assert "--nothing" in run.refused("bench", "--nothing")
+    assert "keep 0 leaves nothing" in run.refused("bench", "--spec", "cluster:0")
+
+    def interrupted(keep: int = 1) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "bench", interrupted)
+    assert run.refused("bench", "--keep", "3").endswith("interrupted; nothing half-written was left behind")
