@@ -193,7 +193,7 @@ class Run:
         """The plans for the images of a call, in prompt order; beams of one sample share them."""
         features = output.pooler_output
         capture = capture_of(output)
-        if capture is None:
+        if capture is None or not self._watch.saw_all(capture):
             raise FoveateError(
                 "image features came that were not made under this apply, or were taken apart by chunked prefill; pass "
                 "pixel_values without chunking, or inputs from foveate.compress without apply"
@@ -229,7 +229,8 @@ class Run:
             # Plain text came before, with nothing of ours: every cached place is its own column.
             columns = torch.arange(held, device=ids.device).expand(rows, -1)
             seen = columns.new_full((rows,), held)
-            if whole is not None and not family.counts_padding:
+            # A model whose plain positions count padding has no padding in those that `generate` passes.
+            if whole is not None and not (family.counts_padding and call.get("position_ids") is None):
                 seen = whole[:, :held].sum(dim=1)
             state, tail = CacheState(columns, held, seen, padded=False), 0
         past = 0 if state is None else state.logical + tail

@@ -92,7 +92,18 @@ def compress(
     refuse_video(family, inputs)
     if inputs.get("input_ids") is None:
         raise FoveateError("compress needs input_ids; inputs_embeds alone don't show where the images are")
+    if inputs.get("mm_encoder_outputs"):
+        raise FoveateError(
+            "compress takes images as pixel_values, or encoded by foveate.encode; mm_encoder_outputs would pass at "
+            "full length"
+        )
     if encoded is None and inputs.get("pixel_values") is None:
+        placeholders = int((inputs["input_ids"] == family.image_token).sum())
+        if placeholders:
+            raise FoveateError(
+                f"the prompt holds {placeholders} image placeholders and no image came with it; pass all that the "
+                "processor returned"
+            )
         return ShortInputs(family, dict(inputs), (), {"encoder": 0.0, "compressor": 0.0})
 
     device = next(family.core.parameters()).device
@@ -104,6 +115,14 @@ def compress(
         raise FoveateError(
             f"the images were encoded with {encoded.pixels or 'no step'!r} at @pixels, and the spec has "
             f"{plan.pixels_text or 'no step'!r} there; encode them again for this spec"
+        )
+    lacking = [str(signal) for signal in plan.encoder_signals if signal not in encoded.signals]
+    if plan.features and encoded.features is None:
+        lacking.append("features before the projector")
+    if lacking:
+        raise FoveateError(
+            f"{plan.spec} looks at {', '.join(lacking)}, which the images were encoded without; encode them again with "
+            "this spec in the list"
         )
     began = now(device)
     images = plan_images(family, plan, encoded)

@@ -69,10 +69,13 @@ def encode(model: nn.Module, inputs: Mapping[str, Any], specs: Iterable[str | Sp
             projector) is kept. Steps at `@pixels` change what the encoder sees, so they must be the same in all specs.
 
     Raises:
-        FoveateError: the specs begin with different steps at `@pixels`, or ask for a signal that the family lacks.
+        FoveateError: no image is among the inputs, the specs begin with different steps at `@pixels`, or one asks for
+            a signal that the family lacks.
         UnsupportedFamily: the model is of no supported family.
     """
     family = family_of(model)
+    if inputs.get("pixel_values") is None:
+        raise FoveateError("there is no image to encode; pass what the processor returned for a prompt with images")
     schedules = [schedule(spec, family) for spec in specs]
     if len({each.pixels_text for each in schedules}) > 1:
         raise FoveateError("specs with different steps at @pixels need one encode() each")

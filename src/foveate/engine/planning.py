@@ -119,4 +119,8 @@ def _row(plan: Plan, row: int, kept: Tensor) -> Plan:
     def of(values: Tensor | None) -> Tensor | None:
         return None if values is None else values[row : row + 1]
 
-    return Plan(slot=kept[None].to(plan.slot.device), group=of(plan.group), weight=of(plan.weight), mix=of(plan.mix))
+    mix = of(plan.mix)
+    if mix is not None:
+        # Kept tokens come first, so what is behind them is padding; groups never point there.
+        mix = mix[:, : kept.shape[0]]
+    return Plan(slot=kept[None].to(plan.slot.device), group=of(plan.group), weight=of(plan.weight), mix=mix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +36,8 @@ class Times:
     prefill_tokens: int = 0
     """New tokens of all prefill calls, over one row each."""
     decode_tokens: int = 0
-    _began: dict[int, float] = field(default_factory=dict, repr=False)
+    _began: dict[tuple[int, int], float] = field(default_factory=dict, repr=False)
+    """Per module and thread."""
 
 
 @contextmanager
@@ -58,13 +60,16 @@ def timed(model: nn.Module) -> Iterator[Times]:
     device = next(model.parameters()).device
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        times._began[id(module)] = now(device)
+        times._began[id(module), threading.get_ident()] = now(device)
+
+    def since(module: nn.Module) -> float:
+        return (now(device) - times._began.pop((id(module), threading.get_ident()))) * 1e3
 
     def after_tower(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        times.encoder += (now(device) - times._began.pop(id(module))) * 1e3
+        times.encoder += since(module)
 
     def after_decoder(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        milliseconds = (now(device) - times._began.pop(id(module))) * 1e3
+        milliseconds = since(module)
         new = kwargs["inputs_embeds"].shape[1]
         if new > 1:
             times.prefill += milliseconds

@@ -69,6 +69,10 @@ class EncoderWatch:
         while self._handles:
             self._handles.pop().remove()
 
+    def saw_all(self, capture: Capture) -> bool:
+        """Whether a capture holds all that this watch was to keep; one made by another watch may not."""
+        return set(self.layers) <= capture.attention.keys() and not (self.keep_features and capture.features is None)
+
     def _before_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         capture = self.family.tower_call(args, kwargs)
         self._local.capture = capture

@@ -1,0 +1,98 @@
+"""Calls that cannot mean what they say get one clear line; none passes at full length unseen."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from rows import Row
+
+from foveate.engine import apply, compress, encode, timed
+from foveate.errors import FoveateError
+
+CHAT = "t6 A t5"
+PIXELS = ("pixel_values", "image_grid_thw")
+
+
+def without_pixels(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name not in PIXELS}
+
+
+def test_a_prompt_whose_images_are_missing(row: Row, model: Any) -> None:
+    with pytest.raises(FoveateError, match="image placeholders and no image"):
+        compress(model, without_pixels(row.inputs(CHAT)), "random:6")
+
+
+@torch.no_grad()
+def test_features_that_were_made_elsewhere(row: Row, model: Any) -> None:
+    inputs = row.inputs(CHAT)
+    features = {"image": model.model.get_image_features(**{n: inputs[n] for n in PIXELS if n in inputs})}
+    with pytest.raises(FoveateError, match="mm_encoder_outputs"):
+        compress(model, {**without_pixels(inputs), "mm_encoder_outputs": features}, "random:6")
+
+
+@pytest.mark.parametrize("spec", ["cls:6", "cluster:6@features"])
+def test_images_encoded_for_another_spec(row: Row, model: Any, spec: str) -> None:
+    inputs = row.inputs(CHAT)
+    encoded = encode(model, inputs, ["random:6"])
+    with pytest.raises(FoveateError, match="encode them again"):
+        compress(model, inputs, spec, encoded=encoded)
+
+
+def test_nothing_to_encode(row: Row, model: Any) -> None:
+    with pytest.raises(FoveateError, match="no image"):
+        encode(model, row.inputs("t9"), ["random:6"])
+
+
+@torch.no_grad()
+def test_features_made_under_another_spec(row: Row, model: Any) -> None:
+    inputs = row.inputs(CHAT)
+    with apply(model, "random:6"):
+        output = model.model.get_image_features(**{n: inputs[n] for n in PIXELS if n in inputs}, return_dict=True)
+    call = {**without_pixels(inputs), "mm_encoder_outputs": {"image": output}}
+    with apply(model, "cls:6"), pytest.raises(FoveateError, match="not made under this apply"):
+        model(**call)
+
+
+def test_times_of_two_threads(row: Row, model: Any) -> None:
+    inputs = row.inputs(CHAT)
+
+    def ask(_: int) -> None:
+        model.generate(**inputs, max_new_tokens=8, do_sample=False)
+
+    with timed(model) as times, ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(8)))
+    assert times.decode_tokens == 8 * 7
+
+
+def test_an_image_after_a_padded_text_turn(row: Row, model: Any) -> None:
+    """The padding of the first turn must not push the image away from the text."""
+    firsts, second = ("t9", "t4"), row.inputs("t3 C t4")
+
+    def turns(texts: tuple[str, ...]) -> torch.Tensor:
+        start = row.inputs(*texts)
+        for name in ("rope_deltas",):
+            if hasattr(model.model, name):
+                setattr(model.model, name, None)
+        one = model.generate(**start, max_new_tokens=2, do_sample=False, return_dict_in_generate=True)
+        count = len(texts)
+        both = {
+            "input_ids": torch.cat([one.sequences, second["input_ids"].expand(count, -1)], dim=1),
+            "attention_mask": torch.cat(
+                [start["attention_mask"], torch.ones(count, 2 + second["input_ids"].shape[1]).long()], dim=1
+            ),
+            "pixel_values": second["pixel_values"].repeat(count, *[1] * (second["pixel_values"].ndim - 1)),
+        }
+        if "image_grid_thw" in second:
+            both["image_grid_thw"] = second["image_grid_thw"].repeat(count, 1)
+            both["mm_token_type_ids"] = (both["input_ids"] == row.image_token).int()
+        out = model.generate(
+            **both, past_key_values=one.past_key_values, max_new_tokens=4, do_sample=False,
+            return_dict_in_generate=True, output_logits=True,
+        )  # fmt: skip
+        return torch.stack(out.logits)
+
+    with apply(model, "random:6"):
+        together = turns(firsts)
+        for number, text in enumerate(firsts):
+            torch.testing.assert_close(together[:, number], turns((text,))[:, 0], atol=1e-4, rtol=1e-4)

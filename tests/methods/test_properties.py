@@ -1,0 +1,175 @@
+"""What every first method promises, on grids, budgets and features drawn at random."""
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from foveate.methods import Cls, Cluster, Method, Pool, Random
+from foveate.spec import method_class
+from foveate.tokens import Keep, VisualTokens
+
+quick = settings(deadline=None, max_examples=40)
+OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("random", {}),
+    ("random", {"seed": 5}),
+    ("stride", {}),
+    ("pool", {}),
+    ("pool", {"remainder": "drop"}),
+    ("pool2d", {}),
+    ("cluster", {}),
+    ("cluster", {"start": "plusplus", "seed": 2}),
+    ("cluster", {"iterations": 0}),
+    ("cls", {}),
+)
+EXACT = {"random", "pool", "cluster", "cls"}
+"""Methods that keep the whole budget; a grid may be smaller than it."""
+grids = st.one_of(st.sampled_from([(1, 1), (1, 7), (7, 1), (2, 2)]), st.tuples(st.integers(1, 7), st.integers(1, 7)))
+
+
+def tokens(grid: tuple[int, int], kind: str = "random", images: int = 3, dtype: torch.dtype = torch.float32) -> Any:
+    count = grid[0] * grid[1]
+    generator = torch.Generator().manual_seed(count)
+    features = torch.randn(images, count, 4, generator=generator)
+    attention = torch.rand(images, count, generator=generator)
+    if kind == "ties":  # few different scores, and each token there several times
+        attention = (attention * 3).round()
+        features = features[:, torch.arange(count) % max(1, count // 3)]
+    if kind == "equal":
+        attention, features = torch.zeros_like(attention), torch.ones_like(features)
+    return VisualTokens.of(features.to(dtype), grid, encoder_attention=attention.to(dtype))
+
+
+def reordered(given_tokens: VisualTokens, order: list[int]) -> VisualTokens:
+    attention = given_tokens.signals[Cls().needs[0]]
+    return VisualTokens.of(given_tokens.features[order], given_tokens.layout, encoder_attention=attention[order])
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[str, dict[str, Any], int | str, dict[str, Any]]:
+    """A method and how to make tokens for it."""
+    grid = draw(grids)
+    name, options = draw(st.sampled_from(OPTIONS))
+    count = grid[0] * grid[1]
+    keep = draw(st.integers(1, count) | st.sampled_from(["0.0625", "0.25", "0.5", "1.0"]))
+    kind = draw(st.sampled_from(["random", "ties", "equal"]))
+    dtype = draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
+    return name, options, keep, {"grid": grid, "kind": kind, "dtype": dtype}
+
+
+@quick
+@given(cases())
+def test_a_plan_keeps_its_promises(case: tuple[str, dict[str, Any], int | str, dict[str, Any]]) -> None:
+    name, options, keep, recipe = case
+    method: Method = method_class(name)(keep=Keep.of(keep), **options)
+    given_tokens = tokens(**recipe)
+    count, content = method.count(given_tokens.layout), given_tokens.layout.content
+    budget = method.keep.count(content)
+    assert 1 <= count <= budget
+    assert count == budget or method.name not in EXACT
+    plan = method.plan(given_tokens)
+    assert plan.slot.shape == (3, count)
+    assert (plan.slot.diff(dim=1) > 0).all()
+    assert 0 <= int(plan.slot.min()) <= int(plan.slot.max()) < content
+    assert (plan.size() > 0).all()
+    out = plan.apply(given_tokens.features)
+    assert out.dtype == given_tokens.features.dtype
+    assert out.isfinite().all()
+    if plan.group is not None:
+        assert torch.equal(plan.group.gather(1, plan.slot), torch.arange(count).expand(3, -1))
+        dropped = int((plan.group < 0).sum())
+        assert dropped == 0 or (isinstance(method, Pool) and method.remainder == "drop")
+
+    again = method.plan(given_tokens)
+    assert torch.equal(again.slot, plan.slot)
+    shuffled = method.plan(reordered(given_tokens, [2, 0, 1]))
+    assert torch.equal(shuffled.slot, plan.slot[[2, 0, 1]])
+    for one, other in ((again.group, plan.group), (shuffled.group, plan.group)):
+        assert (one is None) == (other is None)
+    if plan.group is not None:
+        assert again.group is not None
+        assert shuffled.group is not None
+        assert torch.equal(again.group, plan.group)
+        assert torch.equal(shuffled.group, plan.group[[2, 0, 1]])
+
+
+@pytest.mark.parametrize(("name", "options"), [o for o in OPTIONS if o[1].get("iterations") != 0])
+@pytest.mark.parametrize("kind", ["random", "ties", "equal"])
+def test_keeping_all_is_the_identity(name: str, options: dict[str, Any], kind: str) -> None:
+    given_tokens = tokens((3, 5), kind)
+    plan = method_class(name)(**options).plan(given_tokens)
+    assert plan.slot.tolist() == [list(range(15))] * 3
+    assert torch.equal(plan.apply(given_tokens.features), given_tokens.features)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_of_equal_scores_the_first_stays(dtype: torch.dtype) -> None:
+    attention = torch.tensor([[0.1, 0.3, 0.2, 0.2, 0.2, 0.3, 0.2, 0.1]], dtype=dtype)
+    given_tokens = VisualTokens.of(torch.zeros(1, 8, 2), (2, 4), encoder_attention=attention)
+    assert Cls(keep=4).plan(given_tokens).slot.tolist() == [[1, 2, 3, 5]]
+    many = VisualTokens.of(torch.zeros(1, 600, 2), (20, 30), encoder_attention=torch.zeros(1, 600, dtype=dtype))
+    assert Cls(keep=5).plan(many).slot.tolist() == [[0, 1, 2, 3, 4]]
+
+
+def groups(given_tokens: VisualTokens, **options: Any) -> Tensor:
+    group = Cluster(**options).plan(given_tokens).group
+    assert group is not None
+    return group
+
+
+def test_seeds_matter_where_they_are_used() -> None:
+    given_tokens = tokens((8, 8))
+    slots = {tuple(Random(keep=8, seed=seed).plan(given_tokens).slot[0].tolist()) for seed in range(5)}
+    assert len(slots) == 5
+    drawn = [groups(given_tokens, keep=8, start="plusplus", seed=seed) for seed in range(3)]
+    assert not torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], groups(given_tokens, keep=8, start="plusplus", seed=0))
+    assert torch.equal(groups(given_tokens, keep=8, seed=0), groups(given_tokens, keep=8, seed=1))
+
+
+def test_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    for name, options in OPTIONS:
+        method_class(name)(keep=2, **options).plan(tokens((3, 3)))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@quick
+@given(st.integers(1, 60), st.data())
+def test_pools_runs(count: int, data: st.DataObject) -> None:
+    kept = data.draw(st.integers(1, count))
+    given_tokens = tokens((1, count))
+    spread = Pool(keep=kept).plan(given_tokens)
+    assert set(spread.size()[0].tolist()) <= {count // kept, count // kept + 1}
+    drop = Pool(keep=kept, remainder="drop").plan(given_tokens)
+    assert set(drop.size()[0].tolist()) == {count // kept}
+    for plan in (spread, drop):
+        assert plan.group is not None
+        for number, slot in enumerate(plan.slot[0].tolist()):
+            members = (plan.group[0] == number).nonzero().flatten()
+            assert members.diff().eq(1).all()
+            assert slot == Fraction(int(members.sum()), len(members)).__floor__()
+    if count % kept == 0:
+        assert torch.equal(spread.slot, drop.slot)
+
+
+def test_clustering_more_than_once_over_finds_better_groups() -> None:
+    """More iterations never cost: the distance of tokens to their own mean goes down."""
+    given_tokens = tokens((8, 8))
+
+    def cost(iterations: int) -> float:
+        plan = Cluster(keep=8, iterations=iterations).plan(given_tokens)
+        assert plan.group is not None
+        means = plan.apply(given_tokens.features)
+        index = plan.group[..., None].expand(-1, -1, 4)
+        return float((given_tokens.features - means.gather(1, index)).square().sum())
+
+    costs = [cost(iterations) for iterations in (0, 1, 3, 10)]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] < 0.95 * costs[0]
