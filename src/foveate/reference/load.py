@@ -74,6 +74,9 @@ def load_processor(path: str | Path | None = None) -> Any:
     directory = _checked(path)
     try:
         processor: Any = AutoProcessor.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except ImportError as error:
+        # Qwen's processors want torchvision, some tokenizers sentencepiece; neither is needed by all.
+        raise FoveateError(f"the processor of {directory} needs a package that is missing: {_line(error)}") from error
     except Exception as error:
         raise _broken(directory, "processor", error) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
@@ -144,5 +147,8 @@ def _check_weights(directory: Path) -> None:
 
 
 def _broken(directory: Path, what: str, error: Exception) -> FoveateError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return FoveateError(f"the {what} of {directory} cannot be loaded ({reason}); is the download complete?")
+    return FoveateError(f"the {what} of {directory} cannot be loaded ({_line(error)}); is the download complete?")
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
