@@ -240,7 +240,7 @@ class Asker:
         positions = start[..., None] + (real.cumsum(dim=1) - 1).clamp(min=0)
         mask = torch.cat([mask, real], dim=1)
         rows = torch.arange(len(ends), device=self.device)
-        stop = torch.tensor(self.ends, dtype=torch.int64, device=self.device)
+        stop = self._stop
         answers = torch.full((len(ends), self.longest), self.pad, device=self.device)
         for step in range(self.longest):
             began = now(self.device)
@@ -269,9 +269,7 @@ class Asker:
                 cache = _selected(cache, open_rows)
                 ids, mask, rows = ids[open_rows], mask[open_rows], rows[open_rows]
                 positions = positions.index_select(-2, open_rows)
-        # A row that stayed on behind its end wrote more: only what stands before the end counts.
-        ended = torch.isin(answers, stop).long().cumsum(dim=1) > 0
-        return self._texts(answers.masked_fill(ended, self.pad))
+        return self._texts(answers)
 
     def _plainly(
         self,
@@ -303,8 +301,14 @@ class Asker:
         ids = torch.tensor([list(row) for row in rows], device=self.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
+    @property
+    def _stop(self) -> Tensor:
+        return torch.tensor(self.ends, dtype=torch.int64, device=self.device)
+
     def _texts(self, ids: Tensor) -> list[str]:
-        return self.processor.batch_decode(ids, skip_special_tokens=True)
+        """What rows of new ids say before their end; a row may have gone on behind it, for the sake of others."""
+        ended = torch.isin(ids, self._stop).long().cumsum(dim=1) > 0
+        return self.processor.batch_decode(ids.masked_fill(ended, self.pad), skip_special_tokens=True)
 
 
 def _after_last(ids: Sequence[int], family: Family) -> int:

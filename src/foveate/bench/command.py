@@ -57,7 +57,7 @@ def bench(
     notes = Console(stderr=True)
     task = _task(data, questions, notes)
     from foveate.bench.plot import plot
-    from foveate.bench.report import skills_table, table
+    from foveate.bench.report import WIDE, skills_table, table
     from foveate.bench.runner import Benchmark
 
     with notes.status("Loading the model"):
@@ -77,9 +77,9 @@ def bench(
         )
         return
     screen = Console()
-    if not screen.is_terminal or screen.width < 120:
-        screen = Console(width=max(screen.width, 132) if not screen.is_terminal else screen.width)
-    screen.print(table(metrics))
+    if not screen.is_terminal:
+        screen = Console(width=WIDE)
+    screen.print(table(metrics, screen.width))
     budgets = {row["budget"] for row in metrics["configurations"][1:]}
     per_skill = skills_table(metrics) if skills or len(budgets) <= 1 else None
     if per_skill is not None:

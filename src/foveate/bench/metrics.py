@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from foveate.bench.configurations import budget_of, is_baseline, label_of
@@ -36,10 +37,11 @@ def measure(
     for each in predictions:
         answers.setdefault(each.spec, []).append(each)
     dense = sorted(answers["dense"], key=lambda each: each.number)
+    skills = [skill for skill in task.skills if any(each.skill == skill for each in dense)]
     rows = []
     for name, spec in specs.items():
         own = sorted(answers[name], key=lambda each: each.number)
-        rows.append(_configuration(name, spec, own, dense, [part for part in parts if part.spec == name], task.skills))
+        rows.append(_configuration(name, spec, own, dense, [part for part in parts if part.spec == name], skills))
     base = rows[0]["time_ms"]
     for row in rows:
         row["time_ratio"] = {part: _ratio(row["time_ms"][part], base[part]) for part in row["time_ms"]}
@@ -102,15 +104,13 @@ def _accuracy(own: Sequence[Prediction], dense: Sequence[Prediction]) -> dict[st
 
 
 def _times(parts: Sequence[Part]) -> dict[str, float]:
-    def total(field: str) -> float:
-        return float(sum(getattr(part.spent, field) for part in parts))
-
-    images, questions = total("images"), total("questions")
+    """Medians over parts: other work on the machine slows some of them, and never speeds one up."""
+    spent = [part.spent for part in parts]
     times = {
-        "encoder": total("encoder") / images,
-        "compressor": total("compressor") / total("compressions"),
-        "prefill": total("prefix") / images + total("question") / questions,
-        "decode": total("decode") / questions,
+        "encoder": median(each.encoder / each.images for each in spent),
+        "compressor": median(each.compressor / each.compressions for each in spent),
+        "prefill": median(each.prefix / each.images + each.question / each.questions for each in spent),
+        "decode": median(each.decode / each.questions for each in spent),
     }
     return {**times, "total": sum(times.values())}
 

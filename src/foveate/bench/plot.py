@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
+COLOURS: Final = ("#8C6D31", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#0072B2", "#D55E00", "#7A5195")
 """Okabe and Ito's colours and two more: they stay apart for the colour-blind, and with lightness alone."""
 MARKERS: Final = "osD^vPX*"
 
@@ -92,9 +92,10 @@ def plot(metrics: Mapping[str, Any], path: Path) -> bool:
             axes.axhline(floor, color="#666666", linewidth=1.1, linestyle=":", zorder=1)
             axes.annotate(
                 f"question only, no image: {floor:.1f} %",
-                (left, floor),
-                xytext=(6, -4),
+                (right, floor),
+                xytext=(-2, -4),
                 textcoords="offset points",
+                ha="right",
                 va="top",
                 fontsize=10,
                 color="#555555",
@@ -155,14 +156,22 @@ def _label_ends(axes: Any, ends: list[tuple[float, str, str, bool]], right: floa
         axes.annotate(
             label,
             (right, value),
-            xytext=(right * 1.12, place),
+            xytext=(right * 1.2, place),
             textcoords="data",
             va="center",
             color=colour,
             fontsize=11,
             fontweight="normal" if baseline else "bold",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "alpha": 0.6, "shrinkA": 1, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.8,
+                "alpha": 0.7,
+                "relpos": (0, 0.5),
+                "shrinkA": 2,
+                "shrinkB": 0,
+            },
         )
 
 

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from rich.table import Table
 from rich.text import Text
 
 NOTE = (
     "Differences are paired with dense, question by question; intervals are 95 %, clustered by image. Times are "
-    "milliseconds for one question about a new image, whole batches divided by their questions."
+    "milliseconds for one question about a new image: whole batches, divided by what is in them; medians over batches."
 )
 
 
-def table(metrics: Mapping[str, Any]) -> Table:
-    """The main table, for a terminal of 110 columns or more."""
+HEADS: Final = (
+    *("spec", "tokens", "kept", "layers", "accuracy", "± 95 %", "Δ dense", "95 % interval", "loyal"),
+    *("encode", "compress", "prefill", "decode", "time"),
+)
+"""Columns of the main table; "layers" are mean tokens over layers, "time" is the whole as a multiple of dense."""
+NARROW: Final = ("spec", "tokens", "kept", "accuracy", "Δ dense", "95 % interval", "loyal", "time")
+WIDE: Final = 124
+"""Columns of a terminal that all of the table needs."""
+
+
+def table(metrics: Mapping[str, Any], width: int = WIDE) -> Table:
+    """The main table for a terminal of `width` columns; a narrow one doesn't get every column."""
+    heads = HEADS if width >= WIDE else NARROW
     made = Table(
         title=_title(metrics),
         title_justify="left",
@@ -25,25 +36,19 @@ def table(metrics: Mapping[str, Any]) -> Table:
         header_style="bold",
         box=None,
         pad_edge=False,
-        padding=(0, 2, 0, 0),
+        padding=(0, 2 if width >= WIDE else 1, 0, 0),
     )
-    made.add_column("spec")
-    for name in HEADS[1:]:
-        made.add_column(name, justify="right", no_wrap=True)
+    for head in heads:
+        made.add_column(head, justify="left" if head == "spec" else "right", no_wrap=head != "spec")
     budget = None
     for row in metrics["configurations"]:
         if budget is not None and row["budget"] != budget:
-            made.add_section()
             made.add_row()
         budget = row["budget"]
-        cells = cells_of(row)
-        first = Text(cells[0] + (" °" if row["baseline"] else ""), style="bold" if row["spec"] == "dense" else "")
-        made.add_row(first, *(Text(cell, style=_style(row, head)) for head, cell in zip(HEADS[1:], cells[1:])))
+        cells = dict(zip(HEADS, cells_of(row), strict=True))
+        cells["spec"] += " °" if row["baseline"] else ""
+        made.add_row(*(Text(cells[head], style=_style(row, head)) for head in heads))
     return made
-
-
-HEADS = ("spec", "tokens", "kept", "layers", "accuracy", "± 95 %", "Δ dense", "95 % interval", "loyal")
-HEADS += ("encode", "compress", "prefill", "decode", "time")
 
 
 def cells_of(row: Mapping[str, Any]) -> list[str]:

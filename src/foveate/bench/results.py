@@ -115,12 +115,11 @@ class ResultsFolder:
             write_whole(self.partial / "config.json", _pretty(self.config))
         parts = self.parts()
         sizes = {(part.spec, part.chunk): part.spent.questions for part in parts}
-        found: dict[tuple[str, int], list[str]] = {}
+        found: dict[tuple[str, int], dict[int, str]] = {}
         for line in _whole_lines(self.partial / "predictions.jsonl"):
             value = json.loads(line)
-            found.setdefault((value["spec"], value.pop("chunk")), []).append(line)
-        # The last ones win: an interrupted part may have left lines before the whole ones.
-        kept = {key: lines[-sizes[key] :] for key, lines in found.items() if len(lines) >= sizes.get(key, 1 << 60)}
+            found.setdefault((value["spec"], value["chunk"]), {})[value["number"]] = line
+        kept = {key: list(lines.values()) for key, lines in found.items() if len(lines) == sizes.get(key)}
         write_whole(self.partial / "predictions.jsonl", "".join(line for lines in kept.values() for line in lines))
         write_whole(
             self.partial / "parts.jsonl",

@@ -91,8 +91,10 @@ class Benchmark:
             total += len(picture.questions)
         self._chunks = [task.pictures[start : start + CHUNK] for start in range(0, len(task.pictures), CHUNK)]
         self.done = 0 if not self.folder.partial.exists() else len(self.folder.parts())
+        first = task.pictures[0]
+        self._first = [self.asker.prompts(replace(first, questions=first.questions[:1]))]
         if not self.folder.whole:
-            self._try()
+            self._refuse_more_than_there_is()
 
     @property
     def parts(self) -> int:
@@ -149,6 +151,9 @@ class Benchmark:
         if not missing:
             return
         prompts = [self.asker.prompts(picture) for picture in pictures]
+        # Each chunk begins with another one, so that none is always timed at the same place.
+        turn = chunk * (len(missing) // len(self._chunks) + 1) % len(missing)
+        missing = [*missing[turn:], *missing[:turn]]
         for pixels in dict.fromkeys(self.pixels[name] for name in missing):
             names = [name for name in missing if self.pixels[name] == pixels]
             encoded, signals = self._encode(prompts, [self.specs[name] for name in names])
@@ -193,22 +198,16 @@ class Benchmark:
                 )
         self.folder.add(Part(name, chunk, sum(answered.before), sum(answered.after), answered.spent), predictions)
 
-    def _try(self) -> None:
-        """Compress the first picture in every way, before anything is written."""
-        one = replace(self.task.pictures[0], questions=self.task.pictures[0].questions[:1])
-        prompts = [self.asker.prompts(one)]
-        for pixels in dict.fromkeys(self.pixels.values()):
-            names = [name for name in self.specs if self.pixels[name] == pixels]
-            for name in names:
-                spec, family = self.specs[name], self.asker.family
-                layout = family.layouts(prompts[0].pixels)[0]
-                if spec.steps:
-                    # Before the encoder runs: more than there is shows in the layout.
-                    try:
-                        spec.steps[0].method.count(layout)
-                    except FoveateError as error:
-                        raise FoveateError(f"{name}: {error}") from None
-        self._first = prompts
+    def _refuse_more_than_there_is(self) -> None:
+        """Look at the first picture's layout, before the encoder runs and anything is written."""
+        layout = self.asker.family.layouts(self._first[0].pixels)[0]
+        for name, spec in self.specs.items():
+            try:
+                # What arrives at later steps is for them to say.
+                for step in spec.steps[:1]:
+                    step.method.count(layout)
+            except FoveateError as error:
+                raise FoveateError(f"{name}: {error}") from None
 
     def _warm_up(self) -> None:
         """One question dense, so that the first part isn't charged for what only happens once."""
