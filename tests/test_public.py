@@ -1,7 +1,11 @@
 """The package's face: lazy names, and nothing heavy behind `import foveate`."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 import foveate
 
@@ -35,3 +39,14 @@ def test_reference_is_callable_whoever_imported_the_package_first():
         _run("import foveate; foveate.reference; import foveate.reference; print(callable(foveate.reference))")
         == "True"
     )
+
+
+def test_the_code_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    root = Path(__file__).parents[1]
+    blocks = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 1
+    monkeypatch.chdir(root)
+    exec(compile(blocks[0], "README.md", "exec"), {})
+    answer, *report = capsys.readouterr().out.strip().splitlines()
+    assert answer.strip() == "brown"
+    assert "cluster:64: 576 -> 64 visual tokens" in report[-1]
