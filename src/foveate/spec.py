@@ -244,14 +244,14 @@ def _wanted(kind: Any) -> str:
     return words.get(kind, str(kind))
 
 
-def check_choices(method: Any) -> None:
+def check_choices(method: object) -> None:
     """Whether options with few choices hold one of them, however the method was made.
 
     Raises:
         FoveateError: one doesn't; the text names the choices.
     """
     hints = typing.get_type_hints(type(method))
-    for field in dataclasses.fields(method):
+    for field in dataclasses.fields(typing.cast("Any", method)):
         kind, value = hints[field.name], getattr(method, field.name)
         if typing.get_origin(kind) is typing.Literal and value not in typing.get_args(kind):
             raise FoveateError(f"{field.name} must be {_wanted(kind)}, not {value!r}")
