@@ -119,7 +119,9 @@ def draw(image: Image.Image, panels: Sequence[Panel], heading: str = "", side: i
     across = len(panels) if len(panels) <= 4 else -(-len(panels) // (-(-len(panels) // 4)))
     side = side or {1: 672, 2: 672, 3: 528}.get(across, 408)
     drawn = [draw_panel(image, panel, side) for panel in panels]
-    width, height = max(each.width for each in drawn), max(each.height for each in drawn)
+    # A column is never so narrow that captions lose their answers, however tall the image is.
+    width = max(round(side * 0.72), *(each.width for each in drawn))
+    height = max(each.height for each in drawn)
     margin, gap = round(side * 0.05), round(side * 0.045)
     large, small, top = round(side * 0.052), round(side * 0.04), round(side * 0.06)
     caption = round(large * 1.35 + small * 1.5)
