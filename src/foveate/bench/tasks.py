@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Final
 from PIL import Image
 
 from foveate.errors import FoveateError
+from foveate.images import open_image
 from foveate.scenes import SKILLS, question_only_floor, scene
 from foveate.scenes import test_set as scenes_test_set
 
@@ -49,7 +49,7 @@ class Picture:
         Raises:
             FoveateError: it can't be read.
         """
-        return self.source if isinstance(self.source, Image.Image) else read_image(self.source)
+        return self.source if isinstance(self.source, Image.Image) else open_image(self.source)
 
 
 @dataclass(frozen=True)
@@ -153,34 +153,13 @@ def jsonl(path: Path, questions: int | None = None) -> Task:
     for image, asked in by_image.items():
         where = path.parent / image
         try:
-            read_image(where)
+            open_image(where)
         except FoveateError as error:
             raise FoveateError(f"{path}, line {first_line[image]}: {error}") from None
         digest.update(where.read_bytes() + repr([(each.text, each.answer, each.skill) for each in asked]).encode())
         pictures.append(Picture(image, where, tuple(asked)))
     skills = sorted({each.skill for picture in pictures for each in picture.questions if each.skill is not None})
     return Task(path.stem, tuple(pictures), digest.hexdigest(), tuple(skills))
-
-
-def read_image(path: Path) -> Image.Image:
-    """Decode an image file to RGB.
-
-    Raises:
-        FoveateError: it is missing, truncated, no image, or has more pixels than Pillow thinks safe.
-    """
-    if not path.is_file():
-        raise FoveateError(f"there is no image {path}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return image.convert("RGB")
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise FoveateError(
-            f"image {path} has too many pixels (more than {Image.MAX_IMAGE_PIXELS:,}); shrink it"
-        ) from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise FoveateError(f"image {path} can't be read ({error}); is it whole, and an image?") from None
 
 
 def _read_line(line: str, where: str) -> tuple[str, Asked]:
