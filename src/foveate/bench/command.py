@@ -102,8 +102,12 @@ def _task(data: Path | None, questions: int | None, notes: Console) -> Task:
 
 
 def _model(path: Path | None) -> tuple[Any, Any]:
+    from transformers.utils import logging
+
     from foveate.reference.load import load
 
+    # One sign of life is enough, and it is ours.
+    logging.disable_progress_bar()
     return load(path)
 
 

@@ -20,7 +20,7 @@ HEADS: Final = (
 )
 """Columns of the main table; "layers" are mean tokens over layers, "time" is the whole as a multiple of dense."""
 NARROW: Final = ("spec", "tokens", "kept", "accuracy", "Δ dense", "95 % interval", "loyal", "time")
-WIDE: Final = 124
+WIDE: Final = 132
 """Columns of a terminal that all of the table needs."""
 
 
@@ -39,7 +39,10 @@ def table(metrics: Mapping[str, Any], width: int = WIDE) -> Table:
         padding=(0, 2 if width >= WIDE else 1, 0, 0),
     )
     for head in heads:
-        made.add_column(head, justify="left" if head == "spec" else "right", no_wrap=head != "spec")
+        if head == "spec":
+            made.add_column(head, min_width=13, overflow="fold")
+        else:
+            made.add_column(head, justify="right", no_wrap=True)
     budget = None
     for row in metrics["configurations"]:
         if budget is not None and row["budget"] != budget:

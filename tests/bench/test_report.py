@@ -1,0 +1,72 @@
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from foveate.bench.answers import Spent
+from foveate.bench.configurations import configurations, name_of
+from foveate.bench.metrics import measure
+from foveate.bench.plot import plot
+from foveate.bench.report import WIDE, markdown, skills_table, table
+from foveate.bench.results import Part, Prediction
+from foveate.bench.tasks import Asked, Picture, Task
+
+
+@pytest.fixture
+def metrics() -> Any:
+    """Two images of two questions; what each configuration gets right is written by hand."""
+    asked = (Asked("what ?", "red", "colour"), Asked("where ?", "left", "place"))
+    task = Task("hand", tuple(Picture(name, Path(name), asked) for name in "ab"), "", ("colour", "place"))
+    specs = {name_of(spec): spec for spec in configurations(["random:4", "cluster:4", "stride:9"])}
+    right = {"dense": "1111", "random:4": "1010", "cluster:4": "1110", "stride:9": "0111"}
+    predictions = []
+    for name, marks in right.items():
+        for number, mark in enumerate(marks):
+            question = asked[number % 2]
+            text = question.answer.upper() if mark == "1" else "no"
+            image = "ab"[number // 2]
+            said = (question.skill, question.text, question.answer, text, mark == "1")
+            predictions.append(Prediction(name, number, image, *said))
+    spent = Spent(20.0, 2.0, 10.0, 8.0, 4.0, images=2, compressions=2, questions=4)
+    parts = [Part(name, 0, 32.0, {"dense": 32.0, "stride:9": 18.0}.get(name, 8.0), spent) for name in specs]
+    return measure(task, specs, predictions, parts, {"colour": 0.5, "place": 0.0})
+
+
+def test_numbers(metrics: Any) -> None:
+    rows = {row["spec"]: row for row in metrics["configurations"]}
+    assert list(rows) == ["dense", "stride:9", "random:4", "cluster:4"]
+    assert rows["random:4"]["accuracy"]["value"] == 0.5
+    assert rows["random:4"]["difference"]["value"] == -0.5
+    assert rows["cluster:4"]["loyalty"] == 0.75
+    assert rows["cluster:4"]["skills"]["place"]["accuracy"]["value"] == 0.5
+    assert rows["dense"]["time_ms"] == {"encoder": 10, "compressor": 1, "prefill": 7, "decode": 1, "total": 19}
+    assert rows["dense"]["tokens"] == {"before": 16, "after": 16, "share": 1, "mean_over_layers": 16}
+    assert metrics["floor"]["overall"] == 0.25
+
+
+@pytest.mark.parametrize("width", [80, WIDE])
+def test_tables_fit_their_terminal(metrics: Any, width: int) -> None:
+    screen = Console(width=width, record=True, file=io.StringIO())
+    screen.print(table(metrics, width))
+    screen.print(skills_table(metrics))
+    text = screen.export_text()
+    assert "…" not in text
+    assert "cluster:4" in text
+    assert "random:4 °" in text
+    assert "25.0%" in text
+
+
+def test_markdown_has_the_command(metrics: Any) -> None:
+    text = markdown(metrics, "foveate bench --questions 4")
+    assert text.count("| `cluster:4` |") == 2
+    assert text.rstrip().endswith("foveate bench --questions 4\n```")
+
+
+def test_plot_is_whole_or_not_there(metrics: Any, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert plot(metrics, tmp_path / "accuracy.png")
+    assert [each.name for each in tmp_path.iterdir()] == ["accuracy.png"]
+    metrics["configurations"] = metrics["configurations"][:1]
+    assert not plot(metrics, tmp_path / "none.png")
