@@ -1,43 +1,11 @@
-import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from commands import Commands
 
-from foveate.cli import app
 from foveate.reference import PATH
 from foveate.reference.load import load
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-
-
-class Commands:
-    """Runs commands in this process, with the reference model loaded once."""
-
-    def __init__(self) -> None:
-        self.runner = CliRunner()
-
-    def __call__(self, *words: object, code: int = 0) -> str:
-        """What a command prints on stdout."""
-        result = self.runner.invoke(app, [str(word) for word in words])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        assert result.exit_code == code, result.output
-        return result.stdout
-
-    def json(self, *words: object):
-        return json.loads(self(*words, "--json"))
-
-    def refused(self, *words: object) -> str:
-        """What a command says on stderr when it refuses, having printed nothing else."""
-        result = self.runner.invoke(app, [str(word) for word in words])
-        assert isinstance(result.exception, SystemExit), repr(result.exception)
-        assert result.exit_code == 2
-        assert result.stdout == ""
-        assert "Traceback" not in result.stderr
-        return result.stderr.strip()
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
+from commands import EXAMPLES
 from PIL import Image
 
-from conftest import EXAMPLES
 from foveate.errors import FoveateError
 
 IMAGE = EXAMPLES / "shapes.png"

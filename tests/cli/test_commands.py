@@ -3,7 +3,8 @@
 import subprocess
 import sys
 
-from conftest import EXAMPLES
+from commands import EXAMPLES, Commands
+
 from foveate.images import open_image
 from foveate.methods import method_names
 
@@ -83,7 +84,6 @@ def test_help_and_version_are_quick(run):
 def test_bench_is_handed_on(monkeypatch):
     """With its own options and help, and with the same way of refusing."""
     import foveate.bench.command as module
-    from conftest import Commands
 
     run = Commands()
     assert "--skills" in run("bench", "--help")

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from commands import Commands
 from PIL import Image
 
-from conftest import Commands
 from foveate.images import open_image
 
 WORDS = ("<pad>", "<eos>", "<unk>", "user", "what", "is", "it", "?", "<|vision_start|>", "<|vision_end|>")
