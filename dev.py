@@ -43,6 +43,8 @@ def main() -> int:
     extras, groups = (("bench",), ()) if wanted == "demo" else (("bench", "train"), ("test", "lint"))
     set_up(extras, groups)
     environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "VIRTUAL_ENV": str(VENV)}
+    if wanted == "demo":
+        (ROOT / "results").mkdir(exist_ok=True)
     for command in parts[wanted]:
         print("\n$ " + " ".join(command), flush=True)
         program = shutil.which(command[0], path=environment["PATH"]) or command[0]
