@@ -81,17 +81,44 @@ class EncoderKeys:
 
 @dataclass(frozen=True)
 class DecoderAttention:
-    """Attention that each visual token gets in the decoder layer before the step: `(B, N)`."""
+    """Attention that visual tokens get from text in a decoder layer, mean over heads.
+
+    A row's softmax is over every column that it sees, text included, so rows sum to less than 1 over the visual tokens.
+
+    Attributes:
+        rows: "last" is the last token of the prompt: `(B, N)`; "text" is every text token of the prompt, in order, 0
+            where it stands before the image: `(B, T, N)`.
+        layer: "here" is the layer whose input is compressed; "previous" is the one before it.
+    """
 
     rows: Literal["last", "text"] = "last"
+    layer: Literal["here", "previous"] = "here"
+
+
+@dataclass(frozen=True)
+class DecoderLogits:
+    """Mean pre-softmax attention logit that each visual token gets from the visual tokens at or behind it: `(B, N)`."""
+
+    layer: Literal["here", "previous"] = "here"
+
+
+@dataclass(frozen=True)
+class DecoderKeys:
+    """Keys, after rotary embedding, heads side by side: `(B, N, D_key)` of visual, `(B, T, D_key)` of text tokens."""
+
+    of: Literal["visual", "text"] = "visual"
+    layer: Literal["here", "previous"] = "here"
 
 
 @dataclass(frozen=True)
 class Text:
-    """Embeddings of the prompt's text tokens: `(B, T, D)`."""
+    """The prompt's text tokens at the place of the method, in order, padding left out: `(B, T, D)`.
+
+    At `@input` they are embeddings, at a decoder layer its hidden states.
+    """
 
 
-Signal = EncoderAttention | EncoderKeys | DecoderAttention | Text
+Signal = EncoderAttention | EncoderKeys | DecoderAttention | DecoderLogits | DecoderKeys | Text
 
 
 class Signals(Mapping[Any, Tensor]):
@@ -150,7 +177,9 @@ class VisualTokens:
         *,
         encoder_attention: Float[Tensor, "B N"] | None = None,
         encoder_keys: Float[Tensor, "B N D_key"] | None = None,
-        decoder_attention: Float[Tensor, "B N"] | None = None,
+        decoder_attention: Float[Tensor, "B *rows"] | None = None,
+        decoder_logits: Float[Tensor, "B N"] | None = None,
+        decoder_keys: Float[Tensor, "B _ D_key"] | None = None,
         text: Float[Tensor, "B T D"] | None = None,
     ) -> VisualTokens:
         """Tokens by hand, for tests and notebooks; each signal answers any request of its kind.
@@ -160,7 +189,9 @@ class VisualTokens:
             grid: `(h, w)`, `(t, h, w)` or a layout, with N tokens.
             encoder_attention: `(B, N)`.
             encoder_keys: `(B, N, D_key)`.
-            decoder_attention: `(B, N)`.
+            decoder_attention: `(B, N)` or `(B, T, N)`.
+            decoder_logits: `(B, N)`.
+            decoder_keys: `(B, N, D_key)`, or `(B, T, D_key)` of text.
             text: `(B, T, D)`.
 
         Raises:
@@ -176,6 +207,8 @@ class VisualTokens:
             EncoderAttention: encoder_attention,
             EncoderKeys: encoder_keys,
             DecoderAttention: decoder_attention,
+            DecoderLogits: decoder_logits,
+            DecoderKeys: decoder_keys,
             Text: text,
         }
         return cls(
