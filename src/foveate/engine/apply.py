@@ -25,6 +25,7 @@ from foveate.engine.planning import ImagePlan, plan_images
 from foveate.engine.report import Ledger, Report
 from foveate.engine.schedule import Schedule, schedule
 from foveate.engine.state import CacheState, set_state, state_of
+from foveate.engine.text import texts_of
 from foveate.engine.timing import now
 from foveate.engine.watch import EncoderWatch, capture_of
 from foveate.errors import FoveateError
@@ -157,8 +158,8 @@ class Run:
         else:
             if output is None:
                 output = self._family.encode(call)
-            images = self._images(output)
             assert ids is not None
+            images = self._images(output, ids, call.get("attention_mask"))
             call, pending = self._begin(call, images, state, held, tail)
         if new != passed and pending.restore is not None:
             lead = pending.restore[:, :1].expand(-1, passed - new)
@@ -189,7 +190,7 @@ class Run:
 
     # What a call becomes
 
-    def _images(self, output: Any) -> list[ImagePlan]:
+    def _images(self, output: Any, ids: Tensor, mask: Tensor | None) -> list[ImagePlan]:
         """The plans for the images of a call, in prompt order; beams of one sample share them."""
         features = output.pooler_output
         capture = capture_of(output)
@@ -198,22 +199,28 @@ class Run:
                 "image features came that were not made under this apply, or were taken apart by chunked prefill; pass "
                 "pixel_values without chunking, or inputs from foveate.compress without apply"
             )
-        began = now(self._device, self._synchronise)
-        plans = self._plans.get(capture)
-        if plans is None:
-            encoded = encoded_from(self._family, capture, self._schedule.encoder_signals, bool(self._schedule.features))
-            plans = plan_images(self._family, self._schedule, encoded)
-            self._plans[capture] = plans
-            self._ledger.add(plans, (now(self._device, self._synchronise) - began) * 1e3)
         # `generate` repeats the images of a sample for its beams: the same tensors, again. The order in which new
         # ones turn up is the encoder's.
         numbers: dict[int, int] = {}
         order = [numbers.setdefault(id(feature), len(numbers)) for feature in features]
-        if len(numbers) != len(plans):
+        if len(numbers) != len(capture.layouts):
             raise FoveateError(
-                f"the encoder saw {len(plans)} images and {len(numbers)} came to the decoder; chunked prefill is not "
-                "supported under apply"
+                f"the encoder saw {len(capture.layouts)} images and {len(numbers)} came to the decoder; chunked "
+                "prefill is not supported under apply"
             )
+        began = now(self._device, self._synchronise)
+        plans = self._plans.get(capture)
+        if plans is None:
+            encoded = encoded_from(self._family, capture, self._schedule.encoder_signals, bool(self._schedule.features))
+            texts = None
+            if self._schedule.reads_text:
+                fresh = None if mask is None else mask[:, -ids.shape[1] :]
+                layouts = [capture.layouts[number] for number in order]
+                every = texts_of(self._family, ids, fresh, layouts)
+                texts = [every[order.index(number)] for number in range(len(numbers))]
+            plans = plan_images(self._family, self._schedule, encoded, texts)
+            self._plans[capture] = plans
+            self._ledger.add(plans, (now(self._device, self._synchronise) - began) * 1e3)
         return [plans[number] for number in order]
 
     def _begin(

@@ -12,6 +12,7 @@ from foveate.engine.cut import cut_prompt
 from foveate.engine.encode import Encoded, encode_for
 from foveate.engine.planning import ImagePlan, plan_images
 from foveate.engine.schedule import schedule
+from foveate.engine.text import texts_of
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.models import Family, family_of
@@ -125,8 +126,9 @@ def compress(
             "this spec in the list"
         )
     began = now(device)
-    images = plan_images(family, plan, encoded)
     ids: Tensor = inputs["input_ids"]
+    texts = texts_of(family, ids, inputs.get("attention_mask"), encoded.layouts) if plan.reads_text else None
+    images = plan_images(family, plan, encoded, texts)
     cut = cut_prompt(
         family, ids, inputs.get("attention_mask"), inputs.get("position_ids"), [image.cut for image in images]
     )

@@ -77,18 +77,20 @@ def take_columns(values: Tensor, columns: Tensor, fill: int) -> Tensor:
     return taken.masked_fill(columns < 0, fill)
 
 
-def check_prompt(family: Family, placeholder: Tensor, layouts: Sequence[Layout]) -> None:
-    """Whether the rows' placeholders are whole images, in order.
+def check_prompt(family: Family, placeholder: Tensor, layouts: Sequence[Layout]) -> list[int]:
+    """Whether the rows' placeholders are whole images, in order; the row that each image stands in.
 
     Raises:
         FoveateError: there are more or fewer of them than the images have tokens.
     """
     sizes = [layout.total for layout in layouts]
+    rows: list[int] = []
     following = 0
     for row, count in enumerate(placeholder.sum(dim=1).tolist()):
         first, held = following, 0
         while following < len(sizes) and held < count:
             held += sizes[following]
+            rows.append(row)
             following += 1
         if held != count:
             raise FoveateError(
@@ -97,6 +99,7 @@ def check_prompt(family: Family, placeholder: Tensor, layouts: Sequence[Layout])
             )
     if following != len(sizes):
         raise FoveateError(f"{len(sizes)} images came with a prompt that has places for {following}")
+    return rows
 
 
 def cut_prompt(

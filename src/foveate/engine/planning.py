@@ -12,10 +12,11 @@ from foveate.engine.cut import CutImage
 from foveate.engine.encode import Encoded
 from foveate.engine.schedule import Schedule
 from foveate.engine.watch import dense_slots
+from foveate.errors import FoveateError
 from foveate.methods import Method
 from foveate.models import Family
 from foveate.plan import Plan
-from foveate.tokens import Layout, Segment, Signals, VisualTokens
+from foveate.tokens import Layout, Segment, Signal, Signals, Text, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -45,37 +46,60 @@ class ImagePlan:
         return int(self.cut.slot.shape[0])
 
 
-def plan_images(family: Family, schedule: Schedule, encoded: Encoded) -> list[ImagePlan]:
-    """Make and apply the plans of all images, in their order."""
-    groups: dict[tuple[Layout, Layout], list[int]] = {}
-    for image, key in enumerate(zip(encoded.layouts, encoded.seen, strict=True)):
-        groups.setdefault(key, []).append(image)
+def plan_images(
+    family: Family, schedule: Schedule, encoded: Encoded, texts: Sequence[Tensor] | None = None
+) -> list[ImagePlan]:
+    """Make and apply the plans of all images, in their order.
+
+    Args:
+        family: of the model.
+        schedule: what to do.
+        encoded: the images.
+        texts: per image `(T, D)`, the text that stands with it; for schedules that read it.
+
+    Raises:
+        FoveateError: the text is read, and an image stands without any.
+    """
+    groups: dict[tuple[Layout, Layout, int], list[int]] = {}
+    for image, (layout, seen) in enumerate(zip(encoded.layouts, encoded.seen, strict=True)):
+        # Texts of different length can't be one batch without padding, which a method would have to know about.
+        length = 0 if texts is None else texts[image].shape[0]
+        if texts is not None and not length:
+            raise FoveateError(f"{schedule.spec} reads the question, and image {image} came without any text")
+        groups.setdefault((layout, seen, length), []).append(image)
     planned: dict[int, ImagePlan] = {}
-    for (layout, seen), members in groups.items():
-        for image, result in zip(members, _plan_group(family, schedule, encoded, layout, seen, members), strict=True):
+    for (layout, seen, _), members in groups.items():
+        results = _plan_group(family, schedule, encoded, texts, layout, seen, members)
+        for image, result in zip(members, results, strict=True):
             planned[image] = result
     return [planned[image] for image in range(len(encoded))]
 
 
 def _plan_group(
-    family: Family, schedule: Schedule, encoded: Encoded, layout: Layout, seen: Layout, members: Sequence[int]
+    family: Family,
+    schedule: Schedule,
+    encoded: Encoded,
+    texts: Sequence[Tensor] | None,
+    layout: Layout,
+    seen: Layout,
+    members: Sequence[int],
 ) -> list[ImagePlan]:
     methods: tuple[Method, ...] = (*schedule.features, *schedule.inputs)
     if len(members) > 1 and any(method.adaptive for method in methods[:-1]):
         # What arrives at a later step differs from image to image.
-        return [_plan_group(family, schedule, encoded, layout, seen, [image])[0] for image in members]
+        return [_plan_group(family, schedule, encoded, texts, layout, seen, [image])[0] for image in members]
 
     plan: Plan | None = None
     if schedule.features:
         assert encoded.features is not None
         stack = torch.stack([encoded.features[image] for image in members])
         for method in schedule.features:
-            plan, stack = _step(method, stack, plan, encoded, seen, members)
+            plan, stack = _step(method, stack, plan, encoded, None, seen, members)
         features = family.project(stack)
     else:
         features = torch.stack([encoded.projected[image] for image in members])
     for method in schedule.inputs:
-        plan, features = _step(method, features, plan, encoded, seen, members)
+        plan, features = _step(method, features, plan, encoded, texts, seen, members)
 
     packed = any(method.positions == "pack" for method in methods)
     small = schedule.pixels is not None and schedule.pixels.positions == "pack" and seen != layout
@@ -101,11 +125,22 @@ def _plan_group(
 
 
 def _step(
-    method: Method, features: Tensor, before: Plan | None, encoded: Encoded, seen: Layout, members: Sequence[int]
+    method: Method,
+    features: Tensor,
+    before: Plan | None,
+    encoded: Encoded,
+    texts: Sequence[Tensor] | None,
+    seen: Layout,
+    members: Sequence[int],
 ) -> tuple[Plan, Tensor]:
     """One method on what arrives: features `(B, N, D)` -> the plan so far and features `(B, M, D)`."""
     stacks = {s: torch.stack([values[image] for image in members]) for s, values in encoded.signals.items()}
-    signals = Signals(stacks if before is None else {s: before.select(value) for s, value in stacks.items()})
+    answers: dict[Signal, Tensor] = (
+        stacks if before is None else {s: before.select(value) for s, value in stacks.items()}
+    )
+    if texts is not None:
+        answers = {**answers, Text(): torch.stack([texts[image] for image in members]).to(features.device)}
+    signals = Signals(answers)
     layout = seen if before is None else Layout((Segment(1, 1, features.shape[1]),))
     with torch.set_grad_enabled(method.trained and torch.is_grad_enabled()):
         seen_by_method = features if method.trained else features.detach()

@@ -9,7 +9,7 @@ from foveate.errors import FoveateError
 from foveate.methods import Method, PixelMethod
 from foveate.models import Family
 from foveate.spec import Spec, parse
-from foveate.tokens import EncoderAttention, EncoderKeys, Signal
+from foveate.tokens import EncoderAttention, EncoderKeys, Signal, Text
 
 _ORDER = {"pixels": 0, "features": 1, "input": 2}
 
@@ -31,6 +31,11 @@ class Schedule:
     features: tuple[Method, ...]
     inputs: tuple[Method, ...]
     pixels_text: str
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether some method looks at the text of the prompt at `@input`."""
+        return any(isinstance(signal, Text) for method in self.inputs for signal in method.needs)
 
     @property
     def encoder_signals(self) -> tuple[Signal, ...]:
@@ -76,7 +81,8 @@ def schedule(spec: str | Spec, family: Family) -> Schedule:
                 resize_mode(family, method)
                 continue
             for signal in method.needs:
-                if not family.gives(signal):
+                # Text at the decoder's input is what the decoder's own embedding makes of it: every family has that.
+                if not (isinstance(signal, Text) and place == "input") and not family.gives(signal):
                     raise FoveateError(f"{method.name} asks for {signal}, which {family.title} cannot give at @{place}")
             (features if place == "features" else inputs).append(method)
     if len(pixels) > 1:

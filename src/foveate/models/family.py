@@ -98,6 +98,10 @@ class Family(ABC):
         """The decoder's layers, first layer first."""
         return self.decoder.layers  # pyright: ignore[reportReturnType]
 
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """What the decoder is given for text: ids `(...)` -> `(..., D)`."""
+        return self.core.get_input_embeddings()(input_ids)  # pyright: ignore[reportCallIssue]
+
     @property
     def image_token(self) -> int:
         """The id of the placeholder that one visual token takes in `input_ids`."""
