@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from foveate.errors import FoveateError, KeepError, SignalError
@@ -89,10 +89,12 @@ class DecoderAttention:
         rows: "last" is the last token of the prompt: `(B, N)`; "text" is every text token of the prompt, in order, 0
             where it stands before the image: `(B, T, N)`.
         layer: "here" is the layer whose input is compressed; "previous" is the one before it.
+        heads: "mean", or "each" with an axis of heads behind the first: `(B, H, N)` or `(B, H, T, N)`.
     """
 
     rows: Literal["last", "text"] = "last"
     layer: Literal["here", "previous"] = "here"
+    heads: Literal["mean", "each"] = "mean"
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,28 @@ class Text:
     """
 
 
-Signal = EncoderAttention | EncoderKeys | DecoderAttention | DecoderLogits | DecoderKeys | Text
+@dataclass(frozen=True)
+class DecoderInput:
+    """What entered the decoder, at whatever layer the method acts.
+
+    `(B, N_0, D)` of visual: all tokens of the image, also those that steps inside the decoder have dropped since.
+    `(B, T, D)` of text: the embeddings of the tokens that `Text` gives.
+    """
+
+    of: Literal["visual", "text"] = "visual"
+
+
+@dataclass(frozen=True)
+class RotaryLogits:
+    """What rotary position embedding alone adds to attention: `(B, T, N)`, of text tokens to visual tokens.
+
+    The pre-softmax logit between a query and a key of ones, scaled as attention is, at their position ids.
+    """
+
+
+Signal = (
+    EncoderAttention | EncoderKeys | DecoderAttention | DecoderLogits | DecoderKeys | Text | DecoderInput | RotaryLogits
+)
 
 
 class Signals(Mapping[Any, Tensor]):
@@ -156,6 +179,19 @@ class Signals(Mapping[Any, Tensor]):
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where tokens that earlier steps have left stand in the whole image.
+
+    Attributes:
+        layout: of the whole image, before any step.
+        slot: `(B, N)` int64: the place of each token in it.
+    """
+
+    layout: Layout
+    slot: Int64[Tensor, "B N"]
+
+
+@dataclass(frozen=True)
 class VisualTokens:
     """What a method sees: B images of one layout.
 
@@ -163,11 +199,13 @@ class VisualTokens:
         features: `(B, N, D)`, at the method's place.
         layout: the images' layout; N is its `content`.
         signals: answers to what the method `needs`.
+        origin: where tokens stand in the image, if earlier steps left some out; None: they are `layout`, in order.
     """
 
     features: Float[Tensor, "B N D"]
     layout: Layout
     signals: Signals = field(default_factory=Signals)
+    origin: Origin | None = None
 
     @classmethod
     def of(
@@ -181,6 +219,7 @@ class VisualTokens:
         decoder_logits: Float[Tensor, "B N"] | None = None,
         decoder_keys: Float[Tensor, "B _ D_key"] | None = None,
         text: Float[Tensor, "B T D"] | None = None,
+        signals: Mapping[Signal, Tensor] | None = None,
     ) -> VisualTokens:
         """Tokens by hand, for tests and notebooks; each signal answers any request of its kind.
 
@@ -193,6 +232,7 @@ class VisualTokens:
             decoder_logits: `(B, N)`.
             decoder_keys: `(B, N, D_key)`, or `(B, T, D_key)` of text.
             text: `(B, T, D)`.
+            signals: answers to exact requests, where one tensor per kind is not enough.
 
         Raises:
             FoveateError: features and grid don't fit together.
@@ -211,9 +251,8 @@ class VisualTokens:
             DecoderKeys: decoder_keys,
             Text: text,
         }
-        return cls(
-            features, layout, Signals(of_kind={kind: value for kind, value in kinds.items() if value is not None})
-        )
+        of_kind = {kind: value for kind, value in kinds.items() if value is not None}
+        return cls(features, layout, Signals(signals, of_kind))
 
 
 @dataclass(frozen=True)
