@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from foveate.tokens import Layout, Segment
 
 TEXT_IDS = range(20, 120)
 PAD = 0
@@ -17,17 +20,34 @@ PAD = 0
 
 @dataclass(frozen=True)
 class Row:
-    """One family: how to make a tiny model, and what a picture is to it.
+    """One family: how to make a tiny model, what a picture is to it, and what its signals must be.
 
-    `pictures` gives for each letter the grid of visual tokens; `pixels` turns letters into the model's pixel inputs.
+    Attributes:
+        name: the family's.
+        make: makes a tiny random model of the real architecture.
+        image_token: the id of its placeholder.
+        pictures: for each letter the layout of its visual tokens.
+        pixels: turns letters into the model's pixel inputs.
+        token_types: whether the processor returns `mm_token_type_ids`.
+        attention: from every eager attention map `(batch, heads, rows, columns)` of one encoder layer, and the call's
+            inputs, the attention that each visual token gets: `(N,)` per image.
+        keys: from an attention module of the encoder, its input, and the call's inputs, the keys of each visual token:
+            `(N, heads, width)` per image.
+        resized: per way of shrinking images: `(model, letter, rows, columns)` -> the features `(n, D)` of the picture
+            shrunk to a grid of so many rows and columns.
+        smaller: for a family that resizes exactly: `(letter, rows, columns)` -> the pixel inputs of the smaller picture.
     """
 
     name: str
     make: Callable[[], nn.Module]
     image_token: int
-    pictures: Mapping[str, tuple[int, int]]
+    pictures: Mapping[str, Layout]
     pixels: Callable[[str], dict[str, torch.Tensor]]
     token_types: bool
+    attention: Callable[[list[Tensor], dict[str, Tensor]], list[Tensor]]
+    keys: Callable[[Any, Tensor, dict[str, Tensor]], list[Tensor]]
+    resized: Mapping[str, Callable[[Any, str, int, int], Tensor]]
+    smaller: Callable[[str, int, int], dict[str, Tensor]] | None = None
 
     def model(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
         """The same model every time, in evaluation mode."""
@@ -44,9 +64,8 @@ class Row:
         return model.to(dtype).eval()
 
     def count(self, letter: str) -> int:
-        """Visual tokens of a picture."""
-        height, width = self.pictures[letter]
-        return height * width
+        """Visual tokens of a picture, structural ones among them."""
+        return self.pictures[letter].total
 
     def ids(self, prompt: str) -> list[int]:
         """Token ids of a prompt: "t4 A t3" is four text tokens, picture A, three text tokens."""
@@ -77,6 +96,11 @@ class Row:
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.image_token).int()
         letters = "".join(piece for prompt in prompts for piece in prompt.split() if piece[0] != "t")
         return inputs | (self.pixels(letters) if letters else {})
+
+
+def grid(height: int, width: int) -> Layout:
+    """The layout of a picture that is one grid of visual tokens."""
+    return Layout((Segment(1, height, width),))
 
 
 def picture(letter: str, channels: int, height: int, width: int) -> torch.Tensor:
@@ -117,51 +141,123 @@ def llava_pixels(letters: str) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.stack([picture(letter, 3, 84, 84) for letter in letters])}
 
 
+def cls_attention(maps: list[Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
+    """The row of [CLS], without [CLS] itself."""
+    return list(maps[0].mean(1)[:, 0, 1:])
+
+
+def clip_keys(attention: Any, hidden: Tensor, inputs: dict[str, Tensor]) -> list[Tensor]:
+    return list(attention.k_proj(hidden)[:, 1:].unflatten(-1, (4, 8)))
+
+
+def clip_interpolated(model: Any, letter: str, rows: int, columns: int) -> Tensor:
+    """CLIP given a smaller picture, its position embeddings interpolated."""
+    small = interpolate(picture(letter, 3, 84, 84)[None], size=(rows * 14, columns * 14), mode="area")
+    hidden = model.model.vision_tower(small, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states
+    return model.model.multi_modal_projector(hidden[-2][:, 1:])[0]
+
+
+def clip_enlarged(model: Any, letter: str, rows: int, columns: int) -> Tensor:
+    small = interpolate(picture(letter, 3, 84, 84)[None], size=(rows * 14, columns * 14), mode="area")
+    hidden = model.model.vision_tower(enlarged(small, 84, 84), output_hidden_states=True).hidden_states
+    return model.model.multi_modal_projector(hidden[-2][:, 1:])[0]
+
+
+def enlarged(small: Tensor, height: int, width: int) -> Tensor:
+    return interpolate(small, size=(height, width), mode="bicubic", align_corners=False, antialias=False)
+
+
+QWEN_TEXT = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+QWEN_TOKENS = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
+
+
+def make_qwen2_vl() -> nn.Module:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    vision = {"depth": 3, "embed_dim": 32, "hidden_size": 64, "num_heads": 4, "patch_size": 14}
+    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(vision_config=vision, text_config=QWEN_TEXT, **QWEN_TOKENS))
+
+
 def make_qwen2_5_vl() -> nn.Module:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 4,
+        "out_hidden_size": 64,
+        "window_size": 56,
+        "fullatt_block_indexes": [2],
+        "patch_size": 14,
+    }
     return Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(
-            vision_config={
-                "depth": 3,
-                "hidden_size": 32,
-                "intermediate_size": 64,
-                "num_heads": 4,
-                "out_hidden_size": 64,
-                "window_size": 56,
-                "fullatt_block_indexes": [2],
-                "patch_size": 14,
-            },
-            text_config={
-                "vocab_size": 128,
-                "hidden_size": 64,
-                "intermediate_size": 96,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 4,
-                "num_key_value_heads": 2,
-                "max_position_embeddings": 512,
-                "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
-                "bos_token_id": 1,
-                "eos_token_id": 2,
-                "pad_token_id": 0,
-            },
-            image_token_id=5,
-            video_token_id=6,
-            vision_start_token_id=7,
-            vision_end_token_id=8,
-        )
+        Qwen2_5_VLConfig(vision_config=vision, text_config=QWEN_TEXT, **QWEN_TOKENS)
     )
 
 
-QWEN_PICTURES = {"A": (4, 6), "B": (5, 3), "C": (3, 3)}
+QWEN3_VISION = {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 4,
+    "out_hidden_size": 64,
+    "patch_size": 14,
+    "num_position_embeddings": 64,
+    "deepstack_visual_indexes": [0, 1],
+}
+QWEN3_TEXT = QWEN_TEXT | {
+    "head_dim": 16,
+    "rope_parameters": QWEN_TEXT["rope_parameters"] | {"mrope_interleaved": True},
+}
+
+
+def make_qwen3_vl() -> nn.Module:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    return Qwen3VLForConditionalGeneration(
+        Qwen3VLConfig(vision_config=QWEN3_VISION, text_config=QWEN3_TEXT, **QWEN_TOKENS)
+    )
+
+
+def make_qwen3_vl_moe() -> nn.Module:
+    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+    text = QWEN3_TEXT | {"moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2}
+    return Qwen3VLMoeForConditionalGeneration(
+        Qwen3VLMoeConfig(vision_config=QWEN3_VISION, text_config=text, **QWEN_TOKENS)
+    )
+
+
+QWEN_PICTURES = {"A": grid(4, 6), "B": grid(5, 3), "C": grid(3, 3)}
+
+
+def qwen_picture(letter: str) -> Tensor:
+    (segment,) = QWEN_PICTURES[letter].segments
+    return picture(letter, 3, segment.h * 28, segment.w * 28)
 
 
 def qwen_pixels(letters: str) -> dict[str, torch.Tensor]:
+    return qwen_patches([qwen_picture(letter) for letter in letters])
+
+
+def qwen_patches(images: list[Tensor]) -> dict[str, Tensor]:
     """Patches in the order that the processor puts them in, written out with loops."""
     patches, grids = [], []
-    for letter in letters:
-        rows, columns = (2 * side for side in QWEN_PICTURES[letter])
-        image = picture(letter, 3, rows * 14, columns * 14)
+    for image in images:
+        rows, columns = (side // 14 for side in image.shape[1:])
         grids.append([1, rows, columns])
         for row in range(0, rows, 2):
             for column in range(0, columns, 2):
@@ -173,7 +269,97 @@ def qwen_pixels(letters: str) -> dict[str, torch.Tensor]:
     return {"pixel_values": torch.stack(patches), "image_grid_thw": torch.tensor(grids)}
 
 
+def token_order(grids: Tensor) -> Tensor:
+    """Where each visual token stands in window order; windows are 2 x 2 tokens here. Written with loops."""
+    places: dict[tuple[int, int, int], int] = {}
+    for image, (_, rows, columns) in enumerate(grids.tolist()):
+        rows, columns = rows // 2, columns // 2
+        for top in range(0, rows, 2):
+            for left in range(0, columns, 2):
+                for row in range(top, min(top + 2, rows)):
+                    for column in range(left, min(left + 2, columns)):
+                        places[image, row, column] = len(places)
+    return torch.tensor([places[key] for key in sorted(places)])
+
+
+def attention_of_patches(maps: list[Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Columns of every map, summed; then four patches to a token, as a share of all that the image gives."""
+    tokens = torch.cat([each.mean(1).sum(1).flatten() for each in maps]).view(-1, 4).sum(1)
+    return [image / (4 * len(image)) for image in tokens.split(counts_of(inputs))]
+
+
+def attention_of_windows(maps: list[Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
+    """The same, where the encoder works on patches in window order."""
+    tokens = torch.cat([each.mean(1).sum(1).flatten() for each in maps]).view(-1, 4).sum(1)
+    ordered = tokens[token_order(inputs["image_grid_thw"])]
+    return [image / (4 * len(image)) for image in ordered.split(counts_of(inputs))]
+
+
+def keys_of_patches(attention: Any, hidden: Tensor, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Before rotary embedding, averaged over the four patches of a token."""
+    keys = attention.qkv(hidden).view(len(hidden) // 4, 4, 3, 4, 8)[:, :, 1].mean(1)
+    return list(keys.split(counts_of(inputs)))
+
+
+def keys_of_windows(attention: Any, hidden: Tensor, inputs: dict[str, Tensor]) -> list[Tensor]:
+    keys = torch.cat(keys_of_patches(attention, hidden, inputs))
+    return list(keys[token_order(inputs["image_grid_thw"])].split(counts_of(inputs)))
+
+
+def counts_of(inputs: dict[str, Tensor]) -> list[int]:
+    return [int(patches) // 4 for patches in inputs["image_grid_thw"].prod(1)]
+
+
+def qwen_smaller(letter: str, rows: int, columns: int) -> dict[str, Tensor]:
+    small = interpolate(qwen_picture(letter)[None], size=(rows * 28, columns * 28), mode="area")[0]
+    return qwen_patches([small])
+
+
+def qwen_exact(model: Any, letter: str, rows: int, columns: int) -> Tensor:
+    """The model given a smaller picture."""
+    return model.model.get_image_features(**qwen_smaller(letter, rows, columns), return_dict=True).pooler_output[0]
+
+
+def qwen_enlarged(model: Any, letter: str, rows: int, columns: int) -> Tensor:
+    image = qwen_picture(letter)
+    small = interpolate(image[None], size=(rows * 28, columns * 28), mode="area")
+    pixels = qwen_patches([enlarged(small, *image.shape[1:])[0]])
+    return model.model.get_image_features(**pixels, return_dict=True).pooler_output[0]
+
+
+CLIP_RESIZED = {"interpolate": clip_interpolated, "enlarge": clip_enlarged}
+QWEN_RESIZED = {"exact": qwen_exact, "enlarge": qwen_enlarged}
+
+
+def qwen_row(name: str, make: Callable[[], nn.Module], windows: bool) -> Row:
+    return Row(
+        name,
+        make,
+        image_token=5,
+        pictures=QWEN_PICTURES,
+        pixels=qwen_pixels,
+        token_types=True,
+        attention=attention_of_windows if windows else attention_of_patches,
+        keys=keys_of_windows if windows else keys_of_patches,
+        resized=QWEN_RESIZED,
+        smaller=qwen_smaller,
+    )
+
+
 ROWS = (
-    Row("llava", make_llava, 5, {"A": (6, 6), "B": (6, 6), "C": (6, 6)}, llava_pixels, token_types=False),
-    Row("qwen2_5_vl", make_qwen2_5_vl, 5, QWEN_PICTURES, qwen_pixels, token_types=True),
+    Row(
+        "llava",
+        make_llava,
+        image_token=5,
+        pictures={letter: grid(6, 6) for letter in "ABC"},
+        pixels=llava_pixels,
+        token_types=False,
+        attention=cls_attention,
+        keys=clip_keys,
+        resized=CLIP_RESIZED,
+    ),
+    qwen_row("qwen2_5_vl", make_qwen2_5_vl, windows=True),
+    qwen_row("qwen2_vl", make_qwen2_vl, windows=False),
+    qwen_row("qwen3_vl", make_qwen3_vl, windows=False),
+    qwen_row("qwen3_vl_moe", make_qwen3_vl_moe, windows=False),
 )

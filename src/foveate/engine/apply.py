@@ -266,7 +266,9 @@ class Run:
         call = {name: value for name, value in call.items() if name not in family.pixel_inputs}
         call["input_ids"] = cut.input_ids
         call["position_ids"] = cut.position_ids
-        call["mm_encoder_outputs"] = family.container([image.cut.features for image in images])
+        call["mm_encoder_outputs"] = family.container(
+            [image.cut.features for image in images], [image.cut.companions for image in images]
+        )
         for name, fill in PER_COLUMN.items():
             if call.get(name) is not None:
                 call[name] = cut.take(call[name], fill)

@@ -43,7 +43,9 @@ class ShortInputs(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name == "mm_encoder_outputs" and self.images:
-            return self._family.container([image.cut.features for image in self.images])
+            return self._family.container(
+                [image.cut.features for image in self.images], [image.cut.companions for image in self.images]
+            )
         return self._tensors[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -22,6 +22,7 @@ class CutImage:
         layout: the image's full layout.
         slot: `(M,)` int64, the kept places inside the image's run of placeholders, ascending.
         features: `(M, D)`, what stands at those places.
+        companions: what rides along with the features, each `(M, D)`.
         positions: `(axes, M)` int64, position ids relative to where the image begins.
         span: how far the image moves the position of what follows it.
     """
@@ -31,6 +32,7 @@ class CutImage:
     features: Tensor
     positions: Tensor
     span: int
+    companions: tuple[Tensor, ...] = ()
     untouched: bool = False
     """Whether positions are those of the full image; False makes the engine work out how far they move."""
 

@@ -26,6 +26,7 @@ class Encoded:
         layouts: the full layout of each image, as the prompt's placeholders count it.
         seen: the layout that the encoder saw; smaller than `layouts` behind a step at `@pixels`.
         projected: per image `(N, D)`, the features at `@input`.
+        companions: per image, what rides along with them, each `(N, D)`; empty for most families.
         features: per image `(N, D_encoder)`, the features at `@features`; None if no spec asked for them.
         signals: per signal, per image, its value: attention `(N,)`, keys `(N, D_key)`.
         pixels: the step at `@pixels` that was taken before the encoder, in its written form; "" for none.
@@ -35,6 +36,7 @@ class Encoded:
     layouts: tuple[Layout, ...]
     seen: tuple[Layout, ...]
     projected: tuple[Tensor, ...]
+    companions: tuple[tuple[Tensor, ...], ...]
     features: tuple[Tensor, ...] | None
     signals: Mapping[Signal, tuple[Tensor, ...]]
     pixels: str = ""
@@ -54,6 +56,7 @@ class Encoded:
             layouts=of(self.layouts),
             seen=of(self.seen),
             projected=of(self.projected),
+            companions=of(self.companions),
             features=None if self.features is None else of(self.features),
             signals={signal: of(values) for signal, values in self.signals.items()},
         )
@@ -106,6 +109,7 @@ def encoded_from(family: Family, capture: Capture, signals: Sequence[Signal], fe
         layouts=capture.layouts,
         seen=capture.seen,
         projected=family.projected(capture),
+        companions=family.companions(capture),
         features=family.features(capture) if features else None,
         signals=answers,
     )

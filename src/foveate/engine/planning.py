@@ -101,6 +101,10 @@ def _plan_group(
     for method in schedule.inputs:
         plan, features = _step(method, features, plan, encoded, texts, seen, members)
 
+    levels = [torch.stack(level) for level in zip(*(encoded.companions[image] for image in members), strict=True)]
+    if plan is not None:
+        levels = [plan.apply(level) for level in levels]
+
     packed = any(method.positions == "pack" for method in methods)
     small = schedule.pixels is not None and schedule.pixels.positions == "pack" and seen != layout
     base = seen if small else layout
@@ -112,14 +116,24 @@ def _plan_group(
     results: list[ImagePlan] = []
     for row in range(len(members)):
         kept = slots[row] if valid is None else slots[row][valid[row]]
-        values = features[row] if valid is None else features[row][valid[row].to(features.device)]
+        values, *companions = (
+            each[row] if valid is None else each[row][valid[row].to(each.device)] for each in (features, *levels)
+        )
         if packed:
             positions = torch.arange(kept.shape[0]).expand(relative.shape[0], -1)
             span = kept.shape[0]
         else:
             positions = relative[:, kept if small else to_dense[kept]]
             span = family.image_span(base)
-        cut = CutImage(layout, to_dense[kept], values, positions, span, untouched=not packed and not small)
+        cut = CutImage(
+            layout,
+            to_dense[kept],
+            values,
+            positions,
+            span,
+            companions=tuple(companions),
+            untouched=not packed and not small,
+        )
         results.append(ImagePlan(layout, seen, None if plan is None else _row(plan, row, kept), cut))
     return results
 

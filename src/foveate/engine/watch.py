@@ -97,6 +97,7 @@ class EncoderWatch:
             return None
         self._local.capture = None
         capture.projected = output if isinstance(output, Tensor) else output.pooler_output
+        capture.companions = self.family.output_companions(output)
         if capture.seen == capture.layouts:
             return None
         index = [nearest_below(seen, layout) for seen, layout in zip(capture.seen, capture.layouts, strict=True)]

@@ -1,7 +1,7 @@
 """Model families: what the engine must know of an architecture, one file each.
 
 >>> supported()
-('llava', 'qwen2_5_vl')
+('llava', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_moe')
 """
 
 from __future__ import annotations
@@ -14,10 +14,24 @@ from foveate.errors import UnsupportedFamily
 from foveate.models.family import Capture, Family
 from foveate.models.llava import Llava
 from foveate.models.qwen2_5_vl import Qwen25VL
+from foveate.models.qwen2_vl import Qwen2VL
+from foveate.models.qwen3_vl import Qwen3VL
+from foveate.models.qwen3_vl_moe import Qwen3VLMoe
 
-__all__ = ["Capture", "Family", "Llava", "Qwen25VL", "family_of", "family_class", "supported"]
+__all__ = [
+    "Capture",
+    "Family",
+    "Llava",
+    "Qwen2VL",
+    "Qwen25VL",
+    "Qwen3VL",
+    "Qwen3VLMoe",
+    "family_of",
+    "family_class",
+    "supported",
+]
 
-_FAMILIES: dict[str, type[Family]] = {family.name: family for family in (Llava, Qwen25VL)}
+_FAMILIES: dict[str, type[Family]] = {family.name: family for family in (Llava, Qwen2VL, Qwen25VL, Qwen3VL, Qwen3VLMoe)}
 
 
 def supported() -> tuple[str, ...]:

@@ -34,6 +34,8 @@ class Capture:
     """The input of the family's `feature_module`, exactly as it came."""
     projected: Tensor | None = None
     """The output of the family's `projected_module`, exactly as it came."""
+    companions: tuple[Tensor, ...] = ()
+    """What else that output held with one row per visual token, exactly as it came."""
 
 
 class Family(ABC):
@@ -178,8 +180,24 @@ class Family(ABC):
     def project(self, features: Tensor) -> Tensor:
         """Project features of `@features` to the decoder: `(..., D_encoder)` -> `(..., D)`."""
 
-    def container(self, features: Sequence[Tensor]) -> dict[str, Any]:
-        """What the model takes as `mm_encoder_outputs`, freshly made: `generate` changes it in place."""
+    def output_companions(self, output: Any) -> tuple[Tensor, ...]:
+        """What the output of `projected_module` holds of each visual token besides its features, such as DeepStack's.
+
+        Companions ride along with the features: a plan moves them in the same way, wherever it was made.
+        """
+        return ()
+
+    def companions(self, capture: Capture) -> tuple[tuple[Tensor, ...], ...]:
+        """The companions of each image, each `(N, D)` in token order; the same number for every image."""
+        return ((),) * len(capture.layouts)
+
+    def container(self, features: Sequence[Tensor], companions: Sequence[Sequence[Tensor]] = ()) -> dict[str, Any]:
+        """What the model takes as `mm_encoder_outputs`, freshly made: `generate` changes it in place.
+
+        Args:
+            features: per image `(M, D)`.
+            companions: per image, what rides along, each `(M, D)`.
+        """
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         return {"image": BaseModelOutputWithPooling(pooler_output=list(features))}  # pyright: ignore[reportArgumentType]

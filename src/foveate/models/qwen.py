@@ -1,0 +1,213 @@
+"""What the Qwen-VL encoders have in common: patches in groups that become one visual token, M-RoPE, no [CLS]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from foveate.errors import FoveateError
+from foveate.models.family import Capture, Family, attention_received
+from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
+
+
+class QwenVL(Family):
+    """An encoder of packed patches behind `image_grid_thw`, and three axes of position ids.
+
+    There is no [CLS]: `EncoderAttention` is the attention that a token's patches receive, summed, as a share of all
+    the attention that the image's patches give. An image is shrunk "exact": its pixels are averaged down to a smaller
+    grid, as if the processor had been given a smaller picture; or "enlarge", which brings it back to its size and
+    saves no token.
+    """
+
+    position_axes = 3
+    resize_modes = ("exact", "enlarge")
+    pixel_inputs = ("pixel_values", "image_grid_thw")
+    memories = ("rope_deltas",)
+
+    @property
+    def tower(self) -> nn.Module:
+        """The vision transformer, its merger included."""
+        return self.core.visual  # pyright: ignore[reportReturnType]
+
+    @property
+    def encoder_attentions(self) -> Sequence[nn.Module]:
+        """The attention of each vision block."""
+        return [block.attn for block in self.core.visual.blocks]  # pyright: ignore
+
+    @property
+    def projected_module(self) -> nn.Module:
+        """The tower: it returns merged features, back in token order."""
+        return self.tower
+
+    @property
+    def merge(self) -> int:
+        """Patches along one side of a visual token."""
+        return int(self.config.vision_config.spatial_merge_size)
+
+    def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """One grid per row `(t, h, w)` of `image_grid_thw`, which counts patches."""
+        grids = inputs.get("image_grid_thw")
+        if grids is None:
+            raise FoveateError(f"{self.title} needs image_grid_thw beside pixel_values; the processor returns both")
+        return self.grid_layouts(grids)
+
+    def grid_layouts(self, grids: Tensor) -> tuple[Layout, ...]:
+        """One grid of visual tokens per `(t, h, w)` in patches."""
+        return tuple(Layout((Segment(t, h // self.merge, w // self.merge),)) for t, h, w in grids.tolist())
+
+    def image_positions(self, layout: Layout) -> Tensor:
+        """Frame, row and column of each token: `(3, N)`."""
+        (segment,) = layout.segments
+        axes = torch.meshgrid(torch.arange(segment.t), torch.arange(segment.h), torch.arange(segment.w), indexing="ij")
+        return torch.stack(axes).flatten(1)
+
+    def image_span(self, layout: Layout) -> int:
+        """The longer side: text goes on behind the largest position of the image."""
+        (segment,) = layout.segments
+        return max(segment.h, segment.w)
+
+    def text_position(self, position_ids: Tensor) -> int | None:
+        """The row of text positions before the three axes; or plain positions moved by the model's remembered delta."""
+        if position_ids.ndim == 3 and position_ids.shape[0] == 4:
+            return int(position_ids[0, 0, 0])
+        if position_ids.ndim == 3 and position_ids.shape[0] == 1 and self.core.rope_deltas is not None:
+            return int(position_ids[0, 0, 0]) - int(self.core.rope_deltas[0])  # pyright: ignore
+        return None
+
+    def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+        """Read the images' layouts off `grid_thw`."""
+        grids = args[1] if len(args) > 1 else kwargs["grid_thw"]
+        layouts = self.grid_layouts(grids)
+        return Capture(layouts=layouts, seen=layouts, extra={"grids": grids})
+
+    def shrink(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        capture: Capture,
+        sizes: Sequence[tuple[int, int]],
+        mode: str,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Put each image together from its patches, average it down, take it apart again."""
+        pixels = args[0] if args else kwargs["hidden_states"]
+        grids: list[list[int]] = capture.extra["grids"].tolist()
+        images, small_grids = [], []
+        for patches, (t, h, w), (rows, columns) in zip(
+            pixels.split([t * h * w for t, h, w in grids]), grids, sizes, strict=True
+        ):
+            image = self.unpatchify(patches, (t, h, w)).float()
+            side = int(self.config.vision_config.patch_size) * self.merge
+            small = interpolate(image, size=(rows * side, columns * side), mode="area")
+            if mode == "enlarge":
+                small = interpolate(small, size=image.shape[-2:], mode="bicubic", align_corners=False, antialias=False)
+            else:
+                h, w = rows * self.merge, columns * self.merge
+            images.append(self.patchify(small, t).to(pixels.dtype))
+            small_grids.append([t, h, w])
+        new_grids = torch.tensor(small_grids, dtype=capture.extra["grids"].dtype, device=capture.extra["grids"].device)
+        capture.extra["grids"] = new_grids
+        capture.seen = self.grid_layouts(new_grids)
+        return (torch.cat(images),), {**kwargs, "grid_thw": new_grids}
+
+    def patchify(self, image: Tensor, frames: int) -> Tensor:
+        """`(t * 2, C, H, W)` pixels -> `(t * h * w, C * 2 * p * p)` patches, in the order that the tower expects.
+
+        Four neighbours that become one visual token stand side by side; visual tokens are in raster order.
+        """
+        patch, merge = int(self.config.vision_config.patch_size), self.merge
+        depth = int(self.config.vision_config.temporal_patch_size)
+        _, channels, height, width = image.shape
+        blocks = image.view(
+            frames, depth, channels, height // (patch * merge), merge, patch, width // (patch * merge), merge, patch
+        )
+        return blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, channels * depth * patch * patch)
+
+    def unpatchify(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """The inverse of `patchify`: patches of one image back to `(t * 2, C, H, W)` pixels."""
+        patch, merge = int(self.config.vision_config.patch_size), self.merge
+        depth = int(self.config.vision_config.temporal_patch_size)
+        t, h, w = grid
+        blocks = patches.view(t, h // merge, w // merge, merge, merge, -1, depth, patch, patch)
+        return blocks.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * depth, -1, h * patch, w * patch)
+
+    def grow(self, output: Any, capture: Capture, index: Sequence[Tensor]) -> Any:
+        """Repeat merged rows until each image has its full count."""
+        output.pooler_output = self.grown(output.pooler_output, capture, index)
+        return output
+
+    @staticmethod
+    def grown(rows: Tensor, capture: Capture, index: Sequence[Tensor]) -> Tensor:
+        """Rows of all images `(tokens, D)`, each image's repeated as `index` says."""
+        images = rows.split([layout.total for layout in capture.seen])
+        return torch.cat([image[i.to(image.device)] for image, i in zip(images, index, strict=True)])
+
+    def features(self, capture: Capture) -> tuple[Tensor, ...]:
+        """Four normalised patches side by side, per image `(N, 4 * D_encoder)`."""
+        assert capture.features is not None
+        return self.in_token_order(capture.features, capture)
+
+    def projected(self, capture: Capture) -> tuple[Tensor, ...]:
+        """Merged features, per image `(N, D)`."""
+        assert capture.projected is not None
+        return capture.projected.split([layout.total for layout in capture.seen])
+
+    def in_token_order(self, rows: Tensor, capture: Capture) -> tuple[Tensor, ...]:
+        """Rows of all images in the encoder's order `(tokens, ...)` -> per image, in token order.
+
+        Most encoders keep patches in token order throughout.
+        """
+        return rows.split([layout.total for layout in capture.seen])
+
+    def gives(self, signal: Signal) -> bool:
+        """Attention received and keys of every layer."""
+        return isinstance(signal, EncoderAttention | EncoderKeys)
+
+    def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
+        """Attention received `(N,)`, each image summing to 1, or keys `(N, D_key)` averaged over four patches.
+
+        Queries and keys are made again from the layer's captured input; only windows meet windows.
+        """
+        from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+
+        assert isinstance(signal, EncoderAttention | EncoderKeys)
+        layer = self.encoder_layer(signal.layer)
+        attention: Any = self.encoder_attentions[layer]
+        call = capture.attention[layer]
+        hidden = call["hidden_states"]
+        patches = hidden.shape[0]
+        weight, bias = attention.qkv.weight, attention.qkv.bias
+        width = attention.dim
+        key = torch.nn.functional.linear(hidden, weight[width : 2 * width], bias[width : 2 * width])
+        key = key.view(patches, attention.num_heads, -1)
+        if isinstance(signal, EncoderKeys):
+            # Before rotary: a key's content, not its place, is what methods compare.
+            key = key.mean(dim=1) if signal.heads == "mean" else key.flatten(1)
+            return self.in_token_order(key.view(-1, self.merge**2, key.shape[-1]).mean(dim=1), capture)
+        query = torch.nn.functional.linear(hidden, weight[:width], bias[:width]).view(patches, attention.num_heads, -1)
+        query, key = apply_rotary_pos_emb_vision(query, key, *call["position_embeddings"])
+        received = self.received_in_windows(query, key, call["cu_seqlens"], attention.scaling)
+        per_token = received.view(-1, self.merge**2).sum(dim=1)
+        images = self.in_token_order(per_token, capture)
+        return tuple(image / (image.shape[0] * self.merge**2) for image in images)
+
+    @staticmethod
+    def received_in_windows(query: Tensor, key: Tensor, boundaries: Tensor, scale: float) -> Tensor:
+        """Attention that each patch receives inside its window: `(patches, H, d)` twice -> `(patches,)`.
+
+        Windows of one length are scored as one batch.
+        """
+        ends = boundaries.tolist()
+        starts: dict[int, list[int]] = {}
+        for start, end in pairwise(ends):
+            starts.setdefault(end - start, []).append(start)
+        received = query.new_zeros(query.shape[0], dtype=torch.float32)
+        for length, begins in starts.items():
+            rows = torch.tensor(begins, device=query.device)[:, None] + torch.arange(length, device=query.device)
+            windows = attention_received(query[rows].transpose(1, 2), key[rows].transpose(1, 2), scale)
+            received[rows.flatten()] = windows.flatten()
+        return received

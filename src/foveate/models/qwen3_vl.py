@@ -1,0 +1,57 @@
+"""Qwen3-VL: full attention and no [CLS], DeepStack, M-RoPE.  Bai et al. 2025, arXiv 2511.21631."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from foveate.models.family import Capture
+from foveate.models.qwen import QwenVL
+
+
+class Qwen3VL(QwenVL):
+    """Qwen3-VL: images of any size, four patches per visual token, features of several encoder layers per token.
+
+    DeepStack adds what earlier encoder layers saw of a token to the hidden states behind the first decoder layers.
+    Those features ride along with the token: whatever a plan makes of the projected features, it makes of them.
+    Position embeddings of the encoder are interpolated, so any grid is exact.
+    """
+
+    name = "qwen3_vl"
+    title = "Qwen3-VL"
+    core_class = "Qwen3VLModel"
+
+    @property
+    def feature_module(self) -> nn.Module:
+        """The first layer of the merger's MLP: it reads four normalised patches side by side."""
+        return self.core.visual.merger.linear_fc1  # pyright: ignore
+
+    def project(self, features: Tensor) -> Tensor:
+        """The merger without its norm."""
+        merger: Any = self.core.visual.merger  # pyright: ignore
+        return merger.linear_fc2(merger.act_fn(merger.linear_fc1(features)))
+
+    def output_companions(self, output: Any) -> tuple[Tensor, ...]:
+        """The DeepStack features of all images, per layer `(tokens, D)`."""
+        return tuple(output.deepstack_features)
+
+    def companions(self, capture: Capture) -> tuple[tuple[Tensor, ...], ...]:
+        """DeepStack features, per image and layer `(N, D)`."""
+        layers = [layer.split([layout.total for layout in capture.seen]) for layer in capture.companions]
+        return tuple(tuple(layer[image] for layer in layers) for image in range(len(capture.seen)))
+
+    def grow(self, output: Any, capture: Capture, index: Sequence[Tensor]) -> Any:
+        """Repeat merged rows, and the DeepStack rows with them, until each image has its full count."""
+        output = super().grow(output, capture, index)
+        output.deepstack_features = [self.grown(layer, capture, index) for layer in output.deepstack_features]
+        return output
+
+    def container(self, features: Sequence[Tensor], companions: Sequence[Sequence[Tensor]] = ()) -> dict[str, Any]:
+        """Features per image, and DeepStack features per layer and image."""
+        from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+        layers = [list(layer) for layer in zip(*companions, strict=True)]
+        output = BaseModelOutputWithDeepstackFeatures(pooler_output=list(features), deepstack_features=layers)  # pyright: ignore
+        return {"image": output}

@@ -1,0 +1,13 @@
+"""Qwen3-VL with a mixture of experts in its decoder.  Bai et al. 2025, arXiv 2511.21631."""
+
+from __future__ import annotations
+
+from foveate.models.qwen3_vl import Qwen3VL
+
+
+class Qwen3VLMoe(Qwen3VL):
+    """Qwen3-VL with a mixture of experts: encoder, positions and DeepStack are those of Qwen3-VL."""
+
+    name = "qwen3_vl_moe"
+    title = "Qwen3-VL MoE"
+    core_class = "Qwen3VLMoeModel"
