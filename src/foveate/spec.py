@@ -115,7 +115,7 @@ class Spec:
 
 def written(method: Any) -> str:
     """A method's own part of a step: name, keep, and the options that differ from their defaults."""
-    parts: list[str] = [str(method.name), str(method.keep)]
+    parts: list[str] = [str(method.name), *([str(method.keep)] if method.takes_keep else [])]
     for field in dataclasses.fields(method):
         value = getattr(method, field.name)
         if field.name != "keep" and value != field.default:

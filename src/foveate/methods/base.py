@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from foveate.errors import KeepError
 from foveate.plan import Plan
 from foveate.spec import check_choices, written
 from foveate.tokens import Keep, Layout, Place, Signal, VisualTokens
@@ -24,8 +25,12 @@ class Method(ABC):
     """One idea: from visual tokens to a plan. It never sees a model, a prompt's length or a device.
 
     Attributes:
-        keep: how much remains: an int is tokens per image, a float the fraction of what arrives.
+        keep: how much remains: an int is tokens per image, a float the fraction of what arrives; an adaptive method
+            also takes "auto", and looks at the content.
         positions: whether kept tokens keep their position ids ("keep") or get new ones without gaps ("pack").
+        place: where it acts by nature; "decoder" is at the input of one decoder layer or of several.
+        layers: of a method of the decoder, the layers where its authors have it act, of 32.
+        takes_keep: False if the rule alone decides how much remains; specs then leave the keep out.
     """
 
     keep: Keep = ALL
@@ -33,6 +38,8 @@ class Method(ABC):
 
     name: ClassVar[str] = ""
     place: ClassVar[Place] = "input"
+    layers: ClassVar[tuple[int, ...]] = ()
+    takes_keep: ClassVar[bool] = True
     paper: ClassVar[str] = ""
     query_aware: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
@@ -40,6 +47,10 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", Keep.of(self.keep))
+        if self.keep.auto and not self.adaptive:
+            raise KeepError(f"{self.name} is told how much to keep; write a number of tokens (64) or a fraction (0.25)")
+        if not self.takes_keep and self.keep != ALL:
+            raise KeepError(f"{self.name} takes no keep: its rule decides how much remains; leave {self.keep} out")
         check_choices(self)
 
     @property
@@ -47,13 +58,27 @@ class Method(ABC):
         """The signals it looks at."""
         return ()
 
+    @property
+    def ragged(self) -> bool:
+        """Whether, with these options, images of one layout may differ in how many tokens remain."""
+        return self.adaptive
+
     def count(self, layout: Layout) -> int:
-        """Tokens that remain of an image of this layout, before any pixel is seen.
+        """Tokens that remain of an image of this layout, before any pixel is seen; if the content decides, the most.
 
         Raises:
             KeepError: more would remain than there are.
         """
         return self.keep.count(layout.content)
+
+    def bounds(self, layout: Layout) -> tuple[int, int]:
+        """The fewest and the most tokens that may remain of an image of this layout: one number unless `ragged`.
+
+        Raises:
+            KeepError: more would remain than there are.
+        """
+        count = self.count(layout)
+        return count, count
 
     @abstractmethod
     def plan(self, tokens: VisualTokens) -> Plan:
