@@ -36,6 +36,24 @@ class Plan:
     mix: Float[Tensor, "B M N"] | None = None
     valid: Bool[Tensor, "B M"] | None = None
 
+    @classmethod
+    def keeping(cls, mask: Bool[Tensor, "B N"]) -> Plan:
+        """The selection of what a mask marks: `(B, N)` bool; ragged where images differ in how much they keep.
+
+        Looks at the counts on the host once. Behind an image's last slot, padding repeats it.
+
+        >>> plan = Plan.keeping(torch.tensor([[True, False, True], [False, True, False]]))
+        >>> plan.slot.tolist(), plan.valid.tolist()
+        ([[0, 2], [1, 1]], [[True, True], [True, False]])
+        """
+        counts = mask.sum(dim=1)
+        most = int(counts.max())
+        order = mask.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
+        numbers = torch.arange(most, device=mask.device)
+        slot = order.gather(1, torch.minimum(numbers, (counts - 1).clamp(min=0)[:, None]))
+        valid = numbers < counts[:, None]
+        return cls(slot, valid=None if bool(valid.all()) else valid)
+
     def apply(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
         """Features of the kept tokens: `(B, N, D)` -> `(B, M, D)`, in the dtype of `x`; sums are made in float32."""
         if self.mix is not None:

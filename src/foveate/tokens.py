@@ -63,12 +63,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class EncoderAttention:
-    """Attention that each token gets in encoder layer `layer`, mean over heads: `(B, N)`.
+    """Attention that each token gets in encoder layer `layer`: `(B, N)`, the average over heads ("mean").
 
-    From [CLS], or where the encoder has none, from all tokens.
+    From [CLS], or where the encoder has none, from all tokens. With "full" the heads stand side by side as one wide
+    head: one softmax over the sum of their scores, scaled by the whole width.
     """
 
     layer: int = -2
+    heads: Literal["mean", "full"] = "mean"
 
 
 @dataclass(frozen=True)
@@ -257,21 +259,25 @@ class VisualTokens:
 
 @dataclass(frozen=True)
 class Keep:
-    """How much remains: a number of tokens per image, or an exact fraction of what arrives.
+    """How much remains: a number of tokens per image, an exact fraction of what arrives, or what the content asks for.
 
     One rounding rule: a fraction of N tokens is rounded to the nearest whole number, halves up, and is at least 1.
 
     >>> Keep.of("0.25").count(576), Keep.of(64).count(576), Keep.of(1.0).count(576)
     (144, 64, 576)
-    >>> str(Keep.of(0.5)), str(Keep.of(1.0)), str(Keep.of(1))
-    ('0.5', '1.0', '1')
+    >>> str(Keep.of(0.5)), str(Keep.of(1.0)), str(Keep.of(1)), str(Keep.of("auto"))
+    ('0.5', '1.0', '1', 'auto')
     """
 
     tokens: int | None = None
     share: Fraction | None = None
+    auto: bool = False
+    """Left to the method, which looks at the content: only adaptive methods can."""
 
     def __post_init__(self) -> None:
-        if (self.tokens is None) == (self.share is None):
+        if self.auto and self.tokens is None and self.share is None:
+            return
+        if self.auto or (self.tokens is None) == (self.share is None):
             raise KeepError("a keep is a number of tokens or a fraction of them: give one of the two")
         if self.tokens is not None and self.tokens < 1:
             raise KeepError(
@@ -285,11 +291,13 @@ class Keep:
         """Read a keep: an int is a number of tokens, a float a fraction; of text, what has a dot is a fraction.
 
         Raises:
-            KeepError: it is neither.
+            KeepError: it is neither, nor "auto".
         """
         if isinstance(value, Keep):
             return value
         text = str(value).strip()
+        if text == "auto":
+            return cls(auto=True)
         if isinstance(value, bool) or not re.fullmatch(
             r"[+-]?([0-9]+|[0-9]*\.[0-9]*|[0-9]+(\.[0-9]+)?e-[0-9]{1,3})|[+-]?(nan|inf)", text
         ):
@@ -310,8 +318,10 @@ class Keep:
         """How many of `tokens` remain.
 
         Raises:
-            KeepError: more would remain than there are.
+            KeepError: more would remain than there are, or the content decides.
         """
+        if self.auto:
+            raise KeepError("keep auto says nothing by itself; the method's `bounds` tell how many may remain")
         if self.share is not None:
             return max(1, math.floor(self.share * tokens + Fraction(1, 2)))
         assert self.tokens is not None
@@ -322,6 +332,8 @@ class Keep:
         return self.tokens
 
     def __str__(self) -> str:
+        if self.auto:
+            return "auto"
         if self.share is None:
             return str(self.tokens)
         digits = _digits(self.share)

@@ -48,10 +48,12 @@ def label_of(spec: Spec) -> str:
 
 
 def budget_of(spec: Spec, before: float, after: float) -> float:
-    """The tokens that a configuration was allowed: its keep, or for several steps what was left in the end."""
+    """The tokens that a configuration was allowed: its keep; of several steps, or of an "auto" keep, what was left."""
     if len(spec.steps) != 1:
         return after
     keep = spec.steps[0].method.keep
+    if keep.auto:
+        return after
     return float(keep.tokens) if keep.tokens is not None else float(keep.share * before)
 
 

@@ -85,7 +85,7 @@ def _plan_group(
     members: Sequence[int],
 ) -> list[ImagePlan]:
     methods: tuple[Method, ...] = (*schedule.features, *schedule.inputs)
-    if len(members) > 1 and any(method.adaptive for method in methods[:-1]):
+    if len(members) > 1 and any(method.ragged for method in methods[:-1]):
         # What arrives at a later step differs from image to image.
         return [_plan_group(family, schedule, encoded, texts, layout, seen, [image])[0] for image in members]
 
