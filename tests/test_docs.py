@@ -109,6 +109,8 @@ def test_a_method_in_a_package_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.usefixtures("registry")
 def test_add_a_family(tmp_path: Path) -> None:
     import test_contract
+    import test_resize
+    import test_signals
 
     page = run("add-a-family.md", tmp_path)
     models._FAMILIES[page.VipLlava.name] = page.VipLlava
@@ -120,6 +122,9 @@ def test_add_a_family(tmp_path: Path) -> None:
     test_contract.test_positions_made_here_are_the_models_own(row, model)
     test_contract.test_a_batch_is_its_samples_alone(row, model, "cluster:6")
     test_contract.test_compress_is_apply(row, model, "cluster:6@features")
+    test_signals.test_attention_is_the_eager_models(row, -2)
+    test_signals.test_keys_are_the_layers_own(row, "mean")
+    test_resize.test_features_are_those_of_the_shrunk_picture(row, model)
     with apply(model, "cls:6"), pytest.raises(foveate.FoveateError):
         test_contract.generate(model, row.inputs("t6 A t5"), num_beams=2)
 

@@ -35,7 +35,7 @@ class Row:
             `(N, heads, width)` per image.
         resized: per way of shrinking images: `(model, letter, rows, columns)` -> the features `(n, D)` of the picture
             shrunk to a grid of so many rows and columns.
-        smaller: for a family that resizes exactly: `(letter, rows, columns)` -> the pixel inputs of the smaller picture.
+        smaller: for a family that resizes exactly: `(letter, rows, columns)` -> pixel inputs of the smaller picture.
     """
 
     name: str
@@ -153,14 +153,12 @@ def clip_keys(attention: Any, hidden: Tensor, inputs: dict[str, Tensor]) -> list
 def clip_interpolated(model: Any, letter: str, rows: int, columns: int) -> Tensor:
     """CLIP given a smaller picture, its position embeddings interpolated."""
     small = interpolate(picture(letter, 3, 84, 84)[None], size=(rows * 14, columns * 14), mode="area")
-    hidden = model.model.vision_tower(small, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states
-    return model.model.multi_modal_projector(hidden[-2][:, 1:])[0]
+    return model.model.get_image_features(small, interpolate_pos_encoding=True, return_dict=True).pooler_output[0]
 
 
 def clip_enlarged(model: Any, letter: str, rows: int, columns: int) -> Tensor:
     small = interpolate(picture(letter, 3, 84, 84)[None], size=(rows * 14, columns * 14), mode="area")
-    hidden = model.model.vision_tower(enlarged(small, 84, 84), output_hidden_states=True).hidden_states
-    return model.model.multi_modal_projector(hidden[-2][:, 1:])[0]
+    return model.model.get_image_features(enlarged(small, 84, 84), return_dict=True).pooler_output[0]
 
 
 def enlarged(small: Tensor, height: int, width: int) -> Tensor:

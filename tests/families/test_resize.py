@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 from rows import ROWS, Row, picture
-from torch.nn.functional import interpolate
 
 from foveate.engine import apply, compress
 from foveate.errors import FoveateError
 from foveate.models import family_of
 from foveate.spec import parse
 
-LLAVA, QWEN = ROWS[0], ROWS[1]
+LLAVA = ROWS[0]
+QWEN = next(row for row in ROWS if row.name == "qwen2_5_vl")
 
 
 @torch.no_grad()
@@ -39,48 +39,42 @@ def test_resize_gives_the_tokens_it_counts(row: Row, model: Any, spec: str) -> N
     assert torch.equal(model.generate(**short, max_new_tokens=5, do_sample=False, num_beams=2)[:, -5:], beams)
 
 
-def test_exact_is_the_model_given_a_smaller_picture() -> None:
-    model = QWEN.model()
-    inputs = QWEN.inputs("t6 A t5")
-    method: Any = parse("resize:0.4:mode=exact:positions=pack").steps[0].method
-    height, width = method.shrink(family_of(model).layouts(inputs)[0])
-    image = picture("A", 3, 4 * 28, 6 * 28)
-    small = interpolate(image[None], size=(height * 28, width * 28), mode="area")[0]
-    patches = []
-    for row in range(0, 2 * height, 2):
-        for column in range(0, 2 * width, 2):
-            for down in (0, 1):
-                for right in (0, 1):
-                    top, left = (row + down) * 14, (column + right) * 14
-                    patches.append(small[:, top : top + 14, left : left + 14][:, None].expand(-1, 2, -1, -1).flatten())
+@torch.no_grad()
+def test_features_are_those_of_the_shrunk_picture(row: Row, model: Any) -> None:
+    assert tuple(row.resized) == family_of(model).resize_modes
+    inputs = row.inputs("t6 A t5")
+    for mode, shrunk in row.resized.items():
+        spec = f"resize:0.3:mode={mode}"
+        height, width = size_of(model, inputs, spec)
+        expected = shrunk(model, "A", height, width)
+        short = compress(model, inputs, spec)
+        torch.testing.assert_close(short.images[0].cut.features, expected, atol=1e-5, rtol=1e-5)
+
+
+def size_of(model: Any, inputs: Any, spec: str) -> tuple[int, int]:
+    method: Any = parse(spec).steps[0].method
+    return method.shrink(family_of(model).layouts(inputs)[0])
+
+
+@pytest.mark.parametrize("exact", [row for row in ROWS if row.smaller], ids=lambda row: row.name)
+def test_exact_is_the_model_given_a_smaller_picture(exact: Row) -> None:
+    """Its positions too, and in a prompt."""
+    assert exact.smaller is not None
+    model = exact.model()
+    inputs = exact.inputs("t6 A t5")
+    spec = "resize:0.4:mode=exact:positions=pack"
+    height, width = size_of(model, inputs, spec)
     ids = inputs["input_ids"][0].tolist()
-    by_hand = torch.tensor([ids[:6] + [QWEN.image_token] * height * width + ids[-5:]])
-    expected = logits(
-        model,
-        {
-            "input_ids": by_hand,
-            "attention_mask": torch.ones_like(by_hand),
-            "mm_token_type_ids": (by_hand == QWEN.image_token).int(),
-            "pixel_values": torch.stack(patches),
-            "image_grid_thw": torch.tensor([[1, 2 * height, 2 * width]]),
-        },
-    )
-    short = compress(model, inputs, "resize:0.4:mode=exact:positions=pack")
-    torch.testing.assert_close(logits(model, short), expected, atol=1e-5, rtol=1e-5)
+    by_hand = torch.tensor([ids[:6] + [exact.image_token] * height * width + ids[-5:]])
+    smaller = {"input_ids": by_hand, "attention_mask": torch.ones_like(by_hand), **exact.smaller("A", height, width)}
+    if exact.token_types:
+        smaller["mm_token_type_ids"] = (by_hand == exact.image_token).int()
+    short = compress(model, inputs, spec)
+    torch.testing.assert_close(logits(model, short), logits(model, smaller), atol=1e-5, rtol=1e-5)
 
 
-def test_interpolate_is_clip_with_interpolated_positions() -> None:
-    model = LLAVA.model()
-    inputs = LLAVA.inputs("t6 A t5")
-    small = interpolate(inputs["pixel_values"], size=(42, 42), mode="area")
-    with torch.no_grad():
-        hidden = model.model.vision_tower(
-            small, interpolate_pos_encoding=True, output_hidden_states=True
-        ).hidden_states[-2]
-        expected = model.model.multi_modal_projector(hidden[:, 1:])[0]
-        short = compress(model, inputs, "resize:0.25:mode=interpolate")
-    assert short.images[0].after == 9
-    torch.testing.assert_close(short.images[0].cut.features, expected, atol=1e-5, rtol=1e-5)
+def test_tokens_of_a_smaller_picture_stand_under_its_places() -> None:
+    short = compress(LLAVA.model(), LLAVA.inputs("t6 A t5"), "resize:0.25:mode=interpolate")
     assert short.images[0].cut.slot.tolist() == [7, 9, 11, 19, 21, 23, 31, 33, 35]
 
 
@@ -92,11 +86,11 @@ def test_enlarge_keeps_the_count(row: Row, model: Any) -> None:
     assert (short.images[0].cut.features - dense.images[0].cut.features).abs().max() > 1e-3
 
 
-def test_a_way_that_the_family_has_not() -> None:
-    with pytest.raises(FoveateError, match=r"interpolate or enlarge"):
-        compress(LLAVA.model(), LLAVA.inputs("t6 A t5"), "resize:0.25:mode=exact")
-    with pytest.raises(FoveateError, match=r"exact or enlarge"):
-        compress(QWEN.model(), QWEN.inputs("t6 A t5"), "resize:0.25:mode=interpolate")
+def test_a_way_that_the_family_has_not(row: Row, model: Any) -> None:
+    ways = family_of(model).resize_modes
+    for mode in {"exact", "interpolate", "enlarge"} - set(ways):
+        with pytest.raises(FoveateError, match=" or ".join(ways)):
+            compress(model, row.inputs("t6 A t5"), f"resize:0.25:mode={mode}")
 
 
 def test_patches_there_and_back() -> None:
