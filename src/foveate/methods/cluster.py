@@ -10,6 +10,7 @@ from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
 from foveate.methods.base import Method, Positions
+from foveate.methods.groups import in_order, middles, sizes
 from foveate.plan import Plan
 from foveate.spec import register
 from foveate.tokens import VisualTokens
@@ -47,7 +48,7 @@ class Cluster(Method):
             before, group = group, self._assign(features, _means(features, group, kept))
             if _free_to_look(group) and torch.equal(before, group):
                 break
-        return _ordered(group, kept)
+        return in_order(middles(group, kept), group)
 
     def _start(self, x: Float32[Tensor, "B N D"], kept: int) -> Float32[Tensor, "B M D"]:
         images, count, width = x.shape
@@ -73,7 +74,7 @@ class Cluster(Method):
         # |x|^2 is the same for every centre, so leaving it out changes no choice.
         distance = torch.baddbmm(centre.square().sum(-1)[:, None], x, centre.transpose(1, 2), alpha=-2)
         away, group = distance.min(dim=2)
-        empty = _sizes(group, kept) == 0
+        empty = sizes(group, kept) == 0
         if _free_to_look(empty) and not empty.any():
             return group
         away = away + x.square().sum(-1)
@@ -93,26 +94,5 @@ def _free_to_look(values: Shaped[Tensor, "..."]) -> bool:
     return values.device.type == "cpu"
 
 
-def _sizes(group: Int64[Tensor, "B N"], kept: int) -> Int64[Tensor, "B M"]:
-    return torch.zeros(group.shape[0], kept, dtype=torch.int64, device=group.device).scatter_add(
-        1, group, torch.ones_like(group)
-    )
-
-
 def _means(x: Float32[Tensor, "B N D"], group: Int64[Tensor, "B N"], kept: int) -> Float32[Tensor, "B M D"]:
     return Plan(slot=group[:, :kept], group=group).apply(x)
-
-
-def _ordered(group: Int64[Tensor, "B N"], kept: int) -> Plan:
-    """Number clusters by their slots: the member nearest to the mean index, the lower of two."""
-    images, count = group.shape
-    index = torch.arange(count, device=group.device).expand(images, -1)
-    sizes = _sizes(group, kept)
-    total = torch.zeros_like(sizes).scatter_add(1, group, index)
-    away = (index * sizes.gather(1, group) - total.gather(1, group)).abs()
-    nearest = torch.full_like(sizes, torch.iinfo(torch.int64).max).scatter_reduce(
-        1, group, away * count + index, "amin"
-    )
-    slot, order = (nearest % count).sort(dim=1)
-    rank = torch.zeros_like(order).scatter(1, order, torch.arange(kept, device=group.device).expand(images, -1))
-    return Plan(slot=slot, group=rank.gather(1, group))

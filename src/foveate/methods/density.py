@@ -1,0 +1,58 @@
+"""Density peaks: tokens in a crowd of their like, far from any denser crowd."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+
+def squared_distances(features: Float[Tensor, "B N D"]) -> Float32[Tensor, "B N N"]:
+    """Squared Euclidean distances between the tokens of each image: `(B, N, N)` float32, 0 on the diagonal.
+
+    One matrix product; the mean token is taken off before, which moves no distance and keeps small ones exact.
+    """
+    x = features.float()
+    x = x - x.mean(dim=1, keepdim=True)
+    length = x.square().sum(dim=-1)
+    away = torch.baddbmm(length[:, None], x, x.transpose(1, 2), alpha=-2)
+    away.add_(length[..., None]).clamp_(min=0).diagonal(dim1=1, dim2=2).zero_()
+    return away
+
+
+def density_peaks(
+    features: Float[Tensor, "B N D"], kept: int, neighbours: int
+) -> tuple[Int64[Tensor, "B M"], Int64[Tensor, "B N"]]:
+    """Density peaks clustering over nearest neighbours (DPC-KNN).
+
+    With d the Euclidean distance divided by the square root of D, a token's density is exp(-mean of d^2 to its
+    `neighbours` nearest tokens, itself among them); its distance is d to the nearest token that is denser (for the
+    densest of all the largest d there is). The `kept` tokens with the largest products of the two are centres; every
+    other token joins its nearest centre. Products are compared by their logarithms, which don't run out of digits. Of
+    equal densities the first token counts as the denser, of equal products the first token is taken.
+
+    Args:
+        features: `(B, N, D)`, any float dtype.
+        kept: how many centres.
+        neighbours: how many tokens the density is over; N if there are fewer.
+
+    Returns:
+        `(B, kept)` int64, the centres, highest product first; `(B, N)` int64, the number of each token's centre.
+
+    >>> features = torch.tensor([[[0.0], [0.1], [5.0], [5.1], [5.2]]])
+    >>> centre, group = density_peaks(features, kept=2, neighbours=2)
+    >>> centre.tolist(), group.tolist()
+    ([[0, 3]], [[0, 0, 1, 1, 1]])
+    """
+    images, count, width = features.shape
+    away = squared_distances(features).div_(width)
+    sparse = away.topk(min(neighbours, count), dim=2, largest=False).values.mean(dim=2)
+    index = torch.arange(count, device=features.device).expand(images, -1)
+    rank = torch.zeros_like(index).scatter(1, sparse.argsort(dim=1, stable=True), index)
+    far = torch.where(rank[:, None] < rank[..., None], away, torch.inf).amin(dim=2)
+    far = torch.where(rank == 0, away.amax(dim=(1, 2))[:, None], far)
+    score = far.log() / 2 - sparse
+    centre = score.argsort(dim=1, descending=True, stable=True)[:, :kept]
+    group = away.gather(2, centre[:, None].expand(-1, count, -1)).argmin(dim=2)
+    # A centre is its own, also where another one stands at the same place.
+    return centre, group.scatter(1, centre, index[:, :kept])

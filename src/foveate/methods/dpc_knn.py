@@ -1,0 +1,48 @@
+"""Density peaks and those around them.  As in PruneVid, Huang et al. 2024, arXiv 2412.16117."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from foveate.errors import FoveateError
+from foveate.methods.base import Method, Positions
+from foveate.methods.density import density_peaks
+from foveate.methods.groups import in_order
+from foveate.plan import Plan
+from foveate.spec import register
+from foveate.tokens import VisualTokens
+
+
+@register("dpc-knn")
+@dataclass(frozen=True)
+class DpcKnn(Method):
+    """Density peaks clustering over nearest neighbours, then the plain mean of each cluster, in raster order.
+
+    A token is a centre if many are like it and none that is denser is near. Reads the features alone, in float32, and
+    not the question. Keeps exactly the budget; a cluster sits at its centre's place. `neighbours` is how many tokens
+    the density is over, the token itself among them.
+
+    Departures from the authors' code: clusters stand in raster order there by falling score; equal densities are told
+    apart by a little random noise there, by their order here. PruneVid clusters frames, static tokens and dynamic
+    tokens apart; this is its clustering alone, over all tokens of an image. Cost: one N x N matrix of distances.
+
+    >>> import torch
+    >>> features = torch.tensor([[[0.0], [0.1], [5.0], [5.1], [5.2]]])
+    >>> plan = DpcKnn(keep=2, neighbours=2).plan(VisualTokens.of(features, (1, 5)))
+    >>> plan.slot.tolist(), plan.size().tolist()
+    ([[0, 3]], [[2, 3]])
+    """
+
+    positions: Positions = "pack"
+    neighbours: int = 7
+
+    paper = "arXiv 2412.16117"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.neighbours < 1:
+            raise FoveateError(f"neighbours={self.neighbours}: a density is over at least 1 token, the token itself")
+
+    def plan(self, tokens: VisualTokens) -> Plan:
+        """Clusters around their density peaks."""
+        return in_order(*density_peaks(tokens.features, self.count(tokens.layout), self.neighbours))

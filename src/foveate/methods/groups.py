@@ -1,0 +1,44 @@
+"""Groups of tokens: how large they are, where they sit, and the plan that they make."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from foveate.plan import Plan
+
+
+def sizes(group: Int64[Tensor, "B N"], kept: int) -> Int64[Tensor, "B M"]:
+    """How many tokens each of `kept` groups has: `(B, M)` int64."""
+    return torch.zeros(group.shape[0], kept, dtype=torch.int64, device=group.device).scatter_add(
+        1, group, torch.ones_like(group)
+    )
+
+
+def middles(group: Int64[Tensor, "B N"], kept: int) -> Int64[Tensor, "B M"]:
+    """The member of each group that is nearest to its mean index, the lower of two: `(B, M)` int64."""
+    images, count = group.shape
+    index = torch.arange(count, device=group.device).expand(images, -1)
+    size = sizes(group, kept)
+    total = torch.zeros_like(size).scatter_add(1, group, index)
+    away = (index * size.gather(1, group) - total.gather(1, group)).abs()
+    nearest = torch.full_like(size, torch.iinfo(torch.int64).max)
+    return nearest.scatter_reduce(1, group, away * count + index, "amin") % count
+
+
+def in_order(slot: Int64[Tensor, "B M"], group: Int64[Tensor, "B N"]) -> Plan:
+    """The plan of groups that sit at these slots, in whatever order they are numbered.
+
+    Args:
+        slot: `(B, M)` int64, a member of each group.
+        group: `(B, N)` int64, the group of each token, counted as in `slot`; -1 where it is dropped.
+
+    >>> plan = in_order(torch.tensor([[3, 0]]), torch.tensor([[1, 1, -1, 0]]))
+    >>> plan.slot.tolist(), plan.group.tolist()
+    ([[0, 3]], [[0, 0, -1, 1]])
+    """
+    slot, order = slot.sort(dim=1)
+    numbers = torch.arange(slot.shape[1], device=slot.device).expand_as(slot)
+    rank = torch.zeros_like(order).scatter(1, order, numbers)
+    return Plan(slot=slot, group=torch.where(group < 0, -1, rank.gather(1, group.clamp(min=0))))
