@@ -13,6 +13,7 @@ from foveate.engine.schedule import schedule
 from foveate.engine.watch import EncoderWatch, capture_of, watching
 from foveate.errors import FoveateError
 from foveate.models import family_of
+from foveate.models.family import attention_received, cls_attention
 from foveate.tokens import EncoderAttention, EncoderKeys
 
 
@@ -70,6 +71,25 @@ def test_attention_is_the_eager_models(row: Row, layer: int) -> None:
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
         assert mine.sum() < 1 + 1e-5
     assert got[0].std() > 0
+
+
+def test_heads_side_by_side_are_one_wide_head(row: Row) -> None:
+    model = row.model()
+    family, capture = captured(model, row.inputs("A B"), -1)
+    wide = family.encoder_signal(EncoderAttention(layer=-1, heads="full"), capture)
+    mean = family.encoder_signal(EncoderAttention(layer=-1), capture)
+    for one, other, letter in zip(wide, mean, "AB"):
+        assert one.shape == (row.pictures[letter].content,)
+        assert 0 < one.sum() < 1 + 1e-5
+        assert not torch.allclose(one, other, rtol=1e-3)
+
+
+def test_one_wide_head_by_hand() -> None:
+    query, key = torch.randn(2, 2, 3, 5, 4, generator=torch.Generator().manual_seed(0)).unbind(0)
+    rows, columns = (each.transpose(1, 2).reshape(2, 5, 12) for each in (query, key))
+    weights = (rows @ columns.mT / 12**0.5).softmax(dim=-1)
+    torch.testing.assert_close(cls_attention(query[:, :, 0], key, 9.0, "full"), weights[:, 0])
+    torch.testing.assert_close(attention_received(query, key, 9.0, 2, "full"), weights.sum(1))
 
 
 @pytest.mark.parametrize("heads", ["mean", "full"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -240,35 +240,45 @@ def find_core(model: nn.Module, class_name: str) -> nn.Module:
     raise UnsupportedFamily(f"{type(model).__name__} has no {class_name} inside; pass the whole model")
 
 
-def cls_attention(query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Attention of one query row to every token, averaged over heads.
+def cls_attention(query: Tensor, key: Tensor, scale: float, heads: Literal["mean", "full"] = "mean") -> Tensor:
+    """Attention of one query row to every token.
 
     Args:
         query: `(B, H, d)`, the row that looks.
         key: `(B, H, T, d)`.
-        scale: what the scores are multiplied with before the softmax.
+        scale: what the scores of one head are multiplied with before the softmax.
+        heads: "mean" averages over heads; "full" takes them as one head of width H d, scaled by its own width.
 
     Returns:
         `(B, T)` float32, rows sum to 1.
     """
+    if heads == "full":
+        query, key = query.flatten(1)[:, None], key.transpose(1, 2).flatten(2)[:, None]
+        scale = query.shape[-1] ** -0.5
     scores = torch.einsum("bhd,bhtd->bht", query, key) * scale
     return scores.softmax(dim=-1, dtype=torch.float32).mean(dim=1)
 
 
-def attention_received(query: Tensor, key: Tensor, scale: float, rows_at_once: int = 1024) -> Tensor:
-    """Attention that each token receives from all tokens, averaged over heads and summed over the rows that look.
+def attention_received(
+    query: Tensor, key: Tensor, scale: float, rows_at_once: int = 1024, heads: Literal["mean", "full"] = "mean"
+) -> Tensor:
+    """Attention that each token receives from all tokens, summed over the rows that look.
 
     The map is made in blocks of `rows_at_once` rows, so memory grows with the number of tokens and not with its square.
 
     Args:
         query: `(B, H, T, d)`.
         key: `(B, H, T, d)`.
-        scale: what the scores are multiplied with before the softmax.
+        scale: what the scores of one head are multiplied with before the softmax.
         rows_at_once: how many query rows are scored at a time.
+        heads: "mean" averages over heads; "full" takes them as one head of width H d, scaled by its own width.
 
     Returns:
         `(B, T)` float32, rows sum to T.
     """
+    if heads == "full":
+        query, key = (each.transpose(1, 2).flatten(2)[:, None] for each in (query, key))
+        scale = query.shape[-1] ** -0.5
     received = query.new_zeros(query.shape[0], query.shape[2], dtype=torch.float32)
     for block in query.split(rows_at_once, dim=2):
         scores = torch.matmul(block, key.transpose(-1, -2)) * scale

@@ -155,6 +155,6 @@ class Llava(Family):
         keys = attention.k_proj(hidden).view(images, tokens, -1, attention.head_dim)
         if isinstance(signal, EncoderAttention):
             row = attention.q_proj(hidden[:, 0]).view(images, -1, attention.head_dim)
-            return cls_attention(row, keys.transpose(1, 2), attention.scale)[:, 1:].unbind(0)
+            return cls_attention(row, keys.transpose(1, 2), attention.scale, signal.heads)[:, 1:].unbind(0)
         keys = keys[:, 1:]
         return (keys.mean(dim=2) if signal.heads == "mean" else keys.flatten(2)).unbind(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -190,13 +190,15 @@ class QwenVL(Family):
             return self.in_token_order(key.view(-1, self.merge**2, key.shape[-1]).mean(dim=1), capture)
         query = torch.nn.functional.linear(hidden, weight[:width], bias[:width]).view(patches, attention.num_heads, -1)
         query, key = apply_rotary_pos_emb_vision(query, key, *call["position_embeddings"])
-        received = self.received_in_windows(query, key, call["cu_seqlens"], attention.scaling)
+        received = self.received_in_windows(query, key, call["cu_seqlens"], attention.scaling, signal.heads)
         per_token = received.view(-1, self.merge**2).sum(dim=1)
         images = self.in_token_order(per_token, capture)
         return tuple(image / (image.shape[0] * self.merge**2) for image in images)
 
     @staticmethod
-    def received_in_windows(query: Tensor, key: Tensor, boundaries: Tensor, scale: float) -> Tensor:
+    def received_in_windows(
+        query: Tensor, key: Tensor, boundaries: Tensor, scale: float, heads: Literal["mean", "full"] = "mean"
+    ) -> Tensor:
         """Attention that each patch receives inside its window: `(patches, H, d)` twice -> `(patches,)`.
 
         Windows of one length are scored as one batch.
@@ -208,6 +210,6 @@ class QwenVL(Family):
         received = query.new_zeros(query.shape[0], dtype=torch.float32)
         for length, begins in starts.items():
             rows = torch.tensor(begins, device=query.device)[:, None] + torch.arange(length, device=query.device)
-            windows = attention_received(query[rows].transpose(1, 2), key[rows].transpose(1, 2), scale)
+            windows = attention_received(query[rows].transpose(1, 2), key[rows].transpose(1, 2), scale, heads=heads)
             received[rows.flatten()] = windows.flatten()
         return received
