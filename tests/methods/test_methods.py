@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from given import tokens
 
 from foveate.errors import KeepError, SpecError
 from foveate.plan import Plan
@@ -14,15 +15,8 @@ GRIDS = [(24, 24), (6, 10), (3, 3), (1, 7), (5, 1)]
 SPECS = [
     "random:{k}", "random:{k}:seed=3", "stride:{k}", "pool:{k}", "pool2d:{k}",
     "cluster:{k}", "cluster:{k}:start=plusplus:seed=1", "cls:{k}",
+    "fastv:{k}", "fastv:{k}:rows=text", "pyramiddrop:{k}",
 ]  # fmt: skip
-
-
-def tokens(grid: tuple[int, int], images: int = 3, dtype: torch.dtype = torch.float32) -> VisualTokens:
-    count = grid[0] * grid[1]
-    generator = torch.Generator().manual_seed(count)
-    features = torch.randn(images, count, 8, generator=generator)
-    attention = torch.rand(images, count, generator=generator)
-    return VisualTokens.of(features.to(dtype), grid, encoder_attention=attention)
 
 
 @pytest.mark.parametrize(("grid", "spec", "keep"), itertools.product(GRIDS, SPECS, [1, 2, 5, 0.25, 0.5, 1.0]))
@@ -53,10 +47,7 @@ def test_a_plan_is_what_it_says(grid: tuple[int, int], spec: str, keep: float) -
     else:
         assert torch.equal(out, torch.stack([f[s] for f, s in zip(given.features, plan.slot)]))
     order = [2, 0, 1]
-    shuffled = VisualTokens.of(
-        given.features[order], grid, encoder_attention=given.signals[parse("cls:1").steps[0].method.needs[0]][order]
-    )
-    assert torch.equal(method.plan(shuffled).slot, plan.slot[order])
+    assert torch.equal(method.plan(tokens(grid, order=order)).slot, plan.slot[order])
     assert torch.equal(method.plan(given).slot, plan.slot)
 
 

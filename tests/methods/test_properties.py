@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from given import tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -25,28 +26,13 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("cluster", {"start": "plusplus", "seed": 2}),
     ("cluster", {"iterations": 0}),
     ("cls", {}),
+    ("fastv", {}),
+    ("fastv", {"rows": "text"}),
+    ("pyramiddrop", {}),
 )
-EXACT = {"random", "pool", "cluster", "cls"}
+EXACT = {"random", "pool", "cluster", "cls", "fastv", "pyramiddrop"}
 """Methods that keep the whole budget; a grid may be smaller than it."""
 grids = st.one_of(st.sampled_from([(1, 1), (1, 7), (7, 1), (2, 2)]), st.tuples(st.integers(1, 7), st.integers(1, 7)))
-
-
-def tokens(grid: tuple[int, int], kind: str = "random", images: int = 3, dtype: torch.dtype = torch.float32) -> Any:
-    count = grid[0] * grid[1]
-    generator = torch.Generator().manual_seed(count)
-    features = torch.randn(images, count, 4, generator=generator)
-    attention = torch.rand(images, count, generator=generator)
-    if kind == "ties":  # few different scores, and each token there several times
-        attention = (attention * 3).round()
-        features = features[:, torch.arange(count) % max(1, count // 3)]
-    if kind == "equal":
-        attention, features = torch.zeros_like(attention), torch.ones_like(features)
-    return VisualTokens.of(features.to(dtype), grid, encoder_attention=attention.to(dtype))
-
-
-def reordered(given_tokens: VisualTokens, order: list[int]) -> VisualTokens:
-    attention = given_tokens.signals[Cls().needs[0]]
-    return VisualTokens.of(given_tokens.features[order], given_tokens.layout, encoder_attention=attention[order])
 
 
 @st.composite
@@ -86,7 +72,7 @@ def test_a_plan_keeps_its_promises(case: tuple[str, dict[str, Any], int | str, d
 
     again = method.plan(given_tokens)
     assert torch.equal(again.slot, plan.slot)
-    shuffled = method.plan(reordered(given_tokens, [2, 0, 1]))
+    shuffled = method.plan(tokens(**recipe, order=[2, 0, 1]))
     assert torch.equal(shuffled.slot, plan.slot[[2, 0, 1]])
     for one, other in ((again.group, plan.group), (shuffled.group, plan.group)):
         assert (one is None) == (other is None)
@@ -167,7 +153,7 @@ def test_clustering_more_than_once_over_finds_better_groups() -> None:
         plan = Cluster(keep=8, iterations=iterations).plan(given_tokens)
         assert plan.group is not None
         means = plan.apply(given_tokens.features)
-        index = plan.group[..., None].expand(-1, -1, 4)
+        index = plan.group[..., None].expand(-1, -1, means.shape[2])
         return float((given_tokens.features - means.gather(1, index)).square().sum())
 
     costs = [cost(iterations) for iterations in (0, 1, 3, 10)]

@@ -3,11 +3,14 @@
 from foveate.methods.base import Method, PixelMethod, ScoredMethod
 from foveate.methods.cls import Cls
 from foveate.methods.cluster import Cluster
+from foveate.methods.fastv import FastV
 from foveate.methods.pool import Pool
 from foveate.methods.pool2d import Pool2d
+from foveate.methods.pyramiddrop import PyramidDrop
 from foveate.methods.random import Random
 from foveate.methods.resize import Resize
 from foveate.methods.stride import Stride
+from foveate.methods.vtw import Vtw
 from foveate.spec import method_class, method_names, register
 
 __all__ = [
@@ -24,4 +27,7 @@ __all__ = [
     "Resize",
     "Cluster",
     "Cls",
+    "FastV",
+    "PyramidDrop",
+    "Vtw",
 ]

@@ -1,0 +1,41 @@
+"""Drop every visual token from one layer on.  Visual Tokens Withdrawal, Lin et al. 2024, arXiv 2405.05803."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from foveate.methods.base import Method
+from foveate.plan import Plan
+from foveate.spec import register
+from foveate.tokens import Layout, VisualTokens
+
+
+@register("vtw")
+@dataclass(frozen=True)
+class Vtw(Method):
+    """No visual token passes decoder layer k: what text has read of them by then must do.
+
+    Reads nothing, keeps nothing, and so takes no keep: `vtw@15`. The authors take layer 15 of 32 for LLaVA-1.5-7B and
+    find a model's layer by calibration; `foveate find-layer` does that. Text keeps its positions. Questions that need
+    a close look late (reading, pointing) suffer first.
+
+    >>> tokens = VisualTokens.of(torch.zeros(2, 4, 8), (2, 2))
+    >>> Vtw().plan(tokens).apply(tokens.features).shape, str(Vtw())
+    (torch.Size([2, 0, 8]), 'vtw')
+    """
+
+    place = "decoder"
+    layers = (15,)
+    paper = "arXiv 2405.05803"
+    takes_keep = False
+
+    def count(self, layout: Layout) -> int:
+        """None."""
+        return 0
+
+    def plan(self, tokens: VisualTokens) -> Plan:
+        """An empty selection."""
+        images, device = tokens.features.shape[0], tokens.features.device
+        return Plan(slot=torch.empty(images, 0, dtype=torch.int64, device=device))

@@ -1,0 +1,81 @@
+"""Visual tokens by hand that answer every request a method may make."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.tokens import (
+    DecoderAttention,
+    DecoderInput,
+    DecoderKeys,
+    DecoderLogits,
+    EncoderAttention,
+    EncoderKeys,
+    Layout,
+    RotaryLogits,
+    Segment,
+    Signals,
+    Text,
+    VisualTokens,
+)
+
+WORDS, BEFORE, HEADS = 5, 1, 3
+"""Text tokens of each prompt, how many of them stand before the image, and heads."""
+
+
+def tokens(
+    grid: tuple[int, int],
+    kind: str = "random",
+    images: int = 3,
+    dtype: torch.dtype = torch.float32,
+    width: int = 8,
+    order: Sequence[int] | None = None,
+) -> VisualTokens:
+    """Three images of one grid, the same each time.
+
+    Args:
+        grid: rows and columns.
+        kind: "random"; "ties": few different scores, and each token there several times; "equal": nothing differs.
+        images: how many.
+        dtype: of everything.
+        width: of the features.
+        order: the images in another order.
+    """
+    count = grid[0] * grid[1]
+    generator = torch.Generator().manual_seed(count)
+
+    def scores(*shape: int) -> Tensor:
+        """Between 0 and 1."""
+        values = torch.rand(images, *shape, generator=generator)
+        return {"ties": (values * 3).round() / 3, "equal": torch.zeros_like(values)}.get(kind, values)
+
+    def vectors(length: int) -> Tensor:
+        values = torch.randn(images, length, width, generator=generator)
+        if kind == "ties":
+            values = values[:, torch.arange(length) % max(1, length // 3)]
+        return torch.ones_like(values) if kind == "equal" else values
+
+    features = vectors(count)
+    rows = scores(HEADS, WORDS, count) / count
+    rows[:, :, :BEFORE] = 0
+    answers: dict[Any, Tensor] = {}
+    for layer in ("here", "previous"):
+        for heads, values in (("each", rows), ("mean", rows.mean(dim=1))):
+            answers[DecoderAttention("text", layer, heads)] = values
+            answers[DecoderAttention("last", layer, heads)] = values[..., -1, :]
+        answers[DecoderKeys("visual", layer)] = vectors(count)
+        answers[DecoderKeys("text", layer)] = vectors(WORDS)
+        answers[DecoderLogits(layer)] = scores(count) * 8 - 4
+    answers[DecoderInput("visual")] = vectors(count)
+    answers[DecoderInput("text")] = vectors(WORDS)
+    answers[RotaryLogits()] = 1 + scores(WORDS, count)
+    answers[Text()] = vectors(WORDS)
+    of_kind: dict[type, Tensor] = {EncoderAttention: scores(count), EncoderKeys: vectors(count)}
+
+    def at(values: Tensor) -> Tensor:
+        return values[list(range(images) if order is None else order)].to(dtype)
+
+    signals = Signals({s: at(v) for s, v in answers.items()}, {k: at(v) for k, v in of_kind.items()})
+    return VisualTokens(at(features), Layout((Segment(1, *grid),)), signals)
