@@ -221,3 +221,25 @@ def test_two_threads_may_be_the_first_to_ask() -> None:
         "assert len(set(seen)) == 1 and 'cluster' in seen[0], seen\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_papers_name_for_the_same_rule_is_read_and_never_written() -> None:
+    assert str(parse("fastervlm:64:layer=-3@features")) == "cls:64:layer=-3@features"
+    assert method_class("fastervlm") is method_class("cls")
+    assert "fastervlm" not in foveate.spec.method_names()
+    assert foveate.spec.aliases_of("cls") == ("fastervlm",)
+    with pytest.raises(FoveateError, match="fastervlm"):
+
+        @register("fastervlm")
+        class Other(Random):
+            pass
+
+
+def test_only_a_method_that_looks_can_be_left_to_decide() -> None:
+    assert Keep.of("auto") == Keep(auto=True) != Keep.of(1.0)
+    with pytest.raises(SpecError, match="told how much to keep"):
+        parse("cluster:auto")
+    with pytest.raises(FoveateError, match="bounds"):
+        Keep.of("auto").count(576)
+    with pytest.raises(FoveateError, match="give one of the two"):
+        Keep(tokens=3, auto=True)

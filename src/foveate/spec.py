@@ -27,24 +27,31 @@ from foveate.tokens import Keep, Place
 _PLACES = ("pixels", "encoder", "features", "input")
 _ONE_KEEP = "write one number of tokens (64) or one fraction (0.25)"
 _methods: dict[str, type[Any]] = {}
+_aliases: dict[str, str] = {}
 _loaded = False
 _loading = threading.RLock()
 T = TypeVar("T", bound=type)
 
 
-def register(name: str) -> Callable[[T], T]:
+def register(name: str, *aliases: str) -> Callable[[T], T]:
     """Make a method known under a name; a decorator of its class.
+
+    Args:
+        name: what canonical specs call it.
+        aliases: what else people call it, for instance a paper's name for the same rule; read, never written.
 
     Raises:
         FoveateError: another method has the name.
     """
 
     def decorate(method: T) -> T:
-        held = _methods.get(name)
-        if held is not None and (held.__module__, held.__qualname__) != (method.__module__, method.__qualname__):
-            raise FoveateError(f"two methods want to be called {name!r}: {held.__module__} and {method.__module__}")
+        for each in (name, *aliases):
+            held = _methods.get(_aliases.get(each, each))
+            if held is not None and (held.__module__, held.__qualname__) != (method.__module__, method.__qualname__):
+                raise FoveateError(f"two methods want to be called {each!r}: {held.__module__} and {method.__module__}")
         method.name = name  # pyright: ignore[reportAttributeAccessIssue]
         _methods[name] = method
+        _aliases.update(dict.fromkeys(aliases, name))
         return method
 
     return decorate
@@ -63,9 +70,16 @@ def method_class(name: str) -> type[Any]:
         SpecError: no method has the name.
     """
     _load()
+    name = _aliases.get(name, name)
     if name not in _methods:
         raise SpecError(_unknown("method is called", name, method_names()))
     return _methods[name]
+
+
+def aliases_of(name: str) -> tuple[str, ...]:
+    """What else a method is called."""
+    _load()
+    return tuple(sorted(alias for alias, real in _aliases.items() if real == name))
 
 
 def _load() -> None:
@@ -157,8 +171,10 @@ def _step(text: str, part: str, offset: int) -> Step:
     body, at, where = part.partition("@")
     pieces = body.split(":")
     name = pieces[0].strip()
-    if name not in method_names():
-        message = _unknown("method is called", name, method_names()) + "  (foveate methods lists them)"
+    known = method_names()
+    name = _aliases.get(name, name)
+    if name not in known:
+        message = _unknown("method is called", name, known) + "  (foveate methods lists them)"
         raise _fail(text, offset, len(pieces[0]), message)
     method = method_class(name)
     fields = {field.name: field for field in dataclasses.fields(method)}

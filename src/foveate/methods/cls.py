@@ -12,13 +12,17 @@ from foveate.spec import register
 from foveate.tokens import EncoderAttention, Signal, VisualTokens
 
 
-@register("cls")
+@register("cls", "fastervlm")
 @dataclass(frozen=True)
 class Cls(ScoredMethod):
     """Top-k visual tokens by the encoder's [CLS] attention, averaged over heads.
 
     Reads nothing of the prompt, so one compressed image serves every question about it. Encoders without a [CLS]
     (SigLIP, Qwen-VL) give the mean attention that a token receives instead.
+
+    This is FasterVLM, and HiRED on a single grid; the "saliency" that Token Sequence Compression compares with,
+    taken from the encoder. Nothing departs from FasterVLM's code: the next to last layer, new position ids without
+    gaps. `fastervlm:64` is read as `cls:64`.
 
     >>> import torch
     >>> tokens = VisualTokens.of(torch.randn(8, 576, 4), (24, 24), encoder_attention=torch.rand(8, 576))
