@@ -15,11 +15,6 @@ from foveate.tokens import EncoderAttention, EncoderKeys, Keep, Layout, Segment,
 quick = settings(deadline=None, max_examples=100)
 
 
-def test_layouts_count() -> None:
-    layout = Layout((Segment(1, 2, 3), Segment(4, 1, 5)), structural=(6,))
-    assert (layout.content, layout.total) == (26, 27)
-
-
 @pytest.mark.parametrize("value", [0, -1, "0", "-64", "0.0", 0.0, -0.25, 1.5, "1.0001", math.nan, math.inf, -math.inf])
 def test_keeps_that_leave_nothing_or_too_much(value: object) -> None:
     with pytest.raises(KeepError):

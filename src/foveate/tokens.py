@@ -1,4 +1,4 @@
-"""What a method sees: layouts, features, signals, and how much to keep.  No model in here."""
+"""What a method sees: features, signals, and how much to keep.  No model in here."""
 
 from __future__ import annotations
 
@@ -13,49 +13,31 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from foveate.errors import FoveateError, KeepError, SignalError
+from foveate.layout import Layout, Segment, Structural
+
+__all__ = [
+    "DecoderAttention",
+    "DecoderInput",
+    "DecoderKeys",
+    "DecoderLogits",
+    "EncoderAttention",
+    "EncoderKeys",
+    "Keep",
+    "Layout",
+    "Origin",
+    "Place",
+    "RotaryLogits",
+    "Segment",
+    "Signal",
+    "Signals",
+    "Structural",
+    "Text",
+    "VisualTokens",
+    "spread",
+]
 
 Place = str | int
 """Where a step acts: "pixels", "encoder", "features", "input", or the number of a decoder layer."""
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One grid of tokens: `t` frames of `h` rows and `w` columns."""
-
-    t: int
-    h: int
-    w: int
-
-    @property
-    def count(self) -> int:
-        """Tokens of the grid."""
-        return self.t * self.h * self.w
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The shape of one image's or clip's tokens, known before any encoder runs.
-
-    Attributes:
-        segments: grids in order: a single 24 x 24; base and tiles; frames.
-        structural: indices, inside the image's run of placeholders, of newlines and separators.
-
-    >>> Layout((Segment(1, 24, 24),)).content
-    576
-    """
-
-    segments: tuple[Segment, ...]
-    structural: tuple[int, ...] = ()
-
-    @property
-    def content(self) -> int:
-        """Content tokens: what methods see."""
-        return sum(segment.count for segment in self.segments)
-
-    @property
-    def total(self) -> int:
-        """Content and structural tokens: what the prompt holds."""
-        return self.content + len(self.structural)
 
 
 # Signals: what a method may look at besides the features, requested by type.
