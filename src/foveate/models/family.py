@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.models.decoder import Decoder
 from foveate.tokens import Layout, Signal
 
 
@@ -38,7 +39,7 @@ class Capture:
     """What else that output held with one row per visual token, exactly as it came."""
 
 
-class Family(ABC):
+class Family(Decoder, ABC):
     """One architecture, bound to one model.
 
     Args:
@@ -89,16 +90,6 @@ class Family(ABC):
     @abstractmethod
     def projected_module(self) -> nn.Module:
         """The module whose output holds the projected features of all images."""
-
-    @property
-    def decoder(self) -> nn.Module:
-        """The language model without its head."""
-        return self.core.language_model  # pyright: ignore[reportReturnType]
-
-    @property
-    def decoder_layers(self) -> Sequence[nn.Module]:
-        """The decoder's layers, first layer first."""
-        return self.decoder.layers  # pyright: ignore[reportReturnType]
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """What the decoder is given for text: ids `(...)` -> `(..., D)`."""
