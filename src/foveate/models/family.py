@@ -91,6 +91,11 @@ class Family(Decoder, ABC):
     def projected_module(self) -> nn.Module:
         """The module whose output holds the projected features of all images."""
 
+    @property
+    def projectors(self) -> tuple[nn.Module, ...]:
+        """All that stands between encoder and decoder: what training the projector alone trains."""
+        return (self.feature_module,)
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """What the decoder is given for text: ids `(...)` -> `(..., D)`."""
         return self.core.get_input_embeddings()(input_ids)  # pyright: ignore[reportCallIssue]

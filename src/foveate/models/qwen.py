@@ -45,6 +45,12 @@ class QwenVL(Family):
         return self.tower
 
     @property
+    def projectors(self) -> tuple[nn.Module, ...]:
+        """The merger, and what merges the features of earlier layers where a model has that."""
+        visual: Any = self.core.visual
+        return (visual.merger, *getattr(visual, "deepstack_merger_list", ()))
+
+    @property
     def merge(self) -> int:
         """Patches along one side of a visual token."""
         return int(self.config.vision_config.spatial_merge_size)
