@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,18 @@ from foveate.tokens import Keep, Layout, Place, Signal, VisualTokens
 Positions = Literal["keep", "pack"]
 ResizeMode = Literal["auto", "exact", "interpolate", "enlarge"]
 ALL = Keep.of(1.0)
+
+
+class Effort(NamedTuple):
+    """What making the plan of one image takes, roughly: for the cost model, which adds signals and the plan's use.
+
+    Attributes:
+        flops: FLOPs, one multiply-add being 2.
+        launches: tensor operations one behind another; images of a batch share them.
+    """
+
+    flops: float
+    launches: int
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,13 @@ class Method(ABC):
         """
         count = self.count(layout)
         return count, count
+
+    def effort(self, tokens: int, width: int) -> Effort:
+        """An estimate of what `plan` takes for one image of `tokens` tokens, each `width` wide.
+
+        As it stands: look at each feature once, sort, pick. Override it where products of tokens or loops are made.
+        """
+        return Effort(2 * tokens * width, 12)
 
     @abstractmethod
     def plan(self, tokens: VisualTokens) -> Plan:

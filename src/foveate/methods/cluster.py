@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
-from foveate.methods.base import Method, Positions
+from foveate.methods.base import Effort, Method, Positions
 from foveate.methods.groups import in_order, middles, sizes
 from foveate.plan import Plan
 from foveate.spec import register
-from foveate.tokens import VisualTokens
+from foveate.tokens import Layout, Segment, VisualTokens
 
 
 @register("cluster")
@@ -49,6 +49,13 @@ class Cluster(Method):
             if _free_to_look(group) and torch.equal(before, group):
                 break
         return in_order(middles(group, kept), group)
+
+    def effort(self, tokens: int, width: int) -> Effort:
+        """Every round compares all tokens with all centres and makes the means anew; the draws of k-means++ besides."""
+        kept, rounds = self.count(Layout((Segment(1, 1, tokens),))), self.iterations + 1
+        draws = kept if self.start == "plusplus" else 0
+        work = rounds * (2 * tokens * kept * width + 2 * tokens * width) + draws * 3 * tokens * width
+        return Effort(work, 20 * rounds + 8 * draws + 20)
 
     def _start(self, x: Float32[Tensor, "B N D"], kept: int) -> Float32[Tensor, "B M D"]:
         images, count, width = x.shape
