@@ -1,0 +1,70 @@
+"""Keep tokens that are far from each other.  DivPrune, Alvar et al. 2025, arXiv 2503.02175."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from foveate.methods.base import Method, Positions
+from foveate.plan import Plan
+from foveate.spec import register
+from foveate.tokens import VisualTokens
+
+
+@register("divprune")
+@dataclass(frozen=True)
+class DivPrune(Method):
+    """The max-min diverse subset: each pick is the token that is farthest from all tokens picked before it.
+
+    The distance is 1 - cosine, in float32. The first pick is the token whose nearest other token is farthest away; of
+    equally far tokens the first is taken. Reads the features alone, and not the question. Keeps exactly the budget.
+
+    Departures from the authors' code: a token's nearest other token is any but itself, where they take the second
+    smallest distance, which rounding can make its own; a fraction is rounded halves up and not to the even number.
+    Cost: one N x N matrix of cosines, then three small operations per kept token, for all images at once.
+
+    >>> features = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [1.0, 0.2], [-1.0, 0.0]]])
+    >>> DivPrune(keep=3).plan(VisualTokens.of(features, (1, 5))).slot.tolist()
+    [[0, 2, 4]]
+    """
+
+    positions: Positions = "pack"
+
+    paper = "arXiv 2503.02175"
+
+    def plan(self, tokens: VisualTokens) -> Plan:
+        """Farthest-point picks, in raster order."""
+        unit = normalize(tokens.features.float(), dim=-1)
+        away = 1 - torch.bmm(unit, unit.transpose(1, 2))
+        return Plan(slot=farthest_points(away, self.count(tokens.layout)).sort(dim=1).values)
+
+
+def farthest_points(away: Float32[Tensor, "B N N"], kept: int) -> Int64[Tensor, "B M"]:
+    """Greedy max-min picks, in the order of picking: `(B, kept)` int64.
+
+    Args:
+        away: `(B, N, N)` float32, distances; the diagonal is not read.
+        kept: how many picks.
+
+    >>> away = torch.tensor([[0.0, 1.0, 7.0], [1.0, 0.0, 6.0], [7.0, 6.0, 0.0]])
+    >>> farthest_points(away[None], 2).tolist()
+    [[2, 0]]
+    """
+    rows = torch.arange(away.shape[0], device=away.device)
+    away = away.clone()
+    itself = away.diagonal(dim1=1, dim2=2)
+    itself.fill_(torch.inf)
+    pick = away.amin(dim=2).argmax(dim=1)
+    # A pick is infinitely near to itself, so it is never picked again.
+    itself.fill_(-torch.inf)
+    picks = [pick]
+    reach = away[rows, pick]
+    for _ in range(kept - 1):
+        pick = reach.argmax(dim=1)
+        picks.append(pick)
+        reach = torch.minimum(reach, away[rows, pick])
+    return torch.stack(picks, dim=1)

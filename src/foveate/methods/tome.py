@@ -1,0 +1,106 @@
+"""Merge pairs of tokens that are most alike.  ToMe, Bolya et al. 2023, arXiv 2210.09461, before the decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from foveate.errors import FoveateError
+from foveate.methods.base import Method, Positions
+from foveate.methods.groups import in_order, middles
+from foveate.plan import Plan
+from foveate.spec import register
+from foveate.tokens import EncoderKeys, Signal, VisualTokens
+
+
+@register("tome")
+@dataclass(frozen=True)
+class ToMe(Method):
+    """Bipartite soft matching in rounds, then the plain mean of all tokens that became one, in raster order.
+
+    A round splits the tokens into two halves, every other token each. Each token of the first half looks for the one
+    in the second that it is most like; the pairs that are most alike become one, a mean weighted by how many tokens
+    each stands for. A round merges at most half of the tokens, so 64 of 576 take four; `per_round` makes rounds
+    smaller, and more of them. Reads the features, or with `metric=keys` the mean over heads of the keys of encoder
+    layer `layer`; not the question. Keeps exactly the budget; a merged token sits at the member nearest to its mean
+    place.
+
+    Departures from the paper: it merges a few tokens between attention and MLP of every encoder layer; this merges
+    once, behind the encoder, so the encoder is no faster. Proportional attention, which adds log(size) to the logits,
+    is not offered: the decoder's attention stays its own. Between rounds, tokens stand as in the authors' code: those
+    of the first half that are left, most alike first, then the second half. Cost: per round one N/2 x N/2 matrix.
+
+    >>> features = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.0]]])
+    >>> plan = ToMe(keep=3).plan(VisualTokens.of(features, (2, 2)))
+    >>> plan.slot.tolist(), plan.group.tolist()
+    ([[0, 2, 3]], [[0, 0, 1, 2]])
+    """
+
+    positions: Positions = "pack"
+    per_round: int | None = None
+    metric: Literal["features", "keys"] = "features"
+    layer: int = -1
+
+    paper = "arXiv 2210.09461"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.per_round is not None and self.per_round < 1:
+            raise FoveateError(f"per_round={self.per_round} merges nothing; merge at least 1 a round, or leave it out")
+
+    @property
+    def needs(self) -> tuple[Signal, ...]:
+        """Keys of one encoder layer, if they are what is compared."""
+        return (EncoderKeys(layer=self.layer),) if self.metric == "keys" else ()
+
+    def plan(self, tokens: VisualTokens) -> Plan:
+        """As few rounds as the budget allows, or rounds of `per_round` merges."""
+        metric = tokens.features if self.metric == "features" else tokens.signals[self.needs[0]]
+        metric = metric.float()
+        images, left = metric.shape[:2]
+        kept = self.count(tokens.layout)
+        group = torch.arange(left, device=metric.device).expand(images, -1)
+        size = metric.new_ones(images, left)
+        while left > kept:
+            merges = min(left - kept, left // 2, self.per_round or left)
+            merged = bipartite(metric, merges)
+            left -= merges
+            total = size.new_zeros(images, left).scatter_add(1, merged, size)
+            metric = Plan(merged[:, :left], merged, size / total.gather(1, merged)).apply(metric)
+            size, group = total, merged.gather(1, group)
+        return in_order(middles(group, kept), group)
+
+
+def bipartite(metric: Float[Tensor, "B N C"], merges: int, protected: int = 0) -> Int64[Tensor, "B N"]:
+    """One round of matching: the token that each token becomes, `(B, N)` int64 from 0 to N - merges - 1.
+
+    New tokens are numbered as the authors' code orders them: even tokens that are left, the most alike first (with
+    protected tokens: in order), then odd tokens in order.
+
+    Args:
+        metric: `(B, N, C)`, what is compared, by cosine, in float32.
+        merges: how many even tokens join an odd one, at most `(N - protected) // 2`.
+        protected: how many tokens at the start take no part, [CLS] for instance; 0 to 2.
+
+    >>> bipartite(torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [1.0, 1.0]]]), merges=1).tolist()
+    [[0, 1, 1, 2]]
+    """
+    unit = normalize(metric.float(), dim=-1)
+    alike = torch.bmm(unit[:, ::2], unit[:, 1::2].transpose(1, 2))
+    alike[:, : (protected + 1) // 2] = -torch.inf
+    alike[:, :, : protected // 2] = -torch.inf
+    images, evens, odds = alike.shape
+    best, partner = alike.max(dim=2)
+    stay = best.argsort(dim=1, descending=True, stable=True)[:, merges:]
+    if protected:
+        stay = stay.sort(dim=1).values
+    left = torch.arange(evens - merges, device=metric.device).expand(images, -1)
+    merged = metric.new_empty(images, evens + odds, dtype=torch.int64)
+    merged[:, ::2] = (partner + left.shape[1]).scatter(1, stay, left)
+    merged[:, 1::2] = torch.arange(odds, device=metric.device) + left.shape[1]
+    return merged
