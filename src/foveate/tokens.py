@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from foveate.errors import FoveateError, KeepError, SignalError
 from foveate.layout import Layout, Segment, Structural
 
 __all__ = [
+    "Behind",
     "DecoderAttention",
     "DecoderInput",
     "DecoderKeys",
@@ -34,6 +36,7 @@ __all__ = [
     "Text",
     "VisualTokens",
     "spread",
+    "token_axis",
 ]
 
 Place = str | int
@@ -123,9 +126,32 @@ class RotaryLogits:
     """
 
 
+@dataclass(frozen=True)
+class Behind:
+    """Which of the tokens that `Text` gives stand behind the image, and so see it: `(B, T)` bool."""
+
+
 Signal = (
-    EncoderAttention | EncoderKeys | DecoderAttention | DecoderLogits | DecoderKeys | Text | DecoderInput | RotaryLogits
+    EncoderAttention
+    | EncoderKeys
+    | DecoderAttention
+    | DecoderLogits
+    | DecoderKeys
+    | Text
+    | DecoderInput
+    | RotaryLogits
+    | Behind
 )
+
+
+def token_axis(kind: type) -> int | None:
+    """The axis of an answer that counts visual tokens, which a method sees part of; None if it has none.
+
+    Keys of text have none either, but share their type with keys of visual tokens: whoever asks looks at `of`.
+    """
+    return {EncoderAttention: -1, DecoderAttention: -1, DecoderLogits: -1, RotaryLogits: -1}.get(
+        kind, 1 if kind in {EncoderKeys, DecoderKeys} else None
+    )
 
 
 class Signals(Mapping[Any, Tensor]):
@@ -155,6 +181,33 @@ class Signals(Mapping[Any, Tensor]):
         known = ", ".join(str(each) for each in self._answers) or "none"
         raise SignalError(f"{request} was not captured (captured: {known}); list it in the method's `needs`")
 
+    def parts(self, indices: Sequence[Int64[Tensor, "B n"]], tokens: int) -> Signals:
+        """The answers for parts of the tokens, equally large, one behind the other: B images become P * B.
+
+        Args:
+            indices: per part `(B, n)` int64, which tokens are its own.
+            tokens: how many there are in all.
+        """
+        index = torch.cat(list(indices))
+
+        def of(request: Any, answer: Tensor) -> Tensor:
+            kind = request if isinstance(request, type) else type(request)
+            repeated = answer.repeat(len(indices), *(1,) * (answer.ndim - 1))
+            axis = token_axis(kind)
+            # By hand, one tensor answers for keys of visual and of text tokens.
+            if axis is None or getattr(request, "of", "visual") == "text" or answer.shape[axis] != tokens:
+                return repeated
+            shape = [index.shape[0]] + [1] * (answer.ndim - 1)
+            shape[axis] = index.shape[1]
+            wide = [*repeated.shape]
+            wide[axis] = index.shape[1]
+            return repeated.gather(axis % answer.ndim, index.view(shape).expand(wide))
+
+        return Signals(
+            {request: of(request, answer) for request, answer in self._answers.items()},
+            {kind: of(kind, answer) for kind, answer in self._of_kind.items()},
+        )
+
     def __iter__(self) -> Iterator[Any]:
         return iter(self._answers)
 
@@ -168,11 +221,13 @@ class Origin:
 
     Attributes:
         layout: of the whole image, before any step.
-        slot: `(B, N)` int64: the place of each token in it.
+        slot: `(B, N)` int64: the place of each token in it, counted without structural tokens.
+        left: how many tokens of each of its tiles there are; None if that differs, or wasn't kept track of.
     """
 
     layout: Layout
     slot: Int64[Tensor, "B N"]
+    left: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -237,6 +292,24 @@ class VisualTokens:
         }
         of_kind = {kind: value for kind, value in kinds.items() if value is not None}
         return cls(features, layout, Signals(signals, of_kind))
+
+    def parts(self, indices: Sequence[Int64[Tensor, "B n"]], layout: Layout) -> VisualTokens:
+        """Parts of these tokens as images of their own, one part behind the other: B images become P * B.
+
+        Args:
+            indices: per part `(B, n)` int64, which tokens are its own.
+            layout: of each part.
+        """
+        origin = self.origin
+        rows = torch.cat(list(indices))
+        slot = rows if origin is None else origin.slot.repeat(len(indices), 1).gather(1, rows)
+        wide = rows[..., None].expand(-1, -1, self.features.shape[2])
+        return VisualTokens(
+            self.features.repeat(len(indices), 1, 1).gather(1, wide),
+            layout,
+            self.signals.parts(indices, self.features.shape[1]),
+            Origin(self.layout if origin is None else origin.layout, slot),
+        )
 
 
 @dataclass(frozen=True)
