@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from foveate.tokens import (
+    Behind,
     DecoderAttention,
     DecoderInput,
     DecoderKeys,
@@ -72,10 +73,12 @@ def tokens(
     answers[DecoderInput("text")] = vectors(WORDS)
     answers[RotaryLogits()] = 1 + scores(WORDS, count)
     answers[Text()] = vectors(WORDS)
+    answers[Behind()] = (torch.arange(WORDS) >= BEFORE).expand(images, -1)
     of_kind: dict[type, Tensor] = {EncoderAttention: scores(count), EncoderKeys: vectors(count)}
 
     def at(values: Tensor) -> Tensor:
-        return values[list(range(images) if order is None else order)].to(dtype)
+        values = values[list(range(images) if order is None else order)]
+        return values.to(dtype) if values.is_floating_point() else values
 
     signals = Signals({s: at(v) for s, v in answers.items()}, {k: at(v) for k, v in of_kind.items()})
     return VisualTokens(at(features), Layout((Segment(1, *grid),)), signals)

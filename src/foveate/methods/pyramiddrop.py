@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from foveate.methods.base import ScoredMethod
+from foveate.methods.base import Positions, ScoredMethod
 from foveate.spec import register
 from foveate.tokens import DecoderAttention, Signal, VisualTokens
 
@@ -21,10 +21,11 @@ class PyramidDrop(ScoredMethod):
     known before it runs. The authors keep half at each of layers 8, 16 and 24 of 32: `pyramiddrop:0.5@8,16,24` is 288,
     144 and 72 of 576. Reads the question, so its result serves that question alone.
 
+    As in the authors' code, what is left is numbered anew from each such layer on, and so is every later token;
+    `positions=keep` keeps position ids, and then dropping equals masking.
+
     Differs from the authors' code: a fraction counts what arrives, rounded half up (theirs: the whole image, rounded
-    down); and kept tokens keep their position ids, so that dropping equals masking (theirs are numbered anew behind
-    each layer that drops). When trained with labels, the row is that of the last token before the answer, and one
-    row per sample (theirs: the mean of one row per answer).
+    down); and there is one row per prompt also when answers are learnt from (theirs: the mean of one per answer).
 
     >>> import torch
     >>> attention = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
@@ -32,6 +33,8 @@ class PyramidDrop(ScoredMethod):
     >>> PyramidDrop(keep=0.5).plan(tokens).slot.tolist()
     [[1, 3]]
     """
+
+    positions: Positions = "pack"
 
     place = "decoder"
     layers = (8, 16, 24)

@@ -14,7 +14,7 @@ from foveate.tokens import Layout, VisualTokens
 
 @register("vtw")
 @dataclass(frozen=True)
-class Vtw(Method):
+class VTW(Method):
     """No visual token passes decoder layer k: what text has read of them by then must do.
 
     Reads nothing, keeps nothing, and so takes no keep: `vtw@15`. The authors take layer 15 of 32 for LLaVA-1.5-7B and
@@ -22,7 +22,7 @@ class Vtw(Method):
     a close look late (reading, pointing) suffer first.
 
     >>> tokens = VisualTokens.of(torch.zeros(2, 4, 8), (2, 2))
-    >>> Vtw().plan(tokens).apply(tokens.features).shape, str(Vtw())
+    >>> VTW().plan(tokens).apply(tokens.features).shape, str(VTW())
     (torch.Size([2, 0, 8]), 'vtw')
     """
 

@@ -1,0 +1,99 @@
+"""Keep a few pivots and what is least like them.  DART, Wen et al. 2025, arXiv 2502.11494."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from foveate.errors import FoveateError
+from foveate.methods.base import Method
+from foveate.plan import Plan
+from foveate.spec import register
+from foveate.tokens import Behind, DecoderKeys, Signal, Text, VisualTokens
+
+
+@register("dart")
+@dataclass(frozen=True)
+class DART(Method):
+    """Pivots are the tokens with the largest keys; each then keeps the visual tokens that are least like it.
+
+    Visual pivots are the `pivots` visual tokens whose keys in the layer before have the largest L1 norm over all heads,
+    text pivots the `text_pivots` such text tokens behind the image. Visual pivots stay. Then pivot after pivot, visual
+    ones first, larger norms first, takes its equal share of the rest of the budget from what nobody has taken: the
+    tokens whose hidden states have the lowest cosine with its own. Reads keys and features, no attention; text pivots
+    make it depend on the question. Acts at `@2` of 32 in the code; kept tokens keep their positions.
+
+    Compared with a port of the authors' code (theirs was not found), it differs so: pivots are served in the order
+    above (there: the order of a Python set of numbers); cosines are of hidden states as they arrive (there: behind the
+    decoder's last norm, whose weights differ per channel); what doesn't divide goes to the first pivots, so that the
+    budget is met exactly. Where less text than asked for stands behind the image, text before it serves.
+
+    >>> features = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.2]]])
+    >>> keys = torch.tensor([[[2.0], [0.0], [0.0], [0.0]]])
+    >>> tokens = VisualTokens.of(features, (2, 2), decoder_keys=keys)
+    >>> DART(keep=2, pivots=1, text_pivots=0).plan(tokens).slot.tolist()
+    [[0, 3]]
+    """
+
+    pivots: int = 4
+    text_pivots: int = 4
+
+    place = "decoder"
+    layers = (2,)
+    paper = "arXiv 2502.11494"
+    query_aware = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pivots < 1 or self.text_pivots < 0:
+            raise FoveateError(
+                f"pivots={self.pivots}, text_pivots={self.text_pivots}: at least one visual pivot is needed"
+            )
+
+    @property
+    def needs(self) -> tuple[Signal, ...]:
+        """Keys of the layer before, and for text pivots those of text, its hidden states and where it stands."""
+        visual = DecoderKeys("visual", "previous")
+        return (visual, DecoderKeys("text", "previous"), Text(), Behind()) if self.text_pivots else (visual,)
+
+    def plan(self, tokens: VisualTokens) -> Plan:
+        """Pivots and what they take."""
+        kept = self.count(tokens.layout)
+        pivot = largest(tokens.signals[self.needs[0]])[:, : min(self.pivots, kept)]
+        states = Plan(slot=pivot).select(tokens.features)
+        if self.text_pivots:
+            keys, text, behind = (tokens.signals[need] for need in self.needs[1:])
+            states = torch.cat([states, Plan(slot=largest(keys, behind)[:, : self.text_pivots]).select(text)], dim=1)
+        images, count = tokens.features.shape[:2]
+        taken = torch.zeros(images, count, dtype=torch.bool, device=pivot.device).scatter(1, pivot, True)
+        share, more = divmod(kept - pivot.shape[1], states.shape[1])
+        shares = [share + (i < more) for i in range(states.shape[1])]
+        return Plan.keeping(take_least_like(tokens.features, states, taken, shares), kept)
+
+
+def largest(keys: Float[Tensor, "B N D_key"], first: Bool[Tensor, "B N"] | None = None) -> Int64[Tensor, "B N"]:
+    """Tokens by falling L1 norm of their keys: `(B, N)` int64; those in `first` before all others."""
+    norm = keys.float().abs().sum(dim=2)
+    if first is not None:
+        norm = norm + first * (norm.amax(dim=1, keepdim=True) + 1)
+    return norm.argsort(dim=1, descending=True, stable=True)
+
+
+def take_least_like(
+    features: Float[Tensor, "B N D"],
+    pivots: Float[Tensor, "B P D"],
+    taken: Bool[Tensor, "B N"],
+    shares: Sequence[int],
+) -> Bool[Tensor, "B N"]:
+    """Each pivot in turn takes `shares[p]` tokens with the lowest cosine to it that are not taken: `(B, N)` bool."""
+    like = normalize(pivots.float(), dim=-1) @ normalize(features.float(), dim=-1).transpose(1, 2)
+    for cosine, share in zip(like.unbind(dim=1), shares, strict=True):
+        if share:
+            order = cosine.masked_fill(taken, torch.inf).argsort(dim=1, stable=True)
+            taken = taken.scatter(1, order[:, :share], True)
+    return taken
