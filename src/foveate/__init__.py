@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foveate.cost import Cost, Device, cost
     from foveate.engine import Encoded, Report, Run, ShortInputs, apply, compress, encode, timed
     from foveate.errors import FoveateError
     from foveate.methods import Method, PixelMethod, ScoredMethod
@@ -28,6 +29,7 @@ __all__ = [
     "compress",
     "encode",
     "timed",
+    "cost",
     "reference",
     "parse",
     "register",
@@ -47,10 +49,13 @@ __all__ = [
     "Report",
     "ShortInputs",
     "Encoded",
+    "Cost",
+    "Device",
     "FoveateError",
 ]
 
 _HOME = {
+    "foveate.cost": ("cost", "Cost", "Device"),
     "foveate.engine": ("apply", "compress", "encode", "timed", "Run", "Report", "ShortInputs", "Encoded"),
     "foveate.errors": ("FoveateError",),
     "foveate.methods": ("Method", "ScoredMethod", "PixelMethod"),

@@ -1,0 +1,404 @@
+"""The decoder's work, layer by layer, from its configuration.
+
+A layer is a mixer (attention or a linear recurrence) and an MLP (gated, plain, or experts). Which ones a decoder has is
+read from the fields of its configuration; the few things that fields don't tell are in the tables below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foveate.cost.fields import number
+from foveate.cost.ops import Op, Part, attention, elementwise, linear, norm, repeated, rotary
+from foveate.errors import FoveateError
+
+# What the fields of a configuration don't tell, by `model_type` of the decoder.
+_PLAIN_MLP = {"opt", "phi", "gpt2", "gpt_neox", "gptj", "bloom", "falcon", "starcoder2", "nemotron", "persimmon"}
+_GATED_QUERIES = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
+_QUERY_NORMS = {
+    "qwen3",
+    "qwen3_moe",
+    "qwen3_vl_text",
+    "qwen3_vl_moe_text",
+    "gemma3_text",
+    *_GATED_QUERIES,
+}
+# Fields of designs that are not counted yet: better no number than a wrong one.
+_UNCOUNTED = {
+    "kv_lora_rank": "latent attention",
+    "state_size": "state-space layers",
+    "mamba_d_state": "state-space layers",
+    "cross_attention_layers": "layers that attend to the image from outside the prompt",
+    "altup_num_inputs": "parallel residual streams",
+}
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Softmax attention: `heads` query heads share `groups` key heads, all `head` wide.
+
+    With a `window`, a query sees that many keys at most, itself included. `gated` queries bring a gate of their own.
+    """
+
+    heads: int
+    groups: int
+    head: int
+    window: int | None = None
+    gated: bool = False
+    normed: bool = False
+
+    def held(self, tokens: int) -> int:
+        """Keys that the cache holds behind `tokens` of them."""
+        return tokens if self.window is None else min(tokens, self.window - 1)
+
+    def cache(self, tokens: int, size: int) -> int:
+        """Bytes of one row's cache."""
+        return 2 * self.groups * self.head * self.held(tokens) * size
+
+    def parameters(self, hidden: int) -> int:
+        """Weights, norms and biases left out."""
+        return hidden * self.head * ((2 if self.gated else 1) * self.heads + 2 * self.groups + self.heads)
+
+    def _projections(self, rows: int, hidden: int, size: int) -> list[Op]:
+        queries, keys = self.heads * self.head, self.groups * self.head
+        ops = [
+            linear("queries", rows, hidden, queries * (2 if self.gated else 1), size),
+            *repeated([linear("keys and values", rows, hidden, keys, size)], 2),
+            rotary(rows, queries + keys, size),
+            linear("output", rows, queries, hidden, size),
+            elementwise("heads side by side", rows * queries, 2, size),
+        ]
+        if self.normed:
+            ops += [norm(rows, queries), norm(rows, keys)]
+        if self.gated:
+            ops.append(elementwise("gate", rows * queries, 5, size, launches=2))
+        return ops
+
+    def prefill(self, hidden: int, batch: int, tokens: int, size: int) -> list[Op]:
+        """`tokens` new tokens in each of `batch` rows, nothing before them."""
+        seen = _visible(tokens, self.window)
+        return [
+            *self._projections(batch * tokens, hidden, size),
+            attention(batch, self.heads, self.groups, self.head, tokens, tokens, size, seen / tokens**2),
+            elementwise("into the cache", batch * tokens * 2 * self.groups * self.head, 2, size, launches=2),
+        ]
+
+    def decode(self, hidden: int, batch: int, tokens: int, steps: int, size: int) -> list[Op]:
+        """`steps` times one more token behind `tokens` of them."""
+        keys = sum(self.held(tokens + step) + 1 for step in range(steps)) / steps
+        ops = [
+            *self._projections(batch, hidden, size),
+            attention(batch, self.heads, self.groups, self.head, 1, keys, size),
+            # The cache grows by making a longer one.
+            elementwise("into the cache", batch * keys * 2 * self.groups * self.head, 2, size, launches=2),
+        ]
+        return repeated(ops, steps)
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A gated delta rule (linear attention): a state of fixed size in place of keys and values.
+
+    The prefill works in chunks of 64 tokens. The cache holds the state and the last inputs of a short convolution,
+    whatever the number of tokens.
+    """
+
+    keys: int
+    values: int
+    key: int
+    value: int
+    kernel: int
+
+    @property
+    def mixed(self) -> int:
+        """Channels of the convolution: queries, keys and values."""
+        return 2 * self.keys * self.key + self.values * self.value
+
+    def cache(self, tokens: int, size: int) -> int:
+        """Bytes of one row's cache: states are kept in float32 behind a prefill, convolutions in the model's type."""
+        return self.values * self.key * self.value * _STATE + self.mixed * self.kernel * size
+
+    def parameters(self, hidden: int) -> int:
+        """Weights, norms left out."""
+        inner = self.values * self.value
+        return hidden * (self.mixed + inner + 2 * self.values) + self.mixed * self.kernel + inner * hidden
+
+    def _projections(self, rows: int, hidden: int, size: int) -> list[Op]:
+        inner = self.values * self.value
+        return [
+            linear("queries, keys, values", rows, hidden, self.mixed, size),
+            linear("gate", rows, hidden, inner, size),
+            *repeated([linear("decay and rate", rows, hidden, self.values, size)], 2),
+            elementwise("activations", rows * self.mixed, 4, size, launches=4),
+            norm(rows, inner),
+            linear("output", rows, inner, hidden, size),
+        ]
+
+    def prefill(self, hidden: int, batch: int, tokens: int, size: int) -> list[Op]:
+        """`tokens` new tokens in each of `batch` rows."""
+        chunks = math.ceil(tokens / _CHUNK)
+        pairs = 2 * _CHUNK * _CHUNK * self.key * 2
+        inside = 2 * _CHUNK * _CHUNK * self.value
+        across = 2 * _CHUNK * self.key * self.value * 3
+        # The convolution pads on both sides, and is cut to size behind.
+        taps = 2 * self.mixed * self.kernel * batch * (tokens + self.kernel - 1)
+        rows = batch * self.values * chunks * _CHUNK
+        return [
+            *self._projections(batch * tokens, hidden, size),
+            Op("convolution", flops=taps, moved=2 * batch * tokens * self.mixed * size),
+            Op(
+                "delta rule",
+                flops=batch * self.values * chunks * (pairs + inside + across),
+                moved=rows * (6 * self.key + 6 * self.value + 4 * _CHUNK) * _STATE,
+                launches=30 + 8 * chunks,
+            ),
+        ]
+
+    def decode(self, hidden: int, batch: int, tokens: int, steps: int, size: int) -> list[Op]:
+        """`steps` times one more token: elementwise work on the state, no product of matrices."""
+        # Without kernels of its own, transformers convolves once too often and drops the older of two results.
+        taps = 2 * self.mixed * self.kernel * batch * 2
+        ops = [
+            *self._projections(batch, hidden, size),
+            Op("convolution", flops=taps, moved=4 * batch * self.mixed * self.kernel * size, launches=4),
+            elementwise("state", batch * self.values * self.key * self.value, 9, _STATE, launches=12),
+        ]
+        return repeated(ops, steps)
+
+
+_STATE = 4
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """Two matrices with an activation between them; three if `gated`."""
+
+    width: int
+    gated: bool = True
+
+    def parameters(self, hidden: int) -> int:
+        """Weights."""
+        return (3 if self.gated else 2) * hidden * self.width
+
+    def ops(self, rows: int, hidden: int, size: int) -> list[Op]:
+        """The work on `rows` tokens."""
+        return [
+            *repeated([linear("into the MLP", rows, hidden, self.width, size)], 2 if self.gated else 1),
+            elementwise("activation", rows * self.width, 5 if self.gated else 2, size, launches=2 if self.gated else 1),
+            linear("out of the MLP", rows, self.width, hidden, size),
+        ]
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Of `count` gated MLPs each token takes `active`; `shared` is the width of one that every token takes, or 0."""
+
+    count: int
+    active: int
+    width: int
+    shared: int = 0
+    shared_gate: bool = False
+
+    def parameters(self, hidden: int) -> int:
+        """Weights of all experts: all must be there."""
+        gate = hidden if self.shared_gate else 0
+        return hidden * (self.count + 3 * self.count * self.width + 3 * self.shared) + gate
+
+    def read(self, rows: int) -> float:
+        """Experts whose weights are read by `rows` tokens, if tokens choose evenly."""
+        return self.count * (1 - (1 - self.active / self.count) ** rows)
+
+    def ops(self, rows: int, hidden: int, size: int) -> list[Op]:
+        """The work on `rows` tokens."""
+        taken, read = rows * self.active, self.read(rows)
+        ops = [
+            linear("router", rows, hidden, self.count, size),
+            Op(
+                "experts",
+                flops=6 * taken * hidden * self.width,
+                weights=3 * read * hidden * self.width * size,
+                moved=taken * (4 * hidden + 8 * self.width) * size,
+                launches=12 * math.ceil(read),
+            ),
+        ]
+        if self.shared:
+            ops += Mlp(self.shared).ops(rows, hidden, size)
+        if self.shared_gate:
+            ops.append(linear("gate of the shared expert", rows, hidden, 1, size))
+        return ops
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer."""
+
+    mixer: Attention | Delta
+    mlp: Mlp | Experts
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The language model with its head.
+
+    Attributes:
+        hidden: width of a token.
+        vocabulary: rows of the embedding and of the head.
+        layers: first layer first.
+        tied: whether the head is the embedding.
+        longest: positions that the model was made for, or None.
+    """
+
+    hidden: int
+    vocabulary: int
+    layers: tuple[Layer, ...]
+    tied: bool
+    longest: int | None
+
+    @property
+    def parameters(self) -> int:
+        """Weights of embedding, layers, norms and head; biases are left out."""
+        layers = sum(each.mixer.parameters(self.hidden) + each.mlp.parameters(self.hidden) for each in self.layers)
+        norms = (2 * len(self.layers) + 1) * self.hidden
+        return layers + norms + self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    def prefill(self, lengths: Sequence[int], batch: int, size: int) -> Part:
+        """All layers over a prompt; `lengths` are tokens per row and layer."""
+        ops: list[Op] = [elementwise("embedding", batch * lengths[0] * self.hidden, 2, size)]
+        for (layer, tokens), times in Counter(zip(self.layers, lengths, strict=True)).items():
+            mixed = layer.mixer.prefill(self.hidden, batch, tokens, size)
+            ops += repeated([*mixed, *self._rest(layer, batch * tokens, size)], times)
+        ops.append(norm(batch * lengths[-1], self.hidden))
+        return Part("prefill", tuple(ops))
+
+    def decode(self, lengths: Sequence[int], steps: int, batch: int, size: int) -> Part:
+        """`steps` times one more token; `lengths` are those of the prompt."""
+        if not steps:
+            return Part("decode", ())
+        ops: list[Op] = [elementwise("embedding", batch * self.hidden, 2, size)]
+        for (layer, tokens), times in Counter(zip(self.layers, lengths, strict=True)).items():
+            rest = repeated(self._rest(layer, batch, size), steps)
+            ops += repeated([*layer.mixer.decode(self.hidden, batch, tokens, steps, size), *rest], times)
+        ops += repeated([norm(batch, self.hidden)], steps)
+        return Part("decode", tuple(ops))
+
+    def _rest(self, layer: Layer, rows: int, size: int) -> list[Op]:
+        return [
+            *layer.mlp.ops(rows, self.hidden, size),
+            *repeated([norm(rows, self.hidden), elementwise("residual", rows * self.hidden, 3, size)], 2),
+        ]
+
+    def head(self, steps: int, batch: int, size: int) -> Part:
+        """Logits of one token per row, `steps` times."""
+        return Part("head", tuple(repeated([linear("logits", batch, self.hidden, self.vocabulary, size)], steps)))
+
+    def cache(self, lengths: Sequence[int], batch: int, size: int) -> int:
+        """Bytes of keys, values and states behind `lengths` tokens per row and layer."""
+        return batch * sum(layer.mixer.cache(n, size) for layer, n in zip(self.layers, lengths, strict=True))
+
+    def working(self, rows: int, size: int) -> int:
+        """Bytes of activations at the widest point of a layer over `rows` tokens; an estimate."""
+        widest = 0
+        for layer in set(self.layers):
+            mlp = layer.mlp
+            wide = (
+                3 * mlp.width if isinstance(mlp, Mlp) else mlp.active * (3 * mlp.width + self.hidden) + 3 * mlp.shared
+            )
+            widest = max(widest, wide)
+        return rows * size * (widest + 3 * self.hidden)
+
+
+def read_decoder(config: Any, tied: bool | None = None) -> Decoder:
+    """The decoder of a text configuration.
+
+    Args:
+        config: the `text_config` of a vision-language model.
+        tied: whether the whole model's head is its embedding; None asks `config`.
+
+    Raises:
+        FoveateError: a field is missing or makes no sense, or the decoder has parts that are not counted.
+    """
+    kind = str(getattr(config, "model_type", ""))
+    for name, what in _UNCOUNTED.items():
+        if getattr(config, name, None):
+            raise FoveateError(f"{kind} has {what} ({name}), which the cost model does not count yet")
+    count = number(config, "num_hidden_layers")
+    types = getattr(config, "layer_types", None) or [_layer_type(config)] * count
+    if len(types) != count:
+        raise FoveateError(f"layer_types of {kind} names {len(types)} layers, and num_hidden_layers is {count}")
+    longest = getattr(config, "max_position_embeddings", None)
+    return Decoder(
+        hidden=number(config, "hidden_size"),
+        vocabulary=number(config, "vocab_size"),
+        layers=tuple(Layer(_mixer(config, kind, types[i]), _mlp(config, kind, i)) for i in range(count)),
+        tied=bool(getattr(config, "tie_word_embeddings", False) if tied is None else tied),
+        longest=longest if isinstance(longest, int) else None,
+    )
+
+
+def _layer_type(config: Any) -> str:
+    return "sliding_attention" if getattr(config, "sliding_window", None) is not None else "full_attention"
+
+
+def _mixer(config: Any, kind: str, name: str) -> Attention | Delta:
+    if name == "linear_attention":
+        return Delta(
+            keys=number(config, "linear_num_key_heads"),
+            values=number(config, "linear_num_value_heads"),
+            key=number(config, "linear_key_head_dim"),
+            value=number(config, "linear_value_head_dim"),
+            kernel=number(config, "linear_conv_kernel_dim"),
+        )
+    if name not in ("full_attention", "sliding_attention"):
+        raise FoveateError(f"{kind} has layers of type {name}, which the cost model does not count yet")
+    hidden, heads = number(config, "hidden_size"), number(config, "num_attention_heads")
+    groups = getattr(config, "num_key_value_heads", None)
+    groups = heads if groups is None else number(config, "num_key_value_heads")
+    if heads % groups:
+        raise FoveateError(f"{heads} query heads of {kind} can't share {groups} key heads evenly")
+    head = getattr(config, "head_dim", None)
+    if head is None and hidden % heads:
+        raise FoveateError(f"{kind} has no head_dim, and hidden_size {hidden} is no multiple of {heads} heads")
+    return Attention(
+        heads=heads,
+        groups=groups,
+        head=hidden // heads if head is None else number(config, "head_dim"),
+        window=number(config, "sliding_window") if name == "sliding_attention" else None,
+        gated=kind in _GATED_QUERIES,
+        normed=kind in _QUERY_NORMS,
+    )
+
+
+def _mlp(config: Any, kind: str, index: int) -> Mlp | Experts:
+    experts = next((n for n in ("num_experts", "num_local_experts", "n_routed_experts") if getattr(config, n, 0)), None)
+    if experts is None or _dense_layer(config, index):
+        width = number(config, "intermediate_size", "ffn_dim", "n_inner")
+        return Mlp(width, gated=kind not in _PLAIN_MLP)
+    width = number(config, "moe_intermediate_size", "intermediate_size")
+    shared = getattr(config, "shared_expert_intermediate_size", None)
+    several = getattr(config, "n_shared_experts", None)
+    return Experts(
+        count=number(config, experts),
+        active=number(config, "num_experts_per_tok"),
+        width=width,
+        shared=int(shared or (several or 0) * width),
+        shared_gate=bool(shared),
+    )
+
+
+def _dense_layer(config: Any, index: int) -> bool:
+    """Whether a layer of a decoder with experts has a plain MLP."""
+    step = getattr(config, "decoder_sparse_step", None) or 1
+    first = getattr(config, "first_k_dense_replace", None) or 0
+    return index in (getattr(config, "mlp_only_layers", None) or ()) or (index + 1) % step != 0 or index < first
+
+
+def _visible(tokens: int, window: int | None) -> int:
+    """Pairs of query and key that a causal mask and a window leave."""
+    if window is None or window >= tokens:
+        return tokens * (tokens + 1) // 2
+    return window * (window + 1) // 2 + (tokens - window) * window

@@ -1,0 +1,111 @@
+"""Read numbers from a model's configuration, and say what is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import FoveateError
+
+PUBLISHED = Path(__file__).parent / "published"
+"""Configurations of released models: dimensions only, and where they were read."""
+
+
+def field(config: Any, *names: str) -> Any:
+    """The first of these fields that a configuration has and that is not None.
+
+    Raises:
+        FoveateError: it has none of them.
+    """
+    for name in names:
+        value = getattr(config, name, None)
+        if value is not None:
+            return value
+    kind = getattr(config, "model_type", None) or type(config).__name__
+    wanted = " or ".join(names)
+    raise FoveateError(f"the configuration of {kind} has no {wanted}, and the cost model needs it")
+
+
+def number(config: Any, *names: str) -> int:
+    """The first of these fields as a whole number of 1 or more.
+
+    Raises:
+        FoveateError: it has none of them, or it is no such number.
+    """
+    value = field(config, *names)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        kind = getattr(config, "model_type", None) or type(config).__name__
+        name = next(each for each in names if getattr(config, each, None) is not None)
+        raise FoveateError(f"{name} of {kind} is {value!r}; it must be a whole number of 1 or more")
+    return value
+
+
+def published() -> tuple[str, ...]:
+    """Names of the configurations that come with the package."""
+    return tuple(sorted(path.stem for path in PUBLISHED.glob("*.json")))
+
+
+def load_config(source: Any) -> Any:
+    """A model's configuration as an object.
+
+    Args:
+        source: a transformers configuration, which is returned as it is; a mapping, as config.json holds it; the name
+            of a published configuration; a model directory or a config.json; or None for the embedded model.
+
+    Raises:
+        FoveateError: there is no such file or name, or it is no configuration of a vision-language model.
+    """
+    from collections.abc import Mapping
+
+    if source is None:
+        from foveate.reference import PATH
+
+        source = PATH
+    if isinstance(source, str | Path):
+        source = _read(source)
+    if not isinstance(source, Mapping):
+        return _checked(source)
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    data = {name: value for name, value in source.items() if name != "foveate_source"}
+    kind = data.pop("model_type", None)
+    if kind is None:
+        raise FoveateError("the configuration has no model_type, so nobody can tell what the rest of it means")
+    if kind not in CONFIG_MAPPING:
+        raise FoveateError(f"models of type {kind!r} are unknown to the installed transformers")
+    try:
+        config = AutoConfig.for_model(kind, **data)
+    except Exception as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise FoveateError(f"the configuration of {kind} is damaged ({line})") from error
+    return _checked(config)
+
+
+def _checked(config: Any) -> Any:
+    missing = [name for name in ("vision_config", "text_config") if getattr(config, name, None) is None]
+    if missing:
+        kind = getattr(config, "model_type", None) or type(config).__name__
+        raise FoveateError(
+            f"the configuration of {kind} has no {' and no '.join(missing)}; the cost model counts vision-language "
+            "models, whose configuration has both"
+        )
+    return config
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    path = PUBLISHED / f"{source}.json" if str(source) in published() else Path(source)
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file():
+        raise FoveateError(
+            f"there is no {path}; name a model directory, a config.json, or one of {', '.join(published())}"
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise FoveateError(f"{path} cannot be read ({error})") from error
+    if not isinstance(data, dict):
+        raise FoveateError(f"{path} holds no configuration, which is a JSON object")
+    return data

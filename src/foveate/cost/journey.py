@@ -1,0 +1,132 @@
+"""How many visual tokens of a picture there are along the model: a spec's steps, counted without running anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from foveate.cost.pictures import Picture
+from foveate.cost.vision import Vision
+from foveate.errors import FoveateError, KeepError
+from foveate.methods import Method, PixelMethod
+from foveate.spec import Spec, Step, parse
+from foveate.tokens import Layout, Segment
+
+_STAGES = {"pixels": 0, "encoder": 1, "features": 2, "input": 3}
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One step at one place.
+
+    Attributes:
+        method: what acts.
+        place: "features", "input", or a decoder layer above 0.
+        arriving: visual tokens of the picture that it sees.
+        leaving: visual tokens that it leaves; the most, if the content decides.
+
+    Structural tokens are in neither.
+    """
+
+    method: Method
+    place: str | int
+    arriving: int
+    leaving: int
+
+
+@dataclass(frozen=True)
+class Journey:
+    """One picture's way through the model.
+
+    Attributes:
+        dense: visual tokens without any step.
+        seen: what the encoder sees.
+        leaves: visual tokens that leave the encoder, padding of tiles included, structural tokens not.
+        visits: the steps behind the encoder, in order.
+        layers: visual tokens in each decoder layer.
+        adaptive: whether the content decides somewhere; these counts are the most then.
+    """
+
+    dense: int
+    seen: Picture
+    leaves: int
+    visits: tuple[Visit, ...]
+    layers: tuple[int, ...]
+    adaptive: bool
+
+
+def journey(spec: str | Spec | None, picture: Picture, vision: Vision, depth: int, modes: tuple[str, ...]) -> Journey:
+    """Follow one picture through a spec.
+
+    Args:
+        spec: what is applied; None is dense.
+        picture: what becomes of the picture without any step.
+        vision: the vision side.
+        depth: decoder layers.
+        modes: the family's ways to shrink a picture, best first.
+
+    Raises:
+        FoveateError: a step can't act where it stands.
+        KeepError: a step would keep more than arrives.
+        SpecError: the spec is malformed.
+    """
+    parsed = parse(spec) if isinstance(spec, str) else spec
+    seen = picture
+    # What methods see: content alone. Structural tokens are kept with a token that they close.
+    left = picture.layout
+    visits: list[Visit] = []
+    layers = [left.total] * depth
+    reached = -1
+    adaptive = False
+    for step in parsed.steps if parsed is not None else ():
+        method = step.method
+        for place in _places(step, depth):
+            stage = _STAGES[place] if isinstance(place, str) else len(_STAGES) + place
+            if stage < reached or (stage == reached and place not in ("features", "input")):
+                raise FoveateError(f"{step} stands behind a later place; write the steps of {parsed} as they act")
+            reached = stage
+            if place == "encoder":
+                raise FoveateError(f"{step} acts inside the encoder, which the cost model does not count yet")
+            if (place == "pixels") != isinstance(method, PixelMethod):
+                raise FoveateError(f"{method.name} cannot act at @{place}; its place is @{method.place}")
+            try:
+                if isinstance(method, PixelMethod):
+                    # A picture that is enlarged again saves no token.
+                    if _mode(method, modes) != "enlarge":
+                        seen = vision.sizing.shrunk(picture, *method.shrink(left))
+                        left = seen.layout
+                    total = left.total
+                else:
+                    arriving, content = left.content, method.count(left)
+                    visits.append(Visit(method, place, arriving, content))
+                    left = Layout((Segment(1, 1, content),))
+                    total = content + seen.layout.held_between(content)[1]
+            except KeepError as error:
+                raise KeepError(f"{parsed}: {error}") from None
+            adaptive = adaptive or method.ragged
+            start = place if isinstance(place, int) else 0
+            layers[start:] = [total] * (depth - start)
+    return Journey(picture.layout.total, seen, vision.tokens(seen), tuple(visits), tuple(layers), adaptive)
+
+
+def _mode(method: PixelMethod, modes: tuple[str, ...]) -> str:
+    mode = modes[0] if method.mode == "auto" and modes else method.mode
+    if mode not in modes:
+        raise FoveateError(f"this model cannot resize {mode!r}; use {' or '.join(modes) or 'another method'}")
+    return mode
+
+
+def _places(step: Step, depth: int) -> tuple[str | int, ...]:
+    """The places of a step.
+
+    Raises:
+        FoveateError: one of them is no place of this decoder.
+    """
+    for place in step.places:
+        if isinstance(place, int) and place >= depth:
+            raise FoveateError(
+                f"{step} acts at layer {place}, and this decoder has {depth} layers; name one from 0 to {depth - 1}"
+            )
+        if place == "decoder":
+            layers = ",".join(str(layer) for layer in step.method.layers)
+            raise FoveateError(f"{step} acts inside the decoder; say at which layers, for instance {step}@{layers}")
+    return tuple("input" if place == 0 else place for place in step.places)
