@@ -3,31 +3,40 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from foveate.engine.state import CacheState, set_state, state_of
+from foveate.engine.state import CacheState, Held, set_state, state_of
 from foveate.errors import FoveateError
 
 
+def first() -> Held:
+    return Held(0, torch.tensor([[0, 2, 5], [-1, 4, 5]]), following=torch.tensor([6, 2]), padded=True)
+
+
 def state() -> CacheState:
-    columns = torch.tensor([[0, 2, 5], [-1, 4, 5]])
-    return CacheState(columns, logical=6, following=torch.tensor([6, 2]), padded=True)
+    deeper = Held(2, torch.tensor([[5], [5]]), following=torch.tensor([6, 2]), padded=False)
+    return CacheState(logical=6, held=(first(), deeper))
 
 
 def test_mask() -> None:
     whole = torch.tensor([[1, 1, 0, 1, 1, 1, 1, 0, 1], [0, 0, 0, 0, 1, 1, 1, 1, 1]])
-    assert state().mask(whole, 2, 2).tolist() == [[1, 0, 1, 1, 0], [0, 1, 1, 1, 1]]
-    assert state().mask(None, 2, 2).tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
+    assert first().mask(whole, 6, 2).tolist() == [[1, 0, 1, 1, 0], [0, 1, 1, 1, 1]]
+    assert first().mask(None, 6, 2).tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 1, 1]]
 
 
 def test_grown() -> None:
-    assert state().grown(2).tolist() == [[0, 2, 5, 6, 7], [-1, 4, 5, 6, 7]]
+    assert first().grown(6, 2).tolist() == [[0, 2, 5, 6, 7], [-1, 4, 5, 6, 7]]
     more = torch.tensor([[0, 3], [-1, 1]])
-    assert state().grown(2, more).tolist() == [[0, 2, 5, 6, 7, 8, 11], [-1, 4, 5, 6, 7, -1, 9]]
+    assert first().grown(6, 2, more).tolist() == [[0, 2, 5, 6, 7, 8, 11], [-1, 4, 5, 6, 7, -1, 9]]
+
+
+def test_layers() -> None:
+    assert [state().at(layer).length for layer in range(4)] == [3, 3, 1, 1]
 
 
 def test_rows() -> None:
     twice = state().rows(4)
-    assert twice.columns.tolist() == [[0, 2, 5], [0, 2, 5], [-1, 4, 5], [-1, 4, 5]]
-    assert twice.following.tolist() == [6, 6, 2, 2]
+    assert twice.first.columns.tolist() == [[0, 2, 5], [0, 2, 5], [-1, 4, 5], [-1, 4, 5]]
+    assert twice.at(3).columns.tolist() == [[5], [5], [5], [5]]
+    assert twice.first.following.tolist() == [6, 6, 2, 2]
     with pytest.raises(FoveateError, match="3 rows"):
         state().rows(3)
 

@@ -693,7 +693,7 @@ def test_nested_apply_is_an_error(row: Row, model: Any) -> None:
         pass
 
 
-@pytest.mark.parametrize("spec", [f"{SELECT}@2", f"{SELECT}@encoder"])
+@pytest.mark.parametrize("spec", [f"{SELECT}@encoder"])
 def test_places_that_come_later_are_refused(row: Row, model: Any, spec: str) -> None:
     with pytest.raises(FoveateError, match="not supported yet"), apply(model, spec):
         pass

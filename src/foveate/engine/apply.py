@@ -2,7 +2,7 @@
 
 What `generate` and its callers believe in, the whole prompt, stays true for them: ids, masks, labels and logits keep
 their length. The decoder sees the shorter prompt. Between the two stands one forward pre-hook on the module in which
-image features meet text, and one forward hook behind it.
+image features meet text, and one forward hook behind it; steps inside the decoder act in pre-hooks of its layers.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,17 +20,20 @@ from torch import Tensor, nn
 
 from foveate.engine.compress import PER_COLUMN, refuse_video, text_positions
 from foveate.engine.cut import Cut, cut_prompt
+from foveate.engine.decoder import DecoderWatch, Descent
 from foveate.engine.encode import encoded_from
 from foveate.engine.planning import ImagePlan, plan_images
 from foveate.engine.report import Ledger, Report
 from foveate.engine.schedule import Schedule, schedule
-from foveate.engine.state import CacheState, set_state, state_of
+from foveate.engine.state import CacheState, Held, set_state, state_of
 from foveate.engine.text import texts_of
 from foveate.engine.timing import now
 from foveate.engine.watch import EncoderWatch, capture_of
 from foveate.errors import FoveateError
 from foveate.models import Capture, Family, family_of
+from foveate.plan import Plan
 from foveate.spec import Spec
+from foveate.tokens import Signal
 
 _active: weakref.WeakKeyDictionary[nn.Module, Run] = weakref.WeakKeyDictionary()
 
@@ -76,14 +79,54 @@ def apply(model: nn.Module, spec: str | Spec, *, synchronise: bool = False) -> I
             setattr(family.core, name, value)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Pending:
     """What the hook behind the module must do for the call that is under way."""
 
     restore: Tensor | None
     """`(B, S)`: for each column that the caller passed, the place whose hidden state stands for it."""
     state: CacheState | None
-    """What the cache will hold when the call is done; None leaves its state as it is."""
+    """What the cache will hold when the call is done, as layer 0 sees it; None leaves its state as it is."""
+    descent: Descent | None = None
+    """What happens inside the decoder; None for nothing."""
+    known: _Known | None = None
+    """What is remembered of the images that came."""
+    order: Sequence[int] = ()
+    """The number of each image of the call among them."""
+    seen: int = 0
+    """How many tokens were passed that the conversation held already."""
+    ids: Tensor | None = None
+    """`(B, S)`, the ids of the new columns, if images came with them."""
+
+    def restore_index(self, hidden: Tensor) -> Tensor | None:
+        """For each column that the caller passed, the place in `hidden` that stands for it; None: its own."""
+        restore = self.restore
+        if self.descent is not None and self.descent.restore is not None:
+            restore = self.descent.restore
+        if not self.seen:
+            return restore
+        if restore is None:
+            restore = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
+        return torch.cat([restore[:, :1].expand(-1, self.seen), restore], dim=1)
+
+
+@dataclass
+class _Known:
+    """What a run remembers of images that were encoded together, for as long as their features live.
+
+    Attributes:
+        plans: what became of each image before the decoder.
+        entry: the number of the first one in the report.
+        signals: what the encoder said of each of them, for steps inside the decoder.
+        ids: of the first prompt that they came with, without a cache.
+        inside: the plans that were made inside the decoder for that prompt, in order.
+    """
+
+    plans: list[ImagePlan]
+    entry: int
+    signals: Mapping[Signal, Sequence[Tensor]]
+    ids: Tensor | None = None
+    inside: list[Plan] = field(default_factory=list)
 
 
 class Run:
@@ -94,13 +137,14 @@ class Run:
         self._family = family
         self._schedule = plan
         self._synchronise = synchronise
-        self._ledger = Ledger(str(plan.spec))
+        self._ledger = Ledger(str(plan.spec), len(family.decoder_layers))
         self._watch = EncoderWatch(family, plan.encoder_signals, bool(plan.features), plan.pixels)
+        self._decoder = DecoderWatch(family)
         self._signature = inspect.signature(family.core.forward)
         self._handles: list[Any] = []
         self._local = threading.local()
         # Without a cache, `generate` passes the same features at every step.
-        self._plans: weakref.WeakKeyDictionary[Capture, list[ImagePlan]] = weakref.WeakKeyDictionary()
+        self._plans: weakref.WeakKeyDictionary[Capture, _Known] = weakref.WeakKeyDictionary()
 
     def report(self) -> Report:
         """Tokens before and after, per image, and our own time, so far."""
@@ -114,6 +158,7 @@ class Run:
 
     def _close(self) -> None:
         self._watch.close()
+        self._decoder.close()
         while self._handles:
             self._handles.pop().remove()
 
@@ -121,6 +166,7 @@ class Run:
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._local.pending = None
+        self._decoder.start(None)
         call = self._arguments(args, kwargs)
         refuse_video(self._family, call)
         output = (call.get("mm_encoder_outputs") or {}).get("image")
@@ -143,7 +189,7 @@ class Run:
         tail = 0
         if state is not None:
             state = state.rows(given.shape[0])
-            tail = held - state.length
+            tail = held - state.first.length
             if tail < 0:
                 raise FoveateError(
                     "the cache was cropped into its compressed prompt; crop only what came behind it, or start again"
@@ -159,15 +205,11 @@ class Run:
             if output is None:
                 output = self._family.encode(call)
             assert ids is not None
-            images = self._images(output, ids, call.get("attention_mask"))
-            call, pending = self._begin(call, images, state, held, tail)
-        if new != passed and pending.restore is not None:
-            lead = pending.restore[:, :1].expand(-1, passed - new)
-            pending = replace(pending, restore=torch.cat([lead, pending.restore], dim=1))
-        elif new != passed:
-            index = torch.arange(passed, device=given.device) - (passed - new)
-            pending = replace(pending, restore=index.clamp(min=0).expand(given.shape[0], -1))
+            known, order = self._images(output, ids, call.get("attention_mask"))
+            call, pending = self._begin(call, known, order, state, held, tail)
+        pending.seen = passed - new
         self._local.pending = pending
+        self._decoder.start(pending.descent)
         return (), call
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -175,9 +217,14 @@ class Run:
         self._local.pending = None
         if pending is None:
             return None
+        descent = pending.descent
+        if descent is not None:
+            self._decoder.start(None)
+            self._remember(pending, descent)
         hidden = output[0]
-        if pending.restore is not None:
-            hidden = hidden.gather(1, pending.restore[..., None].expand(-1, -1, hidden.shape[-1]))
+        restore = pending.restore_index(hidden)
+        if restore is not None:
+            hidden = hidden.gather(1, restore[..., None].expand(-1, -1, hidden.shape[-1]))
         if isinstance(output, tuple):
             cache = next((value for value in output[1:] if hasattr(value, "get_seq_length")), None)
             output = (hidden, *output[1:])
@@ -185,13 +232,25 @@ class Run:
             cache = output.past_key_values
             output.last_hidden_state = hidden
         if cache is not None and pending.state is not None:
-            set_state(cache, pending.state)
+            set_state(cache, pending.state if descent is None else descent.behind(pending.state))
         return output
+
+    def _remember(self, pending: _Pending, descent: Descent) -> None:
+        """Enter what steps inside the decoder did in the report, and keep their plans where they are needed again."""
+        known = pending.known
+        if known is None:
+            return
+        for layer, counts in descent.counts.items():
+            for number, count in zip(pending.order, counts, strict=True):
+                self._ledger.descend(known.entry + number, layer, count)
+        self._ledger.milliseconds += descent.milliseconds
+        if known.ids is None:
+            known.ids, known.inside = pending.ids, descent.plans
 
     # What a call becomes
 
-    def _images(self, output: Any, ids: Tensor, mask: Tensor | None) -> list[ImagePlan]:
-        """The plans for the images of a call, in prompt order; beams of one sample share them."""
+    def _images(self, output: Any, ids: Tensor, mask: Tensor | None) -> tuple[_Known, Sequence[int]]:
+        """The images of a call, and their numbers in prompt order; beams of one sample share them."""
         features = output.pooler_output
         capture = capture_of(output)
         if capture is None or not self._watch.saw_all(capture):
@@ -209,8 +268,8 @@ class Run:
                 "prefill is not supported under apply"
             )
         began = now(self._device, self._synchronise)
-        plans = self._plans.get(capture)
-        if plans is None:
+        known = self._plans.get(capture)
+        if known is None:
             encoded = encoded_from(self._family, capture, self._schedule.encoder_signals, bool(self._schedule.features))
             texts = None
             if self._schedule.reads_text:
@@ -219,17 +278,25 @@ class Run:
                 every = texts_of(self._family, ids, fresh, layouts)
                 texts = [every[order.index(number)] for number in range(len(numbers))]
             plans = plan_images(self._family, self._schedule, encoded, texts)
-            self._plans[capture] = plans
-            self._ledger.add(plans, (now(self._device, self._synchronise) - began) * 1e3)
-        return [plans[number] for number in order]
+            entry = self._ledger.add(plans, (now(self._device, self._synchronise) - began) * 1e3)
+            known = _Known(plans, entry, encoded.signals if self._schedule.depth else {})
+            self._plans[capture] = known
+        return known, order
 
     def _begin(
-        self, call: dict[str, Any], images: list[ImagePlan], state: CacheState | None, held: int, tail: int
+        self,
+        call: dict[str, Any],
+        known: _Known,
+        order: Sequence[int],
+        state: CacheState | None,
+        held: int,
+        tail: int,
     ) -> tuple[dict[str, Any], _Pending]:
         """A call that brings images, at the start of a conversation or later in it."""
         began = now(self._device, self._synchronise)
         family = self._family
         ids: Tensor = call["input_ids"]
+        images = [known.plans[number] for number in order]
         rows, new = ids.shape
         whole: Tensor | None = call.get("attention_mask")
         if state is None and held:
@@ -239,7 +306,7 @@ class Run:
             # A model whose plain positions count padding has no padding in those that `generate` passes.
             if whole is not None and not (family.counts_padding and call.get("position_ids") is None):
                 seen = whole[:, :held].sum(dim=1)
-            state, tail = CacheState(columns, held, seen, padded=False), 0
+            state, tail = CacheState(held, (Held(0, columns, seen, padded=False),)), 0
         past = 0 if state is None else state.logical + tail
         cut = cut_prompt(
             family,
@@ -247,19 +314,38 @@ class Run:
             None if whole is None else whole[:, past:],
             call.get("position_ids"),
             [image.cut for image in images],
-            start=None if state is None else state.following + tail,
+            start=None if state is None else state.first.following + tail,
         )
         mask = cut.attention_mask
-        if state is None:
-            after = CacheState(cut.columns, new, cut.following, cut.padded)
-        else:
-            mask = torch.cat([state.mask(whole, tail, rows), mask], dim=1)
-            after = CacheState(state.grown(tail, cut.columns), past + new, cut.following, state.padded or cut.padded)
+        columns, padded = cut.columns, cut.padded
+        if state is not None:
+            mask = torch.cat([state.first.mask(whole, state.logical, tail), mask], dim=1)
+            columns, padded = state.first.grown(state.logical, tail, columns), padded or state.first.padded
+        after = CacheState(past + new, (Held(0, columns, cut.following, padded),))
+        descent = self._descent(call, state, tail, whole)
+        if descent is not None:
+            if call.get("past_key_values") is None and known.ids is not None and _begins_with(ids, known.ids):
+                descent.plans, descent.again = known.inside, True
+            descent.prompt(ids, cut, images, order, known.signals, self._schedule.depth)
         call = self._shortened(call, cut, images)
         call["attention_mask"] = mask
         self._ledger.milliseconds += (now(self._device, self._synchronise) - began) * 1e3
         whole_left = cut.columns.shape == ids.shape and not cut.padded
-        return call, _Pending(None if whole_left else cut.restore_index(), after)
+        return call, _Pending(
+            None if whole_left else cut.restore_index(), after, descent, known, order, ids=ids if descent else None
+        )
+
+    def _descent(
+        self, call: dict[str, Any], state: CacheState | None, tail: int, whole: Tensor | None
+    ) -> Descent | None:
+        """What is to happen inside the decoder; None if nothing is."""
+        layers = {0} if state is None else {held.layer for held in state.held}
+        layers |= {step.layer for step in self._schedule.depth}
+        if len(layers) == 1:
+            return None
+        return Descent(
+            self._family, sorted(layers), state, tail, whole, clock=lambda: now(self._device, self._synchronise)
+        )
 
     def _shortened(self, call: dict[str, Any], cut: Cut, images: list[ImagePlan]) -> dict[str, Any]:
         family = self._family
@@ -277,19 +363,23 @@ class Run:
     def _go_on(self, call: dict[str, Any], state: CacheState, tail: int, new: int) -> tuple[dict[str, Any], _Pending]:
         """A call of plain text behind a compressed beginning: a step of decoding, or a second turn."""
         whole: Tensor | None = call.get("attention_mask")
-        rows = state.columns.shape[0]
-        start = state.following + tail
+        first = state.first
+        start = first.following + tail
         fresh = None if whole is None or new == 1 else whole[:, -new:]
         call["position_ids"] = text_positions(start, new, fresh, self._family.position_axes)
         after = None
-        if whole is not None or state.padded:
-            call["attention_mask"] = state.mask(whole, tail + new, rows)
+        if whole is not None or first.padded:
+            call["attention_mask"] = first.mask(whole, state.logical, tail + new)
         if fresh is not None:
             # Padding inside a later turn doesn't move positions on, so the turn joins the compressed beginning.
-            after = CacheState(
-                state.grown(tail + new), state.logical + tail + new, start + fresh.long().sum(dim=1), state.padded
-            )
-        return call, _Pending(None, after)
+            columns, following = first.grown(state.logical, tail + new), start + fresh.long().sum(dim=1)
+            after = CacheState(state.logical + tail + new, (Held(0, columns, following, first.padded),))
+        descent = None
+        if len(state.held) > 1:
+            descent = self._descent(call, state, tail, whole)
+            assert descent is not None
+            descent.text(new, fresh)
+        return call, _Pending(None, after, descent)
 
     # The caller's arguments
 
@@ -309,7 +399,7 @@ class Run:
         `generate`, given the whole conversation and a cache, passes what stands behind the cache's own length, which
         is shorter than the conversation was: the rest has been seen.
         """
-        past = state.logical + held - state.length
+        past = state.logical + held - state.first.length
         mask = call.get("attention_mask")
         if mask is not None:
             new = mask.shape[1] - past
@@ -324,6 +414,11 @@ class Run:
         if positions is None or passed <= max(excess, 1):
             return passed
         return passed - excess if self._family.text_position(positions) == held else passed
+
+
+def _begins_with(ids: Tensor, earlier: Tensor) -> bool:
+    """Whether a prompt is an earlier one with something behind it."""
+    return ids.shape[0] == earlier.shape[0] and torch.equal(ids[:, : earlier.shape[1]], earlier)
 
 
 def _last(call: dict[str, Any], count: int) -> dict[str, Any]:

@@ -92,6 +92,11 @@ def compress(
     """
     family = family_of(model)
     plan = schedule(spec, family)
+    if plan.depth:
+        raise FoveateError(
+            f"{plan.spec} acts inside the decoder, where shorter inputs can't reach; use foveate.apply, or a place "
+            "up to @input"
+        )
     refuse_video(family, inputs)
     if inputs.get("input_ids") is None:
         raise FoveateError("compress needs input_ids; inputs_embeds alone don't show where the images are")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import threading
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from foveate.engine.planning import ImagePlan
@@ -14,17 +15,25 @@ class ImageCount:
 
     Attributes:
         before: in the whole prompt, structural tokens included.
-        after: behind the last step, structural tokens included.
+        layers: in each decoder layer, structural tokens included.
         structural: how many of `before` are structural.
-        mean_over_layers: tokens per decoder layer, averaged over layers.
         grid: rows and columns of each grid of the image.
     """
 
     before: int
-    after: int
+    layers: tuple[int, ...]
     structural: int
-    mean_over_layers: float
     grid: tuple[tuple[int, int], ...]
+
+    @property
+    def after(self) -> int:
+        """Behind the last step."""
+        return self.layers[-1]
+
+    @property
+    def mean_over_layers(self) -> float:
+        """Tokens per decoder layer, averaged over layers."""
+        return sum(self.layers) / len(self.layers)
 
 
 @dataclass(frozen=True)
@@ -51,12 +60,18 @@ class Report:
         """Visual tokens of all images behind the last step."""
         return sum(image.after for image in self.images)
 
+    @property
+    def mean_over_layers(self) -> float:
+        """Visual tokens of all images per decoder layer, averaged over layers."""
+        return sum(image.mean_over_layers for image in self.images)
+
     def to_dict(self) -> dict[str, Any]:
         """The same as plain data, for JSON."""
         return {
             "spec": self.spec,
             "tokens_before": self.before,
             "tokens_after": self.after,
+            "mean_over_layers": self.mean_over_layers,
             "milliseconds": self.milliseconds,
             "images": [
                 {
@@ -64,6 +79,7 @@ class Report:
                     "after": image.after,
                     "structural": image.structural,
                     "mean_over_layers": image.mean_over_layers,
+                    "layers": list(image.layers),
                     "grid": [list(grid) for grid in image.grid],
                 }
                 for image in self.images
@@ -80,8 +96,10 @@ class Report:
                 f"{number:>5}  {grid:>9}  {image.before:>6}  {image.after:>6}  {image.mean_over_layers:>16.1f}"
             )
         share = self.after / self.before
+        inside = any(len(set(image.layers)) > 1 for image in self.images)
+        mean = f", {self.mean_over_layers / self.before:.1%} over all layers" if inside else ""
         lines.append(
-            f"{self.spec}: {self.before} -> {self.after} visual tokens ({share:.1%}), "
+            f"{self.spec}: {self.before} -> {self.after} visual tokens ({share:.1%}{mean}), "
             f"compressor {self.milliseconds:.1f} ms"
         )
         return "\n".join(lines)
@@ -92,22 +110,31 @@ class Ledger:
     """Collects what a report will say."""
 
     spec: str
+    decoder_layers: int
     images: list[ImageCount] = field(default_factory=list)
     milliseconds: float = 0.0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, plans: list[ImagePlan], milliseconds: float) -> None:
-        """Enter the images of one call."""
-        for plan in plans:
-            self.images.append(
+    def add(self, plans: list[ImagePlan], milliseconds: float) -> int:
+        """Enter the images of one call; returns the number of the first."""
+        with self._lock:
+            first = len(self.images)
+            self.images += [
                 ImageCount(
                     before=plan.before,
-                    after=plan.after,
+                    layers=(plan.after,) * self.decoder_layers,
                     structural=len(plan.layout.structural),
-                    mean_over_layers=float(plan.after),
                     grid=tuple((segment.h, segment.w) for segment in plan.layout.segments),
                 )
-            )
+                for plan in plans
+            ]
         self.milliseconds += milliseconds
+        return first
+
+    def descend(self, image: int, layer: int, count: int) -> None:
+        """Enter that an image, by its number, has `count` tokens from a decoder layer on."""
+        layers = self.images[image].layers
+        self.images[image] = replace(self.images[image], layers=layers[:layer] + (count,) * (len(layers) - layer))
 
     def report(self) -> Report:
         """What has been collected so far."""

@@ -8,10 +8,23 @@ from foveate.engine.watch import resize_mode
 from foveate.errors import FoveateError
 from foveate.methods import Method, PixelMethod
 from foveate.models import Family
-from foveate.spec import Spec, parse
-from foveate.tokens import EncoderAttention, EncoderKeys, Signal, Text
+from foveate.spec import Spec, Step, parse
+from foveate.tokens import EncoderAttention, EncoderKeys, Place, Signal, Text
 
 _ORDER = {"pixels": 0, "features": 1, "input": 2}
+
+
+@dataclass(frozen=True)
+class DepthStep:
+    """A method at the input of one decoder layer.
+
+    Attributes:
+        layer: of the decoder, counted from zero; at least 1.
+        method: what acts there.
+    """
+
+    layer: int
+    method: Method
 
 
 @dataclass(frozen=True)
@@ -23,6 +36,7 @@ class Schedule:
         pixels: the step before the encoder, or None.
         features: the steps between encoder and projector, in order.
         inputs: the steps between projector and decoder, in order.
+        depth: the steps inside the decoder, first layer first.
         pixels_text: the written form of the step before the encoder, "" for none.
     """
 
@@ -30,6 +44,7 @@ class Schedule:
     pixels: PixelMethod | None
     features: tuple[Method, ...]
     inputs: tuple[Method, ...]
+    depth: tuple[DepthStep, ...]
     pixels_text: str
 
     @property
@@ -40,7 +55,8 @@ class Schedule:
     @property
     def encoder_signals(self) -> tuple[Signal, ...]:
         """What the methods ask of the encoder, each once."""
-        needs = (signal for method in (*self.features, *self.inputs) for signal in method.needs)
+        methods = (*self.features, *self.inputs, *(step.method for step in self.depth))
+        needs = (signal for method in methods for signal in method.needs)
         return tuple(dict.fromkeys(s for s in needs if isinstance(s, EncoderAttention | EncoderKeys)))
 
 
@@ -48,14 +64,15 @@ def schedule(spec: str | Spec, family: Family) -> Schedule:
     """Sort a spec's steps for a family.
 
     Raises:
-        FoveateError: a step acts at a place that is not supported yet, steps stand in another order than the model
-            runs, or a method asks for a signal that the family lacks.
+        FoveateError: a step acts at a place that is not supported yet or that this decoder doesn't have, steps stand
+            in another order than the model runs, or a method asks for a signal that the family lacks.
         SpecError: the spec is malformed.
     """
     spec = parse(spec) if isinstance(spec, str) else spec
     pixels: list[PixelMethod] = []
     features: list[Method] = []
     inputs: list[Method] = []
+    depth: list[DepthStep] = []
     pixels_text = ""
     reached = 0
     for step in spec.steps:
@@ -63,16 +80,14 @@ def schedule(spec: str | Spec, family: Family) -> Schedule:
         for place in step.places or (method.place,):
             if place == 0:
                 place = "input"
-            if place not in _ORDER:
-                where = f"@{place}"
+            rank = _rank(step, place, family)
+            if rank < reached or (rank == reached and isinstance(place, int)):
                 raise FoveateError(
-                    f"{step} acts at {where}, which is not supported yet; supported are @pixels, @features and @input"
+                    f"{step} names layer {place} twice; each layer takes one step"
+                    if rank == reached
+                    else f"{step} stands behind a later place; write the steps of {spec} in the order they act"
                 )
-            if _ORDER[place] < reached:
-                raise FoveateError(
-                    f"{step} stands behind a later place; write the steps of {spec} in the order they act"
-                )
-            reached = _ORDER[place]
+            reached = rank
             if (place == "pixels") != isinstance(method, PixelMethod):
                 raise FoveateError(f"{method.name} cannot act at @{place}; its place is @{method.place}")
             if isinstance(method, PixelMethod):
@@ -84,7 +99,42 @@ def schedule(spec: str | Spec, family: Family) -> Schedule:
                 # Text at the decoder's input is what the decoder's own embedding makes of it: every family has that.
                 if not (isinstance(signal, Text) and place == "input") and not family.gives(signal):
                     raise FoveateError(f"{method.name} asks for {signal}, which {family.title} cannot give at @{place}")
-            (features if place == "features" else inputs).append(method)
+            if isinstance(place, int):
+                depth.append(DepthStep(place, method))
+            else:
+                (features if place == "features" else inputs).append(method)
     if len(pixels) > 1:
         raise FoveateError("a spec has at most one step at @pixels; give the last size at once")
-    return Schedule(spec, pixels[0] if pixels else None, tuple(features), tuple(inputs), pixels_text)
+    return Schedule(
+        spec, pixels[0] if pixels else None, tuple(features), tuple(inputs), tuple(depth), pixels_text=pixels_text
+    )
+
+
+def _rank(step: Step, place: Place, family: Family) -> int:
+    """When a place is reached, for comparing; a decoder layer comes behind all others.
+
+    Raises:
+        FoveateError: it can't be reached in this model.
+    """
+    if isinstance(place, int):
+        layers = len(family.decoder_layers)
+        if place >= layers:
+            raise FoveateError(
+                f"{step} acts at layer {place}, and this decoder has {layers} layers; name one from 0 to {layers - 1}"
+            )
+        other = sorted(set(family.layer_kinds()[place:]) - {"full_attention", "sliding_attention"})
+        if other:
+            raise FoveateError(
+                f"{step} would drop tokens that layers of {', '.join(other)} have taken into their memory already; "
+                "use @input on this model"
+            )
+        return len(_ORDER) + place
+    if place == "decoder":
+        layers = ",".join(str(layer) for layer in step.method.layers)
+        raise FoveateError(f"{step} acts inside the decoder; say at which layers, for instance {step}@{layers}")
+    if place not in _ORDER:
+        raise FoveateError(
+            f"{step} acts at @{place}, which is not supported yet; supported are @pixels, @features, @input and the "
+            "numbers of decoder layers"
+        )
+    return _ORDER[place]

@@ -6,7 +6,7 @@ along, a cache that is freed takes its state with it, and a cache filled under o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,25 +19,74 @@ _ATTRIBUTE = "foveate_state"
 
 
 @dataclass(frozen=True)
+class Held:
+    """What the decoder's layers from `layer` on hold of the compressed beginning of a conversation.
+
+    Attributes:
+        layer: the first of these layers.
+        columns: `(B, P)` int64, the column of the whole prompt that each cached place holds; -1 = padding made here.
+        following: `(B,)` int64, the position id of the first token behind it in these layers.
+        padded: whether some column is -1.
+        packed: whether position ids in these layers differ from those in layer 0.
+    """
+
+    layer: int
+    columns: Tensor
+    following: Tensor
+    padded: bool
+    packed: bool = False
+
+    @property
+    def length(self) -> int:
+        """How many places of these layers' cache the compressed beginning takes."""
+        return self.columns.shape[1]
+
+    def repeated(self, times: int) -> Held:
+        """The same for rows that were repeated, each beside its copies."""
+        columns, following = (each.repeat_interleave(times, dim=0) for each in (self.columns, self.following))
+        return replace(self, columns=columns, following=following)
+
+    def mask(self, whole: Tensor | None, logical: int, tail: int) -> Tensor:
+        """The attention mask over what is held and `tail` more columns: `(B, P + tail)` int64.
+
+        `whole` is the caller's mask over the whole prompt of `logical` columns and what follows,
+        `(B, >= logical + tail)`, or None for all ones.
+        """
+        if whole is None:
+            head = (self.columns >= 0).long()
+            return torch.cat([head, head.new_ones(head.shape[0], tail)], dim=1)
+        whole = whole.to(torch.int64)
+        return torch.cat([take_columns(whole, self.columns, 0), whole[:, logical : logical + tail]], dim=1)
+
+    def grown(self, logical: int, tail: int, columns: Tensor | None = None) -> Tensor:
+        """The columns with `tail` plain ones behind them, and then `columns`, which count from behind those."""
+        plain = torch.arange(logical, logical + tail, device=self.columns.device).expand(self.columns.shape[0], -1)
+        parts = [self.columns, plain]
+        if columns is not None:
+            parts.append(torch.where(columns < 0, columns, columns + logical + tail))
+        return torch.cat(parts, dim=1)
+
+
+@dataclass(frozen=True)
 class CacheState:
     """The compressed beginning of a conversation; what follows it is uncompressed and known from the cache's length.
 
     Attributes:
-        columns: `(B, P)` int64, the column of the whole prompt that each cached place holds; -1 = padding made here.
-        logical: the length of the whole prompt that those columns come from.
-        following: `(B,)` int64, the position id of the first token behind it.
-        padded: whether some column is -1.
+        logical: the length of the whole prompt that is held a shortened form of.
+        held: what the layers hold: the first entry from layer 0 on, each later one from a deeper layer on.
     """
 
-    columns: Tensor
     logical: int
-    following: Tensor
-    padded: bool
+    held: tuple[Held, ...]
 
     @property
-    def length(self) -> int:
-        """How many places of the cache the compressed beginning takes."""
-        return self.columns.shape[1]
+    def first(self) -> Held:
+        """What layer 0 holds."""
+        return self.held[0]
+
+    def at(self, layer: int) -> Held:
+        """What a layer holds."""
+        return next(held for held in reversed(self.held) if held.layer <= layer)
 
     def rows(self, batch: int) -> CacheState:
         """The same state for a cache whose rows were repeated, each row beside its copies.
@@ -45,40 +94,15 @@ class CacheState:
         Raises:
             FoveateError: the batch is no multiple of the cache's rows.
         """
-        held = self.columns.shape[0]
-        if batch == held:
+        rows = self.first.columns.shape[0]
+        if batch == rows:
             return self
-        if batch % held:
+        if batch % rows:
             raise FoveateError(
-                f"the cache holds {held} compressed conversations and the call has {batch} rows; repeat its rows "
+                f"the cache holds {rows} compressed conversations and the call has {batch} rows; repeat its rows "
                 "with cache.batch_repeat_interleave, or start from the prompt again"
             )
-        return CacheState(
-            self.columns.repeat_interleave(batch // held, dim=0),
-            self.logical,
-            self.following.repeat_interleave(batch // held, dim=0),
-            self.padded,
-        )
-
-    def mask(self, whole: Tensor | None, tail: int, batch: int) -> Tensor:
-        """The attention mask over the cache and `tail` more columns: `(B, P + tail)` int64.
-
-        `whole` is the caller's mask over the whole prompt, `(B, >= logical + tail)`, or None for all ones.
-        """
-        if whole is None:
-            head = (self.columns >= 0).long()
-            return torch.cat([head, head.new_ones(batch, tail)], dim=1)
-        whole = whole.to(torch.int64)
-        return torch.cat([take_columns(whole, self.columns, 0), whole[:, self.logical : self.logical + tail]], dim=1)
-
-    def grown(self, tail: int, columns: Tensor | None = None) -> Tensor:
-        """The columns with `tail` plain ones behind them, and then `columns`, which count from behind those."""
-        device = self.columns.device
-        plain = torch.arange(self.logical, self.logical + tail, device=device).expand(self.columns.shape[0], -1)
-        parts = [self.columns, plain]
-        if columns is not None:
-            parts.append(torch.where(columns < 0, columns, columns + self.logical + tail))
-        return torch.cat(parts, dim=1)
+        return CacheState(self.logical, tuple(held.repeated(batch // rows) for held in self.held))
 
 
 def state_of(cache: Any) -> CacheState | None:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from foveate.models.family import Capture
 from foveate.models.qwen import QwenVL
 
+_DEEPSTACK = frozenset({"deepstack_visual_embeds", "visual_pos_masks"})
+
 
 class Qwen3VL(QwenVL):
     """Qwen3-VL: images of any size, four patches per visual token, features of several encoder layers per token.
@@ -55,3 +57,8 @@ class Qwen3VL(QwenVL):
         layers = [list(layer) for layer in zip(*companions, strict=True)]
         output = BaseModelOutputWithDeepstackFeatures(pooler_output=list(features), deepstack_features=layers)  # pyright: ignore
         return {"image": output}
+
+    def take_additions(self, call: dict[str, Any]) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
+        """The DeepStack features, which the decoder's loop adds at the columns that it was called with."""
+        without = {name: value for name, value in call.items() if name not in _DEEPSTACK}
+        return without, tuple(call.get("deepstack_visual_embeds") or ())

@@ -1,0 +1,587 @@
+"""Plans inside the decoder: fewer columns from layer k on, at prefill and at every later step.
+
+The model's own loop passes the same mask and the same rotary position embeddings to every layer. Pre-hooks on the
+layers from k on replace them by what fits the columns that are left there. Layers that hold the same columns are a
+`_Part`; what a part needs is made once, when its first layer is reached.
+
+On the way down no value is looked at on the host: how many columns stay is known on both sides, which ones on the
+device alone. Only a rule whose count depends on the content makes the host wait.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.engine.compress import text_positions
+from foveate.engine.cut import Cut
+from foveate.engine.planning import ImagePlan
+from foveate.engine.schedule import DepthStep
+from foveate.engine.state import CacheState, Held
+from foveate.errors import FoveateError
+from foveate.methods import Method
+from foveate.models import Family
+from foveate.plan import Plan
+from foveate.tokens import Layout, Origin, Segment, Signal, Signals, VisualTokens
+
+
+@dataclass
+class Standing:
+    """Where one image of a call stands in the decoder's sequence; kept on the host.
+
+    Attributes:
+        row: of the batch.
+        places: `(N,)` int64, the columns of its content tokens, ascending.
+        layout: of these tokens: `whole`, or a strip behind an earlier step.
+        whole: the layout that the encoder saw.
+        slot: `(N,)` int64 on the device, the place of each token in `whole`; None: all of them, in order.
+        signals: what the encoder said of these tokens, each `(N, ...)`.
+        span: how far the image moves the position of what follows it.
+        begin: `()` int64 on the device, the position id of its first place in the whole image.
+        leader: the image whose plan it takes: itself, but for the beams of one sample.
+    """
+
+    row: int
+    places: Tensor
+    layout: Layout
+    whole: Layout
+    slot: Tensor | None
+    signals: dict[Signal, Tensor]
+    span: int
+    begin: Tensor | None
+    leader: int
+
+
+@dataclass
+class _Line:
+    """The new columns of a call as they are in the layers that are being passed.
+
+    Attributes:
+        columns: `(B, M)` int64, the column of the call that each place holds; -1 = padding made here.
+        lengths: places that hold something, per row; they stand at its end.
+        restore: `(B, S)` int64, for each column of the call the place that stands for it.
+        positions: `(axes, B, M)` int64, position ids; what earlier turns have moved is not in them.
+        following: `(B,)` int64, the position id behind the line, likewise.
+        taken: `(B, M)` int64, the place of layer 0's flattened line that each one comes from; None means its own.
+        packed: whether a step inside the decoder has moved positions.
+    """
+
+    columns: Tensor
+    lengths: list[int]
+    restore: Tensor
+    positions: Tensor
+    following: Tensor
+    taken: Tensor | None = None
+    packed: bool = False
+
+    @property
+    def padded(self) -> bool:
+        """Whether rows of different length had to be padded."""
+        return min(self.lengths) != self.columns.shape[1]
+
+
+@dataclass
+class _Part:
+    """The layers from `layer` up to the next part, in one call.
+
+    Attributes:
+        layer: the first of them.
+        past: what their cache holds of the compressed beginning; None at the start of a conversation.
+        step: what acts at their input, if this call brings images.
+        changed: whether they need anything else than the model passes them.
+        mask: what they take as attention mask.
+        rotary: what they take as position embeddings; None for what the model passes.
+        line: the new columns as they are in these layers; None for plain text.
+    """
+
+    layer: int
+    past: Held | None
+    step: DepthStep | None = None
+    changed: bool = False
+    mask: Any = None
+    rotary: Any = None
+    line: _Line | None = None
+
+
+class Descent:
+    """One call on its way down the decoder's layers.
+
+    Args:
+        family: of the model.
+        layers: where something may change: the layers of the schedule, and those of the cache's state.
+        state: what the cache holds of the compressed beginning, its rows already those of the call; None for nothing.
+        tail: plain columns behind that beginning.
+        whole: `(B, S)`, the caller's mask over the whole conversation, or None.
+        clock: tells the time in seconds.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        layers: Sequence[int],
+        state: CacheState | None,
+        tail: int,
+        whole: Tensor | None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.family = family
+        self.state = state
+        self.tail = tail
+        self.whole = whole
+        self.clock = clock
+        self.milliseconds = 0.0
+        self.images: list[Standing] = []
+        self.counts: dict[int, list[int]] = {}
+        """Per layer at which a step has acted, the content tokens of each image behind it."""
+        self.plans: list[Plan] = []
+        """The plans, in the order in which they were made."""
+        self.again = False
+        """Whether `plans` are there already, from the same prompt, and are to be followed."""
+        self._followed = 0
+        self._additions: list[list[Tensor]] = []
+        """Per layer, per image `(N, D)`: what is added to its tokens behind that layer."""
+        self._parts = {
+            layer: _Part(layer, None if state is None else state.at(layer)) for layer in sorted({*layers} - {0})
+        }
+        self._current: _Part | None = None
+        self._line: _Line | None = None
+        self._fresh = 0
+        self._marks: Tensor | None = None
+
+    @property
+    def first(self) -> int:
+        """The first layer where something may change."""
+        return next(iter(self._parts))
+
+    @property
+    def added(self) -> int:
+        """Behind how many layers something is added to visual tokens here, and not by the model's loop."""
+        return len(self._additions)
+
+    @property
+    def restore(self) -> Tensor | None:
+        """For each column of the call the place behind the last layer that stands for it, `(B, S)`; None for text."""
+        return None if self._line is None else self._line.restore
+
+    # What a call brings
+
+    def text(self, count: int, marks: Tensor | None) -> None:
+        """The call brings `count` columns of text; `marks` `(B, count)` is 0 at padding among them, None for none."""
+        self._fresh, self._marks = count, marks
+
+    def prompt(
+        self,
+        ids: Tensor,
+        cut: Cut,
+        images: Sequence[ImagePlan],
+        order: Sequence[int],
+        signals: Mapping[Signal, Sequence[Tensor]],
+        steps: Sequence[DepthStep],
+    ) -> None:
+        """The call brings a prompt with images.
+
+        Args:
+            ids: `(B, S)`, the prompt before the cut.
+            cut: what is left of it at layer 0.
+            images: in prompt order.
+            order: the number of each image among those that were encoded; beams bring the same number again.
+            signals: what the encoder said of each image of these numbers, `(N, ...)` over the whole image.
+            steps: what acts on them, one step at most per layer.
+        """
+        rows, width = cut.columns.shape
+        positions = cut.position_ids.view(self.family.position_axes, rows, width)
+        there = cut.columns >= 0
+        visual, there = torch.stack([(cut.input_ids == self.family.image_token) & there, there]).cpu()
+        row_of, column_of = visual.nonzero().unbind(1)
+        packs = any(step.method.positions == "pack" for step in steps)
+        after = 0
+        for number, image in enumerate(images):
+            first, after = after, after + image.after
+            places = column_of[first:after]
+            row = int(row_of[first]) if len(places) else 0
+            begin = None
+            if packs and len(places):
+                begin = positions[0, row, int(places[0])] - int(image.cut.positions[0, 0])
+            layout, slot = image.seen, None
+            said = {signal: values[order[number]] for signal, values in signals.items()}
+            if image.plan is not None:
+                layout, slot = _strip(len(places)), image.plan.slot[0]
+                said = {signal: value[slot] for signal, value in said.items()}
+            self.images.append(Standing(row, places, layout, image.seen, slot, said, image.cut.span, begin, number))
+        if len(set(order)) < len(order):
+            self._lead(ids, order)
+        self._line = _Line(cut.columns, there.sum(dim=1).tolist(), cut.restore_index(), positions, cut.following)
+        for step in steps:
+            self._parts[step.layer].step = step
+
+    def _lead(self, ids: Tensor, order: Sequence[int]) -> None:
+        """Let the same image at the same place of the same prompt share one plan, whatever rounding does."""
+        prompts = [tuple(row) for row in ids.tolist()]
+        leaders: dict[tuple[Any, ...], int] = {}
+        before: dict[int, int] = {}
+        for number, image in enumerate(self.images):
+            place = before[image.row] = before.get(image.row, -1) + 1
+            image.leader = leaders.setdefault((order[number], place, prompts[image.row]), number)
+
+    def call(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The decoder is called: its arguments, without what its loop would add at places that are gone by then."""
+        steps = [part.layer for part in self._parts.values() if part.step is not None]
+        if not steps:
+            return kwargs
+        without, additions = self.family.take_additions(kwargs)
+        if min(steps) >= len(additions):
+            return kwargs
+        sizes = [len(image.places) for image in self.images]
+        self._additions = [list(level.split(sizes)) for level in additions]
+        return without
+
+    # At a layer
+
+    def enter(self, layer: int, hidden: Tensor, call: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """What a layer is to read in place of `hidden` `(B, S, D)`, and of what the model passes it by name."""
+        part = self._parts.get(layer)
+        if part is not None:
+            if part.step is not None and any(len(image.places) for image in self.images):
+                hidden = self._compress(part.step, hidden)
+            self._open(part, hidden, call)
+            self._current = part
+        part = self._current
+        if part is None or not part.changed:
+            return hidden, call
+        call = {**call, "attention_mask": part.mask}
+        if part.rotary is not None:
+            call["position_embeddings"] = part.rotary
+        if call.get("position_ids") is not None:
+            # With position embeddings given, attention only looks here for packed sequences, and would take gaps for
+            # their borders.
+            call["position_ids"] = None
+        return hidden, call
+
+    def leave(self, layer: int, hidden: Tensor) -> Tensor:
+        """What a layer's output `(B, S, D)` becomes before the next one reads it."""
+        if layer >= len(self._additions):
+            return hidden
+        rows, width, _ = hidden.shape
+        places = torch.cat([image.row * width + image.places for image in self.images]).to(hidden.device)
+        values = torch.cat(self._additions[layer]).to(hidden.device, hidden.dtype)
+        return hidden.flatten(0, 1).index_add(0, places, values).view(rows, width, -1)
+
+    def _open(self, part: _Part, hidden: Tensor, call: dict[str, Any]) -> None:
+        """Make what the layers of a part need."""
+        part.line = line = self._line
+        past = part.past
+        moved = past is not None and past.packed
+        padded = past is not None and past.padded
+        first = None if self.state is None else self.state.first
+        part.changed = past is not first
+        if line is not None:
+            part.changed |= line.taken is not None
+            moved |= line.packed
+            padded |= line.padded
+        if not part.changed:
+            return
+        # Where the model found that nothing needs to be hidden, nothing needs to be hidden among fewer columns either.
+        if call.get("attention_mask") is not None or padded:
+            part.mask = self.family.causal_mask(hidden, self._mask(past), call.get("past_key_values"), part.layer)
+        if moved:
+            part.rotary = self.family.rotary(hidden, self._positions(past))
+        elif line is not None and line.taken is not None:
+            part.rotary = tuple(_taken(each, line.taken) for each in call["position_embeddings"])
+
+    def _mask(self, past: Held | None) -> Tensor:
+        """The mask of a part over its cache and its new columns: `(B, P + M)` int64."""
+        logical = 0 if self.state is None else self.state.logical
+        if self._line is None:
+            assert past is not None
+            return past.mask(self.whole, logical, self.tail + self._fresh)
+        fresh = (self._line.columns >= 0).long()
+        return fresh if past is None else torch.cat([past.mask(self.whole, logical, self.tail), fresh], dim=1)
+
+    def _moved(self, past: Held | None) -> Tensor | int:
+        """How far earlier turns have moved the positions of a part against those of layer 0: `(B,)`."""
+        if past is None or not past.packed:
+            return 0
+        assert self.state is not None
+        return past.following - self.state.first.following
+
+    def _positions(self, past: Held | None) -> Tensor:
+        """Position ids of the new columns in a part: `(B, M)`, or `(axes, B, M)`."""
+        axes = self.family.position_axes
+        if self._line is None:
+            assert past is not None
+            return text_positions(past.following + self.tail, self._fresh, self._marks, axes)
+        moved = self._moved(past)
+        positions = self._line.positions
+        if isinstance(moved, Tensor):
+            positions = positions + moved[:, None]
+        return positions[0] if axes == 1 else positions
+
+    # A step
+
+    def _compress(self, step: DepthStep, hidden: Tensor) -> Tensor:
+        """Plan the images and shorten the line: hidden states `(B, M, D)` -> `(B, M', D)`."""
+        began = self.clock()
+        line = self._line
+        assert line is not None
+        rows, width, _ = hidden.shape
+        device = hidden.device
+        flat = hidden.flatten(0, 1)
+        groups: dict[Any, list[int]] = {}
+        for number, image in enumerate(self.images):
+            if len(image.places):
+                groups.setdefault((image.layout, image.whole, image.slot is None), []).append(number)
+
+        # On the host: the line behind the step. If only the device knows which tokens stay, it looks here as if they
+        # were the first ones of each image; their number is what counts.
+        lead = torch.tensor([width - length for length in line.lengths])
+        keep = torch.arange(width) >= lead[:, None]
+        plans: list[tuple[list[int], Plan, Tensor, Tensor]] = []
+        stay: dict[int, Tensor] = {}
+        for members in groups.values():
+            places = torch.stack([self.images[n].row * width + self.images[n].places for n in members]).to(device)
+            features = flat[places]
+            plan = self._plan(step.method, members, features)
+            plans.append((members, plan, places, features))
+            if plan.valid is None:
+                kept = [torch.arange(plan.slot.shape[1])] * len(members)
+            else:
+                kept = [slot[valid] for slot, valid in zip(plan.slot.cpu(), plan.valid.cpu(), strict=True)]
+            for number, slots in zip(members, kept, strict=True):
+                image = self.images[number]
+                keep[image.row, image.places] = False
+                stay[number] = image.places[slots]
+                keep[image.row, stay[number]] = True
+        lengths = keep.sum(dim=1)
+        if int(lengths.min()) == 0:
+            raise FoveateError(f"{step.method} at layer {step.layer} leaves a row without any token: it has no text")
+        narrow = int(lengths.max())
+        lead = narrow - lengths
+        landing = keep.cumsum(dim=1) - 1 + lead[:, None]
+        there = torch.arange(narrow) >= lead[:, None]
+        # Padding reads its row's last column; nobody reads padding.
+        source = (torch.arange(1, rows + 1) * width - 1)[:, None].repeat(1, narrow)
+        source[there] = keep.flatten().nonzero().squeeze(1)
+
+        # On the device: the true places, and what flows together.
+        index, real, offset = (each.to(device, non_blocking=True) for each in (source, there, lead))
+        merged: list[tuple[Tensor, Tensor]] = []
+        for members, plan, places, features in plans:
+            self._follow(step.layer, members, plan)
+            rows_of = [self.images[number].row for number in members]
+            target = torch.cat([row * narrow + landing[row, stay[n]] for row, n in zip(rows_of, members, strict=True)])
+            target = target.to(device, non_blocking=True)
+            if plan.valid is None:
+                index = index.flatten().index_copy(0, target, places.gather(1, plan.slot).flatten()).view_as(source)
+            if plan.group is not None or plan.mix is not None:
+                values = plan.apply(features)
+                merged.append((target, values.flatten(0, 1) if plan.valid is None else values[plan.valid]))
+        short = flat[index.flatten()]
+        for target, values in merged:
+            short = short.index_copy(0, target, values)
+
+        left = torch.zeros(rows * width + 1, dtype=torch.int64, device=device)
+        left[torch.where(real, index, rows * width)] = 1
+        rank = left[:-1].view(rows, width).cumsum(dim=1) - 1 + offset[:, None]
+        taken = index if line.taken is None else line.taken.flatten()[index]
+        self._line = replace(
+            line,
+            columns=torch.where(real, line.columns.flatten()[index], -1),
+            lengths=lengths.tolist(),
+            restore=rank.clamp(min=0).gather(1, line.restore),
+            positions=line.positions.flatten(1)[:, index],
+            taken=taken,
+        )
+        for number, places in stay.items():
+            image = self.images[number]
+            image.places = landing[image.row, places]
+            image.layout = _strip(len(places))
+        if step.method.positions == "pack":
+            self._pack()
+        self.counts[step.layer] = [len(image.places) for image in self.images]
+        self.milliseconds += (self.clock() - began) * 1e3
+        return short.view(rows, narrow, -1)
+
+    def _plan(self, method: Method, members: Sequence[int], features: Tensor) -> Plan:
+        """What becomes of images of one layout: features `(G, N, D)`; those of one sample share one plan."""
+        own = [at for at, number in enumerate(members) if self.images[number].leader == number]
+        index = None
+        if len(own) < len(members):
+            at_leader = {members[at]: position for position, at in enumerate(own)}
+            index = torch.tensor([at_leader[self.images[number].leader] for number in members], device=features.device)
+            features = features[torch.tensor(own, device=features.device)]
+        if self.again:
+            self._followed += 1
+            plan = self.plans[self._followed - 1]
+            return plan if index is None else _rows(plan, index)
+        leading = [self.images[members[at]] for at in own]
+        signals = {signal: torch.stack([each.signals[signal] for each in leading]) for signal in leading[0].signals}
+        slots = [each.slot for each in leading if each.slot is not None]
+        origin = Origin(leading[0].whole, torch.stack(slots)) if slots else None
+        with torch.set_grad_enabled(method.trained and torch.is_grad_enabled()):
+            seen = features if method.trained else features.detach()
+            plan = method.plan(VisualTokens(seen, leading[0].layout, Signals(signals), origin))
+        self.plans.append(plan)
+        return plan if index is None else _rows(plan, index)
+
+    def _follow(self, layer: int, members: Sequence[int], plan: Plan) -> None:
+        """What is known of each token goes with those that stay, and what is still to be added to them."""
+        for level in self._additions[layer:]:
+            added = plan.apply(torch.stack([level[number] for number in members]))
+            for at, number in enumerate(members):
+                level[number] = added[at] if plan.valid is None else added[at][plan.valid[at]]
+        for at, number in enumerate(members):
+            image = self.images[number]
+            slot = plan.slot[at] if plan.valid is None else plan.slot[at][plan.valid[at]]
+            image.signals = {signal: value[slot] for signal, value in image.signals.items()}
+            image.slot = slot if image.slot is None else image.slot[slot]
+
+    def _pack(self) -> None:
+        """New position ids without gaps for the images, and what follows moves up."""
+        line = self._line
+        assert line is not None
+        device = line.positions.device
+        rows, width = line.columns.shape
+        shift = torch.zeros(rows, width + 1, dtype=torch.int64)
+        for image in self.images:
+            if len(image.places):
+                shift[image.row, int(image.places[-1]) + 1] += image.span - len(image.places)
+        shift = shift.cumsum(dim=1)
+        positions = line.positions - shift[:, :-1].to(device)
+        flat = positions.flatten(1)
+        for image in self.images:
+            count = len(image.places)
+            if count and image.begin is not None:
+                image.begin = image.begin - int(shift[image.row, int(image.places[0])])
+                steps = image.begin + torch.arange(count, device=device)
+                where = (image.row * width + image.places).to(device)
+                flat = flat.index_copy(1, where, steps.expand(flat.shape[0], -1))
+                image.span = count
+        self._line = replace(
+            line, positions=flat.view_as(positions), following=line.following - shift[:, -1].to(device), packed=True
+        )
+
+    # Behind the last layer
+
+    def behind(self, after: CacheState) -> CacheState:
+        """What the cache holds when the call is done; `after` tells it of layer 0."""
+        held = list(after.held)
+        past_logical = 0 if self.state is None else self.state.logical
+        for part in self._parts.values():
+            past, line = part.past, part.line
+            if line is None:
+                assert past is not None
+                assert self._marks is not None
+                columns = past.grown(past_logical, self.tail + self._fresh)
+                following = past.following + self.tail + self._marks.long().sum(dim=1)
+                held.append(replace(past, layer=part.layer, columns=columns, following=following))
+            elif past is None:
+                held.append(Held(part.layer, line.columns, line.following, line.padded, line.packed))
+            else:
+                columns = past.grown(past_logical, self.tail, line.columns)
+                following = line.following + self._moved(past)
+                padded, packed = past.padded or line.padded, past.packed or line.packed
+                held.append(Held(part.layer, columns, following, padded, packed))
+        return replace(after, held=tuple(held))
+
+
+class DecoderWatch:
+    """Hooks on the decoder's layers, put on where the first call needs them; `close` takes them off.
+
+    Args:
+        family: the model's family.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._handles: dict[Any, Any] = {}
+        self._lock = threading.Lock()
+        # One descent per thread. A backward pass that runs layers again (gradient checkpointing) does so inside them,
+        # behind their hooks.
+        self._local = threading.local()
+
+    def start(self, descent: Descent | None) -> None:
+        """The next call of the decoder by this thread is `descent`; None leaves it alone."""
+        self._local.descent = descent
+        if descent is None:
+            return
+        with self._lock:
+            if not self._handles:
+                decoder = self._family.decoder
+                self._handles["decoder"] = decoder.register_forward_pre_hook(self._before, with_kwargs=True)
+            for layer, module in enumerate(self._family.decoder_layers):
+                if layer >= descent.first and layer not in self._handles:
+                    hook = _LayerHook(self._local, layer)
+                    self._handles[layer] = module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        descent: Descent | None = getattr(self._local, "descent", None)
+        if descent is None:
+            return None
+        kwargs = descent.call(kwargs)
+        with self._lock:
+            for layer in range(descent.added):
+                if (layer, "behind") not in self._handles:
+                    hook = _BehindHook(self._local, layer)
+                    module = self._family.decoder_layers[layer]
+                    self._handles[layer, "behind"] = module.register_forward_hook(hook)
+        return args, kwargs
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        while self._handles:
+            self._handles.popitem()[1].remove()
+
+
+class _BehindHook:
+    """Changes what one layer returns."""
+
+    def __init__(self, local: threading.local, layer: int) -> None:
+        self.local = local
+        self.layer = layer
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        descent: Descent | None = getattr(self.local, "descent", None)
+        return None if descent is None else descent.leave(self.layer, output)
+
+
+class _LayerHook:
+    """Changes what one layer is called with."""
+
+    def __init__(self, local: threading.local, layer: int) -> None:
+        self.local = local
+        self.layer = layer
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        descent: Descent | None = getattr(self.local, "descent", None)
+        if descent is None:
+            return None
+        if not args:
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("hidden_states"),)
+        hidden, kwargs = descent.enter(self.layer, args[0], kwargs)
+        return (hidden, *args[1:]), kwargs
+
+
+def _strip(count: int) -> Layout:
+    return Layout((Segment(1, 1, count),))
+
+
+def _rows(plan: Plan, index: Tensor) -> Plan:
+    """Some images of a plan; one may come more than once."""
+
+    def of(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values[index]
+
+    return Plan(plan.slot[index], of(plan.group), of(plan.weight), of(plan.mix), of(plan.valid))
+
+
+def _taken(values: Tensor, places: Tensor) -> Tensor:
+    """Rotary embeddings `(B, M0, d)`, or `(axes, B, M0, d)`, at places `(B, M)` of the flattened line."""
+    wide = values.expand(*values.shape[:-3], places.shape[0], *values.shape[-2:])
+    return wide.flatten(-3, -2)[..., places, :]
