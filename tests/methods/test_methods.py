@@ -17,7 +17,7 @@ SPECS = [
     "cluster:{k}", "cluster:{k}:start=plusplus:seed=1", "cls:{k}",
     "fastv:{k}", "fastv:{k}:rows=text", "pyramiddrop:{k}",
     "sparsevlm:{k}", "sparsevlm:{k}:recycle=none", "sparsevlm-plus:{k}", "dart:{k}", "dart:{k}:text_pivots=0",
-    "divprune:{k}", "cdpruner:{k}", "cdpruner:{k}:relevance=unlike", "tome:{k}", "tome:{k}:per_round=3:metric=keys",
+    "divprune:{k}", "cdpruner:{k}", "cdpruner:{k}:relevance=like", "tome:{k}", "tome:{k}:per_round=3:metric=keys",
     "dpc-knn:{k}", "dpc-knn:{k}:neighbours=3", "agglomerative:{k}", "agglomerative:{k}:linkage=average",
 ]  # fmt: skip
 

@@ -36,7 +36,7 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("dart", {"text_pivots": 0, "pivots": 1}),
     ("divprune", {}),
     ("cdpruner", {}),
-    ("cdpruner", {"relevance": "unlike"}),
+    ("cdpruner", {"relevance": "like"}),
     ("tome", {}),
     ("tome", {"per_round": 2, "metric": "keys"}),
     ("dpc-knn", {}),

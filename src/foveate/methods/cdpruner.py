@@ -10,10 +10,10 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.methods.base import Method, Positions
+from foveate.methods.base import Effort, Method, Positions
 from foveate.plan import Plan
 from foveate.spec import register
-from foveate.tokens import Signal, Text, VisualTokens
+from foveate.tokens import Layout, Segment, Signal, Text, VisualTokens
 
 _EXHAUSTED = 1e-5
 """Share of a token's length outside the span of the picks below which float32 can't tell it from nothing."""
@@ -28,8 +28,8 @@ class CDPruner(Method):
     the prompt's text, scaled to go from 0 to 1 inside each image. Reads the features and the text, so a compressed
     image serves one question. Keeps exactly the budget, in raster order.
 
-    `relevance` says what counts as relevant: "like" the text, as in the paper, or "unlike" it, as in the authors'
-    code, which negates the cosine.
+    `relevance` says what counts as relevant: "unlike" the text, as in the authors' code, which negates the cosine, or
+    "like" it, as the paper's formula reads.
 
     Departures from the authors' code: they compare tokens with the text in CLIP's joint space, by CLIP's text tower,
     which models don't carry along; here both are compared at the method's place, at `@input` as the model's own
@@ -41,11 +41,11 @@ class CDPruner(Method):
     >>> features = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]])
     >>> tokens = VisualTokens.of(features, (2, 2), text=torch.tensor([[[1.0, 0.5]]]))
     >>> CDPruner(keep=2).plan(tokens).slot.tolist()
-    [[1, 3]]
+    [[0, 2]]
     """
 
     positions: Positions = "pack"
-    relevance: Literal["like", "unlike"] = "like"
+    relevance: Literal["unlike", "like"] = "unlike"
 
     paper = "arXiv 2506.10967"
     query_aware = True
@@ -61,6 +61,11 @@ class CDPruner(Method):
         relevance = from_zero_to_one(likeness if self.relevance == "like" else -likeness)
         picks = likeliest_subset(tokens.features, relevance, self.count(tokens.layout))
         return Plan(slot=picks.sort(dim=1).values)
+
+    def effort(self, tokens: int, width: int) -> Effort:
+        """The matrix of cosines, then a step per kept token over all steps before it."""
+        kept = self.count(Layout((Segment(1, 1, tokens),)))
+        return Effort(2 * tokens**2 * width + kept**2 * tokens, 12 * kept + 20)
 
 
 def mean_cosine(features: Float[Tensor, "B N D"], text: Float[Tensor, "B T D"]) -> Float32[Tensor, "B N"]:

@@ -9,10 +9,10 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.methods.base import Method, Positions
+from foveate.methods.base import Effort, Method, Positions
 from foveate.plan import Plan
 from foveate.spec import register
-from foveate.tokens import VisualTokens
+from foveate.tokens import Layout, Segment, VisualTokens
 
 
 @register("divprune")
@@ -41,6 +41,11 @@ class DivPrune(Method):
         unit = normalize(tokens.features.float(), dim=-1)
         away = 1 - torch.bmm(unit, unit.transpose(1, 2))
         return Plan(slot=farthest_points(away, self.count(tokens.layout)).sort(dim=1).values)
+
+    def effort(self, tokens: int, width: int) -> Effort:
+        """The matrix of cosines, then three operations over all tokens per kept one."""
+        kept = self.count(Layout((Segment(1, 1, tokens),)))
+        return Effort(2 * tokens**2 * width + 3 * kept * tokens, 3 * kept + 10)
 
 
 def farthest_points(away: Float32[Tensor, "B N N"], kept: int) -> Int64[Tensor, "B M"]:

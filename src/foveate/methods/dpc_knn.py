@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from foveate.errors import FoveateError
-from foveate.methods.base import Method, Positions
+from foveate.methods.base import Effort, Method, Positions
 from foveate.methods.density import density_peaks
 from foveate.methods.groups import in_order
 from foveate.plan import Plan
@@ -46,3 +46,7 @@ class DpcKnn(Method):
     def plan(self, tokens: VisualTokens) -> Plan:
         """Clusters around their density peaks."""
         return in_order(*density_peaks(tokens.features, self.count(tokens.layout), self.neighbours))
+
+    def effort(self, tokens: int, width: int) -> Effort:
+        """The matrix of distances, and some looks at it."""
+        return Effort(2 * tokens**2 * width + 20 * tokens**2, 30)

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from foveate.errors import FoveateError
-from foveate.methods.base import Method, Positions
+from foveate.methods.base import Effort, Method, Positions
 from foveate.methods.groups import in_order, middles
 from foveate.plan import Plan
 from foveate.spec import register
-from foveate.tokens import EncoderKeys, Signal, VisualTokens
+from foveate.tokens import EncoderKeys, Layout, Segment, Signal, VisualTokens
 
 
 @register("tome")
@@ -25,10 +25,10 @@ class ToMe(Method):
 
     A round splits the tokens into two halves, every other token each. Each token of the first half looks for the one
     in the second that it is most like; the pairs that are most alike become one, a mean weighted by how many tokens
-    each stands for. A round merges at most half of the tokens, so 64 of 576 take four; `per_round` makes rounds
-    smaller, and more of them. Reads the features, or with `metric=keys` the mean over heads of the keys of encoder
-    layer `layer`; not the question. Keeps exactly the budget; a merged token sits at the member nearest to its mean
-    place.
+    each stands for. A round could merge half of the tokens, but then every token of the first half has to go, whatever
+    it is like; so it merges at most a quarter of those that are left, or `per_round` of them. Reads the features, or
+    with `metric=keys` the mean over heads of the keys of encoder layer `layer`; not the question. Keeps exactly the
+    budget; a merged token sits at the member nearest to its mean place.
 
     Departures from the paper: it merges a few tokens between attention and MLP of every encoder layer; this merges
     once, behind the encoder, so the encoder is no faster. Proportional attention, which adds log(size) to the logits,
@@ -59,21 +59,38 @@ class ToMe(Method):
         return (EncoderKeys(layer=self.layer),) if self.metric == "keys" else ()
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """As few rounds as the budget allows, or rounds of `per_round` merges."""
+        """Rounds until the budget is met."""
         metric = tokens.features if self.metric == "features" else tokens.signals[self.needs[0]]
         metric = metric.float()
         images, left = metric.shape[:2]
         kept = self.count(tokens.layout)
         group = torch.arange(left, device=metric.device).expand(images, -1)
         size = metric.new_ones(images, left)
-        while left > kept:
-            merges = min(left - kept, left // 2, self.per_round or left)
+        for merges in self._rounds(left, kept):
             merged = bipartite(metric, merges)
             left -= merges
             total = size.new_zeros(images, left).scatter_add(1, merged, size)
             metric = Plan(merged[:, :left], merged, size / total.gather(1, merged)).apply(metric)
             size, group = total, merged.gather(1, group)
         return in_order(middles(group, kept), group)
+
+    def effort(self, tokens: int, width: int) -> Effort:
+        """Each round compares half of the tokens with the other half, and moves all of them."""
+        kept, left, work = self.count(Layout((Segment(1, 1, tokens),))), tokens, 0.0
+        rounds = self._rounds(tokens, kept)
+        for merges in rounds:
+            work += left**2 * width / 2 + 4 * left * width
+            left -= merges
+        return Effort(work, 25 * len(rounds) + 12)
+
+    def _rounds(self, tokens: int, kept: int) -> list[int]:
+        """How many tokens each round merges."""
+        rounds: list[int] = []
+        while tokens > kept:
+            most = max(1, tokens // 4) if self.per_round is None else min(tokens // 2, self.per_round)
+            rounds.append(min(tokens - kept, most))
+            tokens -= rounds[-1]
+        return rounds
 
 
 def bipartite(metric: Float[Tensor, "B N C"], merges: int, protected: int = 0) -> Int64[Tensor, "B N"]:
