@@ -1,6 +1,7 @@
 """Methods: one idea per file.  Importing this package registers the built-in ones."""
 
 from foveate.methods.agglomerative import Agglomerative
+from foveate.methods.atp import ATP
 from foveate.methods.base import Method, PixelMethod, ScoredMethod
 from foveate.methods.cdpruner import CDPruner
 from foveate.methods.cls import Cls
@@ -52,6 +53,7 @@ __all__ = [
     "SparseVLM",
     "SparseVLMPlus",
     "DART",
+    "ATP",
     "VTW",
     "DivPrune",
     "CDPruner",
