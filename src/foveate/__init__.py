@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from foveate.reference import reference
     from foveate.spec import Spec, Step, parse, register
     from foveate.tokens import EncoderAttention, EncoderKeys, Keep, Layout, Segment, VisualTokens
+    from foveate.voco import MemoryStore, VoCo, VoCoMemory
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,9 @@ __all__ = [
     "Cost",
     "Device",
     "FoveateError",
+    "VoCo",
+    "VoCoMemory",
+    "MemoryStore",
 ]
 
 _HOME = {
@@ -63,6 +67,7 @@ _HOME = {
     "foveate.reference": ("reference",),
     "foveate.spec": ("parse", "register", "Spec", "Step"),
     "foveate.tokens": ("Keep", "Layout", "Segment", "VisualTokens", "EncoderAttention", "EncoderKeys"),
+    "foveate.voco": ("VoCo", "VoCoMemory", "MemoryStore"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -1,0 +1,377 @@
+"""The VoCo adapter: what is learned, and both ways to run it: under the mask, or in two passes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.engine import Encoded
+from foveate.engine import encode as encode_images
+from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.models import Family, family_of
+from foveate.voco.arrange import samples
+from foveate.voco.fingerprint import fingerprint
+from foveate.voco.memory import VoCoMemory
+from foveate.voco.passes import (
+    VoCoOutput,
+    cross_entropy,
+    embedding_table,
+    filled_cache,
+    one_pass,
+    read,
+    real_mask,
+    two_passes,
+)
+
+_SETTINGS, _WEIGHTS, _LORA = "voco.json", "voco.safetensors", "lora"
+
+
+class VoCo(nn.Module):
+    """VoCo tokens for one base model: their embedding, and LoRA weights if it was trained with any.
+
+    The decoder reads `[BOS] image VoCo...` once; the keys and values at the VoCo tokens are the image from then on.
+    Text never sees more of it.
+
+    Args:
+        model: the base model; its embeddings say where the VoCo embedding starts from.
+        tokens: VoCo tokens per image.
+        shared: whether all VoCo tokens have one embedding, as in the authors' code; they differ by position alone.
+        seed: for the embedding's start.
+
+    Raises:
+        UnsupportedFamily: the model is of no supported family.
+        FoveateError: `tokens` is below 1.
+    """
+
+    def __init__(self, model: nn.Module, tokens: int = 1, *, shared: bool = True, seed: int = 0) -> None:
+        super().__init__()
+        if tokens < 1:
+            raise FoveateError(f"{tokens} VoCo tokens hold no image; take at least 1")
+        family = family_of(model)
+        table: Tensor = embedding_table(family).weight
+        generator = torch.Generator().manual_seed(seed)
+        spread = table.detach().float().std().item()
+        start = torch.randn(1 if shared else tokens, table.shape[1], generator=generator) * spread
+        self.embedding = nn.Parameter(start.to(table.device))
+        self.tokens = tokens
+        self.base = fingerprint(model)
+        self.lora: Path | None = None
+
+    # Reading images
+
+    def encode(
+        self, model: nn.Module, inputs: Mapping[str, Any], tokens: int | None = None, encoded: Encoded | None = None
+    ) -> list[VoCoMemory]:
+        """Read the images of `inputs` into memories, one per image, in prompt order.
+
+        Args:
+            model: the base model.
+            inputs: the processor's output for a prompt, or a batch of prompts, with images.
+            tokens: VoCo tokens per image; fewer than were trained work, too. None takes all.
+            encoded: the images, encoded before; without it the vision encoder is run.
+
+        Raises:
+            FoveateError: the adapter belongs to another model, or more tokens are asked for than it has.
+        """
+        self.check(model)
+        family = family_of(model)
+        count = self._count(tokens)
+        with self.on(model), torch.no_grad():
+            encoded = encoded or encode_images(model, inputs)
+            _check_images(family, encoded)
+            return read(family, encoded.projected, encoded.layouts, *self._voice(count))
+
+    # Asking
+
+    def generate(
+        self,
+        model: nn.Module,
+        memory: VoCoMemory | Sequence[VoCoMemory],
+        questions: str | Sequence[str] | Tensor,
+        processor: Any = None,
+        **options: Any,
+    ) -> Any:
+        """Answer questions from memories, without any image.
+
+        One memory serves any number of questions; as many memories as questions go in pairs.
+
+        Args:
+            model: the base model.
+            memory: one memory (several images: `VoCoMemory.joined`), or one per question.
+            questions: texts, or token ids `(B, T)` int64 padded on the left with the model's padding id.
+            processor: the model's processor, for questions that are texts.
+            **options: for the model's own `generate`, `max_new_tokens` for instance.
+
+        Returns:
+            The answers as texts, or the new token ids `(B, new)` if ids came.
+
+        Raises:
+            FoveateError: counts don't fit together, a memory belongs to another model or adapter, or texts came
+                without a processor.
+        """
+        self.check(model)
+        family = family_of(model)
+        device = next(family.core.parameters()).device
+        single = isinstance(questions, str)
+        if isinstance(questions, Tensor):
+            ids, mask = questions.to(device), real_mask(model, questions.to(device))
+        else:
+            ids, mask = self._tokenised(
+                family, [questions] if isinstance(questions, str) else questions, processor, device
+            )
+        memories = [memory] if isinstance(memory, VoCoMemory) else list(memory)
+        if len(memories) == 1:
+            memories *= ids.shape[0]
+        elif ids.shape[0] == 1:
+            ids, mask = ids.expand(len(memories), -1), mask.expand(len(memories), -1)
+        if len(memories) != ids.shape[0]:
+            raise FoveateError(f"{len(memories)} memories don't go with {ids.shape[0]} questions; give one, or as many")
+        for number, each in enumerate(memories, start=1):
+            self._check_memory(family, each, f"memory {number}")
+        with self.on(model), torch.no_grad():
+            cache, seen, positions = filled_cache(family, memories, mask, device)
+            whole = torch.cat([seen, mask], dim=1)
+            generated = model.generate(  # pyright: ignore[reportCallIssue]
+                input_ids=ids, attention_mask=whole, position_ids=positions, past_key_values=cache, **options
+            )
+        new = generated[:, ids.shape[1] :]
+        if isinstance(questions, Tensor):
+            return new
+        texts = [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+        return texts[0] if single and len(texts) == 1 else texts
+
+    def _tokenised(
+        self, family: Family, questions: Sequence[str], processor: Any, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        if processor is None:
+            raise FoveateError("questions as texts need the model's processor; pass it, or pass token ids")
+        rows: list[Tensor] = []
+        for question in questions:
+            chat = [{"role": "user", "content": [{"type": "text", "text": question}]}]
+            ids = processor.apply_chat_template(
+                chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+            )["input_ids"]
+            rows.append(samples(family, {"input_ids": ids}, ())[0].text)
+        longest = max(row.shape[0] for row in rows)
+        ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for number, row in enumerate(rows):
+            ids[number, longest - row.shape[0] :] = row
+            mask[number, longest - row.shape[0] :] = 1
+        return ids.to(device), mask.to(device)
+
+    # Training
+
+    def forward(
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        *,
+        tokens: int | None = None,
+        in_two_passes: bool = True,
+        encoded: Encoded | None = None,
+    ) -> VoCoOutput:
+        """Logits and loss of the text behind memories, for training.
+
+        Args:
+            model: the base model. What of it is trained is the caller's choice.
+            inputs: the processor's output, with `labels` for a loss; rows may hold no image or several.
+            tokens: VoCo tokens per image; None takes all.
+            in_two_passes: images first, then text with their KV as past (any attention backend); else one pass under
+                the mask of the paper (eager or SDPA). Equal but for rounding.
+            encoded: the images, encoded before; without it the vision encoder is run.
+
+        Returns:
+            Logits `(B, T, vocabulary)` over the text, its labels, and the mean cross-entropy of the next token.
+
+        Raises:
+            FoveateError: the backend can't take the mask, or no label is left.
+        """
+        family = family_of(model)
+        count = self._count(tokens)
+        if encoded is None and inputs.get("pixel_values") is not None:
+            encoded = encode_images(model, inputs)
+        if encoded is not None:
+            _check_images(family, encoded)
+        features = () if encoded is None else encoded.projected
+        layouts = () if encoded is None else encoded.layouts
+        rows = samples(family, inputs, layouts)
+        if in_two_passes:
+            memories = read(family, features, layouts, *self._voice(count)) if layouts else []
+            logits, labels = two_passes(model, family, rows, memories)
+        else:
+            logits, labels = one_pass(model, family, rows, features, layouts, self.rows(count))
+        return VoCoOutput(logits, labels, None if labels is None else cross_entropy(logits, labels))
+
+    # Belonging to a model
+
+    def check(self, model: nn.Module) -> None:
+        """Whether this adapter was made for this model.
+
+        Raises:
+            FoveateError: it was made for another one.
+        """
+        if fingerprint(model) != self.base:
+            raise FoveateError(
+                "this VoCo adapter was made for another base model (their weights differ); load the model that it was "
+                "trained with, or train a new one"
+            )
+
+    def _check_memory(self, family: Family, memory: VoCoMemory, name: str) -> None:
+        if memory.base != self.base:
+            raise FoveateError(f"{name} was made by another base model; encode its image again with this one")
+        if not memory.adapter.startswith(self.fingerprint().split(":")[0]):
+            raise FoveateError(f"{name} was made by another adapter; encode its image again with this one")
+        dtype = next(family.core.parameters()).dtype
+        if memory.keys.dtype != dtype:
+            raise FoveateError(
+                f"{name} is {memory.keys.dtype} and the model {dtype}; bring it over with .to(dtype=...)"
+            )
+        if memory.keys.shape[0] != len(family.decoder_layers):
+            raise FoveateError(
+                f"{name} has {memory.keys.shape[0]} layers and the model {len(family.decoder_layers)}; it was made by "
+                "another model"
+            )
+
+    def rows(self, count: int) -> Tensor:
+        """The embeddings of the first `count` VoCo tokens: `(count, D)`."""
+        return self.embedding.expand(self.tokens, -1)[:count]
+
+    def _voice(self, count: int) -> tuple[Tensor, str, str]:
+        return self.rows(count), self.base, self.fingerprint(count)
+
+    def _count(self, tokens: int | None) -> int:
+        count = self.tokens if tokens is None else tokens
+        if not 1 <= count <= self.tokens:
+            raise FoveateError(f"{count} VoCo tokens were asked for; this adapter has from 1 to {self.tokens}")
+        return count
+
+    def fingerprint(self, tokens: int | None = None) -> str:
+        """Names the adapter's weights and how many tokens are used: "1f3a...:2"."""
+        digest = hashlib.sha256(self.embedding.detach().float().cpu().numpy().tobytes())
+        if self.lora is not None:
+            digest.update((self.lora / "adapter_model.safetensors").read_bytes())
+        return f"{digest.hexdigest()[:16]}:{tokens or self.tokens}"
+
+    @contextmanager
+    def on(self, model: nn.Module) -> Iterator[None]:
+        """With the adapter's LoRA weights in the model, and without them afterwards."""
+        if self.lora is None:
+            yield
+            return
+        name = f"voco_{self.fingerprint().split(':')[0]}"
+        holder: Any = model
+        loaded = getattr(holder, "peft_config", {})
+        if name not in loaded:
+            holder.load_adapter(str(self.lora), adapter_name=name)
+        holder.set_adapter(name)
+        holder.enable_adapters()
+        try:
+            yield
+        finally:
+            holder.disable_adapters()
+
+    # On disk
+
+    def save_pretrained(self, directory: str | Path, lora: Any = None) -> Path:
+        """Write the adapter to a directory: settings, safetensors, and LoRA weights in peft's own format.
+
+        Args:
+            directory: made if it is missing; what an adapter consists of is replaced, whole.
+            lora: a `peft.PeftModel` whose weights belong to the adapter; None keeps those that it was loaded with.
+
+        Raises:
+            FoveateError: the directory can't be written.
+        """
+        from safetensors.torch import save_file
+
+        directory = Path(directory)
+        temporary = None
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", suffix=".partial", dir=directory.parent))
+            save_file({"embedding": self.embedding.detach().cpu().contiguous()}, temporary / _WEIGHTS)
+            if lora is not None:
+                lora.save_pretrained(temporary / _LORA, safe_serialization=True)
+            elif self.lora is not None:
+                shutil.copytree(self.lora, temporary / _LORA)
+            settings = {"format": 1, "tokens": self.tokens, "base": self.base, "lora": (temporary / _LORA).is_dir()}
+            (temporary / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+            temporary.chmod(0o755)
+            if directory.exists():
+                stale = temporary.with_suffix(".stale")
+                directory.replace(stale)
+                temporary.replace(directory)
+                shutil.rmtree(stale)
+            else:
+                temporary.replace(directory)
+        except OSError as error:
+            raise FoveateError(f"{directory} can't be written ({error.strerror or error})") from error
+        finally:
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+        if (directory / _LORA).is_dir():
+            self.lora = directory / _LORA
+        return directory
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> VoCo:
+        """Read what `save_pretrained` wrote: from a directory, or by its name on the Hugging Face hub.
+
+        Raises:
+            FoveateError: there is no whole adapter.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        directory = Path(path)
+        if not directory.is_dir():
+            from huggingface_hub import snapshot_download
+            from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+            try:
+                directory = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
+            except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+                raise FoveateError(f"there is no VoCo adapter at {path}, neither here nor on the hub") from error
+        try:
+            settings = json.loads((directory / _SETTINGS).read_text())
+            embedding = load_file(directory / _WEIGHTS)["embedding"]
+            voco = cls.__new__(cls)
+            nn.Module.__init__(voco)
+            voco.embedding = nn.Parameter(embedding)
+            voco.tokens, voco.base = int(settings["tokens"]), str(settings["base"])
+            voco.lora = directory / _LORA if settings["lora"] else None
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            raise FoveateError(f"{directory} holds no whole VoCo adapter ({error}); save it again") from error
+        if voco.lora is not None and not (voco.lora / "adapter_model.safetensors").is_file():
+            raise FoveateError(f"{directory} has lost its LoRA weights ({voco.lora}); save it again")
+        return voco
+
+    def push_to_hub(self, repository: str, **options: Any) -> Any:
+        """Upload the adapter to the Hugging Face hub; `options` go to `huggingface_hub.HfApi.upload_folder`."""
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repository, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            lora = self.lora
+            path = self.save_pretrained(Path(folder) / "voco")
+            self.lora = lora
+            return api.upload_folder(repo_id=repository, folder_path=path, **options)
+
+
+def _check_images(family: Family, encoded: Encoded) -> None:
+    """Whether each image is one grid that enters the decoder at its input alone."""
+    tiled = any(len(layout.segments) > 1 or layout.structural for layout in encoded.layouts)
+    if tiled or any(encoded.companions):
+        how = "in tiles" if tiled else "with features that enter between its layers"
+        raise UnsupportedFamily(f"VoCo reads images of one grid; {family.title} shows them {how}")

@@ -1,0 +1,333 @@
+"""Two passes are one, memories are what they stand for, and nothing else of the image gets through."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from rows import ROWS, Row
+from safetensors.torch import load_file, save_file
+
+from foveate.engine import encode
+from foveate.errors import FoveateError
+from foveate.models import family_of
+from foveate.voco import VoCo, VoCoMemory
+from foveate.voco.passes import distillation, read
+
+FAMILIES = [row for row in ROWS if row.name in ("llava", "qwen2_5_vl")]
+BATCH = ("t6 A t5", "t2 B t9 C t3", "t11", "t3 C t4")
+TOKENS = 3
+
+
+@pytest.fixture(params=FAMILIES, ids=lambda row: row.name)
+def row(request) -> Row:
+    return request.param
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def attention(request) -> str:
+    return request.param
+
+
+_made: dict[tuple[str, str], Any] = {}
+
+
+@pytest.fixture
+def model(row, attention):
+    if (row.name, attention) not in _made:
+        _made[row.name, attention] = row.model(attention)
+    return _made[row.name, attention]
+
+
+@pytest.fixture
+def voco(model):
+    return VoCo(model, tokens=TOKENS, shared=False)
+
+
+def with_labels(row: Row, *prompts: str) -> dict[str, Any]:
+    inputs: dict[str, Any] = row.inputs(*prompts)
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == row.image_token, -100)
+    labels[:, :-3] = -100
+    return {**inputs, "labels": labels}
+
+
+def test_two_passes_equal_the_masked_pass(row, model, voco):
+    """Text-only rows, two images in a row, and rows of different length, all in one batch."""
+    inputs = with_labels(row, *BATCH)
+    two, one = voco(model, inputs), voco(model, inputs, in_two_passes=False)
+    real = two.logits.new_zeros(two.logits.shape[:2]).bool()
+    for number, prompt in enumerate(BATCH):
+        real[number, -sum(int(word[1:]) for word in prompt.split() if word[0] == "t") :] = True
+    torch.testing.assert_close(two.logits[real], one.logits[real], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(two.loss, one.loss, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_both_ways_agree(row, model, voco):
+    inputs = with_labels(row, *BATCH)
+    found = []
+    for two in (True, False):
+        voco.zero_grad()
+        voco(model, inputs, in_two_passes=two).loss.backward()
+        found.append(voco.embedding.grad.clone())
+    assert found[0].abs().max() > 1e-4
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-3)
+    model.zero_grad()
+
+
+def test_the_image_reaches_the_text_through_voco_tokens_alone(row, model, voco):
+    """The memory held fast, the image columns get no gradient from the text: exactly zero; with it, they get some."""
+    inputs = row.inputs("t4 A t6")
+    encoded = encode(model, inputs)
+    family = family_of(model)
+    features = encoded.projected[0].detach().requires_grad_()
+    (memory,) = read(family, [features], encoded.layouts, voco.rows(TOKENS), "", "")
+    (through,) = torch.autograd.grad(memory.keys.sum() + memory.values.sum(), features, retain_graph=True)
+    assert through.abs().max() > 0
+    with torch.no_grad():
+        swapped = voco(model, row.inputs("t4 B t6")).logits - voco(model, inputs).logits
+    assert swapped.abs().max() > 1e-4, "the text sees nothing at all"
+
+
+def test_text_rows_give_image_columns_no_weight(row):
+    model = row.model("eager")
+    voco = VoCo(model, tokens=2)
+    weights = []
+
+    def keep(module, args, output):
+        weights.append(output[1])
+
+    handles = [layer.self_attn.register_forward_hook(keep) for layer in family_of(model).decoder_layers]
+    inputs = row.inputs("t4 A t6")
+    text = voco(model, inputs, in_two_passes=False).logits.shape[1]
+    for handle in handles:
+        handle.remove()
+    assert len(weights) == len(handles)
+    for weight in weights:
+        image = weight[:, :, -text:, : -text - 2]
+        assert image.shape[-1] >= row.count("A")
+        assert torch.equal(image, torch.zeros_like(image))
+        assert (weight[:, :, -text:, -text - 2 : -text] > 0).all()
+
+
+def test_a_memory_moved_is_a_memory_made_there(row, model, voco):
+    """What the second image's memory is behind the first, in one masked pass, is the joined memory's second part."""
+    a, b = voco.encode(model, row.inputs("A")) + voco.encode(model, row.inputs("B"))
+    ab, ba = VoCoMemory.joined([a, b]), VoCoMemory.joined([b, a])
+    assert ab.tokens == 2 * TOKENS
+    assert ab.end == a.end + b.end
+    assert ab.visual_tokens == row.count("A") + row.count("B")
+    torch.testing.assert_close(ab.moved(17).moved(0).keys, ab.keys, atol=1e-5, rtol=1e-5)
+    ids = row.inputs("t7")["input_ids"]
+
+    def logits(memory):
+        kept = {}
+        hook = model.lm_head.register_forward_hook(lambda module, args, output: kept.update(logits=output))
+        voco.generate(model, memory, ids, max_new_tokens=1, do_sample=False)
+        hook.remove()
+        return kept["logits"][:, -1]
+
+    assert (logits(ab) - logits(ba)).abs().max() > 1e-4, "order is lost"
+
+
+def test_decoding_from_a_memory_is_decoding_under_the_mask(row, model, voco):
+    """Greedy tokens, one by one, against full masked passes over ever longer text."""
+    inputs = row.inputs("t4 A t6")
+    (memory,) = voco.encode(model, inputs)
+    ids = inputs["input_ids"][inputs["input_ids"] != row.image_token][None]
+    answer = voco.generate(model, memory, ids, max_new_tokens=5, do_sample=False)[0].tolist()
+    expected: list[int] = []
+    for _ in range(5):
+        longer = {**inputs, "input_ids": torch.cat([inputs["input_ids"], torch.tensor([expected]).long()], dim=1)}
+        longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+        longer.pop("mm_token_type_ids", None)
+        with torch.no_grad():
+            expected.append(int(voco(model, longer, in_two_passes=False).logits[0, -1].argmax()))
+    assert answer == expected
+
+
+def test_many_questions_and_memories_in_one_batch(row, model, voco):
+    a, b = voco.encode(model, row.inputs("t3 A t2 B"))
+    short, long = row.inputs("t4")["input_ids"], row.inputs("t9")["input_ids"]
+    both = torch.cat([torch.cat([torch.zeros(1, 5, dtype=torch.int64), short], dim=1), long])
+    options = {"max_new_tokens": 4, "do_sample": False}
+    batched = voco.generate(model, VoCoMemory.joined([a, b]), both, **options)
+    for number, ids in enumerate((short, long)):
+        alone = voco.generate(model, VoCoMemory.joined([a, b]), ids, **options)
+        assert batched[number].tolist() == alone[0].tolist()
+    mixed = voco.generate(model, [VoCoMemory.joined([a, b]), b], both, **options)
+    assert mixed[0].tolist() == batched[0].tolist()
+    assert mixed[1].tolist() == voco.generate(model, b, long, **options)[0].tolist()
+    one = voco.generate(model, [a, b], long, **options)
+    assert one[1].tolist() == mixed[1].tolist()
+
+
+def test_fewer_tokens_than_trained(row, model, voco):
+    (whole,), (part,) = (voco.encode(model, row.inputs("A"), tokens=count) for count in (None, 2))
+    assert (whole.tokens, part.tokens) == (TOKENS, 2)
+    torch.testing.assert_close(whole.keys[:, :, :2], part.keys, atol=1e-5, rtol=1e-5)
+    assert part.end == whole.end - 1
+
+
+def test_images_of_one_batch_are_their_own(row, model, voco):
+    together = voco.encode(model, row.inputs(*BATCH))
+    for memory, letter in zip(together, "ABCC"[:1] + "BCC"):
+        (alone,) = voco.encode(model, row.inputs(letter))
+        torch.testing.assert_close(memory.keys, alone.keys, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(memory.values, alone.values, atol=1e-4, rtol=1e-4)
+
+
+def test_bytes_are_counted_exactly(row, model, voco):
+    (memory,) = voco.encode(model, row.inputs("A"))
+    text = model.config.get_text_config()
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    assert memory.nbytes == 2 * text.num_hidden_layers * text.num_key_value_heads * TOKENS * head * 4
+
+
+def test_memories_survive_the_disk(row, model, voco, tmp_path):
+    (memory,) = voco.encode(model, row.inputs("A"))
+    again = VoCoMemory.load(memory.save(tmp_path / "a.safetensors"))
+    assert torch.equal(again.keys, memory.keys)
+    assert torch.equal(again.values, memory.values)
+    assert (again.begin, again.end, again.base) == (memory.begin, memory.end, memory.base)
+    ids = row.inputs("t7")["input_ids"]
+    options = {"max_new_tokens": 4, "do_sample": False}
+    assert voco.generate(model, again, ids, **options).equal(voco.generate(model, memory, ids, **options))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_distillation_is_zero_for_the_teacher_itself(row, model, voco):
+    inputs = with_labels(row, "t6 A t5", "t9 C t7")
+    output = voco(model, inputs)
+    assert distillation(output, output.logits, output.labels).abs() < 1e-6
+    with torch.no_grad():
+        dense = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+    loss = distillation(output, dense, inputs["labels"])
+    assert loss > 0
+    loss.backward()
+    assert voco.embedding.grad.abs().max() > 0
+    model.zero_grad()
+
+
+# The adapter on disk, and whose it is
+
+
+def test_the_adapter_survives_the_disk(row, model, voco, tmp_path):
+    again = VoCo.from_pretrained(voco.save_pretrained(tmp_path / "voco"))
+    assert torch.equal(again.embedding, voco.embedding)
+    assert (again.tokens, again.base, again.fingerprint()) == (voco.tokens, voco.base, voco.fingerprint())
+    voco.save_pretrained(tmp_path / "voco")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["voco"]
+    assert sorted(path.name for path in (tmp_path / "voco").iterdir()) == ["voco.json", "voco.safetensors"]
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # asked for by peft
+def test_lora_weights_are_in_the_model_only_while_they_are_used(row, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = row.model()
+    voco = VoCo(model, tokens=2)
+    base = voco.encode(model, row.inputs("A"))[0]
+    inputs = row.inputs("t4 A t3")
+    with torch.no_grad():
+        dense = model(**inputs).logits
+    tuned = peft.get_peft_model(
+        copy.deepcopy(model), peft.LoraConfig(r=2, target_modules=r".*language_model.*(q_proj|v_proj)")
+    )
+    torch.manual_seed(1)
+    for name, weight in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    voco.save_pretrained(tmp_path / "voco", lora=tuned)
+    voco = VoCo.from_pretrained(tmp_path / "voco")
+    changed = voco.encode(model, inputs)[0]
+    assert (changed.keys - base.keys).abs().max() > 1e-3
+    tuned.eval()
+    again = VoCo(model, tokens=2)
+    with torch.no_grad():
+        encoded = encode(model, inputs)
+        expected = read(family_of(tuned), encoded.projected, encoded.layouts, again.rows(2), "", "")[0]
+    torch.testing.assert_close(changed.keys, expected.keys, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(model(**inputs).logits, dense)
+    voco.check(model)
+    ids = row.inputs("t5")["input_ids"]
+    first = voco.generate(model, changed, ids, max_new_tokens=3, do_sample=False)
+    assert first.equal(voco.generate(model, changed, ids, max_new_tokens=3, do_sample=False))
+
+
+# Bad input
+
+
+def test_another_base_model(row, model, voco):
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.lm_head.weight.add_(1)
+        family_of(other).decoder_layers[0].mlp.down_proj.weight.mul_(1.5)
+    with pytest.raises(FoveateError, match="another base model"):
+        voco.encode(other, row.inputs("A"))
+    (memory,) = VoCo(other, tokens=2).encode(other, row.inputs("A"))
+    with pytest.raises(FoveateError, match="another base model"):
+        voco.generate(model, memory, row.inputs("t3")["input_ids"])
+
+
+def test_another_adapter(row, model, voco):
+    (memory,) = VoCo(model, tokens=2, seed=7).encode(model, row.inputs("A"))
+    with pytest.raises(FoveateError, match="another adapter"):
+        voco.generate(model, memory, row.inputs("t3")["input_ids"])
+
+
+def test_another_dtype_or_depth(row, model, voco):
+    (memory,) = voco.encode(model, row.inputs("A"))
+    ids = row.inputs("t3")["input_ids"]
+    with pytest.raises(FoveateError, match=r"bring it over with \.to"):
+        voco.generate(model, memory.to(dtype=torch.bfloat16), ids)
+    fewer = VoCoMemory(
+        memory.keys[:1], memory.values[:1], 0, memory.end, 1, memory.base, memory.adapter, memory.frequencies
+    )
+    with pytest.raises(FoveateError, match="layers"):
+        voco.generate(model, fewer, ids)
+
+
+def test_more_tokens_than_trained(row, model, voco):
+    for count in (0, TOKENS + 1):
+        with pytest.raises(FoveateError, match=f"from 1 to {TOKENS}"):
+            voco.encode(model, row.inputs("A"), tokens=count)
+
+
+def test_a_memory_cut_short(row, model, voco, tmp_path):
+    (memory,) = voco.encode(model, row.inputs("A"))
+    path = memory.save(tmp_path / "a.safetensors")
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(FoveateError, match="cut short or damaged"):
+        VoCoMemory.load(path)
+    save_file({"keys": torch.zeros(1)}, path)
+    with pytest.raises(FoveateError, match="no VoCo memory"):
+        VoCoMemory.load(path)
+    with pytest.raises(FoveateError, match="no memory at"):
+        VoCoMemory.load(tmp_path / "none.safetensors")
+
+
+def test_an_adapter_cut_short(row, model, voco, tmp_path):
+    path = voco.save_pretrained(tmp_path / "voco")
+    weights = path / "voco.safetensors"
+    assert set(load_file(weights)) == {"embedding"}
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(FoveateError, match="no whole VoCo adapter"):
+        VoCo.from_pretrained(path)
+
+
+def test_counts_that_do_not_fit(row, model, voco):
+    (memory,) = voco.encode(model, row.inputs("A"))
+    ids = row.inputs("t3")["input_ids"].expand(3, -1)
+    with pytest.raises(FoveateError, match="2 memories don't go with 3 questions"):
+        voco.generate(model, [memory, memory], ids)
+    with pytest.raises(FoveateError, match="need the model's processor"):
+        voco.generate(model, memory, "what ?")
+    with pytest.raises(FoveateError, match="no label is left"):
+        voco(model, {**row.inputs("t3 A t4"), "labels": torch.full_like(row.inputs("t3 A t4")["input_ids"], -100)})
+
+
+def test_a_backend_without_the_mask(row, voco):
+    model = row.model()
+    family_of(model).decoder.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(FoveateError, match="use in_two_passes=True"):
+        voco(model, row.inputs("t3 A t4"), in_two_passes=False)
