@@ -127,7 +127,7 @@ def start(folder, seed: int, steps: int) -> subprocess.Popen:
 
 def test_two_processes_and_a_kill(tmp_path):
     """Both evict what the other reads; one is killed in the middle; what is left is whole."""
-    steady, doomed = start(tmp_path, 0, 300), start(tmp_path, 3, 1_000_000)
+    steady, doomed = start(tmp_path, 0, 100), start(tmp_path, 3, 1_000_000)
     assert doomed.stdout.readline().strip() == "0"
     time.sleep(0.2)
     doomed.send_signal(signal.SIGKILL)
