@@ -38,7 +38,8 @@ def tokens(
 
     Args:
         grid: rows and columns.
-        kind: "random"; "ties": few different scores, and each token there several times; "equal": nothing differs.
+        kind: "random"; "ties": few different scores, and each token there several times; "equal": nothing differs;
+            "loud": features whose squares don't fit into half precision.
         images: how many.
         dtype: of everything.
         width: of the features.
@@ -56,6 +57,8 @@ def tokens(
         values = torch.randn(images, length, width, generator=generator)
         if kind == "ties":
             values = values[:, torch.arange(length) % max(1, length // 3)]
+        if kind == "loud":
+            values = values * (2e4 / values.abs().max())
         return torch.ones_like(values) if kind == "equal" else values
 
     features = vectors(count)

@@ -1,4 +1,4 @@
-"""What every first method promises, on grids, budgets and features drawn at random."""
+"""What every method promises, on grids, budgets and features drawn at random."""
 
 from fractions import Fraction
 from typing import Any
@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foveate.methods import Cls, Cluster, Method, Pool, Random
-from foveate.spec import method_class
+from foveate.methods import Cls, Cluster, Method, PixelMethod, Pool, Random
+from foveate.spec import method_class, method_names
 from foveate.tokens import Keep, VisualTokens
 
 quick = settings(deadline=None, max_examples=40)
@@ -46,7 +46,9 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 GRIDS = {"stride", "pool2d"}
 """Methods that keep whole grids, which may be smaller than the budget."""
-"""Methods that keep the whole budget; a grid may be smaller than it."""
+SUMS = {"visionzip", "prumerge", "prumerge-plus"}
+"""Methods whose authors add what flows into a token to it."""
+KINDS = ["random", "ties", "equal", "loud"]
 grids = st.one_of(st.sampled_from([(1, 1), (1, 7), (7, 1), (2, 2)]), st.tuples(st.integers(1, 7), st.integers(1, 7)))
 
 
@@ -57,7 +59,7 @@ def cases(draw: st.DrawFn) -> tuple[str, dict[str, Any], int | str, dict[str, An
     name, options = draw(st.sampled_from(OPTIONS))
     count = grid[0] * grid[1]
     keep = draw(st.integers(1, count) | st.sampled_from(["0.0625", "0.25", "0.5", "1.0"]))
-    kind = draw(st.sampled_from(["random", "ties", "equal"]))
+    kind = draw(st.sampled_from(KINDS))
     dtype = draw(st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
     return name, options, keep, {"grid": grid, "kind": kind, "dtype": dtype}
 
@@ -99,12 +101,51 @@ def test_a_plan_keeps_its_promises(case: tuple[str, dict[str, Any], int | str, d
 
 
 @pytest.mark.parametrize(("name", "options"), [o for o in OPTIONS if o[1].get("iterations") != 0])
-@pytest.mark.parametrize("kind", ["random", "ties", "equal"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_keeping_all_is_the_identity(name: str, options: dict[str, Any], kind: str) -> None:
     given_tokens = tokens((3, 5), kind)
     plan = method_class(name)(**options).plan(given_tokens)
     assert plan.slot.tolist() == [list(range(15))] * 3
     assert torch.equal(plan.apply(given_tokens.features), given_tokens.features)
+
+
+def test_every_method_with_a_keep_is_drawn() -> None:
+    behind_the_encoder = {name for name in method_names() if not issubclass(method_class(name), PixelMethod)}
+    assert {name for name, _ in OPTIONS} >= {name for name in behind_the_encoder if method_class(name).takes_keep}
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS)
+def test_equal_tokens_stay_what_they_are(name: str, options: dict[str, Any]) -> None:
+    """What flows into a token is a mean, unless a method says that it is a sum."""
+    if name in SUMS:
+        return
+    for grid, keep in (((4, 5), 6), ((1, 9), 4), ((1, 1), 1)):
+        given_tokens = tokens(grid, "equal")
+        out = method_class(name)(keep=keep, **options).plan(given_tokens).apply(given_tokens.features)
+        torch.testing.assert_close(out, torch.ones_like(out))
+
+
+@quick
+@given(st.data())
+def test_two_methods_compose(data: st.DataObject) -> None:
+    """The plan of both, over all tokens, does what the two do one after the other."""
+    names = [option for option in OPTIONS if option[0] not in GRIDS]
+    (first, first_options), (second, second_options) = data.draw(st.tuples(*[st.sampled_from(names)] * 2))
+    count = data.draw(st.integers(2, 20))
+    some = data.draw(st.integers(1, count))
+    few = data.draw(st.integers(1, some))
+    given_tokens = tokens((1, count), data.draw(st.sampled_from(KINDS)))
+    one = method_class(first)(keep=some, **first_options).plan(given_tokens)
+    middle = one.apply(given_tokens.features)
+    between = tokens((1, some))
+    two = method_class(second)(keep=few, **second_options).plan(
+        VisualTokens(middle, between.layout, between.signals, between.origin)
+    )
+    both = one.compose(two, count)
+    close = {"rtol": 1e-5, "atol": 1e-5 * float(given_tokens.features.abs().max())}
+    torch.testing.assert_close(both.apply(given_tokens.features), two.apply(middle), **close)
+    assert torch.equal(both.slot, one.slot.gather(1, two.slot))
+    assert (both.slot.diff(dim=1) > 0).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
