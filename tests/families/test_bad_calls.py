@@ -11,7 +11,7 @@ from foveate.engine import apply, compress, encode, timed
 from foveate.errors import FoveateError
 
 CHAT = "t6 A t5"
-PIXELS = ("pixel_values", "image_grid_thw")
+PIXELS = ("pixel_values", "image_grid_thw", "image_sizes")
 
 
 def without_pixels(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -83,8 +83,10 @@ def test_an_image_after_a_padded_text_turn(row: Row, model: Any) -> None:
             ),
             "pixel_values": second["pixel_values"].repeat(count, *[1] * (second["pixel_values"].ndim - 1)),
         }
-        if "image_grid_thw" in second:
-            both["image_grid_thw"] = second["image_grid_thw"].repeat(count, 1)
+        for name in PIXELS[1:]:
+            if name in second:
+                both[name] = second[name].repeat(count, 1)
+        if row.token_types:
             both["mm_token_type_ids"] = (both["input_ids"] == row.image_token).int()
         out = model.generate(
             **both, past_key_values=one.past_key_values, max_new_tokens=4, do_sample=False,

@@ -7,6 +7,7 @@ import torch
 from rows import ROWS, Row, picture
 
 from foveate.engine import apply, compress
+from foveate.engine.count import tokens_between
 from foveate.errors import FoveateError
 from foveate.models import family_of
 from foveate.spec import parse
@@ -20,15 +21,20 @@ def logits(model: Any, inputs: Any) -> torch.Tensor:
     return model(**inputs).logits
 
 
-@pytest.mark.parametrize("spec", ["resize:0.25", "resize:0.3:positions=pack", "resize:0.25+random:1", "resize:6"])
+@pytest.mark.parametrize(
+    "spec", ["resize:0.25", "resize:0.3:positions=pack", "resize:0.25+random:1", "resize:6:per=tile"]
+)
 def test_resize_gives_the_tokens_it_counts(row: Row, model: Any, spec: str) -> None:
     inputs = row.inputs("t6 A t5", "t2 B t9 C t3", "t11")
     family = family_of(model)
     method: Any = parse(spec).steps[0].method
     short = compress(model, inputs, spec)
     for image, layout in zip(short.images, family.layouts(inputs)):
-        height, width = method.shrink(layout)
-        assert image.after == (1 if "+" in spec else height * width) < image.before
+        seen = family.shrunk(layout, method.shrink(layout))
+        assert tokens_between(spec, family, layout) == (image.after, image.after)
+        assert "+" in spec or image.after == seen.total
+        assert image.after < image.before
+        assert seen.content <= parse(spec).steps[0].method.keep.count(layout.content) or method.per == "tile"
     with apply(model, spec) as run:
         ids = model.generate(**inputs, max_new_tokens=5, do_sample=False)[:, -5:]
         beams = model.generate(**inputs, max_new_tokens=5, do_sample=False, num_beams=2)[:, -5:]
@@ -76,6 +82,17 @@ def test_exact_is_the_model_given_a_smaller_picture(exact: Row) -> None:
 def test_tokens_of_a_smaller_picture_stand_under_its_places() -> None:
     short = compress(LLAVA.model(), LLAVA.inputs("t6 A t5"), "resize:0.25:mode=interpolate")
     assert short.images[0].cut.slot.tolist() == [7, 9, 11, 19, 21, 23, 31, 33, 35]
+
+
+def test_crops_of_one_call_share_their_size() -> None:
+    tiles = next(row for row in ROWS if row.name == "llava_next")
+    model = tiles.model()
+    with pytest.raises(FoveateError, match="keep a fraction, or a number per=tile"):
+        compress(model, tiles.inputs("t6 A t5 B t2"), "resize:12")
+    alone = [compress(model, tiles.inputs(f"t6 {letter}"), "resize:12").images[0] for letter in "AB"]
+    assert all(int(torch.isin(each.cut.slot, each.layout.places).sum()) <= 12 for each in alone)
+    enlarged = compress(model, tiles.inputs("t6 A t5 B t2"), "resize:12:mode=enlarge")
+    assert [each.after for each in enlarged.images] == [each.before for each in enlarged.images]
 
 
 def test_enlarge_keeps_the_count(row: Row, model: Any) -> None:

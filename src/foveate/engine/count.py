@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+
 from foveate.engine.schedule import schedule
-from foveate.engine.watch import resize_mode
+from foveate.engine.watch import dense_slots, resize_mode
 from foveate.errors import KeepError
+from foveate.methods import Method
+from foveate.methods.tiles import Remaining, plan_of
 from foveate.models import Family
+from foveate.plan import Plan
 from foveate.spec import Spec
-from foveate.tokens import Layout, Segment
+from foveate.tokens import Layout, Origin, VisualTokens
 
 
 def tokens_after(spec: str | Spec, family: Family, layout: Layout) -> int:
@@ -24,7 +31,9 @@ def tokens_after(spec: str | Spec, family: Family, layout: Layout) -> int:
 
 
 def tokens_between(spec: str | Spec, family: Family, layout: Layout) -> tuple[int, int]:
-    """The fewest and the most visual tokens that may be left of one image: one number unless a method is adaptive.
+    """The fewest and the most visual tokens that may be left of one image, structural ones included.
+
+    One number, unless a method is adaptive, or the layout has newlines and the content decides which rows they close.
 
     Raises:
         FoveateError: the spec can't be done on this family.
@@ -32,17 +41,36 @@ def tokens_between(spec: str | Spec, family: Family, layout: Layout) -> tuple[in
         SpecError: the spec is malformed.
     """
     plan = schedule(spec, family)
+    methods = (*plan.features, *plan.inputs)
     try:
-        if plan.pixels is not None:
-            height, width = plan.pixels.shrink(layout)
-            # An image that is enlarged again saves no token.
-            if resize_mode(family, plan.pixels) != "enlarge":
-                layout = Layout((Segment(layout.segments[0].t, height, width),))
-        fewest = most = layout
-        for method in (*plan.features, *plan.inputs):
+        seen = layout
+        # An image that is enlarged again saves no token.
+        if plan.pixels is not None and resize_mode(family, plan.pixels) != "enlarge":
+            seen = family.shrunk(layout, plan.pixels.shrink(layout))
+        fewest = most = Remaining.of(seen)
+        for method in methods:
             # A later step must find enough in the image of which least was left.
-            fewest = Layout((Segment(1, 1, method.bounds(fewest)[0]),))
-            most = Layout((Segment(1, 1, method.bounds(most)[1]),))
+            fewest, most = fewest.after(method, fewest=True), most.after(method)
     except KeepError as error:
         raise KeepError(f"{plan.spec}: {error}") from None
-    return fewest.total, most.total
+    least, greatest = fewest.layout.content, most.layout.content
+    if not layout.structural:
+        return least, greatest
+    if all(method.fixed for method in methods):
+        held = int(layout.held(dense_slots(seen, layout)[_slots(methods, seen)]).sum())
+        return least + held, greatest + held
+    return least + seen.held_between(least)[0], greatest + seen.held_between(greatest)[1]
+
+
+def _slots(methods: Sequence[Method], layout: Layout) -> torch.Tensor:
+    """Which content tokens are left by methods that look at the layout alone: `(M,)` int64."""
+    plan = Plan(slot=torch.arange(layout.content)[None])
+    remaining = Remaining.of(layout)
+    for number, method in enumerate(methods):
+        blank = torch.zeros(1, plan.slot.shape[1], 1)
+        tiles = remaining.tiles
+        left = None if tiles is None else tuple(tile.content for tile in tiles)
+        tokens = VisualTokens(blank, remaining.layout, origin=Origin(layout, plan.slot, left) if number else None)
+        plan = plan.compose(Plan(slot=plan_of(method, tokens).slot))
+        remaining = remaining.after(method)
+    return plan.slot[0]

@@ -27,6 +27,7 @@ class Encoded:
         seen: the layout that the encoder saw; smaller than `layouts` behind a step at `@pixels`.
         projected: per image `(N, D)`, the features at `@input`.
         companions: per image, what rides along with them, each `(N, D)`; empty for most families.
+        structural: per image `(S, D)`, what stands in place of its structural tokens.
         features: per image `(N, D_encoder)`, the features at `@features`; None if no spec asked for them.
         signals: per signal, per image, its value: attention `(N,)`, keys `(N, D_key)`.
         pixels: the step at `@pixels` that was taken before the encoder, in its written form; "" for none.
@@ -37,6 +38,7 @@ class Encoded:
     seen: tuple[Layout, ...]
     projected: tuple[Tensor, ...]
     companions: tuple[tuple[Tensor, ...], ...]
+    structural: tuple[Tensor, ...]
     features: tuple[Tensor, ...] | None
     signals: Mapping[Signal, tuple[Tensor, ...]]
     pixels: str = ""
@@ -57,6 +59,7 @@ class Encoded:
             seen=of(self.seen),
             projected=of(self.projected),
             companions=of(self.companions),
+            structural=of(self.structural),
             features=None if self.features is None else of(self.features),
             signals={signal: of(values) for signal, values in self.signals.items()},
         )
@@ -110,6 +113,7 @@ def encoded_from(family: Family, capture: Capture, signals: Sequence[Signal], fe
         seen=capture.seen,
         projected=family.projected(capture),
         companions=family.companions(capture),
+        structural=family.structural(capture),
         features=family.features(capture) if features else None,
         signals=answers,
     )

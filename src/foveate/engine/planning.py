@@ -14,9 +14,10 @@ from foveate.engine.schedule import Schedule
 from foveate.engine.watch import dense_slots
 from foveate.errors import FoveateError
 from foveate.methods import Method
+from foveate.methods.tiles import Remaining, plan_of
 from foveate.models import Family
 from foveate.plan import Plan
-from foveate.tokens import Layout, Segment, Signal, Signals, Text, VisualTokens
+from foveate.tokens import Layout, Origin, Segment, Signal, Signals, Text, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -89,17 +90,18 @@ def _plan_group(
         # What arrives at a later step differs from image to image.
         return [_plan_group(family, schedule, encoded, texts, layout, seen, [image])[0] for image in members]
 
-    plan: Plan | None = None
+    course = _Course(seen, Remaining.of(seen))
     if schedule.features:
         assert encoded.features is not None
         stack = torch.stack([encoded.features[image] for image in members])
         for method in schedule.features:
-            plan, stack = _step(method, stack, plan, encoded, None, seen, members)
+            stack = course.step(method, stack, encoded, None, members)
         features = family.project(stack)
     else:
         features = torch.stack([encoded.projected[image] for image in members])
     for method in schedule.inputs:
-        plan, features = _step(method, features, plan, encoded, texts, seen, members)
+        features = course.step(method, features, encoded, texts, members)
+    plan = course.plan
 
     levels = [torch.stack(level) for level in zip(*(encoded.companions[image] for image in members), strict=True)]
     if plan is not None:
@@ -114,20 +116,29 @@ def _plan_group(
     slots = torch.arange(seen.content).expand(len(members), -1) if plan is None else plan.slot.cpu()
     valid = None if plan is None or plan.valid is None else plan.valid.cpu()
     results: list[ImagePlan] = []
-    for row in range(len(members)):
+    for row, image in enumerate(members):
         kept = slots[row] if valid is None else slots[row][valid[row]]
         values, *companions = (
             each[row] if valid is None else each[row][valid[row].to(each.device)] for each in (features, *levels)
         )
+        slot, source = layout.placed(to_dense[kept])
+        if layout.structural:
+            source = source.to(values.device)
+            newlines = encoded.structural[image].to(values.dtype)
+            values = torch.cat([values, newlines])[source]
+            # A companion has nothing to say of a structural token.
+            companions = [
+                torch.cat([each, each.new_zeros(newlines.shape[0], each.shape[1])])[source] for each in companions
+            ]
         if packed:
-            positions = torch.arange(kept.shape[0]).expand(relative.shape[0], -1)
-            span = kept.shape[0]
+            positions = torch.arange(slot.shape[0]).expand(relative.shape[0], -1)
+            span = slot.shape[0]
         else:
-            positions = relative[:, kept if small else to_dense[kept]]
+            positions = relative[:, seen.placed(kept)[0] if small else slot]
             span = family.image_span(base)
         cut = CutImage(
             layout,
-            to_dense[kept],
+            slot,
             values,
             positions,
             span,
@@ -138,28 +149,48 @@ def _plan_group(
     return results
 
 
-def _step(
-    method: Method,
-    features: Tensor,
-    before: Plan | None,
-    encoded: Encoded,
-    texts: Sequence[Tensor] | None,
-    seen: Layout,
-    members: Sequence[int],
-) -> tuple[Plan, Tensor]:
-    """One method on what arrives: features `(B, N, D)` -> the plan so far and features `(B, M, D)`."""
-    stacks = {s: torch.stack([values[image] for image in members]) for s, values in encoded.signals.items()}
-    answers: dict[Signal, Tensor] = (
-        stacks if before is None else {s: before.select(value) for s, value in stacks.items()}
-    )
-    if texts is not None:
-        answers = {**answers, Text(): torch.stack([texts[image] for image in members]).to(features.device)}
-    signals = Signals(answers)
-    layout = seen if before is None else Layout((Segment(1, 1, features.shape[1]),))
-    with torch.set_grad_enabled(method.trained and torch.is_grad_enabled()):
-        seen_by_method = features if method.trained else features.detach()
-        plan = method.plan(VisualTokens(seen_by_method, layout, signals))
-    return (plan if before is None else before.compose(plan, seen.content)), plan.apply(features)
+@dataclass
+class _Course:
+    """Images of one layout on their way through the steps behind the encoder.
+
+    Attributes:
+        seen: the layout that the encoder saw.
+        remaining: what is left of it so far, as the layout tells.
+        plan: what became of it so far.
+    """
+
+    seen: Layout
+    remaining: Remaining
+    plan: Plan | None = None
+
+    def step(
+        self,
+        method: Method,
+        features: Tensor,
+        encoded: Encoded,
+        texts: Sequence[Tensor] | None,
+        members: Sequence[int],
+    ) -> Tensor:
+        """One method on what arrives: features `(B, N, D)` -> `(B, M, D)`."""
+        before = self.plan
+        stacks = {s: torch.stack([values[image] for image in members]) for s, values in encoded.signals.items()}
+        answers: dict[Signal, Tensor] = (
+            stacks if before is None else {s: before.select(value) for s, value in stacks.items()}
+        )
+        if texts is not None:
+            answers = {**answers, Text(): torch.stack([texts[image] for image in members]).to(features.device)}
+        if before is None:
+            layout, origin = self.seen, None
+        else:
+            layout = Layout((Segment(1, 1, features.shape[1]),))
+            tiles = self.remaining.tiles
+            origin = Origin(self.seen, before.slot, None if tiles is None else tuple(tile.content for tile in tiles))
+        tokens = VisualTokens(features if method.trained else features.detach(), layout, Signals(answers), origin)
+        with torch.set_grad_enabled(method.trained and torch.is_grad_enabled()):
+            plan = plan_of(method, tokens)
+        self.plan = plan if before is None else before.compose(plan, self.seen.content)
+        self.remaining = self.remaining.after(method)
+        return plan.apply(features)
 
 
 def _row(plan: Plan, row: int, kept: Tensor) -> Plan:

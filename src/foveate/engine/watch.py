@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.engine.calls import on_call
 from foveate.errors import FoveateError
 from foveate.methods import PixelMethod
 from foveate.models import Capture, Family
@@ -55,6 +56,8 @@ class EncoderWatch:
         """Put the hooks on."""
         family = self.family
         add = self._handles.append
+        if family.encoder_arguments:
+            add(on_call(family.core, "get_image_features", before=self._note_arguments))
         add(family.tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
         for layer in self.layers:
             hook = _AttentionHook(self._local, layer)
@@ -73,8 +76,16 @@ class EncoderWatch:
         """Whether a capture holds all that this watch was to keep; one made by another watch may not."""
         return set(self.layers) <= capture.attention.keys() and not (self.keep_features and capture.features is None)
 
+    def _note_arguments(self, arguments: dict[str, Any]) -> None:
+        self._local.arguments = {name: arguments.get(name) for name in self.family.encoder_arguments}
+
     def _before_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        capture = self.family.tower_call(args, kwargs)
+        arguments: dict[str, Any] | None = self._local.__dict__.pop("arguments", None)
+        if self.family.encoder_arguments and arguments is None:
+            # The tower was called by itself: nobody will ask for these features.
+            self._local.capture = None
+            return None
+        capture = self.family.tower_call(args, {**kwargs, **(arguments or {})})
         self._local.capture = capture
         if self.pixels is None:
             return None

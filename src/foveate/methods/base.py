@@ -16,8 +16,10 @@ from foveate.spec import check_choices, written
 from foveate.tokens import Keep, Layout, Place, Signal, VisualTokens
 
 Positions = Literal["keep", "pack"]
+Per = Literal["image", "tile"]
 ResizeMode = Literal["auto", "exact", "interpolate", "enlarge"]
 ALL = Keep.of(1.0)
+AUTO = Keep.of("auto")
 
 
 class Effort(NamedTuple):
@@ -40,17 +42,22 @@ class Method(ABC):
         keep: how much remains: an int is tokens per image, a float the fraction of what arrives; an adaptive method
             also takes "auto", and looks at the content.
         positions: whether kept tokens keep their position ids ("keep") or get new ones without gaps ("pack").
+        per: whether `keep` is the budget of an image or of each of its tiles; a tile that has fewer tokens than a
+            budget keeps all. The engine sees to it (`foveate.methods.tiles`), `count` and `plan` know of one budget.
         place: where it acts by nature; "decoder" is at the input of one decoder layer or of several.
         layers: of a method of the decoder, the layers where its authors have it act, of 32.
+        fixed: whether the layout alone decides which tokens remain.
         takes_keep: False if the rule alone decides how much remains; specs then leave the keep out.
     """
 
     keep: Keep = ALL
     positions: Positions = "keep"
+    per: Per = "image"
 
     name: ClassVar[str] = ""
     place: ClassVar[Place] = "input"
     layers: ClassVar[tuple[int, ...]] = ()
+    fixed: ClassVar[bool] = False
     takes_keep: ClassVar[bool] = True
     paper: ClassVar[str] = ""
     query_aware: ClassVar[bool] = False

@@ -35,6 +35,7 @@ class Pool(Method):
     remainder: Literal["spread", "drop"] = "spread"
 
     paper = "arXiv 2406.20092"
+    fixed = True
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Runs of neighbours."""

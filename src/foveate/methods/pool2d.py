@@ -25,6 +25,7 @@ class Pool2d(Method):
     """
 
     paper = "arXiv 2405.17430"
+    fixed = True
 
     def count(self, layout: Layout) -> int:
         """Cells of the grid."""

@@ -24,6 +24,8 @@ class Random(Method):
 
     seed: int = 0
 
+    fixed = True
+
     def plan(self, tokens: VisualTokens) -> Plan:
         """A seeded choice, in raster order."""
         images, count = tokens.features.shape[:2]

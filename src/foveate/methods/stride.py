@@ -24,6 +24,8 @@ class Stride(Method):
     [[0, 2, 8, 10]]
     """
 
+    fixed = True
+
     def count(self, layout: Layout) -> int:
         """Cells of the grid."""
         return sum(t * h * w for t, h, w in grids(layout, self.keep))

@@ -1,7 +1,7 @@
 """Model families: what the engine must know of an architecture, one file each.
 
 >>> supported()
-('llava', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_moe')
+('llava', 'llava_next', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_moe')
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import nn
 from foveate.errors import UnsupportedFamily
 from foveate.models.family import Capture, Family
 from foveate.models.llava import Llava
+from foveate.models.llava_next import LlavaNext
 from foveate.models.qwen2_5_vl import Qwen25VL
 from foveate.models.qwen2_vl import Qwen2VL
 from foveate.models.qwen3_vl import Qwen3VL
@@ -22,6 +23,7 @@ __all__ = [
     "Capture",
     "Family",
     "Llava",
+    "LlavaNext",
     "Qwen2VL",
     "Qwen25VL",
     "Qwen3VL",
@@ -31,7 +33,7 @@ __all__ = [
     "supported",
 ]
 
-_FAMILIES: dict[str, type[Family]] = {family.name: family for family in (Llava, Qwen2VL, Qwen25VL, Qwen3VL, Qwen3VLMoe)}
+_FAMILIES: dict[str, type[Family]] = {family.name: family for family in (Llava, LlavaNext, Qwen2VL, Qwen25VL, Qwen3VL, Qwen3VLMoe)}
 
 
 def supported() -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.models.decoder import Decoder
-from foveate.tokens import Layout, Signal
+from foveate.tokens import Layout, Segment, Signal
 
 
 @dataclass(eq=False)
@@ -60,6 +60,8 @@ class Family(Decoder, ABC):
     """How an image can be shrunk before the encoder; the first is what "auto" means."""
     pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     """The inputs that describe images; gone once the features are there."""
+    encoder_arguments: ClassVar[tuple[str, ...]] = ()
+    """Arguments of the core's `get_image_features` that `tower_call` needs and the tower isn't given."""
     memories: ClassVar[tuple[str, ...]] = ()
     """Attributes of the core that a call leaves behind; `apply` puts them back as they were."""
     video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos",)
@@ -140,7 +142,7 @@ class Family(Decoder, ABC):
 
     @abstractmethod
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
-        """Start a capture from the arguments of a call of the tower."""
+        """Start a capture from the arguments of a call of the tower; `encoder_arguments` are among `kwargs`."""
 
     @abstractmethod
     def shrink(
@@ -155,6 +157,13 @@ class Family(Decoder, ABC):
 
         Sets `capture.seen` and returns the tower's new arguments.
         """
+
+    def shrunk(self, layout: Layout, size: tuple[int, int]) -> Layout:
+        """The layout of an image whose first grid was shrunk to `size` rows and columns.
+
+        Structural tokens stay in the order of those they stand for in the full layout.
+        """
+        return Layout((Segment(layout.segments[0].t, *size),))
 
     @abstractmethod
     def grow(self, output: Any, capture: Capture, index: Sequence[Tensor]) -> Any:
@@ -171,6 +180,14 @@ class Family(Decoder, ABC):
     @abstractmethod
     def projected(self, capture: Capture) -> tuple[Tensor, ...]:
         """The features at `@input`, per image `(N, D)`, in token order."""
+
+    def structural(self, capture: Capture) -> tuple[Tensor, ...]:
+        """What the model puts in place of structural tokens, per image `(S, D)`, in the order of the full layout's.
+
+        From the model's own parameters, with their gradient.
+        """
+        assert not any(layout.structural for layout in capture.layouts)
+        return (torch.empty(0),) * len(capture.layouts)
 
     @abstractmethod
     def project(self, features: Tensor) -> Tensor:

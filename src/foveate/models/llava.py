@@ -34,11 +34,11 @@ class Llava(Family):
         tower = self.config.vision_config.model_type
         if tower != "clip_vision_model":
             raise UnsupportedFamily(
-                f"LLaVA with a {tower} encoder is not supported yet; LLaVA with clip_vision_model is"
+                f"{self.title} with a {tower} encoder is not supported yet; {self.title} with clip_vision_model is"
             )
         if self.config.vision_feature_select_strategy != "default":
             raise UnsupportedFamily(
-                "LLaVA that keeps [CLS] among the visual tokens (vision_feature_select_strategy="
+                f"{self.title} that keeps [CLS] among the visual tokens (vision_feature_select_strategy="
                 f"{self.config.vision_feature_select_strategy!r}) is not supported yet; 'default' is"
             )
 
@@ -110,8 +110,8 @@ class Llava(Family):
         if len(set(sizes)) > 1:
             raise FoveateError(f"images of one {self.title} call share their size; {sorted(set(sizes))} were asked for")
         pixels = args[0] if args else kwargs["pixel_values"]
-        (height, width) = sizes[0]
-        small = interpolate(pixels.float(), size=(height * self.patch_size, width * self.patch_size), mode="area")
+        height, width = sizes[0]
+        small = self.averaged(pixels, sizes[0])
         if mode == "enlarge":
             small = interpolate(small, size=pixels.shape[-2:], mode="bicubic", align_corners=False, antialias=False)
         else:
@@ -119,6 +119,11 @@ class Llava(Family):
             capture.seen = (Layout((Segment(1, height, width),)),) * len(sizes)
         small = small.to(pixels.dtype)
         return ((small, *args[1:]), kwargs) if args else ((), {**kwargs, "pixel_values": small})
+
+    def averaged(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
+        """Pixels `(images, C, H, W)` averaged down to as many as make `size` tokens, in float32."""
+        height, width = size
+        return interpolate(pixels.float(), size=(height * self.patch_size, width * self.patch_size), mode="area")
 
     def grow(self, output: Any, capture: Capture, index: Sequence[Tensor]) -> Any:
         """`(images, n, D)` -> `(images, N, D)`: all images of a call share their size."""
@@ -147,6 +152,10 @@ class Llava(Family):
 
         Only the row of [CLS] is scored, from the layer's captured input.
         """
+        return self.crop_signal(signal, capture).unbind(0)
+
+    def crop_signal(self, signal: Signal, capture: Capture) -> Tensor:
+        """The same for all images, or crops of images, of a call: `(images, N)` or `(images, N, D_key)`."""
         assert isinstance(signal, EncoderAttention | EncoderKeys)
         layer = self.encoder_layer(signal.layer)
         attention: Any = self.encoder_attentions[layer]
@@ -155,6 +164,6 @@ class Llava(Family):
         keys = attention.k_proj(hidden).view(images, tokens, -1, attention.head_dim)
         if isinstance(signal, EncoderAttention):
             row = attention.q_proj(hidden[:, 0]).view(images, -1, attention.head_dim)
-            return cls_attention(row, keys.transpose(1, 2), attention.scale, signal.heads)[:, 1:].unbind(0)
+            return cls_attention(row, keys.transpose(1, 2), attention.scale, signal.heads)[:, 1:]
         keys = keys[:, 1:]
-        return (keys.mean(dim=2) if signal.heads == "mean" else keys.flatten(2)).unbind(0)
+        return keys.mean(dim=2) if signal.heads == "mean" else keys.flatten(2)

@@ -1,0 +1,185 @@
+"""LLaVA-NeXT: LLaVA-1.5's encoder over the whole image and over its tiles.  Liu et al. 2024, "LLaVA-NeXT" (blog)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from foveate.errors import FoveateError
+from foveate.models.family import Capture
+from foveate.models.llava import Llava
+from foveate.tokens import Layout, Segment, Signal, Structural
+
+
+class LlavaNext(Llava):
+    """LLaVA-NeXT with a CLIP tower: the whole image as one grid (the base), then a finer grid put together from tiles.
+
+    The encoder sees equally large crops: the whole image, then the tiles of the image resized and padded to the best of
+    the configuration's resolutions. The tiles' tokens are laid together to one grid, without what is padding, and a
+    newline token closes each of its rows. The base has no newlines. Position ids are one-dimensional.
+
+    Attention and keys come from the crop that a token was encoded in: [CLS] of each crop looks at that crop alone, so
+    attention sums to about 1 in each crop, and a crop as a whole weighs no more than another. (What of a crop is cut
+    away as padding takes its share of attention with it.)
+
+    An image can be shrunk in two ways: "interpolate" gives the encoder smaller crops and interpolates its position
+    embeddings, so fewer tokens come out, and fewer newlines; all images of a call must then shrink to crops of one
+    size, as they do for a fraction. "enlarge" shrinks each crop and enlarges it again, which saves no token. Fewer
+    tiles of full detail are not a way to shrink: the model has no resolution below two tiles.
+    """
+
+    name = "llava_next"
+    title = "LLaVA-NeXT"
+    core_class = "LlavaNextModel"
+    # The tower sees crops; which image they belong to is told by the images' sizes.
+    encoder_arguments: ClassVar[tuple[str, ...]] = ("image_sizes",)
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of a crop."""
+        return int(self.config.vision_config.image_size) // self.patch_size
+
+    def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """Base and tiles for each `(height, width)` of `image_sizes`, the images' sizes before any resizing."""
+        sizes = inputs.get("image_sizes")
+        if sizes is None:
+            raise FoveateError(f"{self.title} needs image_sizes beside pixel_values; the processor returns both")
+        return tuple(self.image_layout(height, width) for height, width in torch.as_tensor(sizes).tolist())
+
+    def image_layout(self, height: int, width: int) -> Layout:
+        """The layout of an image of so many pixels."""
+        from transformers.image_processing_utils import select_best_resolution
+
+        best = select_best_resolution((height, width), self.config.image_grid_pinpoints)
+        edge, side = int(self.config.vision_config.image_size), self.side
+        down, across = best[0] // edge, best[1] // edge
+        # The image fills one side of the tiles' area; on the other, the tokens of the padding are cut away evenly.
+        rows, columns = down * side, across * side
+        if width / height > columns / rows:
+            rows -= 2 * ((rows - int(round(height * (columns / width), 7))) // 2)
+        else:
+            columns -= 2 * ((columns - int(round(width * (rows / height), 7))) // 2)
+        if not rows or not columns:
+            raise FoveateError(
+                f"an image of {width} x {height} pixels is too narrow for {self.title}: nothing of its tiles is left "
+                "without padding; crop it, or make its shorter side longer"
+            )
+        return _laid_out((side, side), (down, across), (rows, columns))
+
+    def shrunk(self, layout: Layout, size: tuple[int, int]) -> Layout:
+        """Every crop makes `size` tokens, and as much of the tiles' grid is left as of the full one, rounded down."""
+        (height, width), tiles = size, layout.segments[1]
+        visible = max(1, tiles.h * height // self.side), max(1, tiles.w * width // self.side)
+        return _laid_out(size, (len(tiles.rows), len(tiles.columns)), visible)
+
+    def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+        """Read the images' layouts off their sizes."""
+        layouts = self.layouts(kwargs)
+        return Capture(layouts=layouts, seen=layouts)
+
+    def shrink(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        capture: Capture,
+        sizes: Sequence[tuple[int, int]],
+        mode: str,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Average every crop down to its image's target grid; "enlarge" brings it back to the tower's own size."""
+        pixels = args[0] if args else kwargs["pixel_values"]
+        crops = [_crops(layout) for layout in capture.layouts]
+        if mode == "enlarge":
+            whole = pixels.shape[-2:]
+            parts = [
+                interpolate(self.averaged(part, size), size=whole, mode="bicubic", align_corners=False, antialias=False)
+                for part, size in zip(pixels.split(crops), sizes, strict=True)
+            ]
+            small = torch.cat(parts)
+        else:
+            if len(set(sizes)) > 1:
+                raise FoveateError(
+                    f"images of one {self.title} call shrink to crops of one size, and {sorted(set(sizes))} were asked "
+                    "for; keep a fraction, or a number per=tile, or encode the images one by one"
+                )
+            small = self.averaged(pixels, sizes[0])
+            kwargs = {**kwargs, "interpolate_pos_encoding": True}
+            capture.seen = tuple(self.shrunk(layout, size) for layout, size in zip(capture.layouts, sizes, strict=True))
+        small = small.to(pixels.dtype)
+        return ((small, *args[1:]), kwargs) if args else ((), {**kwargs, "pixel_values": small})
+
+    def grow(self, output: Any, capture: Capture, index: Sequence[Tensor]) -> Any:
+        """`(crops, n, D)` -> `(crops, N, D)`: the model lays whole crops together."""
+        # The base comes first in every image, and is a crop like any other.
+        return output[:, index[0][: self.side**2].to(output.device)]
+
+    def features(self, capture: Capture) -> tuple[Tensor, ...]:
+        """The selected CLIP layer, per image `(N, D_encoder)`."""
+        assert capture.features is not None
+        return self.in_token_order(capture.features, capture)
+
+    def projected(self, capture: Capture) -> tuple[Tensor, ...]:
+        """What the projector returned, per image `(N, D)`."""
+        assert capture.projected is not None
+        return self.in_token_order(capture.projected, capture)
+
+    def structural(self, capture: Capture) -> tuple[Tensor, ...]:
+        """The model's newline, once for each row of the tiles' grid: per image `(rows, D)`."""
+        newline: Tensor = self.core.image_newline  # pyright: ignore[reportAssignmentType]
+        return tuple(newline.expand(len(layout.structural), -1) for layout in capture.layouts)
+
+    def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
+        """[CLS] attention `(N,)` inside each token's own crop, or keys `(N, D_key)`."""
+        return self.in_token_order(self.crop_signal(signal, capture), capture)
+
+    def in_token_order(self, crops: Tensor, capture: Capture) -> tuple[Tensor, ...]:
+        """Values per patch of all crops `(crops, n, ...)` -> per image `(N, ...)`, as its tokens are laid out."""
+        parts = crops.split([_crops(layout) for layout in capture.layouts])
+        return tuple(
+            part.flatten(0, 1)[_patches(layout).to(crops.device)]
+            for part, layout in zip(parts, capture.seen, strict=True)
+        )
+
+
+def _crops(layout: Layout) -> int:
+    """Crops of an image: the base and its tiles, those among them that are padding alone."""
+    return 1 + len(layout.segments[1].rows) * len(layout.segments[1].columns)
+
+
+def _laid_out(crop: tuple[int, int], tiles: tuple[int, int], visible: tuple[int, int]) -> Layout:
+    """A base, and the visible middle of a grid of tiles with a newline behind each row; all in tokens, rows first."""
+    rows, columns = (_shares(*axis) for axis in zip(crop, tiles, visible, strict=True))
+    base, grid = Segment(1, *crop), Segment(1, *visible, rows, columns)
+    newlines = (
+        Structural(end + row, end - grid.w, end)
+        for row, end in enumerate(range(base.count + grid.w, base.count + grid.count + 1, grid.w))
+    )
+    return Layout((base, grid), tuple(newlines))
+
+
+def _shares(length: int, tiles: int, visible: int) -> tuple[int, ...]:
+    """How much each of some tiles of one length gives to what is visible in their middle.
+
+    >>> _shares(24, 2, 36), _shares(24, 3, 24), _shares(7, 1, 2)
+    ((18, 18), (0, 24, 0), (2,))
+    """
+    begin = (tiles * length - visible) // 2
+    edges = range(0, tiles * length + 1, length)
+    return tuple(max(0, min(begin + visible, stop) - max(begin, start)) for start, stop in pairwise(edges))
+
+
+@lru_cache(maxsize=256)
+def _patches(layout: Layout) -> Tensor:
+    """Which patch each content token is, of all crops of its image one behind the other: `(N,)` int64."""
+    base, grid = layout.segments
+    tiles = len(grid.rows), len(grid.columns)
+    whole = tiles[0] * base.h, tiles[1] * base.w
+    numbers = torch.arange(tiles[0] * tiles[1] * base.count).view(*tiles, base.h, base.w).transpose(1, 2).reshape(whole)
+    top, left = ((all_of - part) // 2 for all_of, part in zip(whole, (grid.h, grid.w), strict=True))
+    visible = numbers[top : top + grid.h, left : left + grid.w]
+    return torch.cat([torch.arange(base.count), visible.flatten() + base.count])
