@@ -15,7 +15,6 @@ import torch
 
 import foveate
 from foveate import models, spec
-from foveate.engine import apply
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -56,7 +55,8 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a page registers is forgotten after its test."""
     spec.method_names()
     monkeypatch.setattr(spec, "_methods", dict(spec._methods))
-    monkeypatch.setattr(models, "_FAMILIES", dict(models._FAMILIES))
+    models.supported()
+    monkeypatch.setattr(models.registry, "_families", dict(models.registry._families))
     for folder in ("families", "methods"):
         monkeypatch.syspath_prepend(str(ROOT / "tests" / folder))
 
@@ -113,7 +113,7 @@ def test_add_a_family(tmp_path: Path) -> None:
     import test_signals
 
     page = run("add-a-family.md", tmp_path)
-    models._FAMILIES[page.VipLlava.name] = page.VipLlava
+    models.register_family(page.VipLlava)
     row = page.ROW
     model = row.model()
     test_contract.test_swapping_the_image_changes_the_logits(row, model)
@@ -125,8 +125,33 @@ def test_add_a_family(tmp_path: Path) -> None:
     test_signals.test_attention_is_the_eager_models(row, -2)
     test_signals.test_keys_are_the_layers_own(row, "mean")
     test_resize.test_features_are_those_of_the_shrunk_picture(row, model)
-    with apply(model, "cls:6"), pytest.raises(foveate.FoveateError):
-        test_contract.generate(model, row.inputs("t6 A t5"), num_beams=2)
+    test_contract.test_beams(row, model, test_contract.BATCH)
+
+
+@pytest.mark.usefixtures("registry")
+def test_a_family_in_a_package_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (point,) = blocks("add-a-family.md", "toml")
+    section, line = point.strip().splitlines()
+    assert section == '[project.entry-points."foveate.families"]'
+    assert line == 'vipllava = "my_package.vipllava"'
+    code = blocks("add-a-family.md")[0]
+    code = code.replace("class VipLlava", "@register_family\nclass VipLlava")
+    code = code.replace("import Family\n", "import Family\nfrom foveate.models import register_family\n")
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "__init__.py").touch()
+    (tmp_path / "my_package" / "vipllava.py").write_text(code)
+    (tmp_path / "my_package-1.dist-info").mkdir()
+    (tmp_path / "my_package-1.dist-info" / "METADATA").write_text("Name: my_package\nVersion: 1\n")
+    (tmp_path / "my_package-1.dist-info" / "entry_points.txt").write_text(
+        "[foveate.families]\nvipllava = my_package.vipllava\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in [name for name in sys.modules if name.split(".")[0] == "my_package"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(models.registry, "_loaded", False)
+    assert "vipllava" in models.supported()
+    config = type("Config", (), {"model_type": "vipllava"})
+    assert models.family_class(config).__module__ == "my_package.vipllava"
 
 
 def test_the_signatures_in_the_design_are_the_real_ones() -> None:

@@ -25,3 +25,7 @@ class SignalError(FoveateError):
 
 class UnsupportedFamily(FoveateError):
     """A model that no family takes; its text names the ones that are supported."""
+
+
+class FoveateWarning(UserWarning):
+    """Something that works, and that the person who called should know."""

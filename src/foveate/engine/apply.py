@@ -25,6 +25,7 @@ from foveate.engine.encode import encoded_from
 from foveate.engine.planning import ImagePlan, plan_images
 from foveate.engine.report import Ledger, Report
 from foveate.engine.schedule import Schedule, schedule
+from foveate.engine.signals import Asked
 from foveate.engine.state import CacheState, Held, set_state, state_of
 from foveate.engine.text import texts_of
 from foveate.engine.timing import now
@@ -66,7 +67,7 @@ def apply(model: nn.Module, spec: str | Spec, *, synchronise: bool = False) -> I
             f"{_active[family.core].spec} is applied to this model already; compose by spec: "
             f'apply(model, "{_active[family.core].spec}+{plan.spec}")'
         )
-    run = Run(family, plan, synchronise)
+    run = Run(model, family, plan, synchronise)
     memories = {name: getattr(family.core, name) for name in family.memories}
     _active[family.core] = run
     try:
@@ -132,8 +133,9 @@ class _Known:
 class Run:
     """An `apply` in progress, and its report."""
 
-    def __init__(self, family: Family, plan: Schedule, synchronise: bool) -> None:
+    def __init__(self, model: nn.Module, family: Family, plan: Schedule, synchronise: bool) -> None:
         self.spec = plan.spec
+        self._model = model
         self._family = family
         self._schedule = plan
         self._synchronise = synchronise
@@ -153,6 +155,8 @@ class Run:
     def _open(self) -> None:
         core = self._family.core
         self._watch.open()
+        if self._model is not core:
+            self._handles.append(self._model.register_forward_pre_hook(self._asked, with_kwargs=True))
         self._handles.append(core.register_forward_pre_hook(self._before, with_kwargs=True))
         self._handles.append(core.register_forward_hook(self._after, with_kwargs=True))
 
@@ -162,7 +166,12 @@ class Run:
         while self._handles:
             self._handles.pop().remove()
 
-    # The two hooks
+    # The hooks
+
+    def _asked(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Around the core, what is asked for tells where the prompt ends."""
+        last = kwargs.get("logits_to_keep")
+        self._local.asked = Asked(kwargs.get("labels"), last if isinstance(last, int) and last > 0 else 1)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._local.pending = None
@@ -258,15 +267,8 @@ class Run:
                 "image features came that were not made under this apply, or were taken apart by chunked prefill; pass "
                 "pixel_values without chunking, or inputs from foveate.compress without apply"
             )
-        # `generate` repeats the images of a sample for its beams: the same tensors, again. The order in which new
-        # ones turn up is the encoder's.
-        numbers: dict[int, int] = {}
-        order = [numbers.setdefault(id(feature), len(numbers)) for feature in features]
-        if len(numbers) != len(capture.layouts):
-            raise FoveateError(
-                f"the encoder saw {len(capture.layouts)} images and {len(numbers)} came to the decoder; chunked "
-                "prefill is not supported under apply"
-            )
+        order = _order_of_images(features, capture, (ids == self._family.image_token).sum(dim=1))
+        capture, order = self._family.in_prompt(capture, order, ids)
         began = now(self._device, self._synchronise)
         known = self._plans.get(capture)
         if known is None:
@@ -276,7 +278,7 @@ class Run:
                 fresh = None if mask is None else mask[:, -ids.shape[1] :]
                 layouts = [capture.layouts[number] for number in order]
                 every = texts_of(self._family, ids, fresh, layouts)
-                texts = [every[order.index(number)] for number in range(len(numbers))]
+                texts = [every[order.index(number)] for number in range(len(capture.layouts))]
             plans = plan_images(self._family, self._schedule, encoded, texts)
             entry = self._ledger.add(plans, (now(self._device, self._synchronise) - began) * 1e3)
             known = _Known(plans, entry, encoded.signals if self._schedule.depth else {})
@@ -326,7 +328,8 @@ class Run:
         if descent is not None:
             if call.get("past_key_values") is None and known.ids is not None and _begins_with(ids, known.ids):
                 descent.plans, descent.again = known.inside, True
-            descent.prompt(ids, cut, images, order, known.signals, self._schedule.depth)
+            asked: Asked = getattr(self._local, "asked", Asked())
+            descent.prompt(ids, cut, images, order, known.signals, self._schedule, asked)
         call = self._shortened(call, cut, images)
         call["attention_mask"] = mask
         self._ledger.milliseconds += (now(self._device, self._synchronise) - began) * 1e3
@@ -414,6 +417,46 @@ class Run:
         if positions is None or passed <= max(excess, 1):
             return passed
         return passed - excess if self._family.text_position(positions) == held else passed
+
+
+def _order_of_images(features: Sequence[Tensor] | Tensor, capture: Capture, placeholders: Tensor) -> list[int]:
+    """The number of each image that came to the decoder; `generate` repeats the images of a sample for its beams.
+
+    Args:
+        features: what came, a list or a tensor with a row per image.
+        capture: of the images that the encoder saw.
+        placeholders: `(B,)`, how many of them each row of the prompt holds.
+
+    Raises:
+        FoveateError: other images came than the encoder saw.
+    """
+    held = len(capture.layouts)
+    if isinstance(features, Tensor):
+        # Beams are new rows of a new tensor; the rows of the prompt tell which belong together.
+        beams, rest = divmod(len(features), held)
+        if beams <= 1 and not rest:
+            return list(range(held))
+        order: list[int] = []
+        following = 0
+        for count in placeholders[::beams].tolist() if not rest and placeholders.shape[0] % beams == 0 else ():
+            first, need = following, count
+            while need > 0 and following < held:
+                need -= capture.layouts[following].total
+                following += 1
+            order += list(range(first, following)) * beams
+        if len(order) == len(features):
+            return order
+        came = len(features)
+    else:
+        # The same tensors come again. The order in which new ones turn up is the encoder's.
+        numbers: dict[int, int] = {}
+        order = [numbers.setdefault(id(feature), len(numbers)) for feature in features]
+        if len(numbers) == held:
+            return order
+        came = len(numbers)
+    raise FoveateError(
+        f"the encoder saw {held} images and {came} came to the decoder; chunked prefill is not supported under apply"
+    )
 
 
 def _begins_with(ids: Tensor, earlier: Tensor) -> bool:

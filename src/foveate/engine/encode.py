@@ -99,6 +99,7 @@ def encode_for(family: Family, inputs: Mapping[str, Any], schedules: Sequence[Sc
         output = family.encode({name: _to(value, device) for name, value in inputs.items()})
     capture = capture_of(output)
     assert capture is not None
+    capture, _ = family.in_prompt(capture, range(len(capture.layouts)), inputs.get("input_ids"))
     milliseconds = (now(device) - began) * 1e3
     encoded = encoded_from(family, capture, signals, features)
     return replace(encoded, pixels=schedules[0].pixels_text if schedules else "", milliseconds=milliseconds)

@@ -97,7 +97,8 @@ def schedule(spec: str | Spec, family: Family) -> Schedule:
                 continue
             for signal in method.needs:
                 # Text at the decoder's input is what the decoder's own embedding makes of it: every family has that.
-                if not (isinstance(signal, Text) and place == "input") and not family.gives(signal):
+                inside = isinstance(place, int) and family.gives_inside(signal)
+                if not (isinstance(signal, Text) and place == "input") and not inside and not family.gives(signal):
                     raise FoveateError(f"{method.name} asks for {signal}, which {family.title} cannot give at @{place}")
             if isinstance(place, int):
                 depth.append(DepthStep(place, method))
@@ -116,6 +117,9 @@ def _rank(step: Step, place: Place, family: Family) -> int:
     Raises:
         FoveateError: it can't be reached in this model.
     """
+    if (where := "decoder" if isinstance(place, int) else place) in (*_ORDER, "decoder") and where not in family.places:
+        known = ", ".join(f"@{each}" for each in family.places)
+        raise FoveateError(f"{step} acts at @{place}, and all that is known of {family.title} is {known}")
     if isinstance(place, int):
         layers = len(family.decoder_layers)
         if place >= layers:

@@ -56,6 +56,9 @@ class EncoderWatch:
         """Put the hooks on."""
         family = self.family
         add = self._handles.append
+        if not family.watches_tower:
+            add(on_call(family.core, "get_image_features", after=self._note_result))
+            return
         if family.encoder_arguments:
             add(on_call(family.core, "get_image_features", before=self._note_arguments))
         add(family.tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
@@ -75,6 +78,11 @@ class EncoderWatch:
     def saw_all(self, capture: Capture) -> bool:
         """Whether a capture holds all that this watch was to keep; one made by another watch may not."""
         return set(self.layers) <= capture.attention.keys() and not (self.keep_features and capture.features is None)
+
+    def _note_result(self, output: Any) -> None:
+        """Of a family that knows nothing of what happens inside, what comes out is all that is captured."""
+        if hasattr(output, "pooler_output"):
+            setattr(output, _ATTRIBUTE, self.family.encoded(output))
 
     def _note_arguments(self, arguments: dict[str, Any]) -> None:
         self._local.arguments = {name: arguments.get(name) for name in self.family.encoder_arguments}

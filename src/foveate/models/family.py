@@ -56,6 +56,10 @@ class Family(Decoder, ABC):
     """Axes of the decoder's position ids: 1, or 3 with M-RoPE."""
     counts_padding: ClassVar[bool] = False
     """Whether padding moves positions on when the caller gives no position ids (a plain arange does)."""
+    places: ClassVar[tuple[str, ...]] = ("pixels", "features", "input", "decoder")
+    """Where steps can act; "decoder" means the inputs of its layers."""
+    watches_tower: ClassVar[bool] = True
+    """Whether the encoder's calls are watched; if not, what `get_image_features` returns is all that is known."""
     resize_modes: ClassVar[tuple[str, ...]] = ()
     """How an image can be shrunk before the encoder; the first is what "auto" means."""
     pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
@@ -140,6 +144,22 @@ class Family(Decoder, ABC):
         """The arguments of the model's `get_image_features` that a call may carry."""
         return self.pixel_inputs
 
+    def encoded(self, output: Any) -> Capture:
+        """What `get_image_features` returned, as a capture; only asked of a family that doesn't watch its tower."""
+        raise NotImplementedError
+
+    def in_prompt(
+        self, capture: Capture, order: Sequence[int], input_ids: Tensor | None
+    ) -> tuple[Capture, Sequence[int]]:
+        """A capture with the layouts that only a prompt tells, and the order of its images there.
+
+        Args:
+            capture: of one run of the encoder.
+            order: for each image of the prompt, its number in `capture`; beams name an image more than once.
+            input_ids: `(B, S)` int64, or None if they aren't known.
+        """
+        return capture, order
+
     @abstractmethod
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
         """Start a capture from the arguments of a call of the tower; `encoder_arguments` are among `kwargs`."""
@@ -211,9 +231,9 @@ class Family(Decoder, ABC):
             features: per image `(M, D)`.
             companions: per image, what rides along, each `(M, D)`.
         """
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
+        from foveate.models.container import FeatureList, ImageFeatures
 
-        return {"image": BaseModelOutputWithPooling(pooler_output=list(features))}  # pyright: ignore[reportArgumentType]
+        return {"image": ImageFeatures(pooler_output=FeatureList(features))}  # pyright: ignore[reportArgumentType]
 
     # Signals
 

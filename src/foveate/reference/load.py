@@ -112,6 +112,8 @@ def skeleton(path: str | Path | None = None) -> Any:
 
 def _checked(path: str | Path | None) -> Path:
     """The directory, if it is one of a supported family."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
     from foveate.models import family_class
 
     directory = PATH if path is None else Path(path)
@@ -129,7 +131,9 @@ def _checked(path: str | Path | None) -> Path:
         kind = config.get("model_type")
     except (ValueError, AttributeError, OSError) as error:
         raise FoveateError(f"{settings} cannot be read ({error}); download the model again") from error
-    family_class(SimpleNamespace(model_type=kind))
+    # A model that no family describes may still work, if it reads images and text.
+    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        family_class(SimpleNamespace(model_type=kind))
     return directory
 
 
