@@ -1,7 +1,7 @@
 """Model families: what the engine must know of an architecture, one file each.
 
 >>> supported()
-('llava', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_moe')
+('llava', 'llava_next', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_moe')
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from foveate.models.family import Capture, Family
 from foveate.models.generic import Generic
 from foveate.models.llava import Llava
+from foveate.models.llava_next import LlavaNext
 from foveate.models.qwen2_5_vl import Qwen25VL
 from foveate.models.qwen2_vl import Qwen2VL
 from foveate.models.qwen3_vl import Qwen3VL
@@ -20,6 +21,7 @@ __all__ = [
     "Family",
     "Generic",
     "Llava",
+    "LlavaNext",
     "Qwen2VL",
     "Qwen25VL",
     "Qwen3VL",
@@ -30,5 +32,5 @@ __all__ = [
     "supported",
 ]
 
-for _family in (Llava, Qwen2VL, Qwen25VL, Qwen3VL, Qwen3VLMoe):
+for _family in (Llava, LlavaNext, Qwen2VL, Qwen25VL, Qwen3VL, Qwen3VLMoe):
     register_family(_family)
