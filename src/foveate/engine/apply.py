@@ -300,6 +300,11 @@ class Run:
         ids: Tensor = call["input_ids"]
         images = [known.plans[number] for number in order]
         rows, new = ids.shape
+        if held and call.get("token_type_ids") is not None:
+            raise FoveateError(
+                "an image in a later turn is not supported for models whose images look in both directions: their "
+                "token types would have to tell of the cache, too; pass the whole conversation without a cache"
+            )
         whole: Tensor | None = call.get("attention_mask")
         if state is None and held:
             # Plain text came before, with nothing of ours: every cached place is its own column.
