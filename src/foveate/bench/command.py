@@ -28,6 +28,10 @@ def bench(
         Path | None,
         typer.Option(help='Your questions: a JSONL file of {"image", "question", "answer", "skill"?}.'),
     ] = None,
+    match: Annotated[
+        str | None,
+        typer.Option(help="Choose keeps so that all specs equal a budget at @input in this: mean (tokens) or flops."),
+    ] = None,
     model: Annotated[
         Path | None, typer.Option(help="A local model directory; the embedded reference model if left out.")
     ] = None,
@@ -46,23 +50,32 @@ def bench(
     """
     from rich.console import Console
 
-    from foveate.bench.configurations import configurations
+    from foveate.bench.configurations import METHODS, configurations
     from foveate.errors import FoveateError
 
     if max_new_tokens < 1:
         raise FoveateError(f"--max-new-tokens {max_new_tokens} leaves no room for an answer; give at least 1")
+    if match not in (None, "mean", "flops"):
+        raise FoveateError(f"--match {match} is not known; match mean (tokens over layers) or flops (of the prefill)")
     specs = configurations(spec or (), keep, seed)
+    budgets: dict[str, float] = {}
     if questions is not None and questions < 1:
         raise FoveateError(f"--questions {questions} asks nothing; ask at least 1")
     notes = Console(stderr=True)
     task = _task(data, questions, notes)
+    from foveate.bench.match import matched
     from foveate.bench.plot import plot
     from foveate.bench.report import WIDE, skills_table, table
     from foveate.bench.runner import Benchmark
 
     with notes.status("Loading the model"):
         loaded, processor = _model(model)
-        run = Benchmark(loaded, processor, task, specs, out, max_new_tokens, _command())
+        if match is not None:
+            size = task.pictures[0].load().size
+            specs, budgets, lacking = matched(spec or METHODS, keep, match, loaded.config, size, seed=seed)
+            for line in lacking:
+                notes.print(line, highlight=False)
+        run = Benchmark(loaded, processor, task, specs, out, max_new_tokens, _command(), budgets)
     if run.folder.whole:
         notes.print(f"All {task.questions * len(specs):,} answers are there already; nothing is measured again.")
     elif run.done:

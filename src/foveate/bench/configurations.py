@@ -89,10 +89,8 @@ def configurations(specs: Sequence[str] = (), keep: str = BUDGETS, seed: int | N
     budgets = read_budgets(keep)
     found: dict[str, Spec] = {name_of(DENSE): DENSE}
     for text in specs or METHODS:
-        spec = parse(text)
-        if seed is not None:
-            spec = Spec(tuple(_seeded(step, text, seed) for step in spec.steps))
-        crossed = len(spec.steps) == 1 and not _has_keep(text)
+        spec = seeded(parse(text), text, seed)
+        crossed = len(spec.steps) == 1 and not has_keep(text)
         for each in _crossed(spec, budgets) if crossed else [spec]:
             found.setdefault(name_of(each), each)
     return tuple(found.values())
@@ -105,9 +103,15 @@ def _crossed(spec: Spec, budgets: Sequence[Keep]) -> list[Spec]:
     ]
 
 
-def _has_keep(text: str) -> bool:
+def has_keep(text: str) -> bool:
+    """Whether a written spec says itself how much to keep, in its first step."""
     options = text.partition("@")[0].split(":")[1:]
     return any("=" not in option or option.strip().startswith("keep") for option in options)
+
+
+def seeded(spec: Spec, text: str, seed: int | None) -> Spec:
+    """A spec whose methods have this seed, if they have one and its text doesn't give it."""
+    return spec if seed is None else Spec(tuple(_seeded(step, text, seed) for step in spec.steps))
 
 
 def _seeded(step: Step, text: str, seed: int) -> Step:

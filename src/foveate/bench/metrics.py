@@ -19,6 +19,7 @@ def measure(
     predictions: Sequence[Prediction],
     parts: Sequence[Part],
     floor: Mapping[str, float] | None = None,
+    budgets: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """Everything that metrics.json holds, as plain data.
 
@@ -28,6 +29,7 @@ def measure(
         predictions: every configuration's answer to every question.
         parts: tokens and times.
         floor: accuracy per skill of answering without looking.
+        budgets: the budget that a configuration belongs to, by name, where its keep doesn't tell.
 
     Returns:
         "configurations": one entry each, dense first, then by budget; "floor"; counts. Times are milliseconds per
@@ -42,6 +44,7 @@ def measure(
     for name, spec in specs.items():
         own = sorted(answers[name], key=lambda each: each.number)
         rows.append(_configuration(name, spec, own, dense, [part for part in parts if part.spec == name], skills))
+        rows[-1]["budget"] = (budgets or {}).get(name, rows[-1]["budget"])
     base = rows[0]["time_ms"]
     for row in rows:
         row["time_ratio"] = {part: _ratio(row["time_ms"][part], base[part]) for part in row["time_ms"]}

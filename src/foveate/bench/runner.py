@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Benchmark:
         out: the results folder; None names it after the task and the config, inside `results`.
         longest: the most tokens that an answer may have.
         command: the line that made this, for the report.
+        budgets: the budget that a configuration is shown under, by name, where its keep doesn't tell.
 
     Raises:
         FoveateError: a configuration can't be done on this model or on these pictures, or the folder holds something
@@ -65,11 +66,13 @@ class Benchmark:
         out: Path | None = None,
         longest: int = 16,
         command: str = "",
+        budgets: Mapping[str, float] | None = None,
     ) -> None:
         self.asker = Asker(model, processor, longest)
         self.model = model
         self.task = task
         self.command = command
+        self.budgets = dict(budgets or {})
         self.specs = {name_of(spec): spec for spec in (DENSE, *specs)}
         self.pixels = {name: schedule(spec, self.asker.family).pixels_text for name, spec in self.specs.items()}
         self.config = {
@@ -79,6 +82,7 @@ class Benchmark:
             "questions": task.questions,
             "model": fingerprint(model, processor),
             "specs": list(self.specs),
+            **({"budgets": self.budgets} if self.budgets else {}),
             "longest_answer": longest,
             "versions": {name: importlib.metadata.version(name) for name in ("foveate", "torch", "transformers")},
         }
@@ -126,7 +130,7 @@ class Benchmark:
         floor = self._floor(tell)
         order = {name: number for number, name in enumerate(self.specs)}
         predictions = sorted(self.folder.predictions(), key=lambda each: (order[each.spec], each.number))
-        metrics = measure(self.task, self.specs, predictions, self.folder.parts(), floor)
+        metrics = measure(self.task, self.specs, predictions, self.folder.parts(), floor, self.budgets)
         environment = _environment(self.asker.device, time.monotonic() - began)
         texts = {
             "metrics.json": json.dumps(metrics, ensure_ascii=False, indent=1) + "\n",
