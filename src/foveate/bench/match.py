@@ -1,0 +1,120 @@
+"""Compare at equal terms: which keep makes a spec cost what another one costs.
+
+Papers count tokens where it suits them: at the decoder's input, or averaged over its layers. A method that drops half of
+the tokens at layer 16 and one that drops them before layer 0 are not at "50 %" together. Here the keep of each spec is
+chosen so that all of them have the same mean of tokens over layers, or take the same FLOPs to prefill.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal
+
+from foveate.bench.configurations import DENSE, has_keep, name_of, read_budgets, seeded
+from foveate.errors import FoveateError
+from foveate.spec import Spec, parse
+from foveate.tokens import Keep
+
+Measure = Literal["mean", "flops"]
+
+TITLES: Final = {"mean": "mean tokens over layers", "flops": "FLOPs of the prefill"}
+
+_STEPS = 10_000
+"""A share is looked for in ten-thousandths: finer than one token of most images."""
+
+
+def matched(
+    specs: Sequence[str],
+    keep: str,
+    measure: Measure,
+    config: Any,
+    size: tuple[int, int],
+    text_tokens: int = 20,
+    seed: int | None = None,
+) -> tuple[tuple[Spec, ...], dict[str, float], tuple[str, ...]]:
+    """Configurations that are equal in what `measure` says, dense first.
+
+    Args:
+        specs: written specs; one without a keep is given one per budget, one with a keep stands as it is.
+        keep: budgets, parted by commas: tokens, or shares of them, of a step at `@input`, which all others must equal.
+        measure: "mean" for tokens averaged over decoder layers, "flops" for FLOPs of the prefill.
+        config: the model's configuration.
+        size: width and height of a picture in pixels.
+        text_tokens: tokens of a prompt beside the visual ones; they count for FLOPs.
+        seed: given to every method that has a seed and wasn't given one in its spec.
+
+    Returns:
+        The configurations; the budget that each belongs to, by name; a line for each pair that can't be had.
+
+    Raises:
+        FoveateError: the cost model doesn't know the model.
+        KeepError: a budget can't be read.
+        SpecError: a spec can't be read.
+
+    >>> specs, budgets, lacking = matched(["pool", "pool@4"], "288,64", "mean", None, (192, 192))
+    >>> [name_of(spec) for spec in specs]
+    ['dense', 'pool:288', 'pool:64', 'pool:0.2508@4']
+    >>> lacking[0].partition(";")[0]
+    'pool@4 at 64: its mean tokens over layers is 192.7 or more'
+    """
+    from foveate.cost import cost, read_model
+
+    model = read_model(config)
+
+    def value(spec: Spec) -> float:
+        found = cost(model, spec, images=[size], text_tokens=text_tokens, new_tokens=1)
+        return found.mean_over_layers if measure == "mean" else found.part("prefill").flops
+
+    chosen: dict[str, Spec] = {name_of(DENSE): DENSE}
+    budgets: dict[str, float] = {}
+    lacking: list[str] = []
+    whole = cost(model, None, images=[size]).visual_tokens
+    for text in specs:
+        spec = seeded(parse(text), text, seed)
+        if has_keep(text) or not any(step.method.takes_keep for step in spec.steps):
+            chosen.setdefault(name_of(spec), spec)
+            continue
+        for budget in read_budgets(keep):
+            count = budget.count(whole)
+            target = value(parse(f"pool:{count}"))
+            if all(place in ("pixels", "features", "input") for step in spec.steps for place in step.places):
+                found = _with_keep(spec, budget)
+            else:
+                found = _nearest(spec, target, value)
+            if found is None:
+                least = value(_with_keep(spec, _share(1)))
+                shown = f"{least:.1f}" if measure == "mean" else f"{least / target:.2f} times that of {count} tokens"
+                lacking.append(f"{text} at {budget}: its {TITLES[measure]} is {shown} or more; act at an earlier layer")
+                continue
+            chosen.setdefault(name_of(found), found)
+            budgets.setdefault(name_of(found), float(count))
+    return tuple(chosen.values()), budgets, tuple(lacking)
+
+
+def _nearest(spec: Spec, target: float, value: Callable[[Spec], float]) -> Spec | None:
+    """The spec with the share that comes nearest to the target; None if the smallest one is more than 1 % above it."""
+    low, high = 1, _STEPS
+    if value(_with_keep(spec, _share(low))) > target * 1.01:
+        return None
+    # What a spec costs grows with its keep.
+    while high - low > 1:
+        middle = (low + high) // 2
+        if value(_with_keep(spec, _share(middle))) <= target:
+            low = middle
+        else:
+            high = middle
+    return min((_with_keep(spec, _share(each)) for each in (low, high)), key=lambda each: abs(value(each) - target))
+
+
+def _share(parts: int) -> Keep:
+    return Keep.of(f"{parts / _STEPS:.4f}")
+
+
+def _with_keep(spec: Spec, keep: Keep) -> Spec:
+    """The same keep for every step that takes one."""
+
+    def changed(method: Any) -> Any:
+        return dataclasses.replace(method, keep=keep) if method.takes_keep else method
+
+    return Spec(tuple(dataclasses.replace(step, method=changed(step.method)) for step in spec.steps))
