@@ -37,18 +37,21 @@ class Plan:
     valid: Bool[Tensor, "B M"] | None = None
 
     @classmethod
-    def keeping(cls, mask: Bool[Tensor, "B N"]) -> Plan:
+    def keeping(cls, mask: Bool[Tensor, "B N"], kept: int | None = None) -> Plan:
         """The selection of what a mask marks: `(B, N)` bool; ragged where images differ in how much they keep.
 
-        Looks at the counts on the host once. Behind an image's last slot, padding repeats it.
+        `kept` is how many every image keeps, if that is known; else the counts are looked at on the host, once. Behind
+        an image's last slot, padding repeats it.
 
         >>> plan = Plan.keeping(torch.tensor([[True, False, True], [False, True, False]]))
         >>> plan.slot.tolist(), plan.valid.tolist()
         ([[0, 2], [1, 1]], [[True, True], [True, False]])
         """
+        order = mask.byte().argsort(dim=1, descending=True, stable=True)
+        if kept is not None:
+            return cls(order[:, :kept])
         counts = mask.sum(dim=1)
         most = int(counts.max())
-        order = mask.byte().argsort(dim=1, descending=True, stable=True)[:, :most]
         numbers = torch.arange(most, device=mask.device)
         slot = order.gather(1, torch.minimum(numbers, (counts - 1).clamp(min=0)[:, None]))
         valid = numbers < counts[:, None]

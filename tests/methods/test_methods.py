@@ -19,6 +19,9 @@ SPECS = [
     "sparsevlm:{k}", "sparsevlm:{k}:recycle=none", "sparsevlm-plus:{k}", "dart:{k}", "dart:{k}:text_pivots=0",
     "divprune:{k}", "cdpruner:{k}", "cdpruner:{k}:relevance=like", "tome:{k}", "tome:{k}:per_round=3:metric=keys",
     "dpc-knn:{k}", "dpc-knn:{k}:neighbours=3", "agglomerative:{k}", "agglomerative:{k}:linkage=average",
+    "visionzip:{k}", "visionzip:{k}:contextual=1", "prumerge:{k}", "prumerge:{k}:extra=false:neighbours=4",
+    "prumerge-plus:{k}", "vispruner:{k}", "vispruner:{k}:important=0.25:step=3", "holov:{k}", "holov:{k}:windows=7",
+    "hired:{k}", "cluster:{k}:take=weighted", "cluster:{k}:take=medoid", "cluster:{k}:take=salient",
 ]  # fmt: skip
 
 
@@ -43,10 +46,15 @@ def test_a_plan_is_what_it_says(grid: tuple[int, int], spec: str, keep: float) -
         assert torch.equal(plan.group.gather(1, plan.slot), numbers)
         assert (plan.size() > 0).all()
         torch.testing.assert_close(plan.matrix() @ given.features, out)
-        for image in range(3):
-            for kept in range(count):
-                members = given.features[image, plan.group[image] == kept]
-                torch.testing.assert_close(out[image, kept], members.mean(0))
+        for image, kept in itertools.product(range(3), range(count)):
+            inside = plan.group[image] == kept
+            members = given.features[image, inside]
+            mine = members.mean(0) if plan.weight is None else plan.weight[image, inside] @ members
+            torch.testing.assert_close(out[image, kept], mine)
+    elif plan.mix is not None:
+        assert plan.mix.shape == (3, count, given.layout.content)
+        assert (plan.mix.gather(2, plan.slot[..., None]) != 0).all()
+        torch.testing.assert_close(plan.mix @ given.features, out)
     else:
         assert torch.equal(out, torch.stack([f[s] for f, s in zip(given.features, plan.slot)]))
     order = [2, 0, 1]

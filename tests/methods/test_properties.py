@@ -43,6 +43,20 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("dpc-knn", {"neighbours": 1}),
     ("agglomerative", {}),
     ("agglomerative", {"linkage": "average"}),
+    ("visionzip", {}),
+    ("visionzip", {"contextual": 0}),
+    ("prumerge", {}),
+    ("prumerge", {"extra": False, "neighbours": 3}),
+    ("prumerge-plus", {}),
+    ("vispruner", {}),
+    ("vispruner", {"important": 0.0, "step": 3}),
+    ("vispruner", {"important": 1.0}),
+    ("holov", {}),
+    ("holov", {"windows": 3}),
+    ("hired", {}),
+    ("cluster", {"take": "weighted"}),
+    ("cluster", {"take": "medoid"}),
+    ("cluster", {"take": "salient"}),
 )
 GRIDS = {"stride", "pool2d"}
 """Methods that keep whole grids, which may be smaller than the budget."""

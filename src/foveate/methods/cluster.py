@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -10,20 +10,27 @@ from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
 from foveate.methods.base import Effort, Method, Positions
-from foveate.methods.groups import in_order, middles, sizes
+from foveate.methods.groups import highest, in_order, middles, sizes
 from foveate.plan import Plan
 from foveate.spec import register
-from foveate.tokens import Layout, Segment, VisualTokens
+from foveate.tokens import EncoderAttention, Layout, Segment, Signal, VisualTokens
 
 
 @register("cluster")
 @dataclass(frozen=True)
 class Cluster(Method):
-    """k-means over the features in float32, then the plain mean of each cluster, in the order of their slots.
+    """k-means over the features in float32, then one token of each cluster, in the order of their slots.
 
     Neither the paper's text nor its code was seen: start, iterations and distance are choices. Starts from evenly
     spaced tokens ("stride"), or from k-means++ with a seed; a cluster that loses its last member gets the token that
     is farthest from its own centre. A cluster's slot is the member nearest to its mean index.
+
+    `take` says what stands for a cluster. "mean" is the plain mean of its members, and "weighted" their mean by [CLS]
+    attention. Two more select: "medoid" is the member nearest to the mean, and "salient" the one that [CLS] looks at
+    most; the others are dropped. The two that look at attention are the paper's cluster and saliency together. Its
+    saliency alone, taken from the encoder, is `cls`; its spatial and random sampling are `stride` and `random`.
+
+    Budget: `keep` is the number of clusters.
 
     >>> tokens = VisualTokens.of(torch.randn(2, 576, 16), (24, 24))
     >>> plan = Cluster(keep=64).plan(tokens)
@@ -35,8 +42,15 @@ class Cluster(Method):
     start: Literal["stride", "plusplus"] = "stride"
     seed: int = 0
     iterations: int = 10
+    take: Literal["mean", "weighted", "medoid", "salient"] = "mean"
+    layer: int = -2
 
     paper = "arXiv 2504.17892"
+
+    @property
+    def needs(self) -> tuple[Signal, ...]:
+        """[CLS] attention of one encoder layer, where it has a say."""
+        return (EncoderAttention(layer=self.layer),) if self.take in {"weighted", "salient"} else ()
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """One batch of k-means over all images."""
@@ -48,7 +62,20 @@ class Cluster(Method):
             before, group = group, self._assign(features, _means(features, group, kept))
             if _free_to_look(group) and torch.equal(before, group):
                 break
-        return in_order(middles(group, kept), group)
+        plan = in_order(middles(group, kept), group)
+        if self.take == "mean":
+            return plan
+        if self.take == "medoid":
+            away = features - _means(features, group, kept).gather(1, group[..., None].expand_as(features))
+            return Plan(slot=highest(-away.square().sum(dim=-1), group, kept).sort(dim=1).values)
+        attention = tokens.signals[self.needs[0]].float()
+        if self.take == "salient":
+            return Plan(slot=highest(attention, group, kept).sort(dim=1).values)
+        assert plan.group is not None
+        total = torch.zeros_like(plan.slot, dtype=torch.float32).scatter_add(1, plan.group, attention)
+        total = total.gather(1, plan.group)
+        # Where nobody looks at any member, the plain mean.
+        return replace(plan, weight=torch.where(total > 0, attention / total, plan.weights()))
 
     def effort(self, tokens: int, width: int) -> Effort:
         """Every round compares all tokens with all centres and makes the means anew; the draws of k-means++ besides."""

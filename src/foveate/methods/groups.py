@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from foveate.plan import Plan
@@ -25,6 +25,18 @@ def middles(group: Int64[Tensor, "B N"], kept: int) -> Int64[Tensor, "B M"]:
     away = (index * size.gather(1, group) - total.gather(1, group)).abs()
     nearest = torch.full_like(size, torch.iinfo(torch.int64).max)
     return nearest.scatter_reduce(1, group, away * count + index, "amin") % count
+
+
+def highest(score: Float[Tensor, "B N"], group: Int64[Tensor, "B N"], kept: int) -> Int64[Tensor, "B M"]:
+    """The member of each group that has the highest score, of equal ones the first: `(B, M)` int64.
+
+    >>> highest(torch.tensor([[1.0, 3.0, 2.0, 2.0]]), torch.tensor([[0, 0, 1, 1]]), kept=2).tolist()
+    [[1, 2]]
+    """
+    falling = score.argsort(dim=1, descending=True, stable=True)
+    rank = falling.argsort(dim=1)
+    best = torch.full_like(rank[:, :kept], rank.shape[1]).scatter_reduce(1, group, rank, "amin")
+    return falling.gather(1, best)
 
 
 def in_order(slot: Int64[Tensor, "B M"], group: Int64[Tensor, "B N"]) -> Plan:

@@ -1,0 +1,95 @@
+"""Keep what [CLS] looks at, merge the rest into a few tokens.  VisionZip, Yang et al. 2024, arXiv 2412.04467."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from foveate.errors import KeepError
+from foveate.methods.base import Method, Positions
+from foveate.plan import Plan
+from foveate.spec import register
+from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Signal, VisualTokens
+
+
+@register("visionzip")
+@dataclass(frozen=True)
+class VisionZip(Method):
+    """Dominant tokens by [CLS] attention; of the others, evenly spaced targets that the rest is added to.
+
+    A token that is neither dominant nor a target goes to the target whose key is most like its own (cosine, keys
+    averaged over heads). A target then holds itself *plus the mean* of what came to it, as in the authors' code: not a
+    mean over all of them. Acts before the projector, as theirs does.
+
+    Budget: `keep` is dominant and contextual tokens together. `contextual` says how many of them are contextual; by
+    default the published proportion, 10 of 64 (54 + 10, 108 + 20, 162 + 30).
+
+    Against the authors' code: theirs keeps [CLS] itself in front, as one of the dominant tokens; here it stays out, so
+    that every kept token has a place in the image. Theirs puts contextual tokens last; here all stand in raster order,
+    a contextual token at its target's place.
+
+    >>> given = torch.rand(2, 576), torch.randn(2, 576, 8)
+    >>> tokens = VisualTokens.of(torch.randn(2, 576, 4), (24, 24), encoder_attention=given[0], encoder_keys=given[1])
+    >>> plan = VisionZip(keep=64).plan(tokens)
+    >>> plan.size().shape, (plan.size() > 1).sum(dim=1).max() <= 10, plan.size().sum(dim=1).tolist()
+    (torch.Size([2, 64]), tensor(True), [576, 576])
+    """
+
+    positions: Positions = "pack"
+    contextual: int | None = None
+    layer: int = -2
+
+    place = "features"
+    paper = "arXiv 2412.04467"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.contextual is not None and self.contextual < 0:
+            raise KeepError(f"contextual {self.contextual} is no number of tokens; write 0 or more, or none")
+
+    @property
+    def needs(self) -> tuple[Signal, ...]:
+        """[CLS] attention and mean keys of one encoder layer."""
+        return EncoderAttention(layer=self.layer), EncoderKeys(layer=self.layer)
+
+    def count(self, layout: Layout) -> int:
+        """Dominant and contextual tokens."""
+        kept = super().count(layout)
+        if self.contextual is not None and self.contextual > kept:
+            raise KeepError(f"{self.contextual} contextual tokens don't fit into a keep of {kept}; ask for fewer")
+        return kept
+
+    def plan(self, tokens: VisualTokens) -> Plan:
+        """Dominant tokens alone, each other token in the group of its target."""
+        attention, keys = (tokens.signals[need].float() for need in self.needs)
+        count = attention.shape[1]
+        kept = self.count(tokens.layout)
+        contextual = (20 * kept + 64) // 128 if self.contextual is None else self.contextual
+        order = attention.argsort(dim=1, descending=True, stable=True)
+        dominant, others = order[:, : kept - contextual], order[:, kept - contextual :].sort(dim=1).values
+        if not contextual:
+            return Plan(slot=dominant.sort(dim=1).values)
+
+        step = max(1, others.shape[1] // contextual)
+        target = others[:, : step * contextual : step]
+        slot = torch.cat([dominant, target], dim=1).sort(dim=1).values
+        is_dominant, is_target = (_marked(index, count) for index in (dominant, target))
+        unit = normalize(keys, dim=-1)
+        near = (unit @ Plan(slot=target).select(unit).transpose(1, 2)).argmax(dim=2)
+        # To which place each token goes, then which number that place has among the slots.
+        home = target.gather(1, near)
+        alone = is_dominant | is_target
+        home = torch.where(alone, torch.arange(count, device=home.device), home)
+        number = _marked(slot, count).cumsum(dim=1) - 1
+        group = number.gather(1, home)
+        sources = torch.zeros_like(slot).scatter_add(1, group, (~alone).long())
+        weight = torch.where(alone, 1.0, 1.0 / sources.clamp(min=1).gather(1, group))
+        return Plan(slot=slot, group=group, weight=weight)
+
+
+def _marked(index: Int64[Tensor, "B K"], count: int) -> Bool[Tensor, "B N"]:
+    return torch.zeros(index.shape[0], count, dtype=torch.bool, device=index.device).scatter(1, index, True)
