@@ -124,12 +124,13 @@ def test_the_cache_of_each_layer_is_as_long_as_the_plan_says(row: Row, any_model
     inputs = row.inputs(*BATCH)
     with apply(any_model, "random:6+pool:3@1+stride:1@2") as run:
         cache = any_model(**inputs, use_cache=True).past_key_values
-    text = [14, 12]
+    images = run.report().images
     for layer, each in enumerate((6, 3, 1)):
-        assert cache.get_seq_length(layer) == max(11 + each, 14 + 2 * each)
-    assert text
-    for image in run.report().images:
-        assert image.layers == (6, 3, 1)
+        counts = [image.layers[layer] for image in images]
+        assert cache.get_seq_length(layer) == max(11 + counts[0], 14 + counts[1] + counts[2])
+        for image in images:
+            assert each <= image.layers[layer] <= each + image.structural
+            assert image.structural or image.layers[layer] == each
 
 
 # What is refused.

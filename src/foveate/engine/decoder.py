@@ -22,10 +22,13 @@ from torch import Tensor, nn
 from foveate.engine.compress import text_positions
 from foveate.engine.cut import Cut
 from foveate.engine.planning import ImagePlan
-from foveate.engine.schedule import DepthStep
+from foveate.engine.schedule import Schedule
+from foveate.engine.signals import Asked, LayerInput, Places, answer, reads_text, watched
 from foveate.engine.state import CacheState, Held
+from foveate.engine.watch import dense_slots
 from foveate.errors import FoveateError
 from foveate.methods import Method
+from foveate.methods.tiles import Remaining, plan_of
 from foveate.models import Family
 from foveate.plan import Plan
 from foveate.tokens import Layout, Origin, Segment, Signal, Signals, VisualTokens
@@ -40,8 +43,14 @@ class Standing:
         places: `(N,)` int64, the columns of its content tokens, ascending.
         layout: of these tokens: `whole`, or a strip behind an earlier step.
         whole: the layout that the encoder saw.
+        remaining: what is left of it, as the layout tells.
+        dense: `(N,)` int64, the content token of the full image that each one stands for.
+        full: the layout of the full image.
+        marks: per structural token that is left, its number in `full` and its column: `(2, S)` int64.
         slot: `(N,)` int64 on the device, the place of each token in `whole`; None: all of them, in order.
         signals: what the encoder said of these tokens, each `(N, ...)`.
+        text: how many text tokens of its row, from the first on, are its prompt.
+        last: the column of the call that holds its prompt's last token.
         span: how far the image moves the position of what follows it.
         begin: `()` int64 on the device, the position id of its first place in the whole image.
         leader: the image whose plan it takes: itself, but for the beams of one sample.
@@ -51,11 +60,22 @@ class Standing:
     places: Tensor
     layout: Layout
     whole: Layout
+    remaining: Remaining
+    dense: Tensor
+    full: Layout
+    marks: Tensor
     slot: Tensor | None
     signals: dict[Signal, Tensor]
+    text: int
+    last: int
     span: int
     begin: Tensor | None
     leader: int
+
+    @property
+    def every(self) -> Tensor:
+        """The columns of its content and structural tokens, ascending."""
+        return torch.cat([self.places, self.marks[1]]).sort().values
 
 
 @dataclass
@@ -93,7 +113,6 @@ class _Part:
     Attributes:
         layer: the first of them.
         past: what their cache holds of the compressed beginning; None at the start of a conversation.
-        step: what acts at their input, if this call brings images.
         changed: whether they need anything else than the model passes them.
         mask: what they take as attention mask.
         rotary: what they take as position embeddings; None for what the model passes.
@@ -102,7 +121,6 @@ class _Part:
 
     layer: int
     past: Held | None
-    step: DepthStep | None = None
     changed: bool = False
     mask: Any = None
     rotary: Any = None
@@ -151,13 +169,17 @@ class Descent:
         }
         self._current: _Part | None = None
         self._line: _Line | None = None
+        self._steps: dict[int, Method] = {}
+        self._watched: set[int] = set()
+        self._inputs: dict[int, LayerInput] = {}
+        self._at_start: dict[int, Places] = {}
         self._fresh = 0
         self._marks: Tensor | None = None
 
     @property
     def first(self) -> int:
-        """The first layer where something may change."""
-        return next(iter(self._parts))
+        """The first layer where something is done."""
+        return min(*self._watched, next(iter(self._parts)), len(self.family.decoder_layers))
 
     @property
     def added(self) -> int:
@@ -182,7 +204,8 @@ class Descent:
         images: Sequence[ImagePlan],
         order: Sequence[int],
         signals: Mapping[Signal, Sequence[Tensor]],
-        steps: Sequence[DepthStep],
+        schedule: Schedule,
+        asked: Asked,
     ) -> None:
         """The call brings a prompt with images.
 
@@ -192,33 +215,65 @@ class Descent:
             images: in prompt order.
             order: the number of each image among those that were encoded; beams bring the same number again.
             signals: what the encoder said of each image of these numbers, `(N, ...)` over the whole image.
-            steps: what acts on them, one step at most per layer.
+            schedule: what acts on them here, and what has before.
+            asked: which predictions the caller wants.
         """
         rows, width = cut.columns.shape
         positions = cut.position_ids.view(self.family.position_axes, rows, width)
-        there = cut.columns >= 0
-        visual, there = torch.stack([(cut.input_ids == self.family.image_token) & there, there]).cpu()
+        visual = (cut.input_ids == self.family.image_token) & (cut.columns >= 0)
+        columns, visual = torch.stack([cut.columns, visual]).cpu()
         row_of, column_of = visual.nonzero().unbind(1)
-        packs = any(step.method.positions == "pack" for step in steps)
+        self._steps = {step.layer: step.method for step in schedule.depth}
+        self._watched = {layer for step in schedule.depth for layer in watched(step.method.needs, step.layer)}
+        ends = asked.ends(ids, self.family.image_token, [image.before for image in images])
+        packs = any(method.positions == "pack" for method in self._steps.values())
         after = 0
         for number, image in enumerate(images):
             first, after = after, after + image.after
-            places = column_of[first:after]
-            row = int(row_of[first]) if len(places) else 0
+            every = column_of[first:after]
+            row = int(row_of[first]) if len(every) else 0
             begin = None
-            if packs and len(places):
-                begin = positions[0, row, int(places[0])] - int(image.cut.positions[0, 0])
-            layout, slot = image.seen, None
+            if packs and len(every):
+                begin = positions[0, row, int(every[0])] - int(image.cut.positions[0, 0])
+            layout, slot, dense = image.seen, None, torch.arange(image.seen.content)
+            remaining = Remaining.of(image.seen)
             said = {signal: values[order[number]] for signal, values in signals.items()}
             if image.plan is not None:
-                layout, slot = _strip(len(places)), image.plan.slot[0]
+                slot = image.plan.slot[0]
+                layout, dense = _strip(len(slot)), slot.cpu()
                 said = {signal: value[slot] for signal, value in said.items()}
-            self.images.append(Standing(row, places, layout, image.seen, slot, said, image.cut.span, begin, number))
+                for method in (*schedule.features, *schedule.inputs):
+                    remaining = remaining.after(method)
+            dense = dense_slots(image.seen, image.layout)[dense]
+            # Structural tokens stand among the content tokens, as the layout of the full image says.
+            content = torch.isin(image.cut.slot, image.layout.places[dense])
+            numbers = image.layout.held(dense).nonzero().squeeze(1)
+            text = int(((columns[row] >= 0) & (columns[row] <= ends[number]) & (visual[row] == 0)).sum())
+            self.images.append(
+                Standing(
+                    row,
+                    every[content],
+                    layout,
+                    image.seen,
+                    remaining,
+                    dense,
+                    image.layout,
+                    torch.stack([numbers, every[~content]]),
+                    slot,
+                    said,
+                    text,
+                    ends[number],
+                    image.cut.span,
+                    begin,
+                    number,
+                )
+            )
         if len(set(order)) < len(order):
             self._lead(ids, order)
-        self._line = _Line(cut.columns, there.sum(dim=1).tolist(), cut.restore_index(), positions, cut.following)
-        for step in steps:
-            self._parts[step.layer].step = step
+        lengths = (columns >= 0).sum(dim=1).tolist()
+        self._line = _Line(cut.columns, lengths, cut.restore_index(), positions, cut.following)
+        if 0 in self._watched:
+            self._at_start = {number: self._places([number]) for number in range(len(images))}
 
     def _lead(self, ids: Tensor, order: Sequence[int]) -> None:
         """Let the same image at the same place of the same prompt share one plan, whatever rounding does."""
@@ -231,11 +286,10 @@ class Descent:
 
     def call(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The decoder is called: its arguments, without what its loop would add at places that are gone by then."""
-        steps = [part.layer for part in self._parts.values() if part.step is not None]
-        if not steps:
+        if not self._steps:
             return kwargs
         without, additions = self.family.take_additions(kwargs)
-        if min(steps) >= len(additions):
+        if min(self._steps) >= len(additions):
             return kwargs
         sizes = [len(image.places) for image in self.images]
         self._additions = [list(level.split(sizes)) for level in additions]
@@ -247,21 +301,26 @@ class Descent:
         """What a layer is to read in place of `hidden` `(B, S, D)`, and of what the model passes it by name."""
         part = self._parts.get(layer)
         if part is not None:
-            if part.step is not None and any(len(image.places) for image in self.images):
-                hidden = self._compress(part.step, hidden)
+            if layer in self._steps and any(len(image.places) for image in self.images):
+                here = self._input(layer, hidden, call, self._rotary(part.past, hidden, call))
+                hidden = self._compress(self._steps[layer], here)
             self._open(part, hidden, call)
             self._current = part
         part = self._current
-        if part is None or not part.changed:
-            return hidden, call
-        call = {**call, "attention_mask": part.mask}
-        if part.rotary is not None:
-            call["position_embeddings"] = part.rotary
-        if call.get("position_ids") is not None:
-            # With position embeddings given, attention only looks here for packed sequences, and would take gaps for
-            # their borders.
-            call["position_ids"] = None
+        if part is not None and part.changed:
+            call = {**call, "attention_mask": part.mask, "position_embeddings": part.rotary}
+            if call.get("position_ids") is not None:
+                # With position embeddings given, attention only looks here for packed sequences, and would take gaps
+                # for their borders.
+                call["position_ids"] = None
+        if layer in self._watched:
+            self._inputs[layer] = self._input(layer, hidden, call, call["position_embeddings"])
         return hidden, call
+
+    def _input(self, layer: int, hidden: Tensor, call: dict[str, Any], rotary: Any) -> LayerInput:
+        """What a layer reads, for signals."""
+        past = None if self.state is None else self.state.at(layer)
+        return LayerInput(self.family, layer, hidden, rotary, self._mask(past), call.get("past_key_values"))
 
     def leave(self, layer: int, hidden: Tensor) -> Tensor:
         """What a layer's output `(B, S, D)` becomes before the next one reads it."""
@@ -276,23 +335,27 @@ class Descent:
         """Make what the layers of a part need."""
         part.line = line = self._line
         past = part.past
-        moved = past is not None and past.packed
+        part.changed = past is not (None if self.state is None else self.state.first)
         padded = past is not None and past.padded
-        first = None if self.state is None else self.state.first
-        part.changed = past is not first
         if line is not None:
             part.changed |= line.taken is not None
-            moved |= line.packed
             padded |= line.padded
         if not part.changed:
             return
         # Where the model found that nothing needs to be hidden, nothing needs to be hidden among fewer columns either.
         if call.get("attention_mask") is not None or padded:
             part.mask = self.family.causal_mask(hidden, self._mask(past), call.get("past_key_values"), part.layer)
-        if moved:
-            part.rotary = self.family.rotary(hidden, self._positions(past))
-        elif line is not None and line.taken is not None:
-            part.rotary = tuple(_taken(each, line.taken) for each in call["position_embeddings"])
+        part.rotary = self._rotary(past, hidden, call)
+
+    def _rotary(self, past: Held | None, hidden: Tensor, call: dict[str, Any]) -> Any:
+        """Position embeddings of the new columns, in layers that hold `past`."""
+        line = self._line
+        if (past is not None and past.packed) or (line is not None and line.packed):
+            return self.family.rotary(hidden, self._positions(past))
+        if line is None or line.taken is None:
+            return call["position_embeddings"]
+        taken = line.taken
+        return tuple(_taken(each, taken) for each in call["position_embeddings"])
 
     def _mask(self, past: Held | None) -> Tensor:
         """The mask of a part over its cache and its new columns: `(B, P + M)` int64."""
@@ -324,18 +387,22 @@ class Descent:
 
     # A step
 
-    def _compress(self, step: DepthStep, hidden: Tensor) -> Tensor:
-        """Plan the images and shorten the line: hidden states `(B, M, D)` -> `(B, M', D)`."""
+    def _compress(self, method: Method, here: LayerInput) -> Tensor:
+        """Plan the images and shorten the line: the hidden states `(B, M, D)` of a layer -> `(B, M', D)`."""
         began = self.clock()
         line = self._line
         assert line is not None
+        layer, hidden = here.layer, here.hidden
         rows, width, _ = hidden.shape
         device = hidden.device
         flat = hidden.flatten(0, 1)
         groups: dict[Any, list[int]] = {}
         for number, image in enumerate(self.images):
             if len(image.places):
-                groups.setdefault((image.layout, image.whole, image.slot is None), []).append(number)
+                # Texts of different length can't be one batch without padding, which a method would have to know.
+                text = image.text if any(map(reads_text, method.needs)) else 0
+                key = (image.layout, image.whole, image.remaining, image.full, image.slot is None, text)
+                groups.setdefault(key, []).append(number)
 
         # On the host: the line behind the step. If only the device knows which tokens stay, it looks here as if they
         # were the first ones of each image; their number is what counts.
@@ -346,20 +413,27 @@ class Descent:
         for members in groups.values():
             places = torch.stack([self.images[n].row * width + self.images[n].places for n in members]).to(device)
             features = flat[places]
-            plan = self._plan(step.method, members, features)
+            plan = self._plan(method, members, features, here)
             plans.append((members, plan, places, features))
-            if plan.valid is None:
+            on_host = plan.valid is not None or bool(self.images[members[0]].full.structural)
+            if not on_host:
                 kept = [torch.arange(plan.slot.shape[1])] * len(members)
             else:
-                kept = [slot[valid] for slot, valid in zip(plan.slot.cpu(), plan.valid.cpu(), strict=True)]
+                slots = plan.slot.cpu()
+                valid = torch.ones_like(slots).bool() if plan.valid is None else plan.valid.cpu()
+                kept = [each[there] for each, there in zip(slots, valid, strict=True)]
             for number, slots in zip(members, kept, strict=True):
                 image = self.images[number]
-                keep[image.row, image.places] = False
+                keep[image.row, image.every] = False
+                if image.full.structural:
+                    image.dense = image.dense[slots]
+                    image.marks = image.marks[:, image.full.held(image.dense)[image.marks[0]]]
                 stay[number] = image.places[slots]
                 keep[image.row, stay[number]] = True
+                keep[image.row, image.marks[1]] = True
         lengths = keep.sum(dim=1)
         if int(lengths.min()) == 0:
-            raise FoveateError(f"{step.method} at layer {step.layer} leaves a row without any token: it has no text")
+            raise FoveateError(f"{method} at layer {layer} leaves a row without any token: it has no text")
         narrow = int(lengths.max())
         lead = narrow - lengths
         landing = keep.cumsum(dim=1) - 1 + lead[:, None]
@@ -372,7 +446,7 @@ class Descent:
         index, real, offset = (each.to(device, non_blocking=True) for each in (source, there, lead))
         merged: list[tuple[Tensor, Tensor]] = []
         for members, plan, places, features in plans:
-            self._follow(step.layer, members, plan)
+            self._follow(layer, members, plan)
             rows_of = [self.images[number].row for number in members]
             target = torch.cat([row * narrow + landing[row, stay[n]] for row, n in zip(rows_of, members, strict=True)])
             target = target.to(device, non_blocking=True)
@@ -400,14 +474,16 @@ class Descent:
         for number, places in stay.items():
             image = self.images[number]
             image.places = landing[image.row, places]
+            image.marks[1] = landing[image.row, image.marks[1]]
             image.layout = _strip(len(places))
-        if step.method.positions == "pack":
+            image.remaining = image.remaining.after(method)
+        if method.positions == "pack":
             self._pack()
-        self.counts[step.layer] = [len(image.places) for image in self.images]
+        self.counts[layer] = [len(image.every) for image in self.images]
         self.milliseconds += (self.clock() - began) * 1e3
         return short.view(rows, narrow, -1)
 
-    def _plan(self, method: Method, members: Sequence[int], features: Tensor) -> Plan:
+    def _plan(self, method: Method, members: Sequence[int], features: Tensor, here: LayerInput) -> Plan:
         """What becomes of images of one layout: features `(G, N, D)`; those of one sample share one plan."""
         own = [at for at, number in enumerate(members) if self.images[number].leader == number]
         index = None
@@ -422,12 +498,45 @@ class Descent:
         leading = [self.images[members[at]] for at in own]
         signals = {signal: torch.stack([each.signals[signal] for each in leading]) for signal in leading[0].signals}
         slots = [each.slot for each in leading if each.slot is not None]
-        origin = Origin(leading[0].whole, torch.stack(slots)) if slots else None
+        tiles = leading[0].remaining.tiles
+        left = None if tiles is None else tuple(tile.content for tile in tiles)
+        origin = Origin(leading[0].whole, torch.stack(slots), left) if slots else None
+        inside = [need for need in method.needs if need not in signals]
         with torch.set_grad_enabled(method.trained and torch.is_grad_enabled()):
+            if inside:
+                signals |= self._answers(inside, [members[at] for at in own], here)
             seen = features if method.trained else features.detach()
-            plan = method.plan(VisualTokens(seen, leading[0].layout, Signals(signals), origin))
+            plan = plan_of(method, VisualTokens(seen, leading[0].layout, Signals(signals), origin))
         self.plans.append(plan)
         return plan if index is None else _rows(plan, index)
+
+    def _answers(self, needs: Sequence[Signal], members: Sequence[int], here: LayerInput) -> dict[Signal, Tensor]:
+        """What the decoder says of images with texts of one length."""
+        places = self._places(members)
+        if any(map(reads_text, needs)) and not places.text.shape[1]:
+            raise FoveateError(f"layer {here.layer} reads the question, and an image came without any text")
+        embedded = None
+        if 0 in self._inputs and self._at_start:
+            embedded = self._inputs[0].hidden, Places.of([self._at_start[number] for number in members])
+        return {need: answer(need, places, here, self._inputs.get(here.layer - 1), embedded) for need in needs}
+
+    def _places(self, members: Sequence[int]) -> Places:
+        """Where images stand in the line as it is now, and the text that each is asked about."""
+        line = self._line
+        assert line is not None
+        width, device = line.columns.shape[1], line.columns.device
+        images = [self.images[number] for number in members]
+        text: list[Tensor] = []
+        for image in images:
+            plain = torch.arange(width) >= width - line.lengths[image.row]
+            for other in self.images:
+                if other.row == image.row:
+                    plain[other.every] = False
+            text.append(plain.nonzero().squeeze(1)[: image.text])
+        rows = torch.tensor([image.row for image in images], device=device)
+        ends = torch.tensor([image.last for image in images], device=device)
+        visual, texts = (torch.stack(each).to(device) for each in ([image.places for image in images], text))
+        return Places(rows, visual, texts, line.restore[rows, ends])
 
     def _follow(self, layer: int, members: Sequence[int], plan: Plan) -> None:
         """What is known of each token goes with those that stay, and what is still to be added to them."""
@@ -448,20 +557,20 @@ class Descent:
         device = line.positions.device
         rows, width = line.columns.shape
         shift = torch.zeros(rows, width + 1, dtype=torch.int64)
-        for image in self.images:
-            if len(image.places):
-                shift[image.row, int(image.places[-1]) + 1] += image.span - len(image.places)
+        every = [image.every for image in self.images]
+        for image, places in zip(self.images, every, strict=True):
+            if len(places):
+                shift[image.row, int(places[-1]) + 1] += image.span - len(places)
         shift = shift.cumsum(dim=1)
         positions = line.positions - shift[:, :-1].to(device)
         flat = positions.flatten(1)
-        for image in self.images:
-            count = len(image.places)
-            if count and image.begin is not None:
-                image.begin = image.begin - int(shift[image.row, int(image.places[0])])
-                steps = image.begin + torch.arange(count, device=device)
-                where = (image.row * width + image.places).to(device)
+        for image, places in zip(self.images, every, strict=True):
+            if len(places) and image.begin is not None:
+                image.begin = image.begin - int(shift[image.row, int(places[0])])
+                steps = image.begin + torch.arange(len(places), device=device)
+                where = (image.row * width + places).to(device)
                 flat = flat.index_copy(1, where, steps.expand(flat.shape[0], -1))
-                image.span = count
+                image.span = len(places)
         self._line = replace(
             line, positions=flat.view_as(positions), following=line.following - shift[:, -1].to(device), packed=True
         )

@@ -5,7 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+
+from foveate.tokens import (
+    Behind,
+    DecoderAttention,
+    DecoderInput,
+    DecoderKeys,
+    DecoderLogits,
+    RotaryLogits,
+    Signal,
+    Text,
+)
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -51,6 +63,51 @@ class Decoder:
         """What the layers take as `position_embeddings`: for position ids `(B, S)`, or `(axes, B, S)`."""
         return self.decoder.rotary_emb(hidden, position_ids)  # pyright: ignore[reportCallIssue]
 
+    # What attention is made of, for signals. Rows are taken out before, so only those that matter are computed.
+
+    def gives_inside(self, signal: Signal) -> bool:
+        """Whether queries and keys of the layers can be made again, for signals of the decoder."""
+        if isinstance(signal, Text | DecoderInput | Behind):
+            return True
+        attention = getattr(self.decoder_layers[0], "self_attn", None)
+        if not all(hasattr(attention, name) for name in ("q_proj", "k_proj", "head_dim")):
+            return False
+        if isinstance(signal, DecoderLogits):
+            # A cap is not linear, so logits can't be summed through queries.
+            return self.soft_cap is None
+        return isinstance(signal, DecoderAttention | DecoderKeys | RotaryLogits)
+
+    def queries(self, layer: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Queries of a layer, after rotary embedding: `(..., D)` and `(..., d)` twice -> `(..., H, d)`."""
+        attention: Any = self.decoder_layers[layer].self_attn
+        return self._rotated(attention, "q", self._attended(layer, hidden), rotary)
+
+    def keys(self, layer: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Keys of a layer, after rotary embedding: `(..., D)` and `(..., d)` twice -> `(..., H_keys, d)`."""
+        attention: Any = self.decoder_layers[layer].self_attn
+        return self._rotated(attention, "k", self._attended(layer, hidden), rotary)
+
+    def attention_scale(self, layer: int) -> float:
+        """What attention scores of a layer are multiplied with before the softmax."""
+        return float(self.decoder_layers[layer].self_attn.scaling)  # pyright: ignore
+
+    @property
+    def soft_cap(self) -> float | None:
+        """The number that attention scores are bent to stay below; None if they aren't."""
+        return getattr(self.decoder_config, "attn_logit_softcapping", None)
+
+    def _attended(self, layer: int, hidden: Tensor) -> Tensor:
+        """What the attention of a layer reads: the layer's input behind its first norm."""
+        return self.decoder_layers[layer].input_layernorm(hidden)  # pyright: ignore[reportCallIssue]
+
+    @staticmethod
+    def _rotated(attention: Any, which: str, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        heads = getattr(attention, f"{which}_proj")(hidden).unflatten(-1, (-1, attention.head_dim))
+        norm = getattr(attention, f"{which}_norm", None)
+        return rotate(heads if norm is None else norm(heads), *(each[..., None, :] for each in rotary))
+
+    # What the loop over the layers does
+
     def take_additions(self, call: dict[str, Any]) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
         """Take out of a call of the decoder what its own loop adds to the visual tokens behind its first layers.
 
@@ -81,3 +138,12 @@ class Decoder:
             position_ids=None,
             layer_idx=layer,
         )
+
+
+def rotate(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding, halves as pairs: `(..., d)` with tables `(..., r)`; what is behind r stays."""
+    width = cos.shape[-1]
+    turned, rest = values[..., :width], values[..., width:]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned

@@ -1,0 +1,262 @@
+"""What methods may ask of the decoder: attention of chosen rows, logits, keys and hidden states of one layer.
+
+Nothing asks the model for its attention maps, which would make it slow. The input of the layer is at hand; queries of
+the rows that are asked for and keys are made from it again, and keys that the cache holds already are taken from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.errors import SignalError
+from foveate.models import Family
+from foveate.models.decoder import rotate
+from foveate.tokens import (
+    Behind,
+    DecoderAttention,
+    DecoderInput,
+    DecoderKeys,
+    DecoderLogits,
+    RotaryLogits,
+    Signal,
+    Text,
+)
+
+_ELEMENTS_AT_ONCE = 2**25
+"""Attention scores that are held at a time."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the images of a group and what they are asked about stand, on the device of the model.
+
+    Attributes:
+        rows: `(G,)` int64, the row of each image.
+        visual: `(G, N)` int64, the columns of its tokens.
+        text: `(G, T)` int64, the columns of its prompt's text.
+        last: `(G,)` int64, the column of its prompt's last token.
+    """
+
+    rows: Tensor
+    visual: Tensor
+    text: Tensor
+    last: Tensor
+
+    @classmethod
+    def of(cls, each: Sequence[Places]) -> Places:
+        """Several groups as one; their images have equally many tokens and texts."""
+        return cls(*(torch.cat([getattr(one, name) for one in each]) for name in ("rows", "visual", "text", "last")))
+
+
+@dataclass(frozen=True)
+class LayerInput:
+    """What one decoder layer reads.
+
+    Attributes:
+        family: of the model.
+        layer: which one.
+        hidden: `(B, M, D)`, its input.
+        rotary: cosines and sines, each `(B or 1, M, d)`.
+        mask: `(B, P + M)`, 0 at padding, over what its cache held before and the M columns.
+        cache: of the conversation, or None.
+    """
+
+    family: Family
+    layer: int
+    hidden: Tensor
+    rotary: tuple[Tensor, Tensor]
+    mask: Tensor
+    cache: Any
+
+    def rows(self, places: Places, columns: Tensor) -> Tensor:
+        """Hidden states `(G, R, D)` at columns `(G, R)` of the images' rows."""
+        return self.hidden[places.rows[:, None], columns]
+
+    def tables(self, places: Places, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines `(G, R, d)` at columns `(G, R)` of the images' rows."""
+        cos, sin = (each.expand(self.hidden.shape[0], -1, -1)[places.rows[:, None], columns] for each in self.rotary)
+        return cos, sin
+
+    def queries(self, places: Places, columns: Tensor) -> Tensor:
+        """`(G, R, H, d)` at columns `(G, R)`."""
+        return self.family.queries(self.layer, self.rows(places, columns), self.tables(places, columns))
+
+    def keys(self, places: Places, columns: Tensor) -> Tensor:
+        """`(G, R, H_keys, d)` at columns `(G, R)`."""
+        return self.family.keys(self.layer, self.rows(places, columns), self.tables(places, columns))
+
+    def all_keys(self, places: Places) -> Tensor:
+        """Keys that the images' rows can see: `(G, H_keys, P + M, d)`."""
+        width, whole = self.hidden.shape[1], self.mask.shape[1]
+        held = 0 if self.cache is None else int(self.cache.get_seq_length(self.layer))
+        past = None
+        if held:
+            past = self.cache.layers[self.layer].keys.to(self.hidden.device)
+            if past.shape[-2] != held:
+                raise SignalError("keys of a quantised cache can't be read again; use a plain dynamic cache")
+            past = past[places.rows]
+        if past is not None and held == whole:
+            # The layer has run: its own keys are there, too.
+            return past
+        every = torch.arange(width, device=self.hidden.device).expand(places.rows.shape[0], -1)
+        new = self.keys(places, every).transpose(1, 2)
+        return new if past is None else torch.cat([past, new], dim=2)
+
+
+def attention(given: LayerInput, places: Places, columns: Tensor) -> Tensor:
+    """Attention that rows at `columns` `(G, R)` give the images' tokens: `(G, H, R, N)` float32."""
+    family, layer = given.family, given.layer
+    query, key = given.queries(places, columns), given.all_keys(places)
+    images, count, heads, width = query.shape
+    groups = key.shape[1]
+    query = query.view(images, count, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
+    past = given.mask.shape[1] - given.hidden.shape[1]
+    seen = given.mask[places.rows].bool()
+    columns_of_keys = torch.arange(given.mask.shape[1], device=columns.device) - past
+    visual = (places.visual + past)[:, None, None, None].expand(-1, groups, heads // groups, 1, -1)
+    parts: list[Tensor] = []
+    step = max(1, _ELEMENTS_AT_ONCE // max(1, images * heads * key.shape[2]))
+    for begin in range(0, count, step):
+        block, at = query[:, :, :, begin : begin + step], columns[:, begin : begin + step]
+        scores = torch.einsum("gkqrd,gknd->gkqrn", block, key) * family.attention_scale(layer)
+        if family.soft_cap is not None:
+            scores = torch.tanh(scores / family.soft_cap) * family.soft_cap
+        visible = seen[:, None] & (columns_of_keys <= at[..., None])
+        scores = scores.masked_fill(~visible[:, None, None], torch.finfo(scores.dtype).min)
+        scores = scores.softmax(dim=-1, dtype=torch.float32)
+        parts.append(scores.gather(-1, visual.expand(-1, -1, -1, scores.shape[3], -1)).flatten(1, 2))
+    return torch.cat(parts, dim=2)
+
+
+def logits_received(query: Tensor, key: Tensor, scale: float) -> Tensor:
+    """Mean pre-softmax logit that each token gets from those at or behind it, averaged over heads.
+
+    A mean of logits is linear in the queries, so they are summed first: the cost grows with N, not with its square.
+
+    Args:
+        query: `(G, N, H, d)`.
+        key: `(G, N, H_keys, d)`.
+        scale: of the logits.
+
+    Returns:
+        `(G, N)` float32.
+    """
+    images, count, heads, width = query.shape
+    behind = query.float().flip(1).cumsum(dim=1).flip(1)
+    behind = behind / torch.arange(count, 0, -1, device=query.device)[:, None, None]
+    grouped = behind.view(images, count, key.shape[2], heads // key.shape[2], width)
+    return torch.einsum("gnkqd,gnkd->gn", grouped, key.float()) * (scale / heads)
+
+
+def answer(
+    signal: Signal,
+    places: Places,
+    here: LayerInput,
+    previous: LayerInput | None,
+    embedded: tuple[Tensor, Places] | None,
+) -> Tensor:
+    """The answer to one request for a group of images.
+
+    Args:
+        signal: what is asked for.
+        places: where the images stand now.
+        here: the layer whose input is compressed.
+        previous: the layer before it, if it was watched.
+        embedded: what entered the decoder, `(B, M_0, D)`, and where the images stood there, if it was watched.
+
+    Raises:
+        SignalError: the decoder doesn't answer such requests.
+    """
+    given = here
+    if getattr(signal, "layer", "here") == "previous":
+        assert previous is not None
+        given = previous
+    if isinstance(signal, Text):
+        return here.rows(places, places.text)
+    if isinstance(signal, DecoderAttention):
+        rows = places.last[:, None] if signal.rows == "last" else places.text
+        scores = attention(given, places, rows)
+        scores = scores.mean(dim=1) if signal.heads == "mean" else scores
+        return scores.squeeze(-2) if signal.rows == "last" else scores
+    if isinstance(signal, DecoderLogits):
+        query, key = given.queries(places, places.visual), given.keys(places, places.visual)
+        return logits_received(query, key, given.family.attention_scale(given.layer))
+    if isinstance(signal, DecoderKeys):
+        return given.keys(places, places.visual if signal.of == "visual" else places.text).flatten(2)
+    if isinstance(signal, DecoderInput):
+        assert embedded is not None
+        hidden, then = embedded
+        return hidden[then.rows[:, None], then.visual if signal.of == "visual" else then.text]
+    if isinstance(signal, RotaryLogits):
+        query, key = (
+            rotate(torch.ones_like(tables[0], dtype=torch.float32), *(each.float() for each in tables))
+            for tables in (here.tables(places, places.text), here.tables(places, places.visual))
+        )
+        return query @ key.transpose(1, 2) * given.family.attention_scale(given.layer)
+    if isinstance(signal, Behind):
+        return places.text > places.visual[:, :1]
+    raise SignalError(f"{signal} is nothing that a decoder layer can tell")
+
+
+def reads_text(signal: Signal) -> bool:
+    """Whether an answer has an axis of the prompt's text tokens."""
+    if isinstance(signal, DecoderAttention):
+        return signal.rows == "text"
+    if isinstance(signal, DecoderKeys | DecoderInput):
+        return signal.of == "text"
+    return isinstance(signal, Text | RotaryLogits | Behind)
+
+
+def watched(signals: Sequence[Signal], layer: int) -> set[int]:
+    """The layers whose input must be kept for a step at `layer` that asks for these signals."""
+    layers: set[int] = set()
+    for signal in signals:
+        if getattr(signal, "layer", None) == "previous":
+            layers.add(layer - 1)
+        elif isinstance(signal, DecoderInput):
+            layers.add(0)
+    return layers
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which predictions a caller wants; they tell where its prompt ends and what is to be said begins.
+
+    Attributes:
+        labels: `(B, >= S)` int64, -100 where nothing is to be predicted; None for no labels.
+        last: without labels, how many of the last columns make predictions.
+    """
+
+    labels: Tensor | None = None
+    last: int = 1
+
+    def ends(self, ids: Tensor, image_token: int, sizes: Sequence[int]) -> list[int]:
+        """Per image the column that holds the last token of its prompt.
+
+        It is the one that makes the first prediction asked for behind the image: with labels the one before the first
+        label, else the one whose logits come first. Without either it is the last one.
+
+        Args:
+            ids: `(B, S)` int64.
+            image_token: the id of a visual token's placeholder.
+            sizes: placeholders of each image, in prompt order.
+        """
+        length = ids.shape[1]
+        end = length - min(max(self.last, 1), length)
+        if self.labels is None:
+            return [end] * len(sizes)
+        wanted = (self.labels[:, -length:] != -100).cpu()
+        row_of, column_of = (ids == image_token).cpu().nonzero().unbind(1)
+        ends: list[int] = []
+        after = 0
+        for size in sizes:
+            after += size
+            row, column = int(row_of[after - 1]), int(column_of[after - 1])
+            behind = wanted[row, column + 1 :].nonzero()
+            ends.append(column + int(behind[0]) if len(behind) else end)
+        return ends
