@@ -93,8 +93,8 @@ def bench(
     if not screen.is_terminal:
         screen = Console(width=WIDE)
     screen.print(table(metrics, screen.width))
-    budgets = {row["budget"] for row in metrics["configurations"][1:]}
-    per_skill = skills_table(metrics) if skills or len(budgets) <= 1 else None
+    shown = {row["budget"] for row in metrics["configurations"][1:]}
+    per_skill = skills_table(metrics) if skills or len(shown) <= 1 else None
     if per_skill is not None:
         screen.print()
         screen.print(per_skill)

@@ -1,8 +1,8 @@
 """Compare at equal terms: which keep makes a spec cost what another one costs.
 
-Papers count tokens where it suits them: at the decoder's input, or averaged over its layers. A method that drops half of
-the tokens at layer 16 and one that drops them before layer 0 are not at "50 %" together. Here the keep of each spec is
-chosen so that all of them have the same mean of tokens over layers, or take the same FLOPs to prefill.
+Papers count tokens where it suits them: at the decoder's input, or averaged over its layers. A method that drops half
+of the tokens at layer 16 and one that drops them before layer 0 are not at "50 %" together. Here the keep of each spec
+is chosen so that all of them have the same mean of tokens over layers, or take the same FLOPs to prefill.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
 from foveate.bench.configurations import DENSE, has_keep, name_of, read_budgets, seeded
-from foveate.errors import FoveateError
 from foveate.spec import Spec, parse
 from foveate.tokens import Keep
 
