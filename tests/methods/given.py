@@ -27,7 +27,7 @@ WORDS, BEFORE, HEADS = 5, 1, 3
 
 
 def tokens(
-    grid: tuple[int, int],
+    grid: tuple[int, int] | Layout,
     kind: str = "random",
     images: int = 3,
     dtype: torch.dtype = torch.float32,
@@ -37,7 +37,7 @@ def tokens(
     """Three images of one grid, the same each time.
 
     Args:
-        grid: rows and columns.
+        grid: rows and columns, or a layout.
         kind: "random"; "ties": few different scores, and each token there several times; "equal": nothing differs;
             "loud": features whose squares don't fit into half precision.
         images: how many.
@@ -45,7 +45,8 @@ def tokens(
         width: of the features.
         order: the images in another order.
     """
-    count = grid[0] * grid[1]
+    layout = grid if isinstance(grid, Layout) else Layout((Segment(1, *grid),))
+    count = layout.content
     generator = torch.Generator().manual_seed(count)
 
     def scores(*shape: int) -> Tensor:
@@ -84,4 +85,4 @@ def tokens(
         return values.to(dtype) if values.is_floating_point() else values
 
     signals = Signals({s: at(v) for s, v in answers.items()}, {k: at(v) for k, v in of_kind.items()})
-    return VisualTokens(at(features), Layout((Segment(1, *grid),)), signals)
+    return VisualTokens(at(features), layout, signals)

@@ -35,29 +35,39 @@ def fit(height: int, width: int, budget: int) -> tuple[int, int]:
 
 
 def grids(layout: Layout, keep: Keep) -> list[tuple[int, int, int]]:
-    """The kept grid `(t, h, w)` of each segment; frames are kept apart.
+    """The kept grid `(t, h, w)` of each segment, the budget shared out by size; frames are kept apart.
+
+    A budget of fewer tokens than there are segments leaves nothing of the last ones: `(0, 0, 0)`. The first one is the
+    whole image, where there are several.
+
+    >>> from foveate.tokens import Segment
+    >>> tiles = Layout((Segment(1, 4, 4), Segment(1, 8, 8)))
+    >>> grids(tiles, Keep.of(20)), grids(tiles, Keep.of(1))
+    ([(1, 2, 2), (1, 4, 4)], [(1, 1, 1), (0, 0, 0)])
 
     Raises:
         KeepError: more would remain than there are.
     """
     budget = keep.count(layout.content)
-    shares = spread(budget, [segment.count for segment in layout.segments])
-    return [
-        (segment.t, *fit(segment.h, segment.w, max(1, share // segment.t)))
-        for segment, share in zip(layout.segments, shares)
-    ]
+    held = layout.segments[:budget]
+    shares = spread(budget, [segment.count for segment in held])
+    kept = [(segment.t, *fit(segment.h, segment.w, max(1, share // segment.t))) for segment, share in zip(held, shares)]
+    return kept + [(0, 0, 0)] * (len(layout.segments) - len(held))
 
 
 def cells(layout: Layout, kept: list[tuple[int, int, int]]) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " M"]]:
     """Which cell each token falls into, and the token in the middle of each cell.
 
     Returns:
-        `(N,)` int64 and `(M,)` int64, unique and ascending.
+        `(N,)` int64, -1 where nothing is kept of a segment; and `(M,)` int64, unique and ascending.
     """
     groups: list[Tensor] = []
     middles: list[Tensor] = []
     tokens = taken = 0
     for segment, (frames, height, width) in zip(layout.segments, kept):
+        if not frames:
+            groups.append(torch.full((segment.count,), -1))
+            continue
         row, row_middle = _axis(segment.h, height)
         column, column_middle = _axis(segment.w, width)
         frame = torch.arange(frames)
