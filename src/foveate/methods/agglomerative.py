@@ -55,27 +55,35 @@ class Agglomerative(Method):
 
 
 def _heights(between: Float32[Tensor, "B M M"], size: Float32[Tensor, "B M"], linkage: str) -> Float32[Tensor, "B M M"]:
-    """What it costs to merge two clusters, from sums over all pairs of their tokens; inf where it can't be done.
-
-    Symmetric to the last bit: two clusters must agree on whether they are each other's nearest.
-    """
-    pairs = size[:, :, None] * size[:, None]
-    heights = between / pairs
+    """What it costs to merge two clusters, from sums over all pairs of their tokens; inf where it can't be done."""
     if linkage == "ward":
-        # Half the mean squared distance inside a cluster is the mean squared distance to its mean.
-        inside = heights.diagonal(dim1=1, dim2=2) / 2
-        heights = heights.sub_(inside[:, :, None] + inside[:, None]).mul_(pairs.div_(size[:, :, None] + size[:, None]))
-    gone = size == 0
-    heights.masked_fill_(gone[:, :, None] | gone[:, None], torch.inf).diagonal(dim1=1, dim2=2).fill_(torch.inf)
+        # A cluster's tokens are as far from its mean, squared, as half of what they are from each other.
+        inside = between.diagonal(dim1=1, dim2=2) / size.clamp(min=1) / 2
+        left, right = torch.stack([inside, size], dim=2), torch.stack([size, inside], dim=1)
+        heights = torch.baddbmm(between, left, right, alpha=-1).div_(size[:, :, None] + size[:, None])
+    else:
+        heights = between / (size[:, :, None] * size[:, None])
+    heights.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    if size.shape[0] > 1:
+        gone = size == 0
+        heights.masked_fill_(gone[:, :, None], torch.inf).masked_fill_(gone[:, None], torch.inf)
     return heights
 
 
-def _nearest(heights: Float32[Tensor, "B M M"]) -> tuple[Float32[Tensor, "B M"], Int64[Tensor, "B M"]]:
-    """The nearest other cluster of each, and how far it is.
+def _pairs(near: Float32[Tensor, "B M"], mate: Int64[Tensor, "B M"]) -> tuple[Bool[Tensor, "B M"], Bool[Tensor, "B M"]]:
+    """The clusters that are each other's nearest: which come first in their pair, and which second."""
+    index = torch.arange(mate.shape[1], device=mate.device)
+    merging = (mate.gather(1, mate) == index) & near.isfinite()
+    return merging & (index < mate), merging & (index > mate)
 
-    Of equally near ones the one whose number differs in the fewest and lowest bits: neighbours choose each other, and
-    many equal tokens pair off in few rounds.
+
+def _agreed(heights: Float32[Tensor, "B M M"]) -> tuple[Float32[Tensor, "B M"], Int64[Tensor, "B M"]]:
+    """The nearest other cluster of each, so that at least one pair agrees, and many do where many are equally near.
+
+    Both sides see the same height to the last bit, and of equally near clusters each looks for the one whose number
+    differs from its own in the fewest and lowest bits: neighbours choose each other.
     """
+    heights = torch.minimum(heights, heights.transpose(1, 2))
     near = heights.amin(dim=2)
     index = torch.arange(heights.shape[1], device=heights.device, dtype=torch.int32)
     apart = torch.where(heights == near[..., None], index[:, None] ^ index, torch.iinfo(torch.int32).max)
@@ -91,45 +99,49 @@ def _tree(
     """
     images, count, _ = distances.shape
     between = distances if linkage == "ward" else distances.sqrt_()
-    between = between.add(between.transpose(1, 2)).mul_(0.5)
     parent = torch.arange(2 * count, device=between.device).repeat(images, 1)
     height = between.new_zeros(images, 2 * count)
-    node = parent[:, :count].clone()
-    size, top = between.new_ones(images, count), between.new_zeros(images, count)
+    node, top = parent[:, :count].clone(), between.new_zeros(images, count)
+    size = between.new_ones(images, count)
     made = torch.full_like(node[:, :1], count)
-    while node.shape[1] > 1:
-        near, mate = _nearest(_heights(between, size, linkage))
-        index = torch.arange(node.shape[1], device=node.device).expand_as(node)
-        merging = (mate.gather(1, mate) == index) & near.isfinite()
-        first, second = merging & (index < mate), merging & (index > mate)
+    while (width := node.shape[1]) > 1:
+        heights = _heights(between, size, linkage)
+        near, mate = heights.min(dim=2)
+        first, second = _pairs(near, mate)
+        left = int(((size > 0) & ~second).sum(dim=1).max())
+        if left > width - max(1, width // 16):
+            near, mate = _agreed(heights)
+            first, second = _pairs(near, mate)
+            left = int(((size > 0) & ~second).sum(dim=1).max())
+        if left == width:
+            raise FoveateError("agglomerative finds no two nearest clusters: the features hold NaN or infinity")
         number = made + first.cumsum(dim=1) - 1
         made = made + first.sum(dim=1, keepdim=True)
         number = torch.where(second, number.gather(1, mate), torch.where(first, number, node))
         # A parent is never lower than its children, whatever rounding says.
-        top = torch.where(merging, torch.maximum(near, torch.maximum(top, top.gather(1, mate))), top)
+        over = torch.maximum(torch.maximum(near, near.gather(1, mate)), torch.maximum(top, top.gather(1, mate)))
+        top = torch.where(first | second, over, top)
         parent.scatter_(1, node, number)
         height.scatter_(1, number, top)
 
         alive = (size > 0) & ~second
         place = alive.cumsum(dim=1) - 1
         place = torch.where(second, place.gather(1, mate), place)
-        left = int(alive.sum(dim=1).max())
-        if left == node.shape[1]:
-            raise FoveateError("agglomerative finds no two nearest clusters: the features hold NaN or infinity")
         place = torch.where(size > 0, place, left)
-        between = _fold(_fold(between, place, left), place, left)
-        between = between.add(between.transpose(1, 2)).mul_(0.5)
+        between = _folded(between, place, left)
         size = size.new_zeros(images, left + 1).scatter_add(1, place, size)[:, :left]
         node, top = _moved(number, place, alive, left, 2 * count - 1), _moved(top, place, alive, left, 0)
     return parent, height
 
 
-def _fold(between: Float32[Tensor, "B R M"], place: Int64[Tensor, "B R"], left: int) -> Float32[Tensor, "B M left"]:
-    """Rows of merged clusters added up, and the matrix turned over: twice is both sides."""
-    images, _, columns = between.shape
-    flat = place + torch.arange(images, device=place.device)[:, None] * (left + 1)
-    folded = between.new_zeros(images * (left + 1), columns).index_add_(0, flat.flatten(), between.flatten(0, 1))
-    return folded.view(images, left + 1, columns)[:, :left].transpose(1, 2).contiguous()
+def _folded(between: Float32[Tensor, "B M M"], place: Int64[Tensor, "B M"], left: int) -> Float32[Tensor, "B L L"]:
+    """Rows of merged clusters added up, and columns, too."""
+    images, width, _ = between.shape
+    row = place + torch.arange(images, device=place.device)[:, None] * (left + 1)
+    rows = between.new_zeros(images * (left + 1), width).index_add_(0, row.flatten(), between.flatten(0, 1))
+    rows = rows.view(images, left + 1, width)[:, :left]
+    columns = place[:, None].expand(-1, left, -1)
+    return between.new_zeros(images, left, left + 1).scatter_add_(2, columns, rows)[..., :left].contiguous()
 
 
 def _moved(values: Tensor, place: Int64[Tensor, "B M"], alive: Bool[Tensor, "B M"], left: int, fill: int) -> Tensor:
