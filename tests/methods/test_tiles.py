@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from given import tokens
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from test_methods import SPECS
 from torch import Tensor
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, KeepError
 from foveate.methods import Method
 from foveate.methods.tiles import Remaining, plan_of
 from foveate.plan import Plan
@@ -118,6 +118,10 @@ def test_two_steps_per_tile(layout: Layout, keep: int | str, then: int | str, da
     names = st.sampled_from(["random", "pool", "cluster", "cls", "divprune", "stride", "prumerge"])
     first, second = (method_of(f"{data.draw(names)}:{amount}:per=tile") for amount in (keep, then))
     whole = tokens(layout)
+    if len(layout.tiles) == 1:
+        # One tile is an image, which can't keep more than it has.
+        assume(isinstance(keep, str) or keep <= layout.content)
+        assume(isinstance(then, str) or then <= first.keep.count(layout.content))
     one = plan_of(first, whole)
     left = Remaining.of(layout).after(first)
     check(one, left.layout.content, layout.content)
@@ -133,6 +137,15 @@ def test_two_steps_per_tile(layout: Layout, keep: int | str, then: int | str, da
         if second.keep.tokens is None or second.keep.tokens < tile.content:
             expected = second.count(tile)
         assert torch.isin(both.slot, index).sum(dim=1).tolist() == [expected] * 3
+
+
+def test_one_tile_keeps_no_more_than_it_has() -> None:
+    one = Layout((Segment(1, 2, 3),))
+    method = method_of("random:7:per=tile")
+    for wrong in (lambda: Remaining.of(one).after(method), lambda: plan_of(method, tokens(one))):
+        with pytest.raises(KeepError, match="more than the 6 tokens"):
+            wrong()
+    assert Remaining.of(EVEN).after(method_of("random:99:per=tile")).layout.content == EVEN.content
 
 
 def test_tiles_that_an_earlier_step_left_open() -> None:

@@ -44,13 +44,13 @@ class Remaining:
             FoveateError: the step keeps per tile, and it isn't known how many tokens each tile has.
             KeepError: more would remain than there are.
         """
-        if method.per == "image":
+        one = self.tiles is not None and len(self.tiles) == 1
+        if one or method.per == "image":
             counts = [method.bounds(self.layout)[not fewest]]
-            known = self.tiles is not None and len(self.tiles) == 1
         else:
             counts = [_bounds(method, tile)[not fewest] for tile in _known(method, self.tiles)]
-            known = True
-        return Remaining(_strip(sum(counts)), tuple(map(_strip, counts)) if known and not method.ragged else None)
+        known = one or (method.per == "tile" and not method.ragged)
+        return Remaining(_strip(sum(counts)), tuple(map(_strip, counts)) if known else None)
 
 
 def plan_of(method: Method, tokens: VisualTokens) -> Plan:
