@@ -3,16 +3,21 @@
 from typing import Any
 
 import pytest
+import test_contract
 import torch
 from rows import Row
 from test_contract import BATCH, CHAT, dense_positions, generate, kept_columns, logits
 from torch import Tensor
+from transformers import DynamicCache
 
 from foveate.engine import apply, compress
 from foveate.errors import FoveateError
 from foveate.models import family_of
+from foveate.spec import parse
+from foveate.tokens import VisualTokens
 
 SELECT = "random:6"
+plain_backend = test_contract.plain_backend
 
 
 def layer_masks(model: Any, visible: Tensor, first: int) -> list[Any]:
@@ -102,6 +107,121 @@ def test_decoding_is_masking(row: Row, any_model: Any, spec: str) -> None:
     torch.testing.assert_close(torch.stack(out.logits, dim=1), oracle[:, -6:-1].float(), atol=1e-4, rtol=1e-4)
 
 
+# Merging, and positions without gaps, against the layers run one by one.
+
+
+@torch.no_grad()
+def by_hand(row: Row, model: Any, prompt: str, spec: str, answer: Tensor | None = None) -> Tensor:
+    """Logits `(1, S', V)` of one prompt without padding: the layers in a loop, images shortened in between."""
+    inputs = row.inputs(prompt)
+    if answer is not None:
+        inputs = longer(inputs, answer)
+    family = family_of(model)
+    asked: dict[str, Any] = {}
+
+    def remember(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        asked.update(kwargs)
+
+    handle = family.decoder.register_forward_pre_hook(remember, with_kwargs=True)
+    model(**{**inputs, "position_ids": dense_positions(model, inputs)}, use_cache=False)
+    handle.remove()
+    hidden = asked["inputs_embeds"]
+    positions = asked["position_ids"].view(family.position_axes, 1, -1)
+    added = list(asked.get("deepstack_visual_embeds") or ())
+
+    # Every image as it is now: where it begins, its content tokens left, and its whole run (gone tokens hold nothing).
+    images: list[dict[str, Any]] = []
+    column = seen = 0
+    for piece in prompt.split():
+        if piece[0] == "t":
+            column += int(piece[1:].split("'")[0])
+            continue
+        layout = row.pictures[piece]
+        total = layout.total
+        run, _ = layout.placed(torch.arange(layout.content))
+        images.append(
+            {
+                "layout": layout,
+                "at": column,
+                "run": run,
+                "content": torch.arange(layout.content),
+                "span": family.image_span(layout),
+                "values": hidden[0, column : column + total].clone(),
+                "added": [level[seen : seen + total].clone() for level in added],
+            }
+        )
+        column += total
+        seen += total
+
+    for number, layer in enumerate(family.decoder_layers):
+        for step in parse(spec).steps:
+            if number not in step.places:
+                continue
+            moved = 0
+            for image in images:
+                at, count, layout = image["at"] + moved, len(image["run"]), image["layout"]
+                image["values"][image["run"]] = hidden[0, at : at + count]
+                places = layout.places[image["content"]]
+                first = len(image["content"]) == layout.content
+                grid = layout if first else (1, len(places))
+                tokens = VisualTokens.of(image["values"][places][None], grid)
+                plan = step.method.plan(tokens)
+                image["content"] = image["content"][plan.slot[0]]
+                kept = layout.places[image["content"]]
+                image["values"][kept] = plan.apply(image["values"][places][None])[0]
+                for level in image["added"]:
+                    level[kept] = plan.apply(level[places][None])[0]
+                old = image["run"]
+                image["run"], _ = layout.placed(image["content"])
+                left = torch.isin(old, image["run"]).nonzero().squeeze(1)
+                shape = positions[:, :, at : at + count][:, :, left]
+                after = positions[:, :, at + count :]
+                if step.method.positions == "pack":
+                    begin = positions[:, 0, at - 1].max() + 1 if at else torch.tensor(0)
+                    shape = (begin + torch.arange(len(left))).expand(family.position_axes, 1, -1)
+                    after = after - (image["span"] - len(left))
+                    image["span"] = len(left)
+                positions = torch.cat([positions[:, :, :at], shape, after], dim=2)
+                middle = image["values"][image["run"]][None]
+                hidden = torch.cat([hidden[:, :at], middle, hidden[:, at + count :]], dim=1)
+                image["at"] = at
+                moved += len(left) - count
+        width = hidden.shape[1]
+        mask = torch.full((width, width), torch.finfo(hidden.dtype).min).triu(1)[None, None]
+        rotary = family.decoder.rotary_emb(hidden, positions[0] if family.position_axes == 1 else positions)
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, position_ids=None, past_key_values=None)
+        if number < len(added):
+            hidden = hidden.clone()
+            for image in images:
+                hidden[0, image["at"] : image["at"] + len(image["run"])] += image["added"][number][image["run"]]
+    return model.lm_head(family.decoder.norm(hidden))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "pool:0.25@1",
+        "pool:0.5@1,2",
+        "pool:0.5:positions=pack@2",
+        "random:7:positions=pack@1+pool:3:positions=pack@2",
+        "stride:4@1+pool:2:positions=pack@2",
+        "pool:5:positions=pack@1+random:2@2",
+    ],
+)
+@torch.no_grad()
+def test_merging_and_packing_are_the_layers_run_by_hand(row: Row, any_model: Any, spec: str) -> None:
+    for prompt in ("t6 A t5", "t2 B t9 C t3"):
+        inputs = row.inputs(prompt)
+        with apply(any_model, spec):
+            out = any_model.generate(
+                **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
+            )
+            full = any_model(**inputs, position_ids=dense_positions(any_model, inputs)).logits
+        expected = by_hand(row, any_model, prompt, spec, out.sequences[:, -4:])
+        torch.testing.assert_close(torch.stack(out.logits, dim=1), expected[:, -5:-1], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(full[:, -1], expected[:, -5], atol=1e-4, rtol=1e-4)
+
+
 # 4. A left-padded batch = its samples alone.
 
 
@@ -114,6 +234,157 @@ def test_a_batch_is_its_samples_alone(row: Row, any_model: Any, spec: str) -> No
             alone = any_model.generate(**row.inputs(prompt), **options)
             for step, (both, one) in enumerate(zip(batch.logits, alone.logits)):
                 torch.testing.assert_close(both[number], one[0], atol=1e-4, rtol=1e-4, msg=f"{prompt}, step {step}")
+
+
+# What holds at `@input` holds inside: the same tests, of a spec with a layer.
+
+INSIDE = ("random:9+pool:0.5@1+stride:3@2", "random:6:positions=pack@1")
+
+
+@pytest.mark.parametrize("spec", INSIDE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "test_swapping_the_image_changes_the_logits",
+        "test_dropping_tokens_changes_the_logits",
+        "test_a_batch_that_only_the_cut_makes_ragged",
+        "test_a_second_turn_is_the_whole_conversation",
+        "test_a_second_turn_of_a_padded_batch",
+        "test_a_second_turn_of_a_padded_batch_in_generate",
+        "test_a_second_image_after_an_answer",
+        "test_an_image_after_a_text_only_turn",
+        "test_two_conversations_at_once",
+        "test_a_copied_cache_knows_what_it_holds",
+        "test_prompt_lookup_is_greedy_decoding",
+        "test_a_failed_call_leaves_the_next_one_right",
+        "test_static_caches_are_refused",
+        "test_chunked_prefill_is_refused",
+    ],
+)
+def test_the_contract_inside(row: Row, any_model: Any, name: str, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_contract, "SELECT", spec)
+    getattr(test_contract, name)(row, any_model)
+
+
+@pytest.mark.parametrize("spec", INSIDE)
+def test_a_second_image_in_a_second_turn(row: Row, any_model: Any, spec: str) -> None:
+    test_contract.test_a_second_image_in_a_second_turn(row, any_model, spec)
+
+
+@pytest.mark.parametrize("spec", INSIDE)
+@pytest.mark.parametrize("prompts", [(CHAT,), BATCH])
+def test_decoding_with_a_cache_is_forward_without(
+    row: Row, any_model: Any, prompts: tuple[str, ...], spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(test_contract, "SELECT", spec)
+    test_contract.test_decoding_with_a_cache_is_forward_without(row, any_model, prompts)
+
+
+@pytest.mark.parametrize("spec", INSIDE)
+def test_attention_implementations_agree(
+    row: Row, plain_backend: str, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(test_contract, "SELECT", spec)
+    test_contract.test_attention_implementations_agree(row, plain_backend)
+
+
+@pytest.mark.parametrize("spec", INSIDE)
+def test_gradient_checkpointing_changes_nothing(row: Row, spec: str) -> None:
+    test_contract.test_gradient_checkpointing_changes_nothing(row, spec)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_logits_to_keep(row: Row, model: Any, keep: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_contract, "SELECT", INSIDE[0])
+    test_contract.test_logits_to_keep(row, model, keep)
+
+
+@pytest.mark.parametrize("prompts", [(CHAT,), BATCH])
+@torch.no_grad()
+def test_beams(row: Row, any_model: Any, prompts: tuple[str, ...]) -> None:
+    """The score of the best beam is the dense model's, with the dropped columns hidden."""
+    inputs = row.inputs(*prompts)
+    with apply(any_model, f"{SELECT}@1") as run:
+        out = any_model.generate(
+            **inputs, max_new_tokens=5, num_beams=3, do_sample=False, return_dict_in_generate=True, output_scores=True
+        )
+    answer = out.sequences[:, -5:]
+    keep = torch.cat([keeps_of(row, any_model, inputs, SELECT), torch.ones_like(answer).bool()], dim=1)
+    oracle = masked_inside(any_model, longer(inputs, answer), {1: keep}).logits[:, -6:-1]
+    scores = oracle.float().log_softmax(-1).gather(-1, answer[..., None]).squeeze(-1).sum(dim=1) / 5
+    torch.testing.assert_close(out.sequences_scores, scores, atol=1e-4, rtol=1e-4)
+    assert len(run.report().images) == sum(piece[0] != "t" for prompt in prompts for piece in prompt.split())
+
+
+@torch.no_grad()
+def test_a_long_conversation(row: Row, model: Any) -> None:
+    """Three turns with images, a batch of four, two hundred tokens decoded: each layer's cache at every step."""
+    turns = (
+        ("t6 A t5", "t2 B t9 C t3", "t11", "t3 C t4"),
+        ("t3' B t4", "t7'", "t2 A t2", "t9'"),
+        ("t5'", "t4' C t3", "t6'", "t2 B t2"),
+    )
+    cache = DynamicCache(config=model.config.get_text_config())
+    mask = torch.empty(4, 0, dtype=torch.int64)
+    lengths = [0, 0, 0]
+    generator = torch.Generator().manual_seed(0)
+    with apply(model, "random:6@1+pool:0.5@2") as run:
+        for prompts in turns:
+            before = len(run.report().images)
+            inputs = row.inputs(*prompts)
+            mask = torch.cat([mask, inputs["attention_mask"]], dim=1)
+            model(**inputs | {"attention_mask": mask}, past_key_values=cache)
+            images = list(run.report().images[before:])
+            texts = [sum(int(p[1:].rstrip("'")) for p in prompt.split() if p[0] == "t") for prompt in prompts]
+            for layer in range(3):
+                fresh = [
+                    text + sum(images[n].layers[layer] for n in numbers)
+                    for text, numbers in zip(texts, image_numbers(prompts))
+                ]
+                lengths[layer] += max(fresh)
+            assert [cache.get_seq_length(layer) for layer in range(3)] == lengths
+            for _ in range(67):
+                token = torch.randint(20, 120, (4, 1), generator=generator)
+                mask = torch.cat([mask, mask.new_ones(4, 1)], dim=1)
+                out = model(input_ids=token, attention_mask=mask, past_key_values=cache)
+                lengths = [length + 1 for length in lengths]
+                assert [cache.get_seq_length(layer) for layer in range(3)] == lengths
+    assert out.logits.isfinite().all()
+
+
+def image_numbers(prompts: tuple[str, ...]) -> list[list[int]]:
+    """Which images of a batch stand in each prompt."""
+    numbers = iter(range(100))
+    return [[next(numbers) for piece in prompt.split() if piece[0] != "t"] for prompt in prompts]
+
+
+# 8. Training.
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_loss_and_gradients_are_the_masked_models(row: Row, side: str) -> None:
+    model = row.model()
+    inputs = test_contract.labelled(row, *BATCH, side=side)
+    labels = inputs.pop("labels")
+    given = {**inputs, "position_ids": dense_positions(model, inputs)}
+    keep = keeps_of(row, model, inputs, SELECT)
+
+    def loss_and_gradients(loss: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        model.zero_grad()
+        loss.backward()
+        return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    expected, gradients = loss_and_gradients(masked_inside(model, inputs, {1: keep}, labels=labels).loss)
+    with apply(model, f"{SELECT}@1"):
+        out = model(**given, labels=labels, use_cache=False)
+        assert out.logits.shape[:2] == inputs["input_ids"].shape
+        loss, mine = loss_and_gradients(out.loss)
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    assert mine.keys() == gradients.keys()
+    for name in gradients:
+        torch.testing.assert_close(
+            mine[name], gradients[name], atol=1e-5, rtol=1e-3, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 # 7. The numbers agree.

@@ -93,9 +93,11 @@ class LayerInput:
     def all_keys(self, places: Places) -> Tensor:
         """Keys that the images' rows can see: `(G, H_keys, P + M, d)`."""
         width, whole = self.hidden.shape[1], self.mask.shape[1]
-        held = 0 if self.cache is None else int(self.cache.get_seq_length(self.layer))
-        past = None
-        if held:
+        past: Tensor | None = None
+        held = 0
+        if self.cache is not None:
+            held = int(self.cache.get_seq_length(self.layer))
+        if self.cache is not None and held:
             past = self.cache.layers[self.layer].keys.to(self.hidden.device)
             if past.shape[-2] != held:
                 raise SignalError("keys of a quantised cache can't be read again; use a plain dynamic cache")
