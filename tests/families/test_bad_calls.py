@@ -9,6 +9,7 @@ from rows import Row
 
 from foveate.engine import apply, compress, encode, timed
 from foveate.errors import FoveateError
+from foveate.models import family_of
 
 CHAT = "t6 A t5"
 PIXELS = ("pixel_values", "image_grid_thw", "image_sizes")
@@ -42,6 +43,30 @@ def test_images_encoded_for_another_spec(row: Row, model: Any, spec: str) -> Non
 def test_nothing_to_encode(row: Row, model: Any) -> None:
     with pytest.raises(FoveateError, match="no image"):
         encode(model, row.inputs("t9"), ["random:6"])
+
+
+@pytest.mark.parametrize(("value", "kind"), [(float("nan"), "NaN"), (float("inf"), "NaN|infinite")])
+def test_features_that_are_not_finite(row: Row, value: float, kind: str) -> None:
+    """The image is named, whoever asked for it to be encoded; the others don't matter."""
+    model = row.model()
+    inputs = row.inputs("t2 A t3 B", "t4 C")
+    family = family_of(model)
+    clean = compress(model, inputs, "cls:6")
+
+    def spoil(module: Any, args: Any, output: Any) -> Any:
+        rows = output if isinstance(output, torch.Tensor) else output.pooler_output
+        # The last of all rows belongs to the last image.
+        rows.flatten(0, -2)[-row.pictures["C"].tiles[-1][0].w - 1 :, 3] = value
+        return output
+
+    handle = family.projected_module.register_forward_hook(spoil)
+    for spec in ("cls:6", "random:1.0"):
+        with pytest.raises(FoveateError, match=rf"image 2 \(counted from 0\) has ({kind}) features"):
+            compress(model, inputs, spec)
+        with apply(model, spec), pytest.raises(FoveateError, match="image 2"):
+            model.generate(**inputs, max_new_tokens=2)
+    handle.remove()
+    assert torch.equal(compress(model, inputs, "cls:6")["input_ids"], clean["input_ids"])
 
 
 @torch.no_grad()

@@ -106,18 +106,39 @@ def encode_for(family: Family, inputs: Mapping[str, Any], schedules: Sequence[Sc
 
 
 def encoded_from(family: Family, capture: Capture, signals: Sequence[Signal], features: bool) -> Encoded:
-    """Turn what was captured into features and signals per image."""
+    """Turn what was captured into features and signals per image.
+
+    Raises:
+        FoveateError: features of an image are NaN or infinite.
+    """
+    projected = family.projected(capture)
+    _refuse_what_is_not_finite(projected)
     with torch.no_grad():
         answers = {signal: family.encoder_signal(signal, capture) for signal in signals}
     return Encoded(
         layouts=capture.layouts,
         seen=capture.seen,
-        projected=family.projected(capture),
+        projected=projected,
         companions=family.companions(capture),
         structural=family.structural(capture),
         features=family.features(capture) if features else None,
         signals=answers,
     )
+
+
+@torch.no_grad()
+def _refuse_what_is_not_finite(features: Sequence[Tensor]) -> None:
+    """A method would sort and sum such features without a word. On an accelerator the host waits here once."""
+    # A sum carries on what is not finite; float32 holds the sum of any finite features that are worth the name.
+    sums = torch.stack([each.sum(dtype=torch.promote_types(each.dtype, torch.float32)) for each in features])
+    for image in (~sums.isfinite()).nonzero().flatten().tolist():
+        wrong = int((~features[image].isfinite()).any(dim=-1).sum())
+        if wrong:
+            kind = "NaN" if features[image].isnan().any() else "infinite"
+            raise FoveateError(
+                f"image {image} (counted from 0) has {kind} features, in {wrong} of its {features[image].shape[0]} "
+                "tokens; look at its pixel_values, and at the dtype: float16 overflows where bfloat16 does not"
+            )
 
 
 def _to(value: Any, device: torch.device) -> Any:
