@@ -1,0 +1,305 @@
+#!/usr/bin/env python3
+"""What making a plan costs, beside the prefill that it saves: `python benchmarks/plans.py`.
+
+Every method that acts behind the encoder makes the plans of one image and of several, and applies them; beside it, in
+the same run, the dense prefill of a decoder with random weights: on a CPU 0.5 billion parameters (Qwen2-0.5B's shape),
+on a GPU 7 billion (Vicuna-7B's). The rules that their authors' code writes as loops are timed in that structure, too
+(as_structured.py). Attention and keys are made up: what it takes to capture them is not in these times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from as_structured import RULES
+from torch import Tensor
+
+from foveate.methods import Method, PixelMethod
+from foveate.spec import method_class, method_names, parse
+from foveate.tokens import (
+    Behind,
+    DecoderAttention,
+    DecoderInput,
+    DecoderKeys,
+    DecoderLogits,
+    EncoderAttention,
+    EncoderKeys,
+    Layout,
+    RotaryLogits,
+    Segment,
+    Signals,
+    Text,
+    VisualTokens,
+)
+
+WORDS = 64
+"""Text tokens of the prompt."""
+HEADS = 8
+DECODERS = {
+    "0.5B": {"hidden": 896, "layers": 24, "heads": 14, "kv_heads": 2, "ffn": 4864},
+    "7B": {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "ffn": 11008},
+    "tiny": {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 2, "ffn": 128},
+}
+STRUCTURED_AT_MOST = {"agglomerative": 600}
+"""Rules whose structured form takes minutes beyond this many tokens."""
+
+
+def main() -> int:
+    arguments = read()
+    torch.set_num_threads(arguments.threads)
+    clock = Clock(arguments.device, arguments.clock)
+    dtype = torch.float32 if arguments.device == "cpu" else torch.bfloat16
+    began = time.perf_counter()
+    decoder = Decoder(arguments.decoder, arguments.device, dtype)
+    prefill: dict[int, float] = {}
+    rows: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        for tokens in arguments.tokens:
+            kept = max(1, round(tokens * arguments.keep))
+            for count in (tokens, kept):
+                prefill[count] = clock.milliseconds(lambda count=count: decoder(count + WORDS))
+                say(f"prefill of {count} visual and {WORDS} text tokens: {prefill[count]:.1f} ms")
+            for width in arguments.widths:
+                for images in arguments.images:
+                    saved = images * (prefill[tokens] - prefill[kept])
+                    for row in measure(arguments, clock, tokens, kept, width, images, dtype):
+                        rows.append(row | {"share": row["ms"] / saved if saved > 0 else None})
+                        say(line(rows[-1]))
+    result = {
+        "what": "milliseconds to make and apply plans; share: of the prefill that they save",
+        "decoder": arguments.decoder,
+        "words": WORDS,
+        "clock": clock.name,
+        "prefill_ms": {str(count): round(value, 2) for count, value in prefill.items()},
+        "rows": [rounded(row) for row in rows],
+        "environment": environment(arguments, time.perf_counter() - began),
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = arguments.out.with_suffix(".partial")
+    unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(arguments.out)
+    say(f"\n{len(rows)} measurements in {result['environment']['seconds']} s: {arguments.out}")
+    return 0
+
+
+def read() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    integers = {"type": lambda text: [int(each) for each in text.split(",")], "metavar": "N,N"}
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--decoder", choices=DECODERS, help="0.5B on a CPU, 7B on a GPU")
+    parser.add_argument("--tokens", default=[576, 2880], **integers, help="visual tokens of an image")
+    parser.add_argument("--widths", default=[1024, 4096], **integers, help="of the features")
+    parser.add_argument("--images", default=[1, 8], **integers, help="planned as one batch")
+    parser.add_argument("--keep", type=float, default=1 / 9, help="share that is kept")
+    parser.add_argument("--methods", type=lambda text: text.split(","), help="names; all if left out")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu counts the processor's time, for machines that do other things; with one thread",
+    )
+    parser.add_argument("--out", type=Path, default=Path("results/plans.json"))
+    arguments = parser.parse_args()
+    arguments.decoder = arguments.decoder or ("7B" if arguments.device == "cuda" else "0.5B")
+    if arguments.clock == "cpu" and (arguments.threads > 1 or arguments.device != "cpu"):
+        parser.error("--clock cpu counts the time of all threads: use it on the CPU with --threads 1")
+    known = [name for name in method_names() if can_be_planned(name)]
+    unknown = sorted(set(arguments.methods or []) - set(known))
+    if unknown:
+        parser.error(f"no method behind the encoder is called {', '.join(unknown)}; there are {', '.join(known)}")
+    arguments.methods = arguments.methods or known
+    return arguments
+
+
+def can_be_planned(name: str) -> bool:
+    """Whether a method acts on tokens and is told how many to keep."""
+    return not issubclass(method_class(name), PixelMethod) and method_class(name).takes_keep
+
+
+class Clock:
+    """Times calls: on a GPU the device is waited for."""
+
+    def __init__(self, device: str, name: str) -> None:
+        self.name = name
+        self.device = device
+        self._now = time.process_time if name == "cpu" else time.perf_counter
+
+    def milliseconds(self, run: Callable[[], object]) -> float:
+        """The median of up to seven runs after one more; of runs beyond two seconds, the first alone."""
+        first = self._once(run)
+        if first > 2000:
+            return first
+        times: list[float] = []
+        while len(times) < 3 or (len(times) < 7 and sum(times) < 1000):
+            times.append(self._once(run))
+        return statistics.median(times)
+
+    def _once(self, run: Callable[[], object]) -> float:
+        self._wait()
+        began = self._now()
+        run()
+        self._wait()
+        return (self._now() - began) * 1e3
+
+    def _wait(self) -> None:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+
+
+class Decoder:
+    """A Llama-style decoder with random weights, without its head."""
+
+    def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
+        from transformers import LlamaConfig, LlamaModel
+
+        shape = DECODERS[name]
+        config = LlamaConfig(
+            vocab_size=8,
+            hidden_size=shape["hidden"],
+            num_hidden_layers=shape["layers"],
+            num_attention_heads=shape["heads"],
+            num_key_value_heads=shape["kv_heads"],
+            intermediate_size=shape["ffn"],
+            max_position_embeddings=8192,
+        )
+        torch.manual_seed(0)
+        with torch.device(device):
+            self.model: Any = LlamaModel(config).to(dtype).eval()
+        self.width: int = shape["hidden"]
+
+    def __call__(self, tokens: int) -> object:
+        parameter = next(self.model.parameters())
+        return self.model(
+            inputs_embeds=torch.zeros(1, tokens, self.width, dtype=parameter.dtype, device=parameter.device),
+            use_cache=True,
+        )
+
+
+def measure(
+    arguments: argparse.Namespace, clock: Clock, tokens: int, kept: int, width: int, images: int, dtype: torch.dtype
+) -> list[dict[str, Any]]:
+    """All methods on one shape."""
+    features = picture(images, tokens, width).to(arguments.device, dtype)
+    text = torch.randn(images, WORDS, width, generator=torch.Generator().manual_seed(1)).to(arguments.device, dtype)
+    rows: list[dict[str, Any]] = []
+    for name in arguments.methods:
+        method: Method = parse(f"{name}:{kept}").steps[0].method
+        given = visual_tokens(method, features, text)
+
+        def compress(method: Method = method, given: VisualTokens = given) -> Tensor:
+            return method.plan(given).apply(given.features)
+
+        row: dict[str, Any] = {"method": name, "tokens": tokens, "kept": kept, "width": width, "images": images}
+        row["ms"] = clock.milliseconds(compress)
+        if (
+            name in RULES
+            and arguments.device == "cpu"
+            and images == 1
+            and tokens <= STRUCTURED_AT_MOST.get(name, tokens)
+        ):
+            row["structured_ms"] = clock.milliseconds(lambda name=name: RULES[name](features[0], text[0], kept))
+        rows.append(row)
+    return rows
+
+
+def picture(images: int, tokens: int, width: int) -> Tensor:
+    """Features that are alike where they are near, as those of pictures are, with some noise: `(B, N, D)`."""
+    generator = torch.Generator().manual_seed(0)
+    things = torch.randn(images, 64, width, generator=generator)
+    place = torch.linspace(0, 63, tokens)[:, None] - torch.arange(64)
+    amounts = (torch.rand(images, tokens, 64, generator=generator) * 4 - place.abs() / 4).softmax(dim=-1)
+    return 3 * amounts @ things + 0.3 * torch.randn(images, tokens, width, generator=generator)
+
+
+def visual_tokens(method: Method, features: Tensor, text: Tensor) -> VisualTokens:
+    """The features, and made-up answers to whatever the method asks for."""
+    images, count, width = features.shape
+    generator = torch.Generator().manual_seed(2)
+
+    def some(*shape: int) -> Tensor:
+        return torch.rand(images, *shape, generator=generator).to(features.device, features.dtype)
+
+    answers: dict[Any, Tensor] = {}
+    for signal in method.needs:
+        match signal:
+            case EncoderAttention():
+                answers[signal] = some(count) / count
+            case EncoderKeys():
+                answers[signal] = some(count, 1024 if signal.heads == "full" else 64)
+            case DecoderAttention():
+                heads = (HEADS,) if signal.heads == "each" else ()
+                words = (WORDS,) if signal.rows == "text" else ()
+                answers[signal] = some(*heads, *words, count) / count
+            case DecoderLogits():
+                answers[signal] = some(count)
+            case DecoderKeys():
+                answers[signal] = some(count if signal.of == "visual" else WORDS, width)
+            case DecoderInput():
+                answers[signal] = features if signal.of == "visual" else text
+            case RotaryLogits():
+                answers[signal] = some(WORDS, count)
+            case Behind():
+                answers[signal] = (torch.arange(WORDS) > 8).expand(images, -1).to(features.device)
+            case Text():
+                answers[signal] = text
+    return VisualTokens(features, Layout((Segment(1, *sides(count)),)), Signals(answers))
+
+
+def sides(count: int) -> tuple[int, int]:
+    """Rows and columns of a picture of this many tokens, as near to a square as can be."""
+    rows = next(rows for rows in range(int(count**0.5), 0, -1) if count % rows == 0)
+    return rows, count // rows
+
+
+def rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in row.items()}
+
+
+def line(row: dict[str, Any]) -> str:
+    structured = f"   as structured {row['structured_ms']:9.1f} ms" if "structured_ms" in row else ""
+    share = "" if row["share"] is None else f"{row['share']:8.2%} of what it saves"
+    shape = f"{row['images']} x {row['tokens']} x {row['width']} -> {row['kept']}"
+    return f"{row['method']:16} {shape:24} {row['ms']:9.1f} ms {share}{structured}"
+
+
+def environment(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    """Where this ran; nothing that names a person or a machine."""
+    return {
+        "seconds": round(seconds, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1),
+        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
+        "packages": {name: importlib.metadata.version(name) for name in ("foveate", "torch", "transformers")},
+    }
+
+
+def processor() -> str:
+    try:
+        for text in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if text.startswith("model name"):
+                return text.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

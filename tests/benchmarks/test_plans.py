@@ -1,0 +1,75 @@
+"""The benchmark of plans: the rules it compares with are the same rules, and it runs from end to end."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from foveate.methods import Agglomerative, CDPruner, Cluster, DivPrune, DpcKnn
+from foveate.tokens import VisualTokens
+
+FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def structured() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("as_structured", FOLDER / "as_structured.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("kept", [1, 7, 20])
+def test_the_compared_rules_are_the_same(structured: ModuleType, kept: int) -> None:
+    generator = torch.Generator().manual_seed(kept)
+    features = torch.randn(1, 60, 32, generator=generator)
+    text = torch.randn(1, 5, 32, generator=generator)
+    given = VisualTokens.of(features, (6, 10), text=text)
+    assert torch.equal(DivPrune(keep=kept).plan(given).slot[0], structured.divprune(features[0], kept))
+    assert torch.equal(CDPruner(keep=kept).plan(given).slot[0], structured.cdpruner(features[0], text[0], kept))
+
+    peaks = DpcKnn(keep=kept).plan(given)
+    centre, means = structured.dpc_knn(features[0], kept)
+    assert torch.equal(peaks.slot[0], centre.sort().values)
+    torch.testing.assert_close(peaks.apply(features)[0], means[centre.argsort()])
+
+    group = Agglomerative(keep=kept).plan(given).group
+    assert group is not None
+    label = structured.agglomerative(features[0], kept)
+    assert torch.equal(group[0][:, None] == group[0], label[:, None] == label)
+
+    ours = Cluster(keep=kept).plan(given).apply(features)[0]
+    theirs = structured.cluster(features[0], kept)
+    torch.testing.assert_close(ours[ours[:, 0].argsort()], theirs[theirs[:, 0].argsort()], atol=1e-4, rtol=0)
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(FOLDER / "plans.py"), "--decoder", "tiny", "--threads", "1", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_it_runs(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "plans.json"
+    sizes = ("--tokens", "36", "--widths", "32", "--images", "1,2", "--methods", "divprune,sparsevlm,visionzip")
+    done = run(*sizes, "--clock", "cpu", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert [(row["method"], row["images"]) for row in result["rows"]] == [
+        (name, images) for images in (1, 2) for name in ("divprune", "sparsevlm", "visionzip")
+    ]
+    assert all(row["ms"] > 0 and row["kept"] == 4 for row in result["rows"])
+    assert set(result["prefill_ms"]) == {"36", "4"}
+    assert "structured_ms" in result["rows"][0]
+    assert [path.name for path in out.parent.iterdir()] == ["plans.json"]
+
+
+def test_what_it_cannot_do(tmp_path: Path) -> None:
+    assert "divprune" in run("--methods", "divprun").stderr
+    assert "--threads 1" in run("--clock", "cpu", "--threads", "2").stderr
