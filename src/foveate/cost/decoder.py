@@ -224,6 +224,7 @@ class Experts:
                 weights=3 * read * hidden * self.width * size,
                 moved=taken * (4 * hidden + 8 * self.width) * size,
                 launches=12 * math.ceil(read),
+                rows=taken / read,
             ),
         ]
         if self.shared:

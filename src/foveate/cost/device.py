@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import json
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -18,6 +20,10 @@ SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per number of the data types that are counted."""
 
 
+Curve = tuple[tuple[float, float], ...]
+"""Points (x, y), x ascending; between them a straight line on logarithmic axes, beyond them the last y."""
+
+
 @dataclass(frozen=True)
 class Device:
     """A device as the cost model sees it.
@@ -26,12 +32,14 @@ class Device:
         name: what it is called in commands.
         title: what people call it.
         rates: FLOPs per second by data type.
-        bandwidth: bytes per second of memory.
+        bandwidth: bytes per second that weights are read with.
         memory: bytes of memory.
         launch: seconds that one kernel takes to start, at least.
         overlap: whether arithmetic, memory and launches go on at once; else their times add up.
-        cached: bytes per second of activations, where they stay in a cache; None is `bandwidth`.
-        attention: FLOPs per second of attention, the masked ones counted; None is the data type's rate.
+        products: share of the rate that products of matrices reach, by their rows; () is all of it.
+        attention: share of the rate that attention reaches, by its queries, masked FLOPs counted; () is all of it on
+            the FLOPs that are not masked.
+        elementwise: bytes per second of elementwise work, by the bytes that one kernel goes over; () is `bandwidth`.
         source: where the figures are from.
         measured: whether they were measured on the device itself; else they are peaks, and times are lower bounds.
     """
@@ -43,8 +51,9 @@ class Device:
     memory: float
     launch: float = 0.0
     overlap: bool = True
-    cached: float | None = None
-    attention: float | None = None
+    products: Curve = ()
+    attention: Curve = ()
+    elementwise: Curve = ()
     source: str = ""
     measured: bool = False
 
@@ -61,19 +70,40 @@ class Device:
 
     def busy(self, op: Op, dtype: str) -> float:
         """Seconds of one operation, all its times, launches left out."""
-        if op.name == "attention" and self.attention is not None:
-            compute = op.flops / self.attention
+        compute = op.flops / self.rate(dtype)
+        if op.name == "attention":
+            compute = compute / at(self.attention, op.rows) if self.attention else compute * op.needed
+        elif op.rows and self.products:
+            compute /= at(self.products, op.rows)
+        if not op.flops and self.elementwise:
+            memory = op.moved / at(self.elementwise, op.moved / op.launches)
         else:
-            compute = op.flops * op.needed / self.rate(dtype)
+            memory = (op.weights + op.moved) / self.bandwidth
         if self.overlap:
-            return op.times * max(compute, (op.weights + op.moved) / self.bandwidth)
-        return op.times * (compute + op.weights / self.bandwidth + op.moved / (self.cached or self.bandwidth))
+            return op.times * max(compute, memory)
+        # Where nothing overlaps, what a product reads and writes beside its weights is in its measured rate.
+        return op.times * (compute + (op.weights / self.bandwidth if op.flops and self.products else memory))
 
     def seconds(self, part: Part, dtype: str) -> float:
         """Seconds of a part: the device's work, or the launches if those take longer."""
         busy = sum(self.busy(op, dtype) for op in part.ops)
         launching = part.launches * self.launch
         return max(busy, launching) if self.overlap else busy + launching
+
+
+def at(curve: Curve, x: float) -> float:
+    """The value of a curve at x.
+
+    >>> at(((1, 10), (100, 1000)), 10), at(((1, 10), (100, 1000)), 500)
+    (100.0, 1000)
+    """
+    before = [point for point in curve if point[0] <= x]
+    after = [point for point in curve if point[0] > x]
+    if not before or not after:
+        return (before or after)[-1 if before else 0][1]
+    (left, low), (right, high) = before[-1], after[0]
+    share = math.log(x / left) / math.log(right / left)
+    return math.exp((1 - share) * math.log(low) + share * math.log(high))
 
 
 def user_file() -> Path:
@@ -149,8 +179,9 @@ def _device(name: str, table: Any, path: Path) -> Device:
         memory=_positive(table, "memory", where),
         launch=_positive(table, "launch", where) if table.get("launch") else 0.0,
         overlap=bool(table.get("overlap", True)),
-        cached=_positive(table, "cached", where) if "cached" in table else None,
-        attention=_positive(table, "attention", where) if "attention" in table else None,
+        products=_curve(table, "products", where),
+        attention=_curve(table, "attention", where),
+        elementwise=_curve(table, "elementwise", where),
         source=str(table.get("source", "")),
         measured=bool(table.get("measured", False)),
     )
@@ -161,3 +192,45 @@ def _positive(table: Mapping[str, Any], key: str, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise FoveateError(f"{where} needs {key} as a number above 0, not {value!r}")
     return float(value)
+
+
+def _curve(table: Mapping[str, Any], key: str, where: str) -> Curve:
+    points = table.get(key, [])
+    try:
+        curve = tuple((float(x), float(y)) for x, y in points)
+    except (TypeError, ValueError):
+        raise FoveateError(f"{where} needs {key} as a list of pairs of numbers, not {points!r}") from None
+    if any(x <= 0 or y <= 0 for x, y in curve) or sorted(curve) != list(curve):
+        raise FoveateError(f"{where} needs {key} as pairs of numbers above 0, ascending")
+    return curve
+
+
+def written(device: Device) -> str:
+    """A device as its table in a file."""
+    rows: list[tuple[str, Any]] = [("title", device.title), *device.rates.items()]
+    rows += [(name, getattr(device, name)) for name in ("bandwidth", "memory", "launch", "overlap")]
+    rows += [(name, [list(point) for point in getattr(device, name)]) for name in ("products", "attention")]
+    rows += [("elementwise", [list(point) for point in device.elementwise])]
+    rows += [("source", device.source), ("measured", device.measured)]
+    # Numbers, texts, truths and lists of numbers are written in TOML as in JSON.
+    lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in rows if value not in ("", [])]
+    return "\n".join([f"[{json.dumps(device.name)}]", *lines]) + "\n"
+
+
+def save(device: Device, path: Path) -> None:
+    """Write a device into a file beside those that are there; the file is whole or untouched.
+
+    Raises:
+        FoveateError: what is there is no device file, or it can't be written.
+    """
+    held = read_devices(path) if path.is_file() else {}
+    held[device.name] = device
+    text = "# Devices measured by `foveate calibrate`.\n\n" + "\n".join(written(each) for each in held.values())
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise FoveateError(f"{path} cannot be written ({error})") from error

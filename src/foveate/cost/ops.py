@@ -28,6 +28,7 @@ class Op:
         launches: kernels.
         times: how often it is done.
         needed: the share of the FLOPs that no mask throws away; a kernel that skips the rest does only these.
+        rows: rows of a product, or queries of an attention: few of them keep arithmetic units waiting.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Op:
     launches: int = 1
     times: int = 1
     needed: float = 1.0
+    rows: float = 0.0
 
 
 def linear(name: str, rows: float, inner: int, outer: int, size: int, batch: int = 1) -> Op:
@@ -46,6 +48,7 @@ def linear(name: str, rows: float, inner: int, outer: int, size: int, batch: int
         flops=2 * rows * inner * outer * batch,
         weights=inner * outer * size,
         moved=rows * (inner + outer) * size * batch,
+        rows=rows,
     )
 
 
@@ -58,6 +61,7 @@ def attention(
         flops=4 * batch * heads * head * queries * keys,
         moved=batch * (2 * heads * queries + 2 * groups * keys) * head * size,
         needed=needed,
+        rows=queries,
     )
 
 

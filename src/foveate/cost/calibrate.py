@@ -1,0 +1,260 @@
+"""Measure a device: how fast it multiplies, attends, goes over memory and starts kernels."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear as product
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+from foveate.cost.decoder import read_decoder
+from foveate.cost.device import SIZES, Device
+from foveate.cost.ops import Part, elementwise, norm, rotary
+from foveate.errors import FoveateError
+
+WIDTH, WIDER = 1024, 4096
+_ROWS = (4, 16, 64, 256, 1024)
+_QUERIES = (16, 64, 256, 1024)
+_BETWEEN = (256, 1024, 4096)
+_HEADS, _HEAD = 8, 64
+_TURN = 0.005
+
+
+@dataclass
+class Probe:
+    """Something that is timed again and again; the shortest time counts, since all that disturbs only adds.
+
+    Attributes:
+        name: what is timed.
+        run: the work.
+        seconds: the shortest time so far.
+        times: how often it was timed.
+    """
+
+    name: str
+    run: Callable[[], object]
+    seconds: float = float("inf")
+    times: int = field(default=0, repr=False)
+
+
+def measure(probes: Sequence[Probe], device: torch.device, budget: float = 20.0) -> None:
+    """Time probes in turn, round after round, so that a busy minute of the machine disturbs all of them alike.
+
+    On a CPU with one thread, time is the thread's own, so other programs that get the core in between don't count. With
+    several threads, and on accelerators, it is the clock's.
+
+    Args:
+        probes: what to time; each is run at least three times.
+        device: where they run.
+        budget: seconds after which no further round begins.
+    """
+    began = time.perf_counter()
+    rounds = 0
+    with torch.inference_mode():
+        while rounds < 3 or time.perf_counter() - began < budget:
+            for probe in probes:
+                # Short work is done several times in a row: what ran before it has left its caches by then.
+                turn = time.perf_counter()
+                while True:
+                    _settle(device)
+                    start = _now(device)
+                    probe.run()
+                    _settle(device)
+                    probe.seconds = min(probe.seconds, _now(device) - start)
+                    probe.times += 1
+                    if time.perf_counter() - turn > _TURN:
+                        break
+            rounds += 1
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cpu" and torch.get_num_threads() == 1:
+        return time.thread_time()
+    return time.perf_counter()
+
+
+class Calibration:
+    """The probes of one device in one data type, and what they tell.
+
+    Args:
+        place: a torch device: "cpu", "cuda", "cuda:1".
+        dtype: "float32", "bfloat16" or "float16"; None is float32 on a CPU and bfloat16 elsewhere.
+
+    Raises:
+        FoveateError: this machine has no such device, or the data type is unknown.
+    """
+
+    def __init__(self, place: str = "cpu", dtype: str | None = None) -> None:
+        try:
+            self.place = torch.device(place)
+            torch.empty(1, device=self.place)
+        except (RuntimeError, AssertionError, NotImplementedError):
+            raise FoveateError(f"this machine has no device {place!r}; use cpu, or cuda where there is a GPU") from None
+        self.dtype = dtype or ("float32" if self.place.type == "cpu" else "bfloat16")
+        if self.dtype not in SIZES:
+            raise FoveateError(f"there is no data type {self.dtype!r} here; use {', '.join(SIZES)}")
+        # So many weights that none of them waits in a cache for its next turn.
+        weights = [self._numbers(WIDER, WIDTH) for _ in range(16 if self.place.type == "cpu" else 64)]
+        turns = itertools.cycle(weights)
+
+        def next_weight() -> Tensor:
+            return next(turns)
+
+        self.products = {rows: self._product(rows, next_weight) for rows in (1, *_ROWS)}
+        self.attention = {queries: self._attention(queries) for queries in _QUERIES}
+        self.elementwise = [self._elementwise(rows) for rows in _BETWEEN]
+        self.launching, self._launches = self._launch()
+
+    @property
+    def probes(self) -> list[Probe]:
+        """All probes, for `measure`."""
+        between = (probe for probe, _ in self.elementwise)
+        return [*self.products.values(), *self.attention.values(), *between, self.launching]
+
+    def device(self, name: str) -> Device:
+        """What the probes tell, once they were measured."""
+        size = SIZES[self.dtype]
+        bandwidth = WIDTH * WIDER * size / self.products[1].seconds
+        reading = 0.0 if self.place.type != "cpu" else WIDTH * WIDER * size / bandwidth
+        speeds = {
+            rows: 2 * rows * WIDTH * WIDER / max(probe.seconds - reading, probe.seconds / 10)
+            for rows, probe in self.products.items()
+            if rows > 1
+        }
+        rate = max(speeds.values())
+        return Device(
+            name=name,
+            title=self._title(),
+            rates={self.dtype: rate},
+            bandwidth=bandwidth,
+            memory=self._memory(),
+            launch=self.launching.seconds / self._launches,
+            overlap=self.place.type != "cpu",
+            products=_rising((rows, speed / rate) for rows, speed in speeds.items()),
+            attention=_rising(
+                (queries, 4 * _HEADS * queries**2 * _HEAD / probe.seconds / rate)
+                for queries, probe in self.attention.items()
+            ),
+            elementwise=tuple(
+                (part.moved / part.launches, part.moved / probe.seconds) for probe, part in self.elementwise
+            ),
+            source=f"foveate calibrate, {time.strftime('%Y-%m-%d')}, torch {torch.__version__}",
+            measured=True,
+        )
+
+    def _numbers(self, *shape: int) -> Tensor:
+        return torch.randn(shape, device=self.place).to(getattr(torch, self.dtype))
+
+    def _product(self, rows: int, next_weight: Callable[[], Tensor]) -> Probe:
+        left = self._numbers(rows, WIDTH)
+        return Probe(f"product of {rows} rows", lambda: product(left, next_weight()))
+
+    def _attention(self, queries: int) -> Probe:
+        q, k, v = (self._numbers(1, _HEADS, queries, _HEAD) for _ in range(3))
+        return Probe(f"attention of {queries}", lambda: scaled_dot_product_attention(q, k, v, is_causal=True))
+
+    def _elementwise(self, rows: int) -> tuple[Probe, Part]:
+        """What a decoder layer does between its products, by transformers' own functions, and how that is counted."""
+        from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+        width, size = _HEADS * _HEAD // 2, SIZES[self.dtype]
+        normed = LlamaRMSNorm(width).to(self.place, getattr(torch, self.dtype))
+        token, gate, up = (
+            self._numbers(1, rows, width),
+            self._numbers(1, rows, 2 * width),
+            self._numbers(rows, 2 * width),
+        )
+        query, key = (self._numbers(1, rows, _HEADS // 2, _HEAD).transpose(1, 2) for _ in range(2))
+        cosine, sine = self._numbers(1, rows, _HEAD), self._numbers(1, rows, _HEAD)
+
+        def run() -> object:
+            turned = apply_rotary_pos_emb(query, key, cosine, sine)
+            first = token + normed(token)
+            return turned, silu(gate) * up, first + normed(first)
+
+        ops = (
+            *(norm(rows, width), norm(rows, width)),
+            rotary(rows, 2 * width, size),
+            elementwise("activation", rows * 2 * width, 5, size, launches=2),
+            elementwise("residual", rows * width, 6, size, launches=2),
+        )
+        return Probe(f"between products, {rows} rows", run), Part("elementwise", ops)
+
+    def _launch(self) -> tuple[Probe, int]:
+        """A decoder so small that nothing but starting its kernels takes time."""
+        from transformers import AutoModel, LlamaConfig
+
+        config = LlamaConfig(
+            vocab_size=8,
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+        )
+        model: Any = AutoModel.from_config(config).to(self.place, getattr(torch, self.dtype)).eval()
+        token = self._numbers(1, 1, 32)
+        part = read_decoder(config).prefill([1] * 4, 1, SIZES[self.dtype])
+        return Probe("launches", lambda: model(inputs_embeds=token, use_cache=True)), part.launches
+
+    def _memory(self) -> float:
+        if self.place.type == "cuda":
+            return float(torch.cuda.get_device_properties(self.place).total_memory)
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) if hasattr(os, "sysconf") else 16e9
+
+    def _title(self) -> str:
+        if self.place.type == "cuda":
+            return torch.cuda.get_device_name(self.place)
+        threads = torch.get_num_threads()
+        return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _rising(points: Any) -> tuple[tuple[float, float], ...]:
+    """A curve that never falls: where more work seems slower per piece, something else disturbed."""
+    best = 0.0
+    curve: list[tuple[float, float]] = []
+    for x, y in sorted(points):
+        best = max(best, y)
+        curve.append((float(x), best))
+    return tuple(curve)
+
+
+def calibrate(name: str = "this-machine", place: str = "cpu", dtype: str | None = None, budget: float = 20.0) -> Device:
+    """Measure a device of this machine, in less than a minute.
+
+    Args:
+        name: what to call it.
+        place: a torch device.
+        dtype: the data type to measure in; None is float32 on a CPU and bfloat16 elsewhere.
+        budget: about how many seconds to measure.
+
+    Raises:
+        FoveateError: this machine has no such device.
+    """
+    calibration = Calibration(place, dtype)
+    measure(calibration.probes, calibration.place, budget)
+    return calibration.device(name)

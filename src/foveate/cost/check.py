@@ -1,0 +1,164 @@
+"""Predicted against measured: is the cost model right on this machine?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveate.cost.calibrate import Calibration, Probe, measure
+from foveate.cost.decoder import Decoder, read_decoder
+from foveate.cost.device import SIZES, Device
+from foveate.errors import FoveateError
+
+COUNTS = (16, 64, 128, 256, 576, 1024)
+"""Tokens of the prefills that are measured."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One prefill.
+
+    Attributes:
+        decoder: which decoder.
+        tokens: tokens of the prompt.
+        predicted: seconds that the cost model tells.
+        measured: seconds that it took, the shortest of all times.
+    """
+
+    decoder: str
+    tokens: int
+    predicted: float
+    measured: float
+
+    @property
+    def ratio(self) -> float:
+        """Predicted over measured."""
+        return self.predicted / self.measured
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data, for JSON."""
+        return asdict(self) | {"ratio": self.ratio}
+
+
+def decoders() -> dict[str, Any]:
+    """The configurations of the decoders that are measured, with random weights."""
+    from transformers import AutoConfig, Qwen2Config
+
+    from foveate.reference import PATH
+
+    half = Qwen2Config(
+        vocab_size=1024,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=4,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+    )
+    reference = AutoConfig.from_pretrained(PATH, local_files_only=True).text_config
+    return {"the embedded model": reference, "4 layers of Qwen2-0.5B's size": half}
+
+
+def check(
+    name: str = "this-machine",
+    place: str = "cpu",
+    dtype: str | None = None,
+    budget: float = 40.0,
+    counts: Sequence[int] = COUNTS,
+) -> tuple[Device, list[Point]]:
+    """Calibrate, and measure prefills in the same rounds; then predict them from the calibration.
+
+    Args:
+        name: what to call the device.
+        place: a torch device.
+        dtype: the data type; None is float32 on a CPU and bfloat16 elsewhere.
+        budget: about how many seconds to measure; all is measured three times at least.
+        counts: tokens of the prefills.
+
+    Raises:
+        FoveateError: this machine has no such device.
+    """
+    from transformers import AutoModel
+
+    calibration = Calibration(place, dtype)
+    size = SIZES[calibration.dtype]
+    asked: list[tuple[str, int, Decoder, Probe]] = []
+    for title, config in decoders().items():
+        model: Any = AutoModel.from_config(config).to(calibration.place, getattr(torch, calibration.dtype)).eval()
+        shapes = read_decoder(config)
+        for tokens in counts:
+            asked.append((title, tokens, shapes, _prefill(model, calibration, tokens, shapes.hidden)))
+    measure([*calibration.probes, *(probe for *_, probe in asked)], calibration.place, budget)
+    device = calibration.device(name)
+    points = []
+    for title, tokens, shapes, probe in asked:
+        part = shapes.prefill([tokens] * len(shapes.layers), 1, size)
+        points.append(Point(title, tokens, device.seconds(part, calibration.dtype), probe.seconds))
+    return device, points
+
+
+def _prefill(model: Any, calibration: Calibration, tokens: int, hidden: int) -> Probe:
+    prompt = torch.randn(1, tokens, hidden, device=calibration.place).to(getattr(torch, calibration.dtype))
+    return Probe(f"prefill of {tokens}", lambda: model(inputs_embeds=prompt, use_cache=True))
+
+
+def draw(device: Device, points: Sequence[Point], path: Path) -> None:
+    """Draw predicted and measured times over token counts, as a PNG.
+
+    Raises:
+        FoveateError: matplotlib is missing, or the file can't be written.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise FoveateError('pictures need matplotlib; install it with pip install "foveate[bench]"') from None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    lines: dict[str, list[Point]] = {}
+    for point in points:
+        lines.setdefault(point.decoder, []).append(point)
+    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 11, "axes.linewidth": 0.8}):
+        figure = Figure(figsize=(8, 6), dpi=150)
+        canvas = FigureCanvasAgg(figure)
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        ticks = sorted({point.tokens for point in points})
+        for number, (title, line) in enumerate(lines.items()):
+            colour, marker = ("#0072B2", "#D55E00")[number % 2], "os"[number % 2]
+            x = [point.tokens for point in line]
+            above.plot(x, [point.predicted * 1e3 for point in line], color=colour, linewidth=1.8)
+            above.plot(x, [point.measured * 1e3 for point in line], marker, color=colour, label=title)
+            below.plot(x, [point.ratio for point in line], marker=marker, color=colour, linewidth=1.2)
+        above.set_yscale("log")
+        above.set_ylabel("prefill, ms")
+        above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        above.legend(frameon=False, title="points measured, lines predicted", loc="upper left", alignment="left")
+        below.axhspan(0.85, 1.15, color="black", alpha=0.07, linewidth=0)
+        below.axhline(1, color="black", linewidth=0.8)
+        below.set_ylim(0.5, 1.5)
+        below.set_ylabel("predicted / measured")
+        below.set_xscale("log", base=2)
+        below.xaxis.set_major_locator(FixedLocator(ticks))
+        below.xaxis.set_minor_locator(NullLocator())
+        below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+        below.set_xlabel("tokens of the prompt (logarithmic)")
+        for axes in (above, below):
+            axes.grid(axis="y", color="#dddddd", linewidth=0.7)
+            axes.set_axisbelow(True)
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+        above.set_title(device.title, loc="left", fontsize=11)
+        figure.tight_layout()
+        temporary = path.with_name(f".{path.name}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                canvas.print_png(file)
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise FoveateError(f"{path} cannot be written ({error})") from error
