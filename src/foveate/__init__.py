@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from foveate.cost import Cost, Device, cost
     from foveate.engine import Encoded, Report, Run, ShortInputs, apply, compress, encode, timed
-    from foveate.errors import FoveateError
+    from foveate.errors import FoveateError, FoveateWarning
     from foveate.methods import Method, PixelMethod, ScoredMethod
     from foveate.plan import Plan
     from foveate.reference import reference
@@ -53,6 +53,7 @@ __all__ = [
     "Cost",
     "Device",
     "FoveateError",
+    "FoveateWarning",
     "VoCo",
     "VoCoMemory",
     "MemoryStore",
@@ -61,7 +62,7 @@ __all__ = [
 _HOME = {
     "foveate.cost": ("cost", "Cost", "Device"),
     "foveate.engine": ("apply", "compress", "encode", "timed", "Run", "Report", "ShortInputs", "Encoded"),
-    "foveate.errors": ("FoveateError",),
+    "foveate.errors": ("FoveateError", "FoveateWarning"),
     "foveate.methods": ("Method", "ScoredMethod", "PixelMethod"),
     "foveate.plan": ("Plan",),
     "foveate.reference": ("reference",),

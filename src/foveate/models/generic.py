@@ -18,6 +18,10 @@ from foveate.tokens import Layout, Segment, Signal
 _warned: weakref.WeakSet[type] = weakref.WeakSet()
 _SWITCHES = ("self", "kwargs", "vision_feature_layer", "vision_feature_select_strategy", "output_hidden_states")
 """Arguments of `get_image_features` that don't describe images."""
+_KINDS = {"full_attention", "sliding_attention", "conv"}
+"""What the decoder's layers may do with earlier columns."""
+_FIELDS = {"last_hidden_state", "pooler_output", "hidden_states", "attentions"}
+"""What `get_image_features` may return; anything else might hold something of each visual token."""
 
 
 class Generic(Family):
@@ -35,7 +39,9 @@ class Generic(Family):
     places = ("input",)
     watches_tower = False
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, why: str = "its family is not known") -> None:
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise UnsupportedFamily("its decoder reads the image through an encoder of text")
         self.core = _core_of(model)
         self.config: Any = self.core.config
         self.title = type(self.core).__name__.removesuffix("Model")  # pyright: ignore[reportAttributeAccessIssue]
@@ -45,12 +51,14 @@ class Generic(Family):
             each for each in arguments if each not in _SWITCHES
         )
         _refuse(self.core, self.config)
+        unknown = sorted(set(self.layer_kinds()) - _KINDS)
+        if unknown:
+            raise UnsupportedFamily(f"its decoder has layers of {', '.join(unknown)}, which were never tried")
         if type(self.core) not in _warned:
             _warned.add(type(self.core))
             warnings.warn(
-                f"no family describes {type(self.core).__name__}: foveate takes each run of image placeholders as one "
-                "row of visual tokens, and methods that look at features alone work at @input; check the results "
-                "against the dense model's",
+                f"{why}: each run of image placeholders is taken as one row of visual tokens, and methods that look at "
+                "features alone work at @input; compare with the dense model",
                 FoveateWarning,
                 stacklevel=2,
             )
@@ -109,6 +117,12 @@ class Generic(Family):
     def encoded(self, output: Any) -> Capture:
         """The features of each image, or tile, or sample, as the model groups them."""
         features = getattr(output, "pooler_output", None)
+        more = sorted(set(output.keys()) - _FIELDS)
+        if more:
+            raise FoveateError(
+                f"the encoder of {self.title} returns {', '.join(more)} besides features; only a family of its own "
+                "can tell what becomes of that"
+            )
         if isinstance(features, Tensor) and features.ndim == 3:
             features = features.unbind(0)
         width = self.core.get_input_embeddings().weight.shape[-1]  # pyright: ignore
@@ -220,8 +234,6 @@ def _refuse(core: nn.Module, config: Any) -> None:
     """What the generic family can't do right."""
     if getattr(config, "image_token_id", None) is None:
         raise UnsupportedFamily("its configuration has no image_token_id, so its placeholders are not known")
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedFamily("its decoder reads the image through an encoder of text")
     if hasattr(core, "get_rope_index") or hasattr(core, "compute_3d_position_ids"):
         raise UnsupportedFamily("its position ids have several axes, which only a family of its own can tell")
     decoder: Any = core.get_decoder()  # pyright: ignore[reportCallIssue]

@@ -55,19 +55,25 @@ def family_class(config: Any) -> type[Family]:
 def family_of(model: nn.Module) -> Family:
     """The family of a model, bound to it; the generic one, with a warning, where no other takes it.
 
+    A family may refuse a model of its type, such as LLaVA with an unusual encoder; the generic one may still do.
+
     Raises:
         UnsupportedFamily: no family takes this model, not even the generic one.
     """
     _load()
     config = getattr(model, "config", None)
-    family = _families.get(str(getattr(config, "model_type", None)))
+    kind = getattr(config, "model_type", None)
+    family = _families.get(str(kind))
+    why = f"no family describes models of type {kind!r}"
     if family is not None:
-        return family(model)
+        try:
+            return family(model)
+        except UnsupportedFamily as error:
+            why = str(error)
     try:
-        return Generic(model)
+        return Generic(model, why)
     except UnsupportedFamily as error:
-        kind = getattr(config, "model_type", None)
-        raise UnsupportedFamily(f"models of type {kind!r} are not supported: {error}; {_known()}") from None
+        raise UnsupportedFamily(f"{why}, and without one nothing can be done: {error}; {_known()}") from None
 
 
 def _known() -> str:

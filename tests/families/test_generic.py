@@ -1,0 +1,294 @@
+"""Models that no family describes: what holds for them, with one warning, and which are refused."""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import test_contract as contract
+import torch
+from others import OTHERS, Other
+from rows import ROWS, grid
+
+from foveate import FoveateWarning
+from foveate.engine import apply, compress, encode
+from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.models import Generic, family_of, generic
+
+_models: dict[tuple[str, str], Any] = {}
+BY_NAME = {row.name: row for row in OTHERS}
+
+
+@pytest.fixture(params=OTHERS, ids=lambda row: row.name)
+def row(request: pytest.FixtureRequest) -> Other:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FoveateWarning)
+        yield
+
+
+def shared(row: Other, attention: str = "sdpa") -> Any:
+    if (row.name, attention) not in _models:
+        _models[row.name, attention] = row.model(attention)
+    return _models[row.name, attention]
+
+
+BOTH_IMPLEMENTATIONS: dict[str, Callable[[Other, Any], None]] = {
+    "the test can see": contract.test_swapping_the_image_changes_the_logits,
+    "keeping everything": lambda row, model: contract.test_keeping_everything_is_the_untouched_model(
+        row, model, "random:1.0"
+    ),
+    "pooling everything": lambda row, model: contract.test_keeping_everything_is_the_untouched_model(
+        row, model, "pool:1.0"
+    ),
+    "batch, selection": lambda row, model: contract.test_a_batch_is_its_samples_alone(row, model, "random:6"),
+    "batch, merging": lambda row, model: contract.test_a_batch_is_its_samples_alone(row, model, "cluster:6"),
+    "ragged by the cut": contract.test_a_batch_that_only_the_cut_makes_ragged,
+    "compress is apply": lambda row, model: contract.test_compress_is_apply(row, model, "random:6"),
+}
+ONCE: dict[str, Callable[[Other, Any], None]] = {
+    "positions": contract.test_positions_made_here_are_the_models_own,
+    "packed": contract.test_packed_decoding_goes_on_without_gaps,
+    "beams": lambda row, model: contract.test_beams(row, model, (contract.CHAT,)),
+    "beams of a batch": lambda row, model: contract.test_beams(row, model, contract.BATCH),
+    "several answers": contract.test_several_answers_share_one_plan,
+    "prompt lookup": contract.test_prompt_lookup_is_greedy_decoding,
+    "text only": contract.test_text_only_prompts_pass_untouched,
+    "pool is apply": lambda row, model: contract.test_compress_is_apply(row, model, "pool:6"),
+    "logits to keep": lambda row, model: contract.test_logits_to_keep(row, model, 3),
+    "not again": contract.test_compressed_inputs_are_not_compressed_again,
+    "static cache": contract.test_static_caches_are_refused,
+    "chunks": contract.test_chunked_prefill_is_refused,
+}
+
+
+@pytest.mark.parametrize("point", BOTH_IMPLEMENTATIONS)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_contract_under_each_attention(row: Other, attention: str, point: str) -> None:
+    BOTH_IMPLEMENTATIONS[point](row, shared(row, attention))
+
+
+@pytest.mark.parametrize("point", ONCE)
+def test_the_contract(row: Other, point: str) -> None:
+    ONCE[point](row, shared(row))
+
+
+def test_turns_of_a_padded_batch(row: Other) -> None:
+    if row.full_attention:
+        contract.test_a_second_turn_of_a_padded_batch_in_generate(row, shared(row))
+    else:
+        # Padding between the turns takes its place in the window: the dense model isn't its samples alone, either.
+        contract.test_a_batch_is_its_samples_alone(row, shared(row), "pool:3")
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_dropping_is_masking(row: Other, attention: str) -> None:
+    model = shared(row, attention)
+    if row.full_attention:
+        contract.test_dropping_is_masking(row, model, "random:6")
+        return
+    # A window counts columns, a convolution mixes neighbours: what is right is the model given the kept tokens by hand.
+    short = dict(compress(model, row.inputs(contract.CHAT), "random:6:positions=pack"))
+    del short["position_ids"]
+    expected = contract.logits(model, short)
+    with apply(model, "random:6:positions=pack"):
+        got = contract.logits(model, row.inputs(contract.CHAT))
+    torch.testing.assert_close(got[:, -5:], expected[:, -5:], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("prompts", [(contract.CHAT,), contract.BATCH])
+def test_decoding_and_turns(row: Other, prompts: tuple[str, ...]) -> None:
+    model = shared(row)
+    if row.types is None:
+        contract.test_decoding_with_a_cache_is_forward_without(row, model, prompts)
+        contract.test_a_second_turn_is_the_whole_conversation(row, model)
+        contract.test_a_second_image_in_a_second_turn(row, model, "random:6")
+        return
+    with apply(model, "random:6"):
+        cache = model(**row.inputs(contract.CHAT), use_cache=True).past_key_values
+        later = row.inputs("t2 B t4")
+        later["attention_mask"] = torch.ones(1, len(row.ids(contract.CHAT + " t2 B t4")), dtype=torch.int64)
+        with pytest.raises(FoveateError, match="look in both directions"):
+            model(**later, past_key_values=cache)
+
+
+def test_counts(row: Other) -> None:
+    model = shared(row)
+    inputs = row.inputs(*contract.BATCH)
+    with apply(model, "random:0.3") as run:
+        cache = model(**inputs, use_cache=True).past_key_values
+    report = run.report()
+    assert [image.before for image in report.images] == [row.count("A")] * 4
+    assert [image.after for image in report.images] == [round(0.3 * row.count("A"))] * 4
+    assert cache.get_seq_length() == compress(model, inputs, "random:0.3")["input_ids"].shape[1]
+    assert [layout.total for layout in family_of(model).layouts(inputs)] == [row.count("A")] * 4
+
+
+def test_nothing_is_left_behind(row: Other) -> None:
+    model = shared(row)
+    inputs = row.inputs(contract.CHAT)
+    dense = contract.logits(model, inputs)
+    core = family_of(model).core
+
+    def fail() -> None:
+        with apply(model, "random:6"):
+            contract.generate(model, inputs)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        fail()
+    assert "get_image_features" not in vars(core)
+    assert torch.equal(contract.logits(model, inputs), dense)
+
+
+@pytest.mark.parametrize("name", ["idefics3", "aya_vision", "mistral3"])
+def test_text_between_the_tiles_of_an_image(name: str) -> None:
+    """What a model takes for one image may be several runs of placeholders; each is a row of tokens of its own."""
+    row = BY_NAME[name]
+    model = shared(row)
+    if name == "mistral3":
+        # One image of three rows, with a token between the rows, as its processor writes it.
+        ids = row.ids("t4") + ([5] * 3 + [9]) * 3 + row.ids("t5")
+        inputs = row.pixels("A")
+        runs = [3, 3, 3]
+    else:
+        ids = row.ids("t4") + [5] * 9 + row.ids("t2") + [5] * 9 + row.ids("t5")
+        inputs = row.pixels("AB")
+        if name == "idefics3":
+            inputs = {"pixel_values": inputs["pixel_values"].transpose(0, 1)}
+        runs = [9, 9]
+    inputs |= {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
+    dense = contract.logits(model, inputs)
+    with apply(model, "random:1.0"):
+        torch.testing.assert_close(contract.logits(model, inputs), dense, atol=1e-6, rtol=0)
+    with apply(model, "random:2") as run:
+        full = contract.logits(model, inputs)
+        answer = contract.generate(model, inputs, 4)
+        beams = contract.generate(model, inputs, 4, num_beams=3)
+    assert [(image.before, image.after) for image in run.report().images[: len(runs)]] == [(n, 2) for n in runs]
+    short = compress(model, inputs, "random:2")
+    keep = contract.kept_columns(row, inputs, short)
+    oracle = contract.logits(model, contract.masked(model, inputs, keep))
+    torch.testing.assert_close(full[keep], oracle[keep], atol=1e-5, rtol=1e-5)
+    assert torch.equal(contract.generate(model, short, 4), answer)
+    assert torch.equal(contract.generate(model, short, 4, num_beams=3), beams)
+    encoded = encode(model, inputs, ["random:2"])
+    assert [layout.total for layout in encoded.layouts] == runs
+
+
+def test_beams_when_images_keep_different_numbers() -> None:
+    """A model that takes one tensor is given images of different length, and their beams stay with their prompts."""
+    row = BY_NAME["internvl"]
+    model = shared(row)
+    ids = [row.ids("t4 A t5"), row.ids("t2") + [5] * 18 + row.ids("t3")]
+    longest = max(len(each) for each in ids)
+    pads = [longest - len(each) for each in ids]
+    inputs = row.pixels("ABC") | {
+        "input_ids": torch.tensor([[0] * pad + each for pad, each in zip(pads, ids)]),
+        "attention_mask": torch.tensor([[0] * pad + [1] * len(each) for pad, each in zip(pads, ids)]),
+    }
+    for spec in ("random:0.4", "random:4"):
+        with apply(model, spec):
+            beams = contract.generate(model, inputs, 4, num_beams=3)
+        given = inputs | {"position_ids": contract.dense_positions(model, inputs)}
+        assert torch.equal(contract.generate(model, compress(model, given, spec), 4, num_beams=3), beams)
+        for number, prompt in enumerate(ids):
+            alone = {"input_ids": torch.tensor([prompt]), "attention_mask": torch.ones(1, len(prompt)).long()}
+            alone |= {"pixel_values": inputs["pixel_values"][[0] if number == 0 else [1, 2]]}
+            with apply(model, spec):
+                assert torch.equal(contract.generate(model, alone, 4, num_beams=3)[0], beams[number])
+
+
+def test_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = BY_NAME["internvl"]
+    model = shared(row)
+    monkeypatch.setattr(generic, "_warned", type(generic._warned)())
+
+    def use() -> None:
+        assert isinstance(family_of(model), Generic)
+        compress(model, row.inputs(contract.CHAT), "random:6")
+        with apply(model, "random:6"):
+            contract.generate(model, row.inputs(contract.CHAT))
+
+    with pytest.warns(FoveateWarning, match="'internvl'") as caught:
+        use()
+    assert len([each for each in caught if issubclass(each.category, FoveateWarning)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("cls:6", "asks for EncoderAttention"),
+        ("cluster:6@features", "@features"),
+        ("resize:0.25", "@pixels"),
+        ("random:6@1", "@1"),
+    ],
+)
+def test_what_is_not_known_is_refused(spec: str, words: str) -> None:
+    row = BY_NAME["internvl"]
+    with pytest.raises(FoveateError, match=words) as caught:
+        compress(shared(row), row.inputs(contract.CHAT), spec)
+    assert "InternVL" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("glm4v", "several axes"),
+        ("granite_docling", "behind its first layers"),
+        ("florence2", "encoder of text"),
+        ("mllama", "no module with get_image_features"),
+        ("llama4", "chunked_attention, which were never tried"),
+    ],
+)
+def test_models_that_cannot_be_right_are_refused(kind: str, words: str) -> None:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind))
+    with pytest.raises(UnsupportedFamily, match=words) as caught:
+        family_of(model)
+    assert "supported are llava (LLaVA)" in str(caught.value)
+    assert f"'{kind}'" in str(caught.value)
+
+
+def test_features_of_an_unknown_form() -> None:
+    row = BY_NAME["janus"]
+    model = row.model()
+    whole = model.model.get_image_features
+
+    @functools.wraps(whole)
+    def flat(*args: Any, **kwargs: Any) -> Any:
+        output = whole(*args, **kwargs)
+        output.pooler_output = output.pooler_output[..., :7]
+        return output
+
+    vars(model.model)["get_image_features"] = flat
+    with pytest.raises(FoveateError, match="no form that is known"):
+        compress(model, row.inputs(contract.CHAT), "random:6")
+
+
+def test_an_encoder_that_returns_more() -> None:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model("ovis2"))
+        core = family_of(model).core
+        output = core.get_image_features(torch.zeros(1, 3, 224, 224), return_dict=True)
+    with pytest.raises(FoveateError, match="visual_indicator_features"):
+        family_of(model).encoded(output)
+
+
+def test_a_family_that_refuses_one_model_leaves_it_to_this_one() -> None:
+    assert isinstance(family_of(shared(BY_NAME["llava_with_siglip"])), Generic)
+    assert type(family_of(ROWS[0].model())).__name__ == "Llava"
+    assert grid(1, 36) == family_of(shared(BY_NAME["llava_with_siglip"])).layouts(row_inputs())[0]
+
+
+def row_inputs() -> dict[str, torch.Tensor]:
+    return BY_NAME["llava_with_siglip"].inputs(contract.CHAT)
