@@ -1,0 +1,55 @@
+"""Methods that read the encoder, inside a small random model of every family."""
+
+from typing import Any
+
+import pytest
+import test_contract
+import torch
+from rows import Row
+
+from foveate.engine import apply, compress
+from foveate.engine.count import tokens_between
+from foveate.models import family_of
+
+ADAPTIVE = ("prumerge:auto", "prumerge-plus:auto")
+FIXED = ("visionzip:6", "prumerge:6", "prumerge-plus:6", "vispruner:6", "holov:6", "hired:6", "cluster:6:take=weighted")
+
+
+@pytest.mark.parametrize("spec", FIXED)
+def test_what_it_keeps_is_what_it_says(row: Row, model: Any, spec: str) -> None:
+    test_contract.test_counts(row, model, spec)
+    test_contract.test_compress_is_apply(row, model, spec)
+
+
+@pytest.mark.parametrize(
+    "spec", [*ADAPTIVE, "prumerge:auto+cls:0.5@features", "prumerge:auto+cluster:0.5", "visionzip:6"]
+)
+def test_a_batch_is_its_samples_alone(row: Row, model: Any, spec: str) -> None:
+    test_contract.test_a_batch_is_its_samples_alone(row, model, spec)
+
+
+@pytest.mark.parametrize("spec", ADAPTIVE)
+def test_as_many_as_the_content_asks_for(row: Row, model: Any, spec: str) -> None:
+    inputs = row.inputs(*test_contract.BATCH)
+    family = family_of(model)
+    short = compress(model, inputs, spec)
+    with apply(model, spec) as run:
+        model(**inputs)
+    report = run.report()
+    assert [image.after for image in short.images] == [image.after for image in report.images]
+    for image, layout in zip(short.images, family.layouts(inputs)):
+        fewest, most = tokens_between(spec, family, layout)
+        assert fewest <= image.after <= most
+        assert fewest < most
+    test_contract.test_compress_is_apply(row, model, spec)
+
+
+def test_ragged_plans_keep_their_padding_to_themselves(row: Row, model: Any) -> None:
+    """Images of one layout are planned as one batch; what an image gets doesn't depend on the others."""
+    together = compress(model, row.inputs("A t2 B t3 C A t1 C"), "prumerge-plus:auto").images
+    for letter, image in zip("ABCAC", together, strict=True):
+        assert image.plan is not None
+        assert image.plan.valid is None
+        (alone,) = compress(model, row.inputs(letter), "prumerge-plus:auto").images
+        torch.testing.assert_close(image.cut.features, alone.cut.features)
+        assert torch.equal(image.cut.slot, alone.cut.slot)
