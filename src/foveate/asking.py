@@ -119,6 +119,9 @@ def seen_part(processor: Any, image: Image.Image) -> Image.Image:
     rules = processor.image_processor
     if not getattr(rules, "do_center_crop", False) or not getattr(rules, "crop_size", None):
         return image
+    if getattr(rules, "image_grid_pinpoints", None):
+        # It crops tiles, which have that size already.
+        return image
     size, crop = dict(rules.size), dict(rules.crop_size)
     edge = size.get("shortest_edge")
     if edge is None:

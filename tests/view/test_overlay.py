@@ -67,6 +67,32 @@ def test_a_shrunk_image_shows_its_coarser_grid():
     assert abs(pixels[20:60, 10:70] - 127).max() <= 3  # the stripes are gone
 
 
+def test_every_grid_of_a_tiled_image_is_drawn():
+    """The tiles on top, the whole image half as large under them; a group has one colour in both."""
+    layout = Layout((Segment(1, 4, 4), Segment(1, 8, 12, rows=(4, 4), columns=(4, 4, 4))))
+    plan = Stride(keep=Keep.of(28)).plan(_tokens(layout))
+    picture = draw_panel(IMAGE, Panel(layout, plan=plan), side=240)
+    assert picture.size == (240, 160 + 6 + 80)
+    lit = np.zeros(112, dtype=bool)
+    lit[plan.slot[0].numpy()] = True
+    tiles = _middles(picture.crop((0, 0, 240, 160)), 8, 12).ravel()
+    base = _middles(picture.crop((0, 166, 120, 246)), 4, 4).ravel()
+    for light, kept in ((base, lit[:16]), (tiles, lit[16:])):
+        assert 0 < kept.sum() < len(kept)
+        assert light[kept].min() > 600
+        assert light[~kept].max() < 250
+    merged = Plan(torch.tensor([[0, 20]]), group=torch.tensor([[0] * 15 + [1] * 50 + [0] * 47]))
+    pixels = np.asarray(draw_panel(IMAGE, Panel(layout, plan=merged), side=240)).astype(int)
+    assert abs(pixels[176, 45] - pixels[150, 230]).max() <= 2
+    assert abs(pixels[176, 45] - pixels[10, 150]).max() > 20
+
+
+def test_a_shrunk_image_of_several_grids():
+    full = Layout((Segment(1, 4, 4), Segment(1, 6, 8, rows=(3, 3), columns=(4, 4))))
+    seen = Layout((Segment(1, 2, 2), Segment(1, 3, 4, rows=(2, 1), columns=(2, 2))))
+    assert draw_panel(IMAGE, Panel(full, seen=seen), side=240).size == (240, 159 + 6 + 80)
+
+
 @pytest.mark.parametrize("size", [(1000, 20), (20, 1000), (1, 1), (333, 777)])
 def test_any_shape_of_image(size):
     layout = Layout((Segment(1, max(1, size[1] // 28), max(1, size[0] // 28)),))

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from foveate.errors import FoveateError
 from foveate.plan import Plan
-from foveate.tokens import Layout
+from foveate.tokens import Layout, Segment
 
 __all__ = ["Panel", "draw", "draw_panel", "save_picture", "writable"]
 
@@ -36,11 +36,11 @@ class Panel:
     """One picture of a row.
 
     Attributes:
-        layout: the grid of the uncompressed image; its first segment is drawn.
+        layout: the grids of the uncompressed image.
         title: the larger caption, for instance a spec.
         note: the smaller caption under it.
         plan: a batch of one image over the tokens of `seen`; None keeps everything.
-        seen: the grid that the encoder saw: smaller than `layout` when the image was shrunk; None is `layout`.
+        seen: the grids that the encoder saw: smaller than `layout` when the image was shrunk; None is `layout`.
         patch: pixels of the model's input along one side of a token, to show how little a shrunk image holds.
     """
 
@@ -66,38 +66,77 @@ def draw_panel(image: Image.Image, panel: Panel, side: int = 672) -> Image.Image
     Returns:
         Mode "RGB".
 
+    An image of several grids is drawn once for each: the largest on top, as a rule the tiles, and the others, such as
+    the whole image in fewer tokens, half as large under it. Newlines are not drawn: they belong to their rows.
+
     >>> from foveate.tokens import Segment
     >>> draw_panel(Image.new("RGB", (90, 60)), Panel(Layout((Segment(1, 4, 6),))), side=120).size
     (120, 80)
     """
-    full = panel.layout.segments[0]
-    grid = (panel.seen or panel.layout).segments[0]
-    rows, columns = grid.h, grid.w
+    seen = panel.seen or panel.layout
+    group, slots = _groups(panel.plan, seen.content)
+    alone = np.bincount(group[group >= 0], minlength=1).max(initial=0) <= 1
+    colours = None if alone else _palette(int(group.max()) + 1)
+    largest = max(panel.layout.segments, key=lambda segment: segment.count)
+    drawn: list[tuple[bool, Image.Image]] = []
+    begin = 0
+    for full, segment in zip(panel.layout.segments, seen.segments, strict=True):
+        end = begin + segment.count
+        inside = [slot - begin for slot in slots if begin <= slot < end]
+        size = side if full is largest else side // 2
+        drawn.append(
+            (full is largest, _grid(image, full, segment, group[begin:end], inside, colours, size, panel.patch))
+        )
+        begin = end
+    (top,) = (each for first, each in drawn if first)
+    under = [each for first, each in drawn if not first]
+    if not under:
+        return top
+    gap = max(2, side // 40)
+    width = max(top.width, sum(each.width for each in under) + gap * (len(under) - 1))
+    sheet = Image.new("RGB", (width, top.height + gap + max(each.height for each in under)), _GROUND)
+    sheet.paste(top, (0, 0))
+    left = 0
+    for each in under:
+        sheet.paste(each, (left, top.height + gap))
+        left += each.width + gap
+    return sheet
+
+
+def _grid(
+    image: Image.Image,
+    full: Segment,
+    seen: Segment,
+    group: np.ndarray,
+    slots: Sequence[int],
+    colours: np.ndarray | None,
+    side: int,
+    patch: int,
+) -> Image.Image:
+    """One grid of tokens over the whole image; `colours` are those of the groups, None if nothing is merged."""
+    rows, columns = seen.h, seen.w
     scale = side / max(image.size)
     cell = (max(2, round(image.width * scale / columns)), max(2, round(image.height * scale / rows)))
     size = (columns * cell[0], rows * cell[1])
-    shrunk = (grid.h, grid.w) != (full.h, full.w)
+    shrunk = (seen.h, seen.w) != (full.h, full.w)
     if shrunk:
-        small = image.resize((columns * panel.patch, rows * panel.patch), Image.Resampling.BOX)
+        small = image.resize((columns * patch, rows * patch), Image.Resampling.BOX)
         pixels = np.asarray(small.resize(size, Image.Resampling.NEAREST), dtype=np.float32)
     else:
         pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
 
-    count = rows * columns
-    group, slots = _groups(panel.plan, count)
     owner = group.reshape(rows, columns)
-    alone = np.bincount(group[group >= 0], minlength=1).max(initial=0) <= 1
+    alone = colours is None
     shown = _wide((owner >= 0)[..., None].astype(np.float32), cell)
     dim = pixels.mean(axis=2, keepdims=True) * _DIM + np.array(_GROUND, dtype=np.float32) * 0.6
-    if alone:
+    if colours is None:
         lit = pixels
     else:
-        tint = _wide(_palette(int(group.max()) + 1)[owner.clip(0)], cell)
         # Enough of the picture stays to see what was merged with what.
-        lit = (1 - _TINT) * pixels + _TINT * tint
+        lit = (1 - _TINT) * pixels + _TINT * _wide(colours[owner.clip(0)], cell)
     picture = Image.fromarray((shown * lit + (1 - shown) * dim).clip(0, 255).astype(np.uint8), "RGB")
 
-    if alone and len(slots) == count:
+    if alone and len(slots) == seen.count:
         return _ruled(picture, rows, columns, cell, strength=0.45 if shrunk else 0.16)
     if not alone:
         picture = _borders(picture, owner, cell)
