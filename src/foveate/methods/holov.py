@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from foveate.errors import KeepError
-from foveate.methods.base import Method, Positions
+from foveate.methods.base import Effort, Method, Positions
 from foveate.methods.parts import filled_up, top_of_each
 from foveate.plan import Plan
 from foveate.spec import register
@@ -57,6 +57,11 @@ class HoloV(Method):
     def needs(self) -> tuple[Signal, ...]:
         """[CLS] attention of one encoder layer."""
         return (EncoderAttention(layer=self.layer),)
+
+    def effort(self, tokens: int, width: int) -> Effort:
+        """Cosines inside windows, and some sorts."""
+        pairs = tokens**2 / min(self.windows, tokens)
+        return Effort(2 * pairs * width + 8 * pairs + 4 * tokens * width, 50)
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Quotas, then the top of each window."""

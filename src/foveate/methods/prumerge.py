@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from foveate.errors import KeepError
-from foveate.methods.base import AUTO, Method, Positions
+from foveate.methods.base import AUTO, Effort, Method, Positions
 from foveate.plan import Plan
 from foveate.spec import register
-from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Signal, VisualTokens
+from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal, VisualTokens
 
 
 @register("prumerge")
@@ -93,6 +93,11 @@ class PruMerge(Method):
             return 1, most_outliers(count)
         kept = _at(self.ratio, count)
         return kept, kept
+
+    def effort(self, tokens: int, width: int) -> Effort:
+        """The keys of kept tokens against all keys, and the map from all tokens to kept ones."""
+        kept = self.count(Layout((Segment(1, 1, tokens),)))
+        return Effort(2 * kept * tokens * width + 10 * kept * tokens, 40)
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Kept tokens, then what each takes in."""

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from foveate.errors import KeepError
-from foveate.methods.base import Method, Positions
+from foveate.methods.base import Effort, Method, Positions
 from foveate.plan import Plan
 from foveate.spec import register
-from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Signal, VisualTokens
+from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal, VisualTokens
 
 
 @register("visionzip")
@@ -63,12 +63,20 @@ class VisionZip(Method):
             raise KeepError(f"{self.contextual} contextual tokens don't fit into a keep of {kept}; ask for fewer")
         return kept
 
+    def effort(self, tokens: int, width: int) -> Effort:
+        """Each token's key against the targets' keys."""
+        kept = self.count(Layout((Segment(1, 1, tokens),)))
+        return Effort(2 * tokens * self._contextual(kept) * width + 6 * tokens * width, 35)
+
+    def _contextual(self, kept: int) -> int:
+        return (20 * kept + 64) // 128 if self.contextual is None else self.contextual
+
     def plan(self, tokens: VisualTokens) -> Plan:
         """Dominant tokens alone, each other token in the group of its target."""
         attention, keys = (tokens.signals[need].float() for need in self.needs)
         count = attention.shape[1]
         kept = self.count(tokens.layout)
-        contextual = (20 * kept + 64) // 128 if self.contextual is None else self.contextual
+        contextual = self._contextual(kept)
         order = attention.argsort(dim=1, descending=True, stable=True)
         dominant, others = order[:, : kept - contextual], order[:, kept - contextual :].sort(dim=1).values
         if not contextual:

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from foveate.errors import KeepError
-from foveate.methods.base import Method, Positions
+from foveate.methods.base import Effort, Method, Positions
 from foveate.plan import Plan
 from foveate.spec import register
-from foveate.tokens import EncoderAttention, Signal, VisualTokens
+from foveate.tokens import EncoderAttention, Layout, Segment, Signal, VisualTokens
 
 
 @register("vispruner")
@@ -60,6 +60,12 @@ class VisPruner(Method):
     def needs(self) -> tuple[Signal, ...]:
         """[CLS] attention of one encoder layer."""
         return (EncoderAttention(layer=self.layer),)
+
+    def effort(self, tokens: int, width: int) -> Effort:
+        """The matrix of cosines, then rounds over a quarter of what is left of it."""
+        kept = self.count(Layout((Segment(1, 1, tokens),)))
+        rounds = -(-(tokens - kept) // self.step)
+        return Effort(2 * tokens**2 * width + rounds * (tokens**2 + tokens * kept + kept**2) / 12, 10 * rounds + 12)
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Top-k, then rounds over the others."""
