@@ -8,7 +8,8 @@ import torch
 
 from foveate.bench.answers import Asker, Prompts, fingerprint
 from foveate.bench.configurations import DENSE
-from foveate.engine import encode
+from foveate.engine import compress, encode
+from foveate.errors import FoveateError
 from foveate.spec import Spec, parse
 
 SPECS = [DENSE, *map(parse, ("random:5", "cluster:4", "cls:3", "pool2d:4", "stride:9:positions=keep", "resize:4"))]
@@ -29,6 +30,28 @@ def test_reuse_equals_generate(model, processor, task, spec) -> None:
     assert fast.before == plain.before == [16, 16, 16]
     assert fast.after == pytest.approx(plain.after)
     assert len({text for texts in fast.texts for text in texts}) > 1, "the test can't see anything"
+
+
+def test_methods_that_read_the_question_see_each_question(model, processor, task) -> None:
+    asker, spec = Asker(model, processor, longest=6), parse("cdpruner:3")
+    prompts = [asker.prompts(picture) for picture in task.pictures[:3]]
+    with torch.inference_mode():
+        encoded = encode(asker.model, asker.pixels(prompts), [spec])
+        answered = asker.answer(prompts, spec, encoded)
+        assert answered.spent.compressions == sum(len(each.rows) for each in prompts)
+        for number, each in enumerate(prompts):
+            slots = set()
+            for row, text in zip(each.rows, answered.texts[number], strict=True):
+                ids = torch.tensor([row])
+                short = compress(model, {"input_ids": ids}, spec, encoded.pick([number]))
+                slots.add(tuple(short.images[0].cut.slot.tolist()))
+                alone = model.generate(
+                    **short, max_new_tokens=6, do_sample=False, pad_token_id=asker.pad, eos_token_id=asker.ends
+                )
+                assert asker._texts(alone[:, short["input_ids"].shape[1] :]) == [text]
+            assert len(slots) > 1, "the questions make no difference"
+    with pytest.raises(FoveateError, match="cdpruner:3 reads the question"):
+        asker.answer(prompts, spec, encoded, reuse=True)
 
 
 def test_answers_of_different_length_equal_generate(model, processor, task) -> None:

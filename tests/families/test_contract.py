@@ -22,7 +22,10 @@ from foveate.spec import parse
 CHAT = "t6 A t5"
 BATCH = ("t6 A t5", "t2 B t9 C t3", "t11", "t3 C t4")
 SELECT = "random:6"
-METHODS = ("random:6", "stride:6", "pool:6", "pool2d:6", "cluster:6", "cls:6", "cluster:6@features", "cls:5@features")
+METHODS = (
+    "random:6", "stride:6", "pool:6", "pool2d:6", "cluster:6", "cls:6", "cdpruner:6", "cluster:6@features",
+    "cls:5@features",
+)  # fmt: skip
 
 
 @torch.no_grad()

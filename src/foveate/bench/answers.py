@@ -163,11 +163,13 @@ class Asker:
             reuse: whether the questions of an image share its keys and values; None does where it can be done.
 
         Raises:
-            FoveateError: the configuration can't be done on these images.
+            FoveateError: the configuration can't be done on these images, or it reads the question and is to be reused.
         """
+        aware = any(step.method.query_aware for step in spec.steps)
         if reuse is None:
-            aware = any(step.method.query_aware for step in spec.steps)
             reuse = not aware and all(each.shared for each in prompts)
+        elif reuse and aware:
+            raise FoveateError(f"{spec} reads the question, so its questions can't share an image's keys and values")
         answered = Answered([[""] * len(each.rows) for each in prompts], [0.0] * len(prompts), [0.0] * len(prompts))
         answered.spent.images = len(prompts)
         answered.spent.questions = sum(len(each.rows) for each in prompts)
