@@ -20,6 +20,17 @@ def test_processors_that_crop_show_the_middle(size, expected):
     assert part.getpixel((part.width // 2, part.height // 2)) == (0, 0, 255)
 
 
+def test_processors_that_cut_tiles_show_all():
+    rules = SimpleNamespace(
+        do_center_crop=True,
+        size={"shortest_edge": 336},
+        crop_size={"height": 336, "width": 336},
+        image_grid_pinpoints=[[336, 672]],
+    )
+    image = Image.new("RGB", (640, 480))
+    assert seen_part(SimpleNamespace(image_processor=rules), image) is image
+
+
 def test_processors_that_do_not_crop_show_all():
     image = Image.new("RGB", (640, 480))
     assert seen_part(SimpleNamespace(image_processor=SimpleNamespace(do_center_crop=False)), image) is image

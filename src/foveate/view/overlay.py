@@ -77,27 +77,25 @@ def draw_panel(image: Image.Image, panel: Panel, side: int = 672) -> Image.Image
     group, slots = _groups(panel.plan, seen.content)
     alone = np.bincount(group[group >= 0], minlength=1).max(initial=0) <= 1
     colours = None if alone else _palette(int(group.max()) + 1)
-    largest = max(panel.layout.segments, key=lambda segment: segment.count)
-    drawn: list[tuple[bool, Image.Image]] = []
+    segments = panel.layout.segments
+    largest = max(range(len(segments)), key=lambda number: segments[number].count)
+    drawn: list[Image.Image] = []
     begin = 0
-    for full, segment in zip(panel.layout.segments, seen.segments, strict=True):
+    for number, (full, segment) in enumerate(zip(segments, seen.segments, strict=True)):
         end = begin + segment.count
         inside = [slot - begin for slot in slots if begin <= slot < end]
-        size = side if full is largest else side // 2
-        drawn.append(
-            (full is largest, _grid(image, full, segment, group[begin:end], inside, colours, size, panel.patch))
-        )
+        size = side if number == largest else side // 2
+        drawn.append(_grid(image, full, segment, group[begin:end], inside, colours, size, panel.patch))
         begin = end
-    (top,) = (each for first, each in drawn if first)
-    under = [each for first, each in drawn if not first]
-    if not under:
+    top = drawn.pop(largest)
+    if not drawn:
         return top
     gap = max(2, side // 40)
-    width = max(top.width, sum(each.width for each in under) + gap * (len(under) - 1))
-    sheet = Image.new("RGB", (width, top.height + gap + max(each.height for each in under)), _GROUND)
+    width = max(top.width, sum(each.width for each in drawn) + gap * (len(drawn) - 1))
+    sheet = Image.new("RGB", (width, top.height + gap + max(each.height for each in drawn)), _GROUND)
     sheet.paste(top, (0, 0))
     left = 0
-    for each in under:
+    for each in drawn:
         sheet.paste(each, (left, top.height + gap))
         left += each.width + gap
     return sheet
@@ -129,11 +127,8 @@ def _grid(
     alone = colours is None
     shown = _wide((owner >= 0)[..., None].astype(np.float32), cell)
     dim = pixels.mean(axis=2, keepdims=True) * _DIM + np.array(_GROUND, dtype=np.float32) * 0.6
-    if colours is None:
-        lit = pixels
-    else:
-        # Enough of the picture stays to see what was merged with what.
-        lit = (1 - _TINT) * pixels + _TINT * _wide(colours[owner.clip(0)], cell)
+    # Enough of the picture stays to see what was merged with what.
+    lit = pixels if colours is None else (1 - _TINT) * pixels + _TINT * _wide(colours[owner.clip(0)], cell)
     picture = Image.fromarray((shown * lit + (1 - shown) * dim).clip(0, 255).astype(np.uint8), "RGB")
 
     if alone and len(slots) == seen.count:
