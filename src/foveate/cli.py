@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -257,6 +257,56 @@ def bench(context: typer.Context) -> None:
         handed.invoke(inner)
 
 
+@app.command("find-layer")
+def find_layer(
+    rule: Annotated[str, typer.Argument(help="A spec without its layer, for instance vtw or pool:0.25.")] = "vtw",
+    below: Annotated[float, typer.Option("--below", help="The largest mean divergence that counts as none.")] = 0.003,
+    data: Annotated[
+        Path | None,
+        typer.Option(help='Your questions: a JSONL file of {"image", "question", "answer"}.', show_default="scenes"),
+    ] = None,
+    questions: Annotated[int, typer.Option("--questions", help="How many; each is about another image.")] = 20,
+    model: ModelOption = None,
+    device: Annotated[
+        str, typer.Option("--device", help="Where to run, for instance cpu or cuda.", show_default="cuda if any")
+    ] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Find the decoder layer from which on a rule no longer moves the answer's first token."""
+    with _progress("Reading the questions"):
+        from foveate.bench.layers import find_layer as search
+        from foveate.bench.layers import practice, rule_of
+        from foveate.bench.tasks import jsonl
+        from foveate.reference.load import load_model, load_processor
+
+        # Everything that can be wrong is looked at before the model is loaded.
+        rule = str(rule_of(rule).method)
+        if not below >= 0:
+            raise FoveateError(f"--below {below} can't be had; a divergence is 0 or more")
+        asked = list(practice(questions)) if data is None else list(jsonl(data).pictures[:questions])
+        place = _device(device)
+        _quiet()
+        processor = load_processor(model)
+    with _progress("Loading the model"):
+        network = load_model(model).to(place)
+    with _bar() as advance:
+        found = search(network, processor, rule, asked, below, advance)
+    if as_json:
+        _print_json({"model": str(model) if model else "the embedded reference model", **found.to_dict()})
+        return
+    table = _table(title=f"{found.rule} at the input of one layer, {found.questions} questions")
+    _numbers(table, "layer", "divergence (nats)", "same first token")
+    for effect in found.effects:
+        mark = "bold" if found.layer is not None and effect.layer >= found.layer else ""
+        table.add_row(f"{effect.layer}", f"{effect.divergence:.5f}", f"{effect.same:.0%}", style=mark)
+    console = _console()
+    console.print(table)
+    if found.spec is None:
+        console.print(f"At no layer does the divergence stay at most {below:g}.", highlight=False)
+    else:
+        console.print(f"{found.spec}: from there on the divergence stays at most {below:g}.", highlight=False)
+
+
 def main() -> None:
     """The entry point of `foveate`."""
     try:
@@ -297,6 +347,18 @@ def _progress(what: str) -> Iterator[None]:
 
     with Console(stderr=True).status(f"{what} ..."):
         yield
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, where somebody is looking; gives what is to be told how much is done, of how much."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("")
+        yield lambda done, whole: progress.update(bar, completed=done, total=whole)
 
 
 def _console() -> Console:

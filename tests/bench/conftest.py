@@ -8,7 +8,7 @@ import torch
 from foveate.bench import Task, scenes
 
 
-def tiny_model(seed: int = 0) -> Any:
+def tiny_model(seed: int = 0, layers: int = 2) -> Any:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     torch.manual_seed(seed)
@@ -26,7 +26,7 @@ def tiny_model(seed: int = 0) -> Any:
                 vocab_size=300,
                 hidden_size=64,
                 intermediate_size=96,
-                num_hidden_layers=2,
+                num_hidden_layers=layers,
                 num_attention_heads=4,
                 num_key_value_heads=2,
                 max_position_embeddings=512,
@@ -52,6 +52,11 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def model() -> Any:
     return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def deep_model() -> Any:
+    return tiny_model(layers=4)
 
 
 @pytest.fixture(scope="session")

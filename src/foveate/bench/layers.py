@@ -1,0 +1,159 @@
+"""From which decoder layer on a rule may act: how far it moves the next token, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import kl_div
+
+from foveate.bench.answers import Asker
+from foveate.bench.tasks import Asked, Picture
+from foveate.engine import apply
+from foveate.errors import FoveateError
+from foveate.scenes import scene
+from foveate.spec import Spec, Step, parse
+
+
+@dataclass(frozen=True)
+class LayerEffect:
+    """What a rule does to the first token of the answer if it acts at the input of one layer.
+
+    Attributes:
+        layer: of the decoder, counted from zero.
+        divergence: KL(compressed, dense) between the two distributions of that token, in nats, mean over questions.
+        same: share of questions for which the likeliest token stays the same.
+    """
+
+    layer: int
+    divergence: float
+    same: float
+
+
+@dataclass(frozen=True)
+class LayerSearch:
+    """What was found.
+
+    Attributes:
+        rule: the rule, without a layer.
+        below: the largest mean divergence that counts as none.
+        questions: how many were asked.
+        effects: of every layer that was tried, first layer first.
+    """
+
+    rule: str
+    below: float
+    questions: int
+    effects: tuple[LayerEffect, ...]
+
+    @property
+    def layer(self) -> int | None:
+        """The first layer from which on the divergence stays at most `below`; None if there is none."""
+        found = None
+        for effect in reversed(self.effects):
+            if not effect.divergence <= self.below:
+                break
+            found = effect.layer
+        return found
+
+    @property
+    def spec(self) -> str | None:
+        """The rule at that layer."""
+        return None if self.layer is None else f"{self.rule}@{self.layer}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain data, for JSON."""
+        return {**asdict(self), "layer": self.layer, "spec": self.spec}
+
+
+def rule_of(spec: str | Spec) -> Step:
+    """The one step of a spec that says what, and leaves open at which layer.
+
+    Raises:
+        SpecError: the spec can't be read.
+        FoveateError: it has several steps, or names a place.
+    """
+    spec = parse(spec) if isinstance(spec, str) else spec
+    (step, *more) = spec.steps
+    if more:
+        raise FoveateError(f"{spec} has several steps; the search takes one rule, for instance vtw")
+    if step.places != (step.method.place,):
+        raise FoveateError(f"{spec} names its place already; leave it out: {step.method}")
+    if step.method.place == "pixels":
+        raise FoveateError(f"{step.method.name} acts before the encoder; the search is for rules inside the decoder")
+    return step
+
+
+@torch.inference_mode()
+def find_layer(
+    model: nn.Module,
+    processor: Any,
+    rule: str | Spec,
+    pictures: Sequence[Picture],
+    below: float = 0.003,
+    step: Callable[[int, int], None] = lambda done, whole: None,
+) -> LayerSearch:
+    """Try a rule at the input of every decoder layer but the first, on one question about each picture.
+
+    Visual Tokens Withdrawal (arXiv 2405.05803) finds its layer like this, on twenty questions. Its authors stop at the
+    first layer that is low enough; here all later ones must be, too.
+
+    Args:
+        model: of a supported family.
+        processor: its processor.
+        rule: a spec of one step without a place: "vtw", "pool:0.25".
+        pictures: one question is asked about each; of the first its first, of the second its second, and so on.
+        below: the largest mean divergence that counts as none, in nats.
+        step: told how many prefills are done, of how many.
+
+    Raises:
+        UnsupportedFamily: the model is of no supported family.
+        FoveateError: the rule names a place, there is no picture, or the model can't do it.
+    """
+    method = rule_of(rule).method
+    if not pictures:
+        raise FoveateError("there is no picture to ask about")
+    if not below >= 0:
+        raise FoveateError(f"a divergence of at most {below} can't be had; write 0 or more")
+    asker = Asker(model, processor)
+    layers = range(1, len(asker.family.decoder_layers))
+    away = torch.zeros(len(layers), dtype=torch.float64)
+    same = torch.zeros(len(layers), dtype=torch.float64)
+    whole = len(pictures) * (1 + len(layers))
+    for number, picture in enumerate(pictures):
+        asked = picture.questions[number % len(picture.questions)]
+        prompts = asker.prompts(replace(picture, questions=(asked,)))
+        ids = torch.tensor(prompts.rows, device=asker.device)
+        inputs = {**asker.pixels([prompts]), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        dense = _next_token(model, inputs)
+        step(number * (1 + len(layers)) + 1, whole)
+        for at, layer in enumerate(layers):
+            with apply(model, Spec((Step(method, (layer,)),))):
+                short = _next_token(model, inputs)
+            away[at] += float(kl_div(dense, short, reduction="sum", log_target=True).clamp(min=0))
+            same[at] += int(dense.argmax()) == int(short.argmax())
+            step(number * (1 + len(layers)) + at + 2, whole)
+    away, same = away / len(pictures), same / len(pictures)
+    effects = (LayerEffect(layer, float(away[at]), float(same[at])) for at, layer in enumerate(layers))
+    return LayerSearch(str(method), below, len(pictures), tuple(effects))
+
+
+def _next_token(model: Any, inputs: dict[str, Any]) -> Tensor:
+    """Log-probabilities of the first token of the answer: `(V,)` float32."""
+    return model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float().log_softmax(dim=-1)
+
+
+def practice(questions: int) -> Iterator[Picture]:
+    """Pictures that no test asks about: scenes of the training split, one for each question.
+
+    Raises:
+        FoveateError: fewer than one is asked for.
+    """
+    if questions < 1:
+        raise FoveateError(f"--questions {questions} asks nothing; ask at least 1")
+    for seed in range(questions):
+        one = scene(seed)
+        yield Picture(one.id, one.image, tuple(Asked(q.text, q.answer, q.skill) for q in one.questions))
