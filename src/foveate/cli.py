@@ -250,10 +250,26 @@ def bench(context: typer.Context) -> None:
     # The command declares its own options; it is only imported when it is asked for.
     from foveate.bench.command import bench as command
 
+    _hand_over(command, "foveate bench", context)
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def train(context: typer.Context) -> None:
+    """Train a model under compression, by a recipe."""
+    from foveate.train.command import train as command
+
+    _hand_over(command, "foveate train", context)
+
+
+def _hand_over(command: Any, name: str, context: typer.Context) -> None:
+    """Run a command that declares its own options."""
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
     single.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
     handed = typer.main.get_command(single)
-    with handed.make_context("foveate bench", list(context.args)) as inner:
+    with handed.make_context(name, list(context.args)) as inner:
         handed.invoke(inner)
 
 

@@ -111,6 +111,20 @@ class Family(Decoder, ABC):
         """The id of the placeholder that one visual token takes in `input_ids`."""
         return int(self.config.image_token_id)
 
+    # Features in place of pixels
+
+    def check_feature_maps(self) -> None:
+        """Whether a model of this family can be made to read kept features.
+
+        Raises:
+            UnsupportedFamily: it can't.
+        """
+        raise UnsupportedFamily(f"{self.title} can't train on kept features yet; leave data.features out")
+
+    def read_feature_maps(self, rows: int, columns: int) -> None:
+        """Make the model read feature maps (images, D_encoder, rows, columns) as its pixels; its encoder is gone."""
+        self.check_feature_maps()
+
     # Layouts and positions
 
     @abstractmethod

@@ -72,6 +72,19 @@ class Llava(Family):
         """Pixels along one side of a patch."""
         return int(self.config.vision_config.patch_size)
 
+    def check_feature_maps(self) -> None:
+        """Any LLaVA that reads one layer of its encoder can read features in its place."""
+        if not isinstance(self.config.vision_feature_layer, int):
+            raise UnsupportedFamily("LLaVA that reads several layers of its encoder can't train on kept features yet")
+
+    def read_feature_maps(self, rows: int, columns: int) -> None:
+        """A tower that returns its pixels, of one patch per feature."""
+        self.check_feature_maps()
+        depth = self.config.vision_config.num_hidden_layers
+        self.core.vision_tower = _FeatureMaps(depth)  # pyright: ignore[reportAttributeAccessIssue]
+        self.config.vision_config.patch_size = 1
+        self.config.image_seq_length = rows * columns
+
     def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """One grid per row of `pixel_values` of shape `(images, channels, height, width)`."""
         return self.pixel_layouts(inputs["pixel_values"])
@@ -167,3 +180,18 @@ class Llava(Family):
             return cls_attention(row, keys.transpose(1, 2), attention.scale, signal.heads)[:, 1:]
         keys = keys[:, 1:]
         return keys.mean(dim=2) if signal.heads == "mean" else keys.flatten(2)
+
+
+class _FeatureMaps(nn.Module):
+    """In place of a tower: pixels `(images, D, rows, columns)` are the features of whatever layer is read."""
+
+    def __init__(self, depth: int) -> None:
+        super().__init__()
+        self.depth = depth
+
+    def forward(self, pixel_values: Tensor, **_: Any) -> Any:
+        """A row for [CLS], which is never looked at, and the features in raster order."""
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        hidden = torch.nn.functional.pad(pixel_values.flatten(2).transpose(1, 2), (0, 0, 1, 0))
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, hidden_states=(hidden,) * (self.depth + 1))  # pyright: ignore

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from foveate.errors import FoveateError
-from foveate.models.family import Capture
+from foveate.models.family import Capture, Family
 from foveate.models.llava import Llava
 from foveate.tokens import Layout, Segment, Signal, Structural
 
@@ -44,6 +44,10 @@ class LlavaNext(Llava):
     def side(self) -> int:
         """Patches along one side of a crop."""
         return int(self.config.vision_config.image_size) // self.patch_size
+
+    def check_feature_maps(self) -> None:
+        """Not here: a tile's features are not all that is left of an image."""
+        Family.check_feature_maps(self)
 
     def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """Base and tiles for each `(height, width)` of `image_sizes`, the images' sizes before any resizing."""

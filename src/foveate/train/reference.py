@@ -1,178 +1,38 @@
-"""Train the reference VLM: ``python -m foveate.train.reference RECIPE [--data DIR] [--out runs/reference]``.
+"""Train the reference VLM: `foveate train recipes/reference.yaml [--data DIR]`.
 
-The same command goes on after an interruption, at the latest complete checkpoint. Under ``torchrun --nproc-per-node 2``
-two processes of one thread each share every batch.
+Each stage is a run of the one Trainer, with an objective, an optimiser and a batch size of its own; its checkpoints are
+in `OUT/<stage>`. Under `torchrun --nproc-per-node 2 -m foveate.train ...` two processes share every batch.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import random
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from foveate.reference import PATH
-from foveate.scenes import SKILLS
 from foveate.train import attention
+from foveate.train import checkpoint as files
 from foveate.train.build import build_config, deepen, initialise_decoder, save_directory
-from foveate.train.decoder import DecoderTrainer, SymbolTable, answer_loss, attention_mask, pack, pick_patches
-from foveate.train.encoder import EncoderTrainer, Mixture, encoder_loss, initialise, pixel_values, windows
-from foveate.train.loop import Schedule, latest_checkpoint, start_world, train, world
+from foveate.train.encoder import Mixture, initialise
+from foveate.train.objectives import AnswerBatches, AnswerObjective, EncoderBatches, EncoderObjective, Numbers, Trainee
+from foveate.train.optimisers import MuonAndAdamW, Schedule
 from foveate.train.pixels import Pixels
-from foveate.train.stages import Recipe, RecipeError, Stage, read_recipe
-from foveate.train.targets import GRID, dense_targets, letter_targets, presence
+from foveate.train.progress import Progress
+from foveate.train.recipe import RecipeError
+from foveate.train.reference_recipe import Recipe, Stage, parse_reference
+from foveate.train.trainer import SafeTrainer, training_arguments
 
-ALL_SKILLS: tuple[str, ...] = (*SKILLS, "digits", "photos", "easy_open", "easy_yes_no")
-
-
-class Trainee(nn.Module):
-    """The model and what only training needs: the encoder's heads and the table of symbols."""
-
-    def __init__(self, model: LlavaForConditionalGeneration) -> None:
-        super().__init__()
-        self.model = model
-        heads = EncoderTrainer(model.model.vision_tower)
-        self.norm, self.head, self.presence, self.letters = heads.norm, heads.head, heads.presence, heads.letters
-        self.symbols = SymbolTable(model.model.language_model.embed_tokens.embedding_dim)
-
-    def heads(self) -> list[nn.Module]:
-        """The parts that only the encoder's objective needs."""
-        return [self.norm, self.head, self.presence, self.letters]
-
-    def encoder(self) -> EncoderTrainer:
-        """The encoder's trainer over this trainee's own parts."""
-        out = EncoderTrainer.__new__(EncoderTrainer)
-        nn.Module.__init__(out)
-        out.encoder, out.norm, out.head = self.model.model.vision_tower, self.norm, self.head
-        out.presence, out.letters = self.presence, self.letters
-        return out
-
-
-class _EncoderStage(nn.Module):
-    """Forward of an encoder stage: logits of the dense targets, of presence, and the projector's output."""
-
-    def __init__(self, trainee: Trainee, align: bool) -> None:
-        super().__init__()
-        self.parts, self.projector, self.align = trainee.encoder(), trainee.model.model.multi_modal_projector, align
-
-    def forward(self, images: Tensor, rows: Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
-        h = self.parts.features(images, rows)
-        # The projector follows the encoder here; it does not steer it.
-        return self.parts.told(h), self.projector(h[:, 1:].detach()) if self.align else None
-
-
-def _distance(visual: Tensor, symbols: Tensor, dense: Tensor) -> Tensor:
-    """Mean squared distance in units of the symbols' own spread; centres count four times."""
-    weight = 1.0 + 3.0 * (dense[..., 1] == 1).float()
-    each = (visual.float() - symbols).square().mean(-1) / symbols.var().clamp(min=1e-6)
-    return (each * weight).sum() / weight.sum()
-
-
-def _encoder_loss(trainee: Trainee, stage: Stage, draw: Mixture, compiled: bool):  # noqa: ANN202
-    net = _EncoderStage(trainee, stage.align > 0)
-    forward = torch.compile(net, dynamic=False) if compiled else net
-    rank, size = world()
-    local = stage.batch // size
-
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        start = (step * size + rank) * (local // stage.per_scene)
-        w = windows(draw, start, local, stage.side, stage.per_scene)
-        with torch.autocast("cpu", torch.bfloat16):
-            told, visual = forward(w.images, w.rows)
-        loss, numbers = encoder_loss(told, w.dense, w.letters, w.present)
-        if visual is not None:
-            far = _distance(visual, trainee.symbols(w.dense).detach(), w.dense)
-            numbers["far"] = far.item()
-            loss = loss + stage.align * far
-        return loss, numbers
-
-    return loss_of
-
-
-class _AnswerStage(nn.Module):
-    """Forward of an answer stage on features: encoder (with or without gradients), projector, decoder."""
-
-    def __init__(self, trainee: Trainee, stage: Stage) -> None:
-        super().__init__()
-        self.parts, self.projector = trainee.encoder(), trainee.model.model.multi_modal_projector
-        self.decoder, self.train_encoder = DecoderTrainer(trainee.model), stage.train_encoder
-
-    def see(self, images: Tensor, rows: Tensor) -> Tensor:
-        return self.parts.features(images, rows)
-
-    def forward(
-        self, patches: Tensor, places: Tensor, ids: Tensor, positions: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        visual = self.projector(patches)
-        return self.decoder(visual, places, ids, positions, mask), visual
-
-
-def _answer_loss(trainee: Trainee, stage: Stage, draw: Mixture, compiled: bool):  # noqa: ANN202
-    rank, size = world()
-    local = stage.batch // size
-    net = _AnswerStage(trainee, stage)
-    if compiled:
-        # Layer by layer: one compilation serves them all, and twelve layers at once take minutes.
-        for layer in (*trainee.model.model.language_model.layers, *trainee.model.model.vision_tower.encoder.layers):
-            layer.compile(dynamic=False)
-    all_rows = torch.arange(GRID * GRID)
-
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        start = (step * size + rank) * local
-        scenes = [draw(start + i) for i in range(local)]
-        rng, noise = random.Random(start), np.random.default_rng(start)
-        text = pack(scenes, stage.text, ALL_SKILLS, rng, captions=stage.captions)
-        whole = [dense_targets(s.things) for s in scenes]
-        flat = np.stack([w.reshape(GRID * GRID, -1) for w in whole])
-        if stage.patches < GRID * GRID:
-            chosen = np.stack([pick_patches(f, stage.patches, noise) for f in flat])
-        else:
-            chosen = np.broadcast_to(np.arange(GRID * GRID), flat.shape[:2]).copy()
-        places, dense = torch.from_numpy(chosen), torch.from_numpy(np.take_along_axis(flat, chosen[..., None], 1))
-        mask = attention_mask(text.segment, stage.patches, torch.bfloat16)
-        extra = 0.0
-        numbers: dict[str, float] = {}
-        with torch.autocast("cpu", torch.bfloat16):
-            if stage.visual == "symbols":
-                # A real encoder is unsure of things at times: some values are unknown, and all tokens are noisy.
-                unsure = torch.from_numpy(noise.random(dense.shape) < 0.02)
-                unsure[..., -2:] = False
-                visual = trainee.symbols(dense.masked_fill(unsure, -100))
-                shake = torch.randn(visual.shape, generator=torch.Generator().manual_seed(start))
-                visual = visual + 0.03 * shake
-                logits = net.decoder(visual, places, text.ids, text.positions, mask)
-            else:
-                images = torch.from_numpy(np.stack([pixel_values(s.image) for s in scenes]))
-                rows = all_rows.expand(local, -1)
-                with torch.set_grad_enabled(stage.train_encoder):
-                    h = net.see(images, rows)
-                patches = h[:, 1:].gather(1, places[..., None].expand(-1, -1, h.shape[-1]))
-                logits, visual = net(patches, places, text.ids, text.positions, mask)
-                if stage.train_encoder:
-                    letters = torch.from_numpy(np.stack([letter_targets(s.things).reshape(-1) for s in scenes]))
-                    present = torch.from_numpy(np.stack([presence(w) for w in whole]))
-                    told, found = encoder_loss(net.parts.told(h), torch.from_numpy(flat), letters, present)
-                    numbers.update({k: found[k] for k in ("shape", "word", "units", "photo", "cls")})
-                    numbers["dense"] = told.item()
-                    extra = 0.15 * told
-        loss, answered = answer_loss(logits, text, ALL_SKILLS)
-        numbers["answers"] = loss.item()
-        if stage.visual == "features" and stage.align:
-            far = _distance(visual, trainee.symbols(dense).detach(), dense)
-            numbers["far"] = far.item()
-            extra = extra + stage.align * far
-        return loss + extra, {**numbers, **answered}
-
-    return loss_of
+LAST = "trainee.safetensors"
+"""All weights behind a stage, the encoder's heads and the symbols among them."""
 
 
 def _select(trainee: Trainee, stage: Stage) -> None:
@@ -194,12 +54,30 @@ def _select(trainee: Trainee, stage: Stage) -> None:
             part.requires_grad_(True)
 
 
+def _unshared(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module with tied tensors once: safetensors stores no shared memory."""
+    seen: set[int] = set()
+    out: dict[str, Tensor] = {}
+    for name, value in module.state_dict().items():
+        if value.numel() == 0 or value.data_ptr() not in seen:
+            seen.add(value.data_ptr())
+            out[name] = value.contiguous()
+    return out
+
+
 def _load(trainee: Trainee, path: Path) -> None:
-    """Load what a checkpoint has and this trainee knows."""
+    """Load what a file has and this trainee knows."""
     _, unexpected = trainee.load_state_dict(load_file(path), strict=False)
     wrong = [k for k in unexpected if "lm_head" not in k]
     if wrong:
         raise RecipeError(f"{path} holds weights of another model ({wrong[0]})")
+
+
+def _store(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write tensors, whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial)
+    partial.replace(path)
 
 
 def _written_out(trainee: Trainee) -> None:
@@ -228,16 +106,36 @@ def begin(recipe: Recipe, layers: int) -> Trainee:
     return Trainee(model)
 
 
-def run(recipe: Recipe, out: Path, data: Path | None = None, *, compiled: bool = True) -> LlavaForConditionalGeneration:
-    """Run a recipe to its end, from wherever the last run was stopped; returns the trained model.
+def run(
+    recipe: Recipe,
+    out: Path,
+    data: Path | None = None,
+    *,
+    resume: bool = False,
+    compiled: bool = True,
+    say: Callable[[str], None] = print,
+) -> LlavaForConditionalGeneration:
+    """Run a recipe to its end; the finished model goes to ``out/model``.
 
-    Every stage keeps its checkpoints in ``out/<stage>``; the finished model goes to ``out/model``.
+    Args:
+        recipe: what to do.
+        out: every stage keeps its checkpoints in ``out/<stage>``.
+        data: folder of real pictures.
+        resume: go on from wherever an earlier run was stopped.
+        compiled: compile layers, which takes minutes and pays for itself in any real run.
+        say: prints progress, in the first process.
+
+    Raises:
+        RecipeError: `out` holds a run and `resume` is False, or a batch doesn't divide by the processes.
     """
-    rank, size = world()
+    first, size = int(os.environ.get("RANK", "0")) == 0, int(os.environ.get("WORLD_SIZE", "1"))
+    tell = say if first else _silent
+    if not resume and any((out / stage.name).exists() for stage in recipe.stages):
+        raise RecipeError(f"{out} holds a run already; add --resume to go on with it, or name another --out")
     out.mkdir(parents=True, exist_ok=True)
     pixels = Pixels(data)
-    if not pixels.kinds and rank == 0:
-        print("no real pictures: training on scenes alone (--data DIR names the folder that holds them)", flush=True)
+    if not pixels.kinds:
+        tell("no real pictures: training on scenes alone (--data DIR names the folder that holds them)")
     layers = next((s.layers for s in recipe.stages if s.objective == "answers"), 12)
     trainee = begin(recipe, layers)
     for number, stage in enumerate(recipe.stages):
@@ -251,47 +149,107 @@ def run(recipe: Recipe, out: Path, data: Path | None = None, *, compiled: bool =
             trainee = deeper
             _written_out(trainee)
         folder = out / stage.name
-        done = folder / "done.json"
-        if done.exists():
-            found = latest_checkpoint(folder)
-            if found:
-                _load(trainee, found / "model.safetensors")
+        if (folder / LAST).exists():
+            _load(trainee, folder / LAST)
             continue
         _select(trainee, stage)
-        torch.manual_seed(recipe.seed * 1000 + number * 10 + rank)
         draw = Mixture(pixels, stage.real, recipe.seed * 100 + number, tuple(stage.kinds.items()), stage.boost)
-        make = _encoder_loss if stage.objective == "encoder" else _answer_loss
-        schedule = Schedule(stage.steps, stage.lr, stage.warmup, stage.fall)
-        seconds = train(
-            stage.name, trainee, make(trainee, stage, draw, compiled), schedule, folder, save_every=recipe.save_every
-        )
-        if rank == 0:
-            partial = done.with_suffix(".partial")
-            partial.write_text(json.dumps({"steps": stage.steps, "seconds": round(seconds), "time": time.time()}))
-            partial.rename(done)
-    if rank == 0:
+        began = time.time()
+        trainer = stage_trainer(trainee, stage, draw, recipe, number, folder, compiled, tell)
+        tell(f"stage {number + 1} of {len(recipe.stages)}, {stage.name}")
+        kept = files.checkpoints(folder)
+        trainer.train(resume_from_checkpoint=str(kept[-1]) if kept else None)
+        if first:
+            files.write_json(
+                {"steps": stage.steps, "seconds_of_this_call": round(time.time() - began)}, folder / "done.json"
+            )
+            _store(_unshared(trainee), folder / LAST)
+        trainer.accelerator.wait_for_everyone()
+    if first:
         save_directory(trainee.model, out / "model")
         # What only training needs, beside the model: a later run with ``init_from`` finds it there.
         rest = {k: v.to(torch.bfloat16).contiguous() for k, v in trainee.state_dict().items() if k[:6] != "model."}
-        save_file(rest, out / "training.partial")
-        (out / "training.partial").rename(out / "training.safetensors")
+        _store(rest, out / "training.safetensors")
     return trainee.model
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m foveate.train.reference", description=__doc__)
-    parser.add_argument("recipe", type=Path)
-    parser.add_argument("--data", type=Path, help="folder of real pictures (mnist, cifar10, easy_vqa)")
-    parser.add_argument("--out", type=Path, default=Path("runs/reference"))
-    given = parser.parse_args(arguments)
-    start_world()
-    try:
-        recipe = read_recipe(given.recipe)
-        run(recipe, given.out, given.data or (Path(recipe.data) if recipe.data else None))
-    except (RecipeError, FileNotFoundError) as error:
-        raise SystemExit(f"{error}") from None
+def stage_trainer(
+    trainee: Trainee,
+    stage: Stage,
+    draw: Mixture,
+    recipe: Recipe,
+    number: int,
+    folder: Path,
+    compiled: bool,
+    say: Callable[[str], None],
+) -> SafeTrainer:
+    """The Trainer of one stage, with its objective, batches and optimiser."""
+    scenes = stage.batch // stage.per_scene
+    if stage.objective == "encoder":
+        objective: nn.Module = EncoderObjective(trainee, stage)
+        batches: Any = EncoderBatches(stage, draw)
+    else:
+        objective = AnswerObjective(trainee, stage)
+        batches = AnswerBatches(stage, draw, trainee.symbols.table.embedding_dim)
+    if compiled:
+        # Layer by layer: one compilation serves them all, and a whole model at once takes minutes.
+        for layer in (*trainee.model.model.language_model.layers, *trainee.model.model.vision_tower.encoder.layers):
+            layer.compile(dynamic=False)
+    schedule = Schedule(stage.steps, stage.lr, stage.warmup, stage.fall)
+    optimiser = MuonAndAdamW(trainee, stage.lr)
+    rates = LambdaLR(optimiser, lambda step: schedule.at(min(step, stage.steps - 1)) / stage.lr)
+    arguments = training_arguments(
+        folder,
+        {},
+        {
+            "max_steps": stage.steps,
+            "per_device_train_batch_size": scenes // int(os.environ.get("WORLD_SIZE", "1")),
+            "seed": recipe.seed * 1000 + number * 10,
+            "save_steps": recipe.save_every,
+            "save_total_limit": 2,
+            "logging_steps": 20,
+            "max_grad_norm": 1.0,
+        },
+    )
+    progress = Progress(say)
+    trainer = SafeTrainer(
+        objective,
+        arguments,
+        data_collator=batches,
+        train_dataset=Numbers(stage.steps * scenes),
+        callbacks=[progress],
+        optimizers=(optimiser, rates),
+        describe=lambda numbers: f"scenes {numbers[0]} to {numbers[-1]} of stage {stage.name}",
+    )
+    progress.trainer = trainer
+    return trainer
 
 
-if __name__ == "__main__":
-    main()
+def _silent(text: str) -> None:
+    pass
+
+
+def command(
+    given: dict[str, Any],
+    out: Path,
+    data: Path | None,
+    *,
+    resume: bool,
+    dry_run: bool,
+    model: str | None,
+    steps: int | None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """What `foveate train` does with a recipe that says `builds: reference`.
+
+    Raises:
+        RecipeError: the recipe is broken, or an option makes no sense for it.
+    """
+    if model is not None or steps is not None:
+        raise RecipeError("this recipe makes the reference model from nothing: --model and --steps don't go with it")
+    recipe = parse_reference(given)
+    if dry_run:
+        for stage in recipe.stages:
+            say(f"{stage.name}: {stage.steps} steps of {stage.batch}, {stage.objective}, {stage.patches} visual tokens")
+        return
+    run(recipe, out, data or (Path(recipe.data) if recipe.data else None), resume=resume, say=say)

@@ -1,19 +1,15 @@
-"""The recipe of the reference VLM as data: stages with checked keys, read from YAML."""
+"""The recipe of the reference VLM as data: from nothing to a model, each stage with its own objective and optimiser."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from foveate.scenes import KINDS
+from foveate.train.recipe import RecipeError, at_least, check_keys, check_types, read_record
 
 Objective = Literal["encoder", "answers"]
 Visual = Literal["symbols", "features"]
-
-
-class RecipeError(ValueError):
-    """A recipe with an unknown key or an impossible value; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -58,20 +54,13 @@ class Stage:
     """Answer stages: share of the images that are also described."""
 
     def __post_init__(self) -> None:
-        for name, kind in (("objective", Objective), ("visual", Visual)):
-            if getattr(self, name) not in get_args(kind):
-                raise RecipeError(
-                    f"stage {self.name}: {name} is one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}"
-                )
         for name in ("steps", "batch", "side", "per_scene", "patches", "layers", "text"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise RecipeError(f"stage {self.name}: {name} is a whole number from 1, not {value!r}")
+            at_least(getattr(self, name), 1, name)
         unknown = [k for k in self.kinds if k not in KINDS]
         if unknown:
-            raise RecipeError(f"stage {self.name}: no scenes of kind {unknown[0]!r}; there are {', '.join(KINDS)}")
+            raise RecipeError(f"no scenes of kind {unknown[0]!r}; there are {', '.join(KINDS)}")
         if self.batch % self.per_scene:
-            raise RecipeError(f"stage {self.name}: batch {self.batch} does not divide by per_scene {self.per_scene}")
+            raise RecipeError(f"batch {self.batch} does not divide by per_scene {self.per_scene}")
 
 
 @dataclass(frozen=True)
@@ -90,48 +79,24 @@ class Recipe:
     save_every: int = 100
 
 
-def _checked(kind: type, given: Any, where: str) -> dict[str, Any]:
-    if not isinstance(given, dict):
-        raise RecipeError(f"{where} is a mapping, not {type(given).__name__}")
-    known = [f.name for f in fields(kind)]
-    for key in given:
-        if key not in known:
-            raise RecipeError(f"{where} has an unknown key {key!r}; known are {', '.join(known)}")
-    return given
-
-
-def parse_recipe(given: Any) -> Recipe:
-    """Check a recipe as read from YAML.
+def parse_reference(given: Any) -> Recipe:
+    """Check a recipe as read from YAML, without its key `builds`.
 
     Raises:
         RecipeError: for unknown keys, missing ones and impossible values.
 
-    >>> parse_recipe({"stages": [{"name": "a", "objective": "encoder", "steps": 3}]}).stages[0].batch
+    >>> parse_reference({"stages": [{"name": "a", "objective": "encoder", "steps": 3}]}).stages[0].batch
     32
-    >>> parse_recipe({"stages": [], "sead": 1})
+    >>> parse_reference({"stages": [], "sead": 1})
     Traceback (most recent call last):
-    foveate.train.stages.RecipeError: the recipe has an unknown key 'sead'; known are stages, seed, ...
+    foveate.train.recipe.RecipeError: the recipe has no key "sead"; did you mean "seed"?
     """
-    whole = dict(_checked(Recipe, given, "the recipe"))
-    listed = whole.pop("stages", None)
+    whole = check_keys(Recipe, given, "the recipe")
+    listed = whole.pop("stages")
     if not isinstance(listed, list):
-        raise RecipeError("the recipe has no list of stages")
-    stages = []
-    for i, one in enumerate(listed):
-        try:
-            stages.append(Stage(**_checked(Stage, one, f"stage {i + 1}")))
-        except TypeError as error:
-            raise RecipeError(f"stage {i + 1}: {error}") from None
+        raise RecipeError(f"stages is a list, not {type(listed).__name__}")
+    check_types(Recipe, whole, "the recipe")
+    stages = tuple(read_record(Stage, one, f"stages, number {i}") for i, one in enumerate(listed, start=1))
     if len({s.name for s in stages}) < len(stages):
         raise RecipeError("two stages have the same name")
-    return Recipe(stages=tuple(stages), **whole)
-
-
-def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe file."""
-    import yaml
-
-    try:
-        return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    return Recipe(stages=stages, **whole)

@@ -1,0 +1,185 @@
+"""Conversations to batches: the model's own template and processor, labels on what the assistant says, padding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.errors import FoveateError
+from foveate.models import Family
+from foveate.train.sources import Conversation, Message
+
+IGNORE = -100
+"""The label of a token that is not learned."""
+
+PADDING = {"attention_mask": 0, "labels": IGNORE, "token_type_ids": 0, "mm_token_type_ids": 0}
+"""What stands at padding in inputs with one value per token; `input_ids` have the tokenizer's own."""
+
+
+class Batches:
+    """Makes batches of conversations; a collator for data loaders.
+
+    Labels are the assistant's turns, with what the template puts behind them (the end of the turn); every other token
+    is `IGNORE`. Rows are padded on the right.
+
+    Args:
+        processor: the model's own, with a chat template and a fast tokenizer.
+        family: of the model; it may be a skeleton.
+        max_length: longer rows are cut at their end; None leaves them.
+    """
+
+    def __init__(self, processor: Any, family: Family, max_length: int | None = None) -> None:
+        self._processor, self._family, self._max_length = processor, family, max_length
+        self._image = family.image_token
+        tokenizer = processor.tokenizer
+        if not getattr(tokenizer, "is_fast", False):
+            raise FoveateError("training needs a fast tokenizer, which tells where in the text each token stands")
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    def __call__(self, rows: Sequence[tuple[int, Conversation]]) -> dict[str, Any]:
+        """Make one batch.
+
+        Returns:
+            What the model takes, with `labels`; `rows`, the numbers of the rows; and `tokens`, how many there are.
+
+        Raises:
+            FoveateError: an image is cut off or brings no tokens, or a row has nothing to learn.
+        """
+        made = [self.row(one) for _, one in rows]
+        batch = pad(made, self._pad)
+        return {**batch, "rows": [number for number, _ in rows], "tokens": int(batch["attention_mask"].sum())}
+
+    def row(self, one: Conversation) -> dict[str, Tensor]:
+        """The inputs and labels of one conversation, `(1, S)` each, and its images."""
+        text, spans = self.spoken(one)
+        images = self.images(one)
+        try:
+            found = self._processor(text=[text], return_tensors="pt", **({"images": images} if len(images) else {}))
+        except ValueError as error:
+            raise FoveateError(f"{one.name}: the processor refuses it ({str(error).splitlines()[0]})") from error
+        inputs = {name: value for name, value in dict(found).items() if isinstance(value, Tensor)}
+        expected = sum(layout.total for layout in self._family.layouts(inputs)) if "pixel_values" in inputs else 0
+        return self.labelled(inputs, text, spans, one.name, expected)
+
+    def spoken(self, one: Conversation) -> tuple[str, list[tuple[int, int]]]:
+        """The text of a conversation, and where in it the assistant speaks."""
+        return spoken(self._processor, one.messages, one.name)
+
+    def images(self, one: Conversation) -> Sequence[Any]:
+        """The images of a conversation as the processor takes them."""
+        return one.pictures()
+
+    def labelled(
+        self, inputs: dict[str, Tensor], text: str, spans: Sequence[tuple[int, int]], name: str, expected: int
+    ) -> dict[str, Tensor]:
+        """Add labels to the inputs of one row, and cut it to the longest length; `expected` placeholders must be left.
+
+        Raises:
+            FoveateError: as in `__call__`.
+        """
+        ids = inputs["input_ids"]
+        told = self._processor.tokenizer(text, return_offsets_mapping=True)
+        # The processor writes many placeholders where the text has one; all other tokens are the same in both.
+        plain = [(i, at) for i, at in zip(told["input_ids"], told["offset_mapping"]) if i != self._image]
+        here = (ids[0] != self._image).nonzero()[:, 0]
+        if ids[0, here].tolist() != [i for i, _ in plain]:
+            raise FoveateError(
+                f"{name}: the processor's tokens are not the tokenizer's, so it can't be told which of them the "
+                "assistant speaks"
+            )
+        labels = torch.full_like(ids, IGNORE)
+        learned = [any(b < end and e > begin and e > b for begin, end in spans) for _, (b, e) in plain]
+        labels[0, here] = torch.where(torch.tensor(learned), ids[0, here], IGNORE)
+        inputs["labels"] = labels
+        if self._max_length is not None and ids.shape[1] > self._max_length:
+            for key, value in inputs.items():
+                if value.shape[:2] == ids.shape[:2] and (key in PADDING or key == "input_ids"):
+                    inputs[key] = value[:, : self._max_length]
+        check_row(inputs, self._image, expected, name, self._max_length)
+        return inputs
+
+
+def check_row(
+    inputs: Mapping[str, Tensor], image_token: int, expected: int, name: str, max_length: int | None = None
+) -> None:
+    """Whether a row can be trained on.
+
+    Args:
+        inputs: with `input_ids` and `labels`, `(1, S)` int64.
+        image_token: the id of an image's placeholder.
+        expected: how many placeholders the row's images need.
+        name: of the row, for the message.
+        max_length: what the row was cut to, for the message.
+
+    Raises:
+        FoveateError: labels and tokens differ in number, placeholders are missing, or no token has a label.
+    """
+    ids, labels = inputs["input_ids"], inputs["labels"]
+    if labels.shape != ids.shape:
+        raise FoveateError(
+            f"{name}: {labels.shape[-1]} labels for {ids.shape[-1]} tokens; every token needs one, {IGNORE} where "
+            "nothing is learned"
+        )
+    placed = int((ids == image_token).sum())
+    cut = f" in the first {max_length} tokens (max_length)" if max_length is not None else ""
+    if placed != expected:
+        raise FoveateError(
+            f"{name}: its images need {expected} tokens, and {placed} are left{cut}; raise max_length or leave the "
+            "row out"
+        )
+    if not bool((labels[:, 1:] != IGNORE).any()):
+        raise FoveateError(f"{name}: no answer is left{cut}, so there is nothing to learn; raise max_length")
+
+
+def spoken(processor: Any, messages: Sequence[Message], name: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation by the model's chat template, and where in it the assistant speaks.
+
+    Raises:
+        FoveateError: the template is missing, or changes earlier turns when later ones come.
+    """
+
+    def written(turns: Sequence[Message], prompt: bool) -> str:
+        try:
+            return processor.apply_chat_template(list(turns), add_generation_prompt=prompt, tokenize=False)
+        except ValueError as error:
+            raise FoveateError(f"the processor has no usable chat template ({str(error).splitlines()[0]})") from error
+
+    whole = written(messages, False)
+    spans: list[tuple[int, int]] = []
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before, behind = written(messages[:number], True), written(messages[: number + 1], False)
+        if not (whole.startswith(behind) and behind.startswith(before)):
+            raise FoveateError(
+                f"{name}: the chat template writes earlier turns differently when later ones follow, so it can't be "
+                "told where the assistant speaks"
+            )
+        spans.append((len(before), len(behind)))
+    return whole, spans
+
+
+def pad(rows: Sequence[Mapping[str, Tensor]], pad_token: int) -> dict[str, Tensor]:
+    """Rows of one conversation each, as one batch padded on the right; images one behind the other."""
+    longest = max(row["input_ids"].shape[1] for row in rows)
+    batch: dict[str, Tensor] = {}
+    for key in dict.fromkeys(key for row in rows for key in row):
+        given = [row[key] for row in rows if key in row]
+        if key == "input_ids" or key in PADDING:
+            fill = pad_token if key == "input_ids" else PADDING[key]
+            batch[key] = torch.cat(
+                [torch.nn.functional.pad(value, (0, longest - value.shape[1]), value=fill) for value in given]
+            )
+            continue
+        if given[0].ndim > 2 and len({value.shape[1] for value in given}) > 1:
+            # Tiles of an image: as many places as the image with the most tiles has.
+            most = max(value.shape[1] for value in given)
+            given = [
+                torch.nn.functional.pad(value, (0, 0) * (value.ndim - 2) + (0, most - value.shape[1]))
+                for value in given
+            ]
+        batch[key] = torch.cat(given)
+    return batch

@@ -1,0 +1,233 @@
+"""Train on kept features: a frozen encoder runs once per image, and never again.
+
+What a spec at `@features` leaves of an image is written to the run's folder, in half precision, and the model reads it
+in place of pixels. Whatever trains behind the encoder trains as if the encoder had run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from foveate.engine.encode import encode_for
+from foveate.engine.planning import plan_images
+from foveate.engine.schedule import Schedule, schedule
+from foveate.errors import FoveateError
+from foveate.models import Family, family_of
+from foveate.reference.load import load_model
+from foveate.train.batches import Batches
+from foveate.train.recipe import DENSE, Recipe, RecipeError, Stage
+from foveate.train.sources import Conversation, Conversations
+
+SHARD: Final = 256
+"""Conversations in one file of features."""
+
+_AT_ONCE: Final = 16
+
+
+def check_features(family: Family, spec: str, stages: Sequence[Stage] = ()) -> Schedule:
+    """A spec whose results can be kept, and stages that can train on them.
+
+    Raises:
+        RecipeError: it acts at other places than `@features`, lets the content decide how much remains, or leaves gaps
+            between position ids; or a stage acts before the decoder's input or looks at the encoder.
+    """
+    plan = schedule(spec, family)
+    steps = plan.spec.steps
+    if any(step.places != ("features",) for step in steps):
+        raise RecipeError(f"data.features is {spec}; every step of it must act at @features, where features are kept")
+    if any(step.method.positions != "pack" or step.method.adaptive for step in steps):
+        raise RecipeError(
+            f"data.features is {spec}; kept features have no gaps and are equally many for every image: write "
+            "positions=pack, and a method that isn't adaptive"
+        )
+    family.check_feature_maps()
+    for stage in stages:
+        if stage.spec == DENSE:
+            continue
+        found = schedule(stage.spec, family)
+        if found.pixels is not None or found.features or found.encoder_signals:
+            raise RecipeError(
+                f"{stage.spec} acts before the decoder or looks at the encoder; there is none when data.features is set"
+            )
+    return plan
+
+
+class KeptFeatures:
+    """The conversations of a recipe, each with what is left of its image.
+
+    Args:
+        folder: where the files are; those that are missing are made.
+        rows: the conversations, with one image each.
+        model: with its encoder.
+        processor: the model's own.
+        spec: what is left.
+        key: what the features depend on beside that; features of another key are not taken.
+        share: this process's number and how many there are: each makes its share of the files.
+        say: what tells how far it is.
+
+    Raises:
+        FoveateError: a conversation hasn't exactly one image.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rows: Conversations,
+        model: nn.Module,
+        processor: Any,
+        spec: str,
+        key: str,
+        share: tuple[int, int] = (0, 1),
+        say: Callable[[str], None] = print,
+    ) -> None:
+        self._rows = rows
+        digest = hashlib.sha256(json.dumps([spec, key, len(rows)]).encode()).hexdigest()[:16]
+        self._folder = folder / digest
+        self._open: dict[int, Any] = {}
+        self._messages: dict[int, list[Any]] = {}
+        shards = range(-(-len(rows) // SHARD))
+        missing = [number for number in shards if not self._path(number).exists()]
+        if missing:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            family = family_of(model)
+            plan = check_features(family, spec)
+            for number in missing[share[0] :: share[1]]:
+                self._make(number, family, plan, processor)
+                say(f"features of {min((number + 1) * SHARD, len(rows)):,} of {len(rows):,} images are kept")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def name(self, index: int) -> str:
+        """What messages call a row."""
+        return self._rows.name(index)
+
+    def __getitem__(self, index: int) -> Conversation:
+        """The conversation, without its image."""
+        number, at = divmod(index, SHARD)
+        self._file(number)
+        return Conversation(self.name(index), (), tuple(self._messages[number][at]))
+
+    def features(self, index: int) -> Tensor:
+        """What is left of an image: (D, 1, M) float16."""
+        number, at = divmod(index, SHARD)
+        return self._file(number).get_slice("features")[at : at + 1][0]
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:05}.safetensors"
+
+    def _file(self, number: int) -> Any:
+        if number not in self._open:
+            self._open[number] = safe_open(self._path(number), framework="pt")
+            self._messages[number] = json.loads(self._open[number].metadata()["messages"])
+        return self._open[number]
+
+    @torch.no_grad()
+    def _make(self, number: int, family: Family, plan: Schedule, processor: Any) -> None:
+        indices = range(number * SHARD, min((number + 1) * SHARD, len(self._rows)))
+        made: list[Tensor] = []
+        messages = []
+        for begin in range(indices.start, indices.stop, _AT_ONCE):
+            listed = [self._rows[index] for index in range(begin, min(begin + _AT_ONCE, indices.stop))]
+            for one in listed:
+                if len(one.images) != 1:
+                    raise FoveateError(
+                        f"{one.name} has {len(one.images)} images; data.features needs one in every conversation"
+                    )
+            messages += [one.messages for one in listed]
+            pictures = [one.pictures()[0] for one in listed]
+            inputs = dict(processor.image_processor(images=pictures, return_tensors="pt"))
+            encoded = encode_for(family, inputs, [plan])
+            assert encoded.features is not None
+            for image, features in zip(plan_images(family, plan, encoded), encoded.features, strict=True):
+                kept = features[None] if image.plan is None else image.plan.apply(features[None])
+                made.append(kept.half().mT[:, :, None].cpu())
+        partial = self._path(number).with_suffix(".partial")
+        save_file({"features": torch.cat(made).contiguous()}, partial, metadata={"messages": json.dumps(messages)})
+        partial.replace(self._path(number))
+
+
+class FeatureBatches(Batches):
+    """Makes batches of conversations whose images are kept features.
+
+    Args:
+        processor: the model's own.
+        family: of the model that reads features.
+        kept: the conversations and features.
+        max_length: as for `Batches`.
+    """
+
+    def __init__(self, processor: Any, family: Family, kept: KeptFeatures, max_length: int | None = None) -> None:
+        super().__init__(processor, family, max_length)
+        self._kept = kept
+        self._word: str = processor.tokenizer.convert_ids_to_tokens(family.image_token)
+
+    def __call__(self, rows: Sequence[tuple[int, Conversation]]) -> dict[str, Any]:
+        """Make one batch; `pixel_values` are features, (B, D, 1, M) float32."""
+        features = torch.stack([self._kept.features(number) for number, _ in rows]).float()
+        self._count = features.shape[-1]
+        return {**super().__call__(rows), "pixel_values": features}
+
+    def row(self, one: Conversation) -> dict[str, Tensor]:
+        """The text of one conversation, with as many placeholders as its image has features."""
+        text, spans = self.spoken(one)
+        told = self._processor.tokenizer(text.replace(self._word, self._word * self._count), return_tensors="pt")
+        inputs = {name: told[name] for name in ("input_ids", "attention_mask")}
+        return self.labelled(inputs, text, spans, one.name, self._count)
+
+
+def train_on_features(
+    model: nn.Module,
+    processor: Any,
+    rows: Conversations,
+    recipe: Recipe,
+    folder: Path,
+    say: Callable[[str], None],
+    arguments: Any,
+) -> tuple[KeptFeatures, FeatureBatches]:
+    """Keep the features of all images, and make the model read them in place of pixels.
+
+    Returns:
+        The conversations with their features, and what makes batches of them. The model's encoder is gone.
+    """
+    spec = recipe.data.features
+    assert spec is not None
+    key = json.dumps([recipe.to_dict()["data"], _weights(recipe)])
+    share = (int(arguments.process_index), int(arguments.world_size))
+    model.to(arguments.device)
+    kept = KeptFeatures(folder, rows, model, processor, spec, key, share, say)
+    if share[1] > 1:
+        torch.distributed.barrier()
+    family = family_of(model)
+    family.read_feature_maps(1, kept.features(0).shape[-1])
+    return kept, FeatureBatches(processor, family, kept, recipe.max_length)
+
+
+def with_encoder(trained: nn.Module, directory: Path | None) -> Any:
+    """The whole model again: what was trained on kept features, behind the encoder that made them."""
+    whole = load_model(directory).float()
+    tower = {id(weight) for weight in family_of(whole).tower.parameters()}
+    theirs = {name for name, weight in whole.named_parameters(remove_duplicate=False) if id(weight) not in tower}
+    stored = trained.state_dict()
+    missing, unexpected = whole.load_state_dict({name: stored[name] for name in theirs}, strict=False)
+    assert not unexpected
+    assert not theirs & set(missing)
+    return whole
+
+
+def _weights(recipe: Recipe) -> list[Any]:
+    """What tells the weights of two model directories apart without reading them."""
+    from foveate.reference import PATH
+    from foveate.train.run import directory
+
+    found = sorted((directory(recipe) or PATH).glob("*.safetensors"))
+    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found]

@@ -1,0 +1,335 @@
+"""Run a recipe: model and data from their directories, stages on the Trainer, the trained model to a directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from foveate.engine.schedule import schedule
+from foveate.errors import FoveateError
+from foveate.models import Family, family_of
+from foveate.reference.load import load_model, load_processor, skeleton
+from foveate.train import checkpoint as files
+from foveate.train.batches import Batches
+from foveate.train.progress import Progress, duration
+from foveate.train.recipe import DENSE, Recipe, RecipeError, Stage
+from foveate.train.sources import Conversations, conversations
+from foveate.train.switch import StageSwitch
+from foveate.train.timetable import Timetable, ending_warning, published
+from foveate.train.trainer import Passes, SafeTrainer, accumulation, training_arguments
+
+SHIPPED: Final = "shipped"
+
+FREE: Final = (
+    "per_device", "save_every", "keep_checkpoints", "log_every", "workers", "trackers", "trainer",
+)  # fmt: skip
+"""Keys of a recipe that may change between an interruption and its `--resume`."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe whose every part is known to be there and to fit, before any weight is loaded.
+
+    Attributes:
+        recipe: as it was read.
+        family: of the model's skeleton.
+        processor: the model's own.
+        rows: the conversations.
+        stages: of the recipe, or those of the published schedule that it names, for this model's depth.
+        timetable: the stages over the run's steps.
+        warnings: what people should know before they start.
+    """
+
+    recipe: Recipe
+    family: Family
+    processor: Any
+    rows: Conversations
+    stages: tuple[Stage, ...]
+    timetable: Timetable
+    warnings: tuple[str, ...]
+
+
+def directory(recipe: Recipe) -> Path | None:
+    """Where the model is; None is the embedded one."""
+    return None if recipe.model == SHIPPED else Path(recipe.model)
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Check a recipe against its model and data.
+
+    Raises:
+        FoveateError: something is missing, broken, or can't be done on this model.
+    """
+    shell = skeleton(directory(recipe))
+    family = family_of(shell)
+    processor = load_processor(directory(recipe))
+    stages = recipe.stages
+    if isinstance(stages, str):
+        stages = published(stages, len(family.decoder_layers))
+    if recipe.data.features is not None:
+        from foveate.train.features import check_features
+
+        check_features(family, recipe.data.features, stages)
+    for number, stage in enumerate(stages, start=1):
+        _check_spec(stage.spec, family, f"stage {number}")
+    _check_spec(recipe.test, family, "test")
+    rows = conversations(recipe.data)
+    steps = recipe.steps
+    if steps is None:
+        assert recipe.epochs is not None
+        steps = max(1, math.ceil(recipe.epochs * len(rows) / recipe.batch))
+    warning = ending_warning(stages, recipe.test)
+    return Prepared(
+        recipe, family, processor, rows, stages, Timetable.of(stages, steps), () if warning is None else (warning,)
+    )
+
+
+def _check_spec(spec: str, family: Family, where: str) -> None:
+    if spec == DENSE:
+        return
+    try:
+        schedule(spec, family)
+    except FoveateError as error:
+        raise RecipeError(f"{where}:\n{error}") from None
+
+
+def run(
+    recipe: Recipe, out: Path, *, resume: bool = False, say: Callable[[str], None] = print, flops: bool = True
+) -> Path:
+    """Train by a recipe, from the beginning or from the latest checkpoint.
+
+    Under `accelerate launch` or `torchrun` every process calls this.
+
+    Args:
+        recipe: what to do.
+        out: the run's folder: checkpoints in it, the trained model in `out/model`.
+        resume: go on from the latest checkpoint in `out`; from the beginning if there is none yet.
+        say: what prints progress, in the first process.
+        flops: count what compression saves, which takes the cost model a moment.
+
+    Returns:
+        The directory of the trained model, with its processor: what every command takes as `--model`.
+
+    Raises:
+        FoveateError: the recipe can't be done, `out` holds another run, the loss is no number, or the disk is full.
+    """
+    first = int(os.environ.get("RANK", "0")) == 0
+    tell = say if first else _silent
+    kept = files.checkpoints(out)
+    done = out / "model" / "config.json"
+    if not resume and (kept or done.exists()):
+        raise FoveateError(f"{out} holds a run already; add --resume to go on with it, or name another --out")
+    if resume and kept:
+        same_recipe(json.loads((kept[-1] / "recipe.json").read_text(encoding="utf-8")), recipe, kept[-1])
+    if resume and done.exists():
+        tell(f"{out} is finished; nothing is left to do")
+        return done.parent
+    ready = prepare(recipe)
+    for warning in ready.warnings:
+        tell(f"warning: {warning}")
+    trainer, switch, model = make_trainer(ready, out, tell, flops=flops)
+    if resume:
+        tell(f"going on at {kept[-1].name}" if kept else "no checkpoint has been written yet; starting anew")
+    began = time.time()
+    try:
+        trainer.train(resume_from_checkpoint=str(kept[-1]) if resume and kept else None)
+    finally:
+        switch.close()
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        save_model(ready, model, trainer, out)
+        files.write_json(
+            {
+                "recipe": recipe.to_dict(),
+                "stages": [
+                    {"spec": spec, "first_step": start, "steps": ready.timetable.length(i)}
+                    for i, (spec, start) in enumerate(zip(ready.timetable.specs, ready.timetable.starts))
+                ],
+                "use_under": used_under(recipe),
+                "history": trainer.state.log_history,
+                "processes": trainer.args.world_size,
+                "seconds_of_this_call": round(time.time() - began, 1),
+            },
+            out / "run.json",
+        )
+    trainer.accelerator.wait_for_everyone()
+    tell(f"{out / 'model'}: trained in {duration(time.time() - began)}; use it under {used_under(recipe)}")
+    return out / "model"
+
+
+def used_under(recipe: Recipe) -> str:
+    """The spec that the trained model is meant for: what its features were cut by, and then the recipe's test."""
+    parts = [spec for spec in (recipe.data.features, recipe.test) if spec not in (None, DENSE)]
+    return "+".join(parts) if parts else DENSE
+
+
+def same_recipe(before: dict[str, Any], recipe: Recipe, where: Path) -> None:
+    """Whether a checkpoint was made by this recipe, or one that differs in nothing that changes weights.
+
+    Raises:
+        RecipeError: it wasn't; the text names a key and both values.
+    """
+    now = json.loads(json.dumps(recipe.to_dict()))
+    for name, value in now.items():
+        if name not in FREE and before.get(name) != value:
+            raise RecipeError(
+                f"{where} was made with {name}: {before.get(name)!r}, and the recipe says {value!r}; put it back, or "
+                "name another --out"
+            )
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def make_trainer(
+    ready: Prepared, out: Path, say: Callable[[str], None], *, flops: bool = True
+) -> tuple[SafeTrainer, StageSwitch, nn.Module]:
+    """Load the model, choose what is trained, and put the Trainer together.
+
+    Returns:
+        The Trainer, the callback that applies the stages' specs (close it when training ends, however it ends), and
+        the model without wrappers.
+    """
+    recipe, timetable = ready.recipe, ready.timetable
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    at_once, times = accumulation(recipe.batch, recipe.per_device, processes)
+    arguments = training_arguments(
+        out,
+        recipe.trainer,
+        {
+            "max_steps": timetable.steps,
+            "per_device_train_batch_size": at_once,
+            "gradient_accumulation_steps": times,
+            "learning_rate": recipe.lr,
+            "warmup_steps": round(recipe.warmup * timetable.steps),
+            "lr_scheduler_type": recipe.decay,
+            "weight_decay": recipe.weight_decay,
+            "max_grad_norm": recipe.clip,
+            "seed": recipe.seed,
+            "save_steps": recipe.save_every,
+            "save_total_limit": recipe.keep_checkpoints,
+            "logging_steps": recipe.log_every,
+            "dataloader_num_workers": recipe.workers,
+            "report_to": list(recipe.trackers),
+            "bf16": recipe.precision == "bf16",
+            "fp16": recipe.precision == "fp16",
+        },
+    )
+    model: nn.Module = load_model(directory(recipe))
+    collator, rows = Batches(ready.processor, family_of(model), recipe.max_length), ready.rows
+    if recipe.data.features is not None:
+        from foveate.train.features import train_on_features
+
+        rows, collator = train_on_features(model, ready.processor, ready.rows, recipe, out / "features", say, arguments)
+    wrapped = choose_parameters(model, recipe)
+    switch = StageSwitch(model, timetable)
+    spent, dense = (), 0.0
+    if flops:
+        from foveate.train.estimate import stage_flops
+
+        spent, dense = stage_flops(ready)
+    progress = Progress(say, timetable, spent, dense)
+    trainer = SafeTrainer(
+        wrapped,
+        arguments,
+        data_collator=collator,
+        train_dataset=Passes(rows, timetable.steps * recipe.batch, recipe.seed),
+        callbacks=[switch, progress],
+        note=recipe.to_dict(),
+        describe=lambda numbers: ", ".join(rows.name(number) for number in numbers),
+    )
+    progress.trainer = trainer
+    return trainer, switch, model
+
+
+def choose_parameters(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """Let a recipe train its own parts and nothing else; returns the model, or peft's wrapper around it.
+
+    What is trained is float32, whatever precision the products have; frozen parts keep theirs under bf16 and fp16.
+    """
+    family = family_of(model)
+    model.requires_grad_(False)
+    if recipe.precision == "fp32":
+        model.float()
+    if recipe.train == "lora":
+        return _with_lora(model, family, recipe)
+    parts: list[nn.Module] = list(family.projectors)
+    if recipe.train == "full":
+        parts.append(family.decoder)
+        head = getattr(model, "lm_head", None)
+        if head is not None:
+            parts.append(head)
+        if recipe.train_encoder:
+            parts.append(family.tower)
+    if not recipe.train_encoder:
+        for weight in family.tower.parameters():
+            weight.requires_grad_(False)
+    for part in parts:
+        part.float()
+        part.requires_grad_(True)
+    return model
+
+
+def _with_lora(model: nn.Module, family: Family, recipe: Recipe) -> nn.Module:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise RecipeError('train: lora needs peft: pip install "foveate[train]"') from None
+    inside = {id(module) for module in family.decoder.modules()}
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in inside]
+    if not names:
+        raise RecipeError("train: lora found no linear layer in the decoder of this model")
+    config = LoraConfig(
+        r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, lora_dropout=recipe.lora.dropout, target_modules=names
+    )
+    return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+
+
+def save_model(ready: Prepared, model: nn.Module, trainer: SafeTrainer, out: Path) -> None:
+    """Write the trained model with its processor, whole or not at all; adapters beside it, merged into it."""
+    aside = out / files.WRITING / "model"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+    try:
+        if hasattr(trained, "merge_and_unload"):
+            trained.save_pretrained(out / "adapter")
+            trained = trained.merge_and_unload()
+        if ready.recipe.data.features is not None:
+            from foveate.train.features import with_encoder
+
+            trained = with_encoder(trained, directory(ready.recipe))
+        trained.config.use_cache = True
+        trained.save_pretrained(aside)
+        ready.processor.save_pretrained(aside)
+        shutil.rmtree(out / "model", ignore_errors=True)
+        aside.rename(out / "model")
+    except OSError as error:
+        raise FoveateError(
+            f"the trained model could not be written to {out} ({error}); its last checkpoint is whole: make room and "
+            "run the same command with --resume"
+        ) from error
+    shutil.rmtree(out / files.WRITING, ignore_errors=True)
+
+
+def replace(recipe: Recipe, **changes: Any) -> Recipe:
+    """A recipe with some keys changed, checked anew."""
+    return dataclasses.replace(recipe, **changes)
+
+
+def set_threads() -> None:
+    """One thread per process where several share a machine without a GPU."""
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
+        torch.set_num_threads(1)

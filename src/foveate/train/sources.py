@@ -1,0 +1,290 @@
+"""Where conversations come from: generated scenes, a file of JSON lines, a Hugging Face dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from foveate.errors import FoveateError
+from foveate.images import open_image
+from foveate.scenes import caption, scene
+from foveate.train.recipe import Data, RecipeError
+
+Message = dict[str, Any]
+"""A turn as chat templates take it: `role`, and `content` as a list of parts."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One training example: turns of user and assistant, and the images that they speak of.
+
+    Attributes:
+        name: where it comes from, for messages to people.
+        images: each a picture or the path of one, in the order of the image parts.
+        messages: the turns.
+    """
+
+    name: str
+    images: tuple[Image.Image | Path, ...]
+    messages: tuple[Message, ...]
+
+    def pictures(self) -> list[Image.Image]:
+        """The images, opened.
+
+        Raises:
+            FoveateError: one can't be read; the text names the conversation.
+        """
+        try:
+            return [each if isinstance(each, Image.Image) else open_image(each) for each in self.images]
+        except FoveateError as error:
+            raise FoveateError(f"{self.name}: {error}") from None
+
+
+class Conversations(Protocol):
+    """A sequence of conversations; each is made when it is asked for."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Conversation: ...
+    def name(self, index: int) -> str:
+        """What messages call a row."""
+        ...
+
+
+class Scenes:
+    """Generated scenes, each with some of its questions as the turns of one conversation.
+
+    >>> one = Scenes(4, turns=2)[0]
+    >>> one.name, len(one.images), [m["role"] for m in one.messages]
+    ('scene 0', 1, ['user', 'assistant', 'user', 'assistant'])
+    """
+
+    def __init__(self, count: int, turns: int = 8, first: int = 0) -> None:
+        self.count, self.turns, self.first = count, turns, first
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, index: int) -> str:
+        """`scene` and its seed."""
+        return f"scene {self.first + index}"
+
+    def __getitem__(self, index: int) -> Conversation:
+        one = scene(self.first + index)
+        asked = [(question.text, question.answer) for question in one.questions]
+        # Which questions come first changes from scene to scene: the first one of a conversation is what tests ask.
+        turn = index % max(1, len(asked))
+        asked = (asked[turn:] + asked[:turn])[: self.turns]
+        if not asked:
+            asked = [("describe the image", caption(one.things))]
+        return Conversation(self.name(index), (one.image,), _turns(asked))
+
+
+class Lines:
+    """The conversations of a file: one JSON object a line, or one JSON list.
+
+    All lines are read and checked here, and images are looked for; pictures are opened when they are asked for.
+
+    Args:
+        path: the file.
+        images: the folder that image paths start from; the file's own if None.
+
+    Raises:
+        FoveateError: the file is missing or empty, or a line is broken; the text gives its number.
+    """
+
+    def __init__(self, path: Path, images: Path | None = None) -> None:
+        self._path, folder = path, images or path.parent
+        self._rows: list[tuple[int, Conversation]] = []
+        for number, value in _objects(path):
+            where = f"{path}, line {number}"
+            one = read_conversation(value, where, folder)
+            for image in one.images:
+                if isinstance(image, Path) and not image.is_file():
+                    raise FoveateError(f"{where}: there is no image {image}; images says where paths start")
+            self._rows.append((number, one))
+        if not self._rows:
+            raise FoveateError(
+                f'{path} holds no conversation; a line is {{"image": "cat.png", "question": "...", "answer": "..."}}'
+            )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def name(self, index: int) -> str:
+        """The line."""
+        return f"line {self._rows[index][0]}"
+
+    def __getitem__(self, index: int) -> Conversation:
+        return self._rows[index][1]
+
+
+class HuggingFace:
+    """A dataset of the `datasets` library with the columns that lines have: image or images, and messages,
+    conversations, or question and answer.
+
+    Args:
+        name: the folder that `save_to_disk` wrote, or a dataset's name.
+        split: which part of it.
+        images: the folder that image paths start from, where images are paths.
+
+    Raises:
+        RecipeError: it can't be loaded, or has no such columns.
+    """
+
+    def __init__(self, name: str, split: str = "train", images: Path | None = None) -> None:
+        try:
+            import datasets
+        except ImportError:
+            raise RecipeError(
+                "data.dataset needs the datasets package: pip install datasets, or use data.jsonl"
+            ) from None
+        try:
+            if Path(name).is_dir() and any(Path(name).glob("*.json")) and not any(Path(name).glob("*.jsonl")):
+                loaded: Any = datasets.load_from_disk(name)
+                loaded = loaded[split] if isinstance(loaded, dict) else loaded
+            else:
+                loaded = datasets.load_dataset(name, split=split)
+        except Exception as error:
+            line = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RecipeError(f"the dataset {name} (split {split}) can't be loaded: {line}") from error
+        self._rows, self._name, self._images = loaded, name, images or Path()
+        if not len(loaded):
+            raise RecipeError(f"the dataset {name} (split {split}) is empty")
+        self[0]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def name(self, index: int) -> str:
+        """The row."""
+        return f"row {index}"
+
+    def __getitem__(self, index: int) -> Conversation:
+        return read_conversation(self._rows[index], f"{self._name}, row {index}", self._images)
+
+
+def conversations(data: Data) -> Conversations:
+    """What a recipe's `data` names.
+
+    Raises:
+        FoveateError: it isn't there or is broken.
+    """
+    images = Path(data.images) if data.images is not None else None
+    if data.scenes is not None:
+        return Scenes(data.scenes, data.turns, data.first_scene)
+    if data.jsonl is not None:
+        return Lines(Path(data.jsonl), images)
+    assert data.dataset is not None
+    return HuggingFace(data.dataset, data.split, images)
+
+
+def read_conversation(value: Mapping[str, Any], where: str, folder: Path) -> Conversation:
+    """One conversation from any of the three forms that people keep them in.
+
+    Args:
+        value: `image` or `images` (or none), and either `question` and `answer`; or `messages` with `role` and
+            `content`; or LLaVA's `conversations` with `from` and `value`.
+        where: what messages to people begin with.
+        folder: where paths start.
+
+    Raises:
+        FoveateError: it is in none of these forms; the text says what is missing.
+    """
+    given = value.get("images", value.get("image"))
+    listed: Sequence[Any] = () if given is None else given if isinstance(given, list | tuple) else (given,)
+    images = tuple(folder / each if isinstance(each, str) else each for each in listed)
+    if any(not isinstance(each, Image.Image | Path) for each in images):
+        raise FoveateError(f'{where}: "image" holds no path and no picture; write a path, or leave it out')
+    if "messages" in value:
+        turns = [(each.get("role"), each.get("content")) for each in _list(value["messages"], where, "messages")]
+    elif "conversations" in value:
+        roles = {"human": "user", "gpt": "assistant", "system": "system"}
+        listed = _list(value["conversations"], where, "conversations")
+        turns = [(roles.get(str(each.get("from")), each.get("from")), each.get("value")) for each in listed]
+    elif "question" in value and "answer" in value:
+        turns = [("user", value["question"]), ("assistant", str(value["answer"]))]
+    else:
+        raise FoveateError(f'{where} needs "question" and "answer", or "messages", or "conversations"')
+    messages = tuple(_message(role, content, where) for role, content in turns)
+    if not any(message["role"] == "assistant" for message in messages):
+        raise FoveateError(f"{where} has no turn of the assistant, so there is nothing to learn")
+    placed = sum(part["type"] == "image" for message in messages for part in message["content"])
+    if images and not placed:
+        first = next((m for m in messages if m["role"] == "user"), None)
+        if first is None:
+            raise FoveateError(f"{where} has an image and no turn of the user")
+        first["content"][:0] = [{"type": "image"}] * len(images)
+    elif placed != len(images):
+        raise FoveateError(f"{where} speaks of {placed} images and brings {len(images)}")
+    return Conversation(where, images, messages)
+
+
+def _list(value: Any, where: str, key: str) -> list[Mapping[str, Any]]:
+    if not isinstance(value, list) or any(not isinstance(each, Mapping) for each in value):
+        raise FoveateError(f'{where}: "{key}" is a list of turns')
+    return value
+
+
+def _message(role: Any, content: Any, where: str) -> Message:
+    if role not in ("user", "assistant", "system"):
+        raise FoveateError(f"{where}: a turn is by user, assistant or system, not {role!r}")
+    if isinstance(content, list):
+        parts = [
+            {"type": "image"} if each.get("type") == "image" else {"type": "text", "text": str(each.get("text", ""))}
+            for each in _list(content, where, "content")
+        ]
+        return {"role": role, "content": parts}
+    if not isinstance(content, str):
+        raise FoveateError(f"{where}: a turn of the {role} holds no text")
+    # LLaVA writes images into the text.
+    pieces = content.split("<image>")
+    parts = []
+    for number, piece in enumerate(pieces):
+        if number:
+            parts.append({"type": "image"})
+        if piece.strip():
+            parts.append({"type": "text", "text": piece.strip()})
+    return {"role": role, "content": parts}
+
+
+def _turns(asked: Sequence[tuple[str, str]]) -> tuple[Message, ...]:
+    out: list[Message] = []
+    for number, (question, answer) in enumerate(asked):
+        image = [{"type": "image"}] if number == 0 else []
+        out.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
+        out.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return tuple(out)
+
+
+def _objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """The JSON objects of a file with their line numbers, or places in its list."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FoveateError(f"there is no file {path}; data.jsonl names a file of conversations") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FoveateError(f"{path} can't be read as UTF-8 text: {error}") from None
+    if text.lstrip().startswith("["):
+        try:
+            numbered = list(enumerate(json.loads(text), start=1))
+        except json.JSONDecodeError as error:
+            raise FoveateError(f"{path} is no JSON ({error.msg} in line {error.lineno})") from None
+    else:
+        numbered = []
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                try:
+                    numbered.append((number, json.loads(line)))
+                except json.JSONDecodeError as error:
+                    raise FoveateError(
+                        f"{path}, line {number} is no JSON ({error.msg} at character {error.pos + 1})"
+                    ) from None
+    for number, value in numbered:
+        if not isinstance(value, Mapping):
+            raise FoveateError(f"{path}, line {number} is no JSON object")
+        yield number, value

@@ -1,0 +1,117 @@
+"""When in training: stages by optimiser step, and the published schedules.
+
+LLaVolta: Chen et al., Efficient Large Multi-modal Models via Visual Context Compression, NeurIPS 2024,
+arXiv 2406.20092, Table 1. Its decoder has 32 layers; here a layer is the same part of the depth of any decoder.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import Final
+
+from foveate.train.recipe import DENSE, RecipeError, Stage, nearest
+
+# (layer K of 32, stride S) of each stage; None is no compression. All stages of a schedule are equally long.
+_PUBLISHED: Final[dict[str, tuple[tuple[int, int] | None, ...]]] = {
+    "single": (None,),
+    "two-compression": ((2, 8), None),
+    "three-deeper": ((2, 8), (16, 8), None),
+    "three-wider": ((2, 8), (2, 2), None),
+    "four-wider-deeper": ((2, 8), (2, 2), (16, 2), None),
+    "four-deeper-wider": ((2, 8), (16, 8), (16, 2), None),
+    "last-stage-compression": ((2, 16), (16, 16), (16, 4)),
+}
+
+PUBLISHED: Final[tuple[str, ...]] = tuple(_PUBLISHED)
+"""The names of the published schedules, in the order of their table."""
+
+_LAYERS: Final = 32
+
+
+def published(name: str, layers: int) -> tuple[Stage, ...]:
+    """The stages of a published schedule for a decoder of `layers` layers.
+
+    Raises:
+        RecipeError: no schedule has the name.
+
+    >>> [stage.spec for stage in published("last-stage-compression", 32)]
+    ['pool:0.0625@2', 'pool:0.0625@16', 'pool:0.25@16']
+    >>> [stage.spec for stage in published("last-stage-compression", 12)]
+    ['pool:0.0625@1', 'pool:0.0625@6', 'pool:0.25@6']
+    """
+    if name not in _PUBLISHED:
+        raise RecipeError(f'no published schedule is called "{name}"; {nearest(name, PUBLISHED)}')
+    parts = _PUBLISHED[name]
+    share = Fraction(1, len(parts))
+    specs = [DENSE if part is None else f"pool:{1 / part[1]}@{_depth(part[0], layers)}" for part in parts]
+    return tuple(Stage(share, spec) for spec in specs)
+
+
+def _depth(layer: int, layers: int) -> int:
+    """Layer `layer` of 32 in a decoder of another depth: halves up, and never before layer 1."""
+    return max(1, math.floor(Fraction(layer * layers, _LAYERS) + Fraction(1, 2)))
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """Which spec is trained under at each optimiser step.
+
+    Attributes:
+        steps: optimiser steps of the whole run.
+        specs: of each stage, in order.
+        starts: the first step of each stage, counted from 0.
+    """
+
+    steps: int
+    specs: tuple[str, ...]
+    starts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, stages: tuple[Stage, ...], steps: int) -> Timetable:
+        """Lay stages over `steps` steps; a boundary that falls between two steps goes to the nearest, halves up.
+
+        Raises:
+            RecipeError: a stage is left without a step.
+
+        >>> Timetable.of(published("three-deeper", 32), 100).starts
+        (0, 33, 67)
+        """
+        edges, reached = [0], Fraction(0)
+        for stage in stages:
+            reached += stage.share
+            edges.append(math.floor(reached * steps + Fraction(1, 2)))
+        for number, (begin, end) in enumerate(pairwise(edges), start=1):
+            if begin == end:
+                raise RecipeError(
+                    f"stage {number} ({stages[number - 1].spec}) has no step: {stages[number - 1].share} of {steps} "
+                    "steps; train longer or leave it out"
+                )
+        return cls(steps, tuple(stage.spec for stage in stages), tuple(edges[:-1]))
+
+    def stage(self, step: int) -> int:
+        """The number of the stage, counted from 0, in which step `step` (counted from 0) is made."""
+        return sum(start <= step for start in self.starts) - 1
+
+    def length(self, stage: int) -> int:
+        """How many steps a stage has."""
+        return (*self.starts, self.steps)[stage + 1] - self.starts[stage]
+
+
+def ending_warning(stages: tuple[Stage, ...], test: str) -> str | None:
+    """What to tell people whose schedule ends in another setting than the model will be used in; None if it doesn't.
+
+    >>> ending_warning(published("two-compression", 32), "dense") is None
+    True
+    """
+    last = stages[-1].spec
+    if last == test:
+        return None
+    return (
+        f"the last stage trains under {last}, and the model will be tested under {test} (the recipe's test). A model "
+        "must see its test setting at the end: trained under compression to the last step and tested with all tokens, "
+        "LLaVA-1.5-7B fell from 62.6 to 55.9 on GQA and from 65.3 to 47.4 on MMBench (LLaVolta, arXiv 2406.20092, "
+        "Table 9). Add a last stage, or set test"
+    )

@@ -1,0 +1,118 @@
+"""Training on kept features is training behind the frozen encoder, and costs the encoder once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import recipe
+
+import foveate
+from foveate.errors import FoveateError
+from foveate.models import family_of
+from foveate.reference.load import load
+from foveate.train import features as features_module
+from foveate.train.batches import Batches
+from foveate.train.features import FeatureBatches, KeptFeatures, check_features
+from foveate.train.recipe import RecipeError, parse_recipe
+from foveate.train.run import prepare, run
+from foveate.train.sources import Scenes
+
+SPEC = "pool2d:9:positions=pack@features"
+
+
+def test_a_model_on_kept_features_is_the_model_under_their_spec(tiny_model: Path, tmp_path: Path) -> None:
+    rows = Scenes(5, turns=2)
+    whole, processor = load(tiny_model)
+    model, _ = load(tiny_model)
+    kept = KeptFeatures(tmp_path, rows, model, processor, SPEC, "key")
+    assert len(kept) == 5
+    assert kept[3].messages == rows[3].messages
+    assert kept.features(0).shape == (32, 1, 9)
+    family = family_of(model)
+    family.read_feature_maps(1, 9)
+    batch = FeatureBatches(processor, family, kept)([(i, kept[i]) for i in (4, 0, 2)])
+    assert batch.pop("rows") == [4, 0, 2]
+    batch.pop("tokens")
+    dense = Batches(processor, family_of(whole))([(i, rows[i]) for i in (4, 0, 2)])
+    dense.pop("rows")
+    dense.pop("tokens")
+    with torch.no_grad():
+        for spec in ("", "pool:3"):
+            if spec:
+                with foveate.apply(model, spec):
+                    ours = model(**batch).loss
+            else:
+                ours = model(**batch).loss
+            with foveate.apply(whole, SPEC + (f"+{spec}" if spec else "")):
+                theirs = whole(**dense).loss
+            assert ours.item() == pytest.approx(theirs.item(), abs=2e-3)  # features are kept in half precision
+
+
+def test_a_run_on_features_gives_a_whole_model_and_never_encodes_again(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features_module, "SHARD", 4)
+    calls: list[int] = []
+    encode = features_module.encode_for
+    monkeypatch.setattr(features_module, "encode_for", lambda *a: (calls.append(1), encode(*a))[1])
+    stages = [{"share": "1/2", "spec": "pool:0.34"}, {"share": "1/2", "spec": "dense"}]
+    given = recipe(tiny_model, stages=stages, data={"scenes": 10, "turns": 2, "features": SPEC}, steps=4)
+    said: list[str] = []
+    run(parse_recipe(given), tmp_path / "a", say=said.append)
+    assert len(calls) == 3
+    assert f"use it under {SPEC}" in said[-1]
+    before, after = (
+        load_file(tiny_model / "model.safetensors"),
+        load_file(tmp_path / "a" / "model" / "model.safetensors"),
+    )
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert torch.equal(value, after[name]) == ("vision_tower" in name), name
+    # The files of a run that broke off are taken.
+    features = tmp_path / "a" / "features"
+    (file,) = features.glob("*/00001.safetensors")
+    file.unlink()
+    (tmp_path / "b").mkdir()
+    features.rename(tmp_path / "b" / "features")
+    run(parse_recipe(given), tmp_path / "b", say=said.append)
+    assert len(calls) == 4
+    again = load_file(tmp_path / "b" / "model" / "model.safetensors")
+    assert all(torch.equal(again[name], value) for name, value in after.items())
+
+
+@pytest.mark.parametrize(
+    ("spec", "stage", "message"),
+    [
+        ("pool2d:9", "dense", "must act at @features"),
+        ("pool2d:9@features", "dense", "write positions=pack"),
+        (SPEC, "cls:3", "looks at the encoder"),
+        (SPEC, "resize:9", "acts before the decoder"),
+    ],
+)
+def test_what_cannot_be_kept_is_told_before_anything_runs(
+    tiny_model: Path, spec: str, stage: str, message: str
+) -> None:
+    stages: Any = [{"share": 1, "spec": stage}]
+    parsed = parse_recipe(recipe(tiny_model, stages=stages, data={"scenes": 3, "features": spec}))
+    with pytest.raises(RecipeError, match=message):
+        prepare(parsed)
+
+
+def test_one_image_in_every_conversation(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"question": "what ?", "answer": "star"}')
+    given = recipe(tiny_model, data={"jsonl": str(path), "features": SPEC}, steps=2)
+    with pytest.raises(FoveateError, match="line 1 has 0 images"):
+        run(parse_recipe(given), tmp_path / "run", say=lambda _: None, flops=False)
+
+
+def test_families_that_have_no_such_way_say_so(tiny_model: Path) -> None:
+    from foveate.models.family import Family
+
+    model, _ = load(tiny_model)
+    family = family_of(model)
+    with pytest.raises(FoveateError, match="LLaVA can't train on kept features yet"):
+        Family.check_feature_maps(family)
+    assert check_features(family, SPEC).features

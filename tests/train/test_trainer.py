@@ -1,0 +1,278 @@
+"""The one trainer: resumes to the same weights, is the same on two processes, switches specs at steps."""
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tiny import recipe
+
+from foveate.errors import FoveateError
+from foveate.train import checkpoint
+from foveate.train import run as run_module
+from foveate.train.checkpoint import checkpoints
+from foveate.train.recipe import RecipeError, parse_recipe
+from foveate.train.run import prepare, run
+
+PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # its own
+
+
+def trained(folder: Path, given: dict[str, Any], **more: Any) -> dict[str, torch.Tensor]:
+    run(parse_recipe(given), folder, say=lambda _: None, **more)
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def losses(folder: Path) -> list[float]:
+    history = json.loads((folder / "run.json").read_text())["history"]
+    return [each["loss"] for each in history if "loss" in each]
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float = 0.0) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(
+            other[name], value, atol=tolerance, rtol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An unbroken run of the tiny recipe."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    trained(folder, recipe(tiny_model))
+    return folder
+
+
+def test_a_run_leaves_a_plain_directory_and_no_pickles(whole: Path, tiny_model: Path) -> None:
+    from foveate.reference.load import load
+
+    model, processor = load(whole / "model")
+    assert processor.image_token_id == 4
+    before, after = load_file(tiny_model / "model.safetensors"), model.state_dict()
+    tower = [name for name in after if "vision_tower" in name]
+    assert tower
+    stored = load_file(whole / "model" / "model.safetensors")
+    assert all(torch.equal(before[name], stored[name]) for name in before if "vision_tower" in name)
+    assert any(not torch.equal(before[name], stored[name]) for name in before if "language_model" in name)
+    assert any(not torch.equal(before[name], stored[name]) for name in before if "projector" in name)
+    kinds = {path.suffix for path in whole.rglob("*") if path.is_file()}
+    assert kinds <= {".safetensors", ".json", ".jinja"}
+    assert [path.name for path in checkpoints(whole)] == ["checkpoint-4", "checkpoint-6"]
+    told = json.loads((whole / "run.json").read_text())
+    assert told["stages"] == [
+        {"spec": "pool:0.25", "first_step": 0, "steps": 3},
+        {"spec": "dense", "first_step": 3, "steps": 3},
+    ]
+    assert told["use_under"] == "dense"
+
+
+def test_accumulation_changes_nothing_but_rounding(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
+    together = trained(tmp_path / "a", recipe(tiny_model, per_device=4))
+    same(load_file(whole / "model" / "model.safetensors"), together, 2e-5)
+    assert losses(tmp_path / "a") == pytest.approx(losses(whole), abs=1e-5)
+
+
+def test_two_processes_are_one(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe(tiny_model)))
+    launch = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [*launch, "-m", "foveate.train", str(path), "--out", str(tmp_path / "two")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
+    assert losses(tmp_path / "two") == pytest.approx(losses(whole), abs=1e-5)
+    same(
+        load_file(whole / "model" / "model.safetensors"),
+        load_file(tmp_path / "two" / "model" / "model.safetensors"),
+        2e-5,
+    )
+    assert done.stdout.count("step 1/6") == 1
+
+
+def killed(folder: Path, given: dict[str, Any], pause: float = 0.0) -> bool:
+    """Resume a run in a process of its own and kill it soon after its next checkpoint, or while it writes one."""
+    before = [path.name for path in checkpoints(folder)]
+    child = multiprocessing.get_context("fork").Process(target=trained, args=(folder, given), kwargs={"resume": True})
+    child.start()
+    begun = time.time()
+    while child.is_alive() and [path.name for path in checkpoints(folder)] == before and time.time() - begun < 120:
+        time.sleep(0.001)
+    time.sleep(pause)
+    alive = child.is_alive()
+    child.kill()
+    child.join()
+    return alive
+
+
+def test_a_killed_run_ends_in_the_same_weights(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    given = recipe(tiny_model, save_every=1)
+    assert all(killed(folder, given, pause) for pause in (0.0, 0.02, 0.04))
+    assert not (folder / "model").exists()
+    (folder / ".writing" / "checkpoint-5").mkdir(parents=True, exist_ok=True)  # what a kill while writing leaves
+    same(load_file(whole / "model" / "model.safetensors"), trained(folder, given, resume=True))
+
+
+@pytest.mark.slow
+def test_twenty_kills_end_in_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
+    given = recipe(tiny_model, steps=100)
+    folder = tmp_path / "run"
+    assert all(killed(folder, given, pause=0.006 * i) for i in range(20))
+    same(trained(tmp_path / "whole", given), trained(folder, given, resume=True))
+
+
+def test_a_finished_run_is_left_alone_and_another_recipe_refused(whole: Path, tiny_model: Path) -> None:
+    stamp = (whole / "model" / "model.safetensors").stat().st_mtime
+    said: list[str] = []
+    run(parse_recipe(recipe(tiny_model)), whole, resume=True, say=said.append)
+    assert "nothing is left to do" in said[-1]
+    assert (whole / "model" / "model.safetensors").stat().st_mtime == stamp
+    with pytest.raises(FoveateError, match="add --resume"):
+        run(parse_recipe(recipe(tiny_model)), whole)
+    with pytest.raises(RecipeError, match=r"made with lr: 0\.001, and the recipe says 0\.002"):
+        run(parse_recipe(recipe(tiny_model, lr=2e-3)), whole, resume=True)
+
+
+def test_each_step_runs_under_the_spec_of_its_stage(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told by the decoder itself: how many columns it is given, for every forward pass of an accumulated run."""
+    seen: list[int] = []
+    load = run_module.load_model
+
+    def watched(path: Path | None) -> Any:
+        model = load(path)
+        model.model.language_model.layers[0].register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append((args[0] if args else kwargs["hidden_states"]).shape[1]),
+            with_kwargs=True,
+        )
+        return model
+
+    monkeypatch.setattr(run_module, "load_model", watched)
+    stages = [
+        {"share": "1/3", "spec": "stride:4"},
+        {"share": "1/3", "spec": "pool:0.5"},
+        {"share": "1/3", "spec": "dense"},
+    ]
+    given = recipe(tiny_model, stages=stages, data={"scenes": 1, "turns": 1}, save_every=100)
+    trained(tmp_path / "run", given)
+    text = seen[-1] - 36
+    assert [length - text for length in seen] == [4] * 4 + [18] * 4 + [36] * 4
+
+
+def test_hooks_are_gone_behind_a_run_that_broke_off(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+    held: list[Any] = []
+    load = run_module.load_model
+
+    def kept(path: Path | None) -> Any:
+        held.append(load(path))
+        with torch.no_grad():
+            held[0].model.multi_modal_projector.linear_2.bias[0] = float("nan")
+        return held[0]
+
+    monkeypatch.setattr(run_module, "load_model", kept)
+    with pytest.raises(FoveateError, match="loss is nan at step 1 of 6, scene "):
+        run(parse_recipe(recipe(tiny_model)), tmp_path / "run", say=lambda _: None)
+    assert not held[0].model._forward_pre_hooks
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+    calls = []
+    original = run_module.SafeTrainer.training_step
+
+    def poisoned(self: Any, model: Any, inputs: Any, items: Any = None) -> Any:
+        calls.append(1)
+        if len(calls) == 7:  # the first half of step 4
+            next(p for p in model.parameters() if p.requires_grad).data[0] = float("inf")
+        return original(self, model, inputs, items)
+
+    monkeypatch.setattr(run_module.SafeTrainer, "training_step", poisoned)
+    with pytest.raises(FoveateError, match=r"at step 4 of 6.*checkpoint-2, is from before"):
+        run(parse_recipe(recipe(tiny_model)), tmp_path / "run", say=lambda _: None)
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-2"]
+
+
+def test_gradients_that_are_no_numbers_stop_before_the_step(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+    original = run_module.SafeTrainer._clip_grad_norm
+
+    def poisoned(self: Any, model: Any) -> Any:
+        next(p for p in model.parameters() if p.grad is not None).grad[0] = float("nan")
+        return original(self, model)
+
+    monkeypatch.setattr(run_module.SafeTrainer, "_clip_grad_norm", poisoned)
+    with pytest.raises(FoveateError, match="norm of the gradient is nan at step 1"):
+        run(parse_recipe(recipe(tiny_model)), tmp_path / "run", say=lambda _: None)
+
+
+def _until_full(folder: Path, given: dict[str, Any], told: Path) -> None:
+    publish = checkpoint.publish
+
+    def then_full(*args: Any) -> None:
+        publish(*args)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    checkpoint.publish = then_full
+    try:
+        trained(folder, given)
+    except FoveateError as error:
+        told.write_text(str(error))
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """The system itself refuses: behind the first checkpoint no file may be longer than 20,000 bytes."""
+    folder, told = tmp_path / "run", tmp_path / "told"
+    child = multiprocessing.get_context("fork").Process(target=_until_full, args=(folder, recipe(tiny_model), told))
+    child.start()
+    child.join(120)
+    assert "checkpoint-4 could not be written" in told.read_text()
+    assert "checkpoint-2 is whole" in told.read_text()
+    assert [path.name for path in checkpoints(folder)] == ["checkpoint-2"]
+    assert not (folder / ".writing").exists()
+    resumed = trained(folder, recipe(tiny_model), resume=True)
+    same(load_file(whole / "model" / "model.safetensors"), resumed)
+
+
+@PEFT
+@pytest.mark.parametrize("trained_part", ["projector", "lora"])
+def test_only_what_is_named_is_trained(tiny_model: Path, tmp_path: Path, trained_part: str) -> None:
+    if trained_part == "lora":
+        pytest.importorskip("peft")
+    after = trained(tmp_path / "run", recipe(tiny_model, train=trained_part, steps=2, save_every=1))
+    before = load_file(tiny_model / "model.safetensors")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    word = {"projector": "projector", "lora": "language_model.model.layers"}[trained_part]
+    assert all(word in name for name in moved)
+    if trained_part == "lora":
+        assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
+
+
+@PEFT
+def test_lora_resumes_to_the_same_weights(tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    given = recipe(tiny_model, train="lora", lora={"rank": 2, "dropout": 0.2}, steps=4)
+    one = trained(tmp_path / "a", given)
+    shutil.copytree(tmp_path / "a" / "checkpoint-2", tmp_path / "b" / "checkpoint-2")
+    same(one, trained(tmp_path / "b", given, resume=True))
+
+
+def test_bf16_and_passes_over_the_data(tiny_model: Path, tmp_path: Path) -> None:
+    given = recipe(tiny_model, precision="bf16", epochs=0.5)
+    del given["steps"]
+    assert prepare(parse_recipe(given)).timetable.steps == 2
+    stored = trained(tmp_path / "run", given)
+    assert all(value.isfinite().all() for value in stored.values())
