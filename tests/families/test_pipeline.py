@@ -1,4 +1,4 @@
-"""`pipeline("image-text-to-text")` on LLaVA, with a tokenizer and a processor made here."""
+"""`pipeline("image-text-to-text")`, with a tokenizer and a processor made here."""
 
 from pathlib import Path
 from typing import Any
@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from rows import ROWS
+from rows import ROWS, Row
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
+    LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
     pipeline,
@@ -18,15 +19,18 @@ from transformers import (
 
 from foveate.engine import apply, compress
 
-LLAVA = ROWS[0]
+LLAVA, TILES = (next(row for row in ROWS if row.name == name) for name in ("llava", "llava_next"))
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[LLAVA, TILES], ids=lambda row: row.name)
+def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model directory like any other: weights, tokenizer, processor."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
+    row: Row = request.param
+    model = row.model()
     words = ["<pad>", "<s>", "</s>", "<unk>", "\n", "<image>", "USER:", "ASSISTANT:", "what", "colour", "is", "it", "?"]
     vocabulary = {word: number for number, word in enumerate(words)}
     vocabulary |= {f"word{number}": number for number in range(len(words), 128)}
@@ -39,8 +43,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         additional_special_tokens=["<image>"],
         padding_side="left",
     )
-    processor = LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 84}, crop_size={"height": 84, "width": 84}),
+    side = model.config.vision_config.image_size
+    sizes: Any = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    if row is TILES:
+        images: Any = LlavaNextImageProcessorPil(**sizes, image_grid_pinpoints=model.config.image_grid_pinpoints)
+    else:
+        images = CLIPImageProcessorPil(**sizes)
+    processor = (LlavaNextProcessor if row is TILES else LlavaProcessor)(
+        images,
         tokenizer,
         patch_size=14,
         vision_feature_select_strategy="default",
@@ -48,8 +58,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chat_template="{% for m in messages %}USER: {% for c in m.content %}{% if c.type == 'image' %}<image> "
         "{% else %}{{ c.text }} {% endif %}{% endfor %}{% endfor %}ASSISTANT:",
     )
-    path = tmp_path_factory.mktemp("llava")
-    LLAVA.model().save_pretrained(path)
+    path = tmp_path_factory.mktemp(row.name)
+    model.save_pretrained(path)
     processor.save_pretrained(path)
     return path
 
@@ -77,8 +87,10 @@ def test_pipeline(directory: Path, spec: str) -> None:
     dense = ask()
     with apply(pipe.model, spec) as run:
         short, batch = ask(), ask(batch_size=2)
-    assert [image.before for image in run.report().images] == [36] * 4
-    assert {image.after for image in run.report().images} <= {6, 9}
+    (before,) = {image.before for image in run.report().images}
+    assert before == (36 if pipe.model.config.model_type == "llava" else 16 + 6 * 9)
+    assert len(run.report().images) == 4
+    assert all(image.after <= before / 2 for image in run.report().images)
     assert short == batch
     assert all(len(answer.split()) == 5 for answer in short)
     assert short != dense
@@ -90,7 +102,9 @@ def test_a_processor_and_auto_classes(directory: Path) -> None:
     processor = AutoProcessor.from_pretrained(directory)
     inputs = processor(images=[photo(1)], text="USER: <image> what is it ? ASSISTANT:", return_tensors="pt")
     short = compress(model, inputs, "pool:4")
-    assert short["input_ids"].shape[1] == inputs["input_ids"].shape[1] - 32
+    (image,) = short.images
+    assert int(torch.isin(image.cut.slot, image.layout.places).sum()) == 4
+    assert short["input_ids"].shape[1] == inputs["input_ids"].shape[1] - image.before + image.after
     ids = model.generate(**short, max_new_tokens=4, do_sample=False)
     with apply(model, "pool:4"):
         assert torch.equal(model.generate(**inputs, max_new_tokens=4, do_sample=False)[:, -4:], ids[:, -4:])
