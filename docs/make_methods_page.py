@@ -1,88 +1,133 @@
 #!/usr/bin/env python3
-"""Write docs/methods.md from the methods themselves: `python docs/make_methods_page.py`."""
+"""Write docs/methods.md and docs/methods/ from the methods themselves: `python docs/make_methods_page.py`."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import re
 import sys
-import typing
 from pathlib import Path
+from typing import Any
 
-from foveate.methods import Method
-from foveate.spec import method_class, method_names
+from foveate.methods.listing import Listing, listing
+from foveate.spec import method_class
 
-PAGE = Path(__file__).with_name("methods.md")
+HERE = Path(__file__).parent
 
 HEAD = """\
 # Methods
 
-One section per method that comes with foveate. This page is made from the methods' own docstrings and fields by
-`python docs/make_methods_page.py`; a test fails when the two differ. `foveate methods` prints the same facts.
+One page per method that comes with foveate. This page and those that it links are made from the methods' own docstrings
+and fields by `python docs/make_methods_page.py`; a test fails when the two differ. `foveate methods` prints the same
+table, and `foveate methods --json` the whole cards.
 
 **keep** is how much remains: a whole number is tokens per image, a number with a dot is the fraction of what arrives
-(`1` is one token, `1.0` is all of them). **positions** says whether kept tokens keep their position ids (`keep`) or get
-new ones without gaps (`pack`). Options are written `name=value`: `cluster:64:start=plusplus:seed=3`.
+(`1` is one token, `1.0` is all of them). A method that looks at the content also takes `auto`. **positions** says
+whether kept tokens keep their position ids (`keep`) or get new ones without gaps (`pack`). Options are written
+`name=value`: `cluster:64:start=plusplus:seed=3`.
 
-Each method is written from formulas, no code was copied, and a section says where it departs from its paper. `cls` and
-`pool` are compared with what their authors' own code makes of fixed inputs: [golden cases](../tests/golden/README.md).
-The section on `cluster` is our reading: neither the paper's text nor its code was seen.
+Each method is written from formulas, and no code was copied. Where the authors' code could be run on arrays, tests
+compare with what it makes of fixed inputs: [golden cases](../tests/golden/README.md). A page says where a method
+departs from that code or from its paper, and why. "Our reading" means that neither was seen.
+
+| method | what it does | acts at | reads | count | from |
+|---|---|---|---|---|---|
 """
 
 
-def page() -> str:
-    """The whole page."""
-    ours = [name for name in method_names() if method_class(name).__module__.startswith("foveate.methods.")]
-    rows = "\n".join(_row(name, method_class(name)) for name in ours)
-    table = f"| method | acts at | positions | signals | from |\n|---|---|---|---|---|\n{rows}\n"
-    return "\n".join([HEAD, table, *(_section(name, method_class(name)) for name in ours)])
+def pages() -> dict[str, str]:
+    """Every page, by its path inside docs/."""
+    ours = [each for each in listing() if method_class(each.name).__module__.startswith("foveate.methods.")]
+    return {
+        "methods.md": HEAD + "".join(_row(each) for each in ours),
+        **{f"methods/{each.name}.md": _page(each) for each in ours},
+    }
 
 
-def _row(name: str, method: type[Method]) -> str:
-    default = method()
-    signals = ", ".join(f"`{type(each).__name__}`" for each in default.needs) or "none"
-    return f"| [`{name}`](#{name}) | `@{method.place}` | `{default.positions}` | {signals} | {_source(method)} |"
+def _row(method: Listing) -> str:
+    reads = ", ".join(dict.fromkeys(each.partition("(")[0] for each in method.reads)) or "features or nothing"
+    count = "`auto`, or told" if method.adaptive else "told"
+    place = "decoder layers" if method.place == "decoder" else f"`@{method.place}`"
+    name = f"[`{method.name}`](methods/{method.name}.md)"
+    return f"| {name} | {method.what} | {place} | {reads} | {count} | {_source(method)} |\n"
 
 
-def _section(name: str, method: type[Method]) -> str:
-    headline = (inspect.getmodule(method).__doc__ or "").strip().splitlines()[0]
-    text, example = _split(inspect.getdoc(method) or "")
-    facts = [
-        "reads the question" if method.query_aware else "does not read the question",
-        "the count depends on the content" if method.adaptive else "the count is known from the layout",
-        "has weights of its own" if method.trained else "needs no training",
-    ]
-    lines = [f"## {name}", "", headline, "", text, ""]
-    if example:
-        lines += ["```pycon", example, "```", ""]
-    lines += [f"Acts at `@{method.place}`; {'; '.join(facts)}. Source: {_source(method)}.", ""]
-    hints = typing.get_type_hints(method)
-    lines += ["| option | default | values |", "|---|---|---|"]
-    for field in dataclasses.fields(method):
-        lines.append(f"| `{field.name}` | `{field.default}` | {_values(field.name, hints[field.name])} |")
-    return "\n".join([*lines, ""])
+def _page(method: Listing) -> str:
+    parts = [f"# {method.name}", method.headline, _leads(method.card)]
+    if method.example:
+        parts.append(f"```pycon\n{method.example}\n```")
+    parts.append("| | |\n|---|---|\n" + "".join(f"| {name} | {fact} |\n" for name, fact in _facts(method).items()))
+    rows = "".join(f"| `{name}` | `{_text(of['default'])}` | {_values(name, of)} |\n" for name, of in _own(method))
+    parts.append(f"| option | default | values |\n|---|---|---|\n{rows}")
+    parts.append("Made from the docstring in " + _link(method) + " by `python docs/make_methods_page.py`.")
+    return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def _split(doc: str) -> tuple[str, str]:
-    """Prose and example of a docstring."""
-    prose, mark, example = doc.partition(">>> ")
-    return prose.strip(), (mark + example).strip()
+def _own(method: Listing) -> list[tuple[str, dict[str, Any]]]:
+    """Its options, those that mean nothing to it left out."""
+    takes = method_class(method.name).takes_keep
+    return [(name, of) for name, of in method.options.items() if name != "keep" or takes]
 
 
-def _values(name: str, kind: typing.Any) -> str:
+def _facts(method: Listing) -> dict[str, str]:
+    facts = {"written": f"`{method.spec}`"}
+    if method.aliases:
+        facts["also called"] = ", ".join(f"`{alias}`" for alias in method.aliases)
+    facts["from"] = _source(method)
+    facts["acts at"] = f"`@{method.place}`"
+    if method.place == "decoder":
+        layers = ", ".join(map(str, method.layers))
+        facts["acts at"] = f"the input of the decoder layers that a spec names; its authors take {layers} of 32"
+    facts["reads"] = ", ".join(f"`{each}`" for each in method.reads) or "features, or only where they stand"
+    facts["the question"] = (
+        "is read: what is left serves this question alone"
+        if method.query_aware
+        else "is not read: what is left serves every question"
+    )
+    facts["count"] = "told, or left to the content with `auto`" if method.adaptive else "known from the layout"
+    facts["positions"] = {"keep": "kept", "pack": "made anew, without gaps"}[method.positions]
+    facts["weights of its own"] = "yes" if method.trained else "none"
+    return facts
+
+
+def _leads(card: str) -> str:
+    """Paragraphs that begin with what they are about, such as "Budget:", begin in bold."""
+    return re.sub(r"(?m)(?<=\n\n)([A-Z][A-Za-z' ]{2,40}:)(?= )", r"**\1**", card)
+
+
+def _values(name: str, option: dict[str, Any]) -> str:
     if name == "keep":
-        return "tokens per image, or a fraction with a dot"
-    if typing.get_origin(kind) is typing.Literal:
-        return ", ".join(f"`{value}`" for value in typing.get_args(kind))
-    return {int: "a whole number", float: "a number", bool: "`true`, `false`"}.get(kind, f"`{kind}`")
+        return "tokens per image, or a fraction with a dot" + (", or `auto`" if option["default"] == "auto" else "")
+    if "choices" in option:
+        return ", ".join(f"`{_text(value)}`" for value in option["choices"])
+    kinds = {bool: "`true`, `false`", int: "a whole number", float: "a number", str: "text"}
+    return kinds.get(type(option["default"]), "`none`, or a number")
 
 
-def _source(method: type[Method]) -> str:
+def _text(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
+def _source(method: Listing) -> str:
     """A link to the paper, or that there is none."""
     return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", method.paper) or "a baseline"
 
 
+def _link(method: Listing) -> str:
+    path = "src/" + method_class(method.name).__module__.replace(".", "/") + ".py"
+    return f"[{path}](../../{path})"
+
+
+def write() -> None:
+    """Write every page, and take away those of methods that are gone."""
+    made = pages()
+    (HERE / "methods").mkdir(exist_ok=True)
+    for old in (HERE / "methods").glob("*.md"):
+        if f"methods/{old.name}" not in made:
+            old.unlink()
+    for path, text in made.items():
+        (HERE / path).write_text(text, encoding="utf-8")
+    print(f"wrote {len(made)} pages", file=sys.stderr)
+
+
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print(f"wrote {PAGE.name}", file=sys.stderr)
+    write()

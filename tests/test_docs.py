@@ -18,7 +18,7 @@ from foveate import models, spec
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 
 
 def blocks(page: str, language: str = "python") -> list[str]:
@@ -61,9 +61,21 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.syspath_prepend(str(ROOT / "tests" / folder))
 
 
-def test_the_methods_page_is_what_the_script_makes() -> None:
+def test_the_pages_about_methods_are_what_the_script_makes() -> None:
     script = module_of(DOCS / "make_methods_page.py", "make_methods_page")
-    assert (DOCS / "methods.md").read_text() == script.page(), "run: python docs/make_methods_page.py"
+    made = script.pages()
+    there = {"methods.md", *(f"methods/{page.name}" for page in (DOCS / "methods").glob("*.md"))}
+    assert there == made.keys(), "run: python docs/make_methods_page.py"
+    for path, text in made.items():
+        assert (DOCS / path).read_text() == text, f"{path}: run: python docs/make_methods_page.py"
+
+
+def test_a_page_says_what_its_method_is() -> None:
+    page = (DOCS / "methods" / "prumerge.md").read_text()
+    assert page.startswith("# prumerge\n\nKeep what stands out")
+    for part in ("**Budget:** `auto` looks", "| `neighbours` | `32` | a whole number |", "```pycon\n>>> given"):
+        assert part in page
+    assert "| also called | `fastervlm` |" in (DOCS / "methods" / "cls.md").read_text()
 
 
 @pytest.mark.usefixtures("registry")
