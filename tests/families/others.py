@@ -41,6 +41,7 @@ class Other(Row):
     Attributes:
         types: what `token_type_ids` are at placeholders, elsewhere 0; None for a processor that returns none.
         full_attention: whether dropping a token is masking it.
+        plain: whether every layer of the decoder sees all earlier columns and none behind, so that steps can act there.
     """
 
     token_types: bool = False
@@ -49,6 +50,7 @@ class Other(Row):
     resized: Mapping[str, Any] = field(default_factory=dict)
     types: int | None = None
     full_attention: bool = True
+    plain: bool = True
 
     def model(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
         model = super().model(attention, dtype)
@@ -181,13 +183,14 @@ OTHERS = (
         ),
         9,
     ),
-    other("gemma3", gemma3(512), 9, types=1),
-    other("gemma3_window", gemma3(8), 9, types=1, full_attention=False),
+    other("gemma3", gemma3(512), 9, types=1, plain=False),
+    other("gemma3_window", gemma3(8), 9, types=1, full_attention=False, plain=False),
     other(
         "paligemma",
         maker("PaliGemma", "SiglipVisionConfig", "GemmaConfig", image_token_id=5, projection_dim=64),
         36,
         types=0,
+        plain=False,
     ),
     other(
         "llava_onevision",
@@ -211,7 +214,12 @@ OTHERS = (
     ),
     other("idefics3", maker("Idefics3", "Idefics3VisionConfig", "LlamaConfig", image_token_id=5), 9, nested),
     other("smolvlm", maker("SmolVLM", "SmolVLMVisionConfig", "LlamaConfig", image_token_id=5), 9, nested),
-    other("aya_vision", maker("AyaVision", "SiglipVisionConfig", "Cohere2Config", HEADLESS, image_token_index=5), 9),
+    other(
+        "aya_vision",
+        maker("AyaVision", "SiglipVisionConfig", "Cohere2Config", HEADLESS, image_token_index=5),
+        9,
+        plain=False,
+    ),
     other(
         "cohere2_vision",
         maker(
@@ -223,6 +231,7 @@ OTHERS = (
             alignment_intermediate_size=64,
         ),
         9,
+        plain=False,
     ),
     other(
         "got_ocr2",
@@ -260,5 +269,6 @@ OTHERS = (
         9,
         packed,
         full_attention=False,
+        plain=False,
     ),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import test_contract as contract
+import test_depth as depth
 import torch
 from others import OTHERS, Other
 from rows import ROWS, grid
@@ -67,6 +68,23 @@ ONCE: dict[str, Callable[[Other, Any], None]] = {
 }
 
 
+INSIDE: dict[str, Callable[[Other, Any], None]] = {
+    "keeping everything": lambda row, model: depth.test_keeping_everything_is_the_untouched_model(
+        row, model, "pool:1.0@1,2"
+    ),
+    "dropping": lambda row, model: depth.test_dropping_is_masking(row, model, 1),
+    "decoding": lambda row, model: depth.test_decoding_is_masking(row, model, "random:6@1"),
+    "batch": lambda row, model: depth.test_a_batch_is_its_samples_alone(row, model, "cluster:6+pool:0.5@2"),
+    "beams of a batch": lambda row, model: depth.test_beams(row, model, contract.BATCH),
+    "length": depth.test_the_cache_of_each_layer_is_as_long_as_the_plan_says,
+}
+
+
+@pytest.fixture(params=[row for row in OTHERS if row.plain], ids=lambda row: row.name)
+def inside(request: pytest.FixtureRequest) -> Other:
+    return request.param
+
+
 @pytest.mark.parametrize("point", BOTH_IMPLEMENTATIONS)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_the_contract_under_each_attention(row: Other, attention: str, point: str) -> None:
@@ -115,6 +133,11 @@ def test_decoding_and_turns(row: Other, prompts: tuple[str, ...]) -> None:
         later["attention_mask"] = torch.ones(1, len(row.ids(contract.CHAT + " t2 B t4")), dtype=torch.int64)
         with pytest.raises(FoveateError, match="look in both directions"):
             model(**later, past_key_values=cache)
+
+
+@pytest.mark.parametrize("point", INSIDE)
+def test_the_contract_inside_the_decoder(inside: Other, point: str) -> None:
+    INSIDE[point](inside, shared(inside))
 
 
 def test_counts(row: Other) -> None:
@@ -226,7 +249,6 @@ def test_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cls:6", "asks for EncoderAttention"),
         ("cluster:6@features", "@features"),
         ("resize:0.25", "@pixels"),
-        ("random:6@1", "@1"),
     ],
 )
 def test_what_is_not_known_is_refused(spec: str, words: str) -> None:
@@ -243,7 +265,8 @@ def test_what_is_not_known_is_refused(spec: str, words: str) -> None:
         ("granite_docling", "behind its first layers"),
         ("florence2", "encoder of text"),
         ("mllama", "no module with get_image_features"),
-        ("llama4", "chunked_attention, which were never tried"),
+        ("llama4", "language model is not where"),
+        ("mistral_large4", "indexed_attention, which were never tried"),
     ],
 )
 def test_models_that_cannot_be_right_are_refused(kind: str, words: str) -> None:
@@ -255,6 +278,13 @@ def test_models_that_cannot_be_right_are_refused(kind: str, words: str) -> None:
         family_of(model)
     assert "supported are llava (LLaVA)" in str(caught.value)
     assert f"'{kind}'" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "paligemma", "cohere2_vision", "lfm2_vl"])
+def test_decoders_that_are_not_plain_are_left_alone(name: str) -> None:
+    row = BY_NAME[name]
+    with pytest.raises(FoveateError, match="@1, and all that is known"), apply(shared(row), "random:6@1"):
+        pass
 
 
 def test_features_of_an_unknown_form() -> None:

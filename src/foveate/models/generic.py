@@ -29,9 +29,9 @@ class Generic(Family):
 
     It needs what transformers' own models have: a module with `get_image_features` whose `forward` takes
     `mm_encoder_outputs`, `image_token_id` in its configuration, and one-dimensional position ids. Methods that look at
-    features alone then work at `@input`. Rows and columns are unknown, so the tokens of a run of placeholders are one
-    row of tokens; where a model puts text between the tiles or the rows of an image, each of those is a run, and a
-    number of tokens to keep is meant for each. There are no signals, no `@features` and no ways to shrink the image.
+    features alone work at `@input`; where every layer of the decoder sees all earlier columns, methods work inside the
+    decoder, too. Rows and columns are unknown, so a run of placeholders is one row of tokens. Where a model puts text
+    between the tiles or the rows of an image, each of those is a run, and a number of tokens to keep is meant for each.
     """
 
     name = "generic"
@@ -51,17 +51,29 @@ class Generic(Family):
             each for each in arguments if each not in _SWITCHES
         )
         _refuse(self.core, self.config)
+        if self._is_plain():
+            self.places = ("input", "decoder")  # pyright: ignore[reportAttributeAccessIssue]
         unknown = sorted(set(self.layer_kinds()) - _KINDS)
         if unknown:
             raise UnsupportedFamily(f"its decoder has layers of {', '.join(unknown)}, which were never tried")
         if type(self.core) not in _warned:
             _warned.add(type(self.core))
             warnings.warn(
-                f"{why}: each run of image placeholders is taken as one row of visual tokens, and methods that look at "
-                "features alone work at @input; compare with the dense model",
+                f"{why}: each run of image placeholders is taken as one row of visual tokens, and what is known of "
+                "the encoder is its features alone; compare with the dense model",
                 FoveateWarning,
                 stacklevel=2,
             )
+
+    def _is_plain(self) -> bool:
+        """Whether the decoder is like most: every layer sees all columns before its own, under one rotary embedding."""
+        if set(self.layer_kinds()) != {"full_attention"} or not hasattr(self.decoder, "rotary_emb"):
+            return False
+        takes = inspect.signature(self.decoder_layers[0].forward).parameters
+        # Token types tell which columns look in both directions, and only the model itself makes that mask.
+        return (
+            "position_embeddings" in takes and "token_type_ids" not in inspect.signature(self.core.forward).parameters
+        )
 
     @property
     def tower(self) -> nn.Module:
@@ -237,7 +249,7 @@ def _refuse(core: nn.Module, config: Any) -> None:
     if hasattr(core, "get_rope_index") or hasattr(core, "compute_3d_position_ids"):
         raise UnsupportedFamily("its position ids have several axes, which only a family of its own can tell")
     decoder: Any = core.get_decoder()  # pyright: ignore[reportCallIssue]
-    if decoder is core:
+    if decoder is core or not hasattr(decoder, "layers"):
         raise UnsupportedFamily("its language model is not where transformers has it")
     extra = {"visual_pos_masks", "deepstack_visual_embeds", "deepstack_features"}
     extra &= set(inspect.signature(decoder.forward).parameters)
