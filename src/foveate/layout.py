@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+def remembered(make: Callable[[Layout], T]) -> Callable[[Layout], T]:
+    """Make something of a layout once: plain tensors on the CPU, whatever mode the first call comes in.
+
+    A tensor made in inference mode could never take part in training.
+    """
+
+    def plain(layout: Layout) -> T:
+        with torch.inference_mode(False), torch.device("cpu"):
+            return make(layout)
+
+    return lru_cache(maxsize=256)(plain)
 
 
 @dataclass(frozen=True)
@@ -153,7 +170,7 @@ class Layout:
         return fewest, most
 
 
-@lru_cache(maxsize=256)
+@remembered
 def _tiles(layout: Layout) -> tuple[tuple[Segment, Tensor], ...]:
     tiles: list[tuple[Segment, Tensor]] = []
     offset = 0
@@ -172,14 +189,14 @@ def _spans(lengths: tuple[int, ...]) -> list[tuple[int, int]]:
     return list(pairwise(accumulate(lengths, initial=0)))
 
 
-@lru_cache(maxsize=256)
+@remembered
 def _places(layout: Layout) -> Tensor:
     free = torch.ones(layout.total, dtype=torch.bool)
     free[[each.place for each in layout.structural]] = False
     return free.nonzero().squeeze(1)
 
 
-@lru_cache(maxsize=256)
+@remembered
 def _runs(layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
     """Begin, end and place of each structural token, `(S,)` int64 each."""
     each = [(one.begin, one.end, one.place) for one in layout.structural]
@@ -187,7 +204,7 @@ def _runs(layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
     return begins, ends, places
 
 
-@lru_cache(maxsize=256)
+@remembered
 def _levels(layout: Layout) -> tuple[tuple[Structural, ...], ...]:
     """Structural tokens sorted so that the runs of one level don't overlap: newlines, then separators of grids."""
     levels: list[list[Structural]] = []

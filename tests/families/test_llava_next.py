@@ -13,10 +13,11 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel, image_size_to_num_patches
 
+from foveate import layout as layouts
 from foveate.engine import apply, compress
 from foveate.engine.count import tokens_between
 from foveate.errors import FoveateError, UnsupportedFamily
-from foveate.models import family_of
+from foveate.models import family_of, llava_next
 from foveate.models.llava_next import LlavaNext
 from foveate.tokens import Layout
 
@@ -153,6 +154,20 @@ def test_the_loss_reaches_the_newline() -> None:
     with apply(model, "pool2d:12@features"):
         model(**inputs, use_cache=False).loss.backward()
     assert model.model.image_newline.grad.abs().max() > 0
+    assert model.model.multi_modal_projector.linear_1.weight.grad.abs().max() > 0
+
+
+def test_training_after_inference() -> None:
+    """What was first made in inference mode, for a layout never seen before, serves a backward pass too."""
+    model = TILES.model()
+    inputs = TILES.inputs("t6 A t5")
+    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == TILES.image_token, -100)
+    for remembered in (llava_next._patches, layouts._places, layouts._runs, layouts._tiles):
+        remembered.cache_clear()
+    with torch.inference_mode():
+        compress(model, inputs, "cls:4:per=tile")
+    with apply(model, "cls:4:per=tile"):
+        model(**inputs, use_cache=False).loss.backward()
     assert model.model.multi_modal_projector.linear_1.weight.grad.abs().max() > 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from foveate.errors import FoveateError
+from foveate.layout import remembered
 from foveate.models.family import Capture, Family
 from foveate.models.llava import Llava
 from foveate.tokens import Layout, Segment, Signal, Structural
@@ -31,7 +31,7 @@ class LlavaNext(Llava):
     An image can be shrunk in two ways: "interpolate" gives the encoder smaller crops and interpolates its position
     embeddings, so fewer tokens come out, and fewer newlines; all images of a call must then shrink to crops of one
     size, as they do for a fraction. "enlarge" shrinks each crop and enlarges it again, which saves no token. Fewer
-    tiles of full detail are not a way to shrink: the model has no resolution below two tiles.
+    tiles of full detail are not a way to shrink: the configuration says which numbers of tiles the model knows.
     """
 
     name = "llava_next"
@@ -177,7 +177,7 @@ def _shares(length: int, tiles: int, visible: int) -> tuple[int, ...]:
     return tuple(max(0, min(begin + visible, stop) - max(begin, start)) for start, stop in pairwise(edges))
 
 
-@lru_cache(maxsize=256)
+@remembered
 def _patches(layout: Layout) -> Tensor:
     """Which patch each content token is, of all crops of its image one behind the other: `(N,)` int64."""
     base, grid = layout.segments
