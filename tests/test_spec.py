@@ -21,14 +21,16 @@ from foveate.tokens import Keep, VisualTokens
 FIRST = ("random", "stride", "pool", "pool2d", "resize", "cluster", "cls")
 quick = settings(deadline=None, max_examples=60)
 
-keeps = st.one_of(
+plain = st.one_of(
     st.integers(1, 10_000).map(Keep.of),
     st.sampled_from(["0.0625", "1.0", "0.5", "0.25", "0.1", "0.333", "0.000001"]).map(Keep.of),
     st.floats(0, 1, exclude_min=True).map(Keep.of),
 )
+keeps = st.one_of(plain, st.integers(1, 999).map(lambda mean: Keep(mean=mean)))
 values: dict[str, st.SearchStrategy[Any]] = {
     "keep": keeps,
     "positions": st.sampled_from(["keep", "pack"]),
+    "per": st.sampled_from(["image", "tile"]),
     "seed": st.integers(0, 2**31),
     "start": st.sampled_from(["stride", "plusplus"]),
     "iterations": st.integers(0, 100),
@@ -43,8 +45,16 @@ places = st.one_of(st.sampled_from(["pixels", "encoder", "features", "input"]), 
 def steps(draw: st.DrawFn) -> Step:
     name = draw(st.sampled_from(FIRST))
     names = [field.name for field in dataclasses.fields(method_class(name))]
-    options = draw(st.fixed_dictionaries({}, optional={option: values[option] for option in names}))
-    return Step(method_class(name)(**options), tuple(draw(st.lists(places, max_size=3))))
+    options = draw(st.fixed_dictionaries({}, optional={option: values[option] for option in names if option in values}))
+    where = tuple(draw(st.lists(places, max_size=3)))
+    inside = tuple(sorted(draw(st.sets(st.integers(1, 80), min_size=2, max_size=3))))
+    if "keep" in options and options["keep"].mean:
+        where = inside
+    if draw(st.booleans()):
+        shares = draw(st.lists(st.sampled_from(["0.5", "1.0", "0.25"]), min_size=len(inside), max_size=len(inside)))
+        options["keep"] = Keep(layers=tuple(map(Keep.of, shares)))
+        where = inside
+    return Step(method_class(name)(**options), where)
 
 
 specs = st.lists(steps(), min_size=1, max_size=3).map(lambda some: Spec(tuple(some)))
@@ -95,6 +105,8 @@ def test_any_text_is_a_spec_or_gets_a_line(text: str) -> None:
         ("cluster:64:seed=3:positions=keep", "cluster:64:positions=keep:seed=3"),
         ("resize:0.25@pixels", "resize:0.25"),
         ("pool:1e-2", "pool:0.01"),
+        ("pool: 300 / 200/.5 @2,6,15", "pool:300/200/0.5@2,6,15"),
+        ("pool:mean = 64@2,6", "pool:mean=64@2,6"),
     ],
 )
 def test_canonical(text: str, canonical: str) -> None:
@@ -117,10 +129,15 @@ def test_canonical(text: str, canonical: str) -> None:
         ("cluster:nan", "nan", "nan"),
         ("cluster:-inf", "-inf", "inf"),
         ("cluster:many", "many", "no keep"),
-        ("cluster:300/200/110", "300/200/110", "one keep per layer is not supported yet"),
-        ("cls:0.5+cluster:0.5/0.25@2,8", "0.5/0.25", "one keep per layer is not supported yet"),
-        ("cluster:mean=64", "mean=64", "a mean over layers is not supported yet"),
-        ("cluster:64:mean=64", "mean=64", "a mean over layers is not supported yet"),
+        ("cluster:300/200/110", "cluster:300/200/110", "say which ones, for instance cluster:300/200/110@8,16"),
+        ("cls:0.5+cluster:0.5/0.25@2,8,9", "cluster:0.5/0.25", "is for 2 layers and the step names 3"),
+        ("cluster:300/400@2,8", "300/400", "grows with depth"),
+        ("cluster:300/many@2,8", "300/many", "no keep"),
+        ("cluster:mean=64", "cluster:mean=64", "say which ones, for instance cluster:mean=64@8,16"),
+        ("cluster:mean=64@2,input", "cluster:mean=64", "say which ones"),
+        ("cluster:mean=0@2", "mean=0", "leaves nothing"),
+        ("cluster:mean=0.5@2", "mean=0.5", "no keep"),
+        ("cluster:64:mean=64", "mean=64", "a keep comes first, once"),
         ("cluster:64@2,inptu", "inptu", 'no place is called "inptu"; did you mean "input"'),
         ("cluster:64@-1", "-1", "no place"),
         ("cluster:64@²", "²", "no place"),

@@ -2,6 +2,7 @@
 
     spec := step ("+" step)*
     step := name [":" keep] [":" option "=" value]* ["@" place ("," place)*]
+    keep := 64 | 0.25 | auto | 300/200/110 (one per layer) | mean=64 (over all layers of the decoder)
 
 Everything that changes a result is in it. `str(parse(text))` is canonical: options in the order the method declares
 them, those at their default and a method's natural place left out.
@@ -25,7 +26,6 @@ from foveate.errors import FoveateError, KeepError, SpecError
 from foveate.tokens import Keep, Place
 
 _PLACES = ("pixels", "encoder", "features", "input")
-_ONE_KEEP = "write one number of tokens (64) or one fraction (0.25)"
 _methods: dict[str, type[Any]] = {}
 _aliases: dict[str, str] = {}
 _loaded = False
@@ -109,6 +109,16 @@ class Step:
     def __post_init__(self) -> None:
         if not self.places:
             object.__setattr__(self, "places", (self.method.place,))
+        keep = self.method.keep
+        if not keep.layers and keep.mean is None:
+            return
+        if not all(isinstance(place, int) for place in self.places):
+            raise KeepError(f"keep {keep} is for decoder layers; say which ones, for instance {self.method}@8,16")
+        if keep.layers and len(keep.layers) != len(self.places):
+            raise KeepError(
+                f"keep {keep} is for {len(keep.layers)} layers and the step names {len(self.places)}; "
+                "give one keep per layer"
+            )
 
     def __str__(self) -> str:
         text = str(self.method)
@@ -182,11 +192,11 @@ def _step(text: str, part: str, offset: int) -> Step:
     options: dict[str, Any] = {}
     begin = offset + len(pieces[0]) + 1
     for number, piece in enumerate(pieces[1:]):
-        if re.fullmatch(r"(keep\s*=)?[\s0-9.]+(/[\s0-9.]+)+", piece.strip()):
-            raise _fail(text, begin, len(piece), f"one keep per layer is not supported yet; {_ONE_KEEP}")
-        if re.match(r"\s*mean\s*=", piece) and "mean" not in fields:
-            raise _fail(text, begin, len(piece), f"a mean over layers is not supported yet; {_ONE_KEEP}")
         key, equals, value = (each.strip() for each in piece.partition("="))
+        if key == "mean" and "mean" not in fields:
+            if number:
+                raise _fail(text, begin, len(piece), "a keep comes first, once")
+            key, value = "keep", piece
         if not equals:
             if number:
                 raise _fail(text, begin, len(piece), "an option is written name=value; a keep comes first, once")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -317,19 +318,30 @@ class Keep:
     """How much remains: a number of tokens per image, an exact fraction of what arrives, or what the content asks for.
 
     One rounding rule: a fraction of N tokens is rounded to the nearest whole number, halves up, and is at least 1.
+    A step at several decoder layers may have one keep for each ("300/200/110"), or the mean over all layers of the
+    decoder ("mean=64"), from which the method makes one for each.
 
     >>> Keep.of("0.25").count(576), Keep.of(64).count(576), Keep.of(1.0).count(576)
     (144, 64, 576)
     >>> str(Keep.of(0.5)), str(Keep.of(1.0)), str(Keep.of(1)), str(Keep.of("auto"))
     ('0.5', '1.0', '1', 'auto')
+    >>> [each.count(576) for each in Keep.of("300/0.5").layers], Keep.of("mean=64").mean
+    ([300, 288], 64)
     """
 
     tokens: int | None = None
     share: Fraction | None = None
     auto: bool = False
     """Left to the method, which looks at the content: only adaptive methods can."""
+    layers: tuple[Keep, ...] = ()
+    """One keep per layer."""
+    mean: int | None = None
+    """Tokens per layer, the mean over all layers of the decoder."""
 
     def __post_init__(self) -> None:
+        if self.layers or self.mean is not None:
+            self._check_layers()
+            return
         if self.auto and self.tokens is None and self.share is None:
             return
         if self.auto or (self.tokens is None) == (self.share is None):
@@ -341,18 +353,36 @@ class Keep:
         if self.share is not None and (not 0 < self.share <= 1 or _digits(self.share) is None):
             raise KeepError(f"keep {self.share} is no decimal fraction above 0 and up to 1.0; 0.25, for instance, is")
 
+    def _check_layers(self) -> None:
+        kinds = (self.tokens, self.share, self.auto or None, self.layers or None, self.mean)
+        nested = any(each.layers or each.mean for each in self.layers)
+        if sum(kind is not None for kind in kinds) != 1 or nested or len(self.layers) == 1:
+            raise KeepError("a keep is a number, a fraction, one of them per layer, or a mean over layers: give one")
+        if self.mean is not None and self.mean < 1:
+            raise KeepError(f"a mean of {self.mean} tokens leaves nothing; write at least mean=1")
+        counts = [each.tokens for each in self.layers if each.tokens is not None]
+        for earlier, later in pairwise(counts):
+            if later > earlier:
+                raise KeepError(
+                    f"keep {self} grows with depth; no more than {earlier} tokens arrive where {later} should stay"
+                )
+
     @classmethod
     def of(cls, value: Keep | float | str) -> Keep:
         """Read a keep: an int is a number of tokens, a float a fraction; of text, what has a dot is a fraction.
 
         Raises:
-            KeepError: it is neither, nor "auto".
+            KeepError: it is neither, nor "auto", nor one of them per layer ("300/200"), nor a mean ("mean=64").
         """
         if isinstance(value, Keep):
             return value
         text = str(value).strip()
         if text == "auto":
             return cls(auto=True)
+        if "/" in text:
+            return cls(layers=tuple(cls.of(each) for each in text.split("/")))
+        if mean := re.fullmatch(r"mean\s*=\s*([0-9]{1,9})", text):
+            return cls(mean=int(mean[1]))
         if isinstance(value, bool) or not re.fullmatch(
             r"[+-]?([0-9]+|[0-9]*\.[0-9]*|[0-9]+(\.[0-9]+)?e-[0-9]{1,3})|[+-]?(nan|inf)", text
         ):
@@ -375,6 +405,10 @@ class Keep:
         Raises:
             KeepError: more would remain than there are, or the content decides.
         """
+        if self.layers or self.mean is not None:
+            raise KeepError(
+                f"keep {self} is for a step at several decoder layers; write one for each, as in 300/200@8,16"
+            )
         if self.auto:
             raise KeepError("keep auto says nothing by itself; the method's `bounds` tell how many may remain")
         if self.share is not None:
@@ -389,6 +423,10 @@ class Keep:
     def __str__(self) -> str:
         if self.auto:
             return "auto"
+        if self.layers:
+            return "/".join(map(str, self.layers))
+        if self.mean is not None:
+            return f"mean={self.mean}"
         if self.share is None:
             return str(self.tokens)
         digits = _digits(self.share)

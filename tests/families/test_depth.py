@@ -11,10 +11,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from foveate.engine import apply, compress
-from foveate.errors import FoveateError
+from foveate.engine.count import tokens_per_layer
+from foveate.errors import FoveateError, KeepError
 from foveate.models import family_of
 from foveate.spec import parse
-from foveate.tokens import VisualTokens
+from foveate.tokens import Layout, Segment, VisualTokens
 
 SELECT = "random:6"
 plain_backend = test_contract.plain_backend
@@ -404,6 +405,66 @@ def test_the_cache_of_each_layer_is_as_long_as_the_plan_says(row: Row, any_model
             assert image.structural or image.layers[layer] == each
 
 
+@pytest.mark.parametrize("spec", ["pool:6/3@1,2", "random:0.5/2@1,2", "vtw@2", "pool:0.5@1,2"])
+@torch.no_grad()
+def test_budgets_are_told_before_the_model_runs(row: Row, model: Any, spec: str) -> None:
+    inputs = row.inputs(*BATCH)
+    family = family_of(model)
+    expected = [tokens_per_layer(spec, family, layout) for layout in family.layouts(inputs)]
+    with apply(model, spec) as run:
+        model(**inputs)
+    for image, layers in zip(run.report().images, expected, strict=True):
+        assert image.structural or image.layers == layers
+        assert all(mine <= most for mine, most in zip(image.layers, layers))
+
+
+@torch.no_grad()
+def test_a_mean_over_layers(row: Row, model: Any) -> None:
+    arriving = row.pictures["A"].content
+    mean = round(arriving * 0.6)
+    with apply(model, f"pool:mean={mean}@1,2") as run:
+        model(**row.inputs(CHAT))
+    (image,) = run.report().images
+    first, second, third = image.layers
+    assert first - image.structural == arriving
+    if not image.structural:
+        assert first > second > third
+        assert abs(image.mean_over_layers - mean) <= 1
+
+
+def test_fractions_are_of_what_arrives(row: Row, model: Any) -> None:
+    layout = Layout((Segment(1, 24, 24),))
+    family = family_of(model)
+    assert tokens_per_layer("pool:0.5@1,2", family, layout) == (576, 288, 144)
+    assert tokens_per_layer("cluster:128+pool:0.5@2", family, layout) == (128, 128, 64)
+    assert tokens_per_layer("pool:300/110@1,2", family, layout) == (576, 300, 110)
+    assert tokens_per_layer("pool:mean=336@1,2", family, layout) == (576, 288, 144)
+    with pytest.raises(KeepError, match=r"the mean over layers can be 192\.7 to 576"):
+        tokens_per_layer("pool:mean=64@1,2", family, layout)
+
+
+@torch.no_grad()
+def test_dropping_every_visual_token(row: Row, any_model: Any) -> None:
+    """From a layer on there is text alone: the dense model's, with all visual columns hidden from there."""
+    inputs = row.inputs(*BATCH)
+    text = inputs["input_ids"] != row.image_token
+    with apply(any_model, "vtw@1") as run:
+        out = any_model.generate(
+            **inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_logits=True
+        )
+    answer = out.sequences[:, -3:]
+    keep = torch.cat([text, torch.ones_like(answer).bool()], dim=1)
+    oracle = masked_inside(any_model, longer(inputs, answer), {1: keep}).logits
+    torch.testing.assert_close(torch.stack(out.logits, dim=1), oracle[:, -4:-1].float(), atol=1e-4, rtol=1e-4)
+    assert all(image.layers[1:] == (0, 0) for image in run.report().images)
+    assert out.past_key_values.get_seq_length(2) == 14 + 2
+
+
+def test_a_prompt_of_nothing_but_an_image_must_keep_something(row: Row, model: Any) -> None:
+    with apply(model, "vtw@1"), pytest.raises(FoveateError, match="leaves a row without any token"):
+        model(**row.inputs("A"))
+
+
 # What is refused.
 
 
@@ -412,6 +473,8 @@ def test_the_cache_of_each_layer_is_as_long_as_the_plan_says(row: Row, any_model
     [
         ("random:6@3", "this decoder has 3 layers"),
         ("random:6@1,1", "names layer 1 twice"),
+        ("random:6@1+pool:3@1", "names layer 1 twice"),
+        ("pool:mean=9@1+pool:0.5@2", "must be the only one inside the decoder"),
         ("random:6@2,1", "stands behind a later place"),
         ("resize:0.5@1", "cannot act at @1"),
     ],

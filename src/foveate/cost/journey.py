@@ -78,8 +78,12 @@ def journey(spec: str | Spec | None, picture: Picture, vision: Vision, depth: in
     reached = -1
     adaptive = False
     for step in parsed.steps if parsed is not None else ():
-        method = step.method
-        for place in _places(step, depth):
+        places = _places(step, depth)
+        try:
+            methods = step.method.at_layers(places, left.content, depth)
+        except KeepError as error:
+            raise KeepError(f"{parsed}: {error}") from None
+        for place, method in zip(places, methods, strict=True):
             stage = _STAGES[place] if isinstance(place, str) else len(_STAGES) + place
             if stage < reached or (stage == reached and place not in ("features", "input")):
                 raise FoveateError(f"{step} stands behind a later place; write the steps of {parsed} as they act")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from foveate.engine.schedule import schedule
+from foveate.engine.schedule import Schedule, schedule
 from foveate.engine.watch import dense_slots, resize_mode
 from foveate.errors import KeepError
 from foveate.methods import Method
@@ -40,8 +40,24 @@ def tokens_between(spec: str | Spec, family: Family, layout: Layout) -> tuple[in
         KeepError: a step would keep more than arrives.
         SpecError: the spec is malformed.
     """
-    plan = schedule(spec, family)
+    return _layers_between(schedule(spec, family), family, layout)[-1]
+
+
+def tokens_per_layer(spec: str | Spec, family: Family, layout: Layout) -> tuple[int, ...]:
+    """Visual tokens of one image of this layout in each decoder layer, structural ones included; the most, if several.
+
+    Raises:
+        FoveateError: the spec can't be done on this family.
+        KeepError: a step would keep more than arrives.
+        SpecError: the spec is malformed.
+    """
+    return tuple(most for _, most in _layers_between(schedule(spec, family), family, layout))
+
+
+def _layers_between(plan: Schedule, family: Family, layout: Layout) -> list[tuple[int, int]]:
+    """The fewest and the most visual tokens of one image in each decoder layer."""
     methods = (*plan.features, *plan.inputs)
+    layers = len(family.decoder_layers)
     try:
         seen = layout
         # An image that is enlarged again saves no token.
@@ -51,8 +67,20 @@ def tokens_between(spec: str | Spec, family: Family, layout: Layout) -> tuple[in
         for method in methods:
             # A later step must find enough in the image of which least was left.
             fewest, most = fewest.after(method, fewest=True), most.after(method)
+        counts = [_with_structural(methods, seen, layout, fewest, most)] * layers
+        for layer, method in plan.inside(most.layout.content, layers).items():
+            methods = (*methods, method)
+            fewest, most = fewest.after(method, fewest=True), most.after(method)
+            counts[layer:] = [_with_structural(methods, seen, layout, fewest, most)] * (layers - layer)
     except KeepError as error:
         raise KeepError(f"{plan.spec}: {error}") from None
+    return counts
+
+
+def _with_structural(
+    methods: Sequence[Method], seen: Layout, layout: Layout, fewest: Remaining, most: Remaining
+) -> tuple[int, int]:
+    """The fewest and the most tokens behind some steps, with the structural tokens that are kept with them."""
     least, greatest = fewest.layout.content, most.layout.content
     if not layout.structural:
         return least, greatest

@@ -47,6 +47,17 @@ class Schedule:
     depth: tuple[DepthStep, ...]
     pixels_text: str
 
+    def inside(self, arriving: int, layers: int) -> dict[int, Method]:
+        """What acts at each decoder layer on an image of which `arriving` tokens enter a decoder of `layers` layers.
+
+        Raises:
+            KeepError: a mean over layers that is asked for can't be had.
+        """
+        places = [step.layer for step in self.depth]
+        if not any(step.method.keep.mean is not None for step in self.depth):
+            return {step.layer: step.method for step in self.depth}
+        return dict(zip(places, self.depth[0].method.at_layers(places, arriving, layers), strict=True))
+
     @property
     def reads_text(self) -> bool:
         """Whether some method looks at the text of the prompt at `@input`."""
@@ -77,7 +88,9 @@ def schedule(spec: str | Spec, family: Family) -> Schedule:
     reached = 0
     for step in spec.steps:
         method = step.method
-        for place in step.places or (method.place,):
+        # A mean over layers must wait until it is known how many tokens arrive.
+        methods = method.at_layers(step.places, 0, 0) if method.keep.mean is None else (method,) * len(step.places)
+        for place, method in zip(step.places, methods, strict=True):
             if place == 0:
                 place = "input"
             rank = _rank(step, place, family)
@@ -104,6 +117,11 @@ def schedule(spec: str | Spec, family: Family) -> Schedule:
                 depth.append(DepthStep(place, method))
             else:
                 (features if place == "features" else inputs).append(method)
+    if (
+        any(each.method.keep.mean is not None for each in depth)
+        and sum(any(isinstance(place, int) and place for place in step.places) for step in spec.steps) > 1
+    ):
+        raise FoveateError(f"{spec} has a mean over layers, so that step must be the only one inside the decoder")
     if len(pixels) > 1:
         raise FoveateError("a spec has at most one step at @pixels; give the last size at once")
     return Schedule(
@@ -118,8 +136,8 @@ def _rank(step: Step, place: Place, family: Family) -> int:
         FoveateError: it can't be reached in this model.
     """
     if (where := "decoder" if isinstance(place, int) else place) in (*_ORDER, "decoder") and where not in family.places:
-        known = ", ".join(f"@{each}" for each in family.places)
-        raise FoveateError(f"{step} acts at @{place}, and all that is known of {family.title} is {known}")
+        known = " and ".join("the decoder's layers" if each == "decoder" else f"@{each}" for each in family.places)
+        raise FoveateError(f"{step} acts at @{place}, and all that steps can reach in {family.title} is {known}")
     if isinstance(place, int):
         layers = len(family.decoder_layers)
         if place >= layers:

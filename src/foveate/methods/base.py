@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -98,6 +101,54 @@ class Method(ABC):
         """
         count = self.count(layout)
         return count, count
+
+    def at_layers(self, places: Sequence[Place], arriving: int, layers: int) -> tuple[Method, ...]:
+        """The method as it acts at each of its places, with a plain keep.
+
+        Args:
+            places: decoder layers, ascending, where keep is one per layer or a mean over them.
+            arriving: tokens of the image that arrive at the first of them.
+            layers: of the decoder.
+
+        Raises:
+            KeepError: the mean over layers that is asked for can't be had from these layers.
+        """
+        if self.keep.layers:
+            return tuple(replace(self, keep=keep) for keep in self.keep.layers)
+        if self.keep.mean is None:
+            return (self,) * len(places)
+        return tuple(
+            replace(self, keep=Keep(tokens=count))
+            for count in self.budgets([place for place in places if isinstance(place, int)], arriving, layers)
+        )
+
+    def budgets(self, places: Sequence[int], arriving: int, layers: int) -> tuple[int, ...]:
+        """Tokens to keep at each layer, so that the mean over all layers of the decoder is `keep.mean`.
+
+        The same fraction of what arrives at each, as near as whole tokens come.
+
+        >>> from foveate.methods.pool import Pool
+        >>> Pool(keep="mean=270").budgets((8, 16, 24), 576, 32)
+        (288, 144, 72)
+
+        Raises:
+            KeepError: it can't be had from these layers.
+        """
+        assert self.keep.mean is not None
+        spans = [end - begin for begin, end in pairwise((*places, layers))]
+        wanted = self.keep.mean * layers - arriving * places[0]
+        if not sum(spans) <= wanted <= arriving * sum(spans):
+            least = (arriving * places[0] + sum(spans)) / layers
+            raise KeepError(
+                f"{self} at layers {', '.join(map(str, places))} of {layers}: {arriving} tokens arrive, so the mean "
+                f"over layers can be {least:.1f} to {arriving}; name earlier layers or another mean"
+            )
+        low, high = 0.0, 1.0
+        for _ in range(60):
+            share = (low + high) / 2
+            mass = sum(span * arriving * share ** (number + 1) for number, span in enumerate(spans))
+            low, high = (share, high) if mass < wanted else (low, share)
+        return tuple(max(1, math.floor(arriving * high ** (number + 1) + 0.5)) for number in range(len(spans)))
 
     def effort(self, tokens: int, width: int) -> Effort:
         """An estimate of what `plan` takes for one image of `tokens` tokens, each `width` wide.
