@@ -11,7 +11,7 @@ from foveate.plan import Plan
 from foveate.spec import method_names, parse
 from foveate.tokens import Keep, Layout, Segment, VisualTokens
 
-GRIDS = [(24, 24), (6, 10), (3, 3), (1, 7), (5, 1)]
+GRIDS = [(12, 12), (6, 10), (3, 3), (1, 7), (5, 1)]
 SPECS = [
     "random:{k}", "random:{k}:seed=3", "stride:{k}", "pool:{k}", "pool2d:{k}",
     "cluster:{k}", "cluster:{k}:start=plusplus:seed=1", "cls:{k}",
@@ -46,11 +46,9 @@ def test_a_plan_is_what_it_says(grid: tuple[int, int], spec: str, keep: float) -
         assert torch.equal(plan.group.gather(1, plan.slot), numbers)
         assert (plan.size() > 0).all()
         torch.testing.assert_close(plan.matrix() @ given.features, out)
-        for image, kept in itertools.product(range(3), range(count)):
-            inside = plan.group[image] == kept
-            members = given.features[image, inside]
-            mine = members.mean(0) if plan.weight is None else plan.weight[image, inside] @ members
-            torch.testing.assert_close(out[image, kept], mine)
+        inside = (plan.group[:, None] == torch.arange(count)[:, None]).float()
+        amounts = inside / inside.sum(dim=2, keepdim=True) if plan.weight is None else inside * plan.weight[:, None]
+        torch.testing.assert_close(amounts @ given.features, out)
     elif plan.mix is not None:
         assert plan.mix.shape == (3, count, given.layout.content)
         assert (plan.mix.gather(2, plan.slot[..., None]) != 0).all()

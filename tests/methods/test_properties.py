@@ -33,6 +33,7 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sparsevlm", {"recycle": "none"}),
     ("sparsevlm-plus", {"heads": 2}),
     ("dart", {}),
+    ("atp", {}),
     ("dart", {"text_pivots": 0, "pivots": 1}),
     ("divprune", {}),
     ("cdpruner", {}),
@@ -118,7 +119,7 @@ def test_a_plan_keeps_its_promises(case: tuple[str, dict[str, Any], int | str, d
 @pytest.mark.parametrize("kind", KINDS)
 def test_keeping_all_is_the_identity(name: str, options: dict[str, Any], kind: str) -> None:
     given_tokens = tokens((3, 5), kind)
-    plan = method_class(name)(**options).plan(given_tokens)
+    plan = method_class(name)(keep=Keep.of(1.0), **options).plan(given_tokens)
     assert plan.slot.tolist() == [list(range(15))] * 3
     assert torch.equal(plan.apply(given_tokens.features), given_tokens.features)
 
@@ -135,7 +136,7 @@ def test_equal_tokens_stay_what_they_are(name: str, options: dict[str, Any]) -> 
         return
     for grid, keep in (((4, 5), 6), ((1, 9), 4), ((1, 1), 1)):
         given_tokens = tokens(grid, "equal")
-        out = method_class(name)(keep=keep, **options).plan(given_tokens).apply(given_tokens.features)
+        out = method_class(name)(keep=Keep.of(keep), **options).plan(given_tokens).apply(given_tokens.features)
         torch.testing.assert_close(out, torch.ones_like(out))
 
 
@@ -149,10 +150,10 @@ def test_two_methods_compose(data: st.DataObject) -> None:
     some = data.draw(st.integers(1, count))
     few = data.draw(st.integers(1, some))
     given_tokens = tokens((1, count), data.draw(st.sampled_from(KINDS)))
-    one = method_class(first)(keep=some, **first_options).plan(given_tokens)
+    one = method_class(first)(keep=Keep.of(some), **first_options).plan(given_tokens)
     middle = one.apply(given_tokens.features)
     between = tokens((1, some))
-    two = method_class(second)(keep=few, **second_options).plan(
+    two = method_class(second)(keep=Keep.of(few), **second_options).plan(
         VisualTokens(middle, between.layout, between.signals, between.origin)
     )
     both = one.compose(two, count)
@@ -192,7 +193,7 @@ def test_the_global_generator_is_left_alone() -> None:
     expected = torch.rand(3)
     torch.manual_seed(0)
     for name, options in OPTIONS:
-        method_class(name)(keep=2, **options).plan(tokens((3, 3)))
+        method_class(name)(keep=Keep.of(2), **options).plan(tokens((3, 3)))
     assert torch.equal(torch.rand(3), expected)
 
 
