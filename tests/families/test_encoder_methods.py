@@ -9,6 +9,7 @@ from rows import Row
 
 from foveate.engine import apply, compress
 from foveate.engine.count import tokens_between
+from foveate.errors import KeepError
 from foveate.models import family_of
 
 ADAPTIVE = ("prumerge:auto", "prumerge-plus:auto")
@@ -53,3 +54,14 @@ def test_ragged_plans_keep_their_padding_to_themselves(row: Row, model: Any) -> 
         (alone,) = compress(model, row.inputs(letter), "prumerge-plus:auto").images
         torch.testing.assert_close(image.cut.features, alone.cut.features)
         assert torch.equal(image.cut.slot, alone.cut.slot)
+
+
+def test_a_step_behind_one_that_decides_must_find_enough(row: Row, model: Any) -> None:
+    family = family_of(model)
+    (layout,) = family.layouts(row.inputs("A"))
+    fewest, most = tokens_between("prumerge:auto+cluster:0.5", family, layout)
+    assert fewest < most
+    with pytest.raises(KeepError, match=r"may leave so few; keep a fraction at cluster:6"):
+        tokens_between("prumerge:auto+cluster:6", family, layout)
+    with pytest.raises(KeepError, match=r"keep at most \d+, or 1.0$"):
+        tokens_between("cls:600@features+prumerge:auto", family, layout)

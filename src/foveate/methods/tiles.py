@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, KeepError
 from foveate.methods.base import Method
 from foveate.plan import Plan
 from foveate.tokens import Layout, Segment, VisualTokens
@@ -27,10 +27,12 @@ class Remaining:
     Attributes:
         layout: of all of them; one strip behind the first step.
         tiles: of each tile; None if an earlier step left open how many tokens of each remain.
+        certain: whether no earlier step let the content decide.
     """
 
     layout: Layout
     tiles: tuple[Layout, ...] | None
+    certain: bool = True
 
     @classmethod
     def of(cls, layout: Layout) -> Remaining:
@@ -45,12 +47,20 @@ class Remaining:
             KeepError: more would remain than there are.
         """
         one = self.tiles is not None and len(self.tiles) == 1
-        if one or method.per == "image":
-            counts = [method.bounds(self.layout)[not fewest]]
-        else:
-            counts = [_bounds(method, tile)[not fewest] for tile in _known(method, self.tiles)]
+        try:
+            if one or method.per == "image":
+                counts = [method.bounds(self.layout)[not fewest]]
+            else:
+                counts = [_bounds(method, tile)[not fewest] for tile in _known(method, self.tiles)]
+        except KeepError as error:
+            if self.certain:
+                raise
+            raise KeepError(
+                f"{error} (an earlier step lets the content decide, and may leave so few; keep a fraction at {method})"
+            ) from None
         known = one or (method.per == "tile" and not method.ragged)
-        return Remaining(_strip(sum(counts)), tuple(map(_strip, counts)) if known else None)
+        tiles = tuple(map(_strip, counts)) if known else None
+        return Remaining(_strip(sum(counts)), tiles, self.certain and not method.ragged)
 
 
 def plan_of(method: Method, tokens: VisualTokens) -> Plan:
