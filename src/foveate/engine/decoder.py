@@ -49,6 +49,7 @@ class Standing:
         marks: per structural token that is left, its number in `full` and its column: `(2, S)` int64.
         slot: `(N,)` int64 on the device, the place of each token in `whole`; None: all of them, in order.
         signals: what the encoder said of these tokens, each `(N, ...)`.
+        methods: what acts on it, per layer.
         text: how many text tokens of its row, from the first on, are its prompt.
         last: the column of the call that holds its prompt's last token.
         span: how far the image moves the position of what follows it.
@@ -66,6 +67,7 @@ class Standing:
     marks: Tensor
     slot: Tensor | None
     signals: dict[Signal, Tensor]
+    methods: dict[int, Method]
     text: int
     last: int
     span: int
@@ -261,6 +263,7 @@ class Descent:
                     torch.stack([numbers, every[~content]]),
                     slot,
                     said,
+                    schedule.inside(len(dense), len(self.family.decoder_layers)),
                     text,
                     ends[number],
                     image.cut.span,
@@ -302,8 +305,7 @@ class Descent:
         part = self._parts.get(layer)
         if part is not None:
             if layer in self._steps and any(len(image.places) for image in self.images):
-                here = self._input(layer, hidden, call, self._rotary(part.past, hidden, call))
-                hidden = self._compress(self._steps[layer], here)
+                hidden = self._compress(self._input(layer, hidden, call, self._rotary(part.past, hidden, call)))
             self._open(part, hidden, call)
             self._current = part
         part = self._current
@@ -387,7 +389,7 @@ class Descent:
 
     # A step
 
-    def _compress(self, method: Method, here: LayerInput) -> Tensor:
+    def _compress(self, here: LayerInput) -> Tensor:
         """Plan the images and shorten the line: the hidden states `(B, M, D)` of a layer -> `(B, M', D)`."""
         began = self.clock()
         line = self._line
@@ -400,10 +402,11 @@ class Descent:
         for number, image in enumerate(self.images):
             if len(image.places):
                 # Texts of different length can't be one batch without padding, which a method would have to know.
+                method = image.methods[layer]
                 text = image.text if any(map(reads_text, method.needs)) else 0
                 began_with = self._at_start[number].visual.shape[1] if self._at_start else 0
                 kind = (image.layout, image.whole, image.remaining, image.full, image.slot is None)
-                key = (*kind, text, began_with)
+                key = (method, *kind, text, began_with)
                 groups.setdefault(key, []).append(number)
 
         # On the host: the line behind the step. If only the device knows which tokens stay, it looks here as if they
@@ -412,7 +415,7 @@ class Descent:
         keep = torch.arange(width) >= lead[:, None]
         plans: list[tuple[list[int], Plan, Tensor, Tensor]] = []
         stay: dict[int, Tensor] = {}
-        for members in groups.values():
+        for (method, *_), members in groups.items():
             places = torch.stack([self.images[n].row * width + self.images[n].places for n in members]).to(device)
             features = flat[places]
             plan = self._plan(method, members, features, here)
@@ -435,7 +438,7 @@ class Descent:
                 keep[image.row, image.marks[1]] = True
         lengths = keep.sum(dim=1)
         if int(lengths.min()) == 0:
-            raise FoveateError(f"{method} at layer {layer} leaves a row without any token: it has no text")
+            raise FoveateError(f"{self._steps[layer]} at layer {layer} leaves a row without any token: it has no text")
         narrow = int(lengths.max())
         lead = narrow - lengths
         landing = keep.cumsum(dim=1) - 1 + lead[:, None]
@@ -478,8 +481,8 @@ class Descent:
             image.places = landing[image.row, places]
             image.marks[1] = landing[image.row, image.marks[1]]
             image.layout = _strip(len(places))
-            image.remaining = image.remaining.after(method)
-        if method.positions == "pack":
+            image.remaining = image.remaining.after(image.methods[layer])
+        if self._steps[layer].positions == "pack":
             self._pack()
         self.counts[layer] = [len(image.every) for image in self.images]
         self.milliseconds += (self.clock() - began) * 1e3
