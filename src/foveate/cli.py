@@ -202,7 +202,7 @@ def count(
 
     with _progress("Counting"):
         from foveate.asking import image_layout, prompt
-        from foveate.engine.count import tokens_after
+        from foveate.engine.count import tokens_between
         from foveate.models import family_of
         from foveate.reference.load import load_processor, skeleton
         from foveate.spec import parse
@@ -212,7 +212,7 @@ def count(
         _quiet()
         processor, shell = load_processor(model), skeleton(model)
         layout = image_layout(shell, prompt(processor, opened, "?"))
-        after = [(str(each), tokens_after(each, family_of(shell), layout)) for each in specs]
+        after = [(str(each), *tokens_between(each, family_of(shell), layout)) for each in specs]
     grids = [(segment.t, segment.h, segment.w) for segment in layout.segments]
     where = str(model) if model else "the embedded reference model"
     if as_json:
@@ -226,7 +226,10 @@ def count(
                 "content": layout.content,
                 "structural": len(layout.structural),
                 "total": layout.total,
-                "after": [{"spec": name, "tokens": tokens, "share": tokens / layout.total} for name, tokens in after],
+                "after": [
+                    {"spec": name, "fewest": fewest, "tokens": most, "share": most / layout.total}
+                    for name, fewest, most in after
+                ],
             }
         )
         return
@@ -234,8 +237,11 @@ def count(
     _numbers(table, "content", "structural", "visual tokens", "of dense")
     grid = " + ".join(f"{h} x {w}" if t == 1 else f"{t} x {h} x {w}" for t, h, w in grids)
     table.add_row("dense", grid, f"{layout.content}", f"{len(layout.structural)}", f"{layout.total}", "100%")
-    for name, tokens in after:
-        table.add_row(name, "", "", "", f"{tokens}", f"{tokens / layout.total:.1%}")
+    for name, fewest, most in after:
+        # Where the content decides, the encoder would have to run to tell.
+        ends = dict.fromkeys((fewest, most))
+        shares = (f"{tokens / layout.total:.1%}" for tokens in ends)
+        table.add_row(name, "", "", "", " to ".join(map(str, ends)), " to ".join(shares))
     console = _console()
     console.print(table)
     console.print("Everything as JSON: the same command with --json", style="dim", highlight=False)
@@ -251,26 +257,6 @@ def bench(context: typer.Context) -> None:
     from foveate.bench.command import bench as command
 
     _hand_over(command, "foveate bench", context)
-
-
-@app.command(
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
-)
-def train(context: typer.Context) -> None:
-    """Train a model under compression, by a recipe."""
-    from foveate.train.command import train as command
-
-    _hand_over(command, "foveate train", context)
-
-
-def _hand_over(command: Any, name: str, context: typer.Context) -> None:
-    """Run a command that declares its own options."""
-    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-    single.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
-    handed = typer.main.get_command(single)
-    with handed.make_context(name, list(context.args)) as inner:
-        handed.invoke(inner)
 
 
 @app.command("find-layer")
@@ -321,6 +307,48 @@ def find_layer(
         console.print(f"At no layer does the divergence stay at most {below:g}.", highlight=False)
     else:
         console.print(f"{found.spec}: from there on the divergence stays at most {below:g}.", highlight=False)
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def train(context: typer.Context) -> None:
+    """Train a model under compression, by a recipe."""
+    from foveate.train.command import train as command
+
+    _hand_over(command, "foveate train", context)
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def cost(context: typer.Context) -> None:
+    """Tell FLOPs, cache, memory and time of a call from a model's configuration alone, dense and compressed."""
+    from foveate.cost.command import cost as command
+
+    _hand_over(command, "foveate cost", context)
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def calibrate(context: typer.Context) -> None:
+    """Measure this machine, so that the times of `foveate cost` are its own."""
+    from foveate.cost.command import calibrate as command
+
+    _hand_over(command, "foveate calibrate", context)
+
+
+def _hand_over(command: Any, name: str, context: typer.Context) -> None:
+    """Run a command that declares its own options."""
+    single = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    single.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
+    handed = typer.main.get_command(single)
+    with handed.make_context(name, list(context.args)) as inner:
+        handed.invoke(inner)
 
 
 def main() -> None:

@@ -94,8 +94,8 @@ class Device:
 def at(curve: Curve, x: float) -> float:
     """The value of a curve at x.
 
-    >>> at(((1, 10), (100, 1000)), 10), at(((1, 10), (100, 1000)), 500)
-    (100.0, 1000)
+    >>> round(at(((1, 10), (100, 1000)), 10)), at(((1, 10), (100, 1000)), 500)
+    (100, 1000)
     """
     before = [point for point in curve if point[0] <= x]
     after = [point for point in curve if point[0] > x]

@@ -75,6 +75,11 @@ def load_config(source: Any) -> Any:
         raise FoveateError("the configuration has no model_type, so nobody can tell what the rest of it means")
     if kind not in CONFIG_MAPPING:
         raise FoveateError(f"models of type {kind!r} are unknown to the installed transformers")
+    # Of a part that is left out transformers would make one of some size; older files have the decoder at the top.
+    lacking = [part for part in ("vision_config", "text_config") if not data.get(part)]
+    if "hidden_size" in data and "text_config" in lacking:
+        lacking.remove("text_config")
+    _complain(kind, lacking)
     try:
         config = AutoConfig.for_model(kind, **data)
     except Exception as error:
@@ -85,13 +90,16 @@ def load_config(source: Any) -> Any:
 
 def _checked(config: Any) -> Any:
     missing = [name for name in ("vision_config", "text_config") if getattr(config, name, None) is None]
+    _complain(getattr(config, "model_type", None) or type(config).__name__, missing)
+    return config
+
+
+def _complain(kind: str, missing: list[str]) -> None:
     if missing:
-        kind = getattr(config, "model_type", None) or type(config).__name__
         raise FoveateError(
             f"the configuration of {kind} has no {' and no '.join(missing)}; the cost model counts vision-language "
             "models, whose configuration has both"
         )
-    return config
 
 
 def _read(source: str | Path) -> dict[str, Any]:

@@ -102,21 +102,22 @@ class Tiled:
         check_size(width, height)
         best = self._best(width, height)
         down, across = (edge // self.pixels * self.side for edge in best)
+        rows, columns = down, across
         # The picture sits in the middle of the tiles; rows or columns that hold padding alone are dropped.
-        top = left = 0
         if width / height > across / down:
-            top = (down - int(round(height * (across / width), 7))) // 2
+            rows -= 2 * ((down - int(round(height * (across / width), 7))) // 2)
         else:
-            left = (across - int(round(width * (down / height), 7))) // 2
-        return self._picture(self.side, self.side, _shares(down, top, self.side), _shares(across, left, self.side))
+            columns -= 2 * ((across - int(round(width * (down / height), 7))) // 2)
+        shares = _shares(down, rows, self.side), _shares(across, columns, self.side)
+        return self._picture(self.side, self.side, *shares)
 
     def shrunk(self, picture: Picture, rows: int, columns: int) -> Picture:
         """Every crop makes `rows` x `columns` tokens; the same share of the tiles is padding."""
         tiles = picture.layout.segments[1]
-        shares: list[tuple[int, ...]] = []
-        for full, lengths, side in ((tiles.h, tiles.rows, rows), (tiles.w, tiles.columns, columns)):
-            left = max(1, full * side // self.side)
-            shares.append(_shares(len(lengths) * side, (len(lengths) * side - left) / 2, side))
+        shares = (
+            _shares(len(lengths) * side, max(1, full * side // self.side), side)
+            for full, lengths, side in ((tiles.h, tiles.rows, rows), (tiles.w, tiles.columns, columns))
+        )
         return self._picture(rows, columns, *shares)
 
     def _picture(self, height: int, width: int, rows: tuple[int, ...], columns: tuple[int, ...]) -> Picture:
@@ -139,14 +140,14 @@ class Tiled:
         return max(self.sizes, key=merit)
 
 
-def _shares(length: int, margin: float, side: int) -> tuple[int, ...]:
-    """What is left of each tile of `side` when `margin` of `length` places is cut off at both ends.
+def _shares(length: int, visible: int, side: int) -> tuple[int, ...]:
+    """What each tile of `side` gives to the `visible` places in the middle of `length`.
 
-    >>> _shares(48, 6, 24), _shares(7, 2.5, 7)
+    >>> _shares(48, 36, 24), _shares(7, 2, 7)
     ((18, 18), (2,))
     """
-    begin, end = math.ceil(margin), length - math.floor(margin)
-    return tuple(max(0, min(end, start + side) - max(begin, start)) for start in range(0, length, side))
+    begin = (length - visible) // 2
+    return tuple(max(0, min(begin + visible, start + side) - max(begin, start)) for start in range(0, length, side))
 
 
 def grid_picture(rows: int, columns: int, merge: int = 1, frames: int = 1) -> Picture:

@@ -1,0 +1,134 @@
+"""`foveate cost` and `foveate calibrate`, as people type them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import Commands
+
+from foveate.cost import published
+from foveate.cost.device import read_devices
+from foveate.reference import PATH
+
+
+@pytest.fixture
+def run() -> Commands:
+    return Commands()
+
+
+def test_a_table(run: Commands) -> None:
+    text = run("cost", "--model", "llava-1.5-7b", "--spec", "cluster:64", "--spec", "pyramiddrop:0.5@8,16,24")
+    for words in (
+        "dense",
+        "pyramiddrop:0.5@8,16,24",
+        "1 multiply-add = 2 FLOPs",
+        "cluster:64 pays here from",
+        "NVIDIA H100",
+        "lower bounds",
+        "270.0",
+        "--json",
+    ):
+        assert words in text, text
+
+
+def test_json(run: Commands) -> None:
+    found = run.json(
+        "cost",
+        "--model",
+        "qwen2.5-vl-7b",
+        "--image",
+        "1344x1008",
+        "--image",
+        "300X200",
+        "--new-tokens",
+        8,
+        "--batch",
+        2,
+    )
+    dense, short = found["costs"]
+    assert dense["spec"] == "dense"
+    assert dense["break_even"] is None
+    assert dense["visual_tokens"] == 48 * 36 + 11 * 7
+    assert short["spec"] == "cluster:64"
+    assert short["kept_tokens"] == 128
+    assert short["break_even"]["largest"] == 16_384
+    assert found["images"] == [[1344, 1008], [300, 200]]
+    assert "multiply-add" in found["convention"]
+    assert found["device"]["name"] == "h100"
+
+
+def test_a_directory_needs_no_weights(run: Commands, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((PATH / "config.json").read_bytes())
+    told = run.json("cost", "--model", tmp_path)["costs"]
+    assert told == run.json("cost")["costs"]
+
+
+def test_devices(run: Commands) -> None:
+    assert "NVIDIA L4" in run("cost", "--devices")
+    found = run.json("cost", "--devices")
+    assert found["models"] == list(published())
+    assert {"h100", "laptop"} <= {each["name"] for each in found["devices"]}
+
+
+def test_warnings(run: Commands) -> None:
+    words = run("cost", "--model", "llava-1.5-7b", "--text-tokens", 4000, "--device", "l4", "--batch", 16)
+    assert "the model has 4,096" in words
+    assert "dense does not fit" in words
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "llava-2"), "there is no llava-2; name a model directory, a config.json, or one of llava-1.5-13b"),
+        (("--device", "a1000"), 'no device is called "a1000"; did you mean "a100"?'),
+        (("--image", "336"), "'336' is no size of an image; write WIDTHxHEIGHT in pixels"),
+        (("--image", "0x336"), "0 x 336 pixels does not exist"),
+        (("--image", "-5x336"), "-5 x 336 pixels does not exist"),
+        (("--image", "99999x99999"), "9,999,800,001 pixels, and the limit is 100,000,000"),
+        (("--batch", "0"), "batch is 0; it must be a whole number of 1 or more"),
+        (("--new-tokens", "0"), "new_tokens is 0"),
+        (("--text-tokens", "-1"), "text_tokens is -1"),
+        (("--dtype", "int4"), "there is no data type 'int4' here"),
+        (("--spec", "clustre:64"), 'no method is called "clustre"; did you mean "cluster"?'),
+        (("--spec", "cluster:577"), "keep 577 is more than the 576 tokens there are"),
+        (("--spec", "pool:0.5@99"), "this decoder has 12 layers"),
+    ],
+)
+def test_bad_input(run: Commands, words: tuple[str, ...], said: str) -> None:
+    assert said in run.refused("cost", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--device", "warp"), "this machine has no device 'warp'"),
+        (("--threads", "0"), "--threads 0 does nothing"),
+        (("--seconds", "-1"), "--seconds -1 is no time to measure"),
+        (("--name", "my machine"), "'my machine' is no name for a device"),
+        (("--dtype", "int4"), "there is no data type 'int4' here"),
+    ],
+)
+def test_bad_calibrations(run: Commands, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    assert said in run.refused("calibrate", "--out", tmp_path / "device.toml", *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_calibrate_writes_beside_what_is_there(run: Commands, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.toml"
+    notes.write_text("just text")
+    assert "cannot be read" in run.refused("calibrate", "--out", notes)
+    assert notes.read_text() == "just text"
+    assert "is a directory" in run.refused("calibrate", "--out", tmp_path)
+
+    path = tmp_path / "device.toml"
+    for name in ("first", "second"):
+        found = run.json("calibrate", "--out", path, "--name", name, "--seconds", 0, "--threads", 1)
+        assert found["device"]["measured"]
+        assert found["file"] == str(path)
+    held = read_devices(path)
+    assert set(held) == {"first", "second"}
+    alone = tmp_path / "alone.toml"
+    alone.write_text(path.read_text().partition('["second"]')[0])
+    told = run.json("cost", "--device", alone)
+    assert told["device"]["name"] == "first"
+    assert json.dumps(told)

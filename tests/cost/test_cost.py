@@ -1,0 +1,372 @@
+"""What the cost model tells, and what it refuses."""
+
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+
+import foveate
+from foveate.cost import break_even, device, devices, published, read_model
+from foveate.cost.calibrate import Calibration, Probe, measure
+from foveate.cost.device import Device, at, read_devices, save, user_file
+from foveate.cost.fields import load_config
+from foveate.cost.ops import Op, Part
+from foveate.cost.papers import figures
+from foveate.cost.pictures import Fixed, Flexible, Tiled
+from foveate.cost.vision import read_vision
+from foveate.errors import FoveateError, KeepError, SpecError
+from foveate.methods import Method, method_class, method_names
+
+DOCS = Path(__file__).parents[2] / "docs"
+LLAVA = "llava-1.5-7b"
+
+
+def page_script() -> ModuleType:
+    found = importlib.util.spec_from_file_location("make_cost_page", DOCS / "make_cost_page.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_what_the_script_makes() -> None:
+    assert (DOCS / "cost.md").read_text() == page_script().page(), "run: python docs/make_cost_page.py"
+
+
+def test_published_figures() -> None:
+    found = figures()
+    assert all(each.same for each in found if each.tolerance is not None)
+    assert sum(each.same for each in found) >= 15
+    # What is told to be out of reach is.
+    assert max(abs(each.ours / each.published - 1) for each in found if each.tolerance is None) > 1
+
+
+def test_parameters_are_those_of_the_models() -> None:
+    """As the model cards have them."""
+    cards = {
+        "llava-1.5-7b": 7.06e9,
+        "llava-1.5-13b": 13.35e9,
+        "llava-next-7b": 7.06e9,
+        "qwen2.5-vl-3b": 3.75e9,
+        "qwen2.5-vl-7b": 8.29e9,
+        "qwen3-vl-8b": 8.77e9,
+    }
+    assert set(cards) == set(published())
+    for name, parameters in cards.items():
+        assert read_model(name).parameters == pytest.approx(parameters, rel=0.002)
+
+
+def test_tokens_along_the_layers() -> None:
+    def layers(spec: str) -> tuple[int, ...]:
+        return foveate.cost(LLAVA, spec).layers
+
+    assert layers("cluster:64") == (64,) * 32
+    assert layers("pool:0.25@16") == (576,) * 16 + (144,) * 16
+    assert layers("pyramiddrop:0.5@8,16,24") == (576,) * 8 + (288,) * 8 + (144,) * 8 + (72,) * 8
+    assert layers("cluster:128+fastv:0.5@8") == (128,) * 8 + (64,) * 24
+    assert layers("vtw@15") == (576,) * 15 + (0,) * 17
+    assert layers("cls:0.5@features+stride:0.5@0") == (144,) * 32
+    assert layers("resize:0.25") == (144,) * 32
+    assert layers("resize:0.25:mode=enlarge") == (576,) * 32
+
+
+def test_where_a_step_acts_decides_what_it_saves() -> None:
+    dense, pixels, features, inside = (
+        foveate.cost(LLAVA, spec) for spec in (None, "resize:0.25", "cls:0.25@features", "fastv:0.25@2")
+    )
+    assert pixels.part("encoder").flops < dense.part("encoder").flops / 3
+    assert features.part("encoder").flops == inside.part("encoder").flops == dense.part("encoder").flops
+    assert pixels.part("prefill").flops == features.part("prefill").flops < inside.part("prefill").flops
+    assert dense.part("compressor").flops == 0 < pixels.part("compressor").flops + 1
+    assert pixels.kv_bytes == features.kv_bytes < inside.kv_bytes < dense.kv_bytes
+
+
+def test_a_longer_answer_only_costs_decoding() -> None:
+    short, long = (foveate.cost(LLAVA, new_tokens=n) for n in (1, 101))
+    assert short.part("decode").flops == short.per_token == 0
+    for name in ("encoder", "projector", "prefill"):
+        assert short.part(name) == long.part(name)
+    assert long.kv_bytes - short.kv_bytes == 100 * 524_288
+    assert long.first_token == pytest.approx(short.first_token)
+    assert long.seconds == pytest.approx(long.first_token + 100 * long.per_token, rel=1e-3)
+
+
+def test_batches_share_weights() -> None:
+    one, many = (foveate.cost(LLAVA, batch=n) for n in (1, 8))
+    assert many.flops == pytest.approx(8 * one.flops)
+    assert many.kv_bytes == 8 * one.kv_bytes
+    assert many.weight_bytes == one.weight_bytes
+    assert one.part("decode").seconds < many.part("decode").seconds < 2 * one.part("decode").seconds
+
+
+def test_all_methods_have_an_effort() -> None:
+    for name in method_names():
+        method = method_class(name)()
+        assert isinstance(method, Method)
+        effort = method.effort(576, 1024)
+        assert effort.flops >= 0
+        assert effort.launches >= 0
+
+
+def test_plain_data() -> None:
+    told = foveate.cost(LLAVA, "cluster:64").to_dict()
+    assert told["kept_tokens"] == 64
+    assert {part["name"] for part in told["parts"]} == {
+        "encoder",
+        "projector",
+        "compressor",
+        "prefill",
+        "head",
+        "decode",
+    }
+    assert told["flops"] == sum(part["flops"] for part in told["parts"])
+
+
+def test_it_says_what_it_found() -> None:
+    assert "576 -> 64 visual tokens" in str(foveate.cost(LLAVA, "cluster:64"))
+
+
+# Pictures
+
+
+def test_pictures_of_any_size() -> None:
+    for width, height in ((336, 336), (1, 4000), (640, 480)):
+        assert Fixed(24).picture(width, height).layout.total == 576
+    flexible = Flexible(28, 2, 3136, 12_845_056)
+    assert flexible.picture(1344, 1008).layout.segments[0].count == 48 * 36
+    assert flexible.picture(3, 3).layout.total == 4
+    assert flexible.picture(9000, 9000).layout.total <= 16_384
+    with pytest.raises(FoveateError, match="200 to 1"):
+        flexible.picture(6000, 20)
+
+
+@pytest.mark.parametrize("factor", [28, 32])
+def test_sizes_are_those_of_the_processor(factor: int) -> None:
+    try:
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+    except ImportError:
+        pytest.skip("the processor's package is missing")
+    limits = (3136, 12_845_056)
+    flexible = Flexible(factor, 2, *limits)
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(1, 3000, (300, 2), generator=generator).tolist()
+    sizes += torch.randint(1, 40, (100, 2), generator=generator).tolist()
+    for width, height in sizes:
+        if max(width, height) > 200 * min(width, height):
+            continue
+        rows, columns = smart_resize(height, width, factor, *limits)
+        (grid,) = flexible.picture(width, height).layout.segments
+        assert (grid.h * factor, grid.w * factor) == (max(rows, factor), max(columns, factor)), (width, height)
+
+
+def test_tiles_are_the_familys() -> None:
+    from foveate.models import LlavaNext
+
+    config = load_config("llava-next-7b")
+    family = object.__new__(LlavaNext)
+    family.config = config
+    sizing = read_vision(config).sizing
+    assert isinstance(sizing, Tiled)
+    generator = torch.Generator().manual_seed(0)
+    for width, height in torch.randint(20, 2000, (200, 2), generator=generator).tolist():
+        picture = sizing.picture(width, height)
+        layout = family.image_layout(height, width)
+        assert picture.layout == layout
+        assert sizing.shrunk(picture, 12, 12).layout == family.shrunk(layout, (12, 12))
+        assert len(picture.grids) == 1 + len(layout.segments[1].rows) * len(layout.segments[1].columns)
+
+
+# Devices
+
+
+def test_peaks_bound_the_time() -> None:
+    place = device("h100")
+    told = foveate.cost(LLAVA, device="h100")
+    for part in told.parts:
+        assert part.seconds >= max(part.flops / place.rate("bfloat16") * 0.5, part.moved / place.bandwidth) * 0.999
+    assert foveate.cost(LLAVA, device="l4").seconds > told.seconds
+    assert not foveate.cost(LLAVA, device="l4", batch=64).fits
+
+
+def test_launches_hide_small_work() -> None:
+    small = Part("small", (Op("x", flops=1e6, launches=100),))
+    place = Device("x", "x", {"float32": 1e12}, 1e12, 1e9, launch=1e-5)
+    assert place.seconds(small, "float32") == pytest.approx(1e-3)
+    assert replace(place, overlap=False).seconds(small, "float32") == pytest.approx(1e-3 + 1e-6)
+
+
+def test_curves() -> None:
+    curve = ((1.0, 2.0), (4.0, 8.0))
+    assert [at(curve, x) for x in (0.5, 1, 2, 4, 9)] == pytest.approx([2, 2, 4, 8, 8])
+
+
+def test_break_even() -> None:
+    model = read_model(LLAVA)
+    fast = replace(device("laptop"), launch=0.0)
+    found = break_even(model, "stride:64", 60, 1, 1, fast, "float32")
+    assert found.tokens is not None
+    assert 64 < found.tokens <= 144
+    assert 0.5 < found.saved < 1
+    slow = replace(fast, launch=1000.0)
+    assert break_even(model, "stride:64", 60, 1, 1, slow, "float32").tokens is None
+
+
+def test_built_in_devices_name_their_sources() -> None:
+    assert {"a100", "h100", "h200", "b200", "l4", "rtx4090", "orin", "laptop"} <= set(devices())
+    for each in devices().values():
+        assert each.source
+        assert each.rate("float32") < 1e15
+
+
+def test_a_device_comes_back_from_its_file(tmp_path: Path) -> None:
+    place = replace(device("laptop"), name="mine", products=((4.0, 0.25), (64.0, 1.0)), title='a "quoted" name')
+    path = tmp_path / "folder" / "devices.toml"
+    save(place, path)
+    save(replace(place, name="other"), path)
+    assert read_devices(path) == {"mine": place, "other": replace(place, name="other")}
+    assert [each.name for each in path.parent.iterdir()] == ["devices.toml"]
+
+
+def test_measured_devices_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.setenv("APPDATA", str(tmp_path))
+    save(replace(device("laptop"), name="this-machine"), user_file())
+    assert foveate.cost(LLAVA, device="this-machine").device == "this-machine"
+
+
+def test_measuring_takes_the_shortest_time() -> None:
+    probe = Probe("sum", lambda: torch.ones(1000).sum())
+    measure([probe], torch.device("cpu"), budget=0)
+    assert probe.times >= 3
+    assert 0 < probe.seconds < 1
+
+
+def test_calibration_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No time is judged: only that every figure is there, and can be used."""
+    from foveate.cost import calibrate
+
+    monkeypatch.setattr(calibrate, "_ROWS", (4, 64))
+    monkeypatch.setattr(calibrate, "_QUERIES", (16, 64))
+    monkeypatch.setattr(calibrate, "_BETWEEN", (16, 64))
+    monkeypatch.setattr(calibrate, "WIDER", 256)
+    calibration = Calibration("cpu")
+    measure(calibration.probes, calibration.place, budget=0)
+    found = calibration.device("here")
+    assert found.measured
+    assert not found.overlap
+    assert max(share for _, share in found.products) == 1
+    assert found.launch > 0
+    assert foveate.cost(None, device=found, new_tokens=2).seconds > 0
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ({"batch": 0}, "batch is 0; it must be a whole number of 1 or more"),
+        ({"new_tokens": 0}, "new_tokens is 0"),
+        ({"text_tokens": -1}, "text_tokens is -1; it must be a whole number of 0 or more"),
+        ({"batch": 1.5}, "batch is 1.5"),
+        ({"images": [(0, 336)]}, "0 x 336 pixels does not exist"),
+        ({"images": [(336, -4)]}, "336 x -4 pixels does not exist"),
+        ({"images": [(50_000, 50_000)]}, "2,500,000,000 pixels, and the limit is 100,000,000"),
+        ({"images": [336]}, "336 is no size of a picture"),
+        ({"images": [], "text_tokens": 0}, "nothing to count"),
+        ({"device": "h1000"}, 'no device is called "h1000"; did you mean "h100"?'),
+        ({"device": "none.toml"}, "there is no device file none.toml"),
+        ({"dtype": "int8"}, "no data type 'int8'"),
+    ],
+)
+def test_numbers(numbers: dict[str, object], words: str) -> None:
+    with pytest.raises(FoveateError) as found:
+        foveate.cost(LLAVA, **numbers)  # pyright: ignore
+    assert words in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "words"),
+    [
+        ("clustre:64", SpecError, 'did you mean "cluster"?'),
+        ("cluster:600", KeepError, "more than the 576 tokens there are"),
+        ("cluster:64+stride:65", KeepError, "more than the 64 tokens there are"),
+        ("pool:0.5@32", FoveateError, "acts at layer 32, and this decoder has 32 layers; name one from 0 to 31"),
+        ("pool:0.5@16+cluster:64", FoveateError, "stands behind a later place"),
+        ("pool:0.5@8,8", FoveateError, "stands behind a later place"),
+        ("fastv:0.5", FoveateError, "say at which layers"),
+        ("resize:0.5@input", FoveateError, "resize cannot act at @input"),
+        ("cluster:64@pixels", FoveateError, "cluster cannot act at @pixels"),
+        ("resize:0.5:mode=exact", FoveateError, "cannot resize 'exact'"),
+        ("resize:0.5+resize:0.5", FoveateError, "stands behind a later place"),
+    ],
+)
+def test_specs(spec: str, kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind) as found:
+        foveate.cost(LLAVA, spec)
+    assert words in str(found.value)
+
+
+def test_configurations(tmp_path: Path) -> None:
+    def refused(config: object) -> str:
+        with pytest.raises(FoveateError) as found:
+            foveate.cost(config)
+        assert "\n" not in str(found.value)
+        return str(found.value)
+
+    assert "no model_type" in refused({})
+    assert "unknown to the installed transformers" in refused({"model_type": "lava"})
+    assert "has no vision_config and no text_config" in refused({"model_type": "llama"})
+    assert "does not count models of type 'paligemma'" in refused(
+        SimpleNamespace(model_type="paligemma", vision_config=1, text_config=1)
+    )
+    assert "one of llava-1.5-13b" in refused("llava-1.5-70b")
+    assert "there is no" in refused(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert "cannot be read" in refused(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    assert "no configuration" in refused(tmp_path / "config.json")
+
+    assert "has no vision_config and no text_config" in refused({"model_type": "llava"})
+    assert "has no vision_config;" in refused({"model_type": "qwen2_5_vl", "hidden_size": 64})
+    plain = SimpleNamespace(model_type="llava", vision_config=load_config(LLAVA).vision_config)
+    plain.text_config = SimpleNamespace(model_type="llama", num_hidden_layers=2)
+    assert "the configuration of llama has no hidden_size" in refused(plain)
+    config = load_config(LLAVA)
+    config.text_config.num_hidden_layers = 0
+    assert "num_hidden_layers of llama is 0; it must be a whole number of 1 or more" in refused(config)
+    config = load_config(LLAVA)
+    config.text_config.num_key_value_heads = 5
+    assert "can't share 5 key heads" in refused(config)
+    config = load_config(LLAVA)
+    config.text_config.kv_lora_rank = 512
+    assert "latent attention (kv_lora_rank)" in refused(config)
+    config = load_config(LLAVA)
+    config.vision_config.model_type = "sam"
+    assert "with a sam encoder" in refused(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[x]\n", "has no rate"),
+        ("[x]\nfloat32 = 0\n", "needs float32 as a number above 0"),
+        ("[x]\nfloat32 = 1e9\n", "needs bandwidth"),
+        ("[x]\nfloat32 = 1e9\nbandwidth = 1\nmemory = 1\nspeed = 1\n", "'speed' that means nothing"),
+        ("[x]\nfloat32 = 1e9\nbandwidth = 1\nmemory = 1\nproducts = [[2, 1], [1, 1]]\n", "ascending"),
+        ("[x]\nfloat32 = 1e9\nbandwidth = 1\nmemory = 1\nproducts = 3\n", "list of pairs"),
+        ("x = 1\n", "is no table"),
+        ("[x", "cannot be read"),
+    ],
+)
+def test_device_files(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "devices.toml"
+    path.write_text(text)
+    with pytest.raises(FoveateError) as found:
+        device(str(path))
+    assert words in str(found.value)
