@@ -53,6 +53,10 @@ def test_methods(run):
     cluster = next(row for row in rows if row["name"] == "cluster")
     assert cluster["options"]["start"] == {"default": "stride", "choices": ["stride", "plusplus"]}
     assert cluster["options"]["keep"] == {"default": "1.0"}
+    cls = next(row for row in rows if row["name"] == "cls")
+    assert (cls["aliases"], cls["adaptive"], cls["spec"]) == (["fastervlm"], False, "cls:1.0")
+    assert "This is FasterVLM" in cls["card"]
+    assert cls["example"].startswith(">>> import torch")
     for row in rows:
         assert row["what"].endswith(".")
         assert len(row["what"]) < 120
@@ -66,6 +70,18 @@ def test_count(run):
     assert (found["total"], found["content"], found["structural"], found["grids"]) == (576, 576, 0, [[1, 24, 24]])
     assert [each["tokens"] for each in found["after"]] == [272, 64, 64]
     assert "24 x 24" in run("count", IMAGE)
+
+
+def test_count_of_what_the_content_decides(run):
+    found = run.json(
+        "count", IMAGE, "--spec", "prumerge", "--spec", "prumerge:64", "--spec", "prumerge+cls:0.5@features"
+    )
+    assert [(each["spec"], each["fewest"], each["tokens"]) for each in found["after"]] == [
+        ("prumerge:auto", 2, 145),
+        ("prumerge:64", 64, 64),
+        ("prumerge:auto+cls:0.5@features", 1, 73),
+    ]
+    assert "2 to 145" in run("count", IMAGE, "--spec", "prumerge")
 
 
 def test_count_needs_no_weights(run, directory):
@@ -95,3 +111,13 @@ def test_bench_is_handed_on(monkeypatch):
 
     monkeypatch.setattr(module, "bench", interrupted)
     assert run.refused("bench", "--keep", "3").endswith("interrupted; nothing half-written was left behind")
+
+
+def test_bench_at_equal_terms(run, tmp_path):
+    words = ("--questions", "12", "--spec", "stride", "--spec", "stride@3", "--keep", "288", "--match", "flops")
+    found = run.json("bench", *words, "--out", tmp_path / "out")
+    rows = found["configurations"]
+    assert [row["budget"] for row in rows] == [576, 288, 288]
+    assert rows[2]["spec"].endswith("@3")
+    assert found["config"]["budgets"][rows[2]["spec"]] == 288
+    assert "match mean" in run.refused("bench", *words[:-1], "size")
