@@ -6,16 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from directories import save
 from PIL import Image
-from rows import ROWS, Row
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    LlavaNextProcessor,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-    pipeline,
-)
+from rows import ROWS
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from foveate.engine import apply, compress
 
@@ -24,44 +18,7 @@ LLAVA, TILES = (next(row for row in ROWS if row.name == name) for name in ("llav
 
 @pytest.fixture(scope="module", params=[LLAVA, TILES], ids=lambda row: row.name)
 def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model directory like any other: weights, tokenizer, processor."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
-
-    row: Row = request.param
-    model = row.model()
-    words = ["<pad>", "<s>", "</s>", "<unk>", "\n", "<image>", "USER:", "ASSISTANT:", "what", "colour", "is", "it", "?"]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    vocabulary |= {f"word{number}": number for number in range(len(words), 128)}
-    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        unk_token="<unk>",
-        pad_token="<pad>",
-        additional_special_tokens=["<image>"],
-        padding_side="left",
-    )
-    side = model.config.vision_config.image_size
-    sizes: Any = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
-    if row is TILES:
-        images: Any = LlavaNextImageProcessorPil(**sizes, image_grid_pinpoints=model.config.image_grid_pinpoints)
-    else:
-        images = CLIPImageProcessorPil(**sizes)
-    processor = (LlavaNextProcessor if row is TILES else LlavaProcessor)(
-        images,
-        tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template="{% for m in messages %}USER: {% for c in m.content %}{% if c.type == 'image' %}<image> "
-        "{% else %}{{ c.text }} {% endif %}{% endfor %}{% endfor %}ASSISTANT:",
-    )
-    path = tmp_path_factory.mktemp(row.name)
-    model.save_pretrained(path)
-    processor.save_pretrained(path)
-    return path
+    return save(request.param, tmp_path_factory.mktemp(request.param.name))
 
 
 def photo(seed: int) -> Image.Image:
