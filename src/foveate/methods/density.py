@@ -45,13 +45,14 @@ def density_peaks(
     ([[0, 3]], [[0, 0, 1, 1, 1]])
     """
     images, count, width = features.shape
-    away = squared_distances(features).div_(width)
+    away = squared_distances(features)
     sparse = away.topk(min(neighbours, count), dim=2, largest=False).values.mean(dim=2)
     index = torch.arange(count, device=features.device).expand(images, -1)
     rank = torch.zeros_like(index).scatter(1, sparse.argsort(dim=1, stable=True), index)
     far = torch.where(rank[:, None] < rank[..., None], away, torch.inf).amin(dim=2)
     far = torch.where(rank == 0, away.amax(dim=(1, 2))[:, None], far)
-    score = far.log() / 2 - sparse
+    # That d is divided by the square root of D adds the same to every logarithm.
+    score = far.log() / 2 - sparse / width
     centre = score.argsort(dim=1, descending=True, stable=True)[:, :kept]
     group = away.gather(2, centre[:, None].expand(-1, count, -1)).argmin(dim=2)
     # A centre is its own, also where another one stands at the same place.
