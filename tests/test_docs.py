@@ -70,6 +70,31 @@ def test_the_pages_about_methods_are_what_the_script_makes() -> None:
         assert (DOCS / path).read_text() == text, f"{path}: run: python docs/make_methods_page.py"
 
 
+def test_the_pages_about_families_are_what_the_scripts_make() -> None:
+    script = module_of(DOCS / "make_families_page.py", "make_families_page")
+    made = script.pages()
+    there = {"families.md", *(f"families/{page.name}" for page in (DOCS / "families").glob("*.md"))}
+    assert there == made.keys(), "run: python docs/make_families_page.py"
+    for path, text in made.items():
+        assert (DOCS / path).read_text() == text, f"{path}: run: python docs/make_families_page.py"
+    script = module_of(DOCS / "make_support_page.py", "make_support_page")
+    assert (DOCS / "support.md").read_text() == script.page(), "run: python docs/make_support_page.py"
+
+
+def test_a_page_says_what_its_family_is() -> None:
+    page = (DOCS / "families" / "qwen3_vl.md").read_text()
+    assert page.startswith("# Qwen3-VL\n\nQwen3-VL: full attention")
+    for part in (
+        "Those features ride along",
+        "There is no [CLS]",
+        "| shrinking an image | `exact`, `enlarge`. Put each",
+    ):
+        assert part in page
+    rows = (DOCS / "support.md").read_text()
+    assert re.search(r"^\| \[`cls`\]\(methods/cls.md\) (\| yes ){6}(\| no \(\d+\) ){2}\|$", rows, re.MULTILINE)
+    assert re.search(r"^\| \[`cluster`\]\(methods/cluster.md\) (\| yes ){8}\|$", rows, re.MULTILINE)
+
+
 def test_a_page_says_what_its_method_is() -> None:
     page = (DOCS / "methods" / "prumerge.md").read_text()
     assert page.startswith("# prumerge\n\nKeep what stands out")

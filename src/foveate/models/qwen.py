@@ -16,7 +16,7 @@ from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signa
 
 
 class QwenVL(Family):
-    """An encoder of packed patches behind `image_grid_thw`, and three axes of position ids.
+    """Images come as packed patches with `image_grid_thw`, and position ids have three axes: frame, row, column.
 
     There is no [CLS]: `EncoderAttention` is the attention that a token's patches receive, summed, as a share of all
     the attention that the image's patches give. An image is shrunk "exact": its pixels are averaged down to a smaller

@@ -12,13 +12,10 @@ from foveate.models.qwen import QwenVL
 
 
 class Qwen25VL(QwenVL):
-    """Qwen2.5-VL: images of any size, four patches per visual token, three axes of position ids.
+    """Qwen2.5-VL: images of any size, four patches per visual token; most encoder layers look inside windows alone.
 
-    The encoder works on patches in window order; everything given out here is in the order of the visual tokens. There
-    is no [CLS]: `EncoderAttention` is the attention that a token's four patches receive, summed, as a share of all the
-    attention that the image's patches give under the layer's own windows. An image is shrunk "exact": its pixels are
-    averaged down to a smaller grid, as if the processor had been given a smaller picture; or "enlarge", which brings
-    it back to its size and saves no token.
+    The encoder works on patches in window order; everything given out here is in the order of the visual tokens.
+    Attention is what patches give under the layer's own windows.
     """
 
     name = "qwen2_5_vl"

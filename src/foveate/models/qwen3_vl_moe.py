@@ -6,7 +6,10 @@ from foveate.models.qwen3_vl import Qwen3VL
 
 
 class Qwen3VLMoe(Qwen3VL):
-    """Qwen3-VL with a mixture of experts: encoder, positions and DeepStack are those of Qwen3-VL."""
+    """Qwen3-VL with a mixture of experts: encoder, positions and DeepStack are those of Qwen3-VL.
+
+    DeepStack's features of earlier encoder layers ride along with their tokens.
+    """
 
     name = "qwen3_vl_moe"
     title = "Qwen3-VL MoE"

@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""Write docs/families.md and docs/families/ from the families themselves: `python docs/make_families_page.py`."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from pathlib import Path
+
+from foveate.models import Family, Generic, family_class, supported
+
+HERE = Path(__file__).parent
+
+HEAD = """\
+# Families
+
+A family is what foveate knows of one architecture. This page and those that it links are made from the families' own
+docstrings by `python docs/make_families_page.py`; a test fails when the two differ. Which method works on which family
+is a table of its own: [support](support.md).
+
+**places** are where steps of a spec can act: `@pixels` is before the encoder, `@features` between encoder and
+projector, `@input` between projector and decoder, and a number is the input of that decoder layer. Clips are refused
+everywhere for now: pass frames as images.
+
+| family | models of type | places | ways to shrink an image | axes of position ids |
+|---|---|---|---|---|
+"""
+
+OTHERS = """
+Your own family is one file, here or in a package of its own: [add a family](add-a-family.md).
+"""
+
+
+def pages() -> dict[str, str]:
+    """Every page, by its path inside docs/."""
+    ours = [family_class(_Kind(name)) for name in supported()]
+    ours = [family for family in ours if family.__module__.startswith("foveate.models.")]
+    return {
+        "families.md": HEAD + "".join(_row(family) for family in (*ours, Generic)) + OTHERS,
+        **{f"families/{family.name}.md": _page(family) for family in (*ours, Generic)},
+    }
+
+
+class _Kind:
+    """As much of a configuration as names a family."""
+
+    def __init__(self, model_type: str) -> None:
+        self.model_type = model_type
+
+
+def _row(family: type[Family]) -> str:
+    kind = f"`{family.name}`" if family is not Generic else "any other"
+    title = family.title if family is not Generic else "no family"
+    ways = ", ".join(f"`{mode}`" for mode in family.resize_modes) or "none"
+    return f"| [{title}](families/{family.name}.md) | {kind} | {_places(family)} | {ways} | {family.position_axes} |\n"
+
+
+def _places(family: type[Family]) -> str:
+    places = [f"`@{place}`" if place != "decoder" else "decoder layers" for place in family.places]
+    if family is Generic:
+        places.append("layers of plain decoders")
+    return ", ".join(places)
+
+
+def _page(family: type[Family]) -> str:
+    title = family.title if family is not Generic else "Models that no family describes"
+    parts = [f"# {title}", _doc(inspect.getmodule(family)).partition("\n")[0], _doc(family)]
+    # What families share they say in a class of their own, which takes no models.
+    parts += [_doc(base) for base in family.__mro__[1:] if issubclass(base, Family) and not _takes_models(base)]
+    parts.append("| | |\n|---|---|\n" + "".join(f"| {name} | {fact} |\n" for name, fact in _facts(family).items()))
+    path = "src/" + family.__module__.replace(".", "/") + ".py"
+    parts.append(f"Made from the docstrings in [{path}](../../{path}) by `python docs/make_families_page.py`.")
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _takes_models(family: type[Family]) -> bool:
+    return family is Family or "name" in vars(family)
+
+
+def _facts(family: type[Family]) -> dict[str, str]:
+    facts = {
+        "models of type": f"`{family.name}`" if family is not Generic else "any that follow transformers' own",
+        "places": _places(family),
+        "encoder": _line(family, "tower"),
+        "layout of an image": _line(family, "layouts"),
+        "position ids inside an image": _line(family, "image_positions"),
+        "what an image moves the text by": _line(family, "image_span"),
+    }
+    if "features" in family.places:
+        facts["`@features`"] = _line(family, "feature_module")
+        facts["what makes them features of `@input`"] = _line(family, "project")
+    if family.resize_modes:
+        ways = ", ".join(f"`{mode}`" for mode in family.resize_modes)
+        facts["shrinking an image"] = f"{ways}. {_line(family, 'shrink')}"
+    facts["encoder signals"] = _line(family, "gives")
+    if "pixels" in family.places:
+        facts["what they are"] = _line(family, "encoder_signal")
+    for name, method in (
+        ("structural tokens", "structural"),
+        ("what rides along with the features", "companions"),
+        ("images in the prompt", "in_prompt"),
+        ("what the decoder adds itself", "take_additions"),
+    ):
+        if getattr(family, method) is not getattr(Family, method):
+            facts[name] = _line(family, method)
+    return facts
+
+
+def _line(family: type[Family], member: str) -> str:
+    """The first paragraph of a member's docstring, as a cell of a table."""
+    return " ".join(_doc(inspect.getattr_static(family, member)).split("\n\n")[0].split()).replace("|", "\\|")
+
+
+def _doc(thing: object) -> str:
+    doc = inspect.getdoc(thing)
+    assert doc, f"{thing} says nothing about itself"
+    return re.sub(r"\n\s*Raises:.*", "", doc, flags=re.DOTALL)
+
+
+def write() -> None:
+    """Write every page, and take away those of families that are gone."""
+    made = pages()
+    (HERE / "families").mkdir(exist_ok=True)
+    for old in (HERE / "families").glob("*.md"):
+        if f"families/{old.name}" not in made:
+            old.unlink()
+    for path, text in made.items():
+        (HERE / path).write_text(text, encoding="utf-8")
+    print(f"wrote {len(made)} pages", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    write()

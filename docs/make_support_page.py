@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Write docs/support.md, which method works on which family: `python docs/make_support_page.py`.
+
+Every method is asked for as it is by default, of a model of every family with its default configuration and without
+weights. Nothing is written by hand: the engine itself says whether it takes the spec, and why not.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from foveate import FoveateError, FoveateWarning
+from foveate.engine.schedule import schedule
+from foveate.methods.listing import Listing, listing
+from foveate.models import Family, Generic, family_of, supported
+from foveate.spec import method_class
+
+PAGE = Path(__file__).with_name("support.md")
+
+HEAD = """\
+# Which method works on which family
+
+Made by `python docs/make_support_page.py`, which asks the engine; a test fails when the two differ. `tests/families`
+runs every pair on a tiny random model of the real architecture. The number behind a no is its reason, below the table.
+
+The last two columns are models that [no family describes](families/generic.md): one whose decoder layers see all
+earlier columns ("plain"), and one with sliding windows.
+"""
+
+UNDESCRIBED = {"internvl": "other, plain", "gemma3": "other"}
+
+
+def page() -> str:
+    """The whole page."""
+    families = {name: _family(name) for name in (*supported(), *UNDESCRIBED)}
+    titles = [UNDESCRIBED.get(name, family.title) for name, family in families.items()]
+    reasons: dict[str, int] = {}
+    rows: list[str] = []
+    for method in listing():
+        if not method_class(method.name).__module__.startswith("foveate.methods."):
+            continue
+        cells = [_cell(method, family, reasons) for family in families.values()]
+        name = f"[`{method.name}`](methods/{method.name}.md)"
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    head = f"| method | {' | '.join(titles)} |\n|{'---|' * (len(titles) + 1)}"
+    notes = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
+    return "\n".join([HEAD, head, *rows, "", notes, ""])
+
+
+def spec_of(method: Listing, layers: int) -> str:
+    """A method as it is by default, inside a decoder of so many layers if it acts there."""
+    if method.place != "decoder":
+        return method.spec
+    places = [layer for layer in method.layers if layer < layers] or [1]
+    return f"{method.spec}@{','.join(map(str, places))}"
+
+
+def _cell(method: Listing, family: Family, reasons: dict[str, int]) -> str:
+    try:
+        schedule(spec_of(method, len(family.decoder_layers)), family)
+    except FoveateError as error:
+        return f"no ({reasons.setdefault(_reason(str(error), family), len(reasons) + 1)})"
+    return "yes"
+
+
+def _reason(error: str, family: Family) -> str:
+    """The error, said of all methods and models that it is said of."""
+    if isinstance(family, Generic):
+        error = error.replace(family.title, "this model")
+    error = re.sub(r"^\S+ (acts|asks)", r"It \1", error)
+    return re.sub(r"^It acts at @\d+", "It acts inside the decoder", error)
+
+
+def _family(kind: str) -> Family:
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FoveateWarning)
+        model: Any = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind))
+        return family_of(model)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE.name}", file=sys.stderr)

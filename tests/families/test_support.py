@@ -1,0 +1,76 @@
+"""Every method on every family: what the engine takes does run, and what it refuses is refused before anything runs."""
+
+import re
+import sys
+import warnings
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from others import OTHERS
+from rows import ROWS, Row
+from test_contract import CHAT, logits
+
+from foveate import FoveateWarning
+from foveate.engine import apply
+from foveate.engine.schedule import schedule
+from foveate.errors import FoveateError
+from foveate.methods.listing import Listing, listing
+from foveate.models import Family, Generic, family_of
+
+_models: dict[str, Any] = {}
+
+
+def script() -> ModuleType:
+    """The script that makes the page, whose rows these are."""
+    path = Path(__file__).parents[2] / "docs" / "make_support_page.py"
+    loader = spec_from_file_location("make_support_page", path)
+    assert loader is not None
+    assert loader.loader is not None
+    module = module_from_spec(loader)
+    sys.modules["make_support_page"] = module
+    loader.loader.exec_module(module)
+    return module
+
+
+SPEC_OF = script().spec_of
+
+
+def refused(spec: str, family: Family) -> str | None:
+    """Why the engine refuses a spec; None if it takes it."""
+    try:
+        schedule(spec, family)
+    except FoveateError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("method", listing(), ids=lambda method: method.name)
+@pytest.mark.parametrize(
+    "row", [*ROWS, *(row for row in OTHERS if row.name in ("internvl", "gemma3"))], ids=lambda row: row.name
+)
+def test_every_method_on_every_family(row: Row, method: Listing) -> None:
+    if row.name not in _models:
+        _models[row.name] = row.model()
+    model = _models[row.name]
+    inputs = row.inputs(CHAT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FoveateWarning)
+        family = family_of(model)
+    spec = SPEC_OF(method, len(family.decoder_layers)).replace(":1.0", ":0.5")
+    if (refusal := refused(spec, family)) is not None:
+        # What a family of its own refuses would be news.
+        assert isinstance(family, Generic)
+        with pytest.raises(FoveateError, match=re.escape(refusal)), apply(model, spec):
+            pass
+        return
+    with apply(model, spec) as run:
+        found = logits(model, inputs)
+    assert found.isfinite().all()
+    assert found.shape[1] == inputs["input_ids"].shape[1]
+    (image,) = run.report().images
+    assert image.before == row.count("A")
+    assert image.mean_over_layers < image.before
+    assert (found - logits(model, inputs)).abs().max() > 1e-4
