@@ -173,18 +173,27 @@ def test_each_step_runs_under_the_spec_of_its_stage(
     assert [length - text for length in seen] == [4] * 4 + [18] * 4 + [36] * 4
 
 
-def test_hooks_are_gone_behind_a_run_that_broke_off(tiny_model: Path, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("language_model.norm.weight", r"step 1 of 6, scene \d+, scene \d+: the loss is nan"),
+        ("multi_modal_projector.linear_2.bias", r"step 1 of 6, scene \d+, scene \d+: image 0 .* has NaN features"),
+    ],
+)
+def test_hooks_are_gone_behind_a_run_that_broke_off(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, message: str
+) -> None:
     held: list[Any] = []
     load = run_module.load_model
 
-    def kept(path: Path | None) -> Any:
+    def broken(path: Path | None) -> Any:
         held.append(load(path))
         with torch.no_grad():
-            held[0].model.multi_modal_projector.linear_2.bias[0] = float("nan")
+            held[0].model.get_parameter(part)[0] = float("nan")
         return held[0]
 
-    monkeypatch.setattr(run_module, "load_model", kept)
-    with pytest.raises(FoveateError, match="loss is nan at step 1 of 6, scene "):
+    monkeypatch.setattr(run_module, "load_model", broken)
+    with pytest.raises(FoveateError, match=message):
         run(parse_recipe(recipe(tiny_model)), tmp_path / "run", say=lambda _: None)
     assert not held[0].model._forward_pre_hooks
     assert not (tmp_path / "run" / "model").exists()
@@ -201,7 +210,7 @@ def test_a_loss_that_is_no_number_keeps_the_last_checkpoint(tiny_model: Path, tm
         return original(self, model, inputs, items)
 
     monkeypatch.setattr(run_module.SafeTrainer, "training_step", poisoned)
-    with pytest.raises(FoveateError, match=r"at step 4 of 6.*checkpoint-2, is from before"):
+    with pytest.raises(FoveateError, match=r"step 4 of 6.*checkpoint-2, is from before"):
         run(parse_recipe(recipe(tiny_model)), tmp_path / "run", say=lambda _: None)
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-2"]
 
@@ -214,7 +223,7 @@ def test_gradients_that_are_no_numbers_stop_before_the_step(tiny_model: Path, tm
         return original(self, model)
 
     monkeypatch.setattr(run_module.SafeTrainer, "_clip_grad_norm", poisoned)
-    with pytest.raises(FoveateError, match="norm of the gradient is nan at step 1"):
+    with pytest.raises(FoveateError, match="step 1 of 6: the norm of the gradient is nan"):
         run(parse_recipe(recipe(tiny_model)), tmp_path / "run", say=lambda _: None)
 
 

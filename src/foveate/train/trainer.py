@@ -24,6 +24,8 @@ from foveate.errors import FoveateError
 from foveate.train import checkpoint as files
 from foveate.train.recipe import RecipeError
 
+_LESS = "look at these rows, or lower lr, lengthen warmup, or train in bf16 or fp32 instead of fp16"
+
 
 class Passes(Dataset[Any]):
     """As many passes over a dataset as a run needs, each in an order of its own, as one long sequence.
@@ -107,9 +109,12 @@ class SafeTrainer(Trainer):
         inputs = dict(inputs)
         rows = inputs.pop("rows", None)
         self.tokens += int(inputs.pop("tokens", 0))
-        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        try:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        except FoveateError as error:
+            raise self._stopped(str(error), rows) from error
         if not math.isfinite(loss.item()):
-            raise self._no_number(f"the loss is {loss.item()}", rows)
+            raise self._stopped(f"the loss is {loss.item()}; {_LESS}", rows)
         numbers = outputs.get("numbers") if isinstance(outputs, dict) else None
         for name, value in (numbers or {}).items():
             self.numbers[name] = self.numbers.get(name, 0.0) + value
@@ -122,20 +127,16 @@ class SafeTrainer(Trainer):
         # that is expected now and then, and the scaler leaves the step out.
         value = float(norm)  # pyright: ignore[reportArgumentType]
         if not math.isfinite(value) and getattr(self.accelerator, "scaler", None) is None:
-            raise self._no_number(f"the norm of the gradient is {value}", None)
+            raise self._stopped(f"the norm of the gradient is {value}; {_LESS}", None)
         return norm
 
-    def _no_number(self, what: str, rows: list[int] | None) -> FoveateError:
-        step = self.state.global_step + 1
-        text = f"{what} at step {step} of {self.state.max_steps}"
+    def _stopped(self, why: str, rows: list[int] | None) -> FoveateError:
+        where = f"step {self.state.global_step + 1} of {self.state.max_steps}"
         if rows is not None:
-            text += f", {self.describe(rows) if self.describe else f'rows {rows}'}"
+            where += f", {self.describe(rows) if self.describe else f'rows {rows}'}"
         kept = files.checkpoints(self.folder)
         last = f"the last checkpoint, {kept[-1]}, is from before" if kept else "no checkpoint has been written yet"
-        return FoveateError(
-            f"{text}. Training stops here; {last}. Look at these rows, or lower lr, lengthen warmup, or train in bf16 "
-            "or fp32 instead of fp16"
-        )
+        return FoveateError(f"{where}: {why}. Training stops here; {last}")
 
     # Checkpoints: Trainer decides when, `_save_checkpoint` is what it calls
 
