@@ -4,9 +4,14 @@ import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from given import tokens
+from test_methods import SPECS
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import foveate
 from foveate.cost import break_even, device, devices, published, read_model
@@ -19,6 +24,7 @@ from foveate.cost.pictures import Fixed, Flexible, Tiled
 from foveate.cost.vision import read_vision
 from foveate.errors import FoveateError, KeepError, SpecError
 from foveate.methods import Method, method_class, method_names
+from foveate.spec import parse
 
 DOCS = Path(__file__).parents[2] / "docs"
 LLAVA = "llava-1.5-7b"
@@ -299,7 +305,7 @@ def test_numbers(numbers: dict[str, object], words: str) -> None:
         ("pool:0.5@32", FoveateError, "acts at layer 32, and this decoder has 32 layers; name one from 0 to 31"),
         ("pool:0.5@16+cluster:64", FoveateError, "stands behind a later place"),
         ("pool:0.5@8,8", FoveateError, "stands behind a later place"),
-        ("fastv:0.5", FoveateError, "say at which layers"),
+        ("fastv:0.5", FoveateError, "of which layers"),
         ("resize:0.5@input", FoveateError, "resize cannot act at @input"),
         ("cluster:64@pixels", FoveateError, "cluster cannot act at @pixels"),
         ("resize:0.5:mode=exact", FoveateError, "cannot resize 'exact'"),
@@ -370,3 +376,27 @@ def test_device_files(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(FoveateError) as found:
         device(str(path))
     assert words in str(found.value)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is launched: all but views and empty tensors."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        self.count += not (function.is_view or "empty" in str(function))
+        return function(*arguments, **(named or {}))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_efforts_are_near_what_plans_take(spec: str) -> None:
+    """At least half of the FLOPs that are counted, and launches of their order; too much is as wrong as too little."""
+    seen = tokens((24, 24), images=1, width=64)
+    method = parse(spec.format(k=64)).steps[0].method
+    effort = method.effort(576, 64)
+    with FlopCounterMode(display=False) as counter, Operations() as operations, torch.inference_mode():
+        method.plan(seen)
+    counted = counter.get_total_flops()
+    slack = 1e6
+    assert counted / 2 - slack <= effort.flops <= 3 * counted + slack
+    assert operations.count / 5 <= effort.launches <= max(20, 3 * operations.count)

@@ -10,6 +10,7 @@ from test_depth import longer, masked_inside
 from torch import Tensor
 
 from foveate.engine import apply
+from foveate.errors import FoveateError
 from foveate.models import family_of
 
 SPECS = (
@@ -153,3 +154,17 @@ def test_no_visual_token_passes(row: Row, any_model: Any, layer: int) -> None:
     layers = len(family_of(any_model).decoder_layers)
     for image in run.report().images:
         assert list(image.layers) == [image.before] * layer + [0] * (layers - layer)
+
+
+@pytest.mark.parametrize(
+    ("spec", "example"),
+    [
+        ("fastv:0.5", "fastv:0.5@1"),
+        ("fastv:0.5@input", "fastv:0.5@1"),
+        ("vtw@0", "vtw@1"),
+        ("sparsevlm:8@features", "sparsevlm:8@1,2"),
+    ],
+)
+def test_they_must_be_told_a_layer(row: Row, model: Any, spec: str, example: str) -> None:
+    with pytest.raises(FoveateError, match=f"acts inside the decoder; .* for instance {example}$"), apply(model, spec):
+        pass

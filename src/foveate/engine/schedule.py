@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from foveate.engine.watch import resize_mode
@@ -151,12 +152,26 @@ def _rank(step: Step, place: Place, family: Family) -> int:
                 "use @input on this model"
             )
         return len(_ORDER) + place
-    if place == "decoder":
-        layers = ",".join(str(layer) for layer in step.method.layers)
-        raise FoveateError(f"{step} acts inside the decoder; say at which layers, for instance {step}@{layers}")
+    if step.method.place == "decoder":
+        layers = ",".join(map(str, at_depth(step.method.layers, len(family.decoder_layers))))
+        raise FoveateError(
+            f"{step} acts inside the decoder; say at the input of which layers, for instance {step.method}@{layers}"
+        )
     if place not in _ORDER:
         raise FoveateError(
             f"{step} acts at @{place}, which is not supported yet; supported are @pixels, @features, @input and the "
             "numbers of decoder layers"
         )
     return _ORDER[place]
+
+
+def at_depth(of_32: Sequence[int], layers: int) -> list[int]:
+    """Layers that lie as deep in a decoder of `layers` layers as others do in one of 32: ascending, none of them 0.
+
+    >>> at_depth((8, 16, 24), 12), at_depth((2,), 12), at_depth((3, 7, 16), 6)
+    ([3, 6, 9], [1], [1, 2, 3])
+    """
+    found: list[int] = []
+    for layer in of_32:
+        found.append(max(round(layer * layers / 32), found[-1] + 1 if found else 1))
+    return [layer for layer in found if layer < layers]
