@@ -19,6 +19,7 @@ from foveate.engine.count import tokens_between
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.models import family_of, llava_next
 from foveate.models.llava_next import LlavaNext
+from foveate.spec import method_class, method_names
 from foveate.tokens import Layout
 
 TILES = next(row for row in ROWS if row.name == "llava_next")
@@ -189,6 +190,28 @@ def test_each_tile_has_its_budget(spec: str) -> None:
             kept = int(torch.isin(image.plan.slot[0], index).sum())
             budget = 2 if "cls:2" in spec else 4 if "cluster" in spec else max(1, (segment.count + 2) // 4)
             assert kept == min(budget, segment.count)
+
+
+@pytest.mark.parametrize("per", ["image", "tile"])
+@pytest.mark.parametrize("name", method_names())
+@torch.no_grad()
+def test_every_method_counts_its_newlines(name: str, per: str) -> None:
+    """What remains is between what the layout tells, wherever a method acts."""
+    model = TILES.model()
+    method = method_class(name)
+    spec = f"{name}:6:per={per}" if method.takes_keep else f"{name}:per={per}"
+    if method.place == "decoder":
+        spec += "@1"
+    if name == "resize":
+        spec = f"resize:0.25:per={per}"
+    inputs = TILES.inputs("t6 A t5", "t2 B t9 C t3", "t11")
+    bound = family_of(model)
+    with apply(model, spec) as run:
+        assert model(**inputs).logits[inputs["attention_mask"].bool()].isfinite().all()
+    for image, layout in zip(run.report().images, bound.layouts(inputs)):
+        fewest, most = tokens_between(spec, bound, layout)
+        assert fewest <= image.after <= most
+        assert fewest == most or not method.fixed
 
 
 def test_a_processor_made_of_pillow_alone() -> None:
