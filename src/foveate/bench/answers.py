@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.bench.tasks import Picture
-from foveate.engine import Encoded, compress, timed
+from foveate.engine import Encoded, apply, compress, timed
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.models import Family, family_of
@@ -68,13 +68,15 @@ class Answered:
     Attributes:
         texts: per picture, per question.
         before: per picture, visual tokens of the whole prompt.
-        after: per picture, visual tokens that the decoder saw (for methods that read the question: on average).
+        after: per picture, visual tokens behind the last step (for methods that read the question: on average).
+        mean: per picture, visual tokens per decoder layer, averaged over layers (and questions).
         spent: where the time went; the encoder's is for the caller to fill in.
     """
 
     texts: list[list[str]]
     before: list[float]
     after: list[float]
+    mean: list[float]
     spent: Spent = field(default_factory=Spent)
 
 
@@ -166,11 +168,14 @@ class Asker:
             FoveateError: the configuration can't be done on these images, or it reads the question and is to be reused.
         """
         aware = any(step.method.query_aware for step in spec.steps)
+        inside = any(isinstance(place, int) and place > 0 for step in spec.steps for place in step.places)
         if reuse is None:
-            reuse = not aware and all(each.shared for each in prompts)
-        elif reuse and aware:
-            raise FoveateError(f"{spec} reads the question, so its questions can't share an image's keys and values")
-        answered = Answered([[""] * len(each.rows) for each in prompts], [0.0] * len(prompts), [0.0] * len(prompts))
+            reuse = not aware and not inside and all(each.shared for each in prompts)
+        elif reuse and (aware or inside):
+            why = "reads the question" if aware else "acts inside the decoder"
+            raise FoveateError(f"{spec} {why}, so its questions can't share an image's keys and values")
+        none = [0.0] * len(prompts)
+        answered = Answered([[""] * len(each.rows) for each in prompts], none[:], none[:], none[:])
         answered.spent.images = len(prompts)
         answered.spent.questions = sum(len(each.rows) for each in prompts)
         # Rows of one length need no padding, and padding is what families disagree about.
@@ -181,7 +186,11 @@ class Asker:
             rows = ((len(row), (index, n)) for index, each in enumerate(prompts) for n, row in enumerate(each.rows))
             for group in _by_length(rows):
                 for start in range(0, len(group), PLAIN_ROWS):
-                    self._plainly(prompts, group[start : start + PLAIN_ROWS], spec, encoded, answered)
+                    batch = group[start : start + PLAIN_ROWS]
+                    if inside:
+                        self._inside(prompts, batch, spec, answered)
+                    else:
+                        self._plainly(prompts, batch, spec, encoded, answered)
         return answered
 
     def _reusing(
@@ -197,7 +206,7 @@ class Asker:
         spent.compressions += len(group)
         for index, image in zip(group, short.images, strict=True):
             answered.before[index] = image.before
-            answered.after[index] = image.after
+            answered.after[index] = answered.mean[index] = image.after
         positions: Tensor = short["position_ids"]
         mask: Tensor = short["attention_mask"][:, :-1]
         began = now(self.device)
@@ -298,6 +307,34 @@ class Asker:
             answered.texts[index][n] = text
             answered.before[index] = image.before
             answered.after[index] += image.after / len(prompts[index].rows)
+            answered.mean[index] += image.after / len(prompts[index].rows)
+
+    def _inside(
+        self, prompts: Sequence[Prompts], group: Sequence[tuple[int, int]], spec: Spec, answered: Answered
+    ) -> None:
+        """Answer whole prompts of one length with `generate` under `apply`, where steps inside the decoder act.
+
+        The encoder runs again; its time isn't counted again.
+        """
+        spent = answered.spent
+        inputs = self._whole([prompts[index].rows[n] for index, n in group])
+        inputs |= self.pixels(prompts[index] for index, _ in group)
+        with apply(self.model, spec, synchronise=True) as run, timed(self.model) as times:
+            output = self.model.generate(
+                **inputs, max_new_tokens=self.longest, do_sample=False, num_beams=1, pad_token_id=self.pad
+            )
+        report = run.report()
+        spent.compressor += report.milliseconds
+        spent.compressions += len(group)
+        # What steps inside the decoder take is a part of its prefill, and is not counted twice.
+        spent.question += times.prefill - report.inside
+        spent.decode += times.decode
+        texts = self._texts(output[:, inputs["input_ids"].shape[1] :])
+        for (index, n), image, text in zip(group, report.images, texts, strict=True):
+            answered.texts[index][n] = text
+            answered.before[index] = image.before
+            answered.after[index] += image.after / len(prompts[index].rows)
+            answered.mean[index] += image.mean_over_layers / len(prompts[index].rows)
 
     def _whole(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         ids = torch.tensor([list(row) for row in rows], device=self.device)

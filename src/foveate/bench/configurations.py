@@ -48,11 +48,11 @@ def label_of(spec: Spec) -> str:
 
 
 def budget_of(spec: Spec, before: float, after: float) -> float:
-    """The tokens that a configuration was allowed: its keep; of several steps, or of an "auto" keep, what was left."""
-    if len(spec.steps) != 1:
+    """The tokens that a configuration was allowed: its keep; where that isn't one number, what was left."""
+    if len(spec.steps) != 1 or len(spec.steps[0].places) > 1:
         return after
     keep = spec.steps[0].method.keep
-    if keep.auto:
+    if keep.auto or keep.layers or keep.mean is not None or not spec.steps[0].method.takes_keep:
         return after
     return float(keep.tokens) if keep.tokens is not None else float(keep.share * before)
 
@@ -90,7 +90,7 @@ def configurations(specs: Sequence[str] = (), keep: str = BUDGETS, seed: int | N
     found: dict[str, Spec] = {name_of(DENSE): DENSE}
     for text in specs or METHODS:
         spec = seeded(parse(text), text, seed)
-        crossed = len(spec.steps) == 1 and not has_keep(text)
+        crossed = len(spec.steps) == 1 and not has_keep(text) and spec.steps[0].method.takes_keep
         for each in _crossed(spec, budgets) if crossed else [spec]:
             found.setdefault(name_of(each), each)
     return tuple(found.values())
@@ -106,7 +106,7 @@ def _crossed(spec: Spec, budgets: Sequence[Keep]) -> list[Spec]:
 def has_keep(text: str) -> bool:
     """Whether a written spec says itself how much to keep, in its first step."""
     options = text.partition("@")[0].split(":")[1:]
-    return any("=" not in option or option.strip().startswith("keep") for option in options)
+    return any("=" not in option or option.strip().startswith(("keep", "mean")) for option in options)
 
 
 def seeded(spec: Spec, text: str, seed: int | None) -> Spec:

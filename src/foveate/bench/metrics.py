@@ -70,6 +70,7 @@ def _configuration(
     images = sum(part.spent.images for part in parts)
     before = sum(part.before for part in parts) / images
     after = sum(part.after for part in parts) / images
+    mean = sum(part.after if part.mean is None else part.mean for part in parts) / images
     same = [normalised(a.prediction) == normalised(b.prediction) for a, b in zip(own, dense, strict=True)]
     return {
         "spec": name,
@@ -80,8 +81,7 @@ def _configuration(
             "before": before,
             "after": after,
             "share": after / before,
-            # Everything measured here acts before the first layer, so all layers see the same.
-            "mean_over_layers": after,
+            "mean_over_layers": mean,
         },
         **_accuracy(own, dense),
         "loyalty": sum(same) / len(same),

@@ -49,8 +49,9 @@ class Part:
         spec: the configuration.
         chunk: which images, from 0.
         before: visual tokens of these images in whole prompts, added up.
-        after: those that the decoder saw, added up.
+        after: those behind the last step, added up.
         spent: where the time went.
+        mean: those per decoder layer, averaged over layers and added up; None in results that are older.
     """
 
     spec: str
@@ -58,6 +59,7 @@ class Part:
     before: float
     after: float
     spent: Spent = field(default_factory=Spent)
+    mean: float | None = None
 
 
 class ResultsFolder:

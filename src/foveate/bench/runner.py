@@ -200,7 +200,8 @@ class Benchmark:
                 predictions.append(
                     Prediction(name, number, picture.name, asked.skill, asked.text, asked.answer, text.strip(), right)
                 )
-        self.folder.add(Part(name, chunk, sum(answered.before), sum(answered.after), answered.spent), predictions)
+        before, after, mean = (sum(each) for each in (answered.before, answered.after, answered.mean))
+        self.folder.add(Part(name, chunk, before, after, answered.spent, mean), predictions)
 
     def _refuse_more_than_there_is(self) -> None:
         """Look at the first picture's layout, before the encoder runs and anything is written."""

@@ -253,6 +253,7 @@ class Run:
             for number, count in zip(pending.order, counts, strict=True):
                 self._ledger.descend(known.entry + number, layer, count)
         self._ledger.milliseconds += descent.milliseconds
+        self._ledger.inside += descent.milliseconds
         if known.ids is None:
             known.ids, known.inside = pending.ids, descent.plans
 

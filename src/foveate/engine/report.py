@@ -44,11 +44,13 @@ class Report:
         spec: the written form of what was applied.
         images: one entry per image and prompt, in the order they came.
         milliseconds: time of the compressor, all images together; the encoder is not in it.
+        inside: the part of that time that was spent inside the decoder, and so is in the decoder's time, too.
     """
 
     spec: str
     images: tuple[ImageCount, ...] = ()
     milliseconds: float = 0.0
+    inside: float = 0.0
 
     @property
     def before(self) -> int:
@@ -113,6 +115,7 @@ class Ledger:
     decoder_layers: int
     images: list[ImageCount] = field(default_factory=list)
     milliseconds: float = 0.0
+    inside: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, plans: list[ImagePlan], milliseconds: float) -> int:
@@ -138,4 +141,4 @@ class Ledger:
 
     def report(self) -> Report:
         """What has been collected so far."""
-        return Report(self.spec, tuple(self.images), self.milliseconds)
+        return Report(self.spec, tuple(self.images), self.milliseconds, self.inside)
