@@ -55,8 +55,19 @@ def test_cdpruner(file: str) -> None:
     theirs = from_zero_to_one(unlike.reshape(1, -1)).reshape(unlike.shape)
     torch.testing.assert_close(theirs, arrays["relevance"], atol=1e-6, rtol=0)
     assert torch.equal(likeliest_subset(features, theirs, kept), arrays["selection_order"])
+    if len(features) == 1:
+        assert torch.equal(from_zero_to_one(unlike), theirs)
+
+
+def test_an_image_is_scaled_by_itself() -> None:
+    """Of a batch, their picks depend on the other images; ours are those of each image alone."""
+    parameters, arrays = tensors("cdpruner-3.npz")
+    features, kept = arrays["features"], parameters["visual_token_num"]
+    unlike = -mean_cosine(arrays["image_embeds"], arrays["text_embeds"][None].expand(len(features), -1, -1))
     ours = likeliest_subset(features, from_zero_to_one(unlike), kept)
-    assert torch.equal(ours, arrays["selection_order"]) == (len(features) == 1)
+    assert not torch.equal(ours, arrays["selection_order"])
+    alone = [likeliest_subset(features[i : i + 1], from_zero_to_one(unlike[i : i + 1]), kept) for i in (0, 1)]
+    assert torch.equal(ours, torch.cat(alone))
 
 
 def test_the_method_joins_the_parts_of_cdpruner() -> None:
