@@ -109,9 +109,17 @@ def image_layout(model: nn.Module, inputs: Mapping[str, Any]) -> Layout:
     """The layout of the one image of a prompt; the model may be a `skeleton`.
 
     Raises:
+        FoveateError: of a model that no family describes, the image comes in several parts.
         UnsupportedFamily: the model is of no supported family.
     """
-    return family_of(model).layouts(inputs)[0]
+    family = family_of(model)
+    layouts = family.layouts(inputs)
+    if len(layouts) != 1:
+        raise FoveateError(
+            f"this image is {len(layouts)} runs of visual tokens to {family.title}, which no family describes, and the "
+            "commands are for images of one; foveate.apply takes it"
+        )
+    return layouts[0]
 
 
 def seen_part(processor: Any, image: Image.Image) -> Image.Image:
@@ -158,7 +166,7 @@ def ask(
     family = family_of(model)
     device = next(model.parameters()).device
     inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-    layout = family.layouts(inputs)[0]
+    layout = image_layout(model, inputs)
     if spec is not None:
         tokens_after(spec, family, layout)
     length = int(inputs["input_ids"].shape[1])

@@ -119,6 +119,11 @@ def ask(
         processor, shell = load_processor(model), skeleton(model)
         inputs = prompt(processor, opened, question)
         layout = image_layout(shell, inputs)
+        if picture is not None and not family_of(shell).knows_grids:
+            raise FoveateError(
+                f"where in the image the tokens of {family_of(shell).title} stand is not known, so no picture can be "
+                "drawn; ask without --picture"
+            )
         for each in specs:
             tokens_after(each, family_of(shell), layout)
 

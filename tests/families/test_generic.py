@@ -13,6 +13,7 @@ from others import OTHERS, Other
 from rows import ROWS, grid
 
 from foveate import FoveateWarning
+from foveate.asking import image_layout
 from foveate.engine import apply, compress, encode
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.models import Generic, family_of, generic
@@ -312,6 +313,16 @@ def test_an_encoder_that_returns_more() -> None:
         output = core.get_image_features(torch.zeros(1, 3, 224, 224), return_dict=True)
     with pytest.raises(FoveateError, match="visual_indicator_features"):
         family_of(model).encoded(output)
+
+
+def test_commands_on_a_model_that_no_family_describes() -> None:
+    """`foveate ask` and `foveate count` ask for the layout of the one image."""
+    row = BY_NAME["internvl"]
+    model = shared(row)
+    assert image_layout(model, row.inputs(contract.CHAT)) == grid(1, 9)
+    with pytest.raises(FoveateError, match="2 runs of visual tokens"):
+        image_layout(model, row.inputs("t4 A t2 B t5"))
+    assert not family_of(model).knows_grids
 
 
 def test_a_family_that_refuses_one_model_leaves_it_to_this_one() -> None:

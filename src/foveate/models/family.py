@@ -60,6 +60,8 @@ class Family(Decoder, ABC):
     """Where steps can act; "decoder" means the inputs of its layers."""
     watches_tower: ClassVar[bool] = True
     """Whether the encoder's calls are watched; if not, what `get_image_features` returns is all that is known."""
+    knows_grids: ClassVar[bool] = True
+    """Whether layouts tell where in the image a token stands; if not, each is one row, and no picture can be drawn."""
     resize_modes: ClassVar[tuple[str, ...]] = ()
     """How an image can be shrunk before the encoder; the first is what "auto" means."""
     pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)

@@ -38,6 +38,7 @@ class Generic(Family):
     title = "a model that no family describes"
     places = ("input",)
     watches_tower = False
+    knows_grids = False
 
     def __init__(self, model: nn.Module, why: str = "its family is not known") -> None:
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
@@ -59,8 +60,8 @@ class Generic(Family):
         if type(self.core) not in _warned:
             _warned.add(type(self.core))
             warnings.warn(
-                f"{why}: each run of image placeholders is taken as one row of visual tokens, and what is known of "
-                "the encoder is its features alone; compare with the dense model",
+                f"{why}. Each run of its image placeholders is taken as one row of visual tokens, and methods that look "
+                "at features alone work; compare their answers with the dense model's",
                 FoveateWarning,
                 stacklevel=2,
             )
