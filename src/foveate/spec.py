@@ -184,7 +184,7 @@ def _step(text: str, part: str, offset: int) -> Step:
     known = method_names()
     name = _aliases.get(name, name)
     if name not in known:
-        message = _unknown("method is called", name, known) + "  (foveate methods lists them)"
+        message = _unknown("method is called", name, (*known, *_aliases)) + "  (foveate methods lists them)"
         raise _fail(text, offset, len(pieces[0]), message)
     method = method_class(name)
     fields = {field.name: field for field in dataclasses.fields(method)}

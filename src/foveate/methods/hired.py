@@ -34,8 +34,9 @@ class HiRED(Method):
     authors' code, and images differ a little in how much they keep.
 
     Against the authors' code: theirs lets runs vote also where tiles lie side by side, so a tile on the right gets the
-    budget of a stripe; here a token votes for the tile that it is in. `alpha` is the paper's; their script sets 1.0.
-    Acts behind the projector, which changes nothing, because nothing is merged.
+    budget of a stripe; here a token votes for the tile that it is in. Its default `alpha` is 1.0, which leaves to the
+    tiles what the whole image can't take; 0.5 gives each a half. Acts behind the projector, which changes nothing,
+    because nothing is merged.
 
     >>> from foveate.tokens import Segment
     >>> layout = Layout((Segment(1, 4, 4), Segment(1, 8, 8, rows=(4, 4), columns=(4, 4))))

@@ -28,9 +28,9 @@ class PruMerge(Method):
     Attention and keys are those of the last layer with its heads side by side, as one wide head; features are those
     that the projector reads.
 
-    Budget: `auto` looks at the image, and leaves about 5 % of it. A `keep` of 37 is 36 and the extra one. `ratio`
-    sets the share that stands out and leaves the extra token to come on top, as the authors' code counts. Keeping all
-    changes nothing.
+    Budget: `auto` looks at the image; the paper tells of 5.5 % on average, `foveate bench --spec prumerge:auto` of
+    your images. A `keep` of 37 is 36 and the extra one. `ratio` sets the share that stands out and leaves the extra
+    token to come on top, as the authors' code counts. Keeping all changes nothing.
 
     Against the authors' code: theirs counts outliers over the batch, so that an image's tokens depend on the images
     beside it; here each image counts its own, and at least one is kept. Theirs orders by falling attention, the extra

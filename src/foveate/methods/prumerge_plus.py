@@ -19,9 +19,10 @@ class PruMergePlus(PruMerge):
 
     The even tokens are every s-th in raster order, s = (N // k) // 3 where k stand out. The rest is as in `prumerge`.
 
-    Budget: `auto` leaves about a quarter of an image. Of a `keep`, the extra token aside, half is evenly spaced and the
-    other half the most attended of the others. `ratio` is the authors' branch for training: k is that share of the
-    tokens, and the even tokens are every (1 / `ratio`)-th, from the middle of the first stretch on.
+    Budget: `auto` looks at the image; the paper tells of a quarter of it on average. Of a `keep`, the extra token
+    aside, half is evenly spaced and the other half the most attended of the others. `ratio` is the authors' branch for
+    training: k is that share of the tokens, and the even tokens are every (1 / `ratio`)-th, from the middle of the
+    first stretch on.
 
     Against the authors' code, besides what `prumerge` says: with a fixed ratio theirs takes a token twice that is both
     attended and evenly spaced, and loses as many dropped tokens from the extra one; here a token is taken once and none
