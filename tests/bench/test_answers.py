@@ -8,7 +8,8 @@ import torch
 
 from foveate.bench.answers import Asker, Prompts, fingerprint
 from foveate.bench.configurations import DENSE
-from foveate.engine import compress, encode
+from foveate.engine import apply, compress, encode
+from foveate.engine.count import tokens_per_layer
 from foveate.errors import FoveateError
 from foveate.spec import Spec, parse
 
@@ -52,6 +53,33 @@ def test_methods_that_read_the_question_see_each_question(model, processor, task
             assert len(slots) > 1, "the questions make no difference"
     with pytest.raises(FoveateError, match="cdpruner:3 reads the question"):
         asker.answer(prompts, spec, encoded, reuse=True)
+
+
+@pytest.mark.parametrize("spec", ["pool:4@1", "random:6+pool:0.5@1", "vtw@1"])
+@torch.inference_mode()
+def test_steps_inside_the_decoder_act_under_apply(model, processor, task, spec) -> None:
+    asker = Asker(model, processor, longest=6)
+    prompts = [asker.prompts(picture) for picture in task.pictures[:3]]
+    encoded = encode(asker.model, asker.pixels(prompts), [parse(spec)])
+    answered = asker.answer(prompts, parse(spec), encoded)
+    counts = tokens_per_layer(spec, asker.family, encoded.layouts[0])
+    for number, each in enumerate(prompts):
+        for row, text in zip(each.rows, answered.texts[number], strict=True):
+            ids = torch.tensor([row])
+            with apply(model, spec):
+                alone = model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    **each.pixels,
+                    max_new_tokens=6,
+                    do_sample=False,
+                    pad_token_id=asker.pad,
+                )
+            assert asker._texts(alone[:, ids.shape[1] :]) == [text]
+    assert answered.after == pytest.approx([counts[-1]] * 3)
+    assert answered.mean == pytest.approx([sum(counts) / len(counts)] * 3)
+    with pytest.raises(FoveateError, match="acts inside the decoder"):
+        asker.answer(prompts, parse(spec), encoded, reuse=True)
 
 
 def test_answers_of_different_length_equal_generate(model, processor, task) -> None:

@@ -36,7 +36,7 @@ def plot(metrics: Mapping[str, Any], path: Path) -> bool:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     dense = rows[0]
-    counts = sorted({row["tokens"]["after"] for row in rows[1:]})
+    counts = sorted({row["tokens"]["mean_over_layers"] for row in rows[1:]})
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 11, "axes.linewidth": 0.8}):
         figure = Figure(figsize=(8, 5), dpi=200)
         canvas = FigureCanvasAgg(figure)
@@ -46,9 +46,9 @@ def plot(metrics: Mapping[str, Any], path: Path) -> bool:
         step = 1.022
         for number, (label, points) in enumerate(lines.items()):
             colour = COLOURS[number % len(COLOURS)]
-            points = sorted(points, key=lambda row: row["tokens"]["after"])
+            points = sorted(points, key=lambda row: row["tokens"]["mean_over_layers"])
             shift = step ** (number - (len(lines) - 1) / 2)
-            x = [row["tokens"]["after"] * shift for row in points]
+            x = [row["tokens"]["mean_over_layers"] * shift for row in points]
             y = [row["accuracy"]["value"] * 100 for row in points]
             if all(row["accuracy"]["low"] is not None for row in points):
                 low = [max(0.0, v - row["accuracy"]["low"] * 100) for v, row in zip(y, points)]
@@ -103,12 +103,12 @@ def plot(metrics: Mapping[str, Any], path: Path) -> bool:
         bottom, top = axes.get_ylim()
         axes.set_ylim(max(-3.0, bottom - 4), min(103.0, top + 3))
         _label_ends(axes, ends, right)
-        ticks = _ticks([row["budget"] for row in rows[1:]])
+        ticks = _ticks([_tick(row) for row in rows[1:]])
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
-        axes.set_xlabel("visual tokens per image (logarithmic)")
+        axes.set_xlabel("visual tokens per image, mean over layers (logarithmic)")
         axes.grid(axis="y", color="#dddddd", linewidth=0.7)
         axes.set_axisbelow(True)
         for side in ("top", "right", "left"):
@@ -173,6 +173,13 @@ def _label_ends(axes: Any, ends: list[tuple[float, str, str, bool]], right: floa
                 "shrinkB": 0,
             },
         )
+
+
+def _tick(row: Mapping[str, Any]) -> float:
+    """Where a configuration is marked: at its budget, or what all layers see of it on average, if they differ."""
+    tokens = row["tokens"]
+    inside = tokens["mean_over_layers"] != tokens["after"]
+    return round(tokens["mean_over_layers"]) if inside else row["budget"]
 
 
 def _ticks(budgets: list[float]) -> list[float]:
