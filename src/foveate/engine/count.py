@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from foveate.engine.schedule import Schedule, schedule
 from foveate.engine.watch import dense_slots, resize_mode
 from foveate.errors import KeepError
 from foveate.methods import Method
-from foveate.methods.tiles import Remaining, plan_of
+from foveate.methods.tiles import Remaining, slots_left
 from foveate.models import Family
-from foveate.plan import Plan
 from foveate.spec import Spec
-from foveate.tokens import Layout, Origin, VisualTokens
+from foveate.tokens import Layout
 
 
 def tokens_after(spec: str | Spec, family: Family, layout: Layout) -> int:
@@ -85,20 +82,6 @@ def _with_structural(
     if not layout.structural:
         return least, greatest
     if all(method.fixed for method in methods):
-        held = int(layout.held(dense_slots(seen, layout)[_slots(methods, seen)]).sum())
+        held = int(layout.held(dense_slots(seen, layout)[slots_left(methods, seen)]).sum())
         return least + held, greatest + held
     return least + seen.held_between(least)[0], greatest + seen.held_between(greatest)[1]
-
-
-def _slots(methods: Sequence[Method], layout: Layout) -> torch.Tensor:
-    """Which content tokens are left by methods that look at the layout alone: `(M,)` int64."""
-    plan = Plan(slot=torch.arange(layout.content)[None])
-    remaining = Remaining.of(layout)
-    for number, method in enumerate(methods):
-        blank = torch.zeros(1, plan.slot.shape[1], 1)
-        tiles = remaining.tiles
-        left = None if tiles is None else tuple(tile.content for tile in tiles)
-        tokens = VisualTokens(blank, remaining.layout, origin=Origin(layout, plan.slot, left) if number else None)
-        plan = plan.compose(Plan(slot=plan_of(method, tokens).slot))
-        remaining = remaining.after(method)
-    return plan.slot[0]

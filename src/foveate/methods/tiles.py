@@ -7,6 +7,7 @@ changes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from foveate.errors import FoveateError, KeepError
 from foveate.methods.base import Method
 from foveate.plan import Plan
-from foveate.tokens import Layout, Segment, VisualTokens
+from foveate.tokens import Layout, Origin, Segment, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,20 @@ def plan_of(method: Method, tokens: VisualTokens) -> Plan:
         plan = method.plan(batch)
         plans |= dict(zip(members, _rows(plan, index.shape[0])))
     return _joined([(indices[number], plans[number]) for number in range(len(tiles))], count)
+
+
+def slots_left(methods: Sequence[Method], layout: Layout) -> Int64[Tensor, " M"]:
+    """Which content tokens are left by steps that are all `fixed`, and so look at the layout alone: `(M,)` int64."""
+    plan = Plan(slot=torch.arange(layout.content)[None])
+    remaining = Remaining.of(layout)
+    for number, method in enumerate(methods):
+        blank = torch.zeros(1, plan.slot.shape[1], 1)
+        tiles = remaining.tiles
+        left = None if tiles is None else tuple(tile.content for tile in tiles)
+        tokens = VisualTokens(blank, remaining.layout, origin=Origin(layout, plan.slot, left) if number else None)
+        plan = plan.compose(Plan(slot=plan_of(method, tokens).slot))
+        remaining = remaining.after(method)
+    return plan.slot[0]
 
 
 def _strip(count: int) -> Layout:
