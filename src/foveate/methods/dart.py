@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from foveate.errors import FoveateError
-from foveate.methods.base import Method
+from foveate.methods.base import Effort, Method
 from foveate.plan import Plan
 from foveate.spec import register
 from foveate.tokens import Behind, DecoderKeys, Signal, Text, VisualTokens
@@ -60,6 +60,11 @@ class DART(Method):
         """Keys of the layer before, and for text pivots those of text, its hidden states and where it stands."""
         visual = DecoderKeys("visual", "previous")
         return (visual, DecoderKeys("text", "previous"), Text(), Behind()) if self.text_pivots else (visual,)
+
+    def effort(self, tokens: int, width: int) -> Effort:
+        """All tokens are compared with the pivots, which are served one behind another."""
+        pivots = self.pivots + self.text_pivots
+        return Effort(2 * (pivots + 1) * tokens * width, 16 + 4 * pivots)
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Pivots and what they take."""

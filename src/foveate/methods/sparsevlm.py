@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from foveate.methods.base import Method, Positions
+from foveate.methods.base import Effort, Method, Positions
 from foveate.methods.density import density_peaks
 from foveate.methods.groups import in_order
 from foveate.plan import Plan
@@ -64,6 +64,12 @@ class SparseVLM(Method):
     def count(self, layout: Layout) -> int:
         """Kept and merged tokens."""
         return sum(self._split(layout.content))
+
+    def effort(self, tokens: int, width: int) -> Effort:
+        """Text is compared with all tokens (as if it were 16 words), recycled tokens with each other."""
+        kept, merged = self._split(tokens)
+        recycled = _recycled(tokens - kept) if merged else 0
+        return Effort(2 * (16 * tokens + recycled**2) * width, 60)
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Top-k by score, and groups among the best of the rest."""
