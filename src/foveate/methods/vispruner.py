@@ -33,7 +33,8 @@ class VisPruner(Method):
     first hand then holds one more.
 
     Cost: one round follows the other, (N - keep) / `step` of them, each over a quarter of all pairs that are left. With
-    thousands of tokens this is the slowest of the methods that read the encoder; raise `step`.
+    thousands of tokens this is the slowest of the methods that read the encoder; raise `step`. On a GPU a round is some
+    ten launches, and on a fast one they may take longer than what they save (`foveate cost --spec vispruner:64` tells).
 
     >>> given = torch.rand(2, 576)
     >>> tokens = VisualTokens.of(torch.randn(2, 576, 8), (24, 24), encoder_attention=given)
