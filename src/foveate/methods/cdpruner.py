@@ -35,8 +35,11 @@ class CDPruner(Method):
     which models don't carry along; here both are compared at the method's place, at `@input` as the model's own
     embeddings, and all of the prompt's text counts. They scale r over the whole batch, here each image has its own
     scale. What the picks span already is no use to the determinant: of such tokens, the most relevant go first, where
-    rounding decides there. Cost: one N x N matrix of cosines, then one step per kept token, for all images at once;
-    step i is a product of an i x N matrix with a vector.
+    rounding decides there.
+
+    Cost: one N x N matrix of cosines, then one step per kept token, for all images at once; step i is a product of an
+    i x N matrix with a vector. With thousands of tokens and several images that is more than a hundredth of the prefill
+    that it saves on a CPU: `docs/speed.md`.
 
     >>> features = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]])
     >>> tokens = VisualTokens.of(features, (2, 2), text=torch.tensor([[[1.0, 0.5]]]))

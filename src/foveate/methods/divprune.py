@@ -25,6 +25,7 @@ class DivPrune(Method):
 
     Departures from the authors' code: a token's nearest other token is any but itself, where they take the second
     smallest distance, which rounding can make its own; a fraction is rounded halves up and not to the even number.
+
     Cost: one N x N matrix of cosines, then three small operations per kept token, for all images at once.
 
     >>> features = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [1.0, 0.2], [-1.0, 0.0]]])

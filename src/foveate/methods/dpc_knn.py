@@ -24,7 +24,10 @@ class DpcKnn(Method):
 
     Departures from the authors' code: clusters stand in raster order there by falling score; equal densities are told
     apart by a little random noise there, by their order here. PruneVid clusters frames, static tokens and dynamic
-    tokens apart; this is its clustering alone, over all tokens of an image. Cost: one N x N matrix of distances.
+    tokens apart; this is its clustering alone, over all tokens of an image.
+
+    Cost: one N x N matrix of distances, and some looks at it. With thousands of tokens that is more than a hundredth of
+    the prefill that it saves on a CPU: `docs/speed.md`.
 
     >>> import torch
     >>> features = torch.tensor([[[0.0], [0.1], [5.0], [5.1], [5.2]]])

@@ -33,7 +33,9 @@ class ToMe(Method):
     Departures from the paper: it merges a few tokens between attention and MLP of every encoder layer; this merges
     once, behind the encoder, so the encoder is no faster. Proportional attention, which adds log(size) to the logits,
     is not offered: the decoder's attention stays its own. Between rounds, tokens stand as in the authors' code: those
-    of the first half that are left, most alike first, then the second half. Cost: per round one N/2 x N/2 matrix.
+    of the first half that are left, most alike first, then the second half.
+
+    Cost: per round one N/2 x N/2 matrix of cosines.
 
     >>> features = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.0]]])
     >>> plan = ToMe(keep=3).plan(VisualTokens.of(features, (2, 2)))
