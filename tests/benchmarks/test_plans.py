@@ -16,14 +16,18 @@ from foveate.tokens import VisualTokens
 FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def structured() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("as_structured", FOLDER / "as_structured.py")
+def module_of(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def structured() -> ModuleType:
+    return module_of(FOLDER / "as_structured.py")
 
 
 @pytest.mark.parametrize("kept", [1, 7, 20])
@@ -73,3 +77,10 @@ def test_it_runs(tmp_path: Path) -> None:
 def test_what_it_cannot_do(tmp_path: Path) -> None:
     assert "divprune" in run("--methods", "divprun").stderr
     assert "--threads 1" in run("--clock", "cpu", "--threads", "2").stderr
+
+
+def test_the_page_is_what_the_script_makes() -> None:
+    docs = FOLDER.parent / "docs"
+    assert (docs / "speed.md").read_text() == module_of(docs / "make_speed_page.py").page(), (
+        "run: python docs/make_speed_page.py"
+    )
