@@ -45,7 +45,7 @@ def pages() -> dict[str, str]:
 
 def _row(method: Listing) -> str:
     reads = ", ".join(dict.fromkeys(each.partition("(")[0] for each in method.reads)) or "features or nothing"
-    count = "`auto`, or told" if method.adaptive else "told"
+    count = "`auto`, or told" if method.adaptive else "told" if method_class(method.name).takes_keep else "none are left"
     place = "decoder layers" if method.place == "decoder" else f"`@{method.place}`"
     name = f"[`{method.name}`](methods/{method.name}.md)"
     return f"| {name} | {method.what} | {place} | {reads} | {count} | {_source(method)} |\n"
@@ -76,6 +76,7 @@ def _facts(method: Listing) -> dict[str, str]:
     facts["acts at"] = f"`@{method.place}`"
     if method.place == "decoder":
         layers = ", ".join(map(str, method.layers))
+        facts["written"] = f"`{method.spec}@{layers.replace(' ', '')}`"
         facts["acts at"] = f"the input of the decoder layers that a spec names; its authors take {layers} of 32"
     facts["reads"] = ", ".join(f"`{each}`" for each in method.reads) or "features, or only where they stand"
     facts["the question"] = (
