@@ -86,6 +86,8 @@ def test_what_is_passed_on_to_the_trainer_is_checked(tmp_path: Path) -> None:
     assert training_arguments(tmp_path, given, {"max_steps": 3}).activation_checkpointing
     with pytest.raises(RecipeError, match='did you mean "bf16"'):
         training_arguments(tmp_path, {"bf61": True}, {})
+    with pytest.raises(RecipeError, match="fsdp shards weights"):
+        training_arguments(tmp_path, {"fsdp": True}, {})
     with pytest.raises(RecipeError, match="decided by other keys"):
         training_arguments(tmp_path, {"learning_rate": 1.0}, {"learning_rate": 1e-3})
 

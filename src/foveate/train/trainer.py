@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -271,6 +272,16 @@ def training_arguments(folder: Path, given: Mapping[str, Any], owned: Mapping[st
             raise RecipeError(f'trainer: TrainingArguments has no "{name}"; {nearest(name, known)}')
         if name in owned or name in ("output_dir", "train_sampling_strategy", "num_train_epochs", "max_steps"):
             raise RecipeError(f"trainer: {name} is decided by other keys of the recipe; leave it out")
+    sharded = [
+        name
+        for name in ("fsdp", "deepspeed")
+        if given.get(name) or os.environ.get(f"ACCELERATE_USE_{name.upper()}") == "true"
+    ]
+    if sharded:
+        raise RecipeError(
+            f"{sharded[0]} shards weights and optimiser over processes, and our checkpoints have not been tried with "
+            "that; train with plain data parallelism (accelerate launch --multi_gpu), LoRA and activation checkpointing"
+        )
     try:
         return TrainingArguments(**{**fixed, **given})
     except (TypeError, ValueError, ImportError) as error:

@@ -1,0 +1,49 @@
+"""The page about training is true: its recipe can be read, its tables name every key and every schedule."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+from foveate.train.recipe import Data, Recipe, parse_recipe
+from foveate.train.run import FREE
+from foveate.train.sources import read_conversation
+from foveate.train.timetable import published
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "training.md").read_text()
+
+
+def block(language: str) -> str:
+    found = re.search(rf"^```{language}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def test_its_recipe_is_one() -> None:
+    recipe = parse_recipe(yaml.safe_load(block("yaml")))
+    assert [stage.spec for stage in recipe.stages] == [s.spec for s in published("last-stage-compression", 12)]
+
+
+def test_every_key_is_in_the_table() -> None:
+    named = {word for line in re.findall(r"^\| (`[^|]*)\|", PAGE, re.MULTILINE) for word in re.findall(r"`(\w+)", line)}
+    assert {field.name for field in dataclasses.fields(Recipe)} <= named
+    assert {field.name for field in dataclasses.fields(Data)} <= {*re.findall(r"`(\w+)[:`]", PAGE)}
+    assert all(f"`{name}`" in PAGE for name in FREE)
+
+
+def test_its_rows_are_one_conversation() -> None:
+    rows = [read_conversation(json.loads(line), "line", Path()) for line in block("json").splitlines()]
+    assert rows[0] == rows[1] == rows[2]
+
+
+def test_its_schedules_are_the_ones_that_ship() -> None:
+    for name, stages in re.findall(r"^\| `([a-z-]+)` \| (.*(?:dense|@16`)) \|$", PAGE, re.MULTILINE):
+        assert [each.strip().strip("`") for each in stages.split(",")] == [s.spec for s in published(name, 32)]
+
+
+def test_its_commands_name_files_that_are_there() -> None:
+    for path in re.findall(r"recipes/[\w/-]+\.yaml", PAGE):
+        assert (ROOT / path).exists(), path
