@@ -189,20 +189,13 @@ class Signals(Mapping[Any, Tensor]):
             indices: per part `(B, n)` int64, which tokens are its own.
             tokens: how many there are in all.
         """
-        index = torch.cat(list(indices))
 
         def of(request: Any, answer: Tensor) -> Tensor:
-            kind = request if isinstance(request, type) else type(request)
-            repeated = answer.repeat(len(indices), *(1,) * (answer.ndim - 1))
-            axis = token_axis(kind)
+            axis = token_axis(request if isinstance(request, type) else type(request))
             # By hand, one tensor answers for keys of visual and of text tokens.
             if axis is None or getattr(request, "of", "visual") == "text" or answer.shape[axis] != tokens:
-                return repeated
-            shape = [index.shape[0]] + [1] * (answer.ndim - 1)
-            shape[axis] = index.shape[1]
-            wide = [*repeated.shape]
-            wide[axis] = index.shape[1]
-            return repeated.gather(axis % answer.ndim, index.view(shape).expand(wide))
+                return answer.repeat(len(indices), *(1,) * (answer.ndim - 1))
+            return _taken(answer, indices, axis % answer.ndim)
 
         return Signals(
             {request: of(request, answer) for request, answer in self._answers.items()},
@@ -214,6 +207,18 @@ class Signals(Mapping[Any, Tensor]):
 
     def __len__(self) -> int:
         return len(self._answers)
+
+
+def _taken(values: Tensor, indices: Sequence[Int64[Tensor, "B n"]], axis: int) -> Tensor:
+    """For each part, of each image, the tokens that its row of the part's index names, along `axis`."""
+    if axis == 1:
+        # Whole rows, many times as fast as a gather of each number in them.
+        first = torch.arange(values.shape[0], device=values.device)[:, None] * values.shape[1]
+        rows = torch.cat([index + first for index in indices])
+        return values.flatten(0, 1).index_select(0, rows.flatten()).view(*rows.shape, *values.shape[2:])
+    shape = [values.shape[0], *(1,) * (values.ndim - 2), -1]
+    wide = [*values.shape[:-1], -1]
+    return torch.cat([values.gather(axis, index.reshape(shape).expand(wide)) for index in indices])
 
 
 @dataclass(frozen=True)
@@ -302,11 +307,9 @@ class VisualTokens:
             layout: of each part.
         """
         origin = self.origin
-        rows = torch.cat(list(indices))
-        slot = rows if origin is None else origin.slot.repeat(len(indices), 1).gather(1, rows)
-        wide = rows[..., None].expand(-1, -1, self.features.shape[2])
+        slot = torch.cat([index if origin is None else origin.slot.gather(1, index) for index in indices])
         return VisualTokens(
-            self.features.repeat(len(indices), 1, 1).gather(1, wide),
+            _taken(self.features, indices, 1),
             layout,
             self.signals.parts(indices, self.features.shape[1]),
             Origin(self.layout if origin is None else origin.layout, slot),

@@ -124,7 +124,7 @@ def _plan_group(
         slot, source = layout.placed(to_dense[kept])
         if layout.structural:
             source = source.to(values.device)
-            newlines = encoded.structural[image].to(values.dtype)
+            newlines = encoded.structural[image].to(values)
             values = torch.cat([values, newlines])[source]
             # A companion has nothing to say of a structural token.
             companions = [
