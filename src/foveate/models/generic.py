@@ -60,8 +60,8 @@ class Generic(Family):
         if type(self.core) not in _warned:
             _warned.add(type(self.core))
             warnings.warn(
-                f"{why}. Each run of its image placeholders is taken as one row of visual tokens, and methods that look "
-                "at features alone work; compare their answers with the dense model's",
+                f"{why}. Each run of its image placeholders is taken as one row of visual tokens, and methods that "
+                "look at features alone work; compare their answers with the dense model's",
                 FoveateWarning,
                 stacklevel=2,
             )
