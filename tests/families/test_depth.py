@@ -487,3 +487,40 @@ def test_layers_that_cannot_be(row: Row, model: Any, spec: str, message: str) ->
 def test_compress_sends_depth_to_apply(row: Row, model: Any) -> None:
     with pytest.raises(FoveateError, match=r"use foveate\.apply"):
         compress(model, row.inputs(CHAT), "random:6@1")
+
+
+# Decoding with drafts: the first call holds guesses behind the prompt, and wrong ones are taken back.
+
+
+@pytest.mark.parametrize("spec", [SELECT, f"{SELECT}@1", "fastv:4@2", "pool:0.5:positions=pack@1,2"])
+def test_assisted_decoding_is_greedy_decoding(row: Row, model: Any, spec: str) -> None:
+    inputs = row.inputs(CHAT)
+    with apply(model, spec):
+        greedy = generate(model, inputs, 12)
+        drafts = generate(model, inputs, 12, assistant_model=row.model())
+    assert torch.equal(drafts, greedy)
+
+
+def test_a_cache_cropped_into_its_images_is_refused(row: Row, model: Any) -> None:
+    with apply(model, f"{SELECT}@1"):
+        cache = model(**row.inputs(CHAT), use_cache=True).past_key_values
+        cache.crop(-6)
+        with pytest.raises(FoveateError, match="cropped into its compressed prompt"):
+            model(input_ids=torch.full((1, 1), 33), past_key_values=cache)
+
+
+@torch.no_grad()
+def test_a_cache_cropped_behind_its_images_goes_on(row: Row, any_model: Any) -> None:
+    inputs = row.inputs(CHAT)
+    more = torch.tensor([[40, 41, 42]])
+    with apply(any_model, "random:6@1+pool:0.5:positions=pack@2"):
+        cache = any_model(**longer(inputs, more), use_cache=True).past_key_values
+        cache.crop(-3)
+        expected = any_model(**inputs, use_cache=True).past_key_values
+        other = torch.tensor([[50, 51]])
+        torch.testing.assert_close(
+            any_model(input_ids=other, past_key_values=cache).logits,
+            any_model(input_ids=other, past_key_values=expected).logits,
+            atol=1e-5,
+            rtol=1e-5,
+        )

@@ -200,9 +200,10 @@ class Run:
             state = state.rows(given.shape[0])
             tail = held - state.first.length
             if tail < 0:
-                raise FoveateError(
-                    "the cache was cropped into its compressed prompt; crop only what came behind it, or start again"
-                )
+                # Decoding with drafts takes back what it has guessed wrong, at first from the prompt's own call.
+                state = state.cropped(-tail)
+                set_state(cache, state)
+                tail = 0
             new = self._new_tokens(call, state, held, passed)
             call = _last(call, new)
             ids = call.get("input_ids")
@@ -329,7 +330,8 @@ class Run:
         if state is not None:
             mask = torch.cat([state.first.mask(whole, state.logical, tail), mask], dim=1)
             columns, padded = state.first.grown(state.logical, tail, columns), padded or state.first.padded
-        after = CacheState(past + new, (Held(0, columns, cut.following, padded),))
+        text = _text_at_end(cut, family.image_token)
+        after = CacheState(past + new, (Held(0, columns, cut.following, padded),), text)
         descent = self._descent(call, state, tail, whole)
         if descent is not None:
             if call.get("past_key_values") is None and known.ids is not None and _begins_with(ids, known.ids):
@@ -358,6 +360,7 @@ class Run:
 
     def _shortened(self, call: dict[str, Any], cut: Cut, images: list[ImagePlan]) -> dict[str, Any]:
         family = self._family
+        ids: Tensor = call["input_ids"]
         call = {name: value for name, value in call.items() if name not in family.pixel_inputs}
         call["input_ids"] = cut.input_ids
         call["position_ids"] = cut.position_ids
@@ -366,7 +369,9 @@ class Run:
         )
         for name, fill in PER_COLUMN.items():
             if call.get(name) is not None:
-                call[name] = cut.take(call[name], fill)
+                # Decoding with drafts adds ids to the prompt, and no types.
+                drafts = ids.shape[1] - call[name].shape[-1]
+                call[name] = cut.take(torch.nn.functional.pad(call[name], (0, max(0, drafts)), value=fill), fill)
         return call
 
     def _go_on(self, call: dict[str, Any], state: CacheState, tail: int, new: int) -> tuple[dict[str, Any], _Pending]:
@@ -463,6 +468,12 @@ def _order_of_images(features: Sequence[Tensor] | Tensor, capture: Capture, plac
     raise FoveateError(
         f"the encoder saw {held} images and {came} came to the decoder; chunked prefill is not supported under apply"
     )
+
+
+def _text_at_end(cut: Cut, image_token: int) -> Tensor:
+    """How many columns at the end of a prompt are text in every row: `()` int64."""
+    other = (cut.input_ids == image_token) | (cut.columns < 0)
+    return (other.flip(1).cumsum(dim=1) == 0).sum(dim=1).min()
 
 
 def _begins_with(ids: Tensor, earlier: Tensor) -> bool:

@@ -74,10 +74,12 @@ class CacheState:
     Attributes:
         logical: the length of the whole prompt that is held a shortened form of.
         held: what the layers hold: the first entry from layer 0 on, each later one from a deeper layer on.
+        text: `()` int64 on the device, how many columns at the end are text in every row; None for none.
     """
 
     logical: int
     held: tuple[Held, ...]
+    text: Tensor | None = None
 
     @property
     def first(self) -> Held:
@@ -102,7 +104,26 @@ class CacheState:
                 f"the cache holds {rows} compressed conversations and the call has {batch} rows; repeat its rows "
                 "with cache.batch_repeat_interleave, or start from the prompt again"
             )
-        return CacheState(self.logical, tuple(held.repeated(batch // rows) for held in self.held))
+        return replace(self, held=tuple(held.repeated(batch // rows) for held in self.held))
+
+    def cropped(self, count: int) -> CacheState:
+        """The same without its last `count` columns, for a cache that was cropped into the beginning it holds.
+
+        Raises:
+            FoveateError: there are other things than text among them.
+        """
+        left = self.logical - count
+        ends = torch.arange(left, self.logical, device=self.first.columns.device)
+        text = self.text is not None and int(self.text) >= count
+        if not text or not bool((self.first.columns[:, -count:] == ends).all()):
+            raise FoveateError(
+                "the cache was cropped into its compressed prompt; crop only what came behind it, or start again"
+            )
+        held = tuple(
+            replace(each, columns=each.columns[:, :-count], following=each.following - count) for each in self.held
+        )
+        assert self.text is not None
+        return CacheState(left, held, self.text - count)
 
 
 def state_of(cache: Any) -> CacheState | None:
