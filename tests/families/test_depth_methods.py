@@ -23,6 +23,8 @@ SPECS = (
     "dart:9@1",
     "atp:theta_s=0.7@1,2",
     "atp:5@2",
+    "fastv:3:per=tile@1",
+    "atp:theta_s=0.9:per=tile@2",
     "vtw@2",
     "random:0.5+fastv:0.5@1+vtw@2",
 )
