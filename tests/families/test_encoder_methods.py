@@ -65,3 +65,12 @@ def test_a_step_behind_one_that_decides_must_find_enough(row: Row, model: Any) -
         tokens_between("prumerge:auto+cluster:6", family, layout)
     with pytest.raises(KeepError, match=r"keep at most \d+, or 1.0$"):
         tokens_between("cls:600@features+prumerge:auto", family, layout)
+
+
+@pytest.mark.parametrize("spec", ["prumerge-plus:auto+cls:0.5@features", "prumerge:auto+stride:0.5@1"])
+def test_beams_of_ragged_plans(row: Row, model: Any, spec: str) -> None:
+    with apply(model, spec):
+        together = test_contract.generate(model, row.inputs(*test_contract.BATCH), 4, num_beams=2)
+        for number, prompt in enumerate(test_contract.BATCH):
+            alone = test_contract.generate(model, row.inputs(prompt), 4, num_beams=2)
+            assert together[number, : alone.shape[1]].tolist() == alone[0].tolist()
