@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from foveate.cost.pictures import Picture
 from foveate.cost.vision import Vision
 from foveate.errors import FoveateError, KeepError
 from foveate.methods import Method, PixelMethod
+from foveate.methods.tiles import Remaining, slots_left
 from foveate.spec import Spec, Step, parse
-from foveate.tokens import Layout, Segment
+from foveate.tokens import Layout
 
 _STAGES = {"pixels": 0, "encoder": 1, "features": 2, "input": 3}
 
@@ -71,45 +73,48 @@ def journey(spec: str | Spec | None, picture: Picture, vision: Vision, depth: in
     """
     parsed = parse(spec) if isinstance(spec, str) else spec
     seen = picture
-    # What methods see: content alone. Structural tokens are kept with a token that they close.
-    left = picture.layout
+    remaining = Remaining.of(picture.layout)
     visits: list[Visit] = []
-    layers = [left.total] * depth
+    layers = [picture.layout.total] * depth
     reached = -1
     adaptive = False
     for step in parsed.steps if parsed is not None else ():
-        places = _places(step, depth)
         try:
-            methods = step.method.at_layers(places, left.content, depth)
-        except KeepError as error:
-            raise KeepError(f"{parsed}: {error}") from None
-        for place, method in zip(places, methods, strict=True):
-            stage = _STAGES[place] if isinstance(place, str) else len(_STAGES) + place
-            if stage < reached or (stage == reached and place not in ("features", "input")):
-                raise FoveateError(f"{step} stands behind a later place; write the steps of {parsed} as they act")
-            reached = stage
-            if place == "encoder":
-                raise FoveateError(f"{step} acts inside the encoder, which the cost model does not count yet")
-            if (place == "pixels") != isinstance(method, PixelMethod):
-                raise FoveateError(f"{method.name} cannot act at @{place}; its place is @{method.place}")
-            try:
+            places = _places(step, depth)
+            methods = step.method.at_layers(places, remaining.layout.content, depth)
+            for place, method in zip(places, methods, strict=True):
+                stage = _STAGES[place] if isinstance(place, str) else len(_STAGES) + place
+                if stage < reached or (stage == reached and place not in ("features", "input")):
+                    raise FoveateError(f"{step} stands behind a later place; write the steps of {parsed} as they act")
+                reached = stage
+                if place == "encoder":
+                    raise FoveateError(f"{step} acts inside the encoder, which the cost model does not count yet")
+                if (place == "pixels") != isinstance(method, PixelMethod):
+                    raise FoveateError(f"{method.name} cannot act at @{place}; its place is @{method.place}")
+                start = place if isinstance(place, int) else 0
                 if isinstance(method, PixelMethod):
                     # A picture that is enlarged again saves no token.
                     if _mode(method, modes) != "enlarge":
-                        seen = vision.sizing.shrunk(picture, *method.shrink(left))
-                        left = seen.layout
-                    total = left.total
-                else:
-                    arriving, content = left.content, method.count(left)
-                    visits.append(Visit(method, place, arriving, content))
-                    left = Layout((Segment(1, 1, content),))
-                    total = content + seen.layout.held_between(content)[1]
-            except KeepError as error:
-                raise KeepError(f"{parsed}: {error}") from None
-            adaptive = adaptive or method.ragged
-            start = place if isinstance(place, int) else 0
-            layers[start:] = [total] * (depth - start)
+                        seen = vision.sizing.shrunk(picture, *method.shrink(picture.layout))
+                        remaining = Remaining.of(seen.layout)
+                    layers = [seen.layout.total] * depth
+                    continue
+                arriving = remaining.layout.content
+                remaining = remaining.after(method)
+                visits.append(Visit(method, place, arriving, remaining.layout.content))
+                adaptive = adaptive or method.ragged
+                layers[start:] = [_with_structural(visits, seen.layout)] * (depth - start)
+        except KeepError as error:
+            raise KeepError(f"{parsed}: {error}") from None
     return Journey(picture.layout.total, seen, vision.tokens(seen), tuple(visits), tuple(layers), adaptive)
+
+
+def _with_structural(visits: Sequence[Visit], layout: Layout) -> int:
+    """Tokens behind the last visit, with the structural tokens that are kept with them; the most, if it isn't known."""
+    content = visits[-1].leaving
+    if layout.structural and all(visit.method.fixed for visit in visits):
+        return content + int(layout.held(slots_left([visit.method for visit in visits], layout)).sum())
+    return content + layout.held_between(content)[1]
 
 
 def _mode(method: PixelMethod, modes: tuple[str, ...]) -> str:
@@ -131,6 +136,9 @@ def _places(step: Step, depth: int) -> tuple[str | int, ...]:
                 f"{step} acts at layer {place}, and this decoder has {depth} layers; name one from 0 to {depth - 1}"
             )
         if place == "decoder":
-            layers = ",".join(str(layer) for layer in step.method.layers)
-            raise FoveateError(f"{step} acts inside the decoder; say at which layers, for instance {step}@{layers}")
+            # Authors name layers of a decoder of 32.
+            layers = ",".join(str(max(1, round(layer * depth / 32))) for layer in step.method.layers)
+            raise FoveateError(
+                f"{step} acts inside the decoder; say at the input of which layers, for instance {step}@{layers}"
+            )
     return tuple("input" if place == 0 else place for place in step.places)
