@@ -5,15 +5,16 @@ from typing import Any
 import pytest
 import test_contract
 import torch
-from rows import Row
+from rows import ROWS, Row
 from test_contract import BATCH, CHAT, dense_positions, generate, kept_columns, logits
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from foveate.engine import apply, compress
 from foveate.engine.count import tokens_per_layer
 from foveate.errors import FoveateError, KeepError
 from foveate.models import family_of
+from foveate.models.decoder import Decoder
 from foveate.spec import parse
 from foveate.tokens import Layout, Segment, VisualTokens
 
@@ -481,6 +482,66 @@ def test_a_prompt_of_nothing_but_an_image_must_keep_something(row: Row, model: A
 )
 def test_layers_that_cannot_be(row: Row, model: Any, spec: str, message: str) -> None:
     with pytest.raises(FoveateError, match=message), apply(model, spec):
+        pass
+
+
+def test_a_static_cache_is_refused_in_forward(row: Row, model: Any) -> None:
+    cache = StaticCache(config=model.config.get_text_config(), max_cache_len=128)
+    with apply(model, "random:6@1"), pytest.raises(FoveateError, match="a static cache has one length"):
+        model(**row.inputs(CHAT), past_key_values=cache)
+
+
+def sliding(window: int) -> Any:
+    """A LLaVA whose decoder has sliding windows in all layers."""
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, MistralConfig
+
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=84, patch_size=14
+    )
+    text = MistralConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=window,
+    )
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_id=5))
+    model.generation_config.eos_token_id = None
+    return model.eval()
+
+
+def test_windows_that_the_conversation_exceeds_are_refused() -> None:
+    (row,) = (row for row in ROWS if row.name == "llava")
+    inputs = row.inputs(CHAT)
+    wide, narrow = sliding(64), sliding(50)
+    with apply(wide, "random:6@1"):
+        within = generate(wide, inputs, 4)
+    with apply(narrow, "random:6@1"):
+        assert torch.equal(generate(narrow, inputs, 4), within)
+        with pytest.raises(FoveateError, match="has 51 tokens and this decoder's layers see 50"):
+            generate(narrow, inputs, 6)
+    assert torch.equal(within, decoded_by_masking(wide, row, inputs, 4))
+
+
+def decoded_by_masking(model: Any, row: Row, inputs: dict[str, Tensor], count: int) -> Tensor:
+    """Greedy answer of the dense model with the columns that `random:6@1` drops hidden."""
+    keep = keeps_of(row, model, inputs, SELECT)
+    answer = inputs["input_ids"][:, :0]
+    for _ in range(count):
+        seen = torch.cat([keep, torch.ones_like(answer).bool()], dim=1)
+        with torch.no_grad():
+            token = masked_inside(model, longer(inputs, answer), {1: seen}).logits[:, -1:].argmax(-1)
+        answer = torch.cat([answer, token], dim=1)
+    return answer
+
+
+def test_layers_with_a_memory_of_their_own_are_refused(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = row.model()
+    monkeypatch.setattr(Decoder, "layer_kinds", lambda self: ("full_attention", "full_attention", "linear_attention"))
+    with pytest.raises(FoveateError, match="layers of linear_attention"), apply(model, "random:6@1"):
         pass
 
 

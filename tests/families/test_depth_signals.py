@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 import torch
 from rows import Row
-from test_contract import dense_positions
-from test_depth import keeps_of, masked_inside
+from test_contract import CHAT, dense_positions
+from test_depth import keeps_of, longer, masked_inside
 from torch import Tensor
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foveate.engine import apply
 from foveate.methods import Method
@@ -91,10 +93,10 @@ def attentions(model: Any, inputs: dict[str, Tensor], keeps: dict[int, Tensor]) 
     return list(out.attentions), hidden
 
 
-def images_of(row: Row, inputs: dict[str, Tensor]) -> list[tuple[int, Tensor]]:
+def images_of(row: Row, inputs: dict[str, Tensor], prompts: tuple[str, ...] = PROMPTS) -> list[tuple[int, Tensor]]:
     """Row and content columns of each image."""
     found: list[tuple[int, Tensor]] = []
-    for number, prompt in enumerate(PROMPTS):
+    for number, prompt in enumerate(prompts):
         columns = (inputs["input_ids"][number] == row.image_token).nonzero().squeeze(1)
         for piece in prompt.split():
             if piece[0] != "t":
@@ -137,3 +139,135 @@ def test_attention_is_what_eager_attention_does(row: Row, before: str) -> None:
         torch.testing.assert_close(image[Text()], hidden[2][number, text], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(image[DecoderInput("text")], hidden[0][number, text], atol=1e-5, rtol=1e-5)
         assert torch.equal(image[Behind()], text > columns[0])
+
+
+@torch.no_grad()
+def test_keys_and_logits_are_those_of_the_cache(row: Row) -> None:
+    """Keys as the dense model's cache holds them; logits from the whole map of queries and keys, made with hooks."""
+    model = row.model("sdpa")
+    family = family_of(model)
+    inputs = row.inputs("t2 B t9 C t3")
+    queries: dict[int, Tensor] = {}
+    attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def remember(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if getattr(module, "layer_idx", None) is not None:
+            queries[module.layer_idx] = query
+        return attention(module, query, *args, **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS.register("remember", remember)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("remember", sdpa_mask)
+    try:
+        model.set_attn_implementation("remember")
+        cache = model(**inputs, use_cache=True).past_key_values
+    finally:
+        model.set_attn_implementation("sdpa")
+        del ALL_ATTENTION_FUNCTIONS._global_mapping["remember"]
+        del ALL_MASK_ATTENTION_FUNCTIONS._global_mapping["remember"]
+    every = told(model, inputs, 2)
+    text = (inputs["input_ids"][0] != row.image_token).nonzero().squeeze(1)
+    for image in every:
+        at = image[Behind()].long().argmax()
+        run = (inputs["input_ids"][0] == row.image_token).nonzero().squeeze(1)
+        run = run[(run > text[at - 1]) & (run < text[at])]
+        layout = row.pictures["B" if at == 2 else "C"]
+        columns = run[layout.places]
+        for where, layer in (("here", 2), ("previous", 1)):
+            key = cache.layers[layer].keys[0]
+            for of, places in (("visual", columns), ("text", text)):
+                expected = key[:, places].transpose(0, 1).flatten(1)
+                torch.testing.assert_close(image[DecoderKeys(of, where)], expected, atol=1e-5, rtol=1e-5)
+            query = queries[layer][0][:, columns]
+            repeated = key[:, columns].repeat_interleave(query.shape[0] // key.shape[0], dim=0)
+            scores = (query @ repeated.transpose(1, 2)) * family.attention_scale(layer)
+            count = len(columns)
+            behind = torch.ones(count, count).tril()
+            expected = (scores.mean(dim=0) * behind).sum(dim=0) / behind.sum(dim=0)
+            torch.testing.assert_close(image[DecoderLogits(where)], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_what_rotary_embedding_adds(row: Row) -> None:
+    """A query and a key of ones, turned to their positions by the model's own function."""
+    model = row.model()
+    family = family_of(model)
+    inputs = row.inputs(CHAT)
+    positions = dense_positions(model, inputs)
+    hidden = torch.zeros(1, inputs["input_ids"].shape[1], 64)
+    cos, sin = family.decoder.rotary_emb(hidden, positions)
+    module = __import__(type(family.decoder_layers[0]).__module__, fromlist=["apply_rotary_pos_emb"])
+    ones = torch.ones(1, 1, hidden.shape[1], cos.shape[-1])
+    query, key = module.apply_rotary_pos_emb(ones, ones, cos, sin)
+    (image,) = told(model, {**inputs, "position_ids": positions}, 1)
+    ((_, columns),) = images_of(row, inputs, (CHAT,))
+    text = (inputs["input_ids"][0] != row.image_token).nonzero().squeeze(1)
+    expected = (query @ key.transpose(2, 3))[0, 0][text][:, columns] * family.attention_scale(1)
+    torch.testing.assert_close(image[RotaryLogits()], expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_later_turn_is_told_what_one_prefill_is(row: Row) -> None:
+    """Attention to an image in a second turn counts the first one, too; text is that of the turn."""
+    model = row.model()
+    whole, first = row.inputs("t6 A t5 t2 B t4"), row.inputs("t6 A t5")
+    begin = first["input_ids"].shape[1]
+    second = row.inputs("t2 B t4") | {"input_ids": whole["input_ids"][:, begin:]}
+    second["attention_mask"] = torch.ones_like(whole["input_ids"])
+    if "mm_token_type_ids" in second:
+        second["mm_token_type_ids"] = whole["mm_token_type_ids"][:, begin:]
+    probe = Probe()
+    with apply(model, Spec((Step(probe, (2,)),))):
+        model(**whole)
+        together = probe.seen[:]
+        probe.seen.clear()
+        cache = model(**first, use_cache=True).past_key_values
+        model(**second, past_key_values=cache)
+    # The second image is the last one of either.
+    expected, got = together[-1].signals, probe.seen[-1].signals
+    for where in ("here", "previous"):
+        for heads in ("mean", "each"):
+            need = DecoderAttention("last", where, heads)
+            torch.testing.assert_close(got[need][0], expected[need][-1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            got[DecoderLogits(where)][0], expected[DecoderLogits(where)][-1], atol=1e-5, rtol=1e-5
+        )
+        need = DecoderAttention("text", where)
+        torch.testing.assert_close(got[need][0], expected[need][-1][-6:], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_where_the_prompt_ends(row: Row) -> None:
+    """With labels the prompt ends before the first one, with `logits_to_keep` at the first logits."""
+    model = row.model()
+    prompt = row.inputs(CHAT)
+    answered = longer(prompt, torch.tensor([[40, 41, 42]]))
+    (alone,) = told(model, prompt, 2)
+    labels = torch.full_like(answered["input_ids"], -100)
+    labels[:, -3:] = answered["input_ids"][:, -3:]
+    for extra in ({"labels": labels}, {"logits_to_keep": 4}):
+        (image,) = told(model, answered, 2, **extra)
+        for need in NEEDS:
+            torch.testing.assert_close(image[need], alone[need], atol=1e-5, rtol=1e-5, msg=lambda m, n=need: f"{n} {m}")
+    (whole,) = told(model, answered, 2)
+    assert whole[Text()].shape[0] == alone[Text()].shape[0] + 3
+
+
+def test_beams_share_what_is_planned(row: Row) -> None:
+    model = row.model()
+    probe = Probe()
+    with apply(model, Spec((Step(probe, (1,)),))) as run:
+        model.generate(**row.inputs(*PROMPTS), max_new_tokens=3, num_beams=3, do_sample=False)
+    assert sum(tokens.features.shape[0] for tokens in probe.seen) == len(run.report().images) == 4
+
+
+def test_without_a_cache_the_plan_of_the_prompt_stays(row: Row) -> None:
+    """Every step passes the whole prompt and more; the plan doesn't follow the answer."""
+    model = row.model()
+    probe = Probe()
+    with apply(model, Spec((Step(probe, (1,)),))):
+        model.generate(**row.inputs(*PROMPTS), max_new_tokens=4, do_sample=False, use_cache=False)
+    assert sum(tokens.features.shape[0] for tokens in probe.seen) == 4
+    inputs = row.inputs(*PROMPTS)
+    with apply(model, "fastv:3@2"):
+        cached = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+        assert torch.equal(model.generate(**inputs, max_new_tokens=6, do_sample=False, use_cache=False), cached)

@@ -332,7 +332,7 @@ class Run:
             columns, padded = state.first.grown(state.logical, tail, columns), padded or state.first.padded
         text = _text_at_end(cut, family.image_token)
         after = CacheState(past + new, (Held(0, columns, cut.following, padded),), text)
-        descent = self._descent(call, state, tail, whole)
+        descent = self._descent(call, state, tail, whole, past + new)
         if descent is not None:
             if call.get("past_key_values") is None and known.ids is not None and _begins_with(ids, known.ids):
                 descent.plans, descent.again = known.inside, True
@@ -347,13 +347,28 @@ class Run:
         )
 
     def _descent(
-        self, call: dict[str, Any], state: CacheState | None, tail: int, whole: Tensor | None
+        self, call: dict[str, Any], state: CacheState | None, tail: int, whole: Tensor | None, length: int
     ) -> Descent | None:
-        """What is to happen inside the decoder; None if nothing is."""
+        """What is to happen inside the decoder of a conversation that is then `length` tokens long; None: nothing.
+
+        Raises:
+            FoveateError: its layers can't hold different numbers of tokens.
+        """
         layers = {0} if state is None else {held.layer for held in state.held}
         layers |= {step.layer for step in self._schedule.depth}
         if len(layers) == 1:
             return None
+        if getattr(call.get("past_key_values"), "is_compileable", False):
+            raise FoveateError(
+                "a static cache has one length for all layers, and steps inside the decoder make them differ; use the "
+                "dynamic cache"
+            )
+        window = self._family.window
+        if window is not None and length > window:
+            raise FoveateError(
+                f"the conversation has {length} tokens and this decoder's layers see {window}; behind a step inside "
+                "the decoder their windows would hold other tokens, so use @input, or shorten it"
+            )
         return Descent(
             self._family, sorted(layers), state, tail, whole, clock=lambda: now(self._device, self._synchronise)
         )
@@ -390,7 +405,7 @@ class Run:
             after = CacheState(state.logical + tail + new, (Held(0, columns, following, first.padded),))
         descent = None
         if len(state.held) > 1:
-            descent = self._descent(call, state, tail, whole)
+            descent = self._descent(call, state, tail, whole, state.logical + tail + new)
             assert descent is not None
             descent.text(new, fresh)
         return call, _Pending(None, after, descent)

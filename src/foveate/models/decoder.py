@@ -49,8 +49,10 @@ class Decoder:
 
     def layer_kinds(self) -> tuple[str, ...]:
         """What each layer does with earlier columns: "full_attention", "sliding_attention", "linear_attention", ..."""
-        kinds = getattr(self.decoder_config, "layer_types", None)
-        return tuple(kinds) if kinds else ("full_attention",) * len(self.decoder_layers)
+        config = self.decoder_config
+        kinds = getattr(config, "layer_types", None)
+        plain = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+        return tuple(kinds) if kinds else (plain,) * len(self.decoder_layers)
 
     @property
     def window(self) -> int | None:
