@@ -1,6 +1,7 @@
 """What the cost model tells, and what it refuses."""
 
 import importlib.util
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -400,3 +401,18 @@ def test_efforts_are_near_what_plans_take(spec: str) -> None:
     slack = 1e6
     assert counted / 2 - slack <= effort.flops <= 3 * counted + slack
     assert operations.count / 5 <= effort.launches <= max(60, 3 * operations.count)
+
+
+def test_the_code_on_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "cost.md").read_text(), re.DOTALL)
+    exec(compile(code, "cost.md", "exec"), {})
+    assert "1728 -> 64 visual tokens" in capsys.readouterr().out
+
+
+def test_a_layers_own_work_is_a_known_number() -> None:
+    """By hand: one layer of LLaVA-1.5-7B over one token, and one key more in the cache."""
+    decoder = read_model(LLAVA).decoder
+    one = decoder.prefill([1] * 32, 1, 2)
+    linear = 2 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert one.flops == 32 * (linear + 4 * 4096)
+    assert decoder.cache([1] * 32, 1, 2) == 2 * 32 * 32 * 128 * 2
