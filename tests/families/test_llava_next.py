@@ -144,6 +144,29 @@ def test_newlines_go_with_their_rows() -> None:
         assert torch.equal(value, model.model.image_newline) == (place in newlines)
 
 
+def test_positions_of_a_shrunk_image() -> None:
+    """Kept: those of the full-size tokens and newlines whose place they take. Packed: those of the smaller image."""
+    model = TILES.model()
+    inputs = TILES.inputs("t6 A t5")
+    kept = compress(model, inputs, "resize:0.25:positions=keep")
+    (image,) = kept.images
+    assert kept["position_ids"][0].tolist() == [*range(6), *(6 + image.cut.slot).tolist(), *range(76, 81)]
+    # Base 2 x 2 and tiles 3 x 4 of 4 x 4 and 6 x 8: under the middle of each new token, and three of six newlines.
+    assert image.cut.slot.tolist() == [
+        5, 7, 13, 15,
+        *(16 + 9 * 1 + column for column in (1, 3, 5, 7, 8)),
+        *(16 + 9 * 3 + column for column in (1, 3, 5, 7, 8)),
+        *(16 + 9 * 5 + column for column in (1, 3, 5, 7, 8)),
+    ]  # fmt: skip
+    packed = compress(model, inputs, "resize:0.25")
+    assert packed["position_ids"][0].tolist() == list(range(6 + 4 + 3 * 5 + 5))
+    # What a later step drops of the smaller image leaves gaps in its positions.
+    fewer = compress(model, inputs, "resize:0.25+stride:4:positions=keep").images[0]
+    seen = fewer.seen
+    assert fewer.plan is not None
+    assert fewer.cut.positions[0].tolist() == seen.placed(fewer.plan.slot[0])[0].tolist()
+
+
 def test_the_loss_reaches_the_newline() -> None:
     model = TILES.model()
     inputs = TILES.inputs("t6 A t5")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_methods import SPECS
 from torch import Tensor
 
-from foveate.errors import FoveateError, KeepError
+from foveate.errors import FoveateError, KeepError, SpecError
 from foveate.methods import Method
 from foveate.methods.tiles import Remaining, plan_of
 from foveate.plan import Plan
@@ -174,6 +174,11 @@ class Positive(Method):
         group = torch.full(mask.shape, -1).scatter_reduce(1, plan.slot, numbers, "amin", include_self=False)
         # What isn't kept flows into the first token.
         return replace(plan, group=group.masked_fill(~mask, 0))
+
+
+def test_a_mean_over_layers_is_an_images() -> None:
+    with pytest.raises(SpecError, match="with per=tile write one keep per layer"):
+        parse("pyramiddrop:mean=64:per=tile@1,2")
 
 
 def test_ragged_plans_of_tiles_are_joined() -> None:

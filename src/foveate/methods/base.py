@@ -73,6 +73,10 @@ class Method(ABC):
             raise KeepError(f"{self.name} is told how much to keep; write a number of tokens (64) or a fraction (0.25)")
         if not self.takes_keep and self.keep != ALL:
             raise KeepError(f"{self.name} takes no keep: its rule decides how much remains; leave {self.keep} out")
+        if self.keep.mean is not None and self.per == "tile":
+            raise KeepError(
+                f"{self.keep} is a mean over the layers of an image; with per=tile write one keep per layer"
+            )
         check_choices(self)
 
     @property
