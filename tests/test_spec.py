@@ -50,6 +50,7 @@ def steps(draw: st.DrawFn) -> Step:
     inside = tuple(sorted(draw(st.sets(st.integers(1, 80), min_size=2, max_size=3))))
     if "keep" in options and options["keep"].mean:
         where = inside
+        options.pop("per", None)
     if draw(st.booleans()):
         shares = draw(st.lists(st.sampled_from(["0.5", "1.0", "0.25"]), min_size=len(inside), max_size=len(inside)))
         options["keep"] = Keep(layers=tuple(map(Keep.of, shares)))
