@@ -38,8 +38,8 @@ class CDPruner(Method):
     rounding decides there.
 
     Cost: one N x N matrix of cosines, then one step per kept token, for all images at once; step i is a product of an
-    i x N matrix with a vector. With thousands of tokens that is about a hundredth of the prefill that it saves on a CPU:
-    `docs/speed.md`.
+    i x N matrix with a vector. With thousands of tokens that is about a hundredth of the prefill that it saves on a
+    CPU: `docs/speed.md`.
 
     >>> features = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]])
     >>> tokens = VisualTokens.of(features, (2, 2), text=torch.tensor([[[1.0, 0.5]]]))
