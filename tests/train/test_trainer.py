@@ -70,16 +70,23 @@ def test_a_run_leaves_a_plain_directory_and_no_pickles(whole: Path, tiny_model: 
     assert [path.name for path in checkpoints(whole)] == ["checkpoint-4", "checkpoint-6"]
     told = json.loads((whole / "run.json").read_text())
     assert told["stages"] == [
-        {"spec": "pool:0.25", "first_step": 0, "steps": 3},
+        {"spec": "pool:0.25@2", "first_step": 0, "steps": 3},
         {"spec": "dense", "first_step": 3, "steps": 3},
     ]
     assert told["use_under"] == "dense"
+    assert not (whole / ".writing").exists()
 
 
 def test_accumulation_changes_nothing_but_rounding(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
     together = trained(tmp_path / "a", recipe(tiny_model, per_device=4))
     same(load_file(whole / "model" / "model.safetensors"), together, 2e-5)
     assert losses(tmp_path / "a") == pytest.approx(losses(whole), abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_checkpointed_activations_change_nothing(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
+    again = trained(tmp_path / "a", recipe(tiny_model, trainer={"activation_checkpointing": True}))
+    same(load_file(whole / "model" / "model.safetensors"), again, 1e-6)
 
 
 def test_two_processes_are_one(whole: Path, tiny_model: Path, tmp_path: Path) -> None:

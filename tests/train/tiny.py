@@ -31,7 +31,7 @@ def recipe(folder: Path, **changes: Any) -> dict[str, Any]:
     return {
         "model": str(folder),
         "data": {"scenes": 16, "turns": 2},
-        "stages": [{"share": "1/2", "spec": "pool:0.25"}, {"share": "1/2", "spec": "dense"}],
+        "stages": [{"share": "1/2", "spec": "pool:0.25@2"}, {"share": "1/2", "spec": "dense"}],
         "steps": 6,
         "batch": 4,
         "per_device": 2,

@@ -250,6 +250,8 @@ def command(
     recipe = parse_reference(given)
     if dry_run:
         for stage in recipe.stages:
-            say(f"{stage.name}: {stage.steps} steps of {stage.batch}, {stage.objective}, {stage.patches} visual tokens")
+            windows = f"windows of {stage.side} x {stage.side} patches"
+            what = windows if stage.objective == "encoder" else f"answers from {stage.patches} {stage.visual}"
+            say(f"{stage.name}: {stage.steps} steps of {stage.batch}, {what}")
         return
     run(recipe, out, data or (Path(recipe.data) if recipe.data else None), resume=resume, say=say)

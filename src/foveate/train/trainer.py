@@ -159,6 +159,7 @@ class SafeTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 files.publish(aside / name, self.folder / name, self.args.save_total_limit or 2)
+                shutil.rmtree(aside, ignore_errors=True)
             self.accelerator.wait_for_everyone()
         except (OSError, safetensors.SafetensorError) as error:
             shutil.rmtree(aside, ignore_errors=True)

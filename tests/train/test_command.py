@@ -1,0 +1,86 @@
+"""`foveate train` as people meet it: the table, the lines, and one line for whatever they can put right."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny import recipe
+from typer.testing import CliRunner
+
+from foveate.cli import app
+
+
+def call(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["train", *arguments])
+    return result.exit_code, result.output
+
+
+@pytest.fixture
+def path(tiny_model: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe(tiny_model, steps=4)))
+    return path
+
+
+def test_a_dry_run_prints_and_leaves_nothing(path: Path, tmp_path: Path) -> None:
+    code, text = call(str(path), "--dry-run", "--out", str(tmp_path / "run"))
+    assert code == 0
+    assert "pool:0.25@2" in text
+    assert "per step" in text
+    code, text = call(str(path), "--dry-run", "--json", "--steps", "8")
+    assert [stage["steps"] for stage in json.loads(text)["stages"]] == [4, 4]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_tells_where_it_is(path: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    code, text = call(str(path), "--out", out)
+    assert code == 0, text
+    lines = [line for line in text.splitlines() if line.startswith("step ")]
+    assert [line.split("  ")[0] for line in lines] == ["step 1/4", "step 2/4", "step 3/4", "step 4/4"]
+    assert "stage 1/2 pool:0.25@2" in lines[1]
+    assert "stage 2/2 dense" in lines[2]
+    assert all(word in lines[0] for word in ("loss ", "tokens/s", "of FLOPs saved", " left"))
+    saved = [int(line.split("% of FLOPs")[0].split()[-1]) for line in lines]
+    assert saved[0] == saved[1] > saved[2] > saved[3] > 0
+    code, text = call(str(path), "--out", out)
+    assert (code, "add --resume" in text) == (2, True)
+    code, text = call(str(path), "--out", out, "--resume")
+    assert (code, "nothing is left to do" in text) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere.yaml",), "there is no recipe nowhere.yaml"),
+        (("RECIPE", "--json"), "give both"),
+        (("RECIPE", "--steps", "0"), "from 1 on"),
+        (("RECIPE", "--data", "x"), "--data belongs to the recipe of the reference model"),
+        (("RECIPE", "--model", "nowhere"), "no model directory nowhere"),
+    ],
+)
+def test_what_people_can_put_right(path: Path, arguments: tuple[str, ...], message: str) -> None:
+    code, text = call(*(str(path) if each == "RECIPE" else each for each in arguments))
+    assert code == 2
+    assert message in text
+    assert "Traceback" not in text
+
+
+def test_a_warning_comes_first(path: Path, tiny_model: Path, tmp_path: Path) -> None:
+    stages = [{"share": 1, "spec": "pool:0.25@2"}]
+    path.write_text(yaml.safe_dump(recipe(tiny_model, stages=stages, steps=1)))
+    code, text = call(str(path), "--out", str(tmp_path / "run"))
+    assert code == 0
+    assert text.startswith("warning: the last stage trains under pool:0.25@2")
+
+
+def test_the_reference_recipe_is_told_apart(path: Path) -> None:
+    root = Path(__file__).parents[2]
+    code, text = call(str(root / "recipes" / "reference.yaml"), "--dry-run")
+    assert (code, "windows of 12 x 12 patches" in text) == (0, True)
+    code, text = call(str(root / "recipes" / "reference.yaml"), "--steps", "3")
+    assert (code, "don't go with it" in text) == (2, True)
+    path.write_text(yaml.safe_dump({"builds": "castle"}))
+    code, text = call(str(path))
+    assert (code, "builds is reference" in text) == (2, True)
