@@ -23,6 +23,7 @@ SPECS = (
     "dart:9@1",
     "atp:theta_s=0.7@1,2",
     "atp:5@2",
+    "sparsevlm-rank:scale=1.5@1,2",
     "fastv:3:per=tile@1",
     "atp:theta_s=0.9:per=tile@2",
     "vtw@2",

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate.errors import FoveateError, SpecError
-from foveate.methods import ATP, DART, FastV, PyramidDrop, SparseVLM
+from foveate.methods import ATP, DART, FastV, PyramidDrop, SparseVLM, SparseVLMRank
 from foveate.methods.sparsevlm import raters
 from foveate.spec import method_class, parse
 from foveate.tokens import (
@@ -28,7 +28,7 @@ from foveate.tokens import (
 )
 
 quick = settings(deadline=None, max_examples=60)
-DEPTH = ["fastv", "pyramiddrop", "sparsevlm", "sparsevlm-plus", "dart", "atp", "vtw"]
+DEPTH = ["fastv", "pyramiddrop", "sparsevlm", "sparsevlm-plus", "sparsevlm-rank", "dart", "atp", "vtw"]
 
 
 @pytest.mark.parametrize("name", DEPTH)
@@ -92,7 +92,7 @@ def test_merged_tokens_within_the_budget(arrive: int, data: st.DataObject) -> No
     layout = Layout((Segment(1, 1, arrive),))
     method = SparseVLM(keep=Keep.of(remain))
     assert method.count(layout) == remain
-    kept, merged = method._split(arrive)
+    kept, merged = method.split(arrive)
     assert kept >= merged
     assert (merged == 0) == (remain in (1, arrive))
     beside = SparseVLM(keep=Keep.of(kept), recycle="beside")
@@ -136,7 +136,7 @@ def test_only_the_best_of_the_dropped_are_recycled() -> None:
     method = SparseVLM(keep=Keep.of(20))
     plan = method.plan(given_tokens)
     assert plan.group is not None
-    kept, merged = method._split(100)
+    kept, merged = method.split(100)
     assert kept + merged == 20
     score = method.score(given_tokens)
     for image in range(3):
@@ -300,3 +300,50 @@ def test_a_keep_of_its_own() -> None:
 def test_options_that_make_no_sense(text: str, words: str) -> None:
     with pytest.raises(SpecError, match=words):
         parse(text)
+
+
+# SparseVLM, counted by rank
+
+
+@pytest.mark.parametrize("recycle", ["none", "within", "beside"])
+def test_the_rank_tells_how_many_remain(recycle: Any) -> None:
+    given_tokens = tokens((10, 10))
+    # The second image's raters all look alike, and the third one's nowhere.
+    attention = given_tokens.signals[DecoderAttention("text", "previous")].clone()
+    attention[1, 1:] = attention[1, 1] * torch.arange(1, 5)[:, None]
+    attention[2] = 0
+    answers = {each: given_tokens.signals[each] for each in SparseVLMRank().needs}
+    answers |= {DecoderAttention("text", "previous"): attention, Behind(): torch.arange(5).ge(1).expand(3, -1)}
+    # Every word behind the image rates it: they are all the same.
+    answers[DecoderInput("text")] = torch.ones(3, 5, 8)
+    given_tokens = VisualTokens.of(given_tokens.features, (10, 10), signals=answers)
+    method = SparseVLMRank(scale=7.5, recycle=recycle)
+    plan = method.plan(given_tokens)
+    assert plan.group is not None
+    assert plan.valid is not None
+    for image, expected in enumerate((30, 7, 1)):
+        slots = plan.slot[image][plan.valid[image]]
+        told = SparseVLM(keep=Keep.of(expected), recycle=recycle)
+        assert len(slots) == told.count(given_tokens.layout)
+        alone = told.plan(given_tokens)
+        assert torch.equal(slots, alone.slot[image])
+        torch.testing.assert_close(
+            plan.apply(given_tokens.features)[image][plan.valid[image]], alone.apply(given_tokens.features)[image]
+        )
+        fewest, most = method.bounds(given_tokens.layout)
+        assert fewest <= len(slots) <= most
+
+
+def test_a_rank_is_at_most_all_there_is() -> None:
+    given_tokens = tokens((2, 3))
+    plan = SparseVLMRank().plan(given_tokens)
+    assert plan.slot.tolist() == [list(range(6))] * 3
+    assert plan.valid is None
+    assert torch.equal(plan.apply(given_tokens.features), given_tokens.features)
+    told = SparseVLMRank(keep=Keep.of(3))
+    assert not told.ragged
+    assert torch.equal(
+        told.plan(given_tokens).slot, SparseVLM(keep=Keep.of(3), recycle="beside").plan(given_tokens).slot
+    )
+    with pytest.raises(FoveateError, match="above 0"):
+        SparseVLMRank(scale=0.0)

@@ -21,6 +21,7 @@ from foveate.methods.random import Random
 from foveate.methods.resize import Resize
 from foveate.methods.sparsevlm import SparseVLM
 from foveate.methods.sparsevlm_plus import SparseVLMPlus
+from foveate.methods.sparsevlm_rank import SparseVLMRank
 from foveate.methods.stride import Stride
 from foveate.methods.tome import ToMe
 from foveate.methods.visionzip import VisionZip
@@ -52,6 +53,7 @@ __all__ = [
     "PyramidDrop",
     "SparseVLM",
     "SparseVLMPlus",
+    "SparseVLMRank",
     "DART",
     "ATP",
     "VTW",

@@ -36,7 +36,7 @@ class SparseVLM(Method):
 
     Differs from the authors' code: merged tokens stand in raster order (theirs: behind the kept ones); equal densities
     are told apart by order (theirs: by noise); if the budget is everything nothing is dropped (theirs: one token); the
-    fixed tables are the code's, the paper's count from the rank of the attention is not offered.
+    fixed tables are the code's, the paper's count from the rank of the attention is `sparsevlm-rank`.
 
     >>> attention = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [0.1, 0.4, 0.2, 0.3]]])
     >>> answers = {DecoderInput("visual"): torch.ones(1, 4, 2), DecoderInput("text"): torch.ones(1, 2, 2)}
@@ -63,28 +63,17 @@ class SparseVLM(Method):
 
     def count(self, layout: Layout) -> int:
         """Kept and merged tokens."""
-        return sum(self._split(layout.content))
+        return sum(self.split(layout.content))
 
     def effort(self, tokens: int, width: int) -> Effort:
         """Text is compared with all tokens (as if it were 16 words), recycled tokens with each other."""
-        kept, merged = self._split(tokens)
+        kept, merged = self.split(tokens)
         recycled = _recycled(tokens - kept) if merged else 0
         return Effort(2 * (16 * tokens + recycled**2) * width, 60)
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Top-k by score, and groups among the best of the rest."""
-        arrive = tokens.features.shape[1]
-        kept, merged = self._split(arrive)
-        order = self.score(tokens).argsort(dim=1, descending=True, stable=True)
-        best = order[:, :kept]
-        if not merged:
-            return Plan(slot=best.sort(dim=1).values)
-        recycled = order[:, kept : kept + _recycled(arrive - kept)]
-        features = Plan(slot=recycled).select(tokens.features)
-        centre, label = density_peaks(features, merged, neighbours=merged)
-        numbers = torch.arange(kept, device=order.device).expand_as(best)
-        group = torch.full_like(order, -1).scatter(1, best, numbers).scatter(1, recycled, label + kept)
-        return in_order(torch.cat([best, recycled.gather(1, centre)], dim=1), group)
+        return keep_and_recycle(self.score(tokens), tokens.features, *self.split(tokens.features.shape[1]))
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, "B N"]:
         """Attention of the raters, in float32."""
@@ -92,9 +81,12 @@ class SparseVLM(Method):
         rate = raters(tokens).float()
         return torch.einsum("btn,bt->bn", attention, rate / rate.sum(dim=1, keepdim=True))
 
-    def _split(self, arrive: int) -> tuple[int, int]:
-        """How many tokens are kept as they are, and how many are made of others."""
-        remain = self.keep.count(arrive)
+    def split(self, arrive: int, remain: int | None = None) -> tuple[int, int]:
+        """How many of `arrive` tokens are kept as they are, and how many are made of others.
+
+        `remain` is the budget, by default that of `keep`.
+        """
+        remain = self.keep.count(arrive) if remain is None else remain
         if self.recycle == "none" or remain == arrive:
             return remain, 0
         if self.recycle == "beside":
@@ -103,6 +95,19 @@ class SparseVLM(Method):
         least = remain - remain // 2
         kept = next((k for k in range(remain, least, -1) if k + _clusters(arrive - k) <= remain), least)
         return kept, remain - kept
+
+
+def keep_and_recycle(score: Float[Tensor, "B N"], features: Float[Tensor, "B N D"], kept: int, merged: int) -> Plan:
+    """The `kept` best tokens as they are, and `merged` groups among the best of the others."""
+    order = score.argsort(dim=1, descending=True, stable=True)
+    best = order[:, :kept]
+    if not merged:
+        return Plan(slot=best.sort(dim=1).values)
+    recycled = order[:, kept : kept + _recycled(order.shape[1] - kept)]
+    centre, label = density_peaks(Plan(slot=recycled).select(features), merged, neighbours=merged)
+    numbers = torch.arange(kept, device=order.device).expand_as(best)
+    group = torch.full_like(order, -1).scatter(1, best, numbers).scatter(1, recycled, label + kept)
+    return in_order(torch.cat([best, recycled.gather(1, centre)], dim=1), group)
 
 
 def raters(tokens: VisualTokens) -> Bool[Tensor, "B T"]:
