@@ -81,7 +81,7 @@ class SparseVLMRank(SparseVLM):
         rank = cast("Tensor", torch.linalg.matrix_rank(attention))  # pyright: ignore[reportUnknownMemberType]
         arrive = attention.shape[2]
         counts = (rank * self.scale + self.bias).floor().clamp(min=1, max=arrive).long()
-        remain: list[int] = counts.tolist()
+        remain = [int(count) for count in counts.cpu()]
         score = self.score(tokens)
         plans: dict[int, Plan] = {}
         for count in sorted(set(remain)):
