@@ -208,7 +208,13 @@ OTHERS = (
     ),
     other(
         "mistral3",
-        maker("Mistral3", "PixtralVisionConfig", "MistralConfig", {"vision": {"head_dim": 8}}, image_token_index=5),
+        maker(
+            "Mistral3",
+            "PixtralVisionConfig",
+            "MistralConfig",
+            {"vision": {"head_dim": 8}, "text": {"sliding_window": None}},
+            image_token_index=5,
+        ),
         9,
         sized,
     ),

@@ -3,6 +3,7 @@
 import functools
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -151,6 +152,24 @@ def test_counts(row: Other) -> None:
     assert [image.after for image in report.images] == [round(0.3 * row.count("A"))] * 4
     assert cache.get_seq_length() == compress(model, inputs, "random:0.3")["input_ids"].shape[1]
     assert [layout.total for layout in family_of(model).layouts(inputs)] == [row.count("A")] * 4
+
+
+def test_training(row: Other) -> None:
+    if row.full_attention:
+        contract.test_loss_and_gradients_are_the_masked_models(row, "left")
+    contract.test_gradient_checkpointing_changes_nothing(row, "random:6")
+
+
+@pytest.mark.parametrize("name", ["internvl", "mistral3"])
+def test_two_threads(name: str) -> None:
+    row = BY_NAME[name]
+    model = shared(row)
+    prompts = ["t6 A t5", "t2 B t9", "t3 C t4", "t5 B t2"] * 2
+    with apply(model, "random:6"):
+        alone = [contract.generate(model, row.inputs(prompt)) for prompt in prompts]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(lambda prompt: contract.generate(model, row.inputs(prompt)), prompts))
+    assert all(torch.equal(one, other) for one, other in zip(alone, together))
 
 
 def test_nothing_is_left_behind(row: Other) -> None:
