@@ -171,3 +171,19 @@ def test_no_visual_token_passes(row: Row, any_model: Any, layer: int) -> None:
 def test_they_must_be_told_a_layer(row: Row, model: Any, spec: str, example: str) -> None:
     with pytest.raises(FoveateError, match=f"acts inside the decoder; .* for instance {example}$"), apply(model, spec):
         pass
+
+
+@pytest.mark.parametrize("spec", ["fastv:6@1", "pyramiddrop:0.5@1,2", "sparsevlm:8@1", "atp:theta_s=0.7@2"])
+@torch.no_grad()
+def test_the_answer_that_is_learnt_from_is_not_read(row: Row, model: Any, spec: str) -> None:
+    """With labels the prompt ends before the first of them, as it does when the answer is still to be generated."""
+    answer = torch.randint(20, 120, (len(BATCH), 3), generator=torch.Generator().manual_seed(0))
+    inputs = longer(row.inputs(*BATCH), answer)
+    inputs["position_ids"] = dense_positions(model, inputs)
+    labels = inputs["input_ids"].clone()
+    labels[:, :-3] = -100
+    with apply(model, spec):
+        taught = model(**inputs, labels=labels)
+        asked = model(**inputs, logits_to_keep=4)
+    torch.testing.assert_close(taught.logits[:, -4:], asked.logits, atol=1e-5, rtol=1e-5)
+    assert taught.loss.isfinite()
