@@ -15,7 +15,7 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextModel, i
 
 from foveate import layout as layouts
 from foveate.engine import apply, compress
-from foveate.engine.count import tokens_between
+from foveate.engine.count import tokens_between, tokens_per_layer
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.models import family_of, llava_next
 from foveate.models.llava_next import LlavaNext
@@ -213,6 +213,28 @@ def test_each_tile_has_its_budget(spec: str) -> None:
             kept = int(torch.isin(image.plan.slot[0], index).sum())
             budget = 2 if "cls:2" in spec else 4 if "cluster" in spec else max(1, (segment.count + 2) // 4)
             assert kept == min(budget, segment.count)
+
+
+@pytest.mark.parametrize(
+    "spec", ["cls:6:per=tile+stride:2:per=tile@2", "cluster:4:per=tile@1,2", "pool:0.5:per=tile@1"]
+)
+def test_tiles_inside_the_decoder(spec: str) -> None:
+    """A step inside the decoder finds the tokens of each tile; a batch is its samples alone."""
+    model = TILES.model()
+    prompts = ("t6 A t5", "t2 B t9 C t3", "t11")
+    options = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    with apply(model, spec) as run:
+        batch = model.generate(**TILES.inputs(*prompts), **options)
+        for number, prompt in enumerate(prompts):
+            alone = model.generate(**TILES.inputs(prompt), **options)
+            for both, one in zip(batch.logits, alone.logits):
+                torch.testing.assert_close(both[number], one[0], atol=1e-4, rtol=1e-4)
+    bound = family_of(model)
+    for image, layout in zip(run.report().images, bound.layouts(TILES.inputs(*prompts))):
+        most = tokens_per_layer(spec, bound, layout)
+        least = tokens_between(spec, bound, layout)[0]
+        assert all(mine <= told for mine, told in zip(image.layers, most))
+        assert least <= image.layers[-1] < image.layers[0]
 
 
 @pytest.mark.parametrize("per", ["image", "tile"])
