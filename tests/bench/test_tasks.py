@@ -74,3 +74,17 @@ def test_a_huge_image_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("foveate.images.LIMIT", 20)
     with pytest.raises(FoveateError, match=r"too large: .* the limit is 20;"):
         jsonl(write(folder, GOOD))
+
+
+def test_the_first_images_can_be_left_out(folder: Path) -> None:
+    file = write(folder, GOOD, {**GOOD, "image": "b.png"}, GOOD)
+    assert [picture.name for picture in jsonl(file, skip=1).pictures] == ["b.png"]
+    assert jsonl(file, 1, skip=1).questions == 1
+    with pytest.raises(FoveateError, match="has 2 images, and --skip leaves all of them out"):
+        jsonl(file, skip=2)
+    with pytest.raises(FoveateError, match="--skip -1"):
+        jsonl(file, skip=-1)
+    first, later = scenes(30), scenes(12, skip=1)
+    assert later.questions == 12
+    assert later.pictures[0].name == first.pictures[1].name
+    assert later.digest != scenes(12).digest

@@ -38,6 +38,7 @@ def bench(
     questions: Annotated[
         int | None, typer.Option(help="How many of the first questions. [default: 500 scenes questions; all of --data]")
     ] = None,
+    skip: Annotated[int, typer.Option(help="Leave out this many of the first images.")] = 0,
     out: Annotated[Path | None, typer.Option(help="The results folder. [default: a name inside results/]")] = None,
     seed: Annotated[int | None, typer.Option(help="For every method that has one; part of the spec.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="The most tokens that an answer may have.")] = 16,
@@ -62,7 +63,7 @@ def bench(
     if questions is not None and questions < 1:
         raise FoveateError(f"--questions {questions} asks nothing; ask at least 1")
     notes = Console(stderr=True)
-    task = _task(data, questions, notes)
+    task = _task(data, questions, skip, notes)
     from foveate.bench.match import matched
     from foveate.bench.plot import plot
     from foveate.bench.report import WIDE, skills_table, table
@@ -107,11 +108,13 @@ def bench(
     )
 
 
-def _task(data: Path | None, questions: int | None, notes: Console) -> Task:
+def _task(data: Path | None, questions: int | None, skip: int, notes: Console) -> Task:
     from foveate.bench.tasks import jsonl, scenes
 
     with notes.status("Making the test scenes" if data is None else "Reading questions and images"):
-        return scenes(500 if questions is None else questions) if data is None else jsonl(data, questions)
+        if data is None:
+            return scenes(500 if questions is None else questions, skip)
+        return jsonl(data, questions, skip)
 
 
 def _model(path: Path | None) -> tuple[Any, Any]:

@@ -85,8 +85,8 @@ def normalised(answer: str) -> str:
     return " ".join(answer.lower().split())
 
 
-def scenes(questions: int = 500) -> Task:
-    """The first questions of the fixed test set of scenes.
+def scenes(questions: int = 500, skip: int = 0) -> Task:
+    """The first questions of the fixed test set of scenes, behind `skip` scenes.
 
     Raises:
         FoveateError: fewer than one question is asked for.
@@ -96,7 +96,8 @@ def scenes(questions: int = 500) -> Task:
     (30, 3)
     """
     _check_count(questions)
-    found = list(scenes_test_set(questions))
+    _check_skip(skip)
+    found = list(scenes_test_set(questions, skip))
     digest = hashlib.sha256()
     pictures = []
     for one in found:
@@ -113,7 +114,7 @@ def scenes(questions: int = 500) -> Task:
     return Task("scenes", tuple(pictures), digest.hexdigest(), skills, floor)
 
 
-def jsonl(path: Path, questions: int | None = None) -> Task:
+def jsonl(path: Path, questions: int | None = None, skip: int = 0) -> Task:
     """The questions of a file with one JSON object a line: image, question, answer, and maybe skill.
 
     Every image is opened and decoded here, so that a broken one is known before any work.
@@ -121,6 +122,7 @@ def jsonl(path: Path, questions: int | None = None) -> Task:
     Args:
         path: the file; image paths are relative to its folder. Empty lines are skipped.
         questions: only this many of the first ones; None means all.
+        skip: leave out this many of the first images.
 
     Raises:
         FoveateError: the file is missing or empty, a line is broken, or an image can't be read; its text gives the
@@ -128,6 +130,7 @@ def jsonl(path: Path, questions: int | None = None) -> Task:
     """
     if questions is not None:
         _check_count(questions)
+    _check_skip(skip)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -136,14 +139,20 @@ def jsonl(path: Path, questions: int | None = None) -> Task:
         raise FoveateError(f"{path} can't be read as UTF-8 text: {error}") from None
     by_image: dict[str, list[Asked]] = {}
     first_line: dict[str, int] = {}
+    skipped: set[str] = set()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         if questions is not None and sum(map(len, by_image.values())) >= questions:
             break
         image, asked = _read_line(line, f"{path}, line {number}")
+        if image in skipped or (len(skipped) < skip and image not in by_image):
+            skipped.add(image)
+            continue
         by_image.setdefault(image, []).append(asked)
         first_line.setdefault(image, number)
+    if not by_image and skipped:
+        raise FoveateError(f"{path} has {len(skipped)} images, and --skip leaves all of them out")
     if not by_image:
         raise FoveateError(
             f'{path} holds no questions; each line is {{"image": "cat.png", "question": "...", "answer": "..."}}'
@@ -179,6 +188,11 @@ def _read_line(line: str, where: str) -> tuple[str, Asked]:
     if skill is not None and not isinstance(skill, str):
         raise FoveateError(f'{where}: "skill" is no text; leave it out or write a name')
     return str(value["image"]), Asked(str(value["question"]).strip(), str(value["answer"]), skill)
+
+
+def _check_skip(skip: int) -> None:
+    if skip < 0:
+        raise FoveateError(f"--skip {skip} leaves nothing out; give the number of images to leave out")
 
 
 def _check_count(questions: int) -> None:

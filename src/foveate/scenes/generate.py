@@ -61,13 +61,13 @@ def scene(seed: int, *, split: Split = "train", kind: str | None = None, boost: 
     return Scene(f"{split}-{seed:06d}", kind, image, things, ask(rng, kind, things, boost))
 
 
-def test_set(n_questions: int | None = None) -> Iterator[Scene]:  # noqa: PT028
-    """Go through the fixed test set: 4,800 questions and a few, or exactly the first ``n_questions``.
+def test_set(n_questions: int | None = None, skip: int = 0) -> Iterator[Scene]:  # noqa: PT028
+    """Go through the fixed test set: 4,800 questions and a few, or exactly the first ``n_questions`` behind ``skip`` scenes.
 
     >>> sum(len(one.questions) for one in test_set(50))
     50
     """
-    wanted, seen, seed = n_questions or TEST_QUESTIONS, 0, 0
+    wanted, seen, seed = n_questions or TEST_QUESTIONS, 0, skip
     while seen < wanted:
         one = scene(seed, split="test")
         seed += 1
