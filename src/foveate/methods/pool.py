@@ -24,6 +24,9 @@ class Pool(Method):
     A pooled token takes the middle place of its run, the floor of its mean position, as in the paper. (The authors
     take that mean in float16, so theirs is off by one or two past position 1024; here it is exact.)
 
+    The authors pool inside the decoder: their layer 16 and stride 4 of 32 layers are `pool:0.25@16`, and their nested
+    pooling is `pool:0.5@4,12,24`, each time half of what arrives.
+
     >>> tokens = VisualTokens.of(torch.arange(8.0).view(1, 8, 1), (2, 4))
     >>> plan = Pool(keep=2).plan(tokens)
     >>> plan.apply(tokens.features).flatten().tolist(), plan.slot.tolist()
