@@ -62,7 +62,7 @@ def scene(seed: int, *, split: Split = "train", kind: str | None = None, boost: 
 
 
 def test_set(n_questions: int | None = None, skip: int = 0) -> Iterator[Scene]:  # noqa: PT028
-    """Go through the fixed test set: 4,800 questions and a few, or exactly the first ``n_questions`` behind ``skip`` scenes.
+    """Go through the fixed test set: 4,800 questions and a few, or the first ``n_questions`` behind ``skip`` scenes.
 
     >>> sum(len(one.questions) for one in test_set(50))
     50
