@@ -72,7 +72,10 @@ def test_a_schedule_that_ends_elsewhere_is_warned_of(tiny_model: Path) -> None:
     (warning,) = prepare(parse_recipe(recipe(tiny_model, stages=stages))).warnings
     assert "tested under dense" in warning
     assert "arXiv 2406.20092, Table 9" in warning
-    assert not prepare(parse_recipe(recipe(tiny_model, stages=stages, test="pool:0.25"))).warnings
+    for test in ("pool:0.25", "last"):
+        ready = prepare(parse_recipe(recipe(tiny_model, stages=stages, test=test)))
+        assert not ready.warnings
+        assert ready.used_under == "pool:0.25"
 
 
 def test_numbers_as_people_write_them() -> None:

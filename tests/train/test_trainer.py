@@ -75,6 +75,9 @@ def test_a_run_leaves_a_plain_directory_and_no_pickles(whole: Path, tiny_model: 
     ]
     assert told["use_under"] == "dense"
     assert not (whole / ".writing").exists()
+    logged = [each for each in told["history"] if "loss" in each]
+    assert len(logged) == 6
+    assert all(each["tokens_per_second"] > 0 and 0 < each["flops_saved"] < 1 for each in logged)
 
 
 def test_accumulation_changes_nothing_but_rounding(whole: Path, tiny_model: Path, tmp_path: Path) -> None:

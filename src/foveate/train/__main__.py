@@ -17,6 +17,9 @@ def main() -> None:
     except FoveateError as error:
         typer.echo(str(error), err=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command with --resume goes on at the last checkpoint", err=True)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

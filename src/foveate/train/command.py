@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +45,7 @@ def train(
     given = read_mapping(recipe)
     folder = out or Path("runs") / recipe.stem
     _quiet()
+    _set_threads()
     builds = given.pop("builds", None)
     if builds not in (None, "reference"):
         raise RecipeError(f"{recipe}: builds is reference, or left out to train a model that is there; not {builds!r}")
@@ -69,14 +71,22 @@ def train(
 
         typer.echo(estimate(parsed).to_json() if as_json else str(estimate(parsed)))
         return
-    from foveate.train.run import run, set_threads
+    from foveate.train.run import run
 
-    set_threads()
     run(parsed, folder, resume=resume, say=_say)
 
 
 def _say(text: str) -> None:
     typer.echo(text)
+
+
+def _set_threads() -> None:
+    """One thread per process where several share a machine without a GPU."""
+    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        import torch
+
+        if not torch.cuda.is_available():
+            torch.set_num_threads(1)
 
 
 def _quiet() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from foveate.train.timetable import Timetable
-from foveate.train.trainer import SafeTrainer
 
 
 class Progress(TrainerCallback):
@@ -31,16 +30,37 @@ class Progress(TrainerCallback):
         dense: float = 0.0,
     ) -> None:
         self._say, self._timetable, self._flops, self._dense = say, timetable, flops, dense
-        self.trainer: SafeTrainer | None = None
-        """Set when the trainer is there: it counts tokens."""
         self._began = self._last = 0.0
         self._first = self._logged = self._tokens = 0
+        self._shown: list[str] = []
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the clock."""
         self._began = self._last = time.perf_counter()
         self._first = self._logged = state.global_step
         self._tokens = 0
+
+    def measure(self, state: TrainerState, tokens: int, numbers: dict[str, float]) -> dict[str, float]:
+        """What there is to say about the steps since the last time.
+
+        Args:
+            state: of the Trainer, behind a step.
+            tokens: that all processes have trained on since training began.
+            numbers: whatever else the model told.
+
+        Returns:
+            Seconds per step, tokens per second, the share of FLOPs saved so far, and `numbers`.
+        """
+        now = time.perf_counter()
+        found = {"seconds_per_step": (now - self._last) / max(1, state.global_step - self._logged)}
+        if tokens > self._tokens:
+            found["tokens_per_second"] = (tokens - self._tokens) / (now - self._last)
+        saved = self.saved(state.global_step)
+        if saved is not None:
+            found["flops_saved"] = saved
+        self._last, self._logged, self._tokens = now, state.global_step, tokens
+        self._shown = list(numbers)
+        return {**found, **numbers}
 
     def on_log(
         self,
@@ -50,37 +70,23 @@ class Progress(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        """Print the line; what it says beside the loss goes to the trackers too."""
-        logs = logs if logs is not None else {}
-        if "loss" not in logs or not state.is_world_process_zero or state.global_step == self._logged:
+        """Print the line."""
+        if logs is None or "loss" not in logs or not state.is_world_process_zero:
             return
-        now = time.perf_counter()
-        steps = state.global_step - self._logged
-        per_step = (now - self._last) / steps
         told = [f"step {state.global_step}/{state.max_steps}", f"loss {logs['loss']:.4f}"]
         if self._timetable is not None and len(self._timetable.specs) > 1:
             stage = self._timetable.stage(state.global_step - 1)
             told.append(f"stage {stage + 1}/{len(self._timetable.specs)} {self._timetable.specs[stage]}")
-        told += [f"lr {logs.get('learning_rate', 0.0):.1e}", f"{per_step:.2f} s/step"]
-        trainer = self.trainer
-        if trainer is not None and trainer.tokens > self._tokens:
-            speed = (trainer.tokens - self._tokens) * args.world_size / (now - self._last)
-            logs["tokens_per_second"] = speed
-            told.append(f"{speed:,.0f} tokens/s")
-            self._tokens = trainer.tokens
-        saved = self.saved(state.global_step)
-        if saved is not None:
-            logs["flops_saved"] = saved
-            told.append(f"{saved:.0%} of FLOPs saved")
-        if trainer is not None:
-            for name, value in shares(trainer.numbers, trainer.counted).items():
-                logs[name] = value
-                told.append(f"{name} {value:.3f}")
-            trainer.numbers, trainer.counted = {}, 0
-        left = (now - self._began) / (state.global_step - self._first) * (state.max_steps - state.global_step)
+        told += [f"lr {logs.get('learning_rate', 0.0):.1e}", f"{logs['seconds_per_step']:.2f} s/step"]
+        if "tokens_per_second" in logs:
+            told.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+        if "flops_saved" in logs:
+            told.append(f"{logs['flops_saved']:.0%} of FLOPs saved")
+        told += [f"{name} {logs[name]:.3f}" for name in self._shown]
+        spent = time.perf_counter() - self._began
+        left = spent / max(1, state.global_step - self._first) * (state.max_steps - state.global_step)
         told.append(f"{duration(left)} left" if state.global_step < state.max_steps else "done")
         self._say("  ".join(told))
-        self._last, self._logged = now, state.global_step
 
     def saved(self, steps: int) -> float | None:
         """The share of the FLOPs of the first `steps` steps that compression saved; None if it isn't known."""

@@ -17,6 +17,9 @@ from foveate.errors import FoveateError
 DENSE: Final = "dense"
 """What a recipe writes where nothing is compressed."""
 
+LAST: Final = "last"
+"""What a recipe writes for the spec of its last stage, as what the model will be used under."""
+
 Trained = Literal["full", "projector", "lora"]
 Record = TypeVar("Record")
 
@@ -101,7 +104,7 @@ class Recipe:
     model: str = "shipped"
     """A model directory; `shipped` is the embedded one."""
     test: str = DENSE
-    """The spec that the trained model will be used under."""
+    """The spec that the trained model will be used under; `last` is the last stage's."""
     train: Trained = "full"
     """`full`: decoder and projector. `projector`: it alone. `lora`: adapters on the decoder."""
     train_encoder: bool = False
@@ -138,7 +141,8 @@ class Recipe:
     """Anything else that `transformers.TrainingArguments` takes: fsdp, gradient checkpointing, optimisers."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "test", canonical(self.test, "test"))
+        if self.test != LAST:
+            object.__setattr__(self, "test", canonical(self.test, "test"))
         if (self.steps is None) == (self.epochs is None):
             raise RecipeError("a recipe says how long with either steps or epochs, one of them")
         for name in ("steps", "batch", "per_device", "max_length", "save_every", "keep_checkpoints", "log_every"):

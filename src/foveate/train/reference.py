@@ -221,7 +221,7 @@ def stage_trainer(
         optimizers=(optimiser, rates),
         describe=lambda numbers: f"scenes {numbers[0]} to {numbers[-1]} of stage {stage.name}",
     )
-    progress.trainer = trainer
+    trainer.progress = progress
     return trainer
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import nn
 
 from foveate.engine.schedule import schedule
@@ -23,7 +21,7 @@ from foveate.reference.load import load_model, load_processor, skeleton
 from foveate.train import checkpoint as files
 from foveate.train.batches import Batches
 from foveate.train.progress import Progress, duration
-from foveate.train.recipe import DENSE, Recipe, RecipeError, Stage
+from foveate.train.recipe import DENSE, LAST, Recipe, RecipeError, Stage
 from foveate.train.sources import Conversations, conversations
 from foveate.train.switch import StageSwitch
 from foveate.train.timetable import Timetable, ending_warning, published
@@ -31,9 +29,7 @@ from foveate.train.trainer import Passes, SafeTrainer, accumulation, training_ar
 
 SHIPPED: Final = "shipped"
 
-FREE: Final = (
-    "per_device", "save_every", "keep_checkpoints", "log_every", "workers", "trackers", "trainer",
-)  # fmt: skip
+FREE: Final = ("per_device", "save_every", "keep_checkpoints", "log_every", "workers", "trackers")
 """Keys of a recipe that may change between an interruption and its `--resume`."""
 
 
@@ -48,6 +44,7 @@ class Prepared:
         rows: the conversations.
         stages: of the recipe, or those of the published schedule that it names, for this model's depth.
         timetable: the stages over the run's steps.
+        test: the spec that the trained model will be used under, behind its features' one if there is that.
         warnings: what people should know before they start.
     """
 
@@ -57,7 +54,14 @@ class Prepared:
     rows: Conversations
     stages: tuple[Stage, ...]
     timetable: Timetable
+    test: str
     warnings: tuple[str, ...]
+
+    @property
+    def used_under(self) -> str:
+        """The whole spec that the trained model is meant for: what its features were cut by, and then `test`."""
+        parts = [spec for spec in (self.recipe.data.features, self.test) if spec not in (None, DENSE)]
+        return "+".join(parts) if parts else DENSE
 
 
 def directory(recipe: Recipe) -> Path | None:
@@ -83,16 +87,16 @@ def prepare(recipe: Recipe) -> Prepared:
         check_features(family, recipe.data.features, stages)
     for number, stage in enumerate(stages, start=1):
         _check_spec(stage.spec, family, f"stage {number}")
-    _check_spec(recipe.test, family, "test")
+    test = stages[-1].spec if recipe.test == LAST else recipe.test
+    _check_spec(test, family, "test")
     rows = conversations(recipe.data)
     steps = recipe.steps
     if steps is None:
         assert recipe.epochs is not None
         steps = max(1, math.ceil(recipe.epochs * len(rows) / recipe.batch))
-    warning = ending_warning(stages, recipe.test)
-    return Prepared(
-        recipe, family, processor, rows, stages, Timetable.of(stages, steps), () if warning is None else (warning,)
-    )
+    warning = ending_warning(stages, test)
+    warnings = () if warning is None else (warning,)
+    return Prepared(recipe, family, processor, rows, stages, Timetable.of(stages, steps), test, warnings)
 
 
 def _check_spec(spec: str, family: Family, where: str) -> None:
@@ -156,7 +160,7 @@ def run(
                     {"spec": spec, "first_step": start, "steps": ready.timetable.length(i)}
                     for i, (spec, start) in enumerate(zip(ready.timetable.specs, ready.timetable.starts))
                 ],
-                "use_under": used_under(recipe),
+                "use_under": ready.used_under,
                 "history": trainer.state.log_history,
                 "processes": trainer.args.world_size,
                 "seconds_of_this_call": round(time.time() - began, 1),
@@ -164,14 +168,8 @@ def run(
             out / "run.json",
         )
     trainer.accelerator.wait_for_everyone()
-    tell(f"{out / 'model'}: trained in {duration(time.time() - began)}; use it under {used_under(recipe)}")
+    tell(f"{out / 'model'}: trained in {duration(time.time() - began)}; use it under {ready.used_under}")
     return out / "model"
-
-
-def used_under(recipe: Recipe) -> str:
-    """The spec that the trained model is meant for: what its features were cut by, and then the recipe's test."""
-    parts = [spec for spec in (recipe.data.features, recipe.test) if spec not in (None, DENSE)]
-    return "+".join(parts) if parts else DENSE
 
 
 def same_recipe(before: dict[str, Any], recipe: Recipe, where: Path) -> None:
@@ -226,6 +224,8 @@ def make_trainer(
             "bf16": recipe.precision == "bf16",
             "fp16": recipe.precision == "fp16",
         },
+        # A batch of text alone leaves the projector without gradients, in one process and not in the others.
+        {"ddp_find_unused_parameters": recipe.data.scenes is None},
     )
     model: nn.Module = load_model(directory(recipe))
     collator, rows = Batches(ready.processor, family_of(model), recipe.max_length), ready.rows
@@ -239,7 +239,10 @@ def make_trainer(
     if flops:
         from foveate.train.estimate import stage_flops
 
-        spent, dense = stage_flops(ready)
+        try:
+            spent, dense = stage_flops(ready)
+        except FoveateError as error:
+            say(f"the share of FLOPs that is saved can't be told: {error}")
     progress = Progress(say, timetable, spent, dense)
     trainer = SafeTrainer(
         wrapped,
@@ -250,7 +253,7 @@ def make_trainer(
         note=recipe.to_dict(),
         describe=lambda numbers: ", ".join(rows.name(number) for number in numbers),
     )
-    progress.trainer = trainer
+    trainer.progress = progress
     return trainer, switch, model
 
 
@@ -322,14 +325,3 @@ def save_model(ready: Prepared, model: nn.Module, trainer: SafeTrainer, out: Pat
             "run the same command with --resume"
         ) from error
     shutil.rmtree(out / files.WRITING, ignore_errors=True)
-
-
-def replace(recipe: Recipe, **changes: Any) -> Recipe:
-    """A recipe with some keys changed, checked anew."""
-    return dataclasses.replace(recipe, **changes)
-
-
-def set_threads() -> None:
-    """One thread per process where several share a machine without a GPU."""
-    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available():
-        torch.set_num_threads(1)

@@ -144,7 +144,7 @@ class HuggingFace:
                 "data.dataset needs the datasets package: pip install datasets, or use data.jsonl"
             ) from None
         try:
-            if Path(name).is_dir() and any(Path(name).glob("*.json")) and not any(Path(name).glob("*.jsonl")):
+            if any(Path(name, kept).is_file() for kept in ("state.json", "dataset_dict.json")):
                 loaded: Any = datasets.load_from_disk(name)
                 loaded = loaded[split] if isinstance(loaded, dict) else loaded
             else:

@@ -23,6 +23,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from foveate.errors import FoveateError
 from foveate.train import checkpoint as files
+from foveate.train.progress import Progress, shares
 from foveate.train.recipe import RecipeError
 
 _LESS = "look at these rows, or lower lr, lengthen warmup, or train in bf16 or fp32 instead of fp16"
@@ -83,6 +84,8 @@ class SafeTrainer(Trainer):
         self.counted = 0
         self.tokens = 0
         """Tokens of the whole prompts that this process has trained on in this call."""
+        self.progress: Progress | None = None
+        """What measures speed and savings for the log, and says them."""
         self._aside: Path | None = None
         super().__init__(*args, **kwargs)
         # `Progress` does the talking.
@@ -138,6 +141,14 @@ class SafeTrainer(Trainer):
         kept = files.checkpoints(self.folder)
         last = f"the last checkpoint, {kept[-1]}, is from before" if kept else "no checkpoint has been written yet"
         return FoveateError(f"{where}: {why}. Training stops here; {last}")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log the loss together with what `Progress` measures, so that trackers get both."""
+        if "loss" in logs and self.progress is not None:
+            tokens = self.tokens * self.args.world_size
+            logs |= self.progress.measure(self.state, tokens, shares(self.numbers, self.counted))
+            self.numbers, self.counted = {}, 0
+        super().log(logs, start_time)
 
     # Checkpoints: Trainer decides when, `_save_checkpoint` is what it calls
 
@@ -235,13 +246,16 @@ class SafeTrainer(Trainer):
                 weight.copy_(stored[name])
 
 
-def training_arguments(folder: Path, given: Mapping[str, Any], owned: Mapping[str, Any]) -> TrainingArguments:
+def training_arguments(
+    folder: Path, given: Mapping[str, Any], owned: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> TrainingArguments:
     """`TrainingArguments` from what a recipe owns and what it passes on.
 
     Args:
         folder: where checkpoints go.
         given: what the recipe's `trainer` holds.
         owned: what other keys of the recipe decide.
+        defaults: what holds unless `given` says otherwise.
 
     Raises:
         RecipeError: `given` has a name that `TrainingArguments` lacks, or one that the recipe has a key of its own for.
@@ -266,6 +280,7 @@ def training_arguments(folder: Path, given: Mapping[str, Any], owned: Mapping[st
         "ddp_find_unused_parameters": False,
         "use_cpu": not torch.cuda.is_available(),
         "do_train": True,
+        **(defaults or {}),
         **owned,
     }
     for name in given:
