@@ -637,6 +637,7 @@ class DecoderWatch:
                     hook = _LayerHook(self._local, layer)
                     self._handles[layer] = module.register_forward_pre_hook(hook, with_kwargs=True)
 
+    @torch.compiler.disable
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         descent: Descent | None = getattr(self._local, "descent", None)
         if descent is None:
@@ -657,24 +658,26 @@ class DecoderWatch:
 
 
 class _BehindHook:
-    """Changes what one layer returns."""
+    """Changes what one layer returns. A compiled decoder is left for it: what it does differs from call to call."""
 
     def __init__(self, local: threading.local, layer: int) -> None:
         self.local = local
         self.layer = layer
 
+    @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         descent: Descent | None = getattr(self.local, "descent", None)
         return None if descent is None else descent.leave(self.layer, output)
 
 
 class _LayerHook:
-    """Changes what one layer is called with."""
+    """Changes what one layer is called with. A compiled decoder is left for it, too."""
 
     def __init__(self, local: threading.local, layer: int) -> None:
         self.local = local
         self.layer = layer
 
+    @torch.compiler.disable
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         descent: Descent | None = getattr(self.local, "descent", None)
         if descent is None:

@@ -1,0 +1,279 @@
+#!/usr/bin/env python3
+"""What plans inside the decoder cost and save: `python benchmarks/depth.py`.
+
+One prompt with one image of 576 tokens. The prefill under `apply` stands beside the dense one and beside the ideal: the
+same layers, each given as many columns as the plan leaves it, with no plan made and no hook on. A step of decoding
+stands beside the dense one. All take turns in one process, so what else the machine does hits them alike; ratios are
+medians of each turn's own ratio.
+
+The decoders: the embedded reference model's, and one of 0.5 billion parameters with random weights (Qwen2-0.5B's shape
+in a LLaVA). On a GPU: --device cuda, with the shape of Vicuna-7B.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+import foveate
+from foveate.engine import apply
+from foveate.engine.count import tokens_per_layer
+from foveate.models import family_of
+
+SHAPES = {
+    "0.5B": {"hidden": 896, "layers": 24, "heads": 14, "kv_heads": 2, "ffn": 4864},
+    "7B": {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "ffn": 11008},
+    "tiny": {"hidden": 64, "layers": 4, "heads": 2, "kv_heads": 2, "ffn": 128},
+}
+
+
+def main() -> int:
+    arguments = read()
+    torch.set_num_threads(arguments.threads)
+    clock = Clock(arguments.device, arguments.clock)
+    began = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        for name in arguments.decoders:
+            model, image_size = make(name, arguments.device)
+            for spec in specs_for(arguments.specs, len(family_of(model).decoder_layers)):
+                rows.append({"decoder": name, "spec": spec} | measure(model, image_size, spec, arguments, clock))
+                say(line(rows[-1]))
+    result = {
+        "what": "milliseconds (medians) and ratios (medians of each turn's own)",
+        "text_tokens": arguments.words,
+        "clock": arguments.clock,
+        "rows": rows,
+        "environment": environment(arguments, time.perf_counter() - began),
+    }
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = arguments.out.with_suffix(".partial")
+    unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(arguments.out)
+    say(f"{len(rows)} measurements in {result['environment']['seconds']} s: {arguments.out}")
+    return 0
+
+
+def read() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--decoders", type=lambda text: text.split(","), help=f"reference, {', '.join(SHAPES)}; parted by commas"
+    )
+    parser.add_argument(
+        "--specs",
+        nargs="*",
+        default=["pool:0.25@{1/12}", "fastv:0.5@{1/12}", "stride:0.5@{1/4},{1/2},{3/4}"],
+        help="layers may be written as shares of the depth: pool:0.25@{1/4}",
+    )
+    parser.add_argument("--words", type=int, default=64, help="text tokens of the prompt")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=16, help="of decoding, per turn")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--clock", choices=["wall", "cpu"], default="wall", help="cpu counts the processor's time of all threads"
+    )
+    parser.add_argument("--out", type=Path, default=Path("results/depth.json"))
+    arguments = parser.parse_args()
+    arguments.decoders = arguments.decoders or (["7B"] if arguments.device == "cuda" else ["reference", "0.5B"])
+    unknown = sorted(set(arguments.decoders) - {"reference", *SHAPES})
+    if unknown:
+        parser.error(f"no decoder is called {', '.join(unknown)}; there are reference, {', '.join(SHAPES)}")
+    if arguments.clock == "cpu" and arguments.device != "cpu":
+        parser.error("--clock cpu doesn't see what a GPU does; use --clock wall")
+    return arguments
+
+
+def specs_for(texts: list[str], layers: int) -> list[str]:
+    """Layers written as shares of the depth, made numbers.
+
+    >>> specs_for(["pool:0.25@{1/12}", "stride:0.5@{1/4},{1/2}"], 24)
+    ['pool:0.25@2', 'stride:0.5@6,12']
+    """
+    found = []
+    for text in texts:
+        while "{" in text:
+            before, _, rest = text.partition("{")
+            share, _, after = rest.partition("}")
+            part, _, whole = share.partition("/")
+            text = f"{before}{max(1, round(layers * int(part) / int(whole)))}{after}"
+        found.append(text)
+    return found
+
+
+class Clock:
+    """Milliseconds of a call; on a GPU the device is waited for."""
+
+    def __init__(self, device: str, name: str) -> None:
+        self._device = device
+        self._now = time.process_time if name == "cpu" else time.perf_counter
+
+    def __call__(self, run: Callable[[], object]) -> float:
+        self._wait()
+        began = self._now()
+        run()
+        self._wait()
+        return (self._now() - began) * 1e3
+
+    def _wait(self) -> None:
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+
+
+def make(name: str, device: str) -> tuple[Any, int]:
+    """A model, and the side of its images in pixels; 576 visual tokens."""
+    if name == "reference":
+        model, _ = foveate.reference()
+        return model.to(device).eval(), int(model.config.vision_config.image_size)
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    shape = SHAPES[name]
+    vision = CLIPVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=336, patch_size=14
+    )
+    text = LlamaConfig(
+        vocab_size=1024,
+        hidden_size=shape["hidden"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=shape["kv_heads"],
+        intermediate_size=shape["ffn"],
+        max_position_embeddings=4096,
+    )
+    torch.manual_seed(0)
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=5)
+    with torch.device(device):
+        model = LlavaForConditionalGeneration(config)
+    return model.to(torch.float32 if device == "cpu" else torch.bfloat16).eval(), 336
+
+
+def measure(model: Any, image_size: int, spec: str, arguments: argparse.Namespace, clock: Clock) -> dict[str, Any]:
+    """One spec on one decoder: turns of dense, ideal and compressed."""
+    family = family_of(model)
+    parameter = next(model.parameters())
+    device, dtype = parameter.device, parameter.dtype
+    pixels = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    layout = family.layouts({"pixel_values": pixels})[0]
+    generator = torch.Generator().manual_seed(1)
+    words = torch.randint(10, 90, (1, arguments.words), generator=generator)
+    half = arguments.words // 2
+    image = torch.full((1, layout.total), family.image_token)
+    ids = torch.cat([words[:, :half], image, words[:, half:]], dim=1).to(device)
+    mask = torch.ones_like(ids)
+    counts = tokens_per_layer(spec, family, layout)
+    embedded = torch.randn(1, ids.shape[1], model.config.text_config.hidden_size, generator=generator)
+    embedded = embedded.to(device, dtype)
+
+    def prefill(output: Any) -> Any:
+        cache = DynamicCache(config=model.config.get_text_config())
+        encoded = {"image": type(output)(**dict(output))}
+        for name, value in vars(output).items():
+            if name.startswith("foveate"):
+                setattr(encoded["image"], name, value)
+        model(
+            input_ids=ids,
+            attention_mask=mask,
+            mm_encoder_outputs=encoded,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return cache
+
+    def decode(cache: Any) -> None:
+        whole = mask
+        for _ in range(arguments.steps):
+            whole = torch.cat([whole, whole[:, :1]], dim=1)
+            model(input_ids=ids[:, :1], attention_mask=whole, past_key_values=cache, use_cache=True, logits_to_keep=1)
+
+    def ideal() -> None:
+        by_hand(model, embedded, [count + arguments.words for count in counts])
+
+    times: dict[str, list[float]] = {name: [] for name in ("dense", "ideal", "ours", "dense_step", "our_step", "plan")}
+    dense_features = family.encode({"pixel_values": pixels})
+    for turn in range(arguments.turns + 1):
+        caches: dict[str, Any] = {}
+        dense = clock(lambda: caches.update(dense=prefill(dense_features)))  # noqa: B023
+        dense_step = clock(lambda: decode(caches["dense"])) / arguments.steps  # noqa: B023
+        best = clock(ideal)
+        with apply(model, spec, synchronise=True) as run:
+            features = family.encode({"pixel_values": pixels})
+            ours = clock(lambda: caches.update(ours=prefill(features)))  # noqa: B023
+            our_step = clock(lambda: decode(caches["ours"])) / arguments.steps  # noqa: B023
+        if turn:
+            # The first turn warms up.
+            values = (dense, best, ours, dense_step, our_step, run.report().milliseconds)
+            for name, value in zip(times, values, strict=True):
+                times[name].append(value)
+    for layer, count in enumerate(counts):
+        held = caches["ours"].get_seq_length(layer)
+        assert held == count + arguments.words + arguments.steps, (layer, held, count)
+
+    def ratio(one: str, other: str) -> float:
+        return statistics.median(a / b for a, b in zip(times[one], times[other], strict=True))
+
+    return {
+        "mean_over_layers": round(sum(counts) / len(counts), 1),
+        **{f"{name}_ms": round(statistics.median(values), 3) for name, values in times.items()},
+        "ours_to_ideal": round(ratio("ours", "ideal"), 4),
+        "ours_to_dense": round(ratio("ours", "dense"), 4),
+        "step_to_dense": round(ratio("our_step", "dense_step"), 4),
+        "cache_to_dense": round(sum(counts) / (len(counts) * layout.total), 4),
+    }
+
+
+def by_hand(model: Any, embedded: Tensor, lengths: list[int]) -> Tensor:
+    """The decoder's layers, each on its own number of columns; logits of the last one."""
+    decoder = family_of(model).decoder
+    cache = DynamicCache(config=model.config.get_text_config())
+    hidden = embedded
+    rotary: Any = None
+    for layer, length in zip(decoder.layers, lengths, strict=True):
+        if rotary is None or length != hidden.shape[1]:
+            hidden = hidden[:, :length]
+            rotary = decoder.rotary_emb(hidden, torch.arange(length, device=hidden.device)[None])
+        hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, past_key_values=cache, use_cache=True)
+    return model.lm_head(decoder.norm(hidden)[:, -1:])
+
+
+def line(row: dict[str, Any]) -> str:
+    return (
+        f"{row['decoder']:>9}  {row['spec']:<24} mean {row['mean_over_layers']:>6.1f}  "
+        f"prefill dense {row['dense_ms']:>8.1f}  ideal {row['ideal_ms']:>8.1f}  ours {row['ours_ms']:>8.1f}  "
+        f"plan {row['plan_ms']:>6.2f}  ours/ideal {row['ours_to_ideal']:.3f}  ours/dense {row['ours_to_dense']:.3f}  "
+        f"step {row['our_step_ms']:>7.2f} ms, {row['step_to_dense']:.3f} of dense"
+    )
+
+
+def environment(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    return {
+        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or "cpu",
+        "threads": arguments.threads,
+        "turns": arguments.turns,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": importlib.metadata.version("transformers"),
+        "foveate": importlib.metadata.version("foveate"),
+        "seconds": round(seconds),
+    }
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
