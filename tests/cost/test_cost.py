@@ -1,6 +1,7 @@
 """What the cost model tells, and what it refuses."""
 
 import importlib.util
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from given import tokens
 from test_methods import SPECS
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -416,3 +418,26 @@ def test_a_layers_own_work_is_a_known_number() -> None:
     linear = 2 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert one.flops == 32 * (linear + 4 * 4096)
     assert decoder.cache([1] * 32, 1, 2) == 2 * 32 * 32 * 128 * 2
+
+
+@pytest.mark.parametrize(("width", "inner", "encoder"), [(256, 700, 512), (64, 128, 1024)])
+def test_peak_memory_is_near_the_real_one(width: int, inner: int, encoder: int) -> None:
+    """Tensors that are alive at once while a model answers, as torch's profiler sees them."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    vision = {"hidden_size": 128, "intermediate_size": encoder, "num_hidden_layers": 4, "num_attention_heads": 4}
+    text = {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": 6, "num_attention_heads": 4}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision, image_size=336, patch_size=14),
+        text_config=LlamaConfig(**text, vocab_size=500, max_position_embeddings=1024),
+        image_token_id=5,
+    )
+    model: Any = LlavaForConditionalGeneration(config).eval()
+    ids = torch.cat([torch.full((2, 576), 5), torch.randint(10, 400, (2, 60))], dim=1)
+    pixels = torch.randn(2, 3, 336, 336)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen, torch.inference_mode():
+        model.generate(input_ids=ids, pixel_values=pixels, attention_mask=torch.ones_like(ids), max_new_tokens=3)
+    events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]  # pyright: ignore
+    alive = itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    told = foveate.cost(config, text_tokens=60, new_tokens=3, batch=2, dtype="float32")
+    assert told.peak_bytes - told.weight_bytes == pytest.approx(max(alive), rel=0.2)

@@ -302,7 +302,10 @@ class Decoder:
         return batch * sum(layer.mixer.cache(n, size) for layer, n in zip(self.layers, lengths, strict=True))
 
     def working(self, rows: int, size: int) -> int:
-        """Bytes of activations at the widest point of a layer over `rows` tokens; an estimate."""
+        """Bytes of activations at the widest point of a layer over `rows` tokens; an estimate.
+
+        The MLP's, and six times the hidden state: the residual, what is normed, the prompt's embeddings on their way.
+        """
         widest = 0
         for layer in set(self.layers):
             mlp = layer.mlp
@@ -310,7 +313,7 @@ class Decoder:
                 3 * mlp.width if isinstance(mlp, Mlp) else mlp.active * (3 * mlp.width + self.hidden) + 3 * mlp.shared
             )
             widest = max(widest, wide)
-        return rows * size * (widest + 3 * self.hidden)
+        return rows * size * (widest + 6 * self.hidden)
 
 
 def read_decoder(config: Any, tied: bool | None = None) -> Decoder:

@@ -258,11 +258,7 @@ def count(
     )
     kv = decoder.cache(behind, batch, size)
     weights = model.parameters * size
-    rows = batch * max(lengths)
-    widest = max(decoder.working(rows, size), batch * decoder.vocabulary * (size + _FLOAT32))
-    patches = batch * sum(grid.count for grid in grids)
-    # The encoder's hidden states of all layers are kept until the right one is picked.
-    widest = max(widest, patches * size * (vision.depth * vision.width + 3 * vision.mlp.width))
+    decoding = kv + max(decoder.working(batch * max(lengths), size), batch * decoder.vocabulary * (size + _FLOAT32))
     return Cost(
         model=model.kind,
         spec="dense" if spec is None else str(spec),
@@ -280,7 +276,7 @@ def count(
         kv_bytes=kv,
         visual_kv_bytes=decoder.cache(lengths, batch, size) - decoder.cache([text_tokens] * len(lengths), batch, size),
         weight_bytes=weights,
-        peak_bytes=weights + kv + widest,
+        peak_bytes=weights + max(vision.working(grids, batch, size), decoding),
         memory=device.memory,
     )
 

@@ -128,6 +128,11 @@ class Vision:
         ]
         return Part("projector", tuple(repeated(ops, 1 + self.extra if extra else 1)))
 
+    def working(self, grids: Sequence[Segment], batch: int, size: int) -> int:
+        """Bytes of activations at the widest point of a layer, and of the layers that are kept; an estimate."""
+        rows = batch * sum(grid.t * (grid.h * grid.w + self.marks) for grid in grids)
+        return rows * size * (3 * self.mlp.width + (3 + self.levels + self.extra) * self.width)
+
     def tokens(self, picture: Picture) -> int:
         """Visual tokens of one picture that leave the encoder."""
         return picture.patches // self.merge**2
