@@ -45,7 +45,8 @@ def pages() -> dict[str, str]:
 
 def _row(method: Listing) -> str:
     reads = ", ".join(dict.fromkeys(each.partition("(")[0] for each in method.reads)) or "features or nothing"
-    count = "`auto`, or told" if method.adaptive else "told" if method_class(method.name).takes_keep else "none are left"
+    told = "told" if method_class(method.name).takes_keep else "none are left"
+    count = "`auto`, or told" if method.adaptive else told
     place = "decoder layers" if method.place == "decoder" else f"`@{method.place}`"
     name = f"[`{method.name}`](methods/{method.name}.md)"
     return f"| {name} | {method.what} | {place} | {reads} | {count} | {_source(method)} |\n"

@@ -88,7 +88,9 @@ def test_a_structural_token_stays_with_a_token_that_it_closes(given: tuple[Layou
     assert fewest <= sum(expected) <= most
 
 
-@pytest.mark.parametrize(("kept", "between"), [(1, (0, 1)), (6, (0, 6)), (7, (1, 6)), (15, (2, 6)), (38, (4, 6)), (54, (6, 6))])
+@pytest.mark.parametrize(
+    ("kept", "between"), [(1, (0, 1)), (6, (0, 6)), (7, (1, 6)), (15, (2, 6)), (38, (4, 6)), (54, (6, 6))]
+)
 def test_newlines_of_a_grid_behind_a_base(kept: int, between: tuple[int, int]) -> None:
     newlines = tuple(Structural(6 + row * 9 + 8, 6 + row * 8, 14 + row * 8) for row in range(6))
     layout = Layout((Segment(1, 2, 3), Segment(1, 6, 8)), newlines)

@@ -207,7 +207,7 @@ def count(
 
     with _progress("Counting"):
         from foveate.asking import image_layout, prompt
-        from foveate.engine.count import tokens_between
+        from foveate.engine.count import tokens_between, tokens_per_layer
         from foveate.models import family_of
         from foveate.reference.load import load_processor, skeleton
         from foveate.spec import parse
@@ -217,7 +217,10 @@ def count(
         _quiet()
         processor, shell = load_processor(model), skeleton(model)
         layout = image_layout(shell, prompt(processor, opened, "?"))
-        after = [(str(each), *tokens_between(each, family_of(shell), layout)) for each in specs]
+        family = family_of(shell)
+        after = [
+            (str(each), *tokens_between(each, family, layout), tokens_per_layer(each, family, layout)) for each in specs
+        ]
     grids = [(segment.t, segment.h, segment.w) for segment in layout.segments]
     where = str(model) if model else "the embedded reference model"
     if as_json:
@@ -232,21 +235,30 @@ def count(
                 "structural": len(layout.structural),
                 "total": layout.total,
                 "after": [
-                    {"spec": name, "fewest": fewest, "tokens": most, "share": most / layout.total}
-                    for name, fewest, most in after
+                    {
+                        "spec": name,
+                        "fewest": fewest,
+                        "tokens": most,
+                        "share": most / layout.total,
+                        "mean_over_layers": sum(layers) / len(layers),
+                        "layers": list(layers),
+                    }
+                    for name, fewest, most, layers in after
                 ],
             }
         )
         return
     table = _table("spec", "grid", title=f"{image}, {opened.width} x {opened.height} pixels, in {where}")
-    _numbers(table, "content", "structural", "visual tokens", "of dense")
+    _numbers(table, "content", "structural", "visual tokens", "of dense", "mean over layers")
     grid = " + ".join(f"{h} x {w}" if t == 1 else f"{t} x {h} x {w}" for t, h, w in grids)
-    table.add_row("dense", grid, f"{layout.content}", f"{len(layout.structural)}", f"{layout.total}", "100%")
-    for name, fewest, most in after:
+    whole = f"{layout.total}"
+    table.add_row("dense", grid, f"{layout.content}", f"{len(layout.structural)}", whole, "100%", whole)
+    for name, fewest, most, layers in after:
         # Where the content decides, the encoder would have to run to tell.
         ends = dict.fromkeys((fewest, most))
         shares = (f"{tokens / layout.total:.1%}" for tokens in ends)
-        table.add_row(name, "", "", "", " to ".join(map(str, ends)), " to ".join(shares))
+        mean = f"{sum(layers) / len(layers):.1f}"
+        table.add_row(name, "", "", "", " to ".join(map(str, ends)), " to ".join(shares), mean)
     console = _console()
     console.print(table)
     console.print("Everything as JSON: the same command with --json", style="dim", highlight=False)

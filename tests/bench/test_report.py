@@ -9,7 +9,7 @@ from foveate.bench.answers import Spent
 from foveate.bench.configurations import configurations, name_of
 from foveate.bench.metrics import measure
 from foveate.bench.plot import plot
-from foveate.bench.report import WIDE, markdown, skills_table, table
+from foveate.bench.report import WIDE, losses, markdown, skills_table, table
 from foveate.bench.results import Part, Prediction
 from foveate.bench.tasks import Asked, Picture, Task
 
@@ -70,3 +70,25 @@ def test_plot_is_whole_or_not_there(metrics: Any, tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["accuracy.png"]
     metrics["configurations"] = metrics["configurations"][:1]
     assert not plot(metrics, tmp_path / "none.png")
+
+
+def test_who_loses_to_a_baseline_is_said() -> None:
+    """Six images; of each, the method has nothing right and the baseline of its budget everything."""
+    asked = (Asked("what ?", "red", None), Asked("where ?", "left", None))
+    task = Task("hand", tuple(Picture(name, Path(name), asked) for name in "abcdef"), "")
+    specs = {name_of(spec): spec for spec in configurations(["random:4", "cluster:4", "cluster:9"])}
+    predictions = []
+    for name in specs:
+        for number in range(12):
+            right = name in ("dense", "random:4") or number % 6 == 0
+            question = asked[number % 2]
+            said = (None, question.text, question.answer, question.answer if right else "no", right)
+            predictions.append(Prediction(name, number, "abcdef"[number // 2], *said))
+    spent = Spent(1.0, 1.0, 1.0, 1.0, 1.0, images=6, compressions=6, questions=12)
+    metrics = measure(task, specs, predictions, [Part(name, 0, 96.0, 24.0, spent) for name in specs])
+    rows = {row["spec"]: row for row in metrics["configurations"]}
+    assert rows["cluster:4"]["against"]["random:4"]["value"] == pytest.approx(-10 / 12)
+    assert rows["cluster:9"]["against"] == rows["random:4"]["against"] == rows["dense"]["against"] == {}
+    (line,) = losses(metrics)
+    assert line.startswith("cluster:4 is clearly below random:4 (-83.3 [")
+    assert line in markdown(metrics)

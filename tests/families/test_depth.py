@@ -208,6 +208,8 @@ def by_hand(row: Row, model: Any, prompt: str, spec: str, answer: Tensor | None 
         "random:7:positions=pack@1+pool:3:positions=pack@2",
         "stride:4@1+pool:2:positions=pack@2",
         "pool:5:positions=pack@1+random:2@2",
+        "random:4:positions=pack@1+vtw:positions=pack@2",
+        "vtw:positions=pack@1",
     ],
 )
 @torch.no_grad()

@@ -66,7 +66,7 @@ def bench(
     task = _task(data, questions, skip, notes)
     from foveate.bench.match import matched
     from foveate.bench.plot import plot
-    from foveate.bench.report import WIDE, skills_table, table
+    from foveate.bench.report import WIDE, losses, skills_table, table
     from foveate.bench.runner import Benchmark
 
     with notes.status("Loading the model"):
@@ -94,6 +94,8 @@ def bench(
     if not screen.is_terminal:
         screen = Console(width=WIDE)
     screen.print(table(metrics, screen.width))
+    for line in losses(metrics):
+        screen.print(line, style="red", highlight=False)
     shown = {row["budget"] for row in metrics["configurations"][1:]}
     per_skill = skills_table(metrics) if skills or len(shown) <= 1 else None
     if per_skill is not None:

@@ -32,7 +32,8 @@ def measure(
         budgets: the budget that a configuration belongs to, by name, where its keep doesn't tell.
 
     Returns:
-        "configurations": one entry each, dense first, then by budget; "floor"; counts. Times are milliseconds per
+        "configurations": one entry each, dense first, then by budget, with "against": the paired difference to each
+        baseline of its budget; "floor"; counts. Times are milliseconds per
         question about an image that nobody has asked about before; shares are between 0 and 1.
     """
     answers: dict[str, list[Prediction]] = {}
@@ -45,6 +46,8 @@ def measure(
         own = sorted(answers[name], key=lambda each: each.number)
         rows.append(_configuration(name, spec, own, dense, [part for part in parts if part.spec == name], skills))
         rows[-1]["budget"] = (budgets or {}).get(name, rows[-1]["budget"])
+    for row in rows:
+        row["against"] = _against(row, rows, answers)
     base = rows[0]["time_ms"]
     for row in rows:
         row["time_ratio"] = {part: _ratio(row["time_ms"][part], base[part]) for part in row["time_ms"]}
@@ -90,6 +93,25 @@ def _configuration(
             skill: _accuracy([p for p in own if p.skill == skill], [p for p in dense if p.skill == skill])
             for skill in skills
         },
+    }
+
+
+def _against(
+    row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], answers: Mapping[str, Sequence[Prediction]]
+) -> dict[str, Any]:
+    """The paired difference of a configuration to each other baseline of its budget."""
+    if row["spec"] == "dense":
+        return {}
+
+    def right(name: str) -> list[float]:
+        return [float(each.right) for each in sorted(answers[name], key=lambda each: each.number)]
+
+    images = [each.image for each in sorted(answers[row["spec"]], key=lambda each: each.number)]
+    rivals = [each["spec"] for each in rows if each["baseline"] and each["budget"] == row["budget"]]
+    return {
+        name: difference_interval(right(row["spec"]), right(name), images).to_dict()
+        for name in rivals
+        if name != row["spec"]
     }
 
 

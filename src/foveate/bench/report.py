@@ -106,6 +106,9 @@ def markdown(metrics: Mapping[str, Any], command: str = "") -> str:
     heads += ["loyalty", "encode ms", "compress ms", "prefill ms", "decode ms", "time / dense"]
     lines += _rows(heads, [_markdown_cells(row) for row in metrics["configurations"]])
     lines += ["", caption(metrics)]
+    worse = losses(metrics)
+    if worse:
+        lines += ["", "Worse than a baseline of the same budget:", "", *(f"* {line}" for line in worse)]
     skills = list(metrics["configurations"][0]["skills"])
     if skills:
         lines += ["", "Accuracy per skill:", ""]
@@ -128,6 +131,23 @@ def caption(metrics: Mapping[str, Any]) -> str:
     if metrics["floor"] is not None:
         parts.append(f"Without looking, {metrics['floor']['overall']:.1%} of the answers can be had.")
     return " ".join(parts)
+
+
+def losses(metrics: Mapping[str, Any]) -> list[str]:
+    """A line for each configuration that is clearly worse than a baseline of its budget.
+
+    Clearly: the 95 % interval of the paired difference leaves zero out. Baselines are not held against each other.
+    """
+    lines = []
+    for row in metrics["configurations"]:
+        worse = [
+            f"{name} ({points(difference['value'])} {interval(difference)})"
+            for name, difference in row.get("against", {}).items()
+            if difference["high"] is not None and difference["high"] < 0
+        ]
+        if worse and not row["baseline"]:
+            lines.append(f"{row['spec']} is clearly below {', '.join(worse)}")
+    return lines
 
 
 def _title(metrics: Mapping[str, Any]) -> str:

@@ -313,10 +313,10 @@ def _signal(signal: Any, visit: Visit, model: Model, patches: int, text: int, im
     if isinstance(signal, EncoderKeys | EncoderAttention):
         ops = [linear("keys again", images * patches, vision.width, vision.width, size)]
         if isinstance(signal, EncoderAttention):
-            # One row of [CLS]; encoders without it are asked for every row.
+            # One row of [CLS]; encoders without it are asked for every row, inside windows where there are some.
             queries = 1 if vision.marks else patches
             ops.append(linear("queries again", images * queries, vision.width, vision.width, size))
-            scores = images * queries * patches
+            scores = images * queries * (patches if vision.window is None else min(patches, vision.window**2))
             ops.append(Op("scores", 2 * scores * vision.width, 0, 4 * scores * vision.heads * _FLOAT32, launches=6))
         return ops
     if isinstance(signal, DecoderAttention | DecoderKeys | DecoderLogits):

@@ -476,6 +476,8 @@ class Descent:
             positions=line.positions.flatten(1)[:, index],
             taken=taken,
         )
+        # Where what follows an image begins, for images of which nothing is left to tell.
+        follows = {n: int(landing[self.images[n].row, self.images[n].places[-1]]) + 1 for n in stay}
         for number, places in stay.items():
             image = self.images[number]
             image.places = landing[image.row, places]
@@ -483,7 +485,7 @@ class Descent:
             image.layout = _strip(len(places))
             image.remaining = image.remaining.after(image.methods[layer])
         if self._steps[layer].positions == "pack":
-            self._pack()
+            self._pack(follows)
         self.counts[layer] = [len(image.every) for image in self.images]
         self.milliseconds += (self.clock() - began) * 1e3
         return short.view(rows, narrow, -1)
@@ -559,17 +561,24 @@ class Descent:
             image.signals = {signal: value[slot] for signal, value in image.signals.items()}
             image.slot = slot if image.slot is None else image.slot[slot]
 
-    def _pack(self) -> None:
-        """New position ids without gaps for the images, and what follows moves up."""
+    def _pack(self, follows: dict[int, int]) -> None:
+        """New position ids without gaps for the images, and what follows moves up.
+
+        Args:
+            follows: per image that a step acted on, the column behind it.
+        """
         line = self._line
         assert line is not None
         device = line.positions.device
         rows, width = line.columns.shape
         shift = torch.zeros(rows, width + 1, dtype=torch.int64)
         every = [image.every for image in self.images]
-        for image, places in zip(self.images, every, strict=True):
+        for number, (image, places) in enumerate(zip(self.images, every, strict=True)):
             if len(places):
                 shift[image.row, int(places[-1]) + 1] += image.span - len(places)
+            elif number in follows:
+                shift[image.row, follows[number]] += image.span
+                image.span = 0
         shift = shift.cumsum(dim=1)
         positions = line.positions - shift[:, :-1].to(device)
         flat = positions.flatten(1)
@@ -631,13 +640,13 @@ class DecoderWatch:
         with self._lock:
             if not self._handles:
                 decoder = self._family.decoder
-                self._handles["decoder"] = decoder.register_forward_pre_hook(self._before, with_kwargs=True)
+                before: Any = torch.compiler.disable(self._before)
+                self._handles["decoder"] = decoder.register_forward_pre_hook(before, with_kwargs=True)
             for layer, module in enumerate(self._family.decoder_layers):
                 if layer >= descent.first and layer not in self._handles:
-                    hook = _LayerHook(self._local, layer)
+                    hook: Any = _LayerHook(self._local, layer)
                     self._handles[layer] = module.register_forward_pre_hook(hook, with_kwargs=True)
 
-    @torch.compiler.disable
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         descent: Descent | None = getattr(self._local, "descent", None)
         if descent is None:
@@ -646,7 +655,7 @@ class DecoderWatch:
         with self._lock:
             for layer in range(descent.added):
                 if (layer, "behind") not in self._handles:
-                    hook = _BehindHook(self._local, layer)
+                    hook: Any = _BehindHook(self._local, layer)
                     module = self._family.decoder_layers[layer]
                     self._handles[layer, "behind"] = module.register_forward_hook(hook)
         return args, kwargs

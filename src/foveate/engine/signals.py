@@ -98,7 +98,9 @@ class LayerInput:
         if self.cache is not None:
             held = int(self.cache.get_seq_length(self.layer))
         if self.cache is not None and held:
-            past = self.cache.layers[self.layer].keys.to(self.hidden.device)
+            kept: Tensor | None = self.cache.layers[self.layer].keys
+            assert kept is not None
+            past = kept.to(self.hidden.device)
             if past.shape[-2] != held:
                 raise SignalError("keys of a quantised cache can't be read again; use a plain dynamic cache")
             past = past[places.rows]
