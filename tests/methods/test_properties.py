@@ -32,6 +32,7 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("sparsevlm", {}),
     ("sparsevlm", {"recycle": "none"}),
     ("sparsevlm-plus", {"heads": 2}),
+    ("sparsevlm-rank", {}),
     ("dart", {}),
     ("atp", {}),
     ("dart", {"text_pivots": 0, "pivots": 1}),
