@@ -141,7 +141,7 @@ class HuggingFace:
             import datasets
         except ImportError:
             raise RecipeError(
-                "data.dataset needs the datasets package: pip install datasets, or use data.jsonl"
+                'data.dataset needs the datasets package: pip install "foveate[train]", or use data.jsonl'
             ) from None
         try:
             if any(Path(name, kept).is_file() for kept in ("state.json", "dataset_dict.json")):
