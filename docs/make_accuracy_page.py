@@ -1,0 +1,278 @@
+#!/usr/bin/env python3
+"""Write docs/accuracy.md and its pictures from docs/measured/accuracy-*.json: `python docs/make_accuracy_page.py`.
+
+`python docs/make_accuracy_page.py --take results/methods before` first copies what a page needs of a results folder of
+`foveate bench` to docs/measured/accuracy-before.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.bench.report import interval, points
+
+HERE = Path(__file__).parent
+MEASURED = HERE / "measured"
+PAGE = HERE / "accuracy.md"
+PICTURES = HERE / "pictures"
+
+HEAD = """\
+# What methods cost in accuracy
+
+Every method of this version on the embedded model, with nothing trained for it, beside the dense model and four plain
+baselines. This page is made by `python docs/make_accuracy_page.py` from committed results; a test fails when the two
+differ. Read it with care: a model of 8 million parameters on drawn scenes says how methods differ in what they keep. It
+does not rank them for your model: `foveate bench --model DIR --data FILE` does.
+
+Accuracy is in %, with half the width of its 95 % interval, clustered by image. Comparisons are paired, question by
+question. **Bold** is clearly above every baseline of the same budget, ↓ is clearly below at least one: the 95 %
+interval of the paired difference leaves zero out. Of a hundred such comparisons, two or three fall on either side by
+chance alone. In square brackets is the real number of tokens where it is not the budget. ° marks a baseline.
+"""
+
+SECTIONS = {
+    "before": (
+        "## Before the decoder",
+        "All of these act once, behind the encoder. The images are not those that any default was chosen on.",
+        "tokens",
+    ),
+    "inside": (
+        "## Inside the decoder, at equal FLOPs",
+        "Here a budget is the FLOPs of a call with so many visual tokens at the decoder's input, as the cost model "
+        "counts them. Each spec got the keep that meets it best, so one that acts at a later layer keeps fewer tokens "
+        "there. `pool@1` acts at the input of decoder layer 1 of 12.",
+        "budget",
+    ),
+}
+
+GROUPS = {
+    "clusters": ("cluster", "agglomerative", "dpc-knn"),
+    "selection and merging": ("visionzip", "prumerge", "prumerge-plus", "tome"),
+    "attention of the encoder": ("cls", "vispruner", "hired", "holov"),
+    "diversity, pooling": ("divprune", "cdpruner", "pool"),
+    "inside: by attention": ("fastv@", "pyramiddrop@", "sparsevlm", "atp@", "vtw@"),
+    "inside: without attention": ("dart@", "cluster@", "tome@", "pool@"),
+}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for name, (title, text, count) in SECTIONS.items():
+        path = MEASURED / f"accuracy-{name}.json"
+        if path.exists():
+            parts.append(section(json.loads(path.read_text(encoding="utf-8")), name, title, text, count))
+    return "\n".join(parts)
+
+
+def section(measured: Mapping[str, Any], name: str, title: str, text: str, count: str) -> str:
+    """One set of results: picture, table, who wins, who loses."""
+    metrics = measured["metrics"]
+    dense, *rows = metrics["configurations"]
+    environment = measured["environment"]
+    packages = ", ".join(f"{package} {version}" for package, version in environment["packages"].items())
+    floor = "" if metrics["floor"] is None else f" Without looking, {metrics['floor']['overall']:.1%} can be had."
+    lines = [
+        f"{title}\n",
+        f"{text} {metrics['questions']} questions about {metrics['images']} images; dense has "
+        f"{dense['tokens']['before']:.0f} tokens and {_accuracy(dense)} %.{floor}\n",
+        f"![Accuracy against {count}](pictures/accuracy-{name}.png)\n",
+        table(rows),
+        "### Clearly above every baseline\n",
+        *_or_none(winners(rows)),
+        "\n### Clearly below a baseline\n",
+        *_or_none(losers(rows)),
+        f"\n{sum(len(row['against']) for row in rows if not row['baseline'])} comparisons in all. Made by\n",
+        f"```text\n{measured['command']}\n```\n",
+        f"in {environment['seconds'] / 60:.0f} minutes on {environment['processor']}; {packages}.\n",
+    ]
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Methods by what they reach on the middle budget, baselines below."""
+    budgets = sorted({row["budget"] for row in rows}, reverse=True)
+    methods: dict[str, dict[float, Mapping[str, Any]]] = {}
+    for row in rows:
+        methods.setdefault(row["label"], {})[row["budget"]] = row
+    middle = budgets[len(budgets) // 2]
+
+    def rank(label: str) -> tuple[bool, float]:
+        row = methods[label].get(middle)
+        return next(iter(methods[label].values()))["baseline"], 0.0 if row is None else -row["accuracy"]["value"]
+
+    lines = [f"| method | {' | '.join(f'{budget:.0f}' for budget in budgets)} |", "|:--" + "|--:" * len(budgets) + "|"]
+    for label in sorted(methods, key=rank):
+        own = methods[label]
+        mark = " °" if rank(label)[0] else ""
+        cells = [_cell(own[budget]) if budget in own else "" for budget in budgets]
+        lines.append(f"| `{label}`{mark} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def winners(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each method that is clearly above all baselines somewhere."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if _above(row):
+            least = min(row["against"].items(), key=lambda each: each[1]["value"])
+            text = (
+                f"at {row['budget']:.0f} (by {points(least[1]['value'])} {interval(least[1])} over {_name(least[0])})"
+            )
+            found.setdefault(row["label"], []).append(text)
+    return [f"* `{label}`: {', '.join(texts)}" for label, texts in found.items()]
+
+
+def losers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each method that is clearly below a baseline somewhere."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        below = [] if row["baseline"] else [(name, each) for name, each in row["against"].items() if _below(each)]
+        if below:
+            texts = [f"{_name(name)} ({points(each['value'])})" for name, each in below]
+            found.setdefault(row["label"], []).append(f"at {row['budget']:.0f} below {', '.join(texts)}")
+    return [f"* `{label}`: {'; '.join(texts)}" for label, texts in found.items()]
+
+
+def draw(measured: Mapping[str, Any], name: str, count: str) -> None:
+    """One panel per group of methods; the baselines are grey in each."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    dense, *rows = measured["metrics"]["configurations"]
+    lines: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault(row["label"], []).append(row)
+    baselines = [label for label in lines if lines[label][0]["baseline"]]
+    panels = panels_of([label for label in lines if label not in baselines])
+    columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
+    down = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.5 * down), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    greys: list[Any] = []
+    grid = figure.subplots(down, columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat:
+        axes.set_visible(False)
+    budgets = sorted({row["budget"] for row in rows})
+    for axes, (title, labels) in zip(grid.flat, panels.items(), strict=False):
+        axes.set_visible(True)
+        axes.axhline(dense["accuracy"]["value"] * 100, color="black", linewidth=1)
+        axes.annotate(
+            "dense", (budgets[0], dense["accuracy"]["value"] * 100), (0, 3), textcoords="offset points", fontsize=8
+        )
+        greys = []
+        for style, label in zip(("-", "--", ":", "-."), baselines, strict=False):
+            greys += axes.plot(
+                *_line(lines[label]), color="#8a8a8a", linewidth=1.1, linestyle=style, label=f"{label} °"
+            )
+        drawn: list[Any] = []
+        for colour, label in zip(COLOURS, labels, strict=False):
+            drawn += axes.plot(*_line(lines[label]), color=colour, linewidth=1.9, marker="o", markersize=4, label=label)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(budgets, [f"{budget:.0f}" for budget in budgets])
+        axes.minorticks_off()
+        axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.25)
+        axes.tick_params(labelbottom=True)
+        axes.legend(handles=drawn, fontsize=7.5, loc="lower right", framealpha=0.9, edgecolor="none")
+        axes.set_ylim(top=92)
+    figure.legend(handles=greys, loc="outside upper center", ncols=4, fontsize=8.5, frameon=False)
+    what = "visual tokens kept" if count == "tokens" else "budget: FLOPs of so many visual tokens"
+    figure.supxlabel(what, fontsize=10)
+    figure.supylabel("accuracy, %", fontsize=10)
+    path = PICTURES / f"accuracy-{name}.png"
+    figure.savefig(path.with_suffix(".part.png"))
+    path.with_suffix(".part.png").replace(path)
+
+
+def panels_of(labels: Sequence[str]) -> dict[str, list[str]]:
+    """Methods by group; what no group names comes last."""
+    panels: dict[str, list[str]] = {}
+    # The longest beginning decides: tome@1 is not tome.
+    begins = sorted(((begin, group) for group in GROUPS for begin in GROUPS[group]), key=lambda each: -len(each[0]))
+    for label in labels:
+        group = next((group for begin, group in begins if label.startswith(begin)), "others")
+        panels.setdefault(group, []).append(label)
+    return {group: panels[group] for group in (*GROUPS, "others") if group in panels}
+
+
+def take(folder: Path, name: str) -> Path:
+    """Copy what the page needs of a results folder."""
+    command = (folder / "table.md").read_text(encoding="utf-8").rsplit("```", 2)[1].strip()
+    command = "foveate bench" + command.partition(" bench")[2]
+    parts = {
+        each: json.loads((folder / f"{each}.json").read_text(encoding="utf-8")) for each in ("metrics", "environment")
+    }
+    for row in parts["metrics"]["configurations"]:
+        row["skills"] = {skill: {"accuracy": own["accuracy"]["value"]} for skill, own in row["skills"].items()}
+        row.pop("time_ms")
+        row.pop("time_ratio")
+    path = MEASURED / f"accuracy-{name}.json"
+    text = json.dumps({"command": command, **parts}, indent=1) + "\n"
+    path.with_suffix(".part").write_text(text, encoding="utf-8")
+    path.with_suffix(".part").replace(path)
+    return path
+
+
+def _line(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
+    ordered = sorted(rows, key=lambda row: row["budget"])
+    return [row["budget"] for row in ordered], [row["accuracy"]["value"] * 100 for row in ordered]
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    text = _accuracy(row)
+    if not row["baseline"]:
+        text = f"**{text}**" if _above(row) else text
+        text += " ↓" if any(map(_below, row["against"].values())) else ""
+    real = row["tokens"]["mean_over_layers"]
+    return text if abs(real - row["budget"]) < 0.5 or "@" in row["label"] else f"{text} [{real:.0f}]"
+
+
+def _accuracy(row: Mapping[str, Any]) -> str:
+    own = row["accuracy"]
+    return f"{own['value']:.1%}".rstrip("%") + f" ± {(own['high'] - own['low']) * 50:.1f}"
+
+
+def _above(row: Mapping[str, Any]) -> bool:
+    against = row["against"].values()
+    return (
+        not row["baseline"] and bool(against) and all(each["low"] is not None and each["low"] > 0 for each in against)
+    )
+
+
+def _below(difference: Mapping[str, Any]) -> bool:
+    return difference["high"] is not None and difference["high"] < 0
+
+
+def _name(spec: str) -> str:
+    return f"`{spec.partition(':')[0]}`"
+
+
+def _or_none(lines: list[str]) -> list[str]:
+    return lines or ["None."]
+
+
+def main() -> None:
+    """Take results if told, then make page and pictures."""
+    reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    reader.add_argument("--take", nargs=2, metavar=("RESULTS", "NAME"))
+    arguments = reader.parse_args()
+    if arguments.take:
+        take(Path(arguments.take[0]), arguments.take[1])
+    for name, (_, _, count) in SECTIONS.items():
+        path = MEASURED / f"accuracy-{name}.json"
+        if path.exists():
+            draw(json.loads(path.read_text(encoding="utf-8")), name, count)
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"wrote {PAGE.name}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
