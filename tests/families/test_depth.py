@@ -10,7 +10,7 @@ from test_contract import BATCH, CHAT, dense_positions, generate, kept_columns, 
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
-from foveate.engine import apply, compress
+from foveate.engine import Encoded, apply, compress, encode, encoder_outputs
 from foveate.engine.count import tokens_per_layer
 from foveate.errors import FoveateError, KeepError
 from foveate.models import family_of
@@ -238,6 +238,31 @@ def test_a_batch_is_its_samples_alone(row: Row, any_model: Any, spec: str) -> No
             alone = any_model.generate(**row.inputs(prompt), **options)
             for step, (both, one) in enumerate(zip(batch.logits, alone.logits)):
                 torch.testing.assert_close(both[number], one[0], atol=1e-4, rtol=1e-4, msg=f"{prompt}, step {step}")
+
+
+@torch.no_grad()
+def test_images_that_were_encoded_before(row: Row, model: Any) -> None:
+    """Several specs and several questions about an image, and one run of the encoder."""
+    specs = ("cls:9+fastv:0.5@1", "random:5@2")
+
+    def given(prompts: tuple[str, ...], encoded: Encoded) -> dict[str, Any]:
+        text = {name: value for name, value in row.inputs(*prompts).items() if name != "pixel_values"}
+        return text | {"mm_encoder_outputs": encoder_outputs(model, encoded)}
+
+    encoded = encode(model, row.inputs(*BATCH), specs)
+    for spec in specs:
+        with apply(model, spec):
+            assert torch.equal(generate(model, given(BATCH, encoded)), generate(model, row.inputs(*BATCH)))
+    twice = ("t6 A t5", "t6' A t5'")
+    again = encode(model, row.inputs("t6 A t5"), specs).pick([0, 0])
+    with apply(model, specs[0]) as run:
+        assert torch.equal(generate(model, given(twice, again)), generate(model, row.inputs(*twice)))
+    assert len(run.report().images) == 4
+    with (
+        apply(model, "prumerge:4@input+random:3@1"),
+        pytest.raises(FoveateError, match="which the images were encoded without"),
+    ):
+        generate(model, given(BATCH, encoded))
 
 
 # What holds at `@input` holds inside: the same tests, of a spec with a layer.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.bench.tasks import Picture
-from foveate.engine import Encoded, apply, compress, timed
+from foveate.engine import Encoded, apply, compress, encoder_outputs, timed
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.models import Family, family_of
@@ -188,7 +188,7 @@ class Asker:
                 for start in range(0, len(group), PLAIN_ROWS):
                     batch = group[start : start + PLAIN_ROWS]
                     if inside:
-                        self._inside(prompts, batch, spec, answered)
+                        self._inside(prompts, batch, spec, encoded, answered)
                     else:
                         self._plainly(prompts, batch, spec, encoded, answered)
         return answered
@@ -310,15 +310,20 @@ class Asker:
             answered.mean[index] += image.after / len(prompts[index].rows)
 
     def _inside(
-        self, prompts: Sequence[Prompts], group: Sequence[tuple[int, int]], spec: Spec, answered: Answered
+        self,
+        prompts: Sequence[Prompts],
+        group: Sequence[tuple[int, int]],
+        spec: Spec,
+        encoded: Encoded,
+        answered: Answered,
     ) -> None:
-        """Answer whole prompts of one length with `generate` under `apply`, where steps inside the decoder act.
-
-        The encoder runs again; its time isn't counted again.
-        """
+        """Answer whole prompts of one length with `generate` under `apply`, where steps inside the decoder act."""
         spent = answered.spent
         inputs = self._whole([prompts[index].rows[n] for index, n in group])
+        # What else describes the images may be needed for their positions.
         inputs |= self.pixels(prompts[index] for index, _ in group)
+        del inputs["pixel_values"]
+        inputs["mm_encoder_outputs"] = encoder_outputs(self.model, encoded.pick([index for index, _ in group]))
         with apply(self.model, spec, synchronise=True) as run, timed(self.model) as times:
             output = self.model.generate(
                 **inputs, max_new_tokens=self.longest, do_sample=False, num_beams=1, pad_token_id=self.pad
@@ -336,7 +341,7 @@ class Asker:
             answered.after[index] += image.after / len(prompts[index].rows)
             answered.mean[index] += image.mean_over_layers / len(prompts[index].rows)
 
-    def _whole(self, rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    def _whole(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
         ids = torch.tensor([list(row) for row in rows], device=self.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 

@@ -3,6 +3,7 @@
 from foveate.engine.apply import Run, apply
 from foveate.engine.compress import ShortInputs, compress
 from foveate.engine.encode import Encoded, encode
+from foveate.engine.planning import encoder_outputs
 from foveate.engine.report import ImageCount, Report
 from foveate.engine.timing import Times, timed
 
@@ -10,6 +11,7 @@ __all__ = [
     "apply",
     "compress",
     "encode",
+    "encoder_outputs",
     "timed",
     "Run",
     "Report",

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from foveate.engine.compress import PER_COLUMN, refuse_video, text_positions
 from foveate.engine.cut import Cut, cut_prompt
 from foveate.engine.decoder import DecoderWatch, Descent
-from foveate.engine.encode import encoded_from
-from foveate.engine.planning import ImagePlan, plan_images
+from foveate.engine.encode import Encoded, encoded_from
+from foveate.engine.planning import ImagePlan, encoded_of, plan_images
 from foveate.engine.report import Ledger, Report
 from foveate.engine.schedule import Schedule, schedule
 from foveate.engine.signals import Asked
@@ -146,7 +146,7 @@ class Run:
         self._handles: list[Any] = []
         self._local = threading.local()
         # Without a cache, `generate` passes the same features at every step.
-        self._plans: weakref.WeakKeyDictionary[Capture, _Known] = weakref.WeakKeyDictionary()
+        self._plans: weakref.WeakKeyDictionary[Capture | Encoded, _Known] = weakref.WeakKeyDictionary()
 
     def report(self) -> Report:
         """Tokens before and after, per image, and our own time, so far."""
@@ -263,18 +263,26 @@ class Run:
     def _images(self, output: Any, ids: Tensor, mask: Tensor | None) -> tuple[_Known, Sequence[int]]:
         """The images of a call, and their numbers in prompt order; beams of one sample share them."""
         features = output.pooler_output
-        capture = capture_of(output)
-        if capture is None or not self._watch.saw_all(capture):
+        encoded = encoded_of(output)
+        if encoded is not None:
+            encoded.check(self._schedule)
+        capture = capture_of(output) if encoded is None else encoded
+        if capture is None or (isinstance(capture, Capture) and not self._watch.saw_all(capture)):
             raise FoveateError(
                 "image features came that were not made under this apply, or were taken apart by chunked prefill; pass "
                 "pixel_values without chunking, or inputs from foveate.compress without apply"
             )
         order = _order_of_images(features, capture, (ids == self._family.image_token).sum(dim=1))
-        capture, order = self._family.in_prompt(capture, order, ids)
+        if isinstance(capture, Capture):
+            capture, order = self._family.in_prompt(capture, order, ids)
         began = now(self._device, self._synchronise)
         known = self._plans.get(capture)
         if known is None:
-            encoded = encoded_from(self._family, capture, self._schedule.encoder_signals, bool(self._schedule.features))
+            if isinstance(capture, Capture):
+                signals, features = self._schedule.encoder_signals, bool(self._schedule.features)
+                encoded = encoded_from(self._family, capture, signals, features)
+            else:
+                encoded = capture
             texts = None
             if self._schedule.reads_text:
                 fresh = None if mask is None else mask[:, -ids.shape[1] :]
@@ -445,7 +453,9 @@ class Run:
         return passed - excess if self._family.text_position(positions) == held else passed
 
 
-def _order_of_images(features: Sequence[Tensor] | Tensor, capture: Capture, placeholders: Tensor) -> list[int]:
+def _order_of_images(
+    features: Sequence[Tensor] | Tensor, capture: Capture | Encoded, placeholders: Tensor
+) -> list[int]:
     """The number of each image that came to the decoder; `generate` repeats the images of a sample for its beams.
 
     Args:

@@ -119,19 +119,8 @@ def compress(
     if encoded is None:
         encoded = encode_for(family, inputs, [plan])
         milliseconds["encoder"] = encoded.milliseconds
-    elif encoded.pixels != plan.pixels_text:
-        raise FoveateError(
-            f"the images were encoded with {encoded.pixels or 'no step'!r} at @pixels, and the spec has "
-            f"{plan.pixels_text or 'no step'!r} there; encode them again for this spec"
-        )
-    lacking = [str(signal) for signal in plan.encoder_signals if signal not in encoded.signals]
-    if plan.features and encoded.features is None:
-        lacking.append("features before the projector")
-    if lacking:
-        raise FoveateError(
-            f"{plan.spec} looks at {', '.join(lacking)}, which the images were encoded without; encode them again with "
-            "this spec in the list"
-        )
+    else:
+        encoded.check(plan)
     began = now(device)
     ids: Tensor = inputs["input_ids"]
     texts = texts_of(family, ids, inputs.get("attention_mask"), encoded.layouts) if plan.reads_text else None

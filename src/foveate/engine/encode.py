@@ -18,7 +18,7 @@ from foveate.spec import Spec
 from foveate.tokens import Layout, Signal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Encoded:
     """The images of one prompt or batch, encoded once, for any number of specs and questions.
 
@@ -46,6 +46,26 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.layouts)
+
+    def check(self, schedule: Schedule) -> None:
+        """Whether they hold what a spec looks at.
+
+        Raises:
+            FoveateError: they were encoded for other specs.
+        """
+        if self.pixels != schedule.pixels_text:
+            raise FoveateError(
+                f"the images were encoded with {self.pixels or 'no step'!r} at @pixels, and the spec has "
+                f"{schedule.pixels_text or 'no step'!r} there; encode them again for this spec"
+            )
+        lacking = [str(signal) for signal in schedule.encoder_signals if signal not in self.signals]
+        if schedule.features and self.features is None:
+            lacking.append("features before the projector")
+        if lacking:
+            raise FoveateError(
+                f"{schedule.spec} looks at {', '.join(lacking)}, which the images were encoded without; encode them "
+                "again with this spec in the list"
+            )
 
     def pick(self, images: Sequence[int]) -> Encoded:
         """Some of the images, in this order; an image may come more than once."""

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.engine.cut import CutImage
 from foveate.engine.encode import Encoded
-from foveate.engine.schedule import Schedule
+from foveate.engine.schedule import Schedule, schedule
 from foveate.engine.watch import dense_slots
 from foveate.errors import FoveateError
 from foveate.methods import Method
 from foveate.methods.tiles import Remaining, plan_of
-from foveate.models import Family
+from foveate.models import Family, family_of
 from foveate.plan import Plan
+from foveate.spec import Spec
 from foveate.tokens import Layout, Origin, Segment, Signal, Signals, Text, VisualTokens
 
 
@@ -147,6 +149,35 @@ def _plan_group(
         )
         results.append(ImagePlan(layout, seen, None if plan is None else _row(plan, row, kept), cut))
     return results
+
+
+_ENCODED = "foveate_encoded"
+
+
+def encoder_outputs(model: nn.Module, encoded: Encoded) -> dict[str, Any]:
+    """Encoded images as `mm_encoder_outputs` at full length, for one prompt or batch under `apply`.
+
+    The encoder isn't run again. `generate` changes what it is given, so each call needs its own.
+
+    Args:
+        model: that encoded them.
+        encoded: the images in prompt order, encoded for the spec that is applied (and maybe others).
+
+    Raises:
+        UnsupportedFamily: the model is of no supported family.
+    """
+    family = family_of(model)
+    images = plan_images(family, schedule(Spec(()), family), encoded)
+    # One image may come several times, and each time with a question of its own.
+    features = [image.cut.features[:] for image in images]
+    outputs = family.container(features, [image.cut.companions for image in images])
+    setattr(outputs["image"], _ENCODED, replace(encoded))
+    return outputs
+
+
+def encoded_of(output: Any) -> Encoded | None:
+    """The images that `encoder_outputs` made this output of, or None if the model made it."""
+    return getattr(output, _ENCODED, None)
 
 
 @dataclass
