@@ -1,16 +1,25 @@
 #!/usr/bin/env python3
 """Where the time of a call goes, dense and compressed, in one run: `python benchmarks/speed.py`.
 
-A LLaVA of real shapes with random weights answers prompts of one image. Per spec: encoder, compressor, prefill, decode
-per token, KV cache and peak memory, over numbers of visual tokens and batches. Beside dense stands the ideal: the same
-decoder given as many tokens by hand, with nothing to decide. All are measured in turn, round after round. On a CPU the
-decoder has 0.5 billion parameters (Qwen2-0.5B's shape), on a GPU 7 billion (Vicuna-7B's), in bfloat16.
+Models of real shapes with random weights answer prompts of pictures. Per spec: encoder, compressor, prefill, time to
+the first token, decode per token, KV cache and peak memory, over numbers of visual tokens and batches.
+Beside dense stand the ideal, which is the same decoder given as many tokens by hand, with nothing to decide, and the
+structure in which methods that read attention are published: every attention map made and returned. All are measured
+in turn, round after round.
+
+On a CPU the model is Qwen2-0.5B behind CLIP-L/14, on a GPU LLaVA-1.5-7B, Qwen2.5-VL-7B and Qwen3-VL-8B in bfloat16:
+
+    python benchmarks/speed.py --device cuda --out results/speed-gpu.json
+
+The file is written after each model, picture and batch. The same command again goes on where it ended; `--within 540`
+ends it in time.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -23,91 +32,82 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from every_method import every
+from random_models import MODELS, REAL, Pictures, make, prompt
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from foveate.cost import device as device_of
 from foveate.cost import read_model
 from foveate.cost.device import SIZES
 from foveate.cost.estimate import count
-from foveate.engine import apply, timed
+from foveate.cost.pictures import grid_picture
+from foveate.engine import apply, timed, timing
 from foveate.errors import FoveateError
 from foveate.models import family_of
 from foveate.spec import parse
 
-PATCH = 14
-IMAGE_TOKEN = 5
-SHAPES = {
-    "tiny": {
-        "text": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4},
-        "vision": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4},
-    },
-    "0.5B": {
-        "text": {
-            "hidden_size": 896,
-            "intermediate_size": 4864,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 14,
-            "num_key_value_heads": 2,
-        },
-        "vision": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
-    },
-    "7B": {
-        "text": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
-        "vision": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
-    },
-}
-SPECS = ("stride:0.25", "pool2d:0.25", "cls:0.25", "cluster:0.25", "divprune:0.25", "resize:0.25", "fastv:0.25@2")
-PARTS = ("encoder", "compressor", "prefill", "per_token")
+KEEP = 0.111
+"""64 of 576."""
+SPECS = (
+    *(f"{name}:{KEEP}" for name in ("stride", "pool2d", "cls", "cluster", "divprune", "resize")),
+    f"fastv:{KEEP}@2",
+)
+PARTS = ("encoder", "compressor", "prefill", "first_token", "per_token")
+_MAPS_AT_MOST = 3 << 30
+"""Bytes of attention maps, kept from all layers, beyond which the published structure is left out."""
 
 
 @dataclass
 class Row:
-    """One spec at one number of tokens and one batch; times in milliseconds, one per round."""
+    """One spec of a cell; times in milliseconds, one per round."""
 
     spec: str
-    tokens: int
     kept: int
-    batch: int
-    times: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in (*PARTS, "ideal_prefill")})
+    mean: float
+    times: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
     kv_bytes: int = 0
-    peak_bytes: int | None = None
-    predicted_prefill: float | None = None
+    peak_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        middle = {name: round(statistics.median(each), 3) if each else None for name, each in self.times.items()}
-        rest = {name: getattr(self, name) for name in ("spec", "tokens", "kept", "batch", "kv_bytes", "peak_bytes")}
-        predicted = None if self.predicted_prefill is None else round(self.predicted_prefill, 3)
-        return {**rest, **middle, "predicted_prefill": predicted, "rounds": len(self.times["prefill"])}
+        middle = {name: round(statistics.median(each), 3) for name, each in self.times.items() if each}
+        rest = {"spec": self.spec, "kept": self.kept, "mean_over_layers": round(self.mean, 1)}
+        return {**rest, "kv_bytes": self.kv_bytes, "peak_bytes": self.peak_bytes, **middle}
 
 
 def main() -> int:
     arguments = read()
     torch.set_num_threads(arguments.threads)
+    if arguments.clock == "cpu":
+        timing.clock = time.process_time
     began = time.perf_counter()
-    rows: list[Row] = []
-    try:
-        for tokens in arguments.tokens:
-            network = make(arguments, tokens)
-            for batch in arguments.batch:
-                rows += measure(arguments, network, tokens, batch)
-            del network
-    except FoveateError as error:
-        sys.exit(str(error))
-    result = {
-        "what": "medians over rounds, milliseconds; ideal_prefill: the decoder given as many tokens by hand",
-        "shape": arguments.shape,
-        "dtype": arguments.dtype,
-        "text_tokens": arguments.text_tokens,
-        "new_tokens": arguments.new_tokens,
-        "predicted_on": arguments.predict,
-        "rows": [row.to_dict() for row in rows],
-        "environment": environment(arguments, time.perf_counter() - began),
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = arguments.out.with_suffix(".partial")
-    unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(arguments.out)
-    say(f"\n{len(rows)} rows in {time.perf_counter() - began:.0f} s: {arguments.out}")
+    result = begin(arguments)
+    done = {key(cell) for cell in result["cells"]}
+    left = 0
+    for name in arguments.models:
+        made: tuple[int, Any] | None = None
+        for pictures, batch in itertools.product(arguments.tokens, arguments.batch):
+            asked = {"model": name, "pictures": str(pictures), "batch": batch, "text_tokens": arguments.text_tokens}
+            asked |= {"dtype": arguments.dtype, "specs": arguments.specs}
+            if key(asked) in done:
+                continue
+            if time.perf_counter() - began > arguments.within:
+                left += 1
+                continue
+            try:
+                if made is None or made[0] != pictures.tokens:
+                    made = None
+                    made = pictures.tokens, make(name, pictures, arguments.device, dtype(arguments), arguments.share)
+                result["cells"].append(measure(arguments, made[1], asked, pictures))
+            except FoveateError as error:
+                sys.exit(str(error))
+            except torch.OutOfMemoryError:
+                say(f"{name}, {pictures} tokens, batch {batch}: out of memory")
+                torch.cuda.empty_cache()
+                result["cells"].append({**asked, "out_of_memory": True, "rows": []})
+            result["environment"]["seconds"] += round(time.perf_counter() - began - result["environment"]["seconds"])
+            write(result, arguments.out)
+    say(f"\n{len(result['cells'])} cells: {arguments.out}" + (f"; {left} left, run this again" if left else ""))
     return 0
 
 
@@ -115,160 +115,255 @@ def read() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     integers = {"type": lambda text: [int(each) for each in text.split(",")], "metavar": "N,N"}
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--shape", choices=SHAPES, help="0.5B on a CPU, 7B on a GPU")
+    parser.add_argument("--models", type=lambda text: text.split(","), help=f"of {', '.join(MODELS)}")
     parser.add_argument("--dtype", choices=SIZES, help="float32 on a CPU, bfloat16 on a GPU")
-    parser.add_argument("--tokens", default=[576], **integers, help="visual tokens of an image: squares, 64 to 16384")
+    parser.add_argument(
+        "--tokens", default="576", help="visual tokens of a prompt: 576 is one picture, 4x576 are four; by commas"
+    )
     parser.add_argument("--batch", default=[1], **integers, help="prompts at once")
-    parser.add_argument("--specs", type=lambda text: text.split(" "), default=list(SPECS), help="specs, by blanks")
+    parser.add_argument(
+        "--specs",
+        type=lambda text: text.split(" "),
+        default=list(SPECS),
+        help="specs, by blanks; every: one per method",
+    )
     parser.add_argument("--text-tokens", type=int, default=60)
     parser.add_argument("--new-tokens", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--enough", type=float, default=60, help="seconds of a cell behind which no round begins")
+    parser.add_argument("--within", type=float, default=float("inf"), help="seconds behind which no cell begins")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--predict", help="a device of foveate cost: its predicted prefill stands beside the measured")
-    parser.add_argument("--out", type=Path, default=Path("results/speed.json"))
+    parser.add_argument(
+        "--clock",
+        choices=["wall", "cpu"],
+        default="wall",
+        help="cpu counts the processor's time, for machines that do other things; with one thread",
+    )
+    parser.add_argument("--share", action="store_true", help="one layer's weights for all: for small memories")
+    parser.add_argument("--out", type=Path, default=Path("results/speed.json"), help="goes on if it is there")
     arguments = parser.parse_args()
     gpu = arguments.device.startswith("cuda")
-    arguments.shape = arguments.shape or ("7B" if gpu else "0.5B")
+    arguments.models = arguments.models or (list(REAL) if gpu else ["0.5B"])
     arguments.dtype = arguments.dtype or ("bfloat16" if gpu else "float32")
-    for tokens in arguments.tokens:
-        if tokens < 1 or round(tokens**0.5) ** 2 != tokens:
-            parser.error(f"--tokens {tokens} is no square; 64, 576, 2304, 9216 and 16384 are")
-    for name in ("batch", "rounds", "new_tokens", "text_tokens"):
+    unknown = sorted(set(arguments.models) - set(MODELS))
+    if unknown:
+        parser.error(f"no model is called {', '.join(unknown)}; there are {', '.join(MODELS)}")
+    try:
+        arguments.tokens = [Pictures.read(each) for each in arguments.tokens.split(",")]
+    except ValueError as error:
+        parser.error(f"--tokens {error}")
+    for name in ("batch", "rounds", "text_tokens"):
         value = getattr(arguments, name)
         if min(value if isinstance(value, list) else [value]) < 1:
             parser.error(f"--{name.replace('_', '-')} must be 1 or more")
     if arguments.new_tokens < 2:
         parser.error("--new-tokens must be 2 or more: the first comes from the prefill, and decoding is measured too")
+    if arguments.clock == "cpu" and (arguments.threads > 1 or gpu):
+        parser.error("--clock cpu counts the time of all threads: use it on the CPU with --threads 1")
+    if arguments.specs == ["every"]:
+        arguments.specs = every(24, KEEP)
     try:
         for spec in arguments.specs:
             parse(spec)
-        if arguments.predict:
-            device_of(arguments.predict).rate(arguments.dtype)
     except FoveateError as error:
         parser.error(str(error))
     return arguments
 
 
-def make(arguments: argparse.Namespace, tokens: int) -> Any:
-    """A LLaVA whose images have so many tokens."""
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    shape = SHAPES[arguments.shape]
-    longest = tokens + arguments.text_tokens + arguments.new_tokens
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**shape["vision"], image_size=PATCH * round(tokens**0.5), patch_size=PATCH),
-        text_config=LlamaConfig(**shape["text"], vocab_size=32_064, max_position_embeddings=longest),
-        image_token_id=IMAGE_TOKEN,
-    )
-    torch.manual_seed(0)
-    with torch.device(arguments.device):
-        network: Any = LlavaForConditionalGeneration(config).to(getattr(torch, arguments.dtype)).eval()
-    network.generation_config.eos_token_id = None
-    network.generation_config.pad_token_id = 0
-    return network
+def dtype(arguments: argparse.Namespace) -> torch.dtype:
+    return getattr(torch, arguments.dtype)
 
 
-def measure(arguments: argparse.Namespace, network: Any, tokens: int, batch: int) -> list[Row]:
-    """All specs in turn, as many rounds as were asked for after one to warm up."""
-    family = family_of(network)
-    inputs = prompt(arguments, network, tokens, batch)
-    (layout, *_) = family.layouts(inputs)
-    place = device_of(arguments.predict) if arguments.predict else None
+def key(cell: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells one cell from another."""
+    return tuple(cell[name] for name in ("model", "pictures", "batch", "text_tokens", "dtype")) + tuple(cell["specs"])
+
+
+def begin(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was measured before on this machine, or nothing."""
+    told = environment(arguments)
+    if arguments.out.is_file():
+        held = json.loads(arguments.out.read_text(encoding="utf-8"))
+        differs = [name for name in ("device", "threads", "clock") if held["environment"].get(name) != told[name]]
+        if differs:
+            sys.exit(f"{arguments.out} was measured with another {' and '.join(differs)}; give another --out")
+        return held
+    return {
+        "what": "medians over rounds, milliseconds; peak_bytes: tensors beside the weights; ideal_prefill: the decoder "
+        "given as many tokens by hand; maps: eager attention, all maps returned",
+        "cells": [],
+        "environment": told,
+    }
+
+
+def write(result: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".partial")
+    unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def measure(arguments: argparse.Namespace, network: Any, asked: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
+    """One cell: all specs in turn, as many rounds as were asked for, after one to warm up and to see memory."""
+    batch = asked["batch"]
+    inputs = prompt(network, pictures, batch, arguments.text_tokens)
     shapes = read_model(network.config)
-    picture = shapes.vision.sizing.picture(336, 336)
+    shown = [grid_picture(pictures.side, pictures.side, shapes.vision.merge)] * pictures.count
     rows = []
     for spec in (None, *arguments.specs):
-        told = count(
-            shapes,
-            spec,
-            [picture],
-            arguments.text_tokens,
-            arguments.new_tokens,
-            batch,
-            place or device_of("h100"),
-            None if place is None else arguments.dtype,
-        )
-        row = Row(told.spec, layout.total, told.kept_tokens, batch)
-        row.predicted_prefill = told.part("prefill").seconds * 1e3 if place else None
-        rows.append(row)
-        if len(set(told.layers)) > 1:
-            # By hand there is one number of tokens for all layers.
-            row.times.pop("ideal_prefill")
-    for number in range(arguments.rounds + 1):
-        for row in rows:
-            once(arguments, network, inputs, row, keep=number > 0)
-        say(f"{tokens} tokens, batch {batch}: {'warmed up' if not number else f'round {number}'}")
+        told = count(shapes, spec, shown, arguments.text_tokens, arguments.new_tokens, batch, device_of("h100"))
+        rows.append(Row(told.spec, told.kept_tokens, told.mean_over_layers))
+    ideal: dict[int, list[float]] = {row.kept: [] for row in rows if row.mean == row.kept and row.spec != "dense"}
+    title = f"{asked['model']}, {pictures} tokens, batch {batch}"
     for row in rows:
-        told = row.to_dict()
-        say(
-            "  "
-            + f"{row.spec:24s}"
-            + "  ".join(f"{name} {told[name]}" for name in (*PARTS, "ideal_prefill") if name in told)
-        )
-    return rows
+        once(arguments, network, inputs, row)
+    say(f"{title}: warmed up")
+    began, rounds = timing.clock(), 0
+    while rounds < arguments.rounds and (not rounds or timing.clock() - began < arguments.enough):
+        for row in rows:
+            times = once(arguments, network, inputs, row, keep=True)
+            for part, value in times.items():
+                row.times[part].append(value)
+        for kept, times in ideal.items():
+            times.append(by_hand(arguments, network, kept, batch))
+        rounds += 1
+    cell = {**asked, "tokens": pictures.total, "new_tokens": arguments.new_tokens, "rounds": rounds}
+    cell |= {"shared_weights": arguments.share, "threads": torch.get_num_threads()}
+    cell["rows"] = [row.to_dict() for row in rows]
+    for row in cell["rows"]:
+        if row["kept"] in ideal and row["spec"] != "dense" and row["mean_over_layers"] == row["kept"]:
+            row["ideal_prefill"] = round(statistics.median(ideal[row["kept"]]), 3)
+    cell["maps"] = with_maps(arguments, network, inputs, asked)
+    for row in cell["rows"]:
+        names = (*PARTS, "ideal_prefill")
+        say(f"  {row['spec']:24s}" + "  ".join(f"{name} {row[name]:.1f}" for name in names if name in row))
+    say(f"  {rounds} rounds; with maps: {cell['maps']}")
+    return cell
 
 
-def prompt(arguments: argparse.Namespace, network: Any, tokens: int, batch: int) -> dict[str, Tensor]:
-    """Text, image, text."""
-    side = PATCH * round(tokens**0.5)
-    generator = torch.Generator().manual_seed(0)
-    text = torch.randint(100, 32_000, (batch, arguments.text_tokens), generator=generator)
-    image = torch.full((batch, tokens), IMAGE_TOKEN)
-    half = arguments.text_tokens // 2
-    ids = torch.cat([text[:, :half], image, text[:, half:]], dim=1)
-    pixels = torch.randn(batch, 3, side, side, generator=generator).to(getattr(torch, arguments.dtype))
-    found = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
-    return {name: value.to(arguments.device) for name, value in found.items()}
+class FirstToken:
+    """Notes when the first logits are there; generate takes it for one that changes them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seen: float | None = None
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        if self.seen is None:
+            self.seen = timing.now(self.device)
+        return scores
 
 
 @torch.inference_mode()
-def once(arguments: argparse.Namespace, network: Any, inputs: dict[str, Tensor], row: Row, keep: bool) -> None:
-    """One call of one spec, and the ideal beside it."""
-    gpu = arguments.device.startswith("cuda")
-    if gpu:
-        torch.cuda.reset_peak_memory_stats()
-    dense = row.spec == "dense"
-    with nullcontext() if dense else apply(network, row.spec, synchronise=True) as run, timed(network) as times:
+def once(
+    arguments: argparse.Namespace, network: Any, inputs: dict[str, Tensor], row: Row, keep: bool = False
+) -> dict[str, float]:
+    """One call of one spec; one that isn't kept sees memory instead of time."""
+    device = inputs["input_ids"].device
+    applied = nullcontext() if row.spec == "dense" else apply(network, row.spec, synchronise=True)
+    first = FirstToken(device)
+    with applied as run, timed(network) as times, nullcontext() if keep else Peak(device) as peak:
+        began = timing.now(device)
         output = network.generate(
             **inputs,
             do_sample=False,
-            max_new_tokens=arguments.new_tokens,
-            min_new_tokens=arguments.new_tokens,
+            max_new_tokens=arguments.new_tokens if keep else 2,
+            logits_processor=[first],
             return_dict_in_generate=True,
         )
+    if peak is not None:
+        row.peak_bytes = peak.bytes
+        return {}
+    assert first.seen is not None
     row.kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
-    row.peak_bytes = torch.cuda.max_memory_allocated() if gpu else None
-    del output
-    if not keep:
-        return
-    row.times["encoder"].append(times.encoder)
-    row.times["compressor"].append(0.0 if run is None else run.report().milliseconds)
-    row.times["prefill"].append(times.prefill)
-    row.times["per_token"].append(times.decode / times.decode_tokens)
-    if "ideal_prefill" in row.times:
-        row.times["ideal_prefill"].append(ideal(arguments, network, row))
+    return {
+        "encoder": times.encoder,
+        "compressor": 0.0 if run is None else run.report().milliseconds,
+        "prefill": times.prefill,
+        "first_token": (first.seen - began) * 1e3,
+        "per_token": times.decode / times.decode_tokens,
+    }
 
 
-def ideal(arguments: argparse.Namespace, network: Any, row: Row) -> float:
+class Peak:
+    """The most bytes of tensors that were alive at once in the block, beside those that were there before."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.bytes = 0
+
+    def __enter__(self) -> Peak:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            self.seen = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+            self.seen.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if self.device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated() - self.before
+            return
+        self.seen.__exit__(*error)
+        if error[0] is None:
+            events: Any = self.seen.profiler.kineto_results.events()  # pyright: ignore[reportOptionalMemberAccess]
+            memory = sorted((each for each in events if each.name() == "[memory]"), key=lambda each: each.start_ns())
+            self.bytes = max(itertools.accumulate((each.nbytes() for each in memory), initial=0))
+
+
+@torch.inference_mode()
+def by_hand(arguments: argparse.Namespace, network: Any, kept: int, batch: int) -> float:
     """The prefill of a prompt that has the kept tokens alone, given by hand."""
-    decoder = family_of(network).decoder
-    tokens = row.kept + arguments.text_tokens
     width = network.config.text_config.hidden_size
-    embeds = torch.randn(row.batch, tokens, width, device=arguments.device).to(getattr(torch, arguments.dtype))
+    embeds = torch.randn(batch, kept + arguments.text_tokens, width, device=arguments.device).to(dtype(arguments))
     with timed(network) as times:
-        decoder(inputs_embeds=embeds, use_cache=True)
+        family_of(network).decoder(inputs_embeds=embeds, use_cache=True)
     return times.prefill
 
 
-def environment(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    gpu = arguments.device.startswith("cuda")
+@torch.inference_mode()
+def with_maps(
+    arguments: argparse.Namespace, network: Any, inputs: dict[str, Tensor], asked: dict[str, Any]
+) -> dict[str, float] | None:
+    """Encoder and dense prefill with eager attention that returns its maps; None if they would fill the memory."""
+    text = network.config.text_config
+    rows, columns = inputs["input_ids"].shape
+    maps = text.num_hidden_layers * text.num_attention_heads * rows * columns**2 * SIZES[arguments.dtype]
+    if maps > _MAPS_AT_MOST:
+        return None
+    network.set_attn_implementation("eager")
+    try:
+        found: list[Any] = []
+        for _ in range(2):
+            with timed(network) as times:
+                network(**inputs, use_cache=True, logits_to_keep=1, output_attentions=True)
+            found.append(times)
+        return {"encoder": round(found[-1].encoder, 3), "prefill": round(found[-1].prefill, 3), "bytes": maps}
+    finally:
+        network.set_attn_implementation("sdpa")
+
+
+def environment(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Where this runs; nothing that names a person or a machine."""
     return {
-        "device": torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else processor(),
+        "threads": arguments.threads,
+        "clock": arguments.clock,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "foveate")},
         "python": platform.python_version(),
-        "seconds": round(seconds),
+        "seconds": 0,
     }
+
+
+def processor() -> str:
+    try:
+        for text in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if text.startswith("model name"):
+                return text.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
 
 
 def say(text: str) -> None:

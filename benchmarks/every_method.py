@@ -1,0 +1,27 @@
+"""One spec for every method, all leaving about the same share of the tokens in the last layer."""
+
+from __future__ import annotations
+
+from foveate.methods import Method, method_class, method_names
+
+
+def every(depth: int, keep: float) -> list[str]:
+    """A spec per method of the package, as it is by default.
+
+    Args:
+        depth: layers of the decoder. Authors name layers of one of 32; theirs are scaled.
+        keep: the share that is left behind the last step. A method that acts at several layers leaves the same share
+            at each.
+
+    >>> [spec for spec in every(24, 0.111) if spec.startswith(("cls", "fastv", "pyramiddrop", "vtw"))]
+    ['cls:0.111', 'fastv:0.111@2', 'pyramiddrop:0.481@6,12,18', 'vtw@11']
+    """
+    found: list[str] = []
+    for name in method_names():
+        method: type[Method] = method_class(name)
+        if not method.__module__.startswith("foveate.methods.") or method.trained:
+            continue
+        layers = [max(1, round(layer * depth / 32)) for layer in method.layers] if method.place == "decoder" else []
+        share = f":{keep ** (1 / max(1, len(layers))):.3g}" if method.takes_keep else ""
+        found.append(name + share + (f"@{','.join(map(str, layers))}" if layers else ""))
+    return found
