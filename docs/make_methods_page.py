@@ -99,6 +99,8 @@ def _leads(card: str) -> str:
 def _values(name: str, option: dict[str, Any]) -> str:
     if name == "keep":
         return "tokens per image, or a fraction with a dot" + (", or `auto`" if option["default"] == "auto" else "")
+    if name == "adapter":
+        return "`none`, or the directory of one that was trained; `shipped` is the embedded model's"
     if "choices" in option:
         return ", ".join(f"`{_text(value)}`" for value in option["choices"])
     kinds = {bool: "`true`, `false`", int: "a whole number", float: "a number", str: "text"}

@@ -18,6 +18,9 @@ from foveate.plan import Plan
 from foveate.spec import Spec, Step, method_class, parse, register
 from foveate.tokens import Keep, VisualTokens
 
+# Types are checked in tests, and of a tuple the checker looks at one item by chance.
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
+
 FIRST = ("random", "stride", "pool", "pool2d", "resize", "cluster", "cls")
 quick = settings(deadline=None, max_examples=60)
 

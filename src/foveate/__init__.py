@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from foveate.atp import ATP
     from foveate.cost import Cost, Device, cost
     from foveate.engine import Encoded, Report, Run, ShortInputs, apply, compress, encode, timed
     from foveate.errors import FoveateError, FoveateWarning
@@ -54,12 +55,14 @@ __all__ = [
     "Device",
     "FoveateError",
     "FoveateWarning",
+    "ATP",
     "VoCo",
     "VoCoMemory",
     "MemoryStore",
 ]
 
 _HOME = {
+    "foveate.atp": ("ATP",),
     "foveate.cost": ("cost", "Cost", "Device"),
     "foveate.engine": ("apply", "compress", "encode", "timed", "Run", "Report", "ShortInputs", "Encoded"),
     "foveate.errors": ("FoveateError", "FoveateWarning"),

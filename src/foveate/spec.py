@@ -108,7 +108,7 @@ class Step:
 
     def __post_init__(self) -> None:
         if not self.places:
-            object.__setattr__(self, "places", (self.method.place,))
+            object.__setattr__(self, "places", tuple(self.method.places))
         keep = self.method.keep
         if not keep.layers and keep.mean is None:
             return
@@ -122,7 +122,7 @@ class Step:
 
     def __str__(self) -> str:
         text = str(self.method)
-        if self.places != (self.method.place,):
+        if self.places != tuple(self.method.places):
             text += "@" + ",".join(str(place) for place in self.places)
         return text
 
@@ -207,7 +207,7 @@ def _step(text: str, part: str, offset: int) -> Step:
             raise _fail(text, begin, len(piece), f"{key} is given twice")
         try:
             options[key] = Keep.of(value) if key == "keep" else _value(hints[key], value)
-        except KeepError as error:
+        except FoveateError as error:
             raise _fail(text, begin, len(piece), str(error)) from None
         except ValueError:
             raise _fail(text, begin, len(piece), f"{key} must be {_wanted(hints[key])}, not {value!r}") from None
@@ -251,6 +251,8 @@ def _value(kind: Any, text: str) -> Any:
                 continue
             try:
                 return _value(each, text)
+            except FoveateError:
+                raise
             except ValueError:
                 continue
         raise ValueError(text)
@@ -258,7 +260,8 @@ def _value(kind: Any, text: str) -> Any:
         if text not in {"true", "false"}:
             raise ValueError(text)
         return text == "true"
-    return kind(text)
+    # Weights: a class that says itself how to read what stands for them.
+    return kind.read(text) if hasattr(kind, "read") else kind(text)
 
 
 def _wanted(kind: Any) -> str:

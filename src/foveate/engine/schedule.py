@@ -9,6 +9,7 @@ from foveate.engine.watch import resize_mode
 from foveate.errors import FoveateError
 from foveate.methods import Method, PixelMethod
 from foveate.models import Family
+from foveate.models.fingerprint import fingerprint
 from foveate.spec import Spec, Step, parse
 from foveate.tokens import EncoderAttention, EncoderKeys, Place, Signal, Text
 
@@ -89,6 +90,7 @@ def schedule(spec: str | Spec, family: Family) -> Schedule:
     reached = 0
     for step in spec.steps:
         method = step.method
+        method.check(step.places, lambda: _weights_of(family))
         # A mean over layers must wait until it is known how many tokens arrive.
         methods = method.at_layers(step.places, 0, 0) if method.keep.mean is None else (method,) * len(step.places)
         for place, method in zip(step.places, methods, strict=True):
@@ -128,6 +130,12 @@ def schedule(spec: str | Spec, family: Family) -> Schedule:
     return Schedule(
         spec, pixels[0] if pixels else None, tuple(features), tuple(inputs), tuple(depth), pixels_text=pixels_text
     )
+
+
+def _weights_of(family: Family) -> str:
+    """The fingerprint of the model; "" for a skeleton."""
+    skeleton = any(weight.is_meta for weight in family.core.parameters())
+    return "" if skeleton else fingerprint(family.core)
 
 
 def _rank(step: Step, place: Place, family: Family) -> int:

@@ -64,6 +64,8 @@ class LayerInput:
         rotary: cosines and sines, each `(B or 1, M, d)`.
         mask: `(B, P + M)`, 0 at padding, over what its cache held before and the M columns.
         cache: of the conversation, or None.
+        gate: `(B, P + M)` float32, added to the logits of each key: 0, and lower where a column is on its way out; None
+            if all of them are 0.
     """
 
     family: Family
@@ -72,6 +74,7 @@ class LayerInput:
     rotary: tuple[Tensor, Tensor]
     mask: Tensor
     cache: Any
+    gate: Tensor | None = None
 
     def rows(self, places: Places, columns: Tensor) -> Tensor:
         """Hidden states `(G, R, D)` at columns `(G, R)` of the images' rows."""
@@ -130,6 +133,8 @@ def attention(given: LayerInput, places: Places, columns: Tensor) -> Tensor:
         scores = torch.einsum("gkqrd,gknd->gkqrn", block, key) * family.attention_scale(layer)
         if family.soft_cap is not None:
             scores = torch.tanh(scores / family.soft_cap) * family.soft_cap
+        if given.gate is not None:
+            scores = scores + given.gate[places.rows, None, None, None].to(scores.dtype)
         visible = seen[:, None] & (columns_of_keys <= at[..., None])
         scores = scores.masked_fill(~visible[:, None, None], torch.finfo(scores.dtype).min)
         scores = scores.softmax(dim=-1, dtype=torch.float32)
@@ -137,7 +142,7 @@ def attention(given: LayerInput, places: Places, columns: Tensor) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
-def logits_received(query: Tensor, key: Tensor, scale: float) -> Tensor:
+def logits_received(query: Tensor, key: Tensor, scale: float, weight: Tensor | None = None) -> Tensor:
     """Mean pre-softmax logit that each token gets from those at or behind it, averaged over heads.
 
     A mean of logits is linear in the queries, so they are summed first: the cost grows with N, not with its square.
@@ -146,13 +151,15 @@ def logits_received(query: Tensor, key: Tensor, scale: float) -> Tensor:
         query: `(G, N, H, d)`.
         key: `(G, N, H_keys, d)`.
         scale: of the logits.
+        weight: `(G, N)` float32, how much each one that looks counts in the mean; None for all alike.
 
     Returns:
         `(G, N)` float32.
     """
     images, count, heads, width = query.shape
-    behind = query.float().flip(1).cumsum(dim=1).flip(1)
-    behind = behind / torch.arange(count, 0, -1, device=query.device)[:, None, None]
+    weight = torch.ones(images, count, device=query.device) if weight is None else weight
+    behind = (query.float() * weight[..., None, None]).flip(1).cumsum(dim=1).flip(1)
+    behind = behind / weight.flip(1).cumsum(dim=1).flip(1).clamp(min=1e-6)[..., None, None]
     grouped = behind.view(images, count, key.shape[2], heads // key.shape[2], width)
     return torch.einsum("gnkqd,gnkd->gn", grouped, key.float()) * (scale / heads)
 
@@ -189,7 +196,11 @@ def answer(
         return scores.squeeze(-2) if signal.rows == "last" else scores
     if isinstance(signal, DecoderLogits):
         query, key = given.queries(places, places.visual), given.keys(places, places.visual)
-        return logits_received(query, key, given.family.attention_scale(given.layer))
+        weight = None
+        if given.gate is not None:
+            past = given.mask.shape[1] - given.hidden.shape[1]
+            weight = given.gate[places.rows[:, None], places.visual + past].exp()
+        return logits_received(query, key, given.family.attention_scale(given.layer), weight)
     if isinstance(signal, DecoderKeys):
         return given.keys(places, places.visual if signal.of == "visual" else places.text).flatten(2)
     if isinstance(signal, DecoderInput):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Literal, NamedTuple
@@ -78,6 +78,23 @@ class Method(ABC):
                 f"{self.keep} is a mean over the layers of an image; with per=tile write one keep per layer"
             )
         check_choices(self)
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where it acts by nature, with these options; a spec that says nothing of places means these."""
+        return (self.place,)
+
+    def check(self, places: Sequence[Place], base: Callable[[], str]) -> None:
+        """Whether it can act there; methods with weights look at whose they are. Anything goes, as it stands.
+
+        Args:
+            places: of its step.
+            base: tells the fingerprint of the model; "" where the model has no weights.
+
+        Raises:
+            FoveateError: it can't.
+        """
+        return
 
     @property
     def needs(self) -> tuple[Signal, ...]:

@@ -18,8 +18,8 @@ from foveate.engine import Encoded
 from foveate.engine import encode as encode_images
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.models import Family, family_of
+from foveate.models.fingerprint import fingerprint
 from foveate.voco.arrange import samples
-from foveate.voco.fingerprint import fingerprint
 from foveate.voco.memory import VoCoMemory
 from foveate.voco.passes import (
     VoCoOutput,

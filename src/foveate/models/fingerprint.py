@@ -1,4 +1,4 @@
-"""The name of a base model, so that adapters and memories know whose they are."""
+"""The name of a base model, so that what was made for it knows whose it is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from foveate.models import family_of
+from foveate.models.registry import family_of
 
 
 def fingerprint(model: nn.Module) -> str:

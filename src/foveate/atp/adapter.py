@@ -1,0 +1,225 @@
+"""The ATP adapter: thresholds that a model learned, as one object that is made, trained, calibrated, used and saved."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from foveate.atp.soft import soft_masks
+from foveate.engine import apply
+from foveate.engine.schedule import at_depth
+from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.methods.atp import ATP as Rule
+from foveate.methods.atp import ATPLayer
+from foveate.methods.thresholds import PARTS, SETTINGS, SHIPPED, WEIGHTS, LearnedThresholds, Predictor
+from foveate.models import family_of
+from foveate.models.fingerprint import fingerprint
+from foveate.spec import Spec, Step
+from foveate.tokens import Keep, Text
+
+SHIFTS: Final = (-3.0, -2.0, -1.5, -1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+
+
+class ATP(LearnedThresholds):
+    """Budgets that a model learned: per layer, image and question, which tokens may stay.
+
+    Use it by its spec: `foveate.apply(model, adapter.spec(mean=144))`.
+
+    Args:
+        model: the base model.
+        layers: the decoder layers at whose input it acts; None for the authors' 4, 14 and 24 of 32, as deep.
+        question: whether the thresholds look at the question's own hidden state, besides the scores.
+        width: of what lies between scores and thresholds.
+        parts: which scores count: "self", "cross", "spatial".
+        seed: for its start.
+
+    Raises:
+        UnsupportedFamily: the model is of no supported family, or its decoder doesn't say what the rule asks for.
+        FoveateError: there are no such layers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Sequence[int] | None = None,
+        *,
+        question: bool = True,
+        width: int = 16,
+        parts: Sequence[str] = PARTS,
+        seed: int = 0,
+    ) -> None:
+        family = family_of(model)
+        depth = len(family.decoder_layers)
+        layers = at_depth(Rule.layers, depth) if layers is None else list(layers)
+        beyond = [layer for layer in layers if layer >= depth]
+        if beyond:
+            raise FoveateError(f"layers {layers}: this decoder has {depth} layers; name some from 1 to {depth - 1}")
+        lacking = [need for need in (*Rule().needs, Text()) if not family.gives_inside(need)]
+        if lacking:
+            raise UnsupportedFamily(f"ATP asks for {lacking[0]}, which the decoder of this {family.title} can't tell")
+        features = int(family.decoder_config.hidden_size) if question else 0
+        super().__init__(layers, features, width=width, parts=parts, base=fingerprint(model), seed=seed)
+        self.to(next(family.decoder.parameters()).device)
+
+    # Using it
+
+    def spec(self, mean: int | None = None) -> Spec:
+        """The spec that applies it.
+
+        Args:
+            mean: tokens of an image per decoder layer, on average over layers and images: the thresholds move along the
+                calibrated curve. None leaves them as they were trained.
+
+        Raises:
+            KeepError: the adapter was never calibrated.
+        """
+        if mean is None:
+            return Spec((Step(Rule(adapter=self)),))
+        if not self.curve:
+            self.shift(1.0)
+        return Spec((Step(Rule(Keep(mean=mean), adapter=self)),))
+
+    def calibrate(
+        self, model: nn.Module, batches: Iterable[Mapping[str, Any]], shifts: Sequence[float] = SHIFTS
+    ) -> tuple[tuple[float, float], ...]:
+        """Measure how many tokens each shift of the thresholds leaves, and keep the curve.
+
+        Args:
+            model: the base model.
+            batches: what its processor made of some prompts with images; what they ask for is like what will be asked.
+            shifts: of the thresholds, before they are squeezed to 0 to 1; ascending.
+
+        Returns:
+            Pairs of shift and share of tokens per layer. The share never grows with the shift.
+
+        Raises:
+            FoveateError: the adapter belongs to another model, or no image came.
+        """
+        found: list[tuple[float, float]] = []
+        given = [dict(batch) for batch in batches]
+        for shift in sorted(shifts):
+            steps = tuple(Step(ATPLayer.of(self, number, shift)) for number in range(len(self.layers)))
+            with torch.no_grad(), apply(model, Spec(steps)) as run:
+                for batch in given:
+                    model(**{**batch, "use_cache": False})
+            images = run.report().images
+            if not images:
+                raise FoveateError("no image came to calibrate on; pass prompts with images")
+            share = sum(image.mean_over_layers / image.before for image in images) / len(images)
+            found.append((float(shift), min(share, found[-1][1] if found else 1.0)))
+        self.curve = tuple(found)
+        return self.curve
+
+    # Before training
+
+    def prepare(self, model: nn.Module, batches: Iterable[Mapping[str, Any]], share: float) -> None:
+        """Start thresholds where a fixed rule would leave a share of tokens per layer, and learn what scores look like.
+
+        The same fraction of what arrives stays at each layer, by redundancy; only the sparsest grid's threshold is half
+        open. From there training moves thresholds apart, by image and question.
+
+        Args:
+            model: the base model.
+            batches: as for `calibrate`.
+            share: tokens per decoder layer, of all.
+
+        Raises:
+            KeepError: so few can't be had from these layers.
+        """
+        depth = len(family_of(model).decoder_layers)
+        whole = 10_000
+        budgets = Rule(Keep(mean=max(1, round(share * whole)))).budgets(self.layers, whole, depth)
+        with torch.no_grad(), soft_masks(model, self, 1.0) as masks:
+            masks.fade = False
+            for batch in batches:
+                model(**{**batch, "use_cache": False})
+        for number, layer in enumerate(self.layers):
+            looks = masks.looks[layer]
+            predictor = self.predictors[number]
+            assert isinstance(predictor, Predictor)
+            each = torch.stack([look.statistics for look in looks])
+            predictor.center.copy_(each.mean(dim=0))
+            predictor.spread.copy_(each.std(dim=0).clamp(min=1e-3) if len(each) > 1 else torch.ones_like(each[0]))
+            cut = torch.stack([look.redundancy.quantile(1 - budgets[number] / whole) for look in looks])
+            with torch.no_grad():
+                predictor.redundancy.bias.fill_(float(cut.mean().clamp(0.01, 0.99).logit()))
+                predictor.spatial.bias.fill_(float(torch.tensor(0.9).logit()))
+
+    # Belonging to a model
+
+    def belongs_to(self, model: nn.Module) -> None:
+        """The base model was trained along: from now on this adapter is for it as it is now."""
+        self.base = fingerprint(model)
+
+    # On disk
+
+    def save_pretrained(self, directory: str | Path) -> Path:
+        """Write the adapter to a directory: settings and safetensors, whole or not at all.
+
+        Raises:
+            FoveateError: the directory can't be written.
+        """
+        from safetensors.torch import save_file
+
+        directory = Path(directory)
+        temporary = None
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", suffix=".partial", dir=directory.parent))
+            weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+            save_file(weights, temporary / WEIGHTS)
+            (temporary / SETTINGS).write_text(json.dumps(self.settings(), indent=2) + "\n", encoding="utf-8")
+            temporary.chmod(0o755)
+            if directory.exists():
+                stale = temporary.with_suffix(".stale")
+                directory.replace(stale)
+                temporary.replace(directory)
+                shutil.rmtree(stale)
+            else:
+                temporary.replace(directory)
+        except OSError as error:
+            raise FoveateError(f"{directory} can't be written ({error.strerror or error})") from error
+        finally:
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+        self.source = str(directory)
+        return directory
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path = SHIPPED) -> ATP:
+        """Read what `save_pretrained` wrote: from a directory, or by its name on the Hugging Face hub.
+
+        Args:
+            path: "shipped" is the embedded model's.
+
+        Raises:
+            FoveateError: there is no whole adapter.
+        """
+        if str(path) != SHIPPED and not Path(path).is_dir():
+            from huggingface_hub import snapshot_download
+            from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+            try:
+                path = snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"])
+            except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+                raise FoveateError(f"there is no ATP adapter at {path}, neither here nor on the hub") from error
+        return cls.load(cls.home(str(path)), str(path))
+
+    def push_to_hub(self, repository: str, **options: Any) -> Any:
+        """Upload the adapter to the Hugging Face hub; `options` go to `huggingface_hub.HfApi.upload_folder`."""
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repository, exist_ok=True)
+        source = self.source
+        with tempfile.TemporaryDirectory() as folder:
+            path = self.save_pretrained(Path(folder) / "atp")
+            self.source = source
+            return api.upload_folder(repo_id=repository, folder_path=path, **options)
