@@ -99,6 +99,23 @@ def test_gradient_reaches_both_heads_and_the_backbone(attention):
         assert masks.shares.requires_grad
 
 
+def test_one_token_left_is_no_reason_for_a_loss_that_is_no_number():
+    """Nothing differs among one token, whatever those that are gone score."""
+    row = FAMILIES[0]
+    model, inputs = row.model("sdpa"), row.inputs("t6 A t5")
+    adapter = adapter_of(model, theta=(0.9, 0.9999))
+    with torch.no_grad():
+        adapter.predictors[0].redundancy.bias.fill_(50.0)
+        adapter.predictors[0].spatial.bias.fill_(50.0)
+    for hard in (False, True):
+        with soft_masks(model, adapter, 60, hard=hard) as masks:
+            loss = model(**inputs, use_cache=False).logits[:, -1].square().sum() + masks.shares.sum()
+        loss.backward()
+        assert torch.isfinite(loss)
+    weights = (*adapter.parameters(), *model.model.language_model.parameters())
+    assert all(torch.isfinite(weight.grad).all() for weight in weights)
+
+
 def test_the_budget_loss_moves_the_mean_to_its_target():
     row = FAMILIES[0]
     model = row.model("sdpa").requires_grad_(False)

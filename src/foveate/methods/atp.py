@@ -235,7 +235,8 @@ class ATPLayer(ATP):
 
 def _stretched(score: Float32[Tensor, "B N"], alive: Bool[Tensor, "B N"]) -> Float32[Tensor, "B N"]:
     """Each row from 0 to 1 over the tokens that count; all 0 where nothing differs."""
-    # Others may lie outside; they stay dead whatever they score.
     low = score.masked_fill(~alive, float("inf")).amin(dim=1, keepdim=True)
     high = score.masked_fill(~alive, float("-inf")).amax(dim=1, keepdim=True)
-    return (score - low) / (high - low).clamp(min=torch.finfo(score.dtype).tiny)
+    span = high - low
+    # Those that don't count may lie far outside, above all where only one does.
+    return ((score - low) / torch.where(span > 0, span, 1.0)).masked_fill(~alive, 0.0)
