@@ -29,7 +29,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
         ({"stages": [{"share": "1/0"}]}, "like 1/3 or 0.25"),
         ({"stages": []}, "stages is empty"),
         ({"stages": 3}, "the name of a published schedule"),
-        ({"train": "everything"}, "train is one of full, projector, lora, not 'everything'"),
+        ({"train": "everything"}, "train is one of full, projector, lora"),
         ({"steps": None}, "either steps or epochs"),
         ({"epochs": 1}, "either steps or epochs"),
         ({"steps": True}, "steps is a whole number or nothing, not True"),

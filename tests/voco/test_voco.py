@@ -8,9 +8,11 @@ import torch
 from rows import ROWS, Row
 from safetensors.torch import load_file, save_file
 
+import foveate
 from foveate.engine import encode
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.models import family_of
+from foveate.tokens import Layout, Segment
 from foveate.voco import VoCo, VoCoMemory
 from foveate.voco.passes import distillation, read
 
@@ -166,6 +168,39 @@ def test_fewer_tokens_than_trained(row, model, voco):
     assert (whole.tokens, part.tokens) == (TOKENS, 2)
     torch.testing.assert_close(whole.keys[:, :, :2], part.keys, atol=1e-5, rtol=1e-5)
     assert part.end == whole.end - 1
+
+
+def test_the_first_tokens_of_a_memory_are_a_memory_of_fewer(row, model, voco):
+    (whole,), (part,) = (voco.encode(model, row.inputs("A"), tokens=count) for count in (None, 2))
+    first = whole.first(2)
+    torch.testing.assert_close(first.keys, part.keys, atol=1e-5, rtol=1e-5)
+    assert (first.end, first.adapter, first.visual_tokens) == (part.end, part.adapter, part.visual_tokens)
+    assert VoCoMemory.joined([first, part]).tokens == 4
+    with pytest.raises(FoveateError, match=f"from 1 to {TOKENS}"):
+        whole.first(TOKENS + 1)
+    with pytest.raises(FoveateError, match="memory of 2 images"):
+        VoCoMemory.joined([whole, whole]).first(2)
+
+
+def test_images_read_behind_a_spec(row, model):
+    """What a spec leaves of an image is read, and the memory stands for all of it."""
+    spec = "pool2d:0.5:positions=pack@features"
+    if row.name != "llava":
+        with pytest.raises(UnsupportedFamily, match="rows and columns"):
+            VoCo(model, 2, features=spec)
+        return
+    voco = VoCo(model, 2, features=spec)
+    (memory,) = voco.encode(model, row.inputs("t3 A t2"))
+    assert memory.visual_tokens == row.count("A")
+    assert memory.end < VoCo(model, 2).encode(model, row.inputs("A"))[0].end
+    kept = foveate.compress(model, row.inputs("A"), spec).images[0].cut.features
+    assert 1 < kept.shape[0] <= row.count("A") // 2
+    layout = Layout((Segment(1, 1, kept.shape[0]),))
+    with torch.no_grad():
+        (expected,) = read(family_of(model), [kept], [layout], voco.rows(2), "", "")
+    torch.testing.assert_close(memory.keys, expected.keys, atol=1e-5, rtol=1e-5)
+    with pytest.raises(FoveateError, match="positions=pack"):
+        VoCo(model, 2, features="pool2d:0.5@features")
 
 
 def test_images_of_one_batch_are_their_own(row, model, voco):

@@ -20,7 +20,10 @@ DENSE: Final = "dense"
 LAST: Final = "last"
 """What a recipe writes for the spec of its last stage, as what the model will be used under."""
 
-Trained = Literal["full", "projector", "lora"]
+CHECKPOINTING: Final = ("gradient_checkpointing", "activation_checkpointing")
+"""Names that `TrainingArguments` has for keeping few activations."""
+
+Trained = Literal["full", "projector", "lora", "embedding"]
 Record = TypeVar("Record")
 
 
@@ -62,6 +65,8 @@ class Data:
     """The most questions about one scene in one conversation."""
     first_scene: int = 0
     """The seed of the first scene."""
+    captions: float = 0.0
+    """Share of the scenes that are described as well, at the end of their conversation."""
     features: str | None = None
     """Run the encoder once per image, keep what this spec leaves of it, and train on that: `pool2d:144@features`."""
 
@@ -75,6 +80,8 @@ class Data:
             at_least(self.scenes, 1, "scenes")
         at_least(self.turns, 1, "turns")
         at_least(self.first_scene, 0, "first_scene")
+        if not 0 <= self.captions <= 1:
+            raise RecipeError(f"captions is a share of the scenes, from 0 to 1, not {self.captions}")
         if self.features is not None:
             object.__setattr__(self, "features", canonical(self.features, "features"))
 
@@ -95,6 +102,47 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class Voco:
+    """Press every image into VoCo tokens: text sees them, and nothing else of the image."""
+
+    tokens: int = 1
+    """VoCo tokens per image."""
+    elastic: tuple[int, ...] = ()
+    """How many of them conversations (or questions) see, in turns; without it, all of them always."""
+    shared: bool = True
+    """One embedding for all VoCo tokens; without it, each has its own."""
+    words: str | None = None
+    """Text whose tokens' embeddings the VoCo tokens start from, where each has its own; without it, at random."""
+    apart: bool = False
+    """Every question of a conversation is asked by itself, behind the same image."""
+    two_passes: bool = True
+    """Images first, then text behind their keys and values; without it, one pass under the mask."""
+    distil: float = 0.0
+    """Weight of the divergence from the dense teacher; the cross-entropy has the rest."""
+    temperature: float = 1.0
+    """Softens student and teacher."""
+    teacher: str | None = None
+    """A model directory; without it, the model that training starts from."""
+
+    def __post_init__(self) -> None:
+        at_least(self.tokens, 1, "tokens")
+        for count in self.elastic:
+            at_least(count, 1, "elastic")
+            if count > self.tokens:
+                raise RecipeError(f"elastic has {count}, and there are {self.tokens} tokens")
+        if not 0 <= self.distil <= 1:
+            raise RecipeError(f"distil is a weight from 0 to 1, not {self.distil}")
+        if not self.temperature > 0:
+            raise RecipeError(f"temperature is more than 0, not {self.temperature}")
+        if self.words is not None and self.shared:
+            raise RecipeError("words give each VoCo token a start of its own, and shared gives all of them one")
+        if self.apart and self.distil:
+            raise RecipeError("distil compares whole conversations with a dense teacher's, so it excludes apart")
+        if not self.two_passes and (self.apart or self.elastic):
+            raise RecipeError("apart and elastic need two_passes: true")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One training run: model, data, what is trained, and under which specs."""
 
@@ -106,10 +154,13 @@ class Recipe:
     test: str = DENSE
     """The spec that the trained model will be used under; `last` is the last stage's."""
     train: Trained = "full"
-    """`full`: decoder and projector. `projector`: it alone. `lora`: adapters on the decoder."""
+    """`full`: decoder and projector. `projector`: it alone. `lora`: adapters on the decoder. `embedding`: nothing but
+    what VoCo tokens are, which the others train, too."""
     train_encoder: bool = False
     """Train the vision encoder too (with `full`)."""
     lora: Lora = field(default_factory=Lora)
+    voco: Voco | None = None
+    """Press images into VoCo tokens; there is one stage then, dense."""
     steps: int | None = None
     """Optimiser steps."""
     epochs: float | None = None
@@ -163,10 +214,24 @@ class Recipe:
             raise RecipeError("train_encoder and data.features exclude each other: features are kept of a frozen one")
         if not isinstance(self.stages, str):
             check_shares(self.stages)
+        if self.voco is None and self.train == "embedding":
+            raise RecipeError("train: embedding trains VoCo tokens, and the recipe has no voco")
+        if self.voco is not None:
+            if isinstance(self.stages, str) or [stage.spec for stage in self.stages] != [DENSE] or self.test != DENSE:
+                raise RecipeError("with voco, text sees VoCo tokens alone; leave stages and test out")
+            if self.voco.two_passes and any(self.trainer.get(key) for key in CHECKPOINTING):
+                raise RecipeError(
+                    "checkpointed activations keep no keys and values for a second pass; write two_passes: false in "
+                    "voco, or leave them out"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data, as it is kept beside checkpoints."""
-        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+        plain = {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
+        if not self.data.captions:
+            # Features and checkpoints from before there were captions are still what they were.
+            del plain["data"]["captions"]
+        return plain
 
 
 def check_shares(stages: tuple[Stage, ...]) -> None:
@@ -246,10 +311,14 @@ def parse_recipe(given: Any) -> Recipe:
     Traceback (most recent call last):
     foveate.train.recipe.RecipeError: the recipe has no key "stepps"; did you mean "steps"?
     """
+    if isinstance(given, dict) and given.get("voco") is not None:
+        given = {"stages": [{"share": 1}], **given}
     whole = check_keys(Recipe, given, "the recipe")
     whole["data"] = read_record(Data, whole["data"], "data")
     if "lora" in whole:
         whole["lora"] = read_record(Lora, whole["lora"], "lora")
+    if whole.get("voco") is not None:
+        whole["voco"] = _voco(whole["voco"])
     stages = whole["stages"]
     if isinstance(stages, list):
         whole["stages"] = tuple(read_record(Stage, one, f"stages, number {i}") for i, one in enumerate(stages, start=1))
@@ -259,8 +328,14 @@ def parse_recipe(given: Any) -> Recipe:
         if not isinstance(whole["trackers"], list):
             raise RecipeError(f"trackers is a list of names, not {whole['trackers']!r}")
         whole["trackers"] = tuple(str(name) for name in whole["trackers"])
-    check_types(Recipe, whole, "the recipe", skip=("data", "lora", "stages", "trackers"))
+    check_types(Recipe, whole, "the recipe", skip=("data", "lora", "voco", "stages", "trackers"))
     return Recipe(**whole)
+
+
+def _voco(given: Any) -> Voco:
+    if isinstance(given, dict) and isinstance(given.get("elastic"), list):
+        given = {**given, "elastic": tuple(given["elastic"])}
+    return read_record(Voco, given, "voco")
 
 
 def read_record(kind: type[Record], given: Any, where: str) -> Record:
@@ -338,6 +413,7 @@ _WORDS: Final[dict[type, str]] = {
     str: "text",
     bool: "true or false",
     dict: "a mapping",
+    tuple: "a list",
     type(None): "nothing",
 }
 

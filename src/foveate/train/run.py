@@ -69,6 +69,16 @@ def directory(recipe: Recipe) -> Path | None:
     return None if recipe.model == SHIPPED else Path(recipe.model)
 
 
+def finished(recipe: Recipe, out: Path) -> Path:
+    """The file that is there, whole, when a run is finished: of the model that it ends in, or of an adapter."""
+    return out / "model" / "config.json" if _changes_model(recipe) else out / "voco" / "voco.json"
+
+
+def _changes_model(recipe: Recipe) -> bool:
+    """Whether the model that training began with is another one at its end; adapters for VoCo tokens stay beside it."""
+    return recipe.voco is None or recipe.train in ("full", "projector")
+
+
 def prepare(recipe: Recipe) -> Prepared:
     """Check a recipe against its model and data.
 
@@ -123,7 +133,8 @@ def run(
         flops: count what compression saves, which takes the cost model a moment.
 
     Returns:
-        The directory of the trained model, with its processor: what every command takes as `--model`.
+        The directory of the trained model, with its processor: what every command takes as `--model`; or that of a VoCo
+        adapter, if training left the model as it was.
 
     Raises:
         FoveateError: the recipe can't be done, `out` holds another run, the loss is no number, or the disk is full.
@@ -131,7 +142,7 @@ def run(
     first = int(os.environ.get("RANK", "0")) == 0
     tell = say if first else _silent
     kept = files.checkpoints(out)
-    done = out / "model" / "config.json"
+    done = finished(recipe, out)
     if not resume and (kept or done.exists()):
         raise FoveateError(f"{out} holds a run already; add --resume to go on with it, or name another --out")
     if resume and kept:
@@ -168,8 +179,9 @@ def run(
             out / "run.json",
         )
     trainer.accelerator.wait_for_everyone()
-    tell(f"{out / 'model'}: trained in {duration(time.time() - began)}; use it under {ready.used_under}")
-    return out / "model"
+    how = f"use it under {ready.used_under}" if recipe.voco is None else f"its VoCo tokens are in {out / 'voco'}"
+    tell(f"{done.parent}: trained in {duration(time.time() - began)}; {how}")
+    return done.parent
 
 
 def same_recipe(before: dict[str, Any], recipe: Recipe, where: Path) -> None:
@@ -228,15 +240,25 @@ def make_trainer(
         {"ddp_find_unused_parameters": recipe.data.scenes is None},
     )
     model: nn.Module = load_model(directory(recipe))
-    collator, rows = Batches(ready.processor, family_of(model), recipe.max_length), ready.rows
+    voco = None
+    if recipe.voco is not None:
+        from foveate.train.voco import VoCoBatches, make_trainee, make_voco
+
+        voco = make_voco(model, recipe, ready.processor)
+    collator: Any = Batches(ready.processor, family_of(model), recipe.max_length)
+    rows: Any = ready.rows
     if recipe.data.features is not None:
         from foveate.train.features import train_on_features
 
         rows, collator = train_on_features(model, ready.processor, ready.rows, recipe, out / "features", say, arguments)
     wrapped = choose_parameters(model, recipe)
+    if voco is not None:
+        assert recipe.voco is not None
+        collator = VoCoBatches(collator, recipe.voco, ready.processor.tokenizer.pad_token_id)
+        wrapped = make_trainee(wrapped, voco, recipe, directory(recipe))
     switch = StageSwitch(model, timetable)
     spent, dense = (), 0.0
-    if flops:
+    if flops and voco is None:
         from foveate.train.estimate import stage_flops
 
         try:
@@ -268,6 +290,8 @@ def choose_parameters(model: nn.Module, recipe: Recipe) -> nn.Module:
         model.float()
     if recipe.train == "lora":
         return _with_lora(model, family, recipe)
+    if recipe.train == "embedding":
+        return model
     parts: list[nn.Module] = list(family.projectors)
     if recipe.train == "full":
         parts.append(family.decoder)
@@ -301,11 +325,22 @@ def _with_lora(model: nn.Module, family: Family, recipe: Recipe) -> nn.Module:
 
 
 def save_model(ready: Prepared, model: nn.Module, trainer: SafeTrainer, out: Path) -> None:
-    """Write the trained model with its processor, whole or not at all; adapters beside it, merged into it."""
+    """Write the trained model with its processor, whole or not at all; adapters beside it, merged into it.
+
+    VoCo tokens go beside the model, before it. Where the model stayed as it was, they go alone, with their adapters.
+    """
+    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+    voco = None
+    if ready.recipe.voco is not None:
+        from foveate.train.voco import save_voco
+
+        voco, trained = trained.voco, trained.model
+        if not _changes_model(ready.recipe):
+            save_voco(voco, trained, None, out)
+            return
     aside = out / files.WRITING / "model"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
     try:
         if hasattr(trained, "merge_and_unload"):
             trained.save_pretrained(out / "adapter")
@@ -314,6 +349,8 @@ def save_model(ready: Prepared, model: nn.Module, trainer: SafeTrainer, out: Pat
             from foveate.train.features import with_encoder
 
             trained = with_encoder(trained, directory(ready.recipe))
+        if voco is not None:
+            save_voco(voco, trained, trained, out)
         trained.config.use_cache = True
         trained.save_pretrained(aside)
         ready.processor.save_pretrained(aside)

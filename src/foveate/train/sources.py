@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,15 +57,15 @@ class Conversations(Protocol):
 
 
 class Scenes:
-    """Generated scenes, each with some of its questions as the turns of one conversation.
+    """Generated scenes, each with some of its questions as the turns of one conversation, some described at the end.
 
     >>> one = Scenes(4, turns=2)[0]
     >>> one.name, len(one.images), [m["role"] for m in one.messages]
     ('scene 0', 1, ['user', 'assistant', 'user', 'assistant'])
     """
 
-    def __init__(self, count: int, turns: int = 8, first: int = 0) -> None:
-        self.count, self.turns, self.first = count, turns, first
+    def __init__(self, count: int, turns: int = 8, first: int = 0, captions: float = 0.0) -> None:
+        self.count, self.turns, self.first, self.captions = count, turns, first, captions
 
     def __len__(self) -> int:
         return self.count
@@ -79,8 +80,8 @@ class Scenes:
         # Which questions come first changes from scene to scene: the first one of a conversation is what tests ask.
         turn = index % max(1, len(asked))
         asked = (asked[turn:] + asked[:turn])[: self.turns]
-        if not asked:
-            asked = [("describe the image", caption(one.things))]
+        if not asked or random.Random(f"caption {self.first + index}").random() < self.captions:
+            asked += [("describe the image", caption(one.things))]
         return Conversation(self.name(index), (one.image,), _turns(asked))
 
 
@@ -176,7 +177,7 @@ def conversations(data: Data) -> Conversations:
     """
     images = Path(data.images) if data.images is not None else None
     if data.scenes is not None:
-        return Scenes(data.scenes, data.turns, data.first_scene)
+        return Scenes(data.scenes, data.turns, data.first_scene, data.captions)
     if data.jsonl is not None:
         return Lines(Path(data.jsonl), images)
     assert data.dataset is not None

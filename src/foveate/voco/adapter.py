@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,12 @@ from torch import Tensor, nn
 
 from foveate.engine import Encoded
 from foveate.engine import encode as encode_images
+from foveate.engine.planning import plan_images
+from foveate.engine.schedule import schedule
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.models import Family, family_of
 from foveate.models.fingerprint import fingerprint
+from foveate.tokens import Layout, Segment
 from foveate.voco.arrange import samples
 from foveate.voco.memory import VoCoMemory
 from foveate.voco.passes import (
@@ -33,6 +37,7 @@ from foveate.voco.passes import (
 )
 
 _SETTINGS, _WEIGHTS, _LORA = "voco.json", "voco.safetensors", "lora"
+_DENSE = "dense"
 
 
 class VoCo(nn.Module):
@@ -46,13 +51,26 @@ class VoCo(nn.Module):
         tokens: VoCo tokens per image.
         shared: whether all VoCo tokens have one embedding, as in the authors' code; they differ by position alone.
         seed: for the embedding's start.
+        start: token ids whose embeddings the VoCo tokens start from, over and over, where each has its own; None
+            starts at random. A text token gathers what it stands for, and so does a VoCo token that starts as one.
+        features: the spec at `@features` that images are read under, such as `pool2d:144:positions=pack@features`,
+            which makes reading cheaper; dense reads all visual tokens.
 
     Raises:
         UnsupportedFamily: the model is of no supported family.
-        FoveateError: `tokens` is below 1.
+        FoveateError: `tokens` is below 1, or `start` comes with `shared`.
     """
 
-    def __init__(self, model: nn.Module, tokens: int = 1, *, shared: bool = True, seed: int = 0) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokens: int = 1,
+        *,
+        shared: bool = True,
+        seed: int = 0,
+        start: Sequence[int] | None = None,
+        features: str = "dense",
+    ) -> None:
         super().__init__()
         if tokens < 1:
             raise FoveateError(f"{tokens} VoCo tokens hold no image; take at least 1")
@@ -60,9 +78,18 @@ class VoCo(nn.Module):
         table: Tensor = embedding_table(family).weight
         generator = torch.Generator().manual_seed(seed)
         spread = table.detach().float().std().item()
-        start = torch.randn(1 if shared else tokens, table.shape[1], generator=generator) * spread
-        self.embedding = nn.Parameter(start.to(table.device))
+        begun = torch.randn(1 if shared else tokens, table.shape[1], generator=generator) * spread
+        if start is not None:
+            if shared or not start:
+                raise FoveateError("each VoCo token starts from its own token: pass shared=False, and ids to start")
+            ids = [start[number % len(start)] for number in range(tokens)]
+            # A little noise, so that two that start as the same token can part.
+            begun = table.detach()[ids].float().cpu() + 0.1 * begun
+        self.embedding = nn.Parameter(begun.to(table.device))
         self.tokens = tokens
+        self.features = features
+        if features != _DENSE:
+            _check_features(family, features)
         self.base = fingerprint(model)
         self.lora: Path | None = None
 
@@ -77,7 +104,7 @@ class VoCo(nn.Module):
             model: the base model.
             inputs: the processor's output for a prompt, or a batch of prompts, with images.
             tokens: VoCo tokens per image; fewer than were trained work, too. None takes all.
-            encoded: the images, encoded before; without it the vision encoder is run.
+            encoded: the images, encoded before, for this adapter's `features`; without it the vision encoder is run.
 
         Raises:
             FoveateError: the adapter belongs to another model, or more tokens are asked for than it has.
@@ -86,9 +113,11 @@ class VoCo(nn.Module):
         family = family_of(model)
         count = self._count(tokens)
         with self.on(model), torch.no_grad():
-            encoded = encoded or encode_images(model, inputs)
+            encoded = encoded or encode_images(model, inputs, () if self.features == _DENSE else (self.features,))
             _check_images(family, encoded)
-            return read(family, encoded.projected, encoded.layouts, *self._voice(count))
+            features, layouts = _left(family, encoded, self.features)
+            found = read(family, features, layouts, *self._voice(count))
+        return [replace(each, visual_tokens=layout.total) for each, layout in zip(found, encoded.layouts, strict=True)]
 
     # Asking
 
@@ -199,12 +228,13 @@ class VoCo(nn.Module):
         family = family_of(model)
         count = self._count(tokens)
         if encoded is None and inputs.get("pixel_values") is not None:
-            encoded = encode_images(model, inputs)
+            encoded = encode_images(model, inputs, () if self.features == _DENSE else (self.features,))
+        features: Sequence[Tensor] = ()
+        layouts: Sequence[Layout] = ()
         if encoded is not None:
             _check_images(family, encoded)
-        features = () if encoded is None else encoded.projected
-        layouts = () if encoded is None else encoded.layouts
-        rows = samples(family, inputs, layouts)
+            features, layouts = _left(family, encoded, self.features)
+        rows = samples(family, inputs, () if encoded is None else encoded.layouts)
         if in_two_passes:
             memories = read(family, features, layouts, *self._voice(count)) if layouts else []
             logits, labels = two_passes(model, family, rows, memories)
@@ -225,6 +255,10 @@ class VoCo(nn.Module):
                 "this VoCo adapter was made for another base model (their weights differ); load the model that it was "
                 "trained with, or train a new one"
             )
+
+    def belong_to(self, model: nn.Module) -> None:
+        """From now on this adapter is one of this model, which was trained together with it."""
+        self.base = fingerprint(model)
 
     def _check_memory(self, family: Family, memory: VoCoMemory, name: str) -> None:
         if memory.base != self.base:
@@ -258,6 +292,8 @@ class VoCo(nn.Module):
     def fingerprint(self, tokens: int | None = None) -> str:
         """Names the adapter's weights and how many tokens are used: "1f3a...:2"."""
         digest = hashlib.sha256(self.embedding.detach().float().cpu().numpy().tobytes())
+        if self.features != _DENSE:
+            digest.update(self.features.encode())
         if self.lora is not None:
             digest.update((self.lora / "adapter_model.safetensors").read_bytes())
         return f"{digest.hexdigest()[:16]}:{tokens or self.tokens}"
@@ -304,7 +340,13 @@ class VoCo(nn.Module):
                 lora.save_pretrained(temporary / _LORA, safe_serialization=True)
             elif self.lora is not None:
                 shutil.copytree(self.lora, temporary / _LORA)
-            settings = {"format": 1, "tokens": self.tokens, "base": self.base, "lora": (temporary / _LORA).is_dir()}
+            settings = {
+                "format": 1,
+                "tokens": self.tokens,
+                "features": self.features,
+                "base": self.base,
+                "lora": (temporary / _LORA).is_dir(),
+            }
             (temporary / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
             temporary.chmod(0o755)
             if directory.exists():
@@ -349,6 +391,7 @@ class VoCo(nn.Module):
             nn.Module.__init__(voco)
             voco.embedding = nn.Parameter(embedding)
             voco.tokens, voco.base = int(settings["tokens"]), str(settings["base"])
+            voco.features = str(settings.get("features", _DENSE))
             voco.lora = directory / _LORA if settings["lora"] else None
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise FoveateError(f"{directory} holds no whole VoCo adapter ({error}); save it again") from error
@@ -367,6 +410,27 @@ class VoCo(nn.Module):
             path = self.save_pretrained(Path(folder) / "voco")
             self.lora = lora
             return api.upload_folder(repo_id=repository, folder_path=path, **options)
+
+
+def _check_features(family: Family, spec: str) -> None:
+    """Whether what a spec leaves of an image can be read as an image of one row.
+
+    Raises:
+        FoveateError: it acts elsewhere, leaves gaps between positions, or the family's positions have two axes.
+    """
+    steps = schedule(spec, family).spec.steps
+    if any(step.places != ("features",) or step.method.positions != "pack" for step in steps):
+        raise FoveateError(f"{spec}: VoCo reads what steps at @features leave, with positions=pack")
+    if family.position_axes > 1:
+        raise UnsupportedFamily(f"{family.title} places visual tokens in rows and columns; VoCo reads all of its")
+
+
+def _left(family: Family, encoded: Encoded, spec: str) -> tuple[Sequence[Tensor], Sequence[Layout]]:
+    """What a spec leaves of the images, at the decoder's input, and the layouts that the decoder then sees."""
+    if spec == _DENSE:
+        return encoded.projected, encoded.layouts
+    plans = plan_images(family, schedule(spec, family), encoded)
+    return [each.cut.features for each in plans], [Layout((Segment(1, 1, each.after),)) for each in plans]
 
 
 def _check_images(family: Family, encoded: Encoded) -> None:

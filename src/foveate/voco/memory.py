@@ -31,6 +31,7 @@ class VoCoMemory:
         base: the fingerprint of the model that made it.
         adapter: the fingerprint of the adapter that made it.
         frequencies: `(d / 2,)` float32, the rotary frequencies, so that it can be moved without the model.
+        images: how many images it holds, one behind the other.
     """
 
     keys: Float[Tensor, "layers H n d"]
@@ -41,6 +42,7 @@ class VoCoMemory:
     base: str
     adapter: str
     frequencies: Float[Tensor, "half"]
+    images: int = 1
 
     @property
     def tokens(self) -> int:
@@ -59,6 +61,26 @@ class VoCoMemory:
             keys=self.keys.to(device, dtype),
             values=self.values.to(device, dtype),
             frequencies=self.frequencies.to(device),
+        )
+
+    def first(self, tokens: int) -> VoCoMemory:
+        """The memory of one image as if fewer VoCo tokens had read it: each token saw only those before it.
+
+        Raises:
+            FoveateError: it has fewer tokens than that, or it is the memory of several images.
+        """
+        if tokens == self.tokens:
+            return self
+        if not 1 <= tokens <= self.tokens:
+            raise FoveateError(f"{tokens} tokens were asked for, and this memory has from 1 to {self.tokens}")
+        if self.images > 1:
+            raise FoveateError(f"this is the memory of {self.images} images; take the first tokens of each, then join")
+        return replace(
+            self,
+            keys=self.keys[:, :, :tokens],
+            values=self.values[:, :, :tokens],
+            end=self.end - self.tokens + tokens,
+            adapter=f"{self.adapter.split(':')[0]}:{tokens}",
         )
 
     def moved(self, begin: int) -> VoCoMemory:
@@ -97,6 +119,7 @@ class VoCoMemory:
             values=torch.cat([memory.values for memory in chain], dim=2),
             end=chain[-1].end,
             visual_tokens=sum(memory.visual_tokens for memory in chain),
+            images=sum(memory.images for memory in chain),
         )
 
     def check_beside(self, other: VoCoMemory, name: str) -> None:
@@ -137,6 +160,7 @@ class VoCoMemory:
             "begin": str(self.begin),
             "end": str(self.end),
             "visual_tokens": str(self.visual_tokens),
+            "images": str(self.images),
             "base": self.base,
             "adapter": self.adapter,
         }
@@ -176,6 +200,7 @@ class VoCoMemory:
                     begin=int(facts["begin"]),
                     end=int(facts["end"]),
                     visual_tokens=int(facts["visual_tokens"]),
+                    images=int(facts.get("images", "1")),
                     base=facts["base"],
                     adapter=facts["adapter"],
                 )

@@ -95,8 +95,15 @@ def two_passes(
     model: nn.Module, family: Family, rows: list[Sample], memories: Sequence[VoCoMemory]
 ) -> tuple[Tensor, Tensor | None]:
     """The second pass: text behind the memories of its row: logits `(B, T, vocabulary)` and labels `(B, T)`."""
-    ids, mask, labels = text_of(rows)
     held = [VoCoMemory.joined([memories[image] for image in row.images]) if row.images else None for row in rows]
+    return text_behind(model, family, rows, held)
+
+
+def text_behind(
+    model: nn.Module, family: Family, rows: list[Sample], held: Sequence[VoCoMemory | None]
+) -> tuple[Tensor, Tensor | None]:
+    """Text behind one memory per row, or none: logits `(B, T, vocabulary)` and labels `(B, T)`."""
+    ids, mask, labels = text_of(rows)
     cache, seen, positions = filled_cache(family, held, mask, ids.device)
     logits = model(
         input_ids=ids, attention_mask=torch.cat([seen, mask], dim=1), position_ids=positions, past_key_values=cache
@@ -248,8 +255,9 @@ def filled_cache(
 
         keys = torch.stack([padded(None if m is None else m.keys) for m in memories], dim=1).to(device)
         values = torch.stack([padded(None if m is None else m.values) for m in memories], dim=1).to(device)
-        for layer in range(keys.shape[0]):
-            cache.update(keys[layer], values[layer], layer)
+        # Taken apart at once: the gradient of one layer's slice would be as large as all layers together.
+        for layer, (key, value) in enumerate(zip(keys.unbind(0), values.unbind(0), strict=True)):
+            cache.update(key, value, layer)
         for row, memory in enumerate(memories):
             if memory is not None:
                 seen[row, longest - memory.tokens :] = 1

@@ -1,0 +1,206 @@
+"""VoCo tokens on the trainer: an adapter or a model at the end, resumed to the same weights, from the loss it names."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import TOKENS, recipe
+
+from foveate.errors import FoveateError
+from foveate.models import family_of
+from foveate.reference.load import load
+from foveate.scenes import scene
+from foveate.train.batches import Batches
+from foveate.train.recipe import RecipeError, Voco, parse_recipe
+from foveate.train.run import run
+from foveate.train.sources import Scenes
+from foveate.train.voco import VoCoBatches, VoCoTrainee, alike, questions_apart
+from foveate.voco import VoCo
+from foveate.voco.passes import cross_entropy
+
+PEFT = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # asked for by peft
+LORA = {"train": "lora", "lora": {"rank": 2, "alpha": 4}}
+
+
+def given(folder: Path, voco: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    whole = recipe(folder, voco=voco, lr=5e-3, **changes)
+    del whole["stages"]
+    return whole
+
+
+def rows_of(folder: Path) -> Path:
+    """One image, two images, and text alone."""
+    rows: list[dict[str, Any]] = []
+    for number in range(4):
+        scene(number).image.save(folder / f"{number}.png")
+        rows.append({"image": f"{number}.png", "question": "is there a star ?", "answer": "yes"})
+        rows.append({"images": ["0.png", f"{number}.png"], "question": "is it the same picture ?", "answer": "no"})
+        rows.append({"question": "what is a star ?", "answer": "a shape"})
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def trained(folder: Path, what: dict[str, Any], **more: Any) -> Path:
+    return run(parse_recipe(what), folder, say=lambda _: None, **more)
+
+
+@PEFT
+def test_adapters_are_trained_beside_a_model_that_stays(tiny_model: Path, tmp_path: Path) -> None:
+    """Questions asked apart, any number of tokens, LoRA and kept features; broken off, it ends in the same weights."""
+    voco = {"tokens": 4, "elastic": [1, 2, 4], "shared": False, "apart": True, "words": "red star top"}
+    data = {"scenes": 8, "turns": 3, "captions": 0.5, "features": "pool2d:9:positions=pack@features"}
+    what = given(tiny_model, voco, data=data, **LORA)
+    out = trained(tmp_path / "whole", what)
+    assert out == tmp_path / "whole" / "voco"
+    assert not (tmp_path / "whole" / "model").exists(), "the base model is what it was"
+    kinds = {path.suffix for path in (tmp_path / "whole").rglob("*") if path.is_file()}
+    assert kinds <= {".safetensors", ".json", ".md"}
+    # Broken off behind its first checkpoint, and gone on with.
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    shutil.rmtree(tmp_path / "broken" / "voco")
+    shutil.rmtree(tmp_path / "broken" / "checkpoint-6")
+    again = trained(tmp_path / "broken", what, resume=True)
+    for name in ("voco.safetensors", "lora/adapter_model.safetensors"):
+        one, other = load_file(out / name), load_file(again / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[each], other[each]) for each in one), name
+    # Used on the whole model, whose encoder training never ran again.
+    model, processor = load(tiny_model)
+    adapter = VoCo.from_pretrained(out)
+    picture = processor.image_processor(images=[scene(3).image], return_tensors="pt")
+    text = processor.tokenizer("<image>" * TOKENS, return_tensors="pt")
+    (memory,) = adapter.encode(model, {**text, **picture})
+    assert (memory.tokens, memory.visual_tokens) == (4, TOKENS)
+    assert len(adapter.generate(model, memory.first(2), ["is there a star ?"] * 2, processor, max_new_tokens=2)) == 2
+    before = VoCo(model, 4, shared=False, seed=1, start=processor.tokenizer("red star top")["input_ids"])
+    assert (adapter.embedding - before.embedding).abs().max() > 1e-3
+    trained(tmp_path / "whole", what, resume=True)
+
+
+def test_full_training_ends_in_a_model_and_its_tokens(tiny_model: Path, tmp_path: Path) -> None:
+    """Rows with one image, two, and none; a dense teacher, and its distance in the log."""
+    what = given(tiny_model, {"tokens": 2, "distil": 0.5}, data={"jsonl": str(rows_of(tmp_path))}, steps=8)
+    out = trained(tmp_path / "run", what)
+    model, _ = load(out)
+    adapter = VoCo.from_pretrained(tmp_path / "run" / "voco")
+    adapter.check(model)
+    with pytest.raises(FoveateError, match="another base model"):
+        adapter.check(load(tiny_model)[0])
+    history = json.loads((tmp_path / "run" / "run.json").read_text())["history"]
+    losses = [each["loss"] for each in history if "loss" in each]
+    assert losses[-1] < losses[0]
+    assert all(each["distance"] > 0 for each in history if "loss" in each)
+
+
+def test_embeddings_alone_and_the_mask(tiny_model: Path, tmp_path: Path) -> None:
+    """The pass under the mask trains as the two passes do; nothing of the model moves."""
+    found = []
+    for name, two in (("two", True), ("one", False)):
+        what = given(tiny_model, {"tokens": 2, "two_passes": two}, train="embedding", steps=3)
+        out = trained(tmp_path / name, what)
+        assert [path.name for path in sorted(out.iterdir())] == ["voco.json", "voco.safetensors"]
+        found.append(load_file(out / "voco.safetensors")["embedding"])
+    assert (found[0] - VoCo(load(tiny_model)[0], 2, seed=1).embedding).abs().max() > 1e-3
+    torch.testing.assert_close(found[0], found[1], atol=1e-4, rtol=1e-4)
+
+
+def test_questions_apart_are_questions_alone(tiny_model: Path) -> None:
+    model, processor = load(tiny_model)
+    voco = VoCo(model, 3, shared=False)
+    rows, batches = Scenes(2, turns=3, captions=1.0), Batches(processor, family_of(model))
+    settings = Voco(tokens=3, elastic=(1, 3), shared=False, apart=True)
+    batch = VoCoBatches(batches, settings, 0)([(4, rows[0]), (7, rows[1])])
+    assert batch["behind"].tolist() == [0, 1, 0, 0, 0, 1, 1, 1]
+    assert batch["counts"].tolist() == [1, 3, 3, 1, 3, 1, 3, 1]
+    assert batch["pixel_values"].shape[0] == 2
+    numbers, tokens = batch.pop("rows"), batch.pop("tokens")
+    assert numbers == [4, 7]
+    assert tokens == int(batch["attention_mask"].sum())
+    found = VoCoTrainee(model, voco, settings)(**batch)["loss"]
+    total, learned = 0.0, 0
+    for number in (0, 1):
+        for turn, part in enumerate(questions_apart(rows[number])):
+            alone = batches([(0, part if turn == 0 else type(part)(part.name, rows[number].images, with_image(part)))])
+            output = voco(model, alone, tokens=settings.elastic[((4, 7)[number] + turn) % 2])
+            count = int((output.labels[:, 1:] != -100).sum())
+            total += cross_entropy(output.logits, output.labels).item() * count
+            learned += count
+    assert found.item() == pytest.approx(total / learned, rel=1e-4)
+
+
+def with_image(part: Any) -> tuple[Any, ...]:
+    first, *others = part.messages
+    return ({"role": "user", "content": [{"type": "image"}, *first["content"]]}, *others)
+
+
+@PEFT
+def test_the_teacher_is_the_model_without_its_adapters(tiny_model: Path) -> None:
+    import peft
+
+    model, processor = load(tiny_model)
+    batch = Batches(processor, family_of(model))([(0, Scenes(1, turns=2)[0])])
+    batch = {name: batch[name] for name in ("input_ids", "attention_mask", "labels", "pixel_values")}
+    voco = VoCo(model, 2)
+    settings = Voco(tokens=2, distil=1.0)
+    apart = VoCoTrainee(model, voco, settings, load(tiny_model)[0])(**batch)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    inside = VoCoTrainee(tuned, voco, settings)
+    torch.testing.assert_close(inside(**batch)["loss"], apart["loss"])
+    for name, weight in tuned.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    assert (inside(**batch)["loss"] - apart["loss"]).abs() > 1e-4
+    del batch["labels"]
+    with torch.no_grad():
+        torch.testing.assert_close(inside._dense(batch), load(tiny_model)[0](**batch).logits)
+
+
+@pytest.mark.parametrize(
+    ("voco", "changes", "said"),
+    [
+        ({"tokens": 2, "elastic": [1, 3]}, {}, "elastic has 3, and there are 2 tokens"),
+        ({"tokens": 0}, {}, "tokens is a whole number from 1 on"),
+        ({"tokken": 2}, {}, 'did you mean "tokens"?'),
+        ({"words": "red"}, {}, "shared gives all of them one"),
+        ({"distil": 2.0}, {}, "a weight from 0 to 1"),
+        ({"distil": 0.5, "apart": True}, {}, "excludes apart"),
+        ({"two_passes": False, "apart": True}, {}, "need two_passes: true"),
+        ({}, {"stages": [{"share": 1, "spec": "pool:0.25"}]}, "text sees VoCo tokens alone"),
+        ({}, {"test": "pool:0.25"}, "text sees VoCo tokens alone"),
+        ({}, {"trainer": {"activation_checkpointing": True}}, "two_passes: false"),
+        (None, {"train": "embedding"}, "the recipe has no voco"),
+    ],
+)
+def test_recipes_that_can_not_be(tiny_model: Path, voco: Any, changes: dict[str, Any], said: str) -> None:
+    whole = {**recipe(tiny_model), **changes}
+    if voco is not None:
+        whole["voco"] = voco
+        if "stages" not in changes:
+            del whole["stages"]
+    with pytest.raises(RecipeError, match=said.replace("?", r"\?")):
+        parse_recipe(whole)
+
+
+def test_words_without_a_token(tiny_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(FoveateError, match="holds no token"):
+        trained(tmp_path / "run", given(tiny_model, {"tokens": 2, "shared": False, "words": " "}))
+
+
+def test_a_later_question_with_an_image_is_not_asked_apart(tmp_path: Path) -> None:
+    from foveate.train.sources import read_conversation
+
+    turns = [("user", "<image> a ?"), ("assistant", "b"), ("user", "<image> c ?"), ("assistant", "d")]
+    value = {"images": ["0.png", "1.png"], "messages": [{"role": r, "content": c} for r, c in turns]}
+    with pytest.raises(FoveateError, match="a later question brings an image"):
+        questions_apart(read_conversation(value, "row 1", tmp_path))
+
+
+def test_texts_go_together_that_are_alike() -> None:
+    groups = alike([3, 16, 17, 40, 33, 16])
+    assert sorted(number for group in groups for number in group) == list(range(6))
+    assert groups == [[0, 1, 5], [2], [3, 4]]
