@@ -94,14 +94,17 @@ def test_checkpointed_activations_change_nothing(whole: Path, tiny_model: Path, 
 
 
 def test_two_processes_are_one(tiny_model: Path, tmp_path: Path) -> None:
-    """Rows with an image and rows of text alone, so that one process at times has no image and the other has."""
+    """Four accumulations on each of two processes, with a stage's end between; some batches have no image.
+
+    Rows with an image and rows of text alone take turns, so that one process at times has no image and the other has.
+    """
     rows: list[dict[str, str]] = []
     for number in range(4):
         scene(number).image.save(tmp_path / f"{number}.png")
         rows.append({"image": f"{number}.png", "question": "is there a star ?", "answer": "yes"})
         rows.append({"question": "what is a star ?", "answer": "a shape"})
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    given = recipe(tiny_model, data={"jsonl": str(tmp_path / "rows.jsonl")}, per_device=1)
+    given = recipe(tiny_model, data={"jsonl": str(tmp_path / "rows.jsonl")}, batch=8, per_device=1)
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(given))
     one = trained(tmp_path / "one", given)
