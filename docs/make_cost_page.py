@@ -4,13 +4,17 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from pathlib import Path
 
-from foveate.cost import cost, devices, published
+from foveate.cost import check, cost, devices, published
+from foveate.cost.device import Device
 from foveate.cost.papers import decoder_flops, figures
 
 _UNITS = {"share": " of all", "TFLOPs": " TFLOPs", "GFLOPs": " GFLOPs", "MB": " MB"}
 PAGE = Path(__file__).with_name("cost.md")
+CALIBRATIONS = {"float32": "calibration", "bfloat16": "calibration-bfloat16"}
+"""What was measured in each data type: docs/measured/NAME.json, drawn as docs/pictures/NAME.png."""
 
 HEAD = """\
 # What a call costs
@@ -121,10 +125,9 @@ Calibration times products of matrices, attention, what a layer does between its
 anything but starting kernels to matter. All are timed in turn, again and again, and the shortest time counts. With one
 CPU thread, time is the thread's own, so a busy machine disturbs little.
 
-![Predicted and measured prefill times](pictures/predicted.png)
+CALIBRATION
 
-Made by `foveate calibrate --threads 1 --check --seconds 60 --out device.toml --picture docs/pictures/predicted.png` on
-two shared CPU cores. The band is 15 %. The GPU side of calibration has not been tried on a GPU yet.
+The GPU side of calibration has not been tried on a GPU yet.
 
 ## From how many tokens on does it pay?
 
@@ -140,7 +143,15 @@ tokens save memory and no time, and the line says so.
 def page() -> str:
     """The whole page."""
     head = HEAD.replace("PUBLISHED", ", ".join(f"`{name}`" for name in published()))
-    return "\n".join([head, WHY + _why(), FIGURES + _figures(), AFTER + _tenth(), TIME + _devices()])
+    return "\n".join(
+        [
+            head,
+            WHY + _why(),
+            FIGURES + _figures(),
+            AFTER + _tenth(),
+            TIME.replace("CALIBRATION\n", _calibrations()) + _devices(),
+        ]
+    )
 
 
 def _why() -> str:
@@ -185,6 +196,39 @@ def _tenth() -> str:
     return "\n".join(["| | 576 tokens | 58 tokens | left |", "|---|---|---|---|", *lines]) + "\n"
 
 
+def calibrations() -> dict[str, tuple[Device, list[check.Point]]]:
+    """What was measured on one machine, in each data type."""
+    folder = PAGE.parent / "measured"
+    return {dtype: check.read(folder / f"{name}.json") for dtype, name in CALIBRATIONS.items()}
+
+
+def _calibrations() -> str:
+    found = calibrations()
+    device = next(iter(found.values()))[0]
+    ratios = [point.ratio for _, points in found.values() for point in points]
+    text = (
+        f"Prefills of two decoders on one machine ({device.title}), as `--check` prints them. What was predicted is "
+        f"between {min(ratios):.2f} and {max(ratios):.2f} of what was measured:"
+    )
+    text = textwrap.fill(text, 120) + "\n\n"
+    rows = [
+        "| decoder | tokens | " + " | ".join(f"{dtype}, ms | ratio" for dtype in found) + " |",
+        "|---|---:" + "|---:|---:" * len(found) + "|",
+    ]
+    for line in zip(*(points for _, points in found.values()), strict=True):
+        cells = " | ".join(f"{point.measured * 1e3:.1f} | {point.ratio:.2f}" for point in line)
+        rows.append(f"| {line[0].decoder} | {line[0].tokens} | {cells} |")
+    text += "\n".join(rows) + "\n\n"
+    for dtype, name in CALIBRATIONS.items():
+        text += f"![Predicted and measured prefill times, {dtype}](pictures/{name}.png)\n\n"
+    text += "The bands in the pictures are 15 %. Measured, and drawn, by:\n\n```text\n"
+    for dtype, name in CALIBRATIONS.items():
+        text += (
+            f"foveate calibrate --threads 1 --check --seconds 90 --dtype {dtype} --json > docs/measured/{name}.json\n"
+        )
+    return text + "python docs/make_cost_page.py\n```\n"
+
+
 def _devices() -> str:
     lines = ["| device | bfloat16 TFLOP/s | float32 | GB/s | memory GB | source |", "|---|---|---|---|---|---|"]
     for each in devices().values():
@@ -200,4 +244,6 @@ def _devices() -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    for dtype, (device, points) in calibrations().items():
+        check.draw(device, points, PAGE.parent / "pictures" / f"{CALIBRATIONS[dtype]}.png")
     print(f"wrote {PAGE.name}", file=sys.stderr)

@@ -19,7 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import foveate
 from foveate.cost import break_even, device, devices, published, read_model
 from foveate.cost.calibrate import Calibration, Probe, measure
-from foveate.cost.device import Device, at, read_devices, save, user_file
+from foveate.cost.check import COUNTS, decoders, read
+from foveate.cost.decoder import read_decoder
+from foveate.cost.device import SIZES, Device, at, read_devices, save, user_file
 from foveate.cost.fields import load_config
 from foveate.cost.ops import Op, Part
 from foveate.cost.papers import figures
@@ -270,6 +272,25 @@ def test_calibration_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(share for _, share in found.products) == 1
     assert found.launch > 0
     assert foveate.cost(None, device=found, new_tokens=2).seconds > 0
+
+
+def test_predictions_agree_with_the_committed_measurements() -> None:
+    for place, points in page_script().calibrations().values():
+        assert place.measured
+        assert len(points) == 2 * len(COUNTS)
+        assert all(abs(point.ratio - 1) <= 0.15 for point in points)
+        for point in points:
+            decoder = read_decoder(decoders()[point.decoder])
+            dtype = next(iter(place.rates))
+            part = decoder.prefill([point.tokens] * len(decoder.layers), 1, SIZES[dtype])
+            assert place.seconds(part, dtype) == pytest.approx(point.predicted)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"device": {}, "check": []}', '{"device": 3, "check": [1]}'])
+def test_no_measurement(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(FoveateError, match="is not what foveate calibrate --check --json prints"):
+        read(tmp_path / "x.json")
 
 
 # What is refused

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from foveate.cost.calibrate import Calibration, Probe, measure
 from foveate.cost.decoder import Decoder, read_decoder
-from foveate.cost.device import SIZES, Device
+from foveate.cost.device import CURVES, SIZES, Device
 from foveate.errors import FoveateError
 
 COUNTS = (16, 64, 128, 256, 576, 1024)
@@ -103,6 +104,21 @@ def check(
 def _prefill(model: Any, calibration: Calibration, tokens: int, hidden: int) -> Probe:
     prompt = torch.randn(1, tokens, hidden, device=calibration.place).to(getattr(torch, calibration.dtype))
     return Probe(f"prefill of {tokens}", lambda: model(inputs_embeds=prompt, use_cache=True))
+
+
+def read(path: Path) -> tuple[Device, list[Point]]:
+    """What `foveate calibrate --check --json` printed into a file.
+
+    Raises:
+        FoveateError: it is no such file.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        curves = {name: tuple((x, y) for x, y in told["device"][name]) for name in CURVES}
+        points = [Point(**{field.name: each[field.name] for field in fields(Point)}) for each in told["check"]]
+        return Device(**told["device"] | curves), points
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise FoveateError(f"{path} is not what foveate calibrate --check --json prints ({error})") from error
 
 
 def draw(device: Device, points: Sequence[Point], path: Path) -> None:

@@ -22,6 +22,8 @@ SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 Curve = tuple[tuple[float, float], ...]
 """Points (x, y), x ascending; between them a straight line on logarithmic axes, beyond them the last y."""
+CURVES = ("products", "attention", "elementwise")
+"""The fields of a device that are curves."""
 
 
 @dataclass(frozen=True)
