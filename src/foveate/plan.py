@@ -75,8 +75,11 @@ class Plan:
 
     def select(self, x: Shaped[Tensor, "B N *rest"]) -> Shaped[Tensor, "B M *rest"]:
         """What stands at the slots: `(B, N, ...)` -> `(B, M, ...)`, for position ids, signals, labels, mask columns."""
-        index = self.slot.view(*self.slot.shape, *(1,) * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
-        return x.gather(1, index)
+        if x.ndim == 2:
+            return x.gather(1, self.slot)
+        # Whole rows are copied several times faster than their elements are gathered.
+        rows = self.slot + torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
+        return x.flatten(0, 1).index_select(0, rows.flatten()).view(*self.slot.shape, *x.shape[2:])
 
     def size(self) -> Int64[Tensor, "B M"]:
         """How many tokens each kept token stands for: `(B, M)` int64, 0 at padding."""

@@ -612,3 +612,38 @@ def test_a_cache_cropped_behind_its_images_goes_on(row: Row, any_model: Any) -> 
             atol=1e-5,
             rtol=1e-5,
         )
+
+
+@torch.no_grad()
+def test_a_compiled_decoder_is_compiled_once_for_all_steps() -> None:
+    """Layers of several lengths, each longer with every token: new code for none of them."""
+    (row,) = (row for row in ROWS if row.name == "llava")
+    model, inputs = row.model(), row.inputs(*BATCH)
+    compiled: list[Any] = []
+
+    def count(graph: Any, examples: Any) -> Any:
+        compiled.append(graph)
+        return graph.forward
+
+    def answer() -> tuple[Tensor, list[int]]:
+        cache, mask = DynamicCache(config=model.config.get_text_config()), inputs["attention_mask"]
+        out = model(**inputs, past_key_values=cache)
+        logits, counts = [], []
+        for _ in range(8):
+            mask = torch.cat([mask, mask.new_ones(len(BATCH), 1)], dim=1)
+            out = model(input_ids=out.logits[:, -1:].argmax(-1), attention_mask=mask, past_key_values=cache)
+            logits.append(out.logits)
+            counts.append(len(compiled))
+        return torch.cat(logits, dim=1), counts
+
+    torch._dynamo.reset()
+    # Each layer is code of its own; the limit is for all of them together.
+    with torch._dynamo.config.patch(recompile_limit=64), apply(model, "random:6@1+pool:0.5:positions=pack@2"):
+        expected, _ = answer()
+        for layer in family_of(model).decoder_layers[1:]:
+            layer.compile(backend=count)
+        got, counts = answer()
+    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    # The second token tells the compiler that lengths change.
+    assert counts[0] > 0
+    assert counts[2:] == [counts[2]] * 6

@@ -27,7 +27,7 @@ SPECS = (
     "fastv:3:per=tile@1",
     "atp:theta_s=0.9:per=tile@2",
     "vtw@2",
-    "random:0.5+fastv:0.5@1+vtw@2",
+    "visionzip:8+fastv:0.5@1+vtw@2",
 )
 
 

@@ -145,6 +145,7 @@ class Run:
         self._signature = inspect.signature(family.core.forward)
         self._handles: list[Any] = []
         self._local = threading.local()
+        self._device = next(family.core.parameters()).device
         # Without a cache, `generate` passes the same features at every step.
         self._plans: weakref.WeakKeyDictionary[Capture | Encoded, _Known] = weakref.WeakKeyDictionary()
 
@@ -234,7 +235,7 @@ class Run:
         hidden = output[0]
         restore = pending.restore_index(hidden)
         if restore is not None:
-            hidden = hidden.gather(1, restore[..., None].expand(-1, -1, hidden.shape[-1]))
+            hidden = _columns(hidden, restore)
         if isinstance(output, tuple):
             cache = next((value for value in output[1:] if hasattr(value, "get_seq_length")), None)
             output = (hidden, *output[1:])
@@ -420,10 +421,6 @@ class Run:
 
     # The caller's arguments
 
-    @property
-    def _device(self) -> torch.device:
-        return next(self._family.core.parameters()).device
-
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Every argument of a call by its name."""
         if not args:
@@ -493,6 +490,13 @@ def _order_of_images(
     raise FoveateError(
         f"the encoder saw {held} images and {came} came to the decoder; chunked prefill is not supported under apply"
     )
+
+
+def _columns(hidden: Tensor, places: Tensor) -> Tensor:
+    """Hidden states `(B, M, D)` at places `(B, S)`: `(B, S, D)`."""
+    rows, width, _ = hidden.shape
+    flat = places + torch.arange(rows, device=places.device)[:, None] * width
+    return hidden.flatten(0, 1).index_select(0, flat.flatten()).view(*places.shape, -1)
 
 
 def _text_at_end(cut: Cut, image_token: int) -> Tensor:

@@ -135,18 +135,24 @@ def cut_prompt(
     # Which columns stay: text that is not padding, and the slots of the images.
     places = placeholder.flatten().nonzero().squeeze(1)
     ends = list(accumulate(image.layout.total for image in images))
-    kept = torch.cat([image.slot + end - image.layout.total for image, end in zip(images, ends)]).to(device)
-    keep = ~placeholder & real
-    keep.view(-1)[places[kept]] = True
-
-    # Where they go: rows end together.
-    row_of, column_of = keep.nonzero().unbind(1)
-    lengths = keep.sum(dim=1)
-    longest = int(lengths.max())
-    begins = lengths.cumsum(0) - lengths
-    rank = torch.arange(row_of.shape[0], device=device) - begins[row_of]
-    columns = torch.full((rows, longest), -1, dtype=torch.int64, device=device)
-    columns[row_of, longest - lengths[row_of] + rank] = column_of
+    whole = all(image.slot.shape[0] == image.layout.total for image in images)
+    if whole and (attention_mask is None or bool(real.all())):
+        # Nothing is cut: what acts on these images acts inside the decoder.
+        keep, padded = torch.ones_like(placeholder), False
+        columns = torch.arange(input_ids.shape[1], device=device).repeat(rows, 1)
+    else:
+        kept = torch.cat([image.slot + end - image.layout.total for image, end in zip(images, ends)]).to(device)
+        keep = ~placeholder & real
+        keep.view(-1)[places[kept]] = True
+        # Where they go: rows end together.
+        row_of, column_of = keep.nonzero().unbind(1)
+        lengths = keep.sum(dim=1)
+        longest = int(lengths.max())
+        begins = lengths.cumsum(0) - lengths
+        rank = torch.arange(row_of.shape[0], device=device) - begins[row_of]
+        columns = torch.full((rows, longest), -1, dtype=torch.int64, device=device)
+        columns[row_of, longest - lengths[row_of] + rank] = column_of
+        padded = bool((lengths != longest).any())
     short_ids = take_columns(input_ids, columns, 0)
     visual = (short_ids == family.image_token) & (columns >= 0)
 
@@ -184,7 +190,7 @@ def cut_prompt(
         columns=columns,
         keep=keep,
         following=following,
-        padded=bool((lengths != longest).any()),
+        padded=padded,
     )
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,6 +78,8 @@ class Standing:
     @property
     def every(self) -> Tensor:
         """The columns of its content and structural tokens, ascending."""
+        if not self.marks.shape[1]:
+            return self.places
         return torch.cat([self.places, self.marks[1]]).sort().values
 
 
@@ -247,20 +250,23 @@ class Descent:
                 for method in (*schedule.features, *schedule.inputs):
                     remaining = remaining.after(method)
             dense = dense_slots(image.seen, image.layout)[dense]
-            # Structural tokens stand among the content tokens, as the layout of the full image says.
-            content = torch.isin(image.cut.slot, image.layout.places[dense])
-            numbers = image.layout.held(dense).nonzero().squeeze(1)
+            places, marks = every, torch.empty(2, 0, dtype=torch.int64)
+            if image.layout.structural:
+                # Structural tokens stand among the content tokens, as the layout of the full image says.
+                content = torch.isin(image.cut.slot, image.layout.places[dense])
+                places = every[content]
+                marks = torch.stack([image.layout.held(dense).nonzero().squeeze(1), every[~content]])
             text = int(((columns[row] >= 0) & (columns[row] <= ends[number]) & (visual[row] == 0)).sum())
             self.images.append(
                 Standing(
                     row,
-                    every[content],
+                    places,
                     layout,
                     image.seen,
                     remaining,
                     dense,
                     image.layout,
-                    torch.stack([numbers, every[~content]]),
+                    marks,
                     slot,
                     said,
                     schedule.inside(len(dense), len(self.family.decoder_layers)),
@@ -305,7 +311,7 @@ class Descent:
         part = self._parts.get(layer)
         if part is not None:
             if layer in self._steps and any(len(image.places) for image in self.images):
-                hidden = self._compress(self._input(layer, hidden, call, self._rotary(part.past, hidden, call)))
+                hidden = self._compress(layer, hidden, partial(self._arriving, part, hidden, call))
             self._open(part, hidden, call)
             self._current = part
         part = self._current
@@ -318,6 +324,10 @@ class Descent:
         if layer in self._watched:
             self._inputs[layer] = self._input(layer, hidden, call, call["position_embeddings"])
         return hidden, call
+
+    def _arriving(self, part: _Part, hidden: Tensor, call: dict[str, Any]) -> LayerInput:
+        """What the first layer of a part would read if its step did nothing."""
+        return self._input(part.layer, hidden, call, self._rotary(part.past, hidden, call))
 
     def _input(self, layer: int, hidden: Tensor, call: dict[str, Any], rotary: Any) -> LayerInput:
         """What a layer reads, for signals."""
@@ -389,12 +399,14 @@ class Descent:
 
     # A step
 
-    def _compress(self, here: LayerInput) -> Tensor:
-        """Plan the images and shorten the line: the hidden states `(B, M, D)` of a layer -> `(B, M', D)`."""
+    def _compress(self, layer: int, hidden: Tensor, here: Callable[[], LayerInput]) -> Tensor:
+        """Plan the images and shorten the line: the hidden states `(B, M, D)` of a layer -> `(B, M', D)`.
+
+        `here` tells what methods may ask of this layer.
+        """
         began = self.clock()
         line = self._line
         assert line is not None
-        layer, hidden = here.layer, here.hidden
         rows, width, _ = hidden.shape
         device = hidden.device
         flat = hidden.flatten(0, 1)
@@ -417,7 +429,7 @@ class Descent:
         stay: dict[int, Tensor] = {}
         for (method, *_), members in groups.items():
             places = torch.stack([self.images[n].row * width + self.images[n].places for n in members]).to(device)
-            features = flat[places]
+            features = flat.index_select(0, places.flatten()).view(*places.shape, -1)
             plan = self._plan(method, members, features, here)
             plans.append((members, plan, places, features))
             on_host = plan.valid is not None or bool(self.images[members[0]].full.structural)
@@ -460,7 +472,7 @@ class Descent:
             if plan.group is not None or plan.mix is not None:
                 values = plan.apply(features)
                 merged.append((target, values.flatten(0, 1) if plan.valid is None else values[plan.valid]))
-        short = flat[index.flatten()]
+        short = flat.index_select(0, index.flatten())
         for target, values in merged:
             short = short.index_copy(0, target, values)
 
@@ -490,7 +502,7 @@ class Descent:
         self.milliseconds += (self.clock() - began) * 1e3
         return short.view(rows, narrow, -1)
 
-    def _plan(self, method: Method, members: Sequence[int], features: Tensor, here: LayerInput) -> Plan:
+    def _plan(self, method: Method, members: Sequence[int], features: Tensor, here: Callable[[], LayerInput]) -> Plan:
         """What becomes of images of one layout: features `(G, N, D)`; those of one sample share one plan."""
         own = [at for at, number in enumerate(members) if self.images[number].leader == number]
         index = None
@@ -511,7 +523,7 @@ class Descent:
         inside = [need for need in method.needs if need not in signals]
         with torch.set_grad_enabled(method.trained and torch.is_grad_enabled()):
             if inside:
-                signals |= self._answers(inside, [members[at] for at in own], here)
+                signals |= self._answers(inside, [members[at] for at in own], here())
             seen = features if method.trained else features.detach()
             plan = plan_of(method, VisualTokens(seen, leading[0].layout, Signals(signals), origin))
         self.plans.append(plan)
@@ -640,14 +652,14 @@ class DecoderWatch:
         with self._lock:
             if not self._handles:
                 decoder = self._family.decoder
-                before: Any = torch.compiler.disable(self._before)
+                before: Any = _CallHook(self._call)
                 self._handles["decoder"] = decoder.register_forward_pre_hook(before, with_kwargs=True)
             for layer, module in enumerate(self._family.decoder_layers):
                 if layer >= descent.first and layer not in self._handles:
                     hook: Any = _LayerHook(self._local, layer)
                     self._handles[layer] = module.register_forward_pre_hook(hook, with_kwargs=True)
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         descent: Descent | None = getattr(self._local, "descent", None)
         if descent is None:
             return None
@@ -666,8 +678,19 @@ class DecoderWatch:
             self._handles.popitem()[1].remove()
 
 
+class _CallHook:
+    """Changes what the decoder is called with. A compiled model is left for it: each call is another."""
+
+    def __init__(self, change: Callable[[tuple[Any, ...], dict[str, Any]], Any]) -> None:
+        self.change = change
+
+    @torch.compiler.disable
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.change(args, kwargs)
+
+
 class _BehindHook:
-    """Changes what one layer returns. A compiled decoder is left for it: what it does differs from call to call."""
+    """Changes what one layer returns. A compiled decoder is left for it, too."""
 
     def __init__(self, local: threading.local, layer: int) -> None:
         self.local = local
