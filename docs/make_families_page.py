@@ -19,9 +19,9 @@ A family is what foveate knows of one architecture. This page and those that it 
 docstrings by `python docs/make_families_page.py`; a test fails when the two differ. Which method works on which family
 is a table of its own: [support](support.md).
 
-**places** are where steps of a spec can act: `@pixels` is before the encoder, `@features` between encoder and
-projector, `@input` between projector and decoder, and a number is the input of that decoder layer. Clips are refused
-everywhere for now: pass frames as images.
+**places** are where steps of a spec can act: `@pixels` is before the encoder, `@encoder` between its layers,
+`@features` between encoder and projector, `@input` between projector and decoder, and a number is the input of that
+decoder layer. Clips are refused everywhere for now: pass frames as images.
 
 | family | models of type | places | ways to shrink an image | axes of position ids |
 |---|---|---|---|---|
@@ -90,6 +90,10 @@ def _facts(family: type[Family]) -> dict[str, str]:
     if "features" in family.places:
         facts["`@features`"] = _line(family, "feature_module")
         facts["what makes them features of `@input`"] = _line(family, "project")
+    if "encoder" in family.places:
+        facts["`@encoder`"] = f"in front of each layer but the first, up to this one: {_line(family, 'encoder_reads')}"
+    else:
+        facts["`@encoder`"] = f"not here: {family.outside_encoder}"
     if family.resize_modes:
         ways = ", ".join(f"`{mode}`" for mode in family.resize_modes)
         facts["shrinking an image"] = f"{ways}. {_line(family, 'shrink')}"

@@ -163,3 +163,16 @@ def test_shapes_and_dtypes_are_checked() -> None:
         Plan(slot, valid=torch.ones(1, 3, dtype=torch.bool))
     with pytest.raises(jaxtyping.TypeCheckError, match="x"):
         Plan(slot).apply(torch.zeros(1, 4))
+
+
+def test_one_image_of_a_batch_and_a_batch_of_images() -> None:
+    """The padding of a ragged plan goes from the map too, not from the slots alone."""
+    mix = torch.rand(2, 2, 3)
+    plan = Plan(torch.tensor([[0, 2], [1, 1]]), mix=mix, valid=torch.tensor([[True, True], [True, False]]))
+    one = plan.image(1, 1)
+    assert one.slot.tolist() == [[1]]
+    x = torch.randn(2, 3, 4)
+    torch.testing.assert_close(one.apply(x[1:]), plan.apply(x)[1:, :1])
+    merging = Plan(torch.tensor([[0, 2], [1, 2]]), torch.tensor([[0, 0, 1], [-1, 0, 1]]))
+    again = Plan.batch([merging.image(1), merging.image(0)])
+    assert torch.equal(again.apply(x.flip(0)), merging.apply(x).flip(0))

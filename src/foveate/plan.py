@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,35 @@ class Plan:
         slot = order.gather(1, torch.minimum(numbers, (counts - 1).clamp(min=0)[:, None]))
         valid = numbers < counts[:, None]
         return cls(slot, valid=None if bool(valid.all()) else valid)
+
+    @classmethod
+    def batch(cls, plans: Sequence[Plan]) -> Plan:
+        """Plans over equally many tokens, which keep equally many, as one batch; the other way round is `image`."""
+
+        def of(values: list[Tensor | None]) -> Tensor | None:
+            found = [each for each in values if each is not None]
+            assert len(found) in (0, len(plans))
+            return torch.cat(found) if found else None
+
+        names = ("group", "weight", "mix", "valid")
+        rest = {name: of([getattr(plan, name) for plan in plans]) for name in names}
+        return cls(torch.cat([plan.slot for plan in plans]), **rest)
+
+    def image(self, number: int, kept: int | None = None) -> Plan:
+        """The plan of one image, a batch of one, without the padding of a ragged one.
+
+        Args:
+            number: of the image in the batch.
+            kept: how many tokens it keeps; None is as many as each.
+        """
+
+        def of(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[number : number + 1]
+
+        mix = of(self.mix)
+        # Kept tokens come first, so what is behind them is padding; groups never point there.
+        mix = None if mix is None else mix[:, :kept]
+        return Plan(self.slot[number : number + 1, :kept], of(self.group), of(self.weight), mix)
 
     def apply(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
         """Features of the kept tokens: `(B, N, D)` -> `(B, M, D)`, in the dtype of `x`; sums are made in float32."""

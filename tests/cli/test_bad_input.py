@@ -62,7 +62,7 @@ def test_a_question_with_the_placeholder(refuse):
         ("cluster:64+cls:65", "keep 65 is more than the 64 tokens there are"),
         ("resize:600", "keep 600 is more than the 576"),
         ("cluster:64:strat=stride", '^^^^^ no option of cluster is called "strat"'),
-        ("cluster:64@encoder", "@encoder, which is not supported yet"),
+        ("stride:64@encoder", "stride looks at the grid alone"),
         ("cluster:64@moon", '^^^^ no place is called "moon"'),
         ("", "an empty spec"),
     ],

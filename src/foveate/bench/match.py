@@ -77,7 +77,7 @@ def matched(
         for budget in read_budgets(keep):
             count = budget.count(whole)
             target = value(parse(f"pool:{count}"))
-            if all(place in ("pixels", "features", "input") for step in spec.steps for place in step.places):
+            if all(place in ("pixels", "encoder", "features", "input") for step in spec.steps for place in step.places):
                 found = _with_keep(spec, budget)
             else:
                 found = _nearest(spec, target, value)

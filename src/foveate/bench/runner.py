@@ -74,7 +74,7 @@ class Benchmark:
         self.command = command
         self.budgets = dict(budgets or {})
         self.specs = {name_of(spec): spec for spec in (DENSE, *specs)}
-        self.pixels = {name: schedule(spec, self.asker.family).pixels_text for name, spec in self.specs.items()}
+        self.encoding = {name: schedule(spec, self.asker.family).encoding for name, spec in self.specs.items()}
         self.config = {
             "task": task.name,
             "data": task.digest,
@@ -158,8 +158,8 @@ class Benchmark:
         # Each chunk begins with another one, so that none is always timed at the same place.
         turn = chunk * (len(missing) // len(self._chunks) + 1) % len(missing)
         missing = [*missing[turn:], *missing[:turn]]
-        for pixels in dict.fromkeys(self.pixels[name] for name in missing):
-            names = [name for name in missing if self.pixels[name] == pixels]
+        for encoding in dict.fromkeys(self.encoding[name] for name in missing):
+            names = [name for name in missing if self.encoding[name] == encoding]
             encoded, signals = self._encode(prompts, [self.specs[name] for name in names])
             for name in names:
                 tell(name, done, self.parts)

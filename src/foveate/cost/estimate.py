@@ -249,7 +249,7 @@ def count(
     grids = [grid for way in ways for grid in way.seen.grids]
     behind = [n + new_tokens - 1 for n in lengths]
     parts = (
-        vision.encode(grids, batch, size),
+        vision.encode(grids, batch, size, _left(ways, vision.depth)),
         vision.project(sum(way.leaves for way in ways), batch, size),
         _compressor(ways, model, text_tokens, batch, size),
         decoder.prefill(lengths, batch, size),
@@ -294,24 +294,43 @@ def _compressor(ways: Sequence[Journey], model: Model, text: int, batch: int, si
     for visits, pictures in planned.items():
         images = pictures * batch
         for visit in visits:
-            width = model.vision.projector_width if visit.place == "features" else model.decoder.hidden
+            width = _width(visit, model)
             effort = visit.method.effort(visit.arriving, width)
             moved = images * visit.arriving * width * (size + _FLOAT32)
             ops.append(Op(f"plan of {visit.method.name}", effort.flops * images, 0, moved, effort.launches))
             for signal in visit.method.needs:
                 ops += _signal(signal, visit, model, patches[visits], text, images, size)
-            kept = elementwise("gather", images * (visit.arriving + visit.leaving) * width, 2, size, launches=4)
+            moves = model.vision.width if visit.place == "encoder" else width
+            kept = elementwise("gather", images * (visit.arriving + visit.leaving) * moves, 2, size, launches=4)
             ops.append(kept)
             if visit.place == "features":
                 ops += model.vision.project(visit.leaving, images, size, extra=False).ops
     return Part("compressor", tuple(ops))
 
 
+def _left(ways: Sequence[Journey], depth: int) -> list[tuple[int, ...]]:
+    """Patches of each grid in each encoder layer, where a step inside the encoder makes them fewer; else empty."""
+    if not any(way.inside for way in ways):
+        return []
+    return [way.inside or (grid.count,) * depth for way in ways for grid in way.seen.grids]
+
+
+def _width(visit: Visit, model: Model) -> int:
+    """How wide what a step compares is."""
+    vision = model.vision
+    if visit.place == "encoder":
+        by_keys = any(isinstance(need, EncoderKeys) and need.heads == "mean" for need in visit.method.needs)
+        return vision.width // vision.heads if by_keys else vision.width
+    return vision.projector_width if visit.place == "features" else model.decoder.hidden
+
+
 def _signal(signal: Any, visit: Visit, model: Model, patches: int, text: int, images: int, size: int) -> list[Op]:
     """Queries and keys that are made again for a method to look at."""
     vision = model.vision
     if isinstance(signal, EncoderKeys | EncoderAttention):
-        ops = [linear("keys again", images * patches, vision.width, vision.width, size)]
+        # Inside the encoder, keys are those that the layer before has made.
+        again = images * patches
+        ops = [] if visit.place == "encoder" else [linear("keys again", again, vision.width, vision.width, size)]
         if isinstance(signal, EncoderAttention):
             # One row of [CLS]; encoders without it are asked for every row, inside windows where there are some.
             queries = 1 if vision.marks else patches

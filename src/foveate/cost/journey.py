@@ -22,7 +22,7 @@ class Visit:
 
     Attributes:
         method: what acts.
-        place: "features", "input", or a decoder layer above 0.
+        place: "encoder" for each of its layers, "features", "input", or a decoder layer above 0.
         arriving: visual tokens of the picture that it sees.
         leaving: visual tokens that it leaves; the most, if the content decides.
 
@@ -43,9 +43,10 @@ class Journey:
         dense: visual tokens without any step.
         seen: what the encoder sees.
         leaves: visual tokens that leave the encoder, padding of tiles included, structural tokens not.
-        visits: the steps behind the encoder, in order.
+        visits: the steps inside the encoder and behind it, in order.
         layers: visual tokens in each decoder layer.
         adaptive: whether the content decides somewhere; these counts are the most then.
+        inside: patches in each encoder layer, where a step inside it makes them fewer; else empty.
     """
 
     dense: int
@@ -54,6 +55,7 @@ class Journey:
     visits: tuple[Visit, ...]
     layers: tuple[int, ...]
     adaptive: bool
+    inside: tuple[int, ...] = ()
 
 
 def journey(spec: str | Spec | None, picture: Picture, vision: Vision, depth: int, modes: tuple[str, ...]) -> Journey:
@@ -78,6 +80,8 @@ def journey(spec: str | Spec | None, picture: Picture, vision: Vision, depth: in
     layers = [picture.layout.total] * depth
     reached = -1
     adaptive = False
+    inside: tuple[int, ...] = ()
+    leaves: int | None = None
     for step in parsed.steps if parsed is not None else ():
         try:
             places = _places(step, depth)
@@ -87,8 +91,6 @@ def journey(spec: str | Spec | None, picture: Picture, vision: Vision, depth: in
                 if stage < reached or (stage == reached and place not in ("features", "input")):
                     raise FoveateError(f"{step} stands behind a later place; write the steps of {parsed} as they act")
                 reached = stage
-                if place == "encoder":
-                    raise FoveateError(f"{step} acts inside the encoder, which the cost model does not count yet")
                 if (place == "pixels") != isinstance(method, PixelMethod):
                     raise FoveateError(f"{method.name} cannot act at @{place}; its place is @{method.place}")
                 start = place if isinstance(place, int) else 0
@@ -99,6 +101,13 @@ def journey(spec: str | Spec | None, picture: Picture, vision: Vision, depth: in
                         remaining = Remaining.of(seen.layout)
                     layers = [seen.layout.total] * depth
                     continue
+                if place == "encoder":
+                    inside, more = _inside(step, method, remaining.layout.content, vision)
+                    visits += more
+                    remaining = remaining.after(method)
+                    leaves = remaining.layout.content
+                    layers = [leaves] * depth
+                    continue
                 arriving = remaining.layout.content
                 remaining = remaining.after(method)
                 visits.append(Visit(method, place, arriving, remaining.layout.content))
@@ -106,7 +115,28 @@ def journey(spec: str | Spec | None, picture: Picture, vision: Vision, depth: in
                 layers[start:] = [_with_structural(visits, seen.layout)] * (depth - start)
         except KeepError as error:
             raise KeepError(f"{parsed}: {error}") from None
-    return Journey(picture.layout.total, seen, vision.tokens(seen), tuple(visits), tuple(layers), adaptive)
+    if leaves is None:
+        leaves = vision.tokens(seen)
+    return Journey(picture.layout.total, seen, leaves, tuple(visits), tuple(layers), adaptive, inside)
+
+
+def _inside(step: Step, method: Method, arriving: int, vision: Vision) -> tuple[tuple[int, ...], list[Visit]]:
+    """Patches in each encoder layer under a step there, and its visits.
+
+    Raises:
+        FoveateError: it can't act there.
+        KeepError: more would remain than there are, or it can't be had in so many layers.
+    """
+    if vision.reads is None or vision.reads < 1:
+        raise FoveateError(f"{step} acts inside the encoder, and nothing can in this model's; use @features or @input")
+    counts = [arriving]
+    visits: list[Visit] = []
+    for here in method.in_encoder(arriving, vision.reads):
+        counts.append(here.keep.count(counts[-1]))
+        if counts[-1] < counts[-2]:
+            visits.append(Visit(here, "encoder", counts[-2], counts[-1]))
+    # Layers behind the one that is read run all the same.
+    return (*counts, *counts[-1:] * (vision.depth - len(counts))), visits
 
 
 def _with_structural(visits: Sequence[Visit], layout: Layout) -> int:

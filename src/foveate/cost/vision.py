@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from foveate.cost.decoder import Mlp
@@ -56,6 +56,8 @@ class Vision:
     rotates: bool = False
     inner: int = 0
     """Width between the projector's two layers; 0 is the decoder's."""
+    reads: int | None = None
+    """The encoder layer whose output is read, where steps can act inside the encoder; None where they can't."""
 
     @property
     def projector_width(self) -> int:
@@ -70,14 +72,34 @@ class Vision:
         projector = self.projector_width * inner + inner * self.hidden
         return self.inputs * self.width + self.depth * layer + (1 + self.extra) * projector
 
-    def encode(self, grids: Sequence[Segment], batch: int, size: int) -> Part:
-        """The encoder over these grids of patches, `batch` times."""
+    def encode(self, grids: Sequence[Segment], batch: int, size: int, left: Sequence[Sequence[int]] = ()) -> Part:
+        """The encoder over these grids of patches, `batch` times.
+
+        `left` is for each grid how many of its patches are in each layer, where a step inside makes them fewer.
+        """
         patches = batch * sum(grid.count for grid in grids)
         if not patches:
             return Part("encoder", ())
-        rows = patches + batch * self.marks * sum(grid.t for grid in grids)
         ops: list[Op] = [linear("patch embedding", patches, self.inputs, self.width, size)]
-        same = [
+        layers = [tuple(grids)] * self.depth
+        if left:
+            layers = [tuple(Segment(1, 1, count) for count in counts) for counts in zip(*left, strict=True)]
+        windowed = [self.window is not None and layer not in self.whole for layer in range(self.depth)]
+        for (seen, inside), times in Counter(zip(layers, windowed, strict=True)).items():
+            ops += repeated(self._layer(self._rows(seen, batch), size), times)
+            for length, count in (self._windows(seen) if inside else self._frames(seen)).items():
+                one = attention(batch, self.heads, self.heads, self.width // self.heads, length, length, size)
+                ops += repeated([one], times * count)
+        ops.append(self._norm(self._rows(layers[-1], batch), size))
+        return Part("encoder", tuple(ops))
+
+    def _rows(self, grids: Iterable[Segment], batch: int) -> int:
+        """What goes through the products of a layer: patches, and [CLS] of each frame."""
+        return batch * sum(grid.count + self.marks * grid.t for grid in grids)
+
+    def _layer(self, rows: int, size: int) -> list[Op]:
+        """A layer without its attention."""
+        ops = [
             *repeated([linear("queries, keys, values", rows, self.width, self.width, size)], 3),
             linear("output", rows, self.width, self.width, size),
             elementwise("heads side by side", rows * self.width, 2, size),
@@ -85,15 +107,8 @@ class Vision:
             *repeated([elementwise("residual", rows * self.width, 3, size), self._norm(rows, size)], 2),
         ]
         if self.rotates:
-            same.append(rotary(rows, 2 * self.width, size))
-        ops += repeated(same, self.depth)
-        windowed = 0 if self.window is None else self.depth - len(self.whole)
-        for count, lengths in ((windowed, self._windows(grids)), (self.depth - windowed, self._frames(grids))):
-            for length, times in lengths.items() if count else ():
-                one = attention(batch, self.heads, self.heads, self.width // self.heads, length, length, size)
-                ops += repeated([one], times * count)
-        ops.append(self._norm(rows, size))
-        return Part("encoder", tuple(ops))
+            ops.append(rotary(rows, 2 * self.width, size))
+        return ops
 
     def _norm(self, rows: int, size: int) -> Op:
         return norm(rows, self.width) if self.rotates else fused_norm(rows, self.width, size)
@@ -163,7 +178,10 @@ def counted() -> tuple[str, ...]:
 
 def _llava(config: Any) -> Vision:
     vision = config.vision_config
-    return _clip(config, Fixed(number(vision, "image_size") // number(vision, "patch_size")))
+    side = _clip(config, Fixed(number(vision, "image_size") // number(vision, "patch_size")))
+    read = getattr(config, "vision_feature_layer", -2)
+    # Counted with the embeddings in front of the first layer.
+    return replace(side, reads=read % (side.depth + 1) - 1 if isinstance(read, int) else None)
 
 
 def _llava_next(config: Any) -> Vision:

@@ -140,7 +140,7 @@ class Run:
         self._schedule = plan
         self._synchronise = synchronise
         self._ledger = Ledger(str(plan.spec), len(family.decoder_layers))
-        self._watch = EncoderWatch(family, plan.encoder_signals, bool(plan.features), plan.pixels)
+        self._watch = EncoderWatch(family, plan.encoder_signals, bool(plan.features), plan.pixels, plan.encoder)
         self._decoder = DecoderWatch(family)
         self._signature = inspect.signature(family.core.forward)
         self._handles: list[Any] = []

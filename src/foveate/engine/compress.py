@@ -76,7 +76,7 @@ def compress(
     Args:
         model: a model of a supported family. It isn't changed.
         inputs: what its processor returned, with `input_ids` `(B, S)`.
-        spec: what to do, with every step at `@pixels`, `@features` or `@input`.
+        spec: what to do, with every step in front of the decoder.
         encoded: the images, encoded before by `encode` for this spec (and maybe others): the encoder isn't run again.
             Without it, the images are taken from `inputs`.
 

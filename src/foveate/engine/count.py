@@ -53,7 +53,7 @@ def tokens_per_layer(spec: str | Spec, family: Family, layout: Layout) -> tuple[
 
 def _layers_between(plan: Schedule, family: Family, layout: Layout) -> list[tuple[int, int]]:
     """The fewest and the most visual tokens of one image in each decoder layer."""
-    methods = (*plan.features, *plan.inputs)
+    methods = plan.ahead
     layers = len(family.decoder_layers)
     try:
         seen = layout

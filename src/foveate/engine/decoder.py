@@ -247,7 +247,7 @@ class Descent:
                 slot = image.plan.slot[0]
                 layout, dense = _strip(len(slot)), slot.cpu()
                 said = {signal: value[slot] for signal, value in said.items()}
-                for method in (*schedule.features, *schedule.inputs):
+                for method in schedule.ahead:
                     remaining = remaining.after(method)
             dense = dense_slots(image.seen, image.layout)[dense]
             places, marks = every, torch.empty(2, 0, dtype=torch.int64)

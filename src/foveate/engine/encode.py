@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.engine.encoder import behind_encoder, whole_plan
 from foveate.engine.schedule import Schedule, schedule
 from foveate.engine.timing import now
 from foveate.engine.watch import EncoderWatch, capture_of, watching
 from foveate.errors import FoveateError
 from foveate.models import Capture, Family, family_of
+from foveate.plan import Plan
 from foveate.spec import Spec
 from foveate.tokens import Layout, Signal
 
@@ -25,12 +27,14 @@ class Encoded:
     Attributes:
         layouts: the full layout of each image, as the prompt's placeholders count it.
         seen: the layout that the encoder saw; smaller than `layouts` behind a step at `@pixels`.
-        projected: per image `(N, D)`, the features at `@input`.
+        projected: per image `(N, D)`, the features at `@input`; fewer behind a step at `@encoder`.
         companions: per image, what rides along with them, each `(N, D)`; empty for most families.
         structural: per image `(S, D)`, what stands in place of its structural tokens.
         features: per image `(N, D_encoder)`, the features at `@features`; None if no spec asked for them.
-        signals: per signal, per image, its value: attention `(N,)`, keys `(N, D_key)`.
-        pixels: the step at `@pixels` that was taken before the encoder, in its written form; "" for none.
+        signals: per signal, per image, its value: attention `(N,)`, keys `(N, D_key)`; zeros where a step at
+            `@encoder` left nothing.
+        inside: per image, what a step at `@encoder` made of the tokens of `seen`, a batch of one; empty without one.
+        steps: the steps at `@pixels` and `@encoder` that were taken, in their written form; "" for none.
         milliseconds: time of encoder and projector.
     """
 
@@ -41,7 +45,8 @@ class Encoded:
     structural: tuple[Tensor, ...]
     features: tuple[Tensor, ...] | None
     signals: Mapping[Signal, tuple[Tensor, ...]]
-    pixels: str = ""
+    inside: tuple[Plan, ...] = ()
+    steps: str = ""
     milliseconds: float = 0.0
 
     def __len__(self) -> int:
@@ -53,10 +58,10 @@ class Encoded:
         Raises:
             FoveateError: they were encoded for other specs.
         """
-        if self.pixels != schedule.pixels_text:
+        if self.steps != schedule.encoding:
             raise FoveateError(
-                f"the images were encoded with {self.pixels or 'no step'!r} at @pixels, and the spec has "
-                f"{schedule.pixels_text or 'no step'!r} there; encode them again for this spec"
+                f"the images were encoded with {self.steps or 'no step'!r} at @pixels and @encoder, and the spec has "
+                f"{schedule.encoding or 'no step'!r} there; encode them again for this spec"
             )
         lacking = [str(signal) for signal in schedule.encoder_signals if signal not in self.signals]
         if schedule.features and self.features is None:
@@ -82,6 +87,7 @@ class Encoded:
             structural=of(self.structural),
             features=None if self.features is None else of(self.features),
             signals={signal: of(values) for signal, values in self.signals.items()},
+            inside=of(self.inside) if self.inside else (),
         )
 
 
@@ -92,19 +98,20 @@ def encode(model: nn.Module, inputs: Mapping[str, Any], specs: Iterable[str | Sp
         model: a model of a supported family.
         inputs: what its processor returned.
         specs: the specs that this will serve; what they look at (encoder attention, keys, features before the
-            projector) is kept. Steps at `@pixels` change what the encoder sees, so they must be the same in all specs.
+            projector) is kept. Steps at `@pixels` and `@encoder` change what the encoder does, so they must be the
+            same in all specs.
 
     Raises:
-        FoveateError: no image is among the inputs, the specs begin with different steps at `@pixels`, or one asks for
-            a signal that the family lacks.
+        FoveateError: no image is among the inputs, the specs have different steps at `@pixels` or `@encoder`, or one
+            asks for a signal that the family lacks.
         UnsupportedFamily: the model is of no supported family.
     """
     family = family_of(model)
     if inputs.get("pixel_values") is None:
         raise FoveateError("there is no image to encode; pass what the processor returned for a prompt with images")
     schedules = [schedule(spec, family) for spec in specs]
-    if len({each.pixels_text for each in schedules}) > 1:
-        raise FoveateError("specs with different steps at @pixels need one encode() each")
+    if len({each.encoding for each in schedules}) > 1:
+        raise FoveateError("specs with different steps at @pixels or @encoder need one encode() each")
     return encode_for(family, inputs, schedules)
 
 
@@ -112,17 +119,17 @@ def encode_for(family: Family, inputs: Mapping[str, Any], schedules: Sequence[Sc
     """`encode`, when the family and the schedules are known already."""
     signals = tuple(dict.fromkeys(signal for each in schedules for signal in each.encoder_signals))
     features = any(each.features for each in schedules)
-    pixels = schedules[0].pixels if schedules else None
+    pixels, inside = (schedules[0].pixels, schedules[0].encoder) if schedules else (None, None)
     device = next(family.core.parameters()).device
     began = now(device)
-    with watching(EncoderWatch(family, signals, features, pixels)):
+    with watching(EncoderWatch(family, signals, features, pixels, inside)):
         output = family.encode({name: _to(value, device) for name, value in inputs.items()})
     capture = capture_of(output)
     assert capture is not None
     capture, _ = family.in_prompt(capture, range(len(capture.layouts)), inputs.get("input_ids"))
     milliseconds = (now(device) - began) * 1e3
     encoded = encoded_from(family, capture, signals, features)
-    return replace(encoded, pixels=schedules[0].pixels_text if schedules else "", milliseconds=milliseconds)
+    return replace(encoded, steps=schedules[0].encoding if schedules else "", milliseconds=milliseconds)
 
 
 def encoded_from(family: Family, capture: Capture, signals: Sequence[Signal], features: bool) -> Encoded:
@@ -133,8 +140,11 @@ def encoded_from(family: Family, capture: Capture, signals: Sequence[Signal], fe
     """
     projected = family.projected(capture)
     _refuse_what_is_not_finite(projected)
+    inside = whole_plan(capture)
     with torch.no_grad():
         answers = {signal: family.encoder_signal(signal, capture) for signal in signals}
+        if inside is not None:
+            answers = {signal: behind_encoder(capture, signal, each, family) for signal, each in answers.items()}
     return Encoded(
         layouts=capture.layouts,
         seen=capture.seen,
@@ -143,6 +153,7 @@ def encoded_from(family: Family, capture: Capture, signals: Sequence[Signal], fe
         structural=family.structural(capture),
         features=family.features(capture) if features else None,
         signals=answers,
+        inside=() if inside is None else tuple(inside.image(number) for number in range(len(capture.layouts))),
     )
 
 

@@ -29,7 +29,7 @@ class ImagePlan:
     Attributes:
         layout: its full layout.
         seen: the layout that the plan is over: the full one, or the smaller one of a step at `@pixels`.
-        plan: a batch of one image; None if nothing was planned behind the encoder.
+        plan: a batch of one image; None if nothing was planned inside the encoder or behind it.
         cut: what goes into the prompt.
     """
 
@@ -87,12 +87,16 @@ def _plan_group(
     seen: Layout,
     members: Sequence[int],
 ) -> list[ImagePlan]:
-    methods: tuple[Method, ...] = (*schedule.features, *schedule.inputs)
+    methods = schedule.ahead
     if len(members) > 1 and any(method.ragged for method in methods[:-1]):
         # What arrives at a later step differs from image to image.
         return [_plan_group(family, schedule, encoded, texts, layout, seen, [image])[0] for image in members]
 
     course = _Course(seen, Remaining.of(seen))
+    if schedule.encoder is not None:
+        course.remaining = course.remaining.after(schedule.encoder)
+    if encoded.inside:
+        course.plan = Plan.batch([encoded.inside[image] for image in members])
     if schedule.features:
         assert encoded.features is not None
         stack = torch.stack([encoded.features[image] for image in members])
@@ -147,7 +151,7 @@ def _plan_group(
             companions=tuple(companions),
             untouched=not packed and not small,
         )
-        results.append(ImagePlan(layout, seen, None if plan is None else _row(plan, row, kept), cut))
+        results.append(ImagePlan(layout, seen, None if plan is None else plan.image(row, len(kept)), cut))
     return results
 
 
@@ -182,7 +186,7 @@ def encoded_of(output: Any) -> Encoded | None:
 
 @dataclass
 class _Course:
-    """Images of one layout on their way through the steps behind the encoder.
+    """Images of one layout on their way through the steps behind the encoder, or from inside it on.
 
     Attributes:
         seen: the layout that the encoder saw.
@@ -222,16 +226,3 @@ class _Course:
         self.plan = plan if before is None else before.compose(plan, self.seen.content)
         self.remaining = self.remaining.after(method)
         return plan.apply(features)
-
-
-def _row(plan: Plan, row: int, kept: Tensor) -> Plan:
-    """The plan of one image of a batch, without the padding of a ragged one."""
-
-    def of(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values[row : row + 1]
-
-    mix = of(plan.mix)
-    if mix is not None:
-        # Kept tokens come first, so what is behind them is padding; groups never point there.
-        mix = mix[:, : kept.shape[0]]
-    return Plan(slot=kept[None].to(plan.slot.device), group=of(plan.group), weight=of(plan.weight), mix=mix)

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from foveate.engine.encoder import needs_inside
 from foveate.engine.watch import resize_mode
 from foveate.errors import FoveateError
 from foveate.methods import Method, PixelMethod
-from foveate.models import Family
+from foveate.models import Family, families_at
 from foveate.models.fingerprint import fingerprint
 from foveate.spec import Spec, Step, parse
 from foveate.tokens import EncoderAttention, EncoderKeys, Place, Signal, Text
 
-_ORDER = {"pixels": 0, "features": 1, "input": 2}
+_ORDER = {"pixels": 0, "encoder": 1, "features": 2, "input": 3}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Schedule:
         features: the steps between encoder and projector, in order.
         inputs: the steps between projector and decoder, in order.
         depth: the steps inside the decoder, first layer first.
-        pixels_text: the written form of the step before the encoder, "" for none.
+        encoding: the written form of the steps before the encoder and inside it, "" for none.
+        encoder: the step inside it, or None.
     """
 
     spec: Spec
@@ -47,7 +49,13 @@ class Schedule:
     features: tuple[Method, ...]
     inputs: tuple[Method, ...]
     depth: tuple[DepthStep, ...]
-    pixels_text: str
+    encoding: str
+    encoder: Method | None = None
+
+    @property
+    def ahead(self) -> tuple[Method, ...]:
+        """The steps between pixels and decoder, in order."""
+        return (*(() if self.encoder is None else (self.encoder,)), *self.features, *self.inputs)
 
     def inside(self, arriving: int, layers: int) -> dict[int, Method]:
         """What acts at each decoder layer on an image of which `arriving` tokens enter a decoder of `layers` layers.
@@ -86,7 +94,8 @@ def schedule(spec: str | Spec, family: Family) -> Schedule:
     features: list[Method] = []
     inputs: list[Method] = []
     depth: list[DepthStep] = []
-    pixels_text = ""
+    encoder: list[Method] = []
+    encoding: list[str] = []
     reached = 0
     for step in spec.steps:
         method = step.method
@@ -108,8 +117,13 @@ def schedule(spec: str | Spec, family: Family) -> Schedule:
                 raise FoveateError(f"{method.name} cannot act at @{place}; its place is @{method.place}")
             if isinstance(method, PixelMethod):
                 pixels.append(method)
-                pixels_text = str(step)
+                encoding.append(str(step))
                 resize_mode(family, method)
+                continue
+            if place == "encoder":
+                _check_inside(step, method, family)
+                encoder.append(method)
+                encoding.append(str(step))
                 continue
             for signal in method.needs:
                 # Text at the decoder's input is what the decoder's own embedding makes of it: every family has that.
@@ -127,9 +141,32 @@ def schedule(spec: str | Spec, family: Family) -> Schedule:
         raise FoveateError(f"{spec} has a mean over layers, so that step must be the only one inside the decoder")
     if len(pixels) > 1:
         raise FoveateError("a spec has at most one step at @pixels; give the last size at once")
+    if len(encoder) > 1:
+        raise FoveateError("a spec has at most one step at @encoder, which acts in front of every layer there")
     return Schedule(
-        spec, pixels[0] if pixels else None, tuple(features), tuple(inputs), tuple(depth), pixels_text=pixels_text
+        spec,
+        pixels[0] if pixels else None,
+        tuple(features),
+        tuple(inputs),
+        tuple(depth),
+        encoding="+".join(encoding),
+        encoder=encoder[0] if encoder else None,
     )
+
+
+def _check_inside(step: Step, method: Method, family: Family) -> None:
+    """Whether a method can act in front of the encoder's layers.
+
+    Raises:
+        FoveateError: it can't.
+    """
+    if family.encoder_reads < 1:
+        raise FoveateError(
+            f"{step} acts between the encoder's layers, and this {family.title} reads what comes before the second"
+        )
+    for signal in needs_inside(method):
+        if not isinstance(signal, EncoderAttention | EncoderKeys):
+            raise FoveateError(f"{method.name} asks for {signal}, which nobody can give at @encoder")
 
 
 def _weights_of(family: Family) -> str:
@@ -145,6 +182,11 @@ def _rank(step: Step, place: Place, family: Family) -> int:
         FoveateError: it can't be reached in this model.
     """
     if (where := "decoder" if isinstance(place, int) else place) in (*_ORDER, "decoder") and where not in family.places:
+        if place == "encoder":
+            raise FoveateError(
+                f"{step} acts at @encoder, and in {family.title} nothing can: {family.outside_encoder}; use @features "
+                f"or @input, or a model of {', '.join(families_at('encoder'))}"
+            )
         known = " and ".join("the decoder's layers" if each == "decoder" else f"@{each}" for each in family.places)
         raise FoveateError(f"{step} acts at @{place}, and all that steps can reach in {family.title} is {known}")
     if isinstance(place, int):
@@ -164,11 +206,6 @@ def _rank(step: Step, place: Place, family: Family) -> int:
         layers = ",".join(map(str, at_depth(step.method.layers, len(family.decoder_layers))))
         raise FoveateError(
             f"{step} acts inside the decoder; say at the input of which layers, for instance {step.method}@{layers}"
-        )
-    if place not in _ORDER:
-        raise FoveateError(
-            f"{step} acts at @{place}, which is not supported yet; supported are @pixels, @features, @input and the "
-            "numbers of decoder layers"
         )
     return _ORDER[place]
 

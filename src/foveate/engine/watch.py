@@ -1,4 +1,4 @@
-"""Hooks on a model's own encoder: what it was asked, what its layers saw, and the step that shrinks images before it.
+"""Hooks on a model's own encoder: what it was asked, what its layers saw, and the steps that act before it and in it.
 
 The encoder runs exactly once, through the model's own code. Signals are computed later from what was captured here:
 the input of one layer's attention is enough to make its queries and keys again, so nothing ever asks the model for its
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from foveate.engine.calls import on_call
+from foveate.engine.encoder import EncoderStep, whole_plan
 from foveate.errors import FoveateError
-from foveate.methods import PixelMethod
+from foveate.methods import Method, PixelMethod
 from foveate.models import Capture, Family
 from foveate.tokens import Layout, Signal
 
@@ -37,10 +38,16 @@ class EncoderWatch:
         signals: the signals that will be asked for; their layers' inputs are kept.
         features: whether the vectors at `@features` are kept.
         pixels: the step at `@pixels`, if there is one.
+        encoder: the step at `@encoder`, if there is one.
     """
 
     def __init__(
-        self, family: Family, signals: Sequence[Signal] = (), features: bool = False, pixels: PixelMethod | None = None
+        self,
+        family: Family,
+        signals: Sequence[Signal] = (),
+        features: bool = False,
+        pixels: PixelMethod | None = None,
+        encoder: Method | None = None,
     ) -> None:
         self.family = family
         self.layers = sorted({family.encoder_layer(signal.layer) for signal in signals if hasattr(signal, "layer")})  # pyright: ignore
@@ -51,6 +58,7 @@ class EncoderWatch:
         # One capture per thread: two threads may encode at once, and a backward pass that runs layers again
         # (gradient checkpointing) finds none and is left alone.
         self._local = threading.local()
+        self._step = None if encoder is None else EncoderStep(family, encoder, self._local, self.layers)
 
     def open(self) -> None:
         """Put the hooks on."""
@@ -65,6 +73,9 @@ class EncoderWatch:
         for layer in self.layers:
             hook = _AttentionHook(self._local, layer)
             add(family.encoder_attentions[layer].register_forward_pre_hook(hook, with_kwargs=True))
+        if self._step is not None:
+            for handle in self._step.open():
+                add(handle)
         if self.keep_features:
             add(family.feature_module.register_forward_pre_hook(self._before_projection))
         add(family.tower.register_forward_hook(self._after_tower))
@@ -77,6 +88,8 @@ class EncoderWatch:
 
     def saw_all(self, capture: Capture) -> bool:
         """Whether a capture holds all that this watch was to keep; one made by another watch may not."""
+        if self._step is not None and not capture.inside and self._step.acts_on(capture):
+            return False
         return set(self.layers) <= capture.attention.keys() and not (self.keep_features and capture.features is None)
 
     def _note_result(self, output: Any) -> None:
@@ -95,10 +108,13 @@ class EncoderWatch:
             return None
         capture = self.family.tower_call(args, {**kwargs, **(arguments or {})})
         self._local.capture = capture
-        if self.pixels is None:
-            return None
-        sizes = [self.pixels.shrink(layout) for layout in capture.layouts]
-        return self.family.shrink(args, kwargs, capture, sizes, self.mode)
+        call = None
+        if self.pixels is not None:
+            sizes = [self.pixels.shrink(layout) for layout in capture.layouts]
+            call = self.family.shrink(args, kwargs, capture, sizes, self.mode)
+        if self._step is not None:
+            self._step.start(capture)
+        return call
 
     def _before_projection(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         capture: Capture | None = getattr(self._local, "capture", None)
@@ -107,6 +123,8 @@ class EncoderWatch:
 
     def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         capture: Capture | None = getattr(self._local, "capture", None)
+        if self._step is not None:
+            self._step.stop()
         if capture is not None:
             setattr(output, _ATTRIBUTE, capture)
 
@@ -117,9 +135,19 @@ class EncoderWatch:
         self._local.capture = None
         capture.projected = output if isinstance(output, Tensor) else output.pooler_output
         capture.companions = self.family.output_companions(output)
-        if capture.seen == capture.layouts:
+        if capture.seen == capture.layouts and not capture.inside:
             return None
         index = [nearest_below(seen, layout) for seen, layout in zip(capture.seen, capture.layouts, strict=True)]
+        if (inside := whole_plan(capture)) is not None:
+            came = self.family.projected(capture)[0].shape[0]
+            if came != inside.slot.shape[1]:
+                raise FoveateError(
+                    f"{came} features came for an image of which {inside.slot.shape[1]} patches were to leave the "
+                    "encoder; with a step at @encoder its layer can't be chosen in a call (vision_feature_layer)"
+                )
+            marks = torch.zeros(len(index), capture.seen[0].content, dtype=torch.int64, device=inside.slot.device)
+            rows = (marks.scatter(1, inside.slot, 1).cumsum(dim=1) - 1).clamp(min=0)
+            index = [row[places.to(row.device)] for row, places in zip(rows, index, strict=True)]
         return self.family.grow(output, capture, index)
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from foveate.errors import KeepError
+from foveate.errors import FoveateError, KeepError
 from foveate.plan import Plan
 from foveate.spec import check_choices, written
 from foveate.tokens import Keep, Layout, Place, Signal, VisualTokens
@@ -141,6 +141,38 @@ class Method(ABC):
         return tuple(
             replace(self, keep=Keep(tokens=count))
             for count in self.budgets([place for place in places if isinstance(place, int)], arriving, layers)
+        )
+
+    def in_encoder(self, arriving: int, layers: int) -> tuple[Method, ...]:
+        """The method as it acts at the inputs of `layers` encoder layers, one behind another, with a plain keep.
+
+        Equally many tokens go at each, as near as whole tokens come.
+
+        >>> from foveate.methods.tome import ToMe
+        >>> [str(each.keep) for each in ToMe(keep=0.25).in_encoder(576, 4)]
+        ['468', '360', '252', '144']
+
+        Args:
+            arriving: tokens of the image in front of the first of them.
+            layers: of the encoder.
+
+        Raises:
+            FoveateError: the rule can't act there.
+            KeepError: more would remain than there are, or it can't be had in so many layers.
+        """
+        if self.ragged:
+            raise FoveateError(
+                f"{self} lets the content decide how much remains, and inside the encoder all images of a batch keep "
+                "equally many; write a number or a fraction"
+            )
+        if self.fixed:
+            raise FoveateError(
+                f"{self.name} looks at the grid alone, which is gone behind the first step inside the encoder; use "
+                "@features or @input"
+            )
+        gone = arriving - self.keep.count(arriving)
+        return tuple(
+            replace(self, keep=Keep(tokens=arriving - gone * number // layers)) for number in range(1, layers + 1)
         )
 
     def budgets(self, places: Sequence[int], arriving: int, layers: int) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
-"""Merge pairs of tokens that are most alike.  ToMe, Bolya et al. 2023, arXiv 2210.09461, before the decoder."""
+"""Merge pairs of tokens that are most alike.  ToMe, Bolya et al. 2023, arXiv 2210.09461."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, KeepError
 from foveate.methods.base import Effort, Method, Positions
 from foveate.methods.groups import in_order, middles
 from foveate.plan import Plan
@@ -26,14 +26,19 @@ class ToMe(Method):
     A round splits the tokens into two halves, every other token each. Each token of the first half looks for the one
     in the second that it is most like; the pairs that are most alike become one, a mean weighted by how many tokens
     each stands for. A round could merge half of the tokens, but then every token of the first half has to go, whatever
-    it is like; so it merges at most a quarter of those that are left, or `per_round` of them. Reads the features, or
+    it is like; so it merges at most a quarter of those that are left, or `per_round` of them. Compares features, or
     with `metric=keys` the mean over heads of the keys of encoder layer `layer`; not the question. Keeps exactly the
     budget; a merged token sits at the member nearest to its mean place.
 
-    Departures from the paper: it merges a few tokens between attention and MLP of every encoder layer; this merges
-    once, behind the encoder, so the encoder is no faster. Proportional attention, which adds log(size) to the logits,
-    is not offered: the decoder's attention stays its own. Between rounds, tokens stand as in the authors' code: those
-    of the first half that are left, most alike first, then the second half.
+    `tome:144@encoder` is the paper's own place: a few tokens merge in front of each encoder layer but the first, up to
+    the last one that is read, equally many at each, or `per_round` at each until the budget is met. So the encoder is
+    faster, too. There `metric=auto` compares keys of the layer before, and attention is proportional: log(size) is
+    added to the logits of a token that stands for several. [CLS] is left alone.
+
+    Departures from the paper: inside the encoder it merges between attention and MLP, this behind the MLP, and [CLS]
+    isn't counted among the tokens of the first half. Behind the encoder it isn't the paper's, and the decoder's
+    attention stays its own. Between rounds at one place, tokens stand as in the authors' code: those of the first half
+    that are left, most alike first, then the second half; between encoder layers they stand in raster order.
 
     Cost: per round one N/2 x N/2 matrix of cosines.
 
@@ -45,7 +50,7 @@ class ToMe(Method):
 
     positions: Positions = "pack"
     per_round: int | None = None
-    metric: Literal["features", "keys"] = "features"
+    metric: Literal["auto", "features", "keys"] = "auto"
     layer: int = -1
 
     paper = "arXiv 2210.09461"
@@ -60,9 +65,23 @@ class ToMe(Method):
         """Keys of one encoder layer, if they are what is compared."""
         return (EncoderKeys(layer=self.layer),) if self.metric == "keys" else ()
 
+    def in_encoder(self, arriving: int, layers: int) -> tuple[Method, ...]:
+        """By keys unless told otherwise; at each layer `per_round` tokens go, or equally many."""
+        here = replace(self, metric="keys") if self.metric == "auto" else self
+        if self.per_round is None:
+            return Method.in_encoder(here, arriving, layers)
+        kept = self.keep.count(arriving)
+        if arriving - layers * self.per_round > kept:
+            raise KeepError(
+                f"{self} merges {self.per_round} tokens in front of each of {layers} encoder layers, which leaves "
+                f"{arriving - layers * self.per_round} of {arriving}; merge {-((kept - arriving) // layers)} a round"
+            )
+        left = (max(kept, arriving - number * self.per_round) for number in range(1, layers + 1))
+        return tuple(replace(here, keep=count) for count in left)
+
     def plan(self, tokens: VisualTokens) -> Plan:
         """Rounds until the budget is met."""
-        metric = tokens.features if self.metric == "features" else tokens.signals[self.needs[0]]
+        metric = tokens.signals[self.needs[0]] if self.needs else tokens.features
         metric = metric.float()
         images, left = metric.shape[:2]
         kept = self.count(tokens.layout)

@@ -14,7 +14,7 @@ from foveate.models.qwen2_5_vl import Qwen25VL
 from foveate.models.qwen2_vl import Qwen2VL
 from foveate.models.qwen3_vl import Qwen3VL
 from foveate.models.qwen3_vl_moe import Qwen3VLMoe
-from foveate.models.registry import family_class, family_of, register_family, supported
+from foveate.models.registry import families_at, family_class, family_of, register_family, supported
 
 __all__ = [
     "Capture",
@@ -26,6 +26,7 @@ __all__ = [
     "Qwen25VL",
     "Qwen3VL",
     "Qwen3VLMoe",
+    "families_at",
     "family_of",
     "family_class",
     "register_family",

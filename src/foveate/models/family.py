@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.models.decoder import Decoder
+from foveate.plan import Plan
 from foveate.tokens import Layout, Segment, Signal
 
 
@@ -30,7 +31,10 @@ class Capture:
     extra: dict[str, Any] = field(default_factory=dict)
     """Whatever else the family wants to remember from the encoder's arguments."""
     attention: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """Encoder layer (counted from zero) -> the arguments of its attention, among them `hidden_states`."""
+    """Encoder layer (counted from zero) -> the arguments of its attention, among them `hidden_states`; under "keys" the
+    keys that it made of them, if they were kept."""
+    inside: dict[int, Plan] = field(default_factory=dict)
+    """Encoder layer -> what a step at `@encoder` made of the patches at its input; empty without one."""
     features: Tensor | None = None
     """The input of the family's `feature_module`, exactly as it came."""
     projected: Tensor | None = None
@@ -58,6 +62,10 @@ class Family(Decoder, ABC):
     """Whether padding moves positions on when the caller gives no position ids (a plain arange does)."""
     places: ClassVar[tuple[str, ...]] = ("pixels", "features", "input", "decoder")
     """Where steps can act; "decoder" means the inputs of its layers."""
+    outside_encoder: ClassVar[str] = "nothing tells what becomes of patches behind its encoder"
+    """Why no step can act at `@encoder`, for a family that hasn't that place."""
+    encoder_marks: ClassVar[int] = 0
+    """Rows of the encoder in front of an image's patches, such as [CLS]."""
     watches_tower: ClassVar[bool] = True
     """Whether the encoder's calls are watched; if not, what `get_image_features` returns is all that is known."""
     knows_grids: ClassVar[bool] = True
@@ -88,6 +96,25 @@ class Family(Decoder, ABC):
     @abstractmethod
     def encoder_attentions(self) -> Sequence[nn.Module]:
         """The attention module of each encoder layer, first layer first."""
+
+    @property
+    def encoder_layers(self) -> Sequence[nn.Module]:
+        """The layers of the encoder, first layer first; each is called with its hidden states and a mask, in order."""
+        raise NotImplementedError
+
+    @property
+    def encoder_keys(self) -> Sequence[nn.Module]:
+        """The module of each encoder layer whose output is its keys, heads side by side."""
+        raise NotImplementedError
+
+    @property
+    def encoder_reads(self) -> int:
+        """The encoder layer, counted from zero, whose output becomes features; -1 if none has to run for that.
+
+        Raises:
+            FoveateError: it is more than one.
+        """
+        raise NotImplementedError
 
     @property
     @abstractmethod
@@ -289,7 +316,9 @@ def find_core(model: nn.Module, class_name: str) -> nn.Module:
     raise UnsupportedFamily(f"{type(model).__name__} has no {class_name} inside; pass the whole model")
 
 
-def cls_attention(query: Tensor, key: Tensor, scale: float, heads: Literal["mean", "full"] = "mean") -> Tensor:
+def cls_attention(
+    query: Tensor, key: Tensor, scale: float, heads: Literal["mean", "full"] = "mean", bias: Tensor | None = None
+) -> Tensor:
     """Attention of one query row to every token.
 
     Args:
@@ -297,6 +326,7 @@ def cls_attention(query: Tensor, key: Tensor, scale: float, heads: Literal["mean
         key: `(B, H, T, d)`.
         scale: what the scores of one head are multiplied with before the softmax.
         heads: "mean" averages over heads; "full" takes them as one head of width H d, scaled by its own width.
+        bias: `(B, T)`, what is added to the scores of each token; None for nothing.
 
     Returns:
         `(B, T)` float32, rows sum to 1.
@@ -305,6 +335,8 @@ def cls_attention(query: Tensor, key: Tensor, scale: float, heads: Literal["mean
         query, key = query.flatten(1)[:, None], key.transpose(1, 2).flatten(2)[:, None]
         scale = query.shape[-1] ** -0.5
     scores = torch.einsum("bhd,bhtd->bht", query, key) * scale
+    if bias is not None:
+        scores = scores + bias[:, None]
     return scores.softmax(dim=-1, dtype=torch.float32).mean(dim=1)
 
 

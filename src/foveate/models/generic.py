@@ -37,6 +37,7 @@ class Generic(Family):
     name = "generic"
     title = "a model that no family describes"
     places = ("input",)
+    outside_encoder = "no family tells how its encoder works"
     watches_tower = False
     knows_grids = False
 

@@ -20,12 +20,16 @@ class Llava(Family):
     Position ids are one-dimensional. An image can be shrunk before the encoder in two ways: "interpolate" gives CLIP a
     smaller image and interpolates its position embeddings, so fewer tokens come out; "enlarge" shrinks the image and
     enlarges it again, which loses detail and saves no token.
+
+    A step at `@encoder` acts between CLIP's layers, up to the one that is read; [CLS] takes no part.
     """
 
     name = "llava"
     title = "LLaVA"
     core_class = "LlavaModel"
     counts_padding = True
+    places = ("pixels", "encoder", "features", "input", "decoder")
+    encoder_marks = 1
     resize_modes = ("interpolate", "enlarge")
     pixel_inputs = ("pixel_values", "image_sizes")
 
@@ -51,6 +55,28 @@ class Llava(Family):
     def encoder_attentions(self) -> Sequence[nn.Module]:
         """The self-attention of each CLIP layer."""
         return [layer.self_attn for layer in self.core.vision_tower.encoder.layers]  # pyright: ignore
+
+    @property
+    def encoder_layers(self) -> Sequence[nn.Module]:
+        """The CLIP layers."""
+        return list(self.core.vision_tower.encoder.layers)  # pyright: ignore
+
+    @property
+    def encoder_keys(self) -> Sequence[nn.Module]:
+        """The projection of each CLIP layer that makes keys."""
+        return [attention.k_proj for attention in self.encoder_attentions]  # pyright: ignore[reportReturnType]
+
+    @property
+    def encoder_reads(self) -> int:
+        """The CLIP layer that `vision_feature_layer` names."""
+        read = self.config.vision_feature_layer
+        if not isinstance(read, int):
+            raise FoveateError(
+                f"this {self.title} reads several layers of its encoder ({', '.join(map(str, read))}), so no patches "
+                "can go between them; use @features"
+            )
+        # Counted with the embeddings in front of the first layer.
+        return read % (int(self.config.vision_config.num_hidden_layers) + 1) - 1
 
     @property
     def feature_module(self) -> nn.Module:
@@ -140,7 +166,8 @@ class Llava(Family):
 
     def grow(self, output: Any, capture: Capture, index: Sequence[Tensor]) -> Any:
         """`(images, n, D)` -> `(images, N, D)`: all images of a call share their size."""
-        return output[:, index[0].to(output.device)]
+        rows = torch.stack(tuple(index)).to(output.device)
+        return output.gather(1, rows[..., None].expand(-1, -1, output.shape[-1]))
 
     def features(self, capture: Capture) -> tuple[Tensor, ...]:
         """The selected CLIP layer, per image `(N, D_encoder)`."""
@@ -172,12 +199,17 @@ class Llava(Family):
         assert isinstance(signal, EncoderAttention | EncoderKeys)
         layer = self.encoder_layer(signal.layer)
         attention: Any = self.encoder_attentions[layer]
-        hidden = capture.attention[layer]["hidden_states"]
+        call = capture.attention[layer]
+        hidden = call["hidden_states"]
         images, tokens, _ = hidden.shape
-        keys = attention.k_proj(hidden).view(images, tokens, -1, attention.head_dim)
+        keys = call["keys"] if "keys" in call else attention.k_proj(hidden)
+        keys = keys.view(images, tokens, -1, attention.head_dim)
         if isinstance(signal, EncoderAttention):
             row = attention.q_proj(hidden[:, 0]).view(images, -1, attention.head_dim)
-            return cls_attention(row, keys.transpose(1, 2), attention.scale, signal.heads)[:, 1:]
+            # Behind a step at `@encoder` a mask tells how much each token weighs, the same for every row.
+            mask = call.get("attention_mask")
+            bias = None if mask is None else mask[:, 0, 0]
+            return cls_attention(row, keys.transpose(1, 2), attention.scale, signal.heads, bias)[:, 1:]
         keys = keys[:, 1:]
         return keys.mean(dim=2) if signal.heads == "mean" else keys.flatten(2)
 

@@ -37,6 +37,8 @@ class LlavaNext(Llava):
     name = "llava_next"
     title = "LLaVA-NeXT"
     core_class = "LlavaNextModel"
+    places = Family.places
+    outside_encoder = "what is padding is cut out of its tiles behind the encoder, and may have been merged by then"
     # The tower sees crops; which image they belong to is told by the images' sizes.
     encoder_arguments: ClassVar[tuple[str, ...]] = ("image_sizes",)
 

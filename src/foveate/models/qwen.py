@@ -25,6 +25,7 @@ class QwenVL(Family):
     """
 
     position_axes = 3
+    outside_encoder = "the merger behind its encoder takes patches in blocks, which merging before would break up"
     resize_modes = ("exact", "enlarge")
     pixel_inputs = ("pixel_values", "image_grid_thw")
     memories = ("rope_deltas",)

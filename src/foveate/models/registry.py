@@ -38,6 +38,12 @@ def supported() -> tuple[str, ...]:
     return tuple(_families)
 
 
+def families_at(place: str) -> tuple[str, ...]:
+    """The titles of the families in which steps can act at a place."""
+    _load()
+    return tuple(family.title for family in _families.values() if place in family.places)
+
+
 def family_class(config: Any) -> type[Family]:
     """The family of a model's configuration.
 

@@ -54,7 +54,7 @@ def check_features(family: Family, spec: str, stages: Sequence[Stage] = ()) -> S
         if stage.spec == DENSE:
             continue
         found = schedule(stage.spec, family)
-        if found.pixels is not None or found.features or found.encoder_signals:
+        if found.encoding or found.features or found.encoder_signals:
             raise RecipeError(
                 f"{stage.spec} acts before the decoder or looks at the encoder; there is none when data.features is set"
             )
