@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,7 +74,7 @@ class VoCoTrainee(nn.Module):
         dense = self._dense(inputs) if self._recipe.distil else None
         if self._recipe.two_passes:
             memories = self.memories(family, features, layouts) if layouts else []
-            held = [_held(row, memories, count) for row, count in zip(rows, seen, strict=True)]
+            held = [self.held(row, memories, count) for row, count in zip(rows, seen, strict=True)]
             parts = [
                 (group, *text_behind(self.model, family, [rows[i] for i in group], [held[i] for i in group]))
                 for group in alike([row.text.shape[0] for row in rows])
@@ -101,6 +102,10 @@ class VoCoTrainee(nn.Module):
         """The first pass: one memory per image, with gradients."""
         return read(family, features, layouts, self.voco.rows(self.voco.tokens), "", "")
 
+    def held(self, row: Sample, memories: Sequence[VoCoMemory], count: int) -> VoCoMemory | None:
+        """What a row is asked behind: `count` tokens of each of its images; None if it has none."""
+        return VoCoMemory.joined([memories[image].first(count) for image in row.images]) if row.images else None
+
     @torch.no_grad()
     def _dense(self, inputs: Mapping[str, Any]) -> Tensor:
         """The teacher's logits, `(B, S, vocabulary)`."""
@@ -112,10 +117,6 @@ class VoCoTrainee(nn.Module):
             with model.disable_adapter():
                 return model(**inputs).logits
         return model(**inputs).logits
-
-
-def _held(row: Sample, memories: Sequence[VoCoMemory], count: int) -> VoCoMemory | None:
-    return VoCoMemory.joined([memories[image].first(count) for image in row.images]) if row.images else None
 
 
 def _summed(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
@@ -262,4 +263,12 @@ def save_voco(voco: VoCo, trained: Any, base: nn.Module | None, out: Path) -> Pa
     """
     if base is not None:
         voco.belong_to(base)
-    return voco.save_pretrained(out / "voco", lora=trained if hasattr(trained, "peft_config") else None)
+    adapted = hasattr(trained, "peft_config")
+    if adapted:
+        # By their whole names: peft shortens them to what tells them apart in the model that it has, which may lack an
+        # encoder whose layers have the same names.
+        modules = trained.get_base_model().named_modules()
+        names = sorted({name.split(".lora_A.")[0] for name, _ in modules if ".lora_A." in name})
+        for config in trained.peft_config.values():
+            config.target_modules = "|".join(re.escape(name) for name in names)
+    return voco.save_pretrained(out / "voco", lora=trained if adapted else None)

@@ -1,0 +1,62 @@
+"""The evidence for VoCo tokens: the whole of it in small, the intervals of retention, and the page that shows it."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    return importlib.import_module("voco")
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # asked for by peft
+def test_training_rivals_answers_and_times(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out = tmp_path / "voco.json"
+    words = ["--steps", "1", "--scenes", "4", "--questions", "12", "--runs", str(tmp_path / "runs"), "--out", str(out)]
+
+    def measured() -> dict:
+        monkeypatch.setattr(sys, "argv", ["voco.py", *words])
+        assert bench.main() == 0
+        return json.loads(out.read_text())
+
+    found = measured()
+    rows = {row["what"]: row for row in found["rows"]}
+    pressed = [f"press:{count}" for count in (1, 2, 4, 8, 32)]
+    assert list(rows) == ["dense:dense", "dense:left", "dense:none", "untrained", *pressed, "pool", "qformer"]
+    assert rows["dense:dense"]["accuracy"]["value"] > 0.8
+    assert {"retention", "ratio", "over_pool", "over_qformer"} <= rows["press:1"].keys()
+    sizes = found["times"]["bytes"]
+    assert sizes["dense"] == 576 * sizes["1"] == 18 * sizes["32"] == 576 * 12 * 3 * 64 * 2 * 4
+    # The dense model answers as it does in its own evaluation.
+    from foveate.scenes import test_set
+    from foveate.train.evaluate import right_answers
+
+    own = right_answers(bench.base(), list(test_set(12)))
+    kept = json.loads((tmp_path / "runs" / "answers-dense.json").read_text())["dense"]
+    assert [int(each) for one in own for each in one] == kept
+    # What is there is not made again.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    assert measured() == found
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+
+
+def test_retention_is_measured_between_the_bounds(bench: ModuleType) -> None:
+    owners = [f"scene {number // 4}" for number in range(40)]
+    upper, lower, right = [1] * 40, [1, 0, 0, 0] * 10, [1, 1, 0, 0] * 10
+    found = bench.retention(right, upper, lower, owners)
+    assert found["retention"] == {"value": pytest.approx(1 / 3, abs=1e-4), "low": 0.3333, "high": 0.3333}
+    assert found["ratio"]["value"] == 0.5
+    mixed = bench.retention([1, 1, 1, 1] * 5 + [1, 0, 0, 0] * 5, upper, lower, owners)["retention"]
+    assert mixed["value"] == 0.5
+    assert mixed["low"] < 0.3 < 0.7 < mixed["high"]
