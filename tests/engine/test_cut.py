@@ -134,3 +134,10 @@ def test_positions_of_a_strange_shape() -> None:
 def test_take_columns() -> None:
     values = torch.tensor([[10, 11, 12], [20, 21, 22]])
     assert take_columns(values, torch.tensor([[-1, 2], [0, 1]]), -100).tolist() == [[-100, 12], [20, 21]]
+
+
+def test_labels_shorter_than_the_prompt() -> None:
+    cut = cut_prompt(family(), IDS, None, None, [image(family(), 1, 4)])
+    assert cut.take(IDS, -100).tolist() == [[1, 2, 9, 9, 3, 4]]
+    with pytest.raises(FoveateError, match="4 values for 10 tokens; labels and token types have one for every token"):
+        cut.take(IDS[:, :4], -100)

@@ -60,7 +60,16 @@ class Cut:
     padded: bool
 
     def take(self, values: Tensor, fill: int) -> Tensor:
-        """Cut a tensor that has one value per column: `(B, S)` -> `(B, M)`, with `fill` at padding made here."""
+        """Cut a tensor that has one value per column: `(B, S)` -> `(B, M)`, with `fill` at padding made here.
+
+        Raises:
+            FoveateError: it has more or fewer values than there are columns.
+        """
+        if values.shape[-1] != self.keep.shape[1]:
+            raise FoveateError(
+                f"{values.shape[-1]} values for {self.keep.shape[1]} tokens; labels and token types have one for every "
+                "token of the prompt, placeholders of the image too"
+            )
         return take_columns(values, self.columns, fill)
 
     def restore_index(self) -> Tensor:

@@ -93,7 +93,8 @@ class Progress(TrainerCallback):
         if not self._flops or self._timetable is None or not self._dense:
             return None
         spent = sum(self._flops[self._timetable.stage(step)] for step in range(steps))
-        return 1 - spent / (self._dense * steps)
+        # Rounded, so that nothing saved isn't printed as -0 %.
+        return round(1 - spent / (self._dense * steps), 9) + 0.0
 
 
 def shares(sums: dict[str, float], count: int) -> dict[str, float]:
