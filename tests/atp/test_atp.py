@@ -194,22 +194,24 @@ def test_a_batch_of_three_is_three_of_one(row, model):
     torch.testing.assert_close(shares, torch.cat([each[2] for each in alone]), atol=1e-5, rtol=1e-4)
 
 
-def test_means_can_be_asked_for_and_saved(tmp_path):
-    row = FAMILIES[0]
+@pytest.mark.parametrize("row", [FAMILIES[0], FAMILIES[2]], ids=lambda row: row.name)
+def test_means_can_be_asked_for_and_saved(row, tmp_path):
     model = row.model()
-    inputs = [row.inputs(f"t{n} {letter} t5") for n in (3, 6, 8) for letter in "ABC"]
+    inputs = [row.inputs(*(f"t{n} {letter} t5" for letter in "AB")) for n in (3, 6, 8)]
     adapter = ATP(model, layers=(1, 2))
     adapter.prepare(model, inputs, 0.6)
     with pytest.raises(KeepError, match="never calibrated"):
         adapter.spec(mean=20)
-    curve = adapter.calibrate(model, inputs, shifts=[shift / 4 for shift in range(-12, 13)])
+    curve = adapter.calibrate(model, inputs, shifts=[shift / 3 for shift in range(-6, 7)])
     assert all(a[1] >= b[1] for a, b in pairwise(curve))
     near = dict(curve)[0.0]
     assert abs(near - 0.6) < 0.15, "prepare starts near the target"
     adapter.save_pretrained(tmp_path / "atp")
     again = ATP.from_pretrained(tmp_path / "atp")
     assert again.settings() == adapter.settings()
-    wanted = round(row.count("A") * (curve[0][1] + curve[-1][1]) / 2)
+    every = [layout.total for each in inputs for layout in family_of(model).layouts(each)]
+    most = min(every)
+    wanted = round(most * (curve[0][1] + curve[-1][1]) / 2)
     written = f"atp:mean={wanted}:adapter={tmp_path}/atp"
     assert str(foveate.parse(written)) == written == str(again.spec(mean=wanted))
     assert foveate.parse(written) == foveate.parse(written)
@@ -218,9 +220,9 @@ def test_means_can_be_asked_for_and_saved(tmp_path):
         with torch.no_grad(), foveate.apply(model, spec) as run:
             for each in inputs:
                 model(**each, use_cache=False)
-        found.append(run.report().mean_over_layers / len(inputs))
+        found.append(run.report().mean_over_layers / len(every))
     assert found[0] == found[1]
-    assert abs(found[0] - wanted) < 0.06 * row.count("A")
+    assert abs(found[0] - wanted) < 0.1 * most
     with pytest.raises(KeepError, match=r"ask for .* to "), foveate.apply(model, f"atp:mean=1:adapter={tmp_path}/atp"):
         model(**inputs[0], use_cache=False)
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from foveate.atp.soft import soft_masks
-from foveate.engine import apply
+from foveate.engine import apply, encode, encoder_outputs
 from foveate.engine.schedule import at_depth
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.methods.atp import ATP as Rule
@@ -24,7 +24,7 @@ from foveate.models.fingerprint import fingerprint
 from foveate.spec import Spec, Step
 from foveate.tokens import Keep, Text
 
-SHIFTS: Final = (-3.0, -2.0, -1.5, -1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+SHIFTS: Final = (-3.0, -1.5, -0.8, -0.4, -0.2, 0.0, 0.2, 0.4, 0.8, 1.5, 3.0)
 
 
 class ATP(LearnedThresholds):
@@ -102,18 +102,26 @@ class ATP(LearnedThresholds):
         Raises:
             FoveateError: the adapter belongs to another model, or no image came.
         """
+        ordered = sorted(float(shift) for shift in shifts)
+        shares: dict[float, list[float]] = {shift: [] for shift in ordered}
+        with torch.no_grad():
+            for batch in batches:
+                if batch.get("pixel_values") is None:
+                    continue
+                encoded = encode(model, batch)
+                inputs = {name: value for name, value in batch.items() if name != "pixel_values"}
+                for shift in ordered:
+                    steps = tuple(Step(ATPLayer.of(self, number, shift)) for number in range(len(self.layers)))
+                    with apply(model, Spec(steps)) as run:
+                        outputs = encoder_outputs(model, encoded)
+                        model(**{**inputs, "use_cache": False, "mm_encoder_outputs": outputs})
+                    shares[shift] += [image.mean_over_layers / image.before for image in run.report().images]
         found: list[tuple[float, float]] = []
-        given = [dict(batch) for batch in batches]
-        for shift in sorted(shifts):
-            steps = tuple(Step(ATPLayer.of(self, number, shift)) for number in range(len(self.layers)))
-            with torch.no_grad(), apply(model, Spec(steps)) as run:
-                for batch in given:
-                    model(**{**batch, "use_cache": False})
-            images = run.report().images
-            if not images:
+        for shift in ordered:
+            if not shares[shift]:
                 raise FoveateError("no image came to calibrate on; pass prompts with images")
-            share = sum(image.mean_over_layers / image.before for image in images) / len(images)
-            found.append((float(shift), min(share, found[-1][1] if found else 1.0)))
+            share = sum(shares[shift]) / len(shares[shift])
+            found.append((shift, min(share, found[-1][1] if found else 1.0)))
         self.curve = tuple(found)
         return self.curve
 

@@ -23,7 +23,7 @@ LAST: Final = "last"
 CHECKPOINTING: Final = ("gradient_checkpointing", "activation_checkpointing")
 """Names that `TrainingArguments` has for keeping few activations."""
 
-Trained = Literal["full", "projector", "lora", "embedding"]
+Trained = Literal["full", "projector", "lora", "embedding", "thresholds"]
 Record = TypeVar("Record")
 
 
@@ -143,6 +143,48 @@ class Voco:
 
 
 @dataclass(frozen=True)
+class Atp:
+    """Learn thresholds that decide, per layer, image and question, which visual tokens stay."""
+
+    target: float
+    """Tokens per decoder layer that are wanted, as a share of all: on average over layers and images."""
+    layers: tuple[int, ...] = ()
+    """The decoder layers at whose input they act; without it, the authors' 4, 14 and 24 of 32, as deep."""
+    question: bool = True
+    """Whether the thresholds look at the question's hidden state, besides the scores."""
+    parts: tuple[str, ...] = ("self", "cross", "spatial")
+    """Which scores count."""
+    width: int = 16
+    """Of what lies between scores and thresholds."""
+    temperature: float = 10.0
+    """Of the soft masks, at first."""
+    sharpest: float = 60.0
+    """And at last."""
+    hard: float = 0.25
+    """The last part of the steps, under masks of 0 and 1 with the gradient of soft ones."""
+    later: float = 0.05
+    """Weight of what tokens cost, which is more in later layers."""
+    mean: float = 2.0
+    """Weight of the distance between tokens and target."""
+    acts_on: Literal["keys", "values"] = "keys"
+    """What of a faded token is weighed: its key, renormalised, or its value alone."""
+    calibrate: int = 64
+    """Conversations, the last of the data, that thresholds start from and are calibrated on."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target < 1:
+            raise RecipeError(f"target is a share of the tokens, between 0 and 1, not {self.target}")
+        at_least(self.width, 1, "width")
+        at_least(self.calibrate, 2, "calibrate")
+        if not 0 < self.temperature <= self.sharpest:
+            raise RecipeError(f"temperature is above 0 and up to sharpest, {self.sharpest}, not {self.temperature}")
+        if not 0 <= self.hard <= 1:
+            raise RecipeError(f"hard is a part of the steps, from 0 to 1, not {self.hard}")
+        if min(self.later, self.mean) < 0:
+            raise RecipeError("later and mean are weights, and not below 0")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """One training run: model, data, what is trained, and under which specs."""
 
@@ -161,6 +203,8 @@ class Recipe:
     lora: Lora = field(default_factory=Lora)
     voco: Voco | None = None
     """Press images into VoCo tokens; there is one stage then, dense."""
+    atp: Atp | None = None
+    """Learn thresholds for visual tokens; there is one stage then, dense. With `train: thresholds` nothing else is."""
     steps: int | None = None
     """Optimiser steps."""
     epochs: float | None = None
@@ -224,6 +268,14 @@ class Recipe:
                     "checkpointed activations keep no keys and values for a second pass; write two_passes: false in "
                     "voco, or leave them out"
                 )
+
+        if self.atp is None and self.train == "thresholds":
+            raise RecipeError("train: thresholds trains those of atp, and the recipe has no atp")
+        if self.atp is not None:
+            if self.voco is not None or self.data.features is not None:
+                raise RecipeError("atp goes with neither voco nor data.features: it looks at the whole images")
+            if isinstance(self.stages, str) or [stage.spec for stage in self.stages] != [DENSE] or self.test != DENSE:
+                raise RecipeError("with atp, thresholds say how many tokens stay; leave stages and test out")
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data, as it is kept beside checkpoints."""
@@ -311,7 +363,7 @@ def parse_recipe(given: Any) -> Recipe:
     Traceback (most recent call last):
     foveate.train.recipe.RecipeError: the recipe has no key "stepps"; did you mean "steps"?
     """
-    if isinstance(given, dict) and given.get("voco") is not None:
+    if isinstance(given, dict) and (given.get("voco") is not None or given.get("atp") is not None):
         given = {"stages": [{"share": 1}], **given}
     whole = check_keys(Recipe, given, "the recipe")
     whole["data"] = read_record(Data, whole["data"], "data")
@@ -319,6 +371,8 @@ def parse_recipe(given: Any) -> Recipe:
         whole["lora"] = read_record(Lora, whole["lora"], "lora")
     if whole.get("voco") is not None:
         whole["voco"] = _voco(whole["voco"])
+    if whole.get("atp") is not None:
+        whole["atp"] = _atp(whole["atp"])
     stages = whole["stages"]
     if isinstance(stages, list):
         whole["stages"] = tuple(read_record(Stage, one, f"stages, number {i}") for i, one in enumerate(stages, start=1))
@@ -328,7 +382,7 @@ def parse_recipe(given: Any) -> Recipe:
         if not isinstance(whole["trackers"], list):
             raise RecipeError(f"trackers is a list of names, not {whole['trackers']!r}")
         whole["trackers"] = tuple(str(name) for name in whole["trackers"])
-    check_types(Recipe, whole, "the recipe", skip=("data", "lora", "voco", "stages", "trackers"))
+    check_types(Recipe, whole, "the recipe", skip=("data", "lora", "voco", "atp", "stages", "trackers"))
     return Recipe(**whole)
 
 
@@ -336,6 +390,12 @@ def _voco(given: Any) -> Voco:
     if isinstance(given, dict) and isinstance(given.get("elastic"), list):
         given = {**given, "elastic": tuple(given["elastic"])}
     return read_record(Voco, given, "voco")
+
+
+def _atp(given: Any) -> Atp:
+    if isinstance(given, dict):
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return read_record(Atp, given, "atp")
 
 
 def read_record(kind: type[Record], given: Any, where: str) -> Record:

@@ -71,11 +71,15 @@ def directory(recipe: Recipe) -> Path | None:
 
 def finished(recipe: Recipe, out: Path) -> Path:
     """The file that is there, whole, when a run is finished: of the model that it ends in, or of an adapter."""
-    return out / "model" / "config.json" if _changes_model(recipe) else out / "voco" / "voco.json"
+    if _changes_model(recipe):
+        return out / "model" / "config.json"
+    return out / "voco" / "voco.json" if recipe.voco is not None else out / "atp" / "atp.json"
 
 
 def _changes_model(recipe: Recipe) -> bool:
     """Whether the model that training began with is another one at its end; adapters for VoCo tokens stay beside it."""
+    if recipe.atp is not None:
+        return recipe.train != "thresholds"
     return recipe.voco is None or recipe.train in ("full", "projector")
 
 
@@ -180,6 +184,7 @@ def run(
         )
     trainer.accelerator.wait_for_everyone()
     how = f"use it under {ready.used_under}" if recipe.voco is None else f"its VoCo tokens are in {out / 'voco'}"
+    how = how if recipe.atp is None else f"use it under atp:adapter={out / 'atp'}"
     tell(f"{done.parent}: trained in {duration(time.time() - began)}; {how}")
     return done.parent
 
@@ -256,9 +261,16 @@ def make_trainer(
         assert recipe.voco is not None
         collator = VoCoBatches(collator, recipe.voco, ready.processor.tokenizer.pad_token_id)
         wrapped = make_trainee(wrapped, voco, recipe, directory(recipe))
+    clock: list[Any] = []
+    if recipe.atp is not None:
+        from foveate.train.atp import Sharpening
+        from foveate.train.atp import make_trainee as make_atp
+
+        wrapped = make_atp(model, wrapped, recipe.atp, rows, collator, recipe.seed)
+        clock = [Sharpening(wrapped)]
     switch = StageSwitch(model, timetable)
     spent, dense = (), 0.0
-    if flops and voco is None:
+    if flops and voco is None and recipe.atp is None:
         from foveate.train.estimate import stage_flops
 
         try:
@@ -271,7 +283,7 @@ def make_trainer(
         arguments,
         data_collator=collator,
         train_dataset=Passes(rows, timetable.steps * recipe.batch, recipe.seed),
-        callbacks=[switch, progress],
+        callbacks=[switch, *clock, progress],
         note=recipe.to_dict(),
         describe=lambda numbers: ", ".join(rows.name(number) for number in numbers),
     )
@@ -290,7 +302,7 @@ def choose_parameters(model: nn.Module, recipe: Recipe) -> nn.Module:
         model.float()
     if recipe.train == "lora":
         return _with_lora(model, family, recipe)
-    if recipe.train == "embedding":
+    if recipe.train in ("embedding", "thresholds"):
         return model
     parts: list[nn.Module] = list(family.projectors)
     if recipe.train == "full":
@@ -338,6 +350,14 @@ def save_model(ready: Prepared, model: nn.Module, trainer: SafeTrainer, out: Pat
         if not _changes_model(ready.recipe):
             save_voco(voco, trained, None, out)
             return
+    trainee = None
+    if ready.recipe.atp is not None:
+        from foveate.train.atp import save_atp
+
+        trainee, trained = trained, trained.model
+        if not _changes_model(ready.recipe):
+            save_atp(trainee, trained, ready, out)
+            return
     aside = out / files.WRITING / "model"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -349,6 +369,8 @@ def save_model(ready: Prepared, model: nn.Module, trainer: SafeTrainer, out: Pat
             from foveate.train.features import with_encoder
 
             trained = with_encoder(trained, directory(ready.recipe))
+        if trainee is not None:
+            save_atp(trainee, trained, ready, out)
         if voco is not None:
             save_voco(voco, trained, trained, out)
         trained.config.use_cache = True

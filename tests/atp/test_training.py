@@ -1,0 +1,98 @@
+"""Thresholds on the trainer: alone or with the model, resumed to the same weights, and used by a spec."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny import TOKENS, recipe, write_tiny
+
+import foveate
+from foveate.reference.load import load
+from foveate.train.batches import Batches
+from foveate.train.recipe import RecipeError, parse_recipe
+from foveate.train.run import run
+from foveate.train.sources import Scenes
+
+ATP = {"target": 0.6, "layers": [1, 2], "calibrate": 8, "mean": 5.0}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def given(folder: Path, **changes: Any) -> dict[str, Any]:
+    whole = recipe(folder, **{"atp": ATP, "train": "thresholds", "lr": 0.02, "steps": 4, **changes})
+    del whole["stages"]
+    return whole
+
+
+def test_thresholds_alone_and_resumed(tiny: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    found = run(parse_recipe(given(tiny)), tmp_path / "whole", say=said.append)
+    assert found == tmp_path / "whole" / "atp"
+    assert any("temperature" in line and "tokens 0." in line for line in said)
+    short = tmp_path / "short"
+
+    class Stop(Exception):
+        pass
+
+    def stop(line: str) -> None:
+        if line.startswith("step 3/"):
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(parse_recipe(given(tiny)), short, say=stop)
+    run(parse_recipe(given(tiny)), short, resume=True, say=lambda _: None)
+    one, other = (load_file(folder / "atp" / "atp.safetensors") for folder in (tmp_path / "whole", short))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert one["predictors.0.redundancy.weight"].abs().max() > 1e-3, "nothing was learned"
+
+    model, processor = load(tiny)
+    rows = Scenes(4, turns=1)
+    batch = Batches(processor, foveate.models.family_of(model))([(n, rows[n]) for n in range(4)])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+    with torch.no_grad(), foveate.apply(model, f"atp:adapter={found}") as applied:
+        model(**inputs)
+    images = applied.report().images
+    assert all(image.layers[0] == TOKENS > image.layers[1] >= image.layers[2] for image in images)
+
+
+# Asked for by peft.
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_along_with_the_model(tiny: Path, tmp_path: Path) -> None:
+    """Its weights move, and the adapter is for the model as it is then."""
+    for train in ("full", "lora"):
+        out = run(parse_recipe(given(tiny, train=train, steps=2, lr=1e-3)), tmp_path / train, say=lambda _: None)
+        assert out == tmp_path / train / "model"
+        model, _ = load(out)
+        with foveate.apply(model, f"atp:adapter={tmp_path / train / 'atp'}"):
+            pass
+        with (
+            pytest.raises(foveate.FoveateError, match="another base model"),
+            foveate.apply(load(tiny)[0], f"atp:adapter={tmp_path / train / 'atp'}"),
+        ):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"atp": None}, "the recipe has no atp"),
+        ({"atp": {"target": 1.5}}, "target is a share of the tokens"),
+        ({"atp": {**ATP, "temperature": 99.0}}, "up to sharpest"),
+        ({"atp": {**ATP, "acts_on": "heads"}}, "acts_on is one of keys, values"),
+        ({"atp": {**ATP, "layer": [1]}}, 'did you mean "layers"?'),
+        ({"test": "pool:0.5"}, "leave stages and test out"),
+        ({"data": {"scenes": 4, "features": "pool2d:9:positions=pack@features"}}, "neither voco nor data.features"),
+    ],
+)
+def test_bad_recipes(changes: dict[str, Any], message: str) -> None:
+    whole = {**given(Path("model")), **changes}
+    if whole["atp"] is None:
+        whole["stages"] = [{"share": 1}]
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(whole)
+    assert message in str(caught.value)
