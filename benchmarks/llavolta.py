@@ -3,7 +3,7 @@
 
 One start, the embedded model moved to 144 visual tokens per image, which it was not trained for; one set of
 conversations; one number of optimiser steps. Each run trains it under another schedule of specs (LLaVolta,
-arXiv 2406.20092) and is then asked the questions of the fixed test set, without compression and under two specs inside
+arXiv 2406.20092) and is then asked the questions of the fixed test set, without compression and under specs inside
 the decoder. The encoder is frozen and runs once per image for all runs.
 
 Killed or timed out at any moment, the same command goes on where it was: runs at their last checkpoint, tests at the
@@ -264,8 +264,9 @@ def specs_of(name: str) -> list[str]:
 
 
 def settings_of(name: str) -> list[str]:
-    """What a model is tested under: nothing, and what the questions of the page need."""
-    return [DENSE, LIGHT, HEAVY, *([CLUSTER] if name in ("start", "single-1") or name.startswith("always") else [])]
+    """What a model is tested under: nothing, the published light setting, and where pooling meets clustering, both."""
+    meets = name in ("start", "single-1") or name.startswith("always")
+    return [DENSE, LIGHT, *([HEAVY, CLUSTER] if meets else [])]
 
 
 def tested(folder: Path) -> bool:

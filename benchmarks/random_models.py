@@ -109,7 +109,7 @@ def make(name: str, pictures: Pictures, device: str, dtype: torch.dtype, share: 
     """
     from transformers import AutoModelForImageTextToText
 
-    config = _config(name, pictures)
+    config = configuration(name, pictures)
     full = [_depths(part) for part in (config.text_config, config.vision_config)]
     if share:
         _set_depths(
@@ -168,7 +168,8 @@ def prompt(network: Any, pictures: Pictures, batch: int, text_tokens: int) -> di
     return {name: value.to(weight.device) for name, value in found.items()}
 
 
-def _config(name: str, pictures: Pictures) -> Any:
+def configuration(name: str, pictures: Pictures) -> Any:
+    """The configuration of one of `MODELS`, for pictures of this size."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     if name in LLAVAS:

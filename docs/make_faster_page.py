@@ -1,0 +1,563 @@
+#!/usr/bin/env python3
+"""Write docs/faster.md from committed measurements and the cost model: `python docs/make_faster_page.py`."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import textwrap
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent / "benchmarks"))
+
+from every_method import every  # noqa: E402
+from random_models import Pictures, configuration  # noqa: E402
+
+from foveate.cost import Device, check, device, read_model  # noqa: E402
+from foveate.cost.estimate import Cost, Model, count  # noqa: E402
+from foveate.cost.pictures import grid_picture  # noqa: E402
+from foveate.errors import KeepError  # noqa: E402
+
+PAGE = DOCS / "faster.md"
+PICTURE = DOCS / "pictures" / "faster.png"
+MEASURED = DOCS / "measured"
+KEEP = 0.111
+SIDES = (4, 8, 12, 16, 24, 32, 48, 64, 128)
+"""Visual tokens along one side of the pictures that are predicted."""
+DEVICES = ("h100", "l4", "orin")
+BATCHES = (1, 16)
+TEXT, NEW = 60, 64
+WORTH = 0.01
+"""The share of the time that must be saved for a method to pay."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a measurement: one model, picture and batch; rows by spec."""
+
+    told: dict[str, Any]
+    environment: dict[str, Any]
+
+    @property
+    def rows(self) -> dict[str, Row]:
+        """Rows by spec."""
+        return {row["spec"]: row for row in self.told["rows"]}
+
+    @property
+    def dense(self) -> Row:
+        """The row of the untouched model."""
+        return self.rows["dense"]
+
+    def __getattr__(self, name: str) -> Any:
+        return self.told[name]
+
+
+@cache
+def cells() -> tuple[Cell, ...]:
+    """All that was measured: docs/measured/speed-*.json."""
+    found = []
+    for path in sorted(MEASURED.glob("speed-*.json")):
+        held = json.loads(path.read_text(encoding="utf-8"))
+        found += [Cell(cell, held["environment"]) for cell in held["cells"] if cell["rows"]]
+    return tuple(found)
+
+
+@cache
+def here() -> Device:
+    """The machine on which was measured."""
+    return check.read(MEASURED / "calibration-bfloat16.json")[0]
+
+
+@cache
+def shapes(name: str) -> Model:
+    """A model's shapes; those of the benchmarks' own models, too."""
+    return read_model(configuration(name, Pictures(1, 576)))
+
+
+@cache
+def told(name: str, spec: str | None, side: int, pictures: int, text: int, new: int, batch: int, on: Device) -> Cost:
+    """What the cost model tells of square pictures."""
+    model = shapes(name)
+    shown = [grid_picture(side, side, model.vision.merge)] * pictures
+    return count(model, spec, shown, text, new, batch, on, "bfloat16")
+
+
+def saved(name: str, spec: str, side: int, batch: int, on: Device, whole: bool) -> float:
+    """The share of the time that a spec saves: of the whole call, or to the first token."""
+    dense, short = (told(name, each, side, 1, TEXT, NEW, batch, on) for each in (None, spec))
+    return 1 - (short.seconds / dense.seconds if whole else short.first_token / dense.first_token)
+
+
+def pays_from(name: str, spec: str, batch: int, on: Device, whole: bool) -> int | None:
+    """The fewest tokens of those tried from which on a spec saves something worth the name; None if there are none."""
+    found: int | None = None
+    for side in reversed(SIDES):
+        try:
+            if saved(name, spec, side, batch, on, whole) < WORTH:
+                break
+        except KeepError:
+            break
+        found = side * side
+    return found
+
+
+# The page
+
+
+def page() -> str:
+    """The whole page."""
+    parts = (_short_answer, _methods, _growth, _batches, _layouts, _published, _predicted, _no, _targets)
+    return "\n".join([HEAD, *filter(None, (part() for part in parts))])
+
+
+HEAD = """\
+# Is it really faster?
+
+Often, and less than the number of tokens says. This page tells for every method from how many visual tokens on, at
+which batch size and on which device it pays, and where it does not. It is made by
+
+```text
+python benchmarks/speed.py ...        (below, beside what each run measured)
+python docs/make_faster_page.py
+```
+
+from [measurements](measured) and the [cost model](cost.md); a test fails when it is out of date. **Measured** tables
+are from one CPU, by the clock of the process, with one thread. **Predicted** tables are from the cost model and name
+the device; no GPU was at hand, so GPU times are lower bounds from data sheets, with 5 us per kernel assumed. Speed does
+not depend on what the weights are, so all models here have random ones.
+"""
+
+
+def _short_answer() -> str:
+    cell = _main()
+    dense, model, h100 = cell.dense, "llava-1.5-7b", device("h100")
+    best = min(cell.rows[f"{name}:{KEEP}"]["first_token"] for name in ("stride", "pool2d", "cls"))
+    shrunk = cell.rows[f"resize:{KEEP}"]["first_token"]
+    whole, short = (told(model, spec, 24, 1, TEXT, NEW, 1, h100) for spec in (None, f"stride:{KEEP}"))
+    return _list(
+        f"**The first token comes sooner.** {cell.model} on this CPU, one picture of 576 tokens, 64 kept: "
+        f"{dense['first_token']:,.0f} ms become {best:,.0f}, that is {1 - best / dense['first_token']:.0%} less.",
+        f"**Then the encoder is what is left.** It takes {dense['encoder'] / dense['first_token']:.0%} of the time to "
+        f"the first token before, and {dense['encoder'] / best:.0%} after. Only what acts before the encoder, or in "
+        f"it, goes further: `resize` brings the same call to {shrunk:,.0f} ms.",
+        "**Later tokens hardly change** at batch 1: reading the weights is what takes time. LLaVA-1.5-7B on an H100 "
+        f"takes {whole.per_token * 1e3:.2f} ms a token dense, {short.per_token * 1e3:.2f} with 64 (predicted). With "
+        "large batches they do change, because the cache is read too, and more requests fit.",
+        "**Small pictures on fast devices gain nothing**: kernels take as long to start as to run. The tables of "
+        "predictions tell where that begins.",
+        "**Attention maps cost more than they save** where a method asks the model for them. No method here does.",
+    )
+
+
+def _main() -> Cell:
+    """The cell in which every method was measured."""
+    return max(cells(), key=lambda cell: (len(cell.rows), -abs(cell.tokens - 576)))
+
+
+def _possible(cell: Cell, spec: str) -> float:
+    """How many times sooner the first token could come by the cost model, if the compressor took nothing."""
+    shown = Pictures.read(cell.pictures)
+    rest = (shown.side, shown.count, cell.text_tokens, cell.new_tokens, cell.batch, here())
+    dense, short = told(cell.model, None, *rest), told(cell.model, spec, *rest)
+    return dense.first_token / (short.first_token - short.part("compressor").seconds)
+
+
+def _reached(cell: Cell, spec: str) -> float:
+    """How much of that was measured."""
+    return cell.dense["first_token"] / cell.rows[spec]["first_token"] / _possible(cell, spec)
+
+
+def _part_of_saved(cell: Cell, spec: str) -> float:
+    """The compressor's time beside the prefill that is saved."""
+    return cell.rows[spec]["compressor"] / (cell.dense["prefill"] - cell.rows[spec]["prefill"])
+
+
+def _texts(cell: Cell, spec: str) -> dict[str, str]:
+    """Every column that a table may have of a row."""
+    row, short = cell.rows[spec], spec != "dense"
+    times = {f"{name}, ms": f"{row[name.replace(' ', '_')]:,.0f}" for name in ("encoder", "prefill", "per token")}
+    return times | {
+        "model": cell.model,
+        "visual tokens": f"{cell.tokens:,}",
+        "batch": f"{cell.batch}",
+        "text tokens": f"{cell.text_tokens}",
+        "spec": f"`{spec}`",
+        "left": f"{row['kept']:,}",
+        "mean over layers": f"{row['mean_over_layers']:,.0f}",
+        "compressor, ms": f"{row['compressor']:,.1f}" if short else "",
+        "of the saved": f"{_part_of_saved(cell, spec):.1%}" if short else "",
+        "by hand": f"{row['ideal_prefill']:,.0f}" if "ideal_prefill" in row else "",
+        "first token, ms": f"{row['first_token']:,.0f}",
+        "sooner": f"{1 - row['first_token'] / cell.dense['first_token']:.0%}" if short else "",
+        "of what is possible": f"{_reached(cell, spec):.2f}" if short else "",
+        "cache, MB": f"{row['kv_bytes'] / 1e6:,.1f}",
+        "peak, MB": f"{row['peak_bytes'] / 1e6:,.0f}",
+    }
+
+
+def _methods() -> str:
+    cell = _main()
+    columns = ["spec", "left", "mean over layers", "compressor, ms", "of the saved", "prefill, ms", "by hand"]
+    columns += ["first token, ms", "sooner", "of what is possible", "cache, MB", "peak, MB"]
+    return f"""\
+## Measured: every method, one picture of 576 tokens
+
+{_filled(_where(cell))}
+
+Each method leaves about a ninth of the tokens in the last layer. "By hand" is the prefill of the same decoder given as
+many tokens with nothing to decide. "Sooner" is how much less time passes until the first token. "Of what is possible"
+compares the speed-up with the one that the cost model has for this machine if the compressor took nothing. "Of the
+saved" is the compressor's time beside the prefill that is saved. The peak is of tensors beside the weights.
+
+{_commands([cell], "every")}
+{_table(columns, [_texts(cell, spec) for spec in cell.rows])}"""
+
+
+def _growth() -> str:
+    mine = _curve()
+    specs = list(mine[0].rows)
+
+    def row(cell: Cell, value: Any) -> dict[str, str]:
+        return {"visual tokens": f"{cell.tokens:,}"} | {f"`{spec}`": value(cell.rows[spec]) for spec in specs}
+
+    def first(row: Row) -> str:
+        return f"{row['first_token']:,.0f} ({row['encoder'] / row['first_token']:.0%})"
+
+    columns = ["visual tokens", *(f"`{spec}`" for spec in specs)]
+    where = (
+        _where(mine[0]) + " Up to 576 tokens are one picture; beyond, they are several of 576, as frames or tiles are."
+    )
+    return f"""\
+## How cost grows with work
+
+{_filled(where)}
+
+![Time to the first token and the encoder's share, over visual tokens](pictures/faster.png)
+
+Lines are predicted from the shortest times that the calibration saw; points are medians on a machine that did other
+things too, so they lie higher, dense and compressed alike.
+
+{_commands(mine)}
+Time to the first token in ms; in brackets the encoder's share of it:
+
+{_table(columns, [row(cell, first) for cell in mine])}
+The compressor's time, in ms:
+
+{_table(columns, [row(cell, lambda each: f"{each['compressor']:.1f}") for cell in mine])}"""
+
+
+def _curve() -> list[Cell]:
+    """The cells of one set of specs over numbers of tokens, fewest first."""
+    ways: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells():
+        ways.setdefault((cell.model, cell.batch, cell.text_tokens, *cell.rows), []).append(cell)
+    return sorted(max(ways.values(), key=len), key=lambda cell: cell.tokens)
+
+
+def _batches() -> str:
+    found = [cell for cell in cells() if cell.model == _main().model and (cell.batch > 1 or cell.text_tokens != TEXT)]
+    if not found:
+        return ""
+    alike = [cell for cell in _curve() if cell.tokens == found[0].tokens]
+    columns = ["batch", "text tokens", "spec", "compressor, ms", "of the saved", "prefill, ms", "by hand"]
+    columns += ["first token, ms", "sooner", "per token, ms", "cache, MB", "peak, MB"]
+    specs = set.union(*(set(cell.rows) for cell in found))
+    rows = [
+        _texts(cell, spec)
+        for cell in sorted([*alike, *found], key=lambda cell: (cell.text_tokens, cell.batch))
+        for spec in cell.rows
+        if spec in specs
+    ]
+    return f"""\
+## Measured: batches and longer texts
+
+{_filled(f"{_where(found[0])} One picture of {found[0].tokens} tokens per prompt.")}
+
+{_commands(found)}
+{_table(columns, rows)}"""
+
+
+def _layouts() -> str:
+    found = [cell for cell in cells() if cell.model != _main().model]
+    if not found:
+        return ""
+    text = "Dimensions of released models, random weights, " + _where(found[0]).partition(", ")[2]
+    if any(cell.told.get("shared_weights") for cell in found):
+        text += (
+            " To fit into a small machine, all layers share one layer's weights; one layer is larger than the "
+            "processor's caches, so it is read from memory each time all the same."
+        )
+    columns = ["model", "visual tokens", "batch", "spec", "left", "encoder, ms", "compressor, ms", "of the saved"]
+    columns += ["prefill, ms", "by hand", "first token, ms", "sooner", "per token, ms", "cache, MB"]
+    return f"""\
+## Measured: layouts of released models
+
+{_filled(text)}
+
+{_commands(found)}
+{_table(columns, [_texts(cell, spec) for cell in found for spec in cell.rows])}"""
+
+
+def _published() -> str:
+    maps = []
+    for cell in (*_curve(), *(each for each in cells() if each.model != _main().model)):
+        if cell.told.get("maps"):
+            made = cell.maps
+            maps.append(
+                {
+                    "model": cell.model,
+                    "visual tokens": f"{cell.tokens:,}",
+                    "encoder": f"{cell.dense['encoder']:,.0f}",
+                    "encoder with maps": f"{made['encoder']:,.0f}",
+                    "prefill": f"{cell.dense['prefill']:,.0f}",
+                    "prefill with maps": f"{made['prefill']:,.0f}",
+                    "maps of the decoder, MB": f"{made['bytes'] / 1e6:,.0f}",
+                }
+            )
+    plans = json.loads((MEASURED / "plans.json").read_text(encoding="utf-8"))["rows"]
+    width = min(row["width"] for row in plans)
+    loops = [
+        {
+            "method": f"`{row['method']}`",
+            "tokens": f"{row['tokens']:,}",
+            "ours": f"{row['ms']:,.1f}",
+            "as published": f"{row['structured_ms']:,.1f}",
+            "times": f"{row['structured_ms'] / row['ms']:.1f}",
+        }
+        for row in plans
+        if "structured_ms" in row and row["width"] == width
+    ]
+    return f"""\
+## Against the published structure
+
+Methods that read attention are published on top of eager attention that returns its maps. What that costs before any
+token is dropped, measured in the same runs, dense, in ms:
+
+{_table(list(maps[0]), maps)}
+Here one layer's queries and keys are made again from its input, and only the rows that are asked for. Rules that are
+published as loops, one token or cluster after the other, beside ours ([all methods](speed.md)), in ms:
+
+{_table(list(loops[0]), loops)}"""
+
+
+def _entry(model: str, spec: str, batch: int, on: Device, whole: bool) -> str:
+    start = pays_from(model, spec, batch, on, whole)
+    return "no" if start is None else f"from {start:,}; {saved(model, spec, 24, batch, on, whole):.0%}"
+
+
+def _predicted() -> str:
+    model = "llava-1.5-7b"
+    places = {name: device(name) for name in DEVICES} | {"CPU": here()}
+    tables = []
+    for whole, batch in ((False, 1), (True, BATCHES[-1])):
+        title = (
+            f"The whole call with {NEW} new tokens, batch {batch}"
+            if whole
+            else f"Time to the first token, batch {batch}"
+        )
+        rows = [
+            {"method": f"`{spec}`"} | {name: _entry(model, spec, batch, on, whole) for name, on in places.items()}
+            for spec in every(32, KEEP)
+        ]
+        tables.append(f"{title}:\n\n{_table(['method', *places], rows)}")
+    sizes = ", ".join(f"{side * side:,}" for side in SIDES)
+    intro = (
+        f"LLaVA-1.5-7B's shapes in bfloat16, one square picture, {TEXT} text tokens, a ninth of the tokens left. Each "
+        f"entry: from how many visual tokens on at least {WORTH:.0%} of the time is saved, at every larger size too; "
+        f'and how much is saved at 576. "no": at no size. Sizes tried: {sizes}. "CPU" is the machine of the '
+        "measurements, as calibrated. The other devices' times are lower bounds: a real kernel is slower, which "
+        "favours fewer tokens, and takes longer to start, which favours none."
+    )
+    return "## Predicted: from how many tokens on, at which batch size, on which device\n\n" + "\n".join(
+        [_filled(intro) + "\n", *tables, _others()]
+    )
+
+
+def _stand_ins() -> list[str]:
+    """Methods that stand for the cheap, the dear, and those inside the decoder."""
+    return [f"stride:{KEEP}", f"cluster:{KEEP}", f"tome:{KEEP}", f"fastv:{KEEP}@2"]
+
+
+def _others() -> str:
+    """More layouts."""
+    places = [(name, batch) for name in DEVICES for batch in BATCHES]
+    rows = [
+        {"model": model, "spec": f"`{spec}`"}
+        | {f"{name}, batch {batch}": _entry(model, spec, batch, device(name), False) for name, batch in places}
+        for model in ("qwen2.5-vl-7b", "qwen3-vl-8b", "0.5B")
+        for spec in _stand_ins()
+    ]
+    return f"Other layouts, time to the first token:\n\n{_table(list(rows[0]), rows)}"
+
+
+def _no() -> str:
+    lines = []
+    for model, specs in (("llava-1.5-7b", every(32, KEEP)), ("0.5B", _stand_ins())):
+        for name in DEVICES:
+            for batch in BATCHES:
+                on = device(name)
+                starts = {spec: pays_from(model, spec, batch, on, False) for spec in specs}
+                late = [spec for spec, start in starts.items() if start is None or start > 576]
+                first = min((start for start in starts.values() if start is not None), default=None)
+                where = f"{model} on {on.title}, batch {batch} (predicted): "
+                if first is None:
+                    lines.append(where + "nothing pays at any size.")
+                elif first > SIDES[0] ** 2 or late:
+                    named = (
+                        "nothing" if len(late) == len(specs) else ", ".join(f"`{re.split('[:@]', s)[0]}`" for s in late)
+                    )
+                    below = (
+                        f"nothing pays below {first:,} tokens"
+                        if first > SIDES[0] ** 2
+                        else "the first pays from the start"
+                    )
+                    lines.append(where + below + (f", and {named} not yet at 576." if late and first <= 576 else "."))
+    small = _curve()[0]
+    gains = {spec: 1 - row["first_token"] / small.dense["first_token"] for spec, row in small.rows.items()}
+    low = min((spec for spec in gains if spec != "dense"), key=lambda spec: gains[spec])
+    return "## Where the answer is no\n\n" + _list(
+        *lines,
+        f"Small pictures: at {small.tokens} tokens `{low}` saves {gains[low]:.0%} of the time to the first token "
+        "(measured).",
+        "Long answers at batch 1: a token of the answer takes as long as before. What is saved is saved once, before "
+        "the first token.",
+        "Many questions about one picture: a method that reads the question begins again for each; one that doesn't "
+        "keeps the features and the cache of the compressed picture.",
+        "Where the encoder takes most of the time, dropping tokens behind it can't help much: see the encoder's share.",
+        "Steps at layer k of the decoder save less than the same step before it: layers 0 to k-1 hold everything, in "
+        'arithmetic and in the cache ("mean over layers").',
+    )
+
+
+def _targets() -> str:
+    cell = _main()
+    specs = [spec for spec in cell.rows if spec != "dense"]
+    parts = {spec: _part_of_saved(cell, spec) for spec in specs}
+    beyond = [f"`{spec}` {part:.1%}" for spec, part in parts.items() if part > 0.01]
+    hand = {spec: row["prefill"] / row["ideal_prefill"] for spec, row in cell.rows.items() if "ideal_prefill" in row}
+    worst = max(hand, key=lambda spec: hand[spec])
+    reached = {spec: _reached(cell, spec) for spec in specs}
+    low = min(reached, key=lambda spec: reached[spec])
+    under = [f"`{spec}`" for spec, value in reached.items() if value < 0.9]
+    return "## The targets, and what is reached\n\n" + _list(
+        "The compressor takes at most 1 % of the prefill that it saves, on a CPU. "
+        + (f"Beyond that here, in {cell.dtype}: {', '.join(beyond)}." if beyond else f"All do, in {cell.dtype}.")
+        + " bfloat16 makes this processor's prefill several times faster than float32, and plans no faster; in "
+        "float32, see [what a plan costs](speed.md).",
+        "The prefill takes no more than 5 % longer than that of the same tokens given by hand. At worst "
+        f"`{worst}`, {hand[worst] - 1:+.1%}; the middle is {sorted(hand.values())[len(hand) // 2] - 1:+.1%}.",
+        "The speed-up to the first token is at least 0.9 of what the cost model says is possible. At least "
+        f"{reached[low]:.2f} (`{low}`)" + (f"; below 0.9: {', '.join(under)}." if under else "."),
+    )
+
+
+def _table(columns: list[str], rows: list[dict[str, str]]) -> str:
+    words = {"model", "spec", "method"}
+    rule = "".join("---|" if column in words else "---:|" for column in columns)
+    lines = [f"| {' | '.join(columns)} |", f"|{rule}"]
+    lines += [f"| {' | '.join(row[column] for column in columns)} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _list(*items: str) -> str:
+    return "\n".join(_filled(item, "* ") for item in items) + "\n"
+
+
+def _filled(text: str, first: str = "") -> str:
+    later = " " * len(first)
+    return textwrap.fill(text, 120, initial_indent=first, subsequent_indent=later, break_on_hyphens=False)
+
+
+def _where(cell: Cell) -> str:
+    title = {"0.5B": "A LLaVA of Qwen2-0.5B's size behind CLIP-L/14"}.get(cell.model, cell.model)
+    threads = f"{cell.threads} thread{'s' if cell.threads > 1 else ''}"
+    return f"{title}, {cell.dtype}, on {cell.environment['device']}, {threads}; medians of {cell.rounds} rounds."
+
+
+def _commands(found: list[Cell], specs: str | None = None) -> str:
+    """The commands by which these cells are measured; those that differ in their pictures alone are one."""
+    usual = [spec for spec in _curve()[0].rows if spec != "dense"]
+    pictures: dict[str, list[str]] = {}
+    for cell in found:
+        mine = [spec for spec in cell.rows if spec != "dense"]
+        words = [f"--models {cell.model}"]
+        words += [f"--batch {cell.batch}"] if cell.batch > 1 else []
+        words += [f"--text-tokens {cell.text_tokens}"] if cell.text_tokens != TEXT else []
+        words += [f"--specs {specs}"] if specs else [] if mine == usual else [f'--specs "{" ".join(mine)}"']
+        words += ["--share"] if cell.told.get("shared_weights") else []
+        words += ["--threads 1 --clock cpu"] if cell.environment["clock"] == "cpu" else ["--device cuda"]
+        pictures.setdefault(" ".join([*words, f"--dtype {cell.dtype}"]), []).append(cell.pictures)
+    lines = [f"python benchmarks/speed.py --tokens {','.join(each)} {words}" for words, each in pictures.items()]
+    return "\n".join(["```text", *lines, "```", ""])
+
+
+# The picture
+
+
+def draw(path: Path) -> None:
+    """Time to the first token and the encoder's share of it, over visual tokens."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    mine = _curve()
+    wanted = [None, *(spec for spec in mine[0].rows if spec.startswith(("cluster", "fastv", "resize")))]
+    colours = ("#333333", "#0072B2", "#D55E00", "#009E73")
+    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 11, "axes.linewidth": 0.8}):
+        figure = Figure(figsize=(10, 4.6), dpi=150)
+        canvas = FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2)
+        for spec, colour in zip(wanted, colours, strict=False):
+            predicted = []
+            for pictures in (Pictures(1, 64), Pictures(1, 256), *(Pictures(n, 576) for n in (1, 2, 4, 8, 16, 28))):
+                known = told(mine[0].model, spec, pictures.side, pictures.count, TEXT, mine[0].new_tokens, 1, here())
+                eyes = known.part("encoder").seconds
+                predicted.append((pictures.total, known.first_token, eyes / known.first_token))
+            x, seconds, share = zip(*predicted, strict=True)
+            rows = [(cell.tokens, cell.rows[spec or "dense"]) for cell in mine]
+            left.plot(x, seconds, color=colour, linewidth=1.6)
+            left.plot(
+                [n for n, _ in rows],
+                [row["first_token"] / 1e3 for _, row in rows],
+                "o",
+                color=colour,
+                label=spec or "dense",
+            )
+            right.plot(x, share, color=colour, linewidth=1.6)
+            right.plot(
+                [n for n, _ in rows], [row["encoder"] / row["first_token"] for _, row in rows], "o", color=colour
+            )
+        left.set_xscale("log", base=2)
+        left.set_yscale("log")
+        left.set_ylabel("time to the first token, s")
+        left.legend(frameon=False, title="points measured, lines predicted", alignment="left")
+        left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        right.set_xscale("log", base=2)
+        right.set_ylim(0, 1)
+        right.set_ylabel("the encoder's share of it")
+        for axes in (left, right):
+            axes.set_xlabel("visual tokens of the prompt (logarithmic)")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            axes.grid(axis="y", color="#dddddd", linewidth=0.7)
+            axes.set_axisbelow(True)
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+        figure.tight_layout()
+        unfinished = path.with_name(f".{path.name}.partial")
+        with unfinished.open("wb") as file:
+            canvas.print_png(file)
+        unfinished.replace(path)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    draw(PICTURE)
+    print(f"wrote {PAGE.name}", file=sys.stderr)
