@@ -264,9 +264,12 @@ def specs_of(name: str) -> list[str]:
 
 
 def settings_of(name: str) -> list[str]:
-    """What a model is tested under: nothing, the published light setting, and where pooling meets clustering, both."""
-    meets = name in ("start", "single-1") or name.startswith("always")
-    return [DENSE, LIGHT, *([HEAVY, CLUSTER] if meets else [])]
+    """What a model is tested under: what the page's questions need, and nothing else."""
+    if name in ("start", "single-1"):
+        return [DENSE, LIGHT, HEAVY, CLUSTER]
+    if name.startswith("always"):
+        return [DENSE, CLUSTER if "cluster" in name else HEAVY]
+    return [DENSE, LIGHT] if name.startswith(("single", "last")) else [DENSE]
 
 
 def tested(folder: Path) -> bool:
