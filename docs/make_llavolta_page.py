@@ -195,8 +195,8 @@ def _setting(results: Results) -> str:
         f"Each trained model answers the first {measured['questions']} questions of the fixed test set, about "
         f"{len(measured['questions_per_image'])} images: without compression (that is: with its 144 tokens), under the "
         "setting that `last-stage-compression` ends with, and some under the heavy ones. Intervals are 95 %, paired "
-        "question by question and clustered by image; they tell what other questions would change, and nothing about other "
-        f"seeds. Measured on {where['processor'] if where['device'] == 'cpu' else where['device']}, "
+        "question by question and clustered by image; they tell what other questions would change, and nothing about "
+        f"other seeds. Measured on {where['processor'] if where['device'] == 'cpu' else where['device']}, "
         + ", ".join(f"{name} {version}" for name, version in where["packages"].items())
         + "."
     )
