@@ -35,6 +35,7 @@ from foveate.bench.answers import Asker
 from foveate.bench.statistics import mean_interval
 from foveate.bench.tasks import Task, normalised
 from foveate.engine import encode
+from foveate.models import family_of
 from foveate.reference.load import load_model, load_processor
 from foveate.spec import Spec, parse
 from foveate.train.estimate import stage_flops
@@ -115,7 +116,7 @@ def main() -> int:
     quiet()
     setting = FULL if arguments.full else SMALL
     if arguments.tiny:
-        setting = Setting(SMALL.features, 32, 8, 4, 4, 1e-3)
+        setting = Setting(setting.features, 32, 8, 4, 4, 1e-3)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     same_setting(out, setting, arguments)
@@ -217,7 +218,7 @@ def step_times(setting: Setting, out: Path) -> dict[str, Any]:
         from foveate.train.batches import Batches
 
         rows: Any = ready.rows
-        collate: Any = Batches(ready.processor, foveate.family_of(model))
+        collate: Any = Batches(ready.processor, family_of(model))
     else:
         from types import SimpleNamespace
 
