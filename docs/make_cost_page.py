@@ -10,6 +10,7 @@ from pathlib import Path
 from foveate.cost import check, cost, devices, published
 from foveate.cost.device import Device
 from foveate.cost.papers import decoder_flops, figures
+from foveate.cost.vision import counted
 
 _UNITS = {"share": " of all", "TFLOPs": " TFLOPs", "GFLOPs": " GFLOPs", "MB": " MB"}
 PAGE = Path(__file__).with_name("cost.md")
@@ -63,6 +64,8 @@ made again as signals, moving the tokens, a second projection for a step at `@fe
 * Grouped key heads, heads of any width, gated and plain MLPs, experts (active ones in FLOPs, all in memory), sliding
   windows and linear attention are counted. Latent attention and state-space layers are refused: no number is better
   than a wrong one.
+* Of a vision side that is not known, encoder and projector are left out of every figure, and a warning says so; the
+  decoder is counted if the configuration tells how many visual tokens a picture gets. Known are KNOWN.
 * The cache is exact. Peak memory is weights, cache and the widest activations: an estimate. A test compares the
   activations with what torch's profiler sees while small models answer; they agree within 20 %.
 
@@ -143,6 +146,7 @@ tokens save memory and no time, and the line says so.
 def page() -> str:
     """The whole page."""
     head = HEAD.replace("PUBLISHED", ", ".join(f"`{name}`" for name in published()))
+    head = head.replace("KNOWN", ", ".join(f"`{name}`" for name in counted()))
     return "\n".join(
         [
             head,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from commands import Commands
 
+from foveate.cli import app
 from foveate.cost import published
 from foveate.cost.device import read_devices
 from foveate.reference import PATH
@@ -74,6 +75,17 @@ def test_warnings(run: Commands) -> None:
     words = run("cost", "--model", "llava-1.5-7b", "--text-tokens", 4000, "--device", "l4", "--batch", 16)
     assert "the model has 4,096" in words
     assert "dense does not fit" in words
+
+
+def test_a_model_of_which_only_the_decoder_is_known(run: Commands, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    AutoConfig.for_model("vipllava").save_pretrained(tmp_path)
+    result = run.runner.invoke(app, ["cost", "--model", str(tmp_path), "--json"])
+    assert "does not know the vision side of 'vipllava'" in result.stderr
+    told = json.loads(result.stdout)["costs"][0]
+    assert told["visual_tokens"] == 576
+    assert [part["flops"] for part in told["parts"][:2]] == [0, 0]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from foveate.cost.ops import Op, Part
 from foveate.cost.papers import figures
 from foveate.cost.pictures import Fixed, Flexible, Tiled
 from foveate.cost.vision import read_vision
-from foveate.errors import FoveateError, KeepError, SpecError
+from foveate.errors import FoveateError, FoveateWarning, KeepError, SpecError
 from foveate.methods import Method, method_class, method_names
 from foveate.spec import parse
 
@@ -352,9 +352,9 @@ def test_configurations(tmp_path: Path) -> None:
     assert "no model_type" in refused({})
     assert "unknown to the installed transformers" in refused({"model_type": "lava"})
     assert "has no vision_config and no text_config" in refused({"model_type": "llama"})
-    assert "does not count models of type 'paligemma'" in refused(
-        SimpleNamespace(model_type="paligemma", vision_config=1, text_config=1)
-    )
+    telling = refused(SimpleNamespace(model_type="fuyuer", vision_config=1, text_config=1))
+    assert "does not know the vision side of 'fuyuer'; it knows llava, llava_next" in telling
+    assert "write the number into it as image_seq_length" in telling
     assert "one of llava-1.5-13b" in refused("llava-1.5-70b")
     assert "there is no" in refused(tmp_path)
     (tmp_path / "config.json").write_text("{")
@@ -376,9 +376,44 @@ def test_configurations(tmp_path: Path) -> None:
     config = load_config(LLAVA)
     config.text_config.kv_lora_rank = 512
     assert "latent attention (kv_lora_rank)" in refused(config)
+
+
+def test_a_vision_side_that_is_not_known_is_left_out_and_said() -> None:
+    known = foveate.cost(LLAVA, "stride:64", new_tokens=3)
     config = load_config(LLAVA)
+    config.model_type = "llava_of_the_future"
+    with pytest.warns(
+        FoveateWarning, match="does not know the vision side of 'llava_of_the_future'.* 576 visual tokens"
+    ):
+        found = foveate.cost(config, "stride:64", new_tokens=3)
+    for name in ("prefill", "head", "decode"):
+        assert found.part(name) == known.part(name)
+    for name in ("encoder", "projector"):
+        assert found.part(name).seconds == found.part(name).flops == 0
+    assert found.layers == known.layers
+    assert found.kv_bytes == known.kv_bytes
+    assert found.weight_bytes == read_model(LLAVA).decoder.parameters * 2
     config.vision_config.model_type = "sam"
-    assert "with a sam encoder" in refused(config)
+    config.model_type = "llava"
+    with pytest.warns(FoveateWarning, match="llava with a sam encoder"):
+        assert foveate.cost(config).visual_tokens == 576
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("cls:64", "cls acts on what is inside the vision side"),
+        ("stride:64@features", "stride acts on what is inside"),
+        ("resize:0.5", "cannot resize"),
+        ("tome:64@encoder", "acts inside the encoder, and nothing can"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::foveate.errors.FoveateWarning")
+def test_nothing_acts_in_a_vision_side_that_is_not_known(spec: str, words: str) -> None:
+    config = load_config(LLAVA)
+    config.model_type = "llava_of_the_future"
+    with pytest.raises(FoveateError, match=words):
+        foveate.cost(config, spec)
 
 
 @pytest.mark.parametrize(

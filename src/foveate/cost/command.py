@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from foveate.cost.device import Device, device, devices, read_devices, save, user_file
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, FoveateWarning
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +62,11 @@ def cost(
 
     specs = [parse(text) for text in spec or ["cluster:64"]]
     _quiet()
-    shapes = read_model(model)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", FoveateWarning)
+        shapes = read_model(model)
+    for each in said:
+        typer.echo(f"{each.message}.", err=True)
     rest: dict[str, Any] = {"text_tokens": text_tokens, "new_tokens": new_tokens, "batch": batch, "dtype": dtype}
     rows = [cost_of(shapes, each, images=sizes, device=place, **rest) for each in (None, *specs)]
     evens = [break_even(shapes, each, device=place, **rest) for each in specs]

@@ -13,8 +13,9 @@ from foveate.cost.fields import load_config
 from foveate.cost.journey import Journey, Visit, journey
 from foveate.cost.ops import Op, Part, elementwise, linear
 from foveate.cost.pictures import Picture, grid_picture, read_sizes
-from foveate.cost.vision import Vision, read_vision
+from foveate.cost.vision import Unseen, Vision, read_vision
 from foveate.errors import FoveateError, KeepError
+from foveate.methods import Method
 from foveate.spec import Spec, parse
 from foveate.tokens import DecoderAttention, DecoderKeys, DecoderLogits, EncoderAttention, EncoderKeys
 
@@ -163,8 +164,10 @@ class Model:
 def read_model(config: Any) -> Model:
     """The shapes of a model from its configuration, in any form that `cost` takes.
 
+    Of a vision side that is not known only the number of visual tokens is read, with a `FoveateWarning` that says so.
+
     Raises:
-        FoveateError: there is no such configuration, a field is missing or makes no sense, or it isn't counted.
+        FoveateError: there is no such configuration, a field is missing or makes no sense, or it can't be counted.
     """
     from foveate.models import family_class
 
@@ -294,6 +297,10 @@ def _compressor(ways: Sequence[Journey], model: Model, text: int, batch: int, si
     for visits, pictures in planned.items():
         images = pictures * batch
         for visit in visits:
+            if isinstance(model.vision, Unseen) and (visit.place == "features" or _sees_encoder(visit.method)):
+                raise FoveateError(
+                    f"{visit.method.name} acts on what is inside the vision side, and of {model.kind} that is not known"
+                )
             width = _width(visit, model)
             effort = visit.method.effort(visit.arriving, width)
             moved = images * visit.arriving * width * (size + _FLOAT32)
@@ -306,6 +313,10 @@ def _compressor(ways: Sequence[Journey], model: Model, text: int, batch: int, si
             if visit.place == "features":
                 ops += model.vision.project(visit.leaving, images, size, extra=False).ops
     return Part("compressor", tuple(ops))
+
+
+def _sees_encoder(method: Method) -> bool:
+    return any(isinstance(need, EncoderKeys | EncoderAttention) for need in method.needs)
 
 
 def _left(ways: Sequence[Journey], depth: int) -> list[tuple[int, ...]]:

@@ -49,6 +49,22 @@ class Fixed:
 
 
 @dataclass(frozen=True)
+class Row:
+    """So many visual tokens for every picture; how they lie in it isn't known, and so nothing can shrink it."""
+
+    tokens: int
+
+    def picture(self, width: int, height: int) -> Picture:
+        """One row, whatever the size."""
+        check_size(width, height)
+        return grid_picture(1, self.tokens)
+
+    def shrunk(self, picture: Picture, rows: int, columns: int) -> Picture:
+        """What nobody asks for."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
 class Flexible:
     """A picture keeps its proportions, rounded to whole tokens, between two numbers of pixels (Qwen-VL).
 

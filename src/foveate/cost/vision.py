@@ -6,6 +6,7 @@ dimensions of encoder and projector.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,8 +15,8 @@ from typing import Any
 from foveate.cost.decoder import Mlp
 from foveate.cost.fields import field, number
 from foveate.cost.ops import Op, Part, attention, elementwise, fused_norm, linear, norm, repeated, rotary
-from foveate.cost.pictures import Fixed, Flexible, Picture, Tiled
-from foveate.errors import FoveateError
+from foveate.cost.pictures import Fixed, Flexible, Picture, Row, Tiled
+from foveate.errors import FoveateError, FoveateWarning
 from foveate.tokens import Segment
 
 
@@ -40,7 +41,7 @@ class Vision:
         rotates: whether there are rotary embeddings; the norms are RMS norms then and not fused.
     """
 
-    sizing: Fixed | Flexible | Tiled
+    sizing: Fixed | Flexible | Tiled | Row
     depth: int
     width: int
     heads: int
@@ -156,16 +157,75 @@ class Vision:
 def read_vision(config: Any) -> Vision:
     """The vision side of a vision-language model's configuration.
 
+    Of an architecture that is not counted, encoder and projector are left out, with one warning that says so.
+
     Raises:
-        FoveateError: a field is missing or makes no sense, or the architecture is not counted.
+        FoveateError: a field is missing or makes no sense, or it can't be told how many visual tokens there are.
     """
     kind = str(getattr(config, "model_type", ""))
-    if kind not in _SIDES:
-        raise FoveateError(f"the cost model does not count models of type {kind!r}; it counts {', '.join(counted())}")
-    vision = _SIDES[kind](config)
+    try:
+        if kind not in _SIDES:
+            known = ", ".join(counted())
+            raise UncountedError(f"the cost model does not know the vision side of {kind!r}; it knows {known}")
+        vision = _SIDES[kind](config)
+    except UncountedError as error:
+        return unseen(config, str(error))
     if vision.width % vision.heads:
         raise FoveateError(f"the encoder's width {vision.width} is no multiple of its {vision.heads} heads")
     return vision
+
+
+class UncountedError(FoveateError):
+    """A vision side that is not counted."""
+
+
+@dataclass(frozen=True)
+class Unseen(Vision):
+    """A vision side of which nothing is known but how many visual tokens leave it: it costs nothing."""
+
+    @property
+    def parameters(self) -> int:
+        """None."""
+        return 0
+
+    def encode(self, grids: Sequence[Segment], batch: int, size: int, left: Sequence[Sequence[int]] = ()) -> Part:
+        """No work."""
+        return Part("encoder", ())
+
+    def project(self, tokens: int, batch: int, size: int, extra: bool = True) -> Part:
+        """No work."""
+        return Part("projector", ())
+
+    def working(self, grids: Sequence[Segment], batch: int, size: int) -> int:
+        """No bytes."""
+        return 0
+
+
+# Where configurations tell how many visual tokens a picture gets; the decoder's part is looked at, too.
+_TELLING = ("mm_tokens_per_image", "image_seq_length", "num_image_tokens", "image_token_length", "num_image_token")
+
+
+def unseen(config: Any, why: str) -> Unseen:
+    """The vision side of an architecture that is not counted, with a warning.
+
+    Raises:
+        FoveateError: its configuration doesn't tell how many visual tokens a picture gets.
+    """
+    parts = (config, config.text_config, config.vision_config)
+    told = [(name, getattr(part, name, None)) for part in parts for name in _TELLING]
+    name, tokens = next(((name, value) for name, value in told if isinstance(value, int) and value > 0), (None, 0))
+    if name is None:
+        raise FoveateError(
+            f"{why}, and its configuration doesn't tell how many visual tokens a picture gets; write the number into "
+            "it as image_seq_length, and the decoder can be counted"
+        )
+    warnings.warn(
+        f"{why}. Encoder and projector are left out of every figure, their weights too, and every picture counts as "
+        f"{tokens} visual tokens ({name}); the decoder is counted in full",
+        FoveateWarning,
+        stacklevel=2,
+    )
+    return Unseen(Row(tokens), 0, 1, 1, Mlp(1, gated=False), 0, number(config.text_config, "hidden_size"))
 
 
 def counted() -> tuple[str, ...]:
@@ -195,7 +255,7 @@ def _clip(config: Any, sizing: Fixed | Tiled) -> Vision:
     vision = config.vision_config
     kind = getattr(vision, "model_type", "")
     if kind != "clip_vision_model":
-        raise FoveateError(f"the cost model does not count {config.model_type} with a {kind} encoder")
+        raise UncountedError(f"the cost model does not know {config.model_type} with a {kind} encoder")
     if getattr(config, "vision_feature_select_strategy", "default") != "default":
         raise FoveateError(f"the cost model does not count {config.model_type} with [CLS] among the visual tokens")
     levels = getattr(config, "vision_feature_layer", -2)
