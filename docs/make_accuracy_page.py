@@ -55,9 +55,11 @@ GROUPS = {
     "selection and merging": ("visionzip", "prumerge", "prumerge-plus", "tome"),
     "attention of the encoder": ("cls", "vispruner", "hired", "holov"),
     "diversity, pooling": ("divprune", "cdpruner", "pool"),
-    "inside: by attention": ("fastv@", "pyramiddrop@", "sparsevlm", "atp@", "vtw@"),
-    "inside: without attention": ("dart@", "cluster@", "tome@", "pool@"),
+    "one layer, by attention": ("fastv@", "vtw@"),
+    "several layers": ("pyramiddrop@", "sparsevlm", "atp@", "pool@1,6"),
+    "one layer, without attention": ("dart@", "cluster@", "tome@", "pool@"),
 }
+STYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 3, 1, 3, 1, 3)))
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 
 
@@ -84,20 +86,22 @@ def section(measured: Mapping[str, Any], name: str, title: str, text: str, count
         f"{dense['tokens']['before']:.0f} tokens and {_accuracy(dense)} %.{floor}\n",
         f"![Accuracy against {count}](pictures/accuracy-{name}.png)\n",
         table(rows),
+        *own_counts(rows),
         "### Clearly above every baseline\n",
         *_or_none(winners(rows)),
         "\n### Clearly below a baseline\n",
         *_or_none(losers(rows)),
         f"\n{sum(len(row['against']) for row in rows if not row['baseline'])} comparisons in all. Made by\n",
         f"```text\n{measured['command']}\n```\n",
-        f"in {environment['seconds'] / 60:.0f} minutes on {environment['processor']}; {packages}.\n",
+        f"on {environment['processor']}; {packages}.\n",
     ]
     return "\n".join(lines)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Methods by what they reach on the middle budget, baselines below."""
-    budgets = sorted({row["budget"] for row in rows}, reverse=True)
+    budgets = sorted(budgets_of(rows), reverse=True)
+    rows = [row for row in rows if row["budget"] in budgets]
     methods: dict[str, dict[float, Mapping[str, Any]]] = {}
     for row in rows:
         methods.setdefault(row["label"], {})[row["budget"]] = row
@@ -114,6 +118,28 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [_cell(own[budget]) if budget in own else "" for budget in budgets]
         lines.append(f"| `{label}`{mark} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def budgets_of(rows: Sequence[Mapping[str, Any]]) -> set[float]:
+    """The budgets that baselines were measured at."""
+    return {row["budget"] for row in rows if row["baseline"]}
+
+
+def own_counts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What can't be told a budget, or decides for itself, by mean tokens over layers."""
+    alone = [row for row in rows if row["budget"] not in budgets_of(rows)]
+    if not alone:
+        return []
+    lines = [
+        "These choose their own counts, so no baseline stands beside them; tokens are means over layers.\n",
+        "| spec | tokens | accuracy | difference to dense |",
+        "|:--|--:|--:|--:|",
+    ]
+    for row in sorted(alone, key=lambda each: each["tokens"]["mean_over_layers"]):
+        difference = row["difference"]
+        told = f"{points(difference['value'])} {interval(difference)}"
+        lines.append(f"| `{row['spec']}` | {row['tokens']['mean_over_layers']:.0f} | {_accuracy(row)} | {told} |")
+    return ["\n".join(lines) + "\n"]
 
 
 def winners(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -159,7 +185,7 @@ def draw(measured: Mapping[str, Any], name: str, count: str) -> None:
     grid = figure.subplots(down, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat:
         axes.set_visible(False)
-    budgets = sorted({row["budget"] for row in rows})
+    budgets = sorted(budgets_of(rows))
     for axes, (title, labels) in zip(grid.flat, panels.items(), strict=False):
         axes.set_visible(True)
         axes.axhline(dense["accuracy"]["value"] * 100, color="black", linewidth=1)
@@ -167,7 +193,7 @@ def draw(measured: Mapping[str, Any], name: str, count: str) -> None:
             "dense", (budgets[0], dense["accuracy"]["value"] * 100), (0, 3), textcoords="offset points", fontsize=8
         )
         greys = []
-        for style, label in zip(("-", "--", ":", "-."), baselines, strict=False):
+        for style, label in zip(STYLES, baselines, strict=False):
             greys += axes.plot(
                 *_line(lines[label]), color="#8a8a8a", linewidth=1.1, linestyle=style, label=f"{label} °"
             )
@@ -183,7 +209,7 @@ def draw(measured: Mapping[str, Any], name: str, count: str) -> None:
         axes.tick_params(labelbottom=True)
         axes.legend(handles=drawn, fontsize=7.5, loc="lower right", framealpha=0.9, edgecolor="none")
         axes.set_ylim(top=92)
-    figure.legend(handles=greys, loc="outside upper center", ncols=4, fontsize=8.5, frameon=False)
+    figure.legend(handles=greys, loc="outside upper center", ncols=6, fontsize=8.5, frameon=False)
     what = "visual tokens kept" if count == "tokens" else "budget: FLOPs of so many visual tokens"
     figure.supxlabel(what, fontsize=10)
     figure.supylabel("accuracy, %", fontsize=10)
@@ -193,14 +219,17 @@ def draw(measured: Mapping[str, Any], name: str, count: str) -> None:
 
 
 def panels_of(labels: Sequence[str]) -> dict[str, list[str]]:
-    """Methods by group; what no group names comes last."""
+    """Methods by group; what no group names comes last, and groups of one are put together."""
     panels: dict[str, list[str]] = {}
     # The longest beginning decides: tome@1 is not tome.
     begins = sorted(((begin, group) for group in GROUPS for begin in GROUPS[group]), key=lambda each: -len(each[0]))
     for label in labels:
         group = next((group for begin, group in begins if label.startswith(begin)), "others")
         panels.setdefault(group, []).append(label)
-    return {group: panels[group] for group in (*GROUPS, "others") if group in panels}
+    alone = [group for group in panels if len(panels[group]) == 1]
+    if len(alone) > 1:
+        panels["at @input"] = [panels.pop(group)[0] for group in GROUPS if group in alone]
+    return {group: panels[group] for group in (*GROUPS, "at @input", "others") if group in panels}
 
 
 def take(folder: Path, name: str) -> Path:
@@ -222,8 +251,13 @@ def take(folder: Path, name: str) -> Path:
 
 
 def _line(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-    ordered = sorted(rows, key=lambda row: row["budget"])
-    return [row["budget"] for row in ordered], [row["accuracy"]["value"] * 100 for row in ordered]
+    ordered = sorted(rows, key=_place)
+    return [_place(row) for row in ordered], [row["accuracy"]["value"] * 100 for row in ordered]
+
+
+def _place(row: Mapping[str, Any]) -> float:
+    """Where on the axis: the budget, or the mean over layers of a spec that chooses its own count."""
+    return row["budget"] if row["against"] else row["tokens"]["mean_over_layers"]
 
 
 def _cell(row: Mapping[str, Any]) -> str:
@@ -252,7 +286,9 @@ def _below(difference: Mapping[str, Any]) -> bool:
 
 
 def _name(spec: str) -> str:
-    return f"`{spec.partition(':')[0]}`"
+    """A spec without its count: `stride@1`."""
+    name, _, rest = spec.partition(":")
+    return f"`{name}{'@' + rest.partition('@')[2] if '@' in rest else ''}`"
 
 
 def _or_none(lines: list[str]) -> list[str]:
