@@ -540,6 +540,17 @@ def table(found: Mapping[str, Any]) -> str:
             for key in ("accuracy", "retention", "ratio")
         ]
         lines.append(f"| {' | '.join([TITLES[name], held, *cells])} |")
+    if found["times"]:
+        took, less = found["times"]["milliseconds"], found["times"]["second_question_over_cached"]
+        lines += [
+            "",
+            "| to the first token of an answer | processor time |",
+            "|:--|--:|",
+            f"| dense, nothing kept | {took['dense']:.1f} ms |",
+            f"| dense, the image's 576 keys and values kept | {took['cached']:.1f} ms |",
+            f"| one VoCo token kept | {took['voco']:.1f} ms, {less:.0%} of the one above |",
+            f"| one VoCo token, on the first question | {took['voco_first']:.1f} ms |",
+        ]
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
     [
         ({"stepps": 3}, 'the recipe has no key "stepps"; did you mean "steps"?'),
         ({"data": {"scenes": 3, "turn": 1}}, 'data has no key "turn"; did you mean "turns"?'),
-        ({"data": {}}, "one of scenes, jsonl and dataset, not none of them"),
+        ({"data": {}}, "one of scenes, clips, jsonl and dataset, not none of them"),
         ({"data": {"scenes": 3, "jsonl": "a"}}, "not scenes and jsonl"),
         ({"data": {"scenes": "many"}}, "data: scenes is a whole number or nothing, not 'many'"),
         ({"stages": [{"spec": "pool:0.5"}]}, 'stages, number 1 lacks "share"'),

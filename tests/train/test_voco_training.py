@@ -13,7 +13,7 @@ from tiny import TOKENS, recipe
 from foveate.errors import FoveateError
 from foveate.models import family_of
 from foveate.reference.load import load
-from foveate.scenes import scene
+from foveate.scenes import clip, scene
 from foveate.train.batches import Batches
 from foveate.train.recipe import RecipeError, Voco, parse_recipe
 from foveate.train.run import run
@@ -83,6 +83,40 @@ def test_adapters_are_trained_beside_a_model_that_stays(tiny_model: Path, tmp_pa
     before = VoCo(model, 4, shared=False, seed=1, start=processor.tokenizer("red star top")["input_ids"])
     assert (adapter.embedding - before.embedding).abs().max() > 1e-3
     trained(tmp_path / "whole", what, resume=True)
+
+
+@PEFT
+def test_an_image_adapter_goes_on_with_clips(tiny_model: Path, tmp_path: Path) -> None:
+    """The second stage: sequences of memories, from the weights of the first."""
+    first = given(tiny_model, {"tokens": 2, "shared": False}, steps=2, **LORA)
+    path = trained(tmp_path / "images", first)
+    clips = {"tokens": 2, "shared": False, "adapter": str(path), "packed": True, "apart": True}
+    data = {"clips": 4}
+    begun = VoCo.from_pretrained(
+        trained(tmp_path / "begun", given(tiny_model, clips, data=data, steps=1, **LORA) | {"lr": 1e-12})
+    )
+    assert begun.packed
+    torch.testing.assert_close(begun.embedding, VoCo.from_pretrained(path).embedding, atol=1e-6, rtol=0)
+    weights = [load_file(each / "lora" / "adapter_model.safetensors") for each in (path, tmp_path / "begun" / "voco")]
+    assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-6 for name in weights[0])
+    assert any(value.abs().max() > 1e-4 for name, value in weights[0].items() if "lora_B" in name)
+    model, processor = load(tiny_model)
+    frames = clip(1).frames
+    picture = processor.image_processor(images=list(frames), return_tensors="pt")
+    text = processor.tokenizer("<image>" * TOKENS * 4, return_tensors="pt")
+    memories = begun.encode(model, {**text, **picture})
+    assert begun.join(memories).tokens == 8
+    assert begun.generate(model, begun.join(memories), "where does the 3 move ?", processor, max_new_tokens=1)
+    for change, said in (
+        ({"tokens": 3}, "has 2 tokens and reads dense"),
+        ({"adapter": str(tmp_path)}, "no whole VoCo adapter"),
+    ):
+        with pytest.raises(FoveateError, match=said):
+            trained(tmp_path / "bad", given(tiny_model, {**clips, **change}, data=data, **LORA))
+    with pytest.raises(FoveateError, match="doesn't go with train: embedding"):
+        trained(tmp_path / "bad", given(tiny_model, clips, data=data, train="embedding"))
+    with pytest.raises(FoveateError, match="another rank"):
+        trained(tmp_path / "bad", given(tiny_model, clips, data=data, train="lora", lora={"rank": 3}))
 
 
 def test_full_training_ends_in_a_model_and_its_tokens(tiny_model: Path, tmp_path: Path) -> None:

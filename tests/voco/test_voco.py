@@ -131,6 +131,35 @@ def test_a_memory_moved_is_a_memory_made_there(row, model, voco):
     assert (logits(ab) - logits(ba)).abs().max() > 1e-4, "order is lost"
 
 
+def test_packed_images_stand_right_behind_one_another(row, model):
+    """Both ways to train agree, positions grow by the VoCo tokens alone, and order still matters."""
+    voco = VoCo(model, TOKENS, shared=False, packed=True)
+    inputs = with_labels(row, "t2 B t9 C t3")
+    two, one = voco(model, inputs), voco(model, inputs, in_two_passes=False)
+    torch.testing.assert_close(two.logits, one.logits, atol=1e-4, rtol=1e-4)
+    assert (two.loss - VoCo(model, TOKENS, shared=False)(model, inputs).loss).abs() > 1e-5
+    a, b = voco.encode(model, row.inputs("A")) + voco.encode(model, row.inputs("B"))
+    assert voco.join([a, b]).end == a.end + TOKENS
+    assert (voco.join([a, b]).keys[:, :, :TOKENS] - voco.join([b, a]).keys[:, :, TOKENS:]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_video_is_remembered_as_it_comes(row, model, packed):
+    """Segment by segment is all at once, and every segment adds its tokens and nothing else."""
+    voco = VoCo(model, TOKENS, shared=False, packed=packed)
+    segments = voco.encode(model, row.inputs("A t1 B t1 C"))
+    streamed = segments[0]
+    for number, segment in enumerate([*segments[1:], *segments * 3], start=2):
+        streamed = voco.join([streamed, segment])
+        assert streamed.nbytes == number * segment.nbytes
+        assert streamed.images == number
+    whole = voco.join(segments * 4)
+    torch.testing.assert_close(streamed.keys, whole.keys, atol=1e-4, rtol=1e-4)
+    assert streamed.end == whole.end
+    halves = voco.join([voco.join(segments * 2), voco.join(segments * 2)])
+    torch.testing.assert_close(halves.keys, whole.keys, atol=1e-4, rtol=1e-4)
+
+
 def test_decoding_from_a_memory_is_decoding_under_the_mask(row, model, voco):
     """Greedy tokens, one by one, against full masked passes over ever longer text."""
     inputs = row.inputs("t4 A t6")

@@ -14,9 +14,13 @@ True
 >>> q.text.endswith(" ?"), len(q.answer.split())
 (True, 1)
 
+``clip(seed)`` makes some frames of a video: what moves where, what comes first, and in how many frames something is;
+``.shuffled()`` is its control.
+
 ``question_only_floor(train_questions, test_questions)`` gives the accuracy per skill of answering without looking.
 """
 
+from foveate.scenes.clips import CLIP_SKILLS, Clip, clip
 from foveate.scenes.compose import CANVAS, KINDS
 from foveate.scenes.generate import TEST_QUESTIONS, Scene, question_only_floor, scene, test_set
 from foveate.scenes.questions import Question, caption
@@ -25,9 +29,11 @@ from foveate.scenes.vocabulary import COLOURS, PLACES, SHAPES, SIZES, SKILLS, WO
 
 __all__ = [
     "Scene",
+    "Clip",
     "Question",
     "Thing",
     "scene",
+    "clip",
     "test_set",
     "question_only_floor",
     "caption",
@@ -39,5 +45,6 @@ __all__ = [
     "SHAPES",
     "SIZES",
     "SKILLS",
+    "CLIP_SKILLS",
     "WORDS",
 ]

@@ -15,6 +15,8 @@ SAMPLE: Final = 8
 
 _FLOAT32 = 4
 
+_VOCO: Final = "these figures are those of dense training; VoCo tokens add their own, and text stands apart from images"
+
 
 @dataclass(frozen=True)
 class StageEstimate:
@@ -168,7 +170,7 @@ def estimate(recipe: Recipe, processes: int = 1) -> Estimate:
         trained,
         parameters,
         _mean([measure(config, recipe, DENSE, one)[1] for one in sample]),
-        ready.warnings,
+        ready.warnings + ((_VOCO,) if recipe.voco is not None else ()),
     )
 
 

@@ -49,10 +49,12 @@ class Stage:
 
 @dataclass(frozen=True)
 class Data:
-    """Where the conversations come from: exactly one of `scenes`, `jsonl` and `dataset`."""
+    """Where the conversations come from: exactly one of `scenes`, `clips`, `jsonl` and `dataset`."""
 
     scenes: int | None = None
     """This many generated scenes."""
+    clips: int | None = None
+    """This many generated clips of four frames."""
     jsonl: str | None = None
     """A file with one JSON object a line (or one JSON list)."""
     dataset: str | None = None
@@ -64,20 +66,20 @@ class Data:
     turns: int = 8
     """The most questions about one scene in one conversation."""
     first_scene: int = 0
-    """The seed of the first scene."""
+    """The seed of the first scene or clip."""
     captions: float = 0.0
     """Share of the scenes that are described as well, at the end of their conversation."""
     features: str | None = None
     """Run the encoder once per image, keep what this spec leaves of it, and train on that: `pool2d:144@features`."""
 
     def __post_init__(self) -> None:
-        named = [name for name in ("scenes", "jsonl", "dataset") if getattr(self, name) is not None]
+        named = [name for name in ("scenes", "clips", "jsonl", "dataset") if getattr(self, name) is not None]
         if len(named) != 1:
-            raise RecipeError(
-                f"data names one of scenes, jsonl and dataset, not {' and '.join(named) if named else 'none of them'}"
-            )
-        if self.scenes is not None:
-            at_least(self.scenes, 1, "scenes")
+            given = " and ".join(named) if named else "none of them"
+            raise RecipeError(f"data names one of scenes, clips, jsonl and dataset, not {given}")
+        for name in ("scenes", "clips"):
+            if getattr(self, name) is not None:
+                at_least(getattr(self, name), 1, name)
         at_least(self.turns, 1, "turns")
         at_least(self.first_scene, 0, "first_scene")
         if not 0 <= self.captions <= 1:
@@ -115,6 +117,10 @@ class Voco:
     """Text whose tokens' embeddings the VoCo tokens start from, where each has its own; without it, at random."""
     apart: bool = False
     """Every question of a conversation is asked by itself, behind the same image."""
+    packed: bool = False
+    """VoCo tokens of several images stand right behind one another, for long videos."""
+    adapter: str | None = None
+    """A trained adapter to go on from, such as one for images on the way to one for clips."""
     two_passes: bool = True
     """Images first, then text behind their keys and values; without it, one pass under the mask."""
     distil: float = 0.0
@@ -134,6 +140,8 @@ class Voco:
             raise RecipeError(f"distil is a weight from 0 to 1, not {self.distil}")
         if not self.temperature > 0:
             raise RecipeError(f"temperature is more than 0, not {self.temperature}")
+        if self.adapter is not None and self.words is not None:
+            raise RecipeError("words say where new VoCo tokens start, and adapter brings trained ones; leave one out")
         if self.words is not None and self.shared:
             raise RecipeError("words give each VoCo token a start of its own, and shared gives all of them one")
         if self.apart and self.distil:
@@ -280,9 +288,10 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain data, as it is kept beside checkpoints."""
         plain = {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
-        if not self.data.captions:
-            # Features and checkpoints from before there were captions are still what they were.
-            del plain["data"]["captions"]
+        for name in ("captions", "clips"):
+            if not getattr(self.data, name):
+                # Features and checkpoints from before there was such a key are still what they were.
+                del plain["data"][name]
         return plain
 
 

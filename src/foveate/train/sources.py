@@ -13,7 +13,7 @@ from PIL import Image
 
 from foveate.errors import FoveateError
 from foveate.images import open_image
-from foveate.scenes import caption, scene
+from foveate.scenes import caption, clip, scene
 from foveate.train.recipe import Data, RecipeError
 
 Message = dict[str, Any]
@@ -83,6 +83,30 @@ class Scenes:
         if not asked or random.Random(f"caption {self.first + index}").random() < self.captions:
             asked += [("describe the image", caption(one.things))]
         return Conversation(self.name(index), (one.image,), _turns(asked))
+
+
+class Clips:
+    """Generated clips, each with its three questions.
+
+    >>> one = Clips(4)[0]
+    >>> one.name, len(one.images), len(one.messages)
+    ('clip 0', 4, 6)
+    """
+
+    def __init__(self, count: int, first: int = 0) -> None:
+        self.count, self.first = count, first
+
+    def __len__(self) -> int:
+        return self.count
+
+    def name(self, index: int) -> str:
+        """`clip` and its seed."""
+        return f"clip {self.first + index}"
+
+    def __getitem__(self, index: int) -> Conversation:
+        one = clip(self.first + index)
+        turns = _turns([(question.text, question.answer) for question in one.questions], len(one.frames))
+        return Conversation(self.name(index), one.frames, turns)
 
 
 class Lines:
@@ -178,6 +202,8 @@ def conversations(data: Data) -> Conversations:
     images = Path(data.images) if data.images is not None else None
     if data.scenes is not None:
         return Scenes(data.scenes, data.turns, data.first_scene, data.captions)
+    if data.clips is not None:
+        return Clips(data.clips, data.first_scene)
     if data.jsonl is not None:
         return Lines(Path(data.jsonl), images)
     assert data.dataset is not None
@@ -253,11 +279,11 @@ def _message(role: Any, content: Any, where: str) -> Message:
     return {"role": role, "content": parts}
 
 
-def _turns(asked: Sequence[tuple[str, str]]) -> tuple[Message, ...]:
+def _turns(asked: Sequence[tuple[str, str]], images: int = 1) -> tuple[Message, ...]:
     out: list[Message] = []
     for number, (question, answer) in enumerate(asked):
-        image = [{"type": "image"}] if number == 0 else []
-        out.append({"role": "user", "content": [*image, {"type": "text", "text": question}]})
+        shown = [{"type": "image"}] * (images if number == 0 else 0)
+        out.append({"role": "user", "content": [*shown, {"type": "text", "text": question}]})
         out.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     return tuple(out)
 

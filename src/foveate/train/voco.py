@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foveate.engine import encode
@@ -80,7 +81,8 @@ class VoCoTrainee(nn.Module):
                 for group in alike([row.text.shape[0] for row in rows])
             ]
         else:
-            logits, told = one_pass(self.model, family, rows, features, layouts, self.voco.rows(self.voco.tokens))
+            rows_of_voco = self.voco.rows(self.voco.tokens)
+            logits, told = one_pass(self.model, family, rows, features, layouts, rows_of_voco, self.voco.packed)
             parts = [(list(range(len(rows))), logits, told)]
         total, learned, far = labels.new_zeros((), dtype=torch.float32), 0, 0.0
         for group, logits, told in parts:
@@ -104,7 +106,7 @@ class VoCoTrainee(nn.Module):
 
     def held(self, row: Sample, memories: Sequence[VoCoMemory], count: int) -> VoCoMemory | None:
         """What a row is asked behind: `count` tokens of each of its images; None if it has none."""
-        return VoCoMemory.joined([memories[image].first(count) for image in row.images]) if row.images else None
+        return self.voco.join([memories[image].first(count) for image in row.images]) if row.images else None
 
     @torch.no_grad()
     def _dense(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -212,6 +214,21 @@ def make_voco(model: nn.Module, recipe: Recipe, processor: Any) -> VoCo:
     """
     given = recipe.voco
     assert given is not None
+    if given.adapter is not None:
+        voco = VoCo.from_pretrained(given.adapter)
+        voco.check(model)
+        if voco.tokens != given.tokens or voco.features != (recipe.data.features or DENSE):
+            raise RecipeError(
+                f"voco: the adapter {given.adapter} has {voco.tokens} tokens and reads {voco.features}; the recipe has "
+                f"{given.tokens} and {recipe.data.features or DENSE}"
+            )
+        if (voco.lora is not None) != (recipe.train == "lora"):
+            has = "LoRA weights" if voco.lora is not None else "no LoRA weights"
+            raise RecipeError(
+                f"voco: the adapter {given.adapter} has {has}, which doesn't go with train: {recipe.train}"
+            )
+        voco.packed = given.packed
+        return voco
     start = None
     if given.words is not None:
         start = processor.tokenizer(given.words, add_special_tokens=False)["input_ids"]
@@ -224,6 +241,7 @@ def make_voco(model: nn.Module, recipe: Recipe, processor: Any) -> VoCo:
         seed=recipe.seed,
         start=start,
         features=recipe.data.features or DENSE,
+        packed=given.packed,
     )
 
 
@@ -234,6 +252,8 @@ def make_trainee(wrapped: nn.Module, voco: VoCo, recipe: Recipe, directory: Path
         # The backward pass of the fused kernel for CPUs takes longer than all the rest of a step.
         model: Any = wrapped.get_base_model() if hasattr(wrapped, "peft_config") else wrapped  # pyright: ignore
         model.set_attn_implementation({"text_config": "eager"})
+    if voco.lora is not None:
+        _continue_lora(wrapped, voco.lora)
     teacher = None
     if recipe.voco.distil and (recipe.voco.teacher is not None or recipe.train in ("full", "projector")):
         named = recipe.voco.teacher
@@ -242,6 +262,23 @@ def make_trainee(wrapped: nn.Module, voco: VoCo, recipe: Recipe, directory: Path
         if recipe.data.features is not None:
             _read_features_alike(teacher, wrapped)
     return VoCoTrainee(wrapped, voco, recipe.voco, teacher)
+
+
+def _continue_lora(wrapped: nn.Module, folder: Path) -> None:
+    """Begin with an adapter's LoRA weights.
+
+    Raises:
+        RecipeError: the recipe's have another rank, or stand at other layers.
+    """
+    from peft import set_peft_model_state_dict
+
+    stored = load_file(folder / "adapter_model.safetensors")
+    mine = {n.replace(".default", ""): w.shape for n, w in wrapped.named_parameters() if ".lora_" in n}
+    if mine != {name: value.shape for name, value in stored.items()}:
+        raise RecipeError(
+            f"voco: the LoRA weights in {folder} have another rank or other layers than the recipe's lora"
+        )
+    set_peft_model_state_dict(wrapped, stored)
 
 
 def _read_features_alike(teacher: nn.Module, model: nn.Module) -> None:

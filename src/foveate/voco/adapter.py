@@ -55,6 +55,7 @@ class VoCo(nn.Module):
             starts at random. A text token gathers what it stands for, and so does a VoCo token that starts as one.
         features: the spec at `@features` that images are read under, such as `pool2d:144:positions=pack@features`,
             which makes reading cheaper; dense reads all visual tokens.
+        packed: the VoCo tokens of several images stand right behind one another, see `VoCoMemory.joined`.
 
     Raises:
         UnsupportedFamily: the model is of no supported family.
@@ -70,6 +71,7 @@ class VoCo(nn.Module):
         seed: int = 0,
         start: Sequence[int] | None = None,
         features: str = "dense",
+        packed: bool = False,
     ) -> None:
         super().__init__()
         if tokens < 1:
@@ -88,6 +90,7 @@ class VoCo(nn.Module):
         self.embedding = nn.Parameter(begun.to(table.device))
         self.tokens = tokens
         self.features = features
+        self.packed = packed
         if features != _DENSE:
             _check_features(family, features)
         self.base = fingerprint(model)
@@ -119,6 +122,16 @@ class VoCo(nn.Module):
             found = read(family, features, layouts, *self._voice(count))
         return [replace(each, visual_tokens=layout.total) for each, layout in zip(found, encoded.layouts, strict=True)]
 
+    def join(self, memories: Sequence[VoCoMemory]) -> VoCoMemory:
+        """Memories of images, or of a video's segments, one behind the other, as this adapter was trained.
+
+        A video is remembered as it comes: `memory = voco.join([memory, *voco.encode(model, segment)])`.
+
+        Raises:
+            FoveateError: as `VoCoMemory.joined`.
+        """
+        return VoCoMemory.joined(memories, packed=self.packed)
+
     # Asking
 
     def generate(
@@ -135,7 +148,7 @@ class VoCo(nn.Module):
 
         Args:
             model: the base model.
-            memory: one memory (several images: `VoCoMemory.joined`), or one per question.
+            memory: one memory (several images: `join`), or one per question.
             questions: texts, or token ids `(B, T)` int64 padded on the left with the model's padding id.
             processor: the model's processor, for questions that are texts.
             **options: for the model's own `generate`, `max_new_tokens` for instance.
@@ -237,9 +250,9 @@ class VoCo(nn.Module):
         rows = samples(family, inputs, () if encoded is None else encoded.layouts)
         if in_two_passes:
             memories = read(family, features, layouts, *self._voice(count)) if layouts else []
-            logits, labels = two_passes(model, family, rows, memories)
+            logits, labels = two_passes(model, family, rows, memories, self.packed)
         else:
-            logits, labels = one_pass(model, family, rows, features, layouts, self.rows(count))
+            logits, labels = one_pass(model, family, rows, features, layouts, self.rows(count), self.packed)
         return VoCoOutput(logits, labels, None if labels is None else cross_entropy(logits, labels))
 
     # Belonging to a model
@@ -344,6 +357,7 @@ class VoCo(nn.Module):
                 "format": 1,
                 "tokens": self.tokens,
                 "features": self.features,
+                "packed": self.packed,
                 "base": self.base,
                 "lora": (temporary / _LORA).is_dir(),
             }
@@ -391,7 +405,7 @@ class VoCo(nn.Module):
             nn.Module.__init__(voco)
             voco.embedding = nn.Parameter(embedding)
             voco.tokens, voco.base = int(settings["tokens"]), str(settings["base"])
-            voco.features = str(settings.get("features", _DENSE))
+            voco.features, voco.packed = str(settings.get("features", _DENSE)), bool(settings.get("packed", False))
             voco.lora = directory / _LORA if settings["lora"] else None
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise FoveateError(f"{directory} holds no whole VoCo adapter ({error}); save it again") from error

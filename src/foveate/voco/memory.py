@@ -99,8 +99,13 @@ class VoCoMemory:
         return replace(self, keys=turned.to(self.keys.dtype), begin=begin, end=self.end + begin - self.begin)
 
     @staticmethod
-    def joined(memories: Sequence[VoCoMemory]) -> VoCoMemory:
+    def joined(memories: Sequence[VoCoMemory], *, packed: bool = False) -> VoCoMemory:
         """Memories one after another: each is moved to where the one before it ended, so their order is known.
+
+        Args:
+            memories: of images, or of several images each.
+            packed: VoCo tokens stand right behind one another, and positions grow by as many as there are of them; else
+                every image takes the positions of all its visual tokens, which a long video has not enough of.
 
         Raises:
             FoveateError: there is none, or they come from different models or adapters.
@@ -112,7 +117,8 @@ class VoCoMemory:
             first.check_beside(other, f"memory {number}")
         chain = [first]
         for memory in memories[1:]:
-            chain.append(memory.moved(chain[-1].end))
+            before = memory.end - memory.begin - memory.tokens if packed else 0
+            chain.append(memory.moved(chain[-1].end - before))
         return replace(
             first,
             keys=torch.cat([memory.keys for memory in chain], dim=2),

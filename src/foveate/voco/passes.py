@@ -92,10 +92,11 @@ def read(
 
 
 def two_passes(
-    model: nn.Module, family: Family, rows: list[Sample], memories: Sequence[VoCoMemory]
+    model: nn.Module, family: Family, rows: list[Sample], memories: Sequence[VoCoMemory], packed: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """The second pass: text behind the memories of its row: logits `(B, T, vocabulary)` and labels `(B, T)`."""
-    held = [VoCoMemory.joined([memories[image] for image in row.images]) if row.images else None for row in rows]
+    own = [[memories[image] for image in row.images] for row in rows]
+    held = [VoCoMemory.joined(each, packed=packed) if each else None for each in own]
     return text_behind(model, family, rows, held)
 
 
@@ -118,6 +119,7 @@ def one_pass(
     features: Sequence[Tensor],
     layouts: Sequence[Layout],
     voco: Tensor,
+    packed: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Images and text together under the mask: logits `(B, T, vocabulary)` and labels `(B, T)` of the text.
 
@@ -138,6 +140,8 @@ def one_pass(
         for place, image in enumerate(row.images, start=1):
             one = segments(family, features[image][None], layouts[image], voco)
             length = one.embeddings.shape[1]
+            if packed and place > 1:
+                end -= one.end - voco.shape[0]
             parts.append(one.embeddings[0])
             places.append(one.positions + end)
             kinds.append(torch.full((length,), place, device=device))
