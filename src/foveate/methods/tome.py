@@ -33,7 +33,9 @@ class ToMe(Method):
     `tome:144@encoder` is the paper's own place: a few tokens merge in front of each encoder layer but the first, up to
     the last one that is read, equally many at each, or `per_round` at each until the budget is met. So the encoder is
     faster, too. There `metric=auto` compares keys of the layer before, and attention is proportional: log(size) is
-    added to the logits of a token that stands for several. [CLS] is left alone.
+    added to the logits of a token that stands for several. [CLS] is left alone. The embedded model, whose encoder has
+    few layers, does better with `metric=features` there: `foveate bench --spec tome@encoder --spec
+    tome:metric=features@encoder` shows it.
 
     Departures from the paper: inside the encoder it merges between attention and MLP, this behind the MLP, and [CLS]
     isn't counted among the tokens of the first half. Behind the encoder it isn't the paper's, and the decoder's
