@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """What plans inside the decoder cost and save: `python benchmarks/depth.py`.
 
-One prompt with one image of 576 tokens. The prefill under `apply` stands beside the dense one and beside the ideal: the
-same layers, each given as many columns as the plan leaves it, with no plan made and no hook on. A step of decoding
-stands beside the dense one. All take turns in one process, so what else the machine does hits them alike; ratios are
-medians of each turn's own ratio.
+A prompt with one image of 576 tokens, or several such prompts. The prefill under `apply` stands beside the dense one
+and beside the ideal: the same layers, each given as many columns as the plan leaves it, with no plan made and no hook
+on. A step of decoding stands beside the dense one. All take turns in one process, so what else the machine does hits
+them alike; ratios are medians of each turn's own ratio.
 
 The decoders: the embedded reference model's, and one of 0.5 billion parameters with random weights (Qwen2-0.5B's shape
 in a LLaVA). On a GPU: --device cuda, with the shape of Vicuna-7B.
@@ -47,10 +47,12 @@ def main() -> int:
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
-        for name in arguments.decoders:
+        for text in arguments.decoders:
+            name, prompts = decoder_of(text)
             model, image_size = make(name, arguments.device)
             for spec in specs_for(arguments.specs, len(family_of(model).decoder_layers)):
-                rows.append({"decoder": name, "spec": spec} | measure(model, image_size, spec, arguments, clock))
+                found = measure(model, image_size, spec, prompts, arguments, clock)
+                rows.append({"decoder": name, "prompts": prompts, "spec": spec} | found)
                 say(line(rows[-1]))
     result = {
         "what": "milliseconds (medians) and ratios (medians of each turn's own)",
@@ -71,7 +73,9 @@ def read() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
-        "--decoders", type=lambda text: text.split(","), help=f"reference, {', '.join(SHAPES)}; parted by commas"
+        "--decoders",
+        type=lambda text: text.split(","),
+        help=f"reference, {', '.join(SHAPES)}; parted by commas; reference*8 takes eight prompts at once",
     )
     parser.add_argument(
         "--specs",
@@ -88,13 +92,25 @@ def read() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=Path("results/depth.json"))
     arguments = parser.parse_args()
-    arguments.decoders = arguments.decoders or (["7B"] if arguments.device == "cuda" else ["reference", "0.5B"])
-    unknown = sorted(set(arguments.decoders) - {"reference", *SHAPES})
+    arguments.decoders = arguments.decoders or (
+        ["7B"] if arguments.device == "cuda" else ["reference", "reference*8", "0.5B"]
+    )
+    unknown = sorted({decoder_of(text)[0] for text in arguments.decoders} - {"reference", *SHAPES})
     if unknown:
         parser.error(f"no decoder is called {', '.join(unknown)}; there are reference, {', '.join(SHAPES)}")
     if arguments.clock == "cpu" and arguments.device != "cpu":
         parser.error("--clock cpu doesn't see what a GPU does; use --clock wall")
     return arguments
+
+
+def decoder_of(text: str) -> tuple[str, int]:
+    """A decoder's name, and how many prompts it is given at once.
+
+    >>> decoder_of("reference*8"), decoder_of("0.5B")
+    (('reference', 8), ('0.5B', 1))
+    """
+    name, _, prompts = text.partition("*")
+    return name, int(prompts) if prompts.isdigit() and int(prompts) else 1
 
 
 def specs_for(texts: list[str], layers: int) -> list[str]:
@@ -160,21 +176,24 @@ def make(name: str, device: str) -> tuple[Any, int]:
     return model.to(torch.float32 if device == "cpu" else torch.bfloat16).eval(), 336
 
 
-def measure(model: Any, image_size: int, spec: str, arguments: argparse.Namespace, clock: Clock) -> dict[str, Any]:
-    """One spec on one decoder: turns of dense, ideal and compressed."""
+def measure(
+    model: Any, image_size: int, spec: str, prompts: int, arguments: argparse.Namespace, clock: Clock
+) -> dict[str, Any]:
+    """One spec on one decoder: turns of dense, ideal and compressed, with so many prompts at once."""
     family = family_of(model)
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
-    pixels = torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(prompts, 3, image_size, image_size, generator=generator).to(device, dtype)
     layout = family.layouts({"pixel_values": pixels})[0]
     generator = torch.Generator().manual_seed(1)
-    words = torch.randint(10, 90, (1, arguments.words), generator=generator)
+    words = torch.randint(10, 90, (prompts, arguments.words), generator=generator)
     half = arguments.words // 2
-    image = torch.full((1, layout.total), family.image_token)
+    image = torch.full((prompts, layout.total), family.image_token)
     ids = torch.cat([words[:, :half], image, words[:, half:]], dim=1).to(device)
     mask = torch.ones_like(ids)
     counts = tokens_per_layer(spec, family, layout)
-    embedded = torch.randn(1, ids.shape[1], model.config.text_config.hidden_size, generator=generator)
+    embedded = torch.randn(*ids.shape, model.config.text_config.hidden_size, generator=generator)
     embedded = embedded.to(device, dtype)
 
     def prefill(output: Any) -> Any:
@@ -251,7 +270,7 @@ def by_hand(model: Any, embedded: Tensor, lengths: list[int]) -> Tensor:
 
 def line(row: dict[str, Any]) -> str:
     return (
-        f"{row['decoder']:>9}  {row['spec']:<24} mean {row['mean_over_layers']:>6.1f}  "
+        f"{row['decoder']:>9} x {row['prompts']}  {row['spec']:<24} mean {row['mean_over_layers']:>6.1f}  "
         f"prefill dense {row['dense_ms']:>8.1f}  ideal {row['ideal_ms']:>8.1f}  ours {row['ours_ms']:>8.1f}  "
         f"plan {row['plan_ms']:>6.2f}  ours/ideal {row['ours_to_ideal']:.3f}  ours/dense {row['ours_to_dense']:.3f}  "
         f"step {row['our_step_ms']:>7.2f} ms, {row['step_to_dense']:.3f} of dense"
@@ -260,7 +279,8 @@ def line(row: dict[str, Any]) -> str:
 
 def environment(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
     return {
-        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or "cpu",
+        "device": arguments.device,
+        "processor": torch.cuda.get_device_name() if arguments.device == "cuda" else processor(),
         "threads": arguments.threads,
         "turns": arguments.turns,
         "python": platform.python_version(),
@@ -269,6 +289,16 @@ def environment(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]
         "foveate": importlib.metadata.version("foveate"),
         "seconds": round(seconds),
     }
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        told = ""
+    names = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "an unknown processor"
 
 
 def say(text: str) -> None:

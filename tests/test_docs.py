@@ -86,6 +86,11 @@ def test_the_page_about_accuracy_is_what_the_script_makes() -> None:
     assert (DOCS / "accuracy.md").read_text() == script.page(), "run: python docs/make_accuracy_page.py"
 
 
+def test_the_page_about_layers_is_what_the_script_makes() -> None:
+    script = module_of(DOCS / "make_inside_page.py", "make_inside_page")
+    assert (DOCS / "inside.md").read_text() == script.page(), "run: python docs/make_inside_page.py"
+
+
 def test_a_page_says_what_its_family_is() -> None:
     page = (DOCS / "families" / "qwen3_vl.md").read_text()
     assert page.startswith("# Qwen3-VL\n\nQwen3-VL: full attention")

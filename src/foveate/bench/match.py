@@ -35,7 +35,8 @@ def matched(
     """Configurations that are equal in what `measure` says, dense first.
 
     Args:
-        specs: written specs; one without a keep is given one per budget, one with a keep stands as it is.
+        specs: written specs; one without a keep is given one per budget, one with a keep stands as it is, and so does
+            one that takes none. These belong to a budget if they cost what it costs, to 1 %.
         keep: budgets, parted by commas: tokens, or shares of them, of a step at `@input`, which all others must equal.
         measure: "mean" for tokens averaged over decoder layers, "flops" for FLOPs of the prefill.
         config: the model's configuration.
@@ -69,14 +70,19 @@ def matched(
     budgets: dict[str, float] = {}
     lacking: list[str] = []
     whole = cost(model, None, images=[size]).visual_tokens
+    counts = {budget: budget.count(whole) for budget in read_budgets(keep)}
+    targets = {budget: (count, value(parse(f"pool:{count}"))) for budget, count in counts.items()}
     for text in specs:
         spec = seeded(parse(text), text, seed)
         if has_keep(text) or not any(step.method.takes_keep for step in spec.steps):
             chosen.setdefault(name_of(spec), spec)
+            if not any(step.method.keep.auto for step in spec.steps):
+                own = value(spec)
+                near = [count for count, target in targets.values() if abs(own - target) <= _NEAR * target]
+                budgets.update({name_of(spec): float(count) for count in near[:1]})
             continue
         for budget in read_budgets(keep):
-            count = budget.count(whole)
-            target = value(parse(f"pool:{count}"))
+            count, target = targets[budget]
             if all(place in ("pixels", "encoder", "features", "input") for step in spec.steps for place in step.places):
                 found = _with_keep(spec, budget)
             else:
@@ -91,10 +97,14 @@ def matched(
     return tuple(chosen.values()), budgets, tuple(lacking)
 
 
+_NEAR = 0.01
+"""How far from a budget's target a spec may be that belongs to it."""
+
+
 def _nearest(spec: Spec, target: float, value: Callable[[Spec], float]) -> Spec | None:
     """The spec with the share that comes nearest to the target; None if the smallest one is more than 1 % above it."""
     low, high = 1, _STEPS
-    if value(_with_keep(spec, _share(low))) > target * 1.01:
+    if value(_with_keep(spec, _share(low))) > target * (1 + _NEAR):
         return None
     # What a spec costs grows with its keep.
     while high - low > 1:

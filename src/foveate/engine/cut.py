@@ -149,6 +149,7 @@ def cut_prompt(
         # Nothing is cut: what acts on these images acts inside the decoder.
         keep, padded = torch.ones_like(placeholder), False
         columns = torch.arange(input_ids.shape[1], device=device).repeat(rows, 1)
+        short_ids, visual = input_ids, placeholder
     else:
         kept = torch.cat([image.slot + end - image.layout.total for image, end in zip(images, ends)]).to(device)
         keep = ~placeholder & real
@@ -162,8 +163,8 @@ def cut_prompt(
         columns = torch.full((rows, longest), -1, dtype=torch.int64, device=device)
         columns[row_of, longest - lengths[row_of] + rank] = column_of
         padded = bool((lengths != longest).any())
-    short_ids = take_columns(input_ids, columns, 0)
-    visual = (short_ids == family.image_token) & (columns >= 0)
+        short_ids = take_columns(input_ids, columns, 0)
+        visual = (short_ids == family.image_token) & (columns >= 0)
 
     def lay_out(relative: list[Tensor], spans: list[int], moves: Tensor) -> tuple[Tensor, Tensor]:
         """Position ids `(axes, B, M)` of what is kept, and `(B,)` of what follows, for images of these spans."""
@@ -171,7 +172,8 @@ def cut_prompt(
         last = places[torch.tensor(ends, device=device) - 1]
         advance.view(-1)[last] = torch.tensor(spans, device=device)
         begin = torch.zeros(rows, dtype=torch.int64, device=device) if start is None else start
-        base = take_columns(advance.cumsum(dim=1) - advance + begin[:, None], columns, 0)
+        base = advance.cumsum(dim=1) - advance + begin[:, None]
+        base = base if short_ids is input_ids else take_columns(base, columns, 0)
         positions = base.repeat(family.position_axes, 1, 1)
         positions[:, visual] += torch.cat(relative, dim=1).to(device)
         return positions, begin + advance.sum(dim=1)

@@ -162,6 +162,8 @@ def _refuse_what_is_not_finite(features: Sequence[Tensor]) -> None:
     """A method would sort and sum such features without a word. On an accelerator the host waits here once."""
     # A sum carries on what is not finite; float32 holds the sum of any finite features that are worth the name.
     sums = torch.stack([each.sum(dtype=torch.promote_types(each.dtype, torch.float32)) for each in features])
+    if bool(sums.isfinite().all()):
+        return
     for image in (~sums.isfinite()).nonzero().flatten().tolist():
         wrong = int((~features[image].isfinite()).any(dim=-1).sum())
         if wrong:
