@@ -90,6 +90,9 @@ def test_an_image_adapter_goes_on_with_clips(tiny_model: Path, tmp_path: Path) -
     """The second stage: sequences of memories, from the weights of the first."""
     first = given(tiny_model, {"tokens": 2, "shared": False}, steps=2, **LORA)
     path = trained(tmp_path / "images", first)
+    again = trained(tmp_path / "again", first)
+    one, other = (load_file(each / "lora" / "adapter_model.safetensors") for each in (path, again))
+    assert all(torch.equal(one[name], other[name]) for name in one), "adapters begin where the seed says"
     clips = {"tokens": 2, "shared": False, "adapter": str(path), "packed": True, "apart": True}
     data = {"clips": 4}
     begun = VoCo.from_pretrained(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import nn
 
 from foveate.engine.schedule import schedule
@@ -333,7 +334,10 @@ def _with_lora(model: nn.Module, family: Family, recipe: Recipe) -> nn.Module:
     config = LoraConfig(
         r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, lora_dropout=recipe.lora.dropout, target_modules=names
     )
-    return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+    with torch.random.fork_rng(devices=[]):
+        # Adapters begin at random, and the Trainer sets its seed later.
+        torch.manual_seed(recipe.seed)
+        return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
 
 
 def save_model(ready: Prepared, model: nn.Module, trainer: SafeTrainer, out: Path) -> None:
