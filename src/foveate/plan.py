@@ -97,11 +97,17 @@ class Plan:
             # Scattered sums on CUDA come in any order; a product with the dense map is as fast and repeats exactly.
             return torch.bmm(self.matrix().to(x.device), _wide(x)).to(x.dtype)
         images, kept = x.shape[0], self.slot.shape[1] + 1
-        weighted = _wide(x) * self.weights()[..., None].to(_wide(x).dtype)
+        wide = _wide(x)
+        if self.weight is not None:
+            wide = wide * self.weights()[..., None].to(wide.dtype)
         # Row 0 of each image takes what is dropped.
         rows = self.group + 1 + torch.arange(images, device=x.device)[:, None] * kept
-        out = weighted.new_zeros(images * kept, x.shape[2]).index_add(0, rows.flatten(), weighted.flatten(0, 1))
-        return out.view(images, kept, -1)[:, 1:].to(x.dtype)
+        out = wide.new_zeros(images * kept, x.shape[2]).index_add(0, rows.flatten(), wide.flatten(0, 1))
+        out = out.view(images, kept, -1)[:, 1:]
+        if self.weight is None:
+            # A mean: fewer numbers are divided behind the sum than would be before it.
+            out = out / _counts(self.group, kept - 1).clamp(min=1)[..., None]
+        return out.to(x.dtype)
 
     def select(self, x: Shaped[Tensor, "B N *rest"]) -> Shaped[Tensor, "B M *rest"]:
         """What stands at the slots: `(B, N, ...)` -> `(B, M, ...)`, for position ids, signals, labels, mask columns."""

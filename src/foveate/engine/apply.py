@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -273,7 +273,7 @@ class Run:
                 "image features came that were not made under this apply, or were taken apart by chunked prefill; pass "
                 "pixel_values without chunking, or inputs from foveate.compress without apply"
             )
-        order = _order_of_images(features, capture, (ids == self._family.image_token).sum(dim=1))
+        order = _order_of_images(features, capture, lambda: (ids == self._family.image_token).sum(dim=1))
         if isinstance(capture, Capture):
             capture, order = self._family.in_prompt(capture, order, ids)
         began = now(self._device, self._synchronise)
@@ -451,14 +451,14 @@ class Run:
 
 
 def _order_of_images(
-    features: Sequence[Tensor] | Tensor, capture: Capture | Encoded, placeholders: Tensor
+    features: Sequence[Tensor] | Tensor, capture: Capture | Encoded, placeholders: Callable[[], Tensor]
 ) -> list[int]:
     """The number of each image that came to the decoder; `generate` repeats the images of a sample for its beams.
 
     Args:
         features: what came, a list or a tensor with a row per image.
         capture: of the images that the encoder saw.
-        placeholders: `(B,)`, how many of them each row of the prompt holds.
+        placeholders: tells `(B,)`, how many of them each row of the prompt holds.
 
     Raises:
         FoveateError: other images came than the encoder saw.
@@ -471,7 +471,8 @@ def _order_of_images(
             return list(range(held))
         order: list[int] = []
         following = 0
-        for count in placeholders[::beams].tolist() if not rest and placeholders.shape[0] % beams == 0 else ():
+        held_by = placeholders()
+        for count in held_by[::beams].tolist() if not rest and held_by.shape[0] % beams == 0 else ():
             first, need = following, count
             while need > 0 and following < held:
                 need -= capture.layouts[following].total
