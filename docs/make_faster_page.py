@@ -113,7 +113,7 @@ def pays_from(name: str, spec: str, batch: int, on: Device, whole: bool) -> int 
 
 def page() -> str:
     """The whole page."""
-    parts = (_short_answer, _methods, _growth, _batches, _layouts, _published, _predicted, _no, _targets)
+    parts = (_short_answer, _methods, _growth, _encoder, _batches, _layouts, _published, _predicted, _no, _targets)
     return "\n".join([HEAD, *filter(None, (part() for part in parts))])
 
 
@@ -206,15 +206,22 @@ def _methods() -> str:
     cell = _main()
     columns = ["spec", "left", "mean over layers", "compressor, ms", "of the saved", "prefill, ms", "by hand"]
     columns += ["first token, ms", "sooner", "of what is possible", "cache, MB", "peak, MB"]
+    same = [row["encoder"] for spec, row in cell.rows.items() if not spec.startswith("resize")]
+    noise = (
+        f"The encoder does the same work in every row but `resize`'s, and took between {min(same):,.0f} and "
+        f"{max(same):,.0f} ms: differences of that size are noise."
+    )
     return f"""\
 ## Measured: every method, one picture of 576 tokens
 
-{_filled(_where(cell))}
+{_filled(_where([cell]))}
 
 Each method leaves about a ninth of the tokens in the last layer. "By hand" is the prefill of the same decoder given as
 many tokens with nothing to decide. "Sooner" is how much less time passes until the first token. "Of what is possible"
 compares the speed-up with the one that the cost model has for this machine if the compressor took nothing. "Of the
 saved" is the compressor's time beside the prefill that is saved. The peak is of tensors beside the weights.
+
+{_filled(noise)}
 
 {_commands([cell], "every")}
 {_table(columns, [_texts(cell, spec) for spec in cell.rows])}"""
@@ -231,9 +238,7 @@ def _growth() -> str:
         return f"{row['first_token']:,.0f} ({row['encoder'] / row['first_token']:.0%})"
 
     columns = ["visual tokens", *(f"`{spec}`" for spec in specs)]
-    where = (
-        _where(mine[0]) + " Up to 576 tokens are one picture; beyond, they are several of 576, as frames or tiles are."
-    )
+    where = _where(mine) + " Up to 576 tokens are one picture; beyond, they are several of 576, as frames or tiles are."
     return f"""\
 ## How cost grows with work
 
@@ -251,6 +256,25 @@ Time to the first token in ms; in brackets the encoder's share of it:
 The compressor's time, in ms:
 
 {_table(columns, [row(cell, lambda each: f"{each['compressor']:.1f}") for cell in mine])}"""
+
+
+def _encoder() -> str:
+    found = [cell for cell in cells() if any("@encoder" in spec for spec in cell.rows)]
+    if not found:
+        return ""
+    columns = ["spec", "left", "encoder, ms", "compressor, ms", "prefill, ms", "by hand", "first token, ms", "sooner"]
+    columns += ["of what is possible", "peak, MB"]
+    return f"""\
+## Measured: fewer patches in the encoder
+
+{_filled(_where(found))}
+
+Once the decoder sees 64 tokens, the encoder is what takes time. Two things make it shorter: a smaller picture
+(`resize`, at `@pixels`), and patches that are merged between the encoder's layers (`tome@encoder`, whose time is in the
+encoder's). What they cost in accuracy is another question: [accuracy](accuracy.md).
+
+{_commands(found)}
+{_table(columns, [_texts(cell, spec) for cell in found for spec in cell.rows])}"""
 
 
 def _curve() -> list[Cell]:
@@ -278,7 +302,7 @@ def _batches() -> str:
     return f"""\
 ## Measured: batches and longer texts
 
-{_filled(f"{_where(found[0])} One picture of {found[0].tokens} tokens per prompt.")}
+{_filled(f"{_where(found)} One picture of {found[0].tokens} tokens per prompt.")}
 
 {_commands(found)}
 {_table(columns, rows)}"""
@@ -288,7 +312,7 @@ def _layouts() -> str:
     found = [cell for cell in cells() if cell.model != _main().model]
     if not found:
         return ""
-    text = "Dimensions of released models, random weights, " + _where(found[0]).partition(", ")[2]
+    text = "Dimensions of released models, random weights, " + _where(found).partition(", ")[2]
     if any(cell.told.get("shared_weights") for cell in found):
         text += (
             " To fit into a small machine, all layers share one layer's weights; one layer is larger than the "
@@ -475,10 +499,13 @@ def _filled(text: str, first: str = "") -> str:
     return textwrap.fill(text, 120, initial_indent=first, subsequent_indent=later, break_on_hyphens=False)
 
 
-def _where(cell: Cell) -> str:
+def _where(found: list[Cell]) -> str:
+    cell = found[0]
     title = {"0.5B": "A LLaVA of Qwen2-0.5B's size behind CLIP-L/14"}.get(cell.model, cell.model)
     threads = f"{cell.threads} thread{'s' if cell.threads > 1 else ''}"
-    return f"{title}, {cell.dtype}, on {cell.environment['device']}, {threads}; medians of {cell.rounds} rounds."
+    fewest, most = (pick(each.rounds for each in found) for pick in (min, max))
+    rounds = f"of {fewest} round{'s' if fewest > 1 else ''}" if fewest == most else f"of {fewest} to {most} rounds"
+    return f"{title}, {cell.dtype}, on {cell.environment['device']}, {threads}; medians {rounds}."
 
 
 def _commands(found: list[Cell], specs: str | None = None) -> str:

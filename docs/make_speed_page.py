@@ -43,7 +43,7 @@ tokens.
 def page() -> str:
     """The whole page."""
     measured: dict[str, Any] = json.loads(MEASURED.read_text(encoding="utf-8"))
-    rows: list[dict[str, Any]] = measured["rows"]
+    rows, again = _newest(measured)
     environment = measured["environment"]
     clock = {
         "cpu": "Times are the processor's own, of the whole process on one thread, so other work on the machine hardly "
@@ -57,7 +57,7 @@ def page() -> str:
         command += " --clock cpu --threads 1"
     text = HEAD.replace("SIZE", {"0.5B": "0.5 billion", "7B": "7 billion"}[measured["decoder"]])
     text = text.replace("WORDS", str(measured["words"])).replace("COMMAND", command)
-    text = text.replace("DEVICE", textwrap.fill(f"Medians, on {machine}; {packages}. {clock}", 120))
+    text = text.replace("DEVICE", textwrap.fill(f"Medians, on {machine}; {packages}. {clock}", 120) + again)
     parts = [text, _beyond(rows)]
     for tokens in sorted({row["tokens"] for row in rows}):
         kept = next(row["kept"] for row in rows if row["tokens"] == tokens)
@@ -70,6 +70,29 @@ def page() -> str:
         for width in sorted({row["width"] for row in rows}):
             parts.append(_table([row for row in rows if (row["tokens"], row["width"]) == (tokens, width)], width))
     return "\n".join(parts)
+
+
+def _newest(measured: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """Rows, those of methods that were measured again later in place of the old; and a sentence that says which."""
+    later: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for path in sorted(MEASURED.parent.glob("plans-*.json")):
+        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
+            later[row["method"], row["tokens"], row["kept"], row["width"], row["images"]] = row
+    rows = []
+    for row in measured["rows"]:
+        new = later.get((row["method"], row["tokens"], row["kept"], row["width"], row["images"]))
+        if new is not None:
+            saved = measured["prefill_ms"][str(row["tokens"])] - measured["prefill_ms"][str(row["kept"])]
+            row = row | {"ms": new["ms"], "share": new["ms"] / row["images"] / saved}
+        rows.append(row)
+    if not later:
+        return rows, ""
+    names = sorted({method for method, *_ in later})
+    text = (
+        f"{', '.join(f'`{name}`' for name in names)} changed and was measured again later, plans alone: add `--methods "
+        f"{','.join(names)} --decoder tiny`. The share is of the same prefill as that of the others."
+    )
+    return rows, "\n" + textwrap.fill(text, 120) + "\n"
 
 
 def _beyond(rows: list[dict[str, Any]]) -> str:
