@@ -143,6 +143,8 @@ def read() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("results/speed.json"), help="goes on if it is there")
     arguments = parser.parse_args()
     gpu = arguments.device.startswith("cuda")
+    if gpu and not torch.cuda.is_available():
+        parser.error("this machine has no CUDA device; --device cpu measures here")
     arguments.models = arguments.models or (list(REAL) if gpu else ["0.5B"])
     arguments.dtype = arguments.dtype or ("bfloat16" if gpu else "float32")
     unknown = sorted(set(arguments.models) - set(MODELS))

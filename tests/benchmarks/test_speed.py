@@ -112,6 +112,7 @@ def test_the_page_is_what_the_script_makes(monkeypatch: pytest.MonkeyPatch) -> N
         (("--batch", "0"), "--batch must be 1 or more"),
         (("--new-tokens", "1"), "--new-tokens must be 2 or more"),
         (("--specs", "clustre:4"), 'no method is called "clustre"'),
+        *([] if torch.cuda.is_available() else [(("--device", "cuda"), "this machine has no CUDA device")]),
         (("--clock", "cpu", "--threads", "2"), "use it on the CPU with --threads 1"),
     ],
 )
