@@ -260,9 +260,14 @@ def test_what_it_takes():
     """The thresholds are nothing beside the model; what they look at is queries and keys of three layers, once more."""
     from foveate.cost import cost
 
-    weights = sum(weight.numel() for weight in ATP(foveate.reference()[0], layers=(2, 4, 8)).parameters())
+    adapter, (model, _) = ATP.from_pretrained(), foveate.reference()
+    weights = sum(weight.numel() for weight in adapter.parameters())
     small = cost(None, None, images=[(192, 192)]).part("prefill").flops
     assert 2 * weights < 1e-4 * small
+    with foveate.apply(model, "atp:mean=144:adapter=shipped"):  # It is this model's.
+        pass
+    with pytest.raises(KeepError, match=r"ask for 1[0-9]\.[0-9]% to 9[0-9]\.[0-9]%"):
+        adapter.shift(86 / 576)
     large = cost("llava-1.5-7b", "atp:160/100/60@4,14,24").part("compressor").flops
     assert large < 0.0125 * cost("llava-1.5-7b", None).part("prefill").flops
 

@@ -1,0 +1,59 @@
+"""The benchmark of learned budgets: it runs from end to end, goes on where it ended, and its page is what it wrote."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from foveate.scenes import test_set as scenes_of
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("atp_benchmark", ROOT / "benchmarks" / "atp.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["atp_benchmark"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_it_runs_and_goes_on(
+    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["atp.py", *arguments, "--work", str(tmp_path)])
+        capsys.readouterr()
+        benchmark.main()
+        return capsys.readouterr().out
+
+    only = ("--questions", "4", "--only", "dense;fastv:58@2;point given")
+    assert "test-000500 2 configurations" in call("measure", *only)
+    assert call("measure", *only) == ""
+    call("points", *only)
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "atp.md").write_text("before\n<!-- measured -->\nold\n<!-- end -->\nbehind\n")
+    call("report", "--out", str(docs))
+    found = json.loads((docs / "measured" / "atp.json").read_text())
+    assert found["questions"] == 4
+    assert found["configurations"]["fastv_58_at_2"]["layers"] == [576] * 2 + [58] * 10
+    text = (docs / "atp.md").read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("behind\n")
+    assert "| `fastv:58@2` |" in text
+    assert "| logits given |" in text
+    assert "old" not in text
+
+
+def test_the_page_is_what_was_measured(benchmark: ModuleType) -> None:
+    found = json.loads((ROOT / "docs" / "measured" / "atp.json").read_text())
+    page = (ROOT / "docs" / "atp.md").read_text()
+    assert page.partition(benchmark.BEGIN)[2].partition(benchmark.END)[0] == benchmark.tables(found)
+    assert found["scenes"] == sum(1 for _ in scenes_of(found["questions"], found["skipped_scenes"]))
