@@ -71,7 +71,7 @@ def main() -> int:
             files.write_json(times(arguments), target)
     if arguments.parts != ["page"]:
         files.write_json(summary(recipe, arguments), arguments.out)
-    say(f"{arguments.out} is written")
+        say(f"{arguments.out} is written")
     if "page" in arguments.parts:
         write_page(json.loads(arguments.out.read_text(encoding="utf-8")), ROOT / "docs" / "voco.md")
     return 0
@@ -231,12 +231,23 @@ class Images:
 
 
 class Way:
-    """A model, and for each name what its text is asked behind."""
+    """A model, and for each name what its text is asked behind.
+
+    Args:
+        model: with whatever adapters it is asked with.
+        memories: of a batch of images, by name.
+        drop: how many tokens of a question stand in the memory already.
+        opened: what keeps adapters on the model; they go when it goes.
+    """
 
     def __init__(
-        self, model: Any, memories: Callable[[Family, Images], Mapping[str, list[VoCoMemory]]], drop: int
+        self,
+        model: Any,
+        memories: Callable[[Family, Images], Mapping[str, list[VoCoMemory]]],
+        drop: int,
+        opened: ExitStack | None = None,
     ) -> None:
-        self.model, self.memories, self.drop = model, memories, drop
+        self.model, self.memories, self.drop, self.opened = model, memories, drop, opened
         self.family = family_of(model)
 
 
@@ -352,15 +363,15 @@ def press_ways(path: Path) -> Way:
     """The trained adapter: read once with all tokens, and asked behind the first of them."""
     model, voco = base(), VoCo.from_pretrained(path)
     voco.check(model)
-    ExitStack().enter_context(voco.on(model))
+    opened = ExitStack()
+    opened.enter_context(voco.on(model))
     counts = [count for count in COUNTS if count <= voco.tokens]
 
     def memories(family: Family, images: Images) -> dict[str, list[VoCoMemory]]:
         found = read(family, list(images.left), rows_of(images.left), voco.rows(voco.tokens), "", "")
         return {str(count): [memory.first(count) for memory in found] for count in counts}
 
-    # The LoRA weights stay on: nobody closes this, and the model is used for nothing else.
-    return Way(model, memories, drop=0)
+    return Way(model, memories, drop=0, opened=opened)
 
 
 def rival_ways(recipe: Recipe, runs: Path, kind: str) -> Way:
@@ -540,6 +551,13 @@ def table(found: Mapping[str, Any]) -> str:
             for key in ("accuracy", "retention", "ratio")
         ]
         lines.append(f"| {' | '.join([TITLES[name], held, *cells])} |")
+    lines += [
+        f"\nOne VoCo token over {title}: {each['value'] * 100:+.1f} points ({each['low'] * 100:+.1f} to "
+        f"{each['high'] * 100:+.1f}), question by question."
+        for row in found["rows"]
+        for key, title in (("over_pool", "average pooling"), ("over_qformer", "the Q-Former"))
+        for each in ([row[key]] if key in row else [])
+    ]
     if found["times"]:
         took, less = found["times"]["milliseconds"], found["times"]["second_question_over_cached"]
         lines += [
@@ -558,10 +576,10 @@ def write_page(found: Mapping[str, Any], page: Path) -> None:
     """Put the table into the page, between its two marks."""
     text = page.read_text(encoding="utf-8")
     before, begin, rest = text.partition("<!-- measured -->\n")
-    _, end, after = rest.partition("\n<!-- end -->")
+    _, end, after = rest.partition("<!-- end -->")
     assert begin
     assert end
-    page.write_text(f"{before}{begin}{table(found)}{end}{after}", encoding="utf-8")
+    page.write_text(f"{before}{begin}{table(found)}\n{end}{after}", encoding="utf-8")
 
 
 def plain(interval: Any) -> dict[str, Any]:

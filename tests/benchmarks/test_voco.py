@@ -1,5 +1,6 @@
 """The evidence for VoCo tokens: the whole of it in small, the intervals of retention, and the page that shows it."""
 
+import gc
 import importlib
 import json
 import sys
@@ -20,6 +21,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("voco")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # asked for by peft
 def test_training_rivals_answers_and_times(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out = tmp_path / "voco.json"
@@ -51,6 +53,25 @@ def test_training_rivals_answers_and_times(bench: ModuleType, monkeypatch: pytes
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*") if path.is_file()}
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_an_adapter_answers_with_its_lora_weights(bench: ModuleType, tmp_path: Path) -> None:
+    import peft
+
+    from foveate.voco import VoCo
+
+    model = bench.base()
+    voco = VoCo(model, 1)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=1, target_modules=r".*language_model.*q_proj"))
+    voco.save_pretrained(tmp_path / "voco", lora=tuned)
+    way = bench.press_ways(tmp_path / "voco")
+    gc.collect()
+    layers = [module for module in way.model.modules() if hasattr(module, "lora_A")]
+    assert len(layers) == 12
+    assert not any(layer.disable_adapters for layer in layers)
+    way.opened.close()
+    assert all(layer.disable_adapters for layer in layers)
+
+
 def test_retention_is_measured_between_the_bounds(bench: ModuleType) -> None:
     owners = [f"scene {number // 4}" for number in range(40)]
     upper, lower, right = [1] * 40, [1, 0, 0, 0] * 10, [1, 1, 0, 0] * 10
@@ -60,3 +81,8 @@ def test_retention_is_measured_between_the_bounds(bench: ModuleType) -> None:
     mixed = bench.retention([1, 1, 1, 1] * 5 + [1, 0, 0, 0] * 5, upper, lower, owners)["retention"]
     assert mixed["value"] == 0.5
     assert mixed["low"] < 0.3 < 0.7 < mixed["high"]
+
+
+def test_the_page_shows_what_was_measured(bench: ModuleType) -> None:
+    found = json.loads((ROOT / "docs" / "measured" / "voco.json").read_text())
+    assert bench.table(found) in (ROOT / "docs" / "voco.md").read_text(), "run python benchmarks/voco.py --parts page"
