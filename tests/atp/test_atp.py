@@ -238,6 +238,10 @@ def test_what_is_refused(tmp_path):
         pass
     with pytest.raises(FoveateError, match="write auto, or a mean"):
         foveate.parse(f"atp:16:adapter={path}")
+    with pytest.raises(FoveateError, match="leave them out"):
+        foveate.parse(f"atp:auto:theta_r=0.3:adapter={path}")
+    (step,) = foveate.parse(f"atp:auto:positions=pack:adapter={path}").steps
+    assert {each.positions for each in step.method.at_layers(step.places, 0, 3)} == {"pack"}
     with pytest.raises(FoveateError, match="has 3 layers; name some from 1 to 2"):
         ATP(model, layers=(1, 7))
     with pytest.raises(FoveateError, match="from 1 on"):

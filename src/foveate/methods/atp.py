@@ -69,6 +69,8 @@ class ATP(Method):
             raise FoveateError(f"sparsity={self.sparsity}: write 0 or more; the paper has 3.0")
         if self.adapter is not None and not self.keep.auto and self.keep.mean is None:
             raise KeepError(f"keep {self.keep}: an adapter decides how much remains; write auto, or a mean (mean=144)")
+        if self.adapter is not None and (self.theta_r, self.theta_s) != (ATP.theta_r, ATP.theta_s):
+            raise FoveateError("an adapter predicts theta_r and theta_s; leave them out")
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -113,7 +115,17 @@ class ATP(Method):
         if self.adapter is None:
             return super().at_layers(places, arriving, layers)
         shift = 0.0 if self.keep.mean is None else self.adapter.shift(self.keep.mean / arriving)
-        return tuple(ATPLayer.of(self.adapter, number, shift) for number in range(len(places)))
+        return tuple(
+            ATPLayer(
+                positions=self.positions,
+                per=self.per,
+                sparsity=self.sparsity,
+                adapter=self.adapter,
+                number=number,
+                shift=shift,
+            )
+            for number in range(len(places))
+        )
 
     def count(self, layout: Layout) -> int:
         """`keep`, or all: thresholds may let everything through."""
