@@ -321,7 +321,7 @@ def _pool_or_cluster(results: Results) -> str:
         f"At the same number of tokens from the same layer on (`{pool}` and `{cluster}`), before any training, "
         f"averaging is {points(before)} from clustering ({results.accuracy('start', pool):.1%} against "
         f"{results.accuracy('start', cluster):.1%}): "
-        + verdict(before, "better, unlike the paper's.", "worse, as published.", "no difference could be told.")
+        + verdict(before, "better, unlike in the paper.", "worse, as published.", "no difference could be told.")
     )
     if results.has("single"):
         dense = results.difference(("single", pool), ("single", cluster)) if 1 in results.seeds("single") else None
@@ -336,7 +336,7 @@ def _pool_or_cluster(results: Results) -> str:
             + verdict(
                 after,
                 "better, as published.",
-                "still worse, unlike the paper's, where it overtakes by 2.5 points.",
+                "still worse, unlike in the paper, where it overtakes by 2.5 points.",
                 "no difference could be told; in the paper averaging overtakes by 2.5 points.",
             )
         )
