@@ -160,7 +160,7 @@ def ask(
     console.print(_answer_table(question, answers))
     dtype = str(network.dtype).removeprefix("torch.")
     console.print(
-        f"{where}, {dtype} on {place}. Milliseconds, medians of {_runs(answers)} after a warm-up.", style="dim"
+        f"{where}, {dtype} on {place}. Milliseconds, the middle one of {_runs(answers)} after a warm-up.", style="dim"
     )
     if picture is not None:
         console.print(f"Picture: {picture}", highlight=False)

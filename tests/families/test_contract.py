@@ -705,9 +705,8 @@ def test_nested_apply_is_an_error(row: Row, model: Any) -> None:
         pass
 
 
-@pytest.mark.parametrize("spec", [f"{SELECT}@encoder"])
-def test_places_that_come_later_are_refused(row: Row, model: Any, spec: str) -> None:
-    with pytest.raises(FoveateError, match="not supported yet"), apply(model, spec):
+def test_rules_of_the_grid_are_refused_inside_the_encoder(row: Row, model: Any) -> None:
+    with pytest.raises(FoveateError, match=r"encoder.*; use @features or @input"), apply(model, f"{SELECT}@encoder"):
         pass
 
 
