@@ -160,7 +160,7 @@ def ask(
     console.print(_answer_table(question, answers))
     dtype = str(network.dtype).removeprefix("torch.")
     console.print(
-        f"{where}, {dtype} on {place}. Milliseconds, the middle one of {_runs(answers)} after a warm-up.", style="dim"
+        f"{where}, {dtype} on {place}. Milliseconds of {_runs(answers)} after a warm-up.", style="dim"
     )
     if picture is not None:
         console.print(f"Picture: {picture}", highlight=False)
@@ -450,7 +450,7 @@ def _runs(answers: Sequence[Answer]) -> str:
     fewest, most = min(each.runs for each in answers), max(each.runs for each in answers)
     if most == 1:
         return "one run"
-    return f"{most} runs" if fewest == most else f"{fewest} to {most} runs"
+    return f"the middle one of {most} runs" if fewest == most else f"the middle one of {fewest} to {most} runs"
 
 
 def _answer_table(question: str, answers: Sequence[Answer]) -> Table:
