@@ -159,9 +159,7 @@ def ask(
     console = _console()
     console.print(_answer_table(question, answers))
     dtype = str(network.dtype).removeprefix("torch.")
-    console.print(
-        f"{where}, {dtype} on {place}. Milliseconds of {_runs(answers)} after a warm-up.", style="dim"
-    )
+    console.print(f"{where}, {dtype} on {place}. Milliseconds of {_runs(answers)} after a warm-up.", style="dim")
     if picture is not None:
         console.print(f"Picture: {picture}", highlight=False)
     console.print("Everything as JSON: the same command with --json", style="dim", highlight=False)
