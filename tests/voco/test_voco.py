@@ -111,6 +111,33 @@ def test_text_rows_give_image_columns_no_weight(row):
         assert (weight[:, :, -text:, -text - 2 : -text] > 0).all()
 
 
+def test_no_gradient_goes_from_the_text_to_image_columns(row):
+    """With VoCo tokens held fast behind every layer it is exactly zero; without, it comes through them."""
+    model = row.model("eager")
+    voco = VoCo(model, tokens=2)
+    inputs = row.inputs("t4 A t6")
+    layers = family_of(model).decoder_layers
+    arrived = []
+
+    def gradient(hold: bool):
+        arrived.clear()
+        first = layers[0].register_forward_pre_hook(lambda module, args: arrived.append(args[0].requires_grad_()))
+        hooks = [layer.register_forward_hook(held) for layer in layers] if hold else []
+        logits = voco(model, inputs, in_two_passes=False).logits
+        for hook in (first, *hooks):
+            hook.remove()
+        return torch.autograd.grad(logits.square().sum(), arrived[0])[0]
+
+    def held(module, args, output):
+        return torch.cat([output[:, : -text - 2], output[:, -text - 2 : -text].detach(), output[:, -text:]], dim=1)
+
+    text = voco(model, inputs, in_two_passes=False).logits.shape[1]
+    through, direct = gradient(hold=False), gradient(hold=True)
+    assert through[:, : -text - 2].abs().max() > 0
+    assert torch.equal(direct[:, : -text - 2], torch.zeros_like(direct[:, : -text - 2]))
+    assert direct[:, -text:].abs().max() > 0
+
+
 def test_a_memory_moved_is_a_memory_made_there(row, model, voco):
     """What the second image's memory is behind the first, in one masked pass, is the joined memory's second part."""
     a, b = voco.encode(model, row.inputs("A")) + voco.encode(model, row.inputs("B"))
