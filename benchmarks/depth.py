@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import foveate
+from foveate.cost.device import processor
 from foveate.engine import apply
 from foveate.engine.count import tokens_per_layer
 from foveate.models import family_of
@@ -289,16 +290,6 @@ def environment(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]
         "foveate": importlib.metadata.version("foveate"),
         "seconds": round(seconds),
     }
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        told = ""
-    names = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "an unknown processor"
 
 
 def say(text: str) -> None:

@@ -34,6 +34,7 @@ from foveate.bench import scenes
 from foveate.bench.answers import Asker
 from foveate.bench.statistics import mean_interval
 from foveate.bench.tasks import Task, normalised
+from foveate.cost.device import processor
 from foveate.engine import encode
 from foveate.models import family_of
 from foveate.reference.load import load_model, load_processor
@@ -361,14 +362,6 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in ("foveate", "torch", "transformers")},
     }
-
-
-def processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def write(path: Path, value: Any) -> None:

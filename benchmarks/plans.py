@@ -25,6 +25,7 @@ import torch
 from as_structured import RULES
 from torch import Tensor
 
+from foveate.cost.device import processor
 from foveate.methods import Method, PixelMethod
 from foveate.spec import method_class, method_names, parse
 from foveate.tokens import (
@@ -285,16 +286,6 @@ def environment(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]
         "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
         "packages": {name: importlib.metadata.version(name) for name in ("foveate", "torch", "transformers")},
     }
-
-
-def processor() -> str:
-    try:
-        for text in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if text.startswith("model name"):
-                return text.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor()
 
 
 def say(text: str) -> None:

@@ -39,7 +39,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from foveate.cost import device as device_of
 from foveate.cost import read_model
-from foveate.cost.device import SIZES
+from foveate.cost.device import SIZES, processor
 from foveate.cost.estimate import count
 from foveate.cost.pictures import grid_picture
 from foveate.engine import apply, timed, timing
@@ -356,16 +356,6 @@ def environment(arguments: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "seconds": 0,
     }
-
-
-def processor() -> str:
-    try:
-        for text in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if text.startswith("model name"):
-                return text.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def say(text: str) -> None:

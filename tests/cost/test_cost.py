@@ -21,7 +21,7 @@ from foveate.cost import break_even, device, devices, published, read_model
 from foveate.cost.calibrate import Calibration, Probe, measure
 from foveate.cost.check import COUNTS, decoders, read
 from foveate.cost.decoder import read_decoder
-from foveate.cost.device import SIZES, Device, at, read_devices, save, user_file
+from foveate.cost.device import SIZES, Device, at, processor, read_devices, save, user_file
 from foveate.cost.fields import load_config
 from foveate.cost.ops import Op, Part
 from foveate.cost.papers import figures
@@ -247,6 +247,16 @@ def test_measured_devices_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("APPDATA", str(tmp_path))
     save(replace(device("laptop"), name="this-machine"), user_file())
     assert foveate.cost(LLAVA, device="this-machine").device == "this-machine"
+
+
+def test_the_processor_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "processor\t: 0\nmodel name\t: A fast one @ 3 GHz\nflags\t: fpu\nmodel name\t: Another\n"
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding: told)
+    assert processor() == "A fast one @ 3 GHz"
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding: "CPU implementer : 0x41\n")
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert processor() == "aarch64"
 
 
 def test_measuring_takes_the_shortest_time() -> None:

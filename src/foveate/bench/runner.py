@@ -22,6 +22,7 @@ from foveate.bench.metrics import measure
 from foveate.bench.report import markdown
 from foveate.bench.results import Part, Prediction, ResultsFolder
 from foveate.bench.tasks import Picture, Task, normalised
+from foveate.cost.device import processor
 from foveate.engine import Encoded, encode
 from foveate.engine.schedule import schedule
 from foveate.errors import FoveateError
@@ -228,19 +229,9 @@ def _environment(device: torch.device, seconds: float) -> dict[str, Any]:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "processors": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "packages": {name: importlib.metadata.version(name) for name in packages},
     }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor()

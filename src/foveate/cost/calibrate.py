@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from torch.nn.functional import linear as product
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from foveate.cost.decoder import read_decoder
-from foveate.cost.device import SIZES, Device
+from foveate.cost.device import SIZES, Device, processor
 from foveate.cost.ops import Part, elementwise, norm, rotary
 from foveate.errors import FoveateError
 
@@ -223,17 +221,7 @@ class Calibration:
         if self.place.type == "cuda":
             return torch.cuda.get_device_name(self.place)
         threads = torch.get_num_threads()
-        return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _rising(points: Any) -> tuple[tuple[float, float], ...]:

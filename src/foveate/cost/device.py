@@ -6,6 +6,7 @@ import difflib
 import json
 import math
 import os
+import platform
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -106,6 +107,16 @@ def at(curve: Curve, x: float) -> float:
     (left, low), (right, high) = before[-1], after[0]
     share = math.log(x / left) / math.log(right / left)
     return math.exp((1 - share) * math.log(low) + share * math.log(high))
+
+
+def processor() -> str:
+    """The name of this machine's processor; its architecture where the system tells no name."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        told = ""
+    names = [line.partition(":")[2].strip() for line in told.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def user_file() -> Path:
