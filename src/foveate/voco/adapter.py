@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.adapters import downloaded, upload, written
 from foveate.engine import Encoded
 from foveate.engine import encode as encode_images
 from foveate.engine.planning import plan_images
@@ -341,43 +341,30 @@ class VoCo(nn.Module):
         Raises:
             FoveateError: the directory can't be written.
         """
-        from safetensors.torch import save_file
-
         directory = Path(directory)
-        temporary = None
-        try:
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", suffix=".partial", dir=directory.parent))
-            save_file({"embedding": self.embedding.detach().cpu().contiguous()}, temporary / _WEIGHTS)
-            if lora is not None:
-                lora.save_pretrained(temporary / _LORA, safe_serialization=True)
-            elif self.lora is not None:
-                shutil.copytree(self.lora, temporary / _LORA)
-            settings = {
-                "format": 1,
-                "tokens": self.tokens,
-                "features": self.features,
-                "packed": self.packed,
-                "base": self.base,
-                "lora": (temporary / _LORA).is_dir(),
-            }
-            (temporary / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
-            temporary.chmod(0o755)
-            if directory.exists():
-                stale = temporary.with_suffix(".stale")
-                directory.replace(stale)
-                temporary.replace(directory)
-                shutil.rmtree(stale)
-            else:
-                temporary.replace(directory)
-        except OSError as error:
-            raise FoveateError(f"{directory} can't be written ({error.strerror or error})") from error
-        finally:
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
+        with written(directory) as folder:
+            self._write(folder, lora)
         if (directory / _LORA).is_dir():
             self.lora = directory / _LORA
         return directory
+
+    def _write(self, folder: Path, lora: Any = None) -> None:
+        from safetensors.torch import save_file
+
+        save_file({"embedding": self.embedding.detach().cpu().contiguous()}, folder / _WEIGHTS)
+        if lora is not None:
+            lora.save_pretrained(folder / _LORA, safe_serialization=True)
+        elif self.lora is not None:
+            shutil.copytree(self.lora, folder / _LORA)
+        settings = {
+            "format": 1,
+            "tokens": self.tokens,
+            "features": self.features,
+            "packed": self.packed,
+            "base": self.base,
+            "lora": (folder / _LORA).is_dir(),
+        }
+        (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> VoCo:
@@ -389,15 +376,7 @@ class VoCo(nn.Module):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        directory = Path(path)
-        if not directory.is_dir():
-            from huggingface_hub import snapshot_download
-            from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-            try:
-                directory = Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
-            except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-                raise FoveateError(f"there is no VoCo adapter at {path}, neither here nor on the hub") from error
+        directory = downloaded(path, "VoCo adapter")
         try:
             settings = json.loads((directory / _SETTINGS).read_text())
             embedding = load_file(directory / _WEIGHTS)["embedding"]
@@ -415,15 +394,7 @@ class VoCo(nn.Module):
 
     def push_to_hub(self, repository: str, **options: Any) -> Any:
         """Upload the adapter to the Hugging Face hub; `options` go to `huggingface_hub.HfApi.upload_folder`."""
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        api.create_repo(repository, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            lora = self.lora
-            path = self.save_pretrained(Path(folder) / "voco")
-            self.lora = lora
-            return api.upload_folder(repo_id=repository, folder_path=path, **options)
+        return upload(repository, self._write, **options)
 
 
 def _check_features(family: Family, spec: str) -> None:
