@@ -295,19 +295,8 @@ class Asker:
         inputs = self._whole([prompts[index].rows[n] for index, n in group])
         short = compress(self.model, inputs, spec, encoded.pick([index for index, _ in group]))
         spent.compressor += short.milliseconds["compressor"]
-        spent.compressions += len(group)
-        with timed(self.model) as times:
-            output = self.model.generate(
-                **short, max_new_tokens=self.longest, do_sample=False, num_beams=1, pad_token_id=self.pad
-            )
-        spent.question += times.prefill
-        spent.decode += times.decode
-        texts = self._texts(output[:, short["input_ids"].shape[1] :])
-        for (index, n), image, text in zip(group, short.images, texts, strict=True):
-            answered.texts[index][n] = text
-            answered.before[index] = image.before
-            answered.after[index] += image.after / len(prompts[index].rows)
-            answered.mean[index] += image.after / len(prompts[index].rows)
+        texts = self._generated(short, spent)
+        _record(prompts, group, texts, [(image.before, image.after, image.after) for image in short.images], answered)
 
     def _inside(
         self,
@@ -324,22 +313,24 @@ class Asker:
         inputs |= self.pixels(prompts[index] for index, _ in group)
         del inputs["pixel_values"]
         inputs["mm_encoder_outputs"] = encoder_outputs(self.model, encoded.pick([index for index, _ in group]))
-        with apply(self.model, spec, synchronise=True) as run, timed(self.model) as times:
+        with apply(self.model, spec, synchronise=True) as run:
+            texts = self._generated(inputs, spent)
+        report = run.report()
+        spent.compressor += report.milliseconds
+        # What steps inside the decoder take is a part of its prefill, and is not counted twice.
+        spent.question -= report.inside
+        counts = [(image.before, image.after, image.mean_over_layers) for image in report.images]
+        _record(prompts, group, texts, counts, answered)
+
+    def _generated(self, inputs: Mapping[str, Any], spent: Spent) -> list[str]:
+        """What the model's own `generate` says to prompts of one length; `spent` gets the time."""
+        with timed(self.model) as times:
             output = self.model.generate(
                 **inputs, max_new_tokens=self.longest, do_sample=False, num_beams=1, pad_token_id=self.pad
             )
-        report = run.report()
-        spent.compressor += report.milliseconds
-        spent.compressions += len(group)
-        # What steps inside the decoder take is a part of its prefill, and is not counted twice.
-        spent.question += times.prefill - report.inside
+        spent.question += times.prefill
         spent.decode += times.decode
-        texts = self._texts(output[:, inputs["input_ids"].shape[1] :])
-        for (index, n), image, text in zip(group, report.images, texts, strict=True):
-            answered.texts[index][n] = text
-            answered.before[index] = image.before
-            answered.after[index] += image.after / len(prompts[index].rows)
-            answered.mean[index] += image.mean_over_layers / len(prompts[index].rows)
+        return self._texts(output[:, inputs["input_ids"].shape[1] :])
 
     def _whole(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
         ids = torch.tensor([list(row) for row in rows], device=self.device)
@@ -353,6 +344,30 @@ class Asker:
         """What rows of new ids say before their end; a row may have gone on behind it, for the sake of others."""
         ended = torch.isin(ids, self._stop).long().cumsum(dim=1) > 0
         return self.processor.batch_decode(ids.masked_fill(ended, self.pad), skip_special_tokens=True)
+
+
+def _record(
+    prompts: Sequence[Prompts],
+    group: Sequence[tuple[int, int]],
+    texts: Sequence[str],
+    counts: Sequence[tuple[int, int, float]],
+    answered: Answered,
+) -> None:
+    """Put answers to single questions where they belong.
+
+    Args:
+        prompts: of all pictures.
+        group: per answer, the picture and the number of its question.
+        texts: the answers.
+        counts: per answer, visual tokens of the whole prompt, behind the last step, and per decoder layer on average.
+        answered: gets them; what questions of a picture differ in is averaged over them.
+    """
+    answered.spent.compressions += len(group)
+    for (index, n), text, (before, after, mean) in zip(group, texts, counts, strict=True):
+        answered.texts[index][n] = text
+        answered.before[index] = before
+        answered.after[index] += after / len(prompts[index].rows)
+        answered.mean[index] += mean / len(prompts[index].rows)
 
 
 def _after_last(ids: Sequence[int], family: Family) -> int:
