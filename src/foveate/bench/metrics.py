@@ -39,12 +39,14 @@ def measure(
     answers: dict[str, list[Prediction]] = {}
     for each in predictions:
         answers.setdefault(each.spec, []).append(each)
-    dense = sorted(answers["dense"], key=lambda each: each.number)
+    for own in answers.values():
+        own.sort(key=lambda each: each.number)
+    dense = answers["dense"]
     skills = [skill for skill in task.skills if any(each.skill == skill for each in dense)]
     rows = []
     for name, spec in specs.items():
-        own = sorted(answers[name], key=lambda each: each.number)
-        rows.append(_configuration(name, spec, own, dense, [part for part in parts if part.spec == name], skills))
+        own_parts = [part for part in parts if part.spec == name]
+        rows.append(_configuration(name, spec, answers[name], dense, own_parts, skills))
         rows[-1]["budget"] = (budgets or {}).get(name, rows[-1]["budget"])
     for row in rows:
         row["against"] = _against(row, rows, answers)
@@ -99,20 +101,17 @@ def _configuration(
 def _against(
     row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], answers: Mapping[str, Sequence[Prediction]]
 ) -> dict[str, Any]:
-    """The paired difference of a configuration to each other baseline of its budget."""
+    """The paired difference of a configuration to each other baseline of its budget; answers are in one order."""
     if row["spec"] == "dense":
         return {}
 
     def right(name: str) -> list[float]:
-        return [float(each.right) for each in sorted(answers[name], key=lambda each: each.number)]
+        return [float(each.right) for each in answers[name]]
 
-    images = [each.image for each in sorted(answers[row["spec"]], key=lambda each: each.number)]
+    own = right(row["spec"])
+    images = [each.image for each in answers[row["spec"]]]
     rivals = [each["spec"] for each in rows if each["baseline"] and each["budget"] == row["budget"]]
-    return {
-        name: difference_interval(right(row["spec"]), right(name), images).to_dict()
-        for name in rivals
-        if name != row["spec"]
-    }
+    return {name: difference_interval(own, right(name), images).to_dict() for name in rivals if name != row["spec"]}
 
 
 def _accuracy(own: Sequence[Prediction], dense: Sequence[Prediction]) -> dict[str, Any]:
