@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.bench.report import interval, points
+from foveate.bench.report import clearly_below, interval, points
+from foveate.bench.results import write_whole
 
 HERE = Path(__file__).parent
 MEASURED = HERE / "measured"
@@ -159,9 +160,8 @@ def losers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A line for each method that is clearly below a baseline somewhere."""
     found: dict[str, list[str]] = {}
     for row in rows:
-        below = [] if row["baseline"] else [(name, each) for name, each in row["against"].items() if _below(each)]
-        if below:
-            texts = [f"{_name(name)} ({points(each['value'])})" for name, each in below]
+        texts = [f"{_name(name)} ({points(each['value'])})" for name, each in clearly_below(row).items()]
+        if texts:
             found.setdefault(row["label"], []).append(f"at {row['budget']:.0f} below {', '.join(texts)}")
     return [f"* `{label}`: {'; '.join(texts)}" for label, texts in found.items()]
 
@@ -244,9 +244,7 @@ def take(folder: Path, name: str) -> Path:
         row.pop("time_ms")
         row.pop("time_ratio")
     path = MEASURED / f"accuracy-{name}.json"
-    text = json.dumps({"command": command, **parts}, indent=1) + "\n"
-    path.with_suffix(".part").write_text(text, encoding="utf-8")
-    path.with_suffix(".part").replace(path)
+    write_whole(path, json.dumps({"command": command, **parts}, indent=1) + "\n")
     return path
 
 
@@ -264,7 +262,7 @@ def _cell(row: Mapping[str, Any]) -> str:
     text = _accuracy(row)
     if not row["baseline"]:
         text = f"**{text}**" if _above(row) else text
-        text += " ↓" if any(map(_below, row["against"].values())) else ""
+        text += " ↓" if clearly_below(row) else ""
     real = row["tokens"]["mean_over_layers"]
     return text if abs(real - row["budget"]) < 0.5 or "@" in row["label"] else f"{text} [{real:.0f}]"
 
@@ -279,10 +277,6 @@ def _above(row: Mapping[str, Any]) -> bool:
     return (
         not row["baseline"] and bool(against) and all(each["low"] is not None and each["low"] > 0 for each in against)
     )
-
-
-def _below(difference: Mapping[str, Any]) -> bool:
-    return difference["high"] is not None and difference["high"] < 0
 
 
 def _name(spec: str) -> str:

@@ -134,20 +134,29 @@ def caption(metrics: Mapping[str, Any]) -> str:
 
 
 def losses(metrics: Mapping[str, Any]) -> list[str]:
-    """A line for each configuration that is clearly worse than a baseline of its budget.
-
-    Clearly: the 95 % interval of the paired difference leaves zero out. Baselines are not held against each other.
-    """
+    """A line for each configuration that is clearly worse than a baseline of its budget."""
     lines = []
     for row in metrics["configurations"]:
-        worse = [
-            f"{name} ({points(difference['value'])} {interval(difference)})"
-            for name, difference in row.get("against", {}).items()
-            if difference["high"] is not None and difference["high"] < 0
-        ]
-        if worse and not row["baseline"]:
+        worse = [f"{name} ({points(each['value'])} {interval(each)})" for name, each in clearly_below(row).items()]
+        if worse:
             lines.append(f"{row['spec']} is clearly below {', '.join(worse)}")
     return lines
+
+
+def clearly_below(row: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The baselines of its budget that a configuration is clearly worse than, each with the paired difference.
+
+    Clearly: the difference's 95 % interval leaves zero out. Baselines are not held against each other.
+
+    >>> against = {"pool:64": {"low": -0.2, "high": -0.1}, "random:64": {"low": -0.1, "high": 0.1}}
+    >>> list(clearly_below({"baseline": False, "against": against}))
+    ['pool:64']
+    """
+    if row["baseline"]:
+        return {}
+    # One image has no interval.
+    against = row.get("against", {})
+    return {name: each for name, each in against.items() if each["high"] is not None and each["high"] < 0}
 
 
 def _title(metrics: Mapping[str, Any]) -> str:
