@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import foveate
+from foveate.bench.results import write_whole
 from foveate.cost.device import processor
 from foveate.engine import apply
 from foveate.engine.count import tokens_per_layer
@@ -62,10 +63,7 @@ def main() -> int:
         "rows": rows,
         "environment": environment(arguments, time.perf_counter() - began),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = arguments.out.with_suffix(".partial")
-    unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(arguments.out)
+    write_whole(arguments.out, json.dumps(result, indent=1) + "\n")
     say(f"{len(rows)} measurements in {result['environment']['seconds']} s: {arguments.out}")
     return 0
 

@@ -32,6 +32,7 @@ from torch import nn
 import foveate
 from foveate.bench import scenes
 from foveate.bench.answers import Asker
+from foveate.bench.results import write_whole
 from foveate.bench.statistics import mean_interval
 from foveate.bench.tasks import Task, normalised
 from foveate.cost.device import processor
@@ -365,11 +366,8 @@ def environment() -> dict[str, Any]:
 
 
 def write(path: Path, value: Any) -> None:
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".partial")
-    unfinished.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    """Write plain data as JSON."""
+    write_whole(path, json.dumps(value, indent=1) + "\n")
 
 
 def say(text: str) -> None:

@@ -25,6 +25,7 @@ import torch
 from as_structured import RULES
 from torch import Tensor
 
+from foveate.bench.results import write_whole
 from foveate.cost.device import processor
 from foveate.methods import Method, PixelMethod
 from foveate.spec import method_class, method_names, parse
@@ -86,10 +87,7 @@ def main() -> int:
         "rows": [rounded(row) for row in rows],
         "environment": environment(arguments, time.perf_counter() - began),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = arguments.out.with_suffix(".partial")
-    unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(arguments.out)
+    write_whole(arguments.out, json.dumps(result, indent=1) + "\n")
     say(f"\n{len(rows)} measurements in {result['environment']['seconds']} s: {arguments.out}")
     return 0
 

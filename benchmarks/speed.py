@@ -37,6 +37,7 @@ from random_models import MODELS, REAL, Pictures, make, prompt
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from foveate.bench.results import write_whole
 from foveate.cost import device as device_of
 from foveate.cost import read_model
 from foveate.cost.device import SIZES, processor
@@ -106,7 +107,7 @@ def main() -> int:
                 torch.cuda.empty_cache()
                 result["cells"].append({**asked, "out_of_memory": True, "rows": []})
             result["environment"]["seconds"] += round(time.perf_counter() - began - result["environment"]["seconds"])
-            write(result, arguments.out)
+            write_whole(arguments.out, json.dumps(result, indent=1) + "\n")
     say(f"\n{len(result['cells'])} cells: {arguments.out}" + (f"; {left} left, run this again" if left else ""))
     return 0
 
@@ -196,13 +197,6 @@ def begin(arguments: argparse.Namespace) -> dict[str, Any]:
         "cells": [],
         "environment": told,
     }
-
-
-def write(result: dict[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".partial")
-    unfinished.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
 
 
 def measure(arguments: argparse.Namespace, network: Any, asked: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
