@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from pages import write
 
 from foveate.bench.report import clearly_below, interval, points
 from foveate.bench.results import write_whole
 
 HERE = Path(__file__).parent
 MEASURED = HERE / "measured"
-PAGE = HERE / "accuracy.md"
 PICTURES = HERE / "pictures"
 
 HEAD = """\
@@ -300,8 +300,7 @@ def main() -> None:
         path = MEASURED / f"accuracy-{name}.json"
         if path.exists():
             draw(json.loads(path.read_text(encoding="utf-8")), name, count)
-    PAGE.write_text(page(), encoding="utf-8")
-    print(f"wrote {PAGE.name}", file=sys.stderr)
+    write({"accuracy.md": page()})
 
 
 if __name__ == "__main__":

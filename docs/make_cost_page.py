@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
-from pathlib import Path
+
+from pages import DOCS, write
 
 from foveate.cost import check, cost, devices, published
 from foveate.cost.device import Device
@@ -13,7 +13,6 @@ from foveate.cost.papers import decoder_flops, figures
 from foveate.cost.vision import counted
 
 _UNITS = {"share": " of all", "TFLOPs": " TFLOPs", "GFLOPs": " GFLOPs", "MB": " MB"}
-PAGE = Path(__file__).with_name("cost.md")
 CALIBRATIONS = {"float32": "calibration", "bfloat16": "calibration-bfloat16"}
 """What was measured in each data type: docs/measured/NAME.json, drawn as docs/pictures/NAME.png."""
 
@@ -202,7 +201,7 @@ def _tenth() -> str:
 
 def calibrations() -> dict[str, tuple[Device, list[check.Point]]]:
     """What was measured on one machine, in each data type."""
-    folder = PAGE.parent / "measured"
+    folder = DOCS / "measured"
     return {dtype: check.read(folder / f"{name}.json") for dtype, name in CALIBRATIONS.items()}
 
 
@@ -247,7 +246,6 @@ def _devices() -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    write({"cost.md": page()})
     for dtype, (device, points) in calibrations().items():
-        check.draw(device, points, PAGE.parent / "pictures" / f"{CALIBRATIONS[dtype]}.png")
-    print(f"wrote {PAGE.name}", file=sys.stderr)
+        check.draw(device, points, DOCS / "pictures" / f"{CALIBRATIONS[dtype]}.png")

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
-from pathlib import Path
+
+from pages import write
 
 from foveate.models import Family, Generic, family_class, supported
-
-HERE = Path(__file__).parent
 
 HEAD = """\
 # Families
@@ -122,17 +120,5 @@ def _doc(thing: object) -> str:
     return re.sub(r"\n\s*Raises:.*", "", doc, flags=re.DOTALL)
 
 
-def write() -> None:
-    """Write every page, and take away those of families that are gone."""
-    made = pages()
-    (HERE / "families").mkdir(exist_ok=True)
-    for old in (HERE / "families").glob("*.md"):
-        if f"families/{old.name}" not in made:
-            old.unlink()
-    for path, text in made.items():
-        (HERE / path).write_text(text, encoding="utf-8")
-    print(f"wrote {len(made)} pages", file=sys.stderr)
-
-
 if __name__ == "__main__":
-    write()
+    write(pages())

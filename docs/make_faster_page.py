@@ -16,6 +16,7 @@ DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent / "benchmarks"))
 
 from every_method import every  # noqa: E402
+from pages import write  # noqa: E402
 from random_models import Pictures, configuration  # noqa: E402
 
 from foveate.cost import Device, check, device, read_model  # noqa: E402
@@ -23,7 +24,6 @@ from foveate.cost.estimate import Cost, Model, count  # noqa: E402
 from foveate.cost.pictures import grid_picture  # noqa: E402
 from foveate.errors import KeepError  # noqa: E402
 
-PAGE = DOCS / "faster.md"
 PICTURE = DOCS / "pictures" / "faster.png"
 MEASURED = DOCS / "measured"
 KEEP = 0.111
@@ -589,6 +589,5 @@ def draw(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    write({"faster.md": page()})
     draw(PICTURE)
-    print(f"wrote {PAGE.name}", file=sys.stderr)

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).with_name("inside.md")
+from pages import write
+
 MEASURED = Path(__file__).parent / "measured" / "depth.json"
 TARGET = 1.05
 """How much longer than the ideal a prefill may take."""
@@ -103,5 +103,4 @@ def _told(rows: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print(f"wrote {PAGE.name}", file=sys.stderr)
+    write({"inside.md": page()})

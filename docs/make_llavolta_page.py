@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from pages import write
 
 from foveate.bench.statistics import Interval, difference_interval
 from foveate.cost import read_model
@@ -17,7 +18,6 @@ from foveate.train.estimate import Sample, measure
 from foveate.train.recipe import DENSE, Recipe, parse_recipe
 from foveate.train.timetable import PUBLISHED, published
 
-PAGE = Path(__file__).with_name("llavolta.md")
 MEASURED = Path(__file__).parent / "measured" / "llavolta.json"
 
 PAPER: dict[str, tuple[float, float, float]] = {
@@ -430,5 +430,4 @@ def _missing(results: Results) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print(f"wrote {PAGE.name}", file=sys.stderr)
+    write({"llavolta.md": page()})

@@ -4,14 +4,12 @@
 from __future__ import annotations
 
 import re
-import sys
-from pathlib import Path
 from typing import Any
+
+from pages import write
 
 from foveate.methods.listing import Listing, listing
 from foveate.spec import method_class
-
-HERE = Path(__file__).parent
 
 HEAD = """\
 # Methods
@@ -121,17 +119,5 @@ def _link(method: Listing) -> str:
     return f"[{path}](../../{path})"
 
 
-def write() -> None:
-    """Write every page, and take away those of methods that are gone."""
-    made = pages()
-    (HERE / "methods").mkdir(exist_ok=True)
-    for old in (HERE / "methods").glob("*.md"):
-        if f"methods/{old.name}" not in made:
-            old.unlink()
-    for path, text in made.items():
-        (HERE / path).write_text(text, encoding="utf-8")
-    print(f"wrote {len(made)} pages", file=sys.stderr)
-
-
 if __name__ == "__main__":
-    write()
+    write(pages())

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import json
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
-PAGE = Path(__file__).with_name("speed.md")
+from pages import write
+
 MEASURED = Path(__file__).parent / "measured" / "plans.json"
 TARGET = 0.01
 """The share of the prefill it saves that a compressor may take, on a CPU."""
@@ -133,5 +133,4 @@ def _number(value: float) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print(f"wrote {PAGE.name}", file=sys.stderr)
+    write({"speed.md": page()})

@@ -8,18 +8,16 @@ weights. Nothing is written by hand: the engine itself says whether it takes the
 from __future__ import annotations
 
 import re
-import sys
 import warnings
-from pathlib import Path
 from typing import Any
+
+from pages import write
 
 from foveate import FoveateError, FoveateWarning
 from foveate.engine.schedule import schedule
 from foveate.methods.listing import Listing, listing
 from foveate.models import Family, Generic, family_of, supported
 from foveate.spec import method_class
-
-PAGE = Path(__file__).with_name("support.md")
 
 HEAD = """\
 # Which method works on which family
@@ -86,5 +84,4 @@ def _family(kind: str) -> Family:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
-    print(f"wrote {PAGE.name}", file=sys.stderr)
+    write({"support.md": page()})

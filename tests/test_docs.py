@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from pages import write
 
 import foveate
 from foveate import models, spec
@@ -59,6 +60,17 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models.registry, "_families", dict(models.registry._families))
     for folder in ("families", "methods"):
         monkeypatch.syspath_prepend(str(ROOT / "tests" / folder))
+
+
+def test_pages_are_written_and_old_ones_taken_away(tmp_path, capsys):
+    for name in ("methods/gone.md", "other.md", "methods/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    write({"methods.md": "all", "methods/pool.md": "one"}, tmp_path)
+    there = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*"))
+    assert there == ["methods.md", "methods/notes.txt", "methods/pool.md", "other.md"]
+    assert (tmp_path / "methods/pool.md").read_text() == "one"
+    assert capsys.readouterr().err == "wrote 2 pages\n"
 
 
 def test_the_pages_about_methods_are_what_the_script_makes() -> None:
