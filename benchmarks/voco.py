@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -196,8 +196,7 @@ def train(part: str, recipe: Recipe, runs: Path) -> None:
     finally:
         switch.close()
     trained = {name: weight.detach().contiguous() for name, weight in rival.named_parameters() if weight.requires_grad}
-    save_file(trained, done.with_suffix(".partial"))
-    done.with_suffix(".partial").replace(done)
+    files.write_tensors(trained, done)
 
 
 # Answers
@@ -318,8 +317,7 @@ def test_images(recipe: Recipe, arguments: argparse.Namespace, scenes: Sequence[
                 short = foveate.compress(model, {**inputs, "input_ids": ids}, spec, encoded)
                 left.append(torch.stack([each.cut.features for each in short.images]).half())
         whole = torch.cat(dense)
-        save_file({"dense": whole, "left": torch.cat(left) if left else whole.clone()}, path.with_suffix(".partial"))
-        path.with_suffix(".partial").replace(path)
+        files.write_tensors({"dense": whole, "left": torch.cat(left) if left else whole.clone()}, path)
     kept = load_file(path)
     for start in range(0, len(scenes), AT_ONCE):
         part = slice(start, start + AT_ONCE)

@@ -71,6 +71,19 @@ def write_json(value: Any, path: Path) -> None:
     partial.replace(path)
 
 
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors as safetensors, whole or not at all.
+
+    Args:
+        tensors: contiguous, and none shares its memory with another.
+        path: of the file.
+        metadata: texts for its header.
+    """
+    partial = path.with_name(path.name + ".partial")
+    save_file(dict(tensors), partial, metadata=None if metadata is None else dict(metadata))
+    partial.replace(path)
+
+
 def save_optimiser(state: Mapping[str, Any], path: Path) -> None:
     """Write the `state_dict` of an optimiser.
 

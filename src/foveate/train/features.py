@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foveate.engine.encode import encode_for
@@ -24,6 +23,7 @@ from foveate.errors import FoveateError
 from foveate.models import Family, family_of
 from foveate.reference.load import load_model
 from foveate.train.batches import Batches
+from foveate.train.checkpoint import write_tensors
 from foveate.train.recipe import DENSE, Recipe, RecipeError, Stage
 from foveate.train.sources import Conversation, Conversations
 
@@ -151,9 +151,8 @@ class KeptFeatures:
             for image, features in zip(plan_images(family, plan, encoded), encoded.features, strict=True):
                 kept = features[None] if image.plan is None else image.plan.apply(features[None])
                 made.append(kept.half().mT[:, :, None].cpu())
-        partial = self._path(number).with_suffix(".partial")
-        save_file({"features": torch.cat(made).contiguous()}, partial, metadata={"messages": json.dumps(messages)})
-        partial.replace(self._path(number))
+        features = {"features": torch.cat(made).contiguous()}
+        write_tensors(features, self._path(number), {"messages": json.dumps(messages)})
 
 
 class FeatureBatches(Batches):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
@@ -71,13 +71,6 @@ def _load(trainee: Trainee, path: Path) -> None:
     wrong = [k for k in unexpected if "lm_head" not in k]
     if wrong:
         raise RecipeError(f"{path} holds weights of another model ({wrong[0]})")
-
-
-def _store(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write tensors, whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial)
-    partial.replace(path)
 
 
 def _written_out(trainee: Trainee) -> None:
@@ -163,13 +156,13 @@ def run(
             files.write_json(
                 {"steps": stage.steps, "seconds_of_this_call": round(time.time() - began)}, folder / "done.json"
             )
-            _store(_unshared(trainee), folder / LAST)
+            files.write_tensors(_unshared(trainee), folder / LAST)
         trainer.accelerator.wait_for_everyone()
     if first:
         save_directory(trainee.model, out / "model")
         # What only training needs, beside the model: a later run with ``init_from`` finds it there.
         rest = {k: v.to(torch.bfloat16).contiguous() for k, v in trainee.state_dict().items() if k[:6] != "model."}
-        _store(rest, out / "training.safetensors")
+        files.write_tensors(rest, out / "training.safetensors")
     return trainee.model
 
 
