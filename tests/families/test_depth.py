@@ -240,6 +240,23 @@ def test_a_batch_is_its_samples_alone(row: Row, any_model: Any, spec: str) -> No
                 torch.testing.assert_close(both[number], one[0], atol=1e-4, rtol=1e-4, msg=f"{prompt}, step {step}")
 
 
+@pytest.mark.parametrize(
+    "spec", ["random:6@1", "cluster:6@1", "pool:0.25:positions=pack@1,2", "fastv:4@2", "cluster:6+pool:0.5@2"]
+)
+@torch.no_grad()
+def test_tokens_that_only_the_device_knows(
+    row: Row, any_model: Any, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An accelerator is not waited for to learn which tokens stay; here it is played by a host that doesn't look.
+    inputs = row.inputs(*BATCH)
+    with apply(any_model, spec):
+        expected, ids = logits(any_model, inputs), generate(any_model, inputs)
+    monkeypatch.setattr("foveate.engine.decoder._at_hand", lambda device: False)
+    with apply(any_model, spec):
+        assert torch.equal(logits(any_model, inputs), expected)
+        assert torch.equal(generate(any_model, inputs), ids)
+
+
 @torch.no_grad()
 def test_images_that_were_encoded_before(row: Row, model: Any) -> None:
     """Several specs and several questions about an image, and one run of the encoder."""

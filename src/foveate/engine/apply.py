@@ -503,7 +503,8 @@ def _columns(hidden: Tensor, places: Tensor) -> Tensor:
 def _text_at_end(cut: Cut, image_token: int) -> Tensor:
     """How many columns at the end of a prompt are text in every row: `()` int64."""
     other = (cut.input_ids == image_token) | (cut.columns < 0)
-    return (other.flip(1).cumsum(dim=1) == 0).sum(dim=1).min()
+    width = other.shape[1]
+    return width - (other * torch.arange(1, width + 1, device=other.device)).amax()
 
 
 def _begins_with(ids: Tensor, earlier: Tensor) -> bool:

@@ -77,6 +77,8 @@ class Cut:
 
         A dropped column is stood for by the kept one before it, so logits and labels keep their shape.
         """
+        if self.columns.shape == self.keep.shape and not self.padded:
+            return self.columns
         rank = self.keep.cumsum(dim=1) - 1
         lead = (self.columns < 0).sum(dim=1, keepdim=True)
         return (rank + lead).clamp(min=0)
@@ -150,6 +152,12 @@ def cut_prompt(
         keep, padded = torch.ones_like(placeholder), False
         columns = torch.arange(input_ids.shape[1], device=device).repeat(rows, 1)
         short_ids, visual = input_ids, placeholder
+        own_places = all(image.untouched and image.span == image.layout.total for image in images)
+        if family.position_axes == 1 and own_places and (position_ids is None or start is not None):
+            # As many positions as tokens, on one axis: every column simply follows the one before it.
+            positions = columns if start is None else columns + start[:, None]
+            following = columns.new_full((rows,), columns.shape[1]) if start is None else start + columns.shape[1]
+            return Cut(input_ids, torch.ones_like(input_ids), positions, columns, keep, following, padded)
     else:
         kept = torch.cat([image.slot + end - image.layout.total for image, end in zip(images, ends)]).to(device)
         keep = ~placeholder & real

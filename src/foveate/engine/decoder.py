@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -59,13 +61,13 @@ class Standing:
     """
 
     row: int
-    places: Tensor
+    places: npt.NDArray[np.int64]
     layout: Layout
     whole: Layout
     remaining: Remaining
     dense: Tensor
     full: Layout
-    marks: Tensor
+    marks: npt.NDArray[np.int64]
     slot: Tensor | None
     signals: dict[Signal, Tensor]
     methods: dict[int, Method]
@@ -76,11 +78,11 @@ class Standing:
     leader: int
 
     @property
-    def every(self) -> Tensor:
+    def every(self) -> npt.NDArray[np.int64]:
         """The columns of its content and structural tokens, ascending."""
         if not self.marks.shape[1]:
             return self.places
-        return torch.cat([self.places, self.marks[1]]).sort().values
+        return np.sort(np.concatenate([self.places, self.marks[1]]))
 
 
 @dataclass
@@ -226,8 +228,8 @@ class Descent:
         rows, width = cut.columns.shape
         positions = cut.position_ids.view(self.family.position_axes, rows, width)
         visual = (cut.input_ids == self.family.image_token) & (cut.columns >= 0)
-        columns, visual = torch.stack([cut.columns, visual]).cpu()
-        row_of, column_of = visual.nonzero().unbind(1)
+        columns, visual = torch.stack([cut.columns, visual]).cpu().numpy()
+        row_of, column_of = visual.nonzero()
         self._steps = {step.layer: step.method for step in schedule.depth}
         self._watched = {layer for step in schedule.depth for layer in watched(step.method.needs, step.layer)}
         ends = asked.ends(ids, self.family.image_token, [image.before for image in images])
@@ -250,12 +252,12 @@ class Descent:
                 for method in schedule.ahead:
                     remaining = remaining.after(method)
             dense = dense_slots(image.seen, image.layout)[dense]
-            places, marks = every, torch.empty(2, 0, dtype=torch.int64)
+            places, marks = every, np.empty((2, 0), dtype=np.int64)
             if image.layout.structural:
                 # Structural tokens stand among the content tokens, as the layout of the full image says.
-                content = torch.isin(image.cut.slot, image.layout.places[dense])
+                content = torch.isin(image.cut.slot, image.layout.places[dense]).numpy()
                 places = every[content]
-                marks = torch.stack([image.layout.held(dense).nonzero().squeeze(1), every[~content]])
+                marks = np.stack([image.layout.held(dense).nonzero().squeeze(1).numpy(), every[~content]])
             text = int(((columns[row] >= 0) & (columns[row] <= ends[number]) & (visual[row] == 0)).sum())
             self.images.append(
                 Standing(
@@ -279,7 +281,7 @@ class Descent:
             )
         if len(set(order)) < len(order):
             self._lead(ids, order)
-        lengths = (columns >= 0).sum(dim=1).tolist()
+        lengths = (columns >= 0).sum(axis=1).tolist()
         self._line = _Line(cut.columns, lengths, cut.restore_index(), positions, cut.following)
         if 0 in self._watched:
             self._at_start = {number: self._places([number]) for number in range(len(images))}
@@ -339,7 +341,7 @@ class Descent:
         if layer >= len(self._additions):
             return hidden
         rows, width, _ = hidden.shape
-        places = torch.cat([image.row * width + image.places for image in self.images]).to(hidden.device)
+        places = _moved_to(np.concatenate([image.row * width + image.places for image in self.images]), hidden.device)
         values = torch.cat(self._additions[layer]).to(hidden.device, hidden.dtype)
         return hidden.flatten(0, 1).index_add(0, places, values).view(rows, width, -1)
 
@@ -423,82 +425,92 @@ class Descent:
 
         # On the host: the line behind the step. If only the device knows which tokens stay, it looks here as if they
         # were the first ones of each image; their number is what counts.
-        lead = torch.tensor([width - length for length in line.lengths])
-        keep = torch.arange(width) >= lead[:, None]
+        keep = np.arange(width) >= width - np.array(line.lengths)[:, None]
         plans: list[tuple[list[int], Plan, Tensor, Tensor]] = []
-        stay: dict[int, Tensor] = {}
+        stay: dict[int, npt.NDArray[np.int64]] = {}
+        known = True
         for (method, *_), members in groups.items():
-            places = torch.stack([self.images[n].row * width + self.images[n].places for n in members]).to(device)
+            standing = [self.images[number] for number in members]
+            places = _moved_to(np.stack([image.row * width + image.places for image in standing]), device)
             features = flat.index_select(0, places.flatten()).view(*places.shape, -1)
             plan = self._plan(method, members, features, here)
             plans.append((members, plan, places, features))
-            on_host = plan.valid is not None or bool(self.images[members[0]].full.structural)
+            on_host = _at_hand(device) or plan.valid is not None or bool(standing[0].full.structural)
+            known &= on_host
             if not on_host:
-                kept = [torch.arange(plan.slot.shape[1])] * len(members)
+                kept: list[Any] = [slice(plan.slot.shape[1])] * len(members)
             else:
-                slots = plan.slot.cpu()
-                valid = torch.ones_like(slots).bool() if plan.valid is None else plan.valid.cpu()
-                kept = [each[there] for each, there in zip(slots, valid, strict=True)]
-            for number, slots in zip(members, kept, strict=True):
-                image = self.images[number]
+                kept = list(plan.slot.cpu().numpy())
+                if plan.valid is not None:
+                    kept = [each[there] for each, there in zip(kept, plan.valid.cpu().numpy(), strict=True)]
+            for number, image, slots in zip(members, standing, kept, strict=True):
                 keep[image.row, image.every] = False
                 if image.full.structural:
-                    image.dense = image.dense[slots]
-                    image.marks = image.marks[:, image.full.held(image.dense)[image.marks[0]]]
+                    image.dense = image.dense[torch.from_numpy(slots)]
+                    image.marks = image.marks[:, image.full.held(image.dense).numpy()[image.marks[0]]]
+                    keep[image.row, image.marks[1]] = True
                 stay[number] = image.places[slots]
                 keep[image.row, stay[number]] = True
-                keep[image.row, image.marks[1]] = True
-        lengths = keep.sum(dim=1)
-        if int(lengths.min()) == 0:
+        lengths = keep.sum(axis=1)
+        if not lengths.min():
             raise FoveateError(f"{self._steps[layer]} at layer {layer} leaves a row without any token: it has no text")
         narrow = int(lengths.max())
         lead = narrow - lengths
-        landing = keep.cumsum(dim=1) - 1 + lead[:, None]
-        there = torch.arange(narrow) >= lead[:, None]
+        landing = keep.cumsum(axis=1) - 1 + lead[:, None]
+        there = np.arange(narrow) >= lead[:, None]
         # Padding reads its row's last column; nobody reads padding.
-        source = (torch.arange(1, rows + 1) * width - 1)[:, None].repeat(1, narrow)
-        source[there] = keep.flatten().nonzero().squeeze(1)
+        source = np.repeat(np.arange(1, rows + 1) * width - 1, narrow).reshape(rows, narrow)
+        source[there] = np.flatnonzero(keep)
 
         # On the device: the true places, and what flows together.
-        index, real, offset = (each.to(device, non_blocking=True) for each in (source, there, lead))
+        index, real = _moved_to(source, device), _moved_to(there, device)
         merged: list[tuple[Tensor, Tensor]] = []
         for members, plan, places, features in plans:
             self._follow(layer, members, plan)
-            rows_of = [self.images[number].row for number in members]
-            target = torch.cat([row * narrow + landing[row, stay[n]] for row, n in zip(rows_of, members, strict=True)])
-            target = target.to(device, non_blocking=True)
-            if plan.valid is None:
-                index = index.flatten().index_copy(0, target, places.gather(1, plan.slot).flatten()).view_as(source)
-            if plan.group is not None or plan.mix is not None:
+            merges = plan.group is not None or plan.mix is not None
+            if known and not merges:
+                continue
+            landed = [
+                self.images[number].row * narrow + landing[self.images[number].row, stay[number]] for number in members
+            ]
+            target = _moved_to(np.concatenate(landed), device)
+            if not known and plan.valid is None:
+                index = index.flatten().index_copy(0, target, places.gather(1, plan.slot).flatten()).view(rows, narrow)
+            if merges:
                 values = plan.apply(features)
                 merged.append((target, values.flatten(0, 1) if plan.valid is None else values[plan.valid]))
         short = flat.index_select(0, index.flatten())
         for target, values in merged:
             short = short.index_copy(0, target, values)
 
-        left = torch.zeros(rows * width + 1, dtype=torch.int64, device=device)
-        left[torch.where(real, index, rows * width)] = 1
-        rank = left[:-1].view(rows, width).cumsum(dim=1) - 1 + offset[:, None]
-        taken = index if line.taken is None else line.taken.flatten()[index]
-        self._line = replace(
-            line,
+        if known:
+            rank = _moved_to(landing.clip(min=0), device)
+        else:
+            left = torch.zeros(rows * width + 1, dtype=torch.int64, device=device)
+            left[torch.where(real, index, rows * width)] = 1
+            rank = left[:-1].view(rows, width).cumsum(dim=1) - 1 + _moved_to(lead, device)[:, None]
+            rank = rank.clamp(min=0)
+        self._line = _Line(
             columns=torch.where(real, line.columns.flatten()[index], -1),
             lengths=lengths.tolist(),
-            restore=rank.clamp(min=0).gather(1, line.restore),
+            restore=rank.gather(1, line.restore),
             positions=line.positions.flatten(1)[:, index],
-            taken=taken,
+            following=line.following,
+            taken=index if line.taken is None else line.taken.flatten()[index],
+            packed=line.packed,
         )
+        packs = self._steps[layer].positions == "pack"
         # Where what follows an image begins, for images of which nothing is left to tell.
-        follows = {n: int(landing[self.images[n].row, self.images[n].places[-1]]) + 1 for n in stay}
+        follows = {n: int(landing[self.images[n].row, self.images[n].places[-1]]) + 1 for n in stay} if packs else {}
         for number, places in stay.items():
             image = self.images[number]
             image.places = landing[image.row, places]
             image.marks[1] = landing[image.row, image.marks[1]]
             image.layout = _strip(len(places))
             image.remaining = image.remaining.after(image.methods[layer])
-        if self._steps[layer].positions == "pack":
+        if packs:
             self._pack(follows)
-        self.counts[layer] = [len(image.every) for image in self.images]
+        self.counts[layer] = [len(image.places) + image.marks.shape[1] for image in self.images]
         self.milliseconds += (self.clock() - began) * 1e3
         return short.view(rows, narrow, -1)
 
@@ -549,16 +561,17 @@ class Descent:
         assert line is not None
         width, device = line.columns.shape[1], line.columns.device
         images = [self.images[number] for number in members]
-        text: list[Tensor] = []
+        text: list[npt.NDArray[np.int64]] = []
         for image in images:
-            plain = torch.arange(width) >= width - line.lengths[image.row]
+            plain = np.arange(width) >= width - line.lengths[image.row]
             for other in self.images:
                 if other.row == image.row:
                     plain[other.every] = False
-            text.append(plain.nonzero().squeeze(1)[: image.text if reads else 0])
+            text.append(np.flatnonzero(plain)[: image.text if reads else 0])
         rows = torch.tensor([image.row for image in images], device=device)
         ends = torch.tensor([image.last for image in images], device=device)
-        visual, texts = (torch.stack(each).to(device) for each in ([image.places for image in images], text))
+        visual = _moved_to(np.stack([image.places for image in images]), device)
+        texts = _moved_to(np.stack(text), device)
         return Places(rows, visual, texts, line.restore[rows, ends])
 
     def _follow(self, layer: int, members: Sequence[int], plan: Plan) -> None:
@@ -583,26 +596,27 @@ class Descent:
         assert line is not None
         device = line.positions.device
         rows, width = line.columns.shape
-        shift = torch.zeros(rows, width + 1, dtype=torch.int64)
+        shift = np.zeros((rows, width + 1), dtype=np.int64)
         every = [image.every for image in self.images]
         for number, (image, places) in enumerate(zip(self.images, every, strict=True)):
             if len(places):
-                shift[image.row, int(places[-1]) + 1] += image.span - len(places)
+                shift[image.row, places[-1] + 1] += image.span - len(places)
             elif number in follows:
                 shift[image.row, follows[number]] += image.span
                 image.span = 0
-        shift = shift.cumsum(dim=1)
-        positions = line.positions - shift[:, :-1].to(device)
+        shift = shift.cumsum(axis=1)
+        moved = _moved_to(shift, device)
+        positions = line.positions - moved[:, :-1]
         flat = positions.flatten(1)
         for image, places in zip(self.images, every, strict=True):
             if len(places) and image.begin is not None:
-                image.begin = image.begin - int(shift[image.row, int(places[0])])
+                image.begin = image.begin - int(shift[image.row, places[0]])
                 steps = image.begin + torch.arange(len(places), device=device)
-                where = (image.row * width + places).to(device)
+                where = _moved_to(image.row * width + places, device)
                 flat = flat.index_copy(1, where, steps.expand(flat.shape[0], -1))
                 image.span = len(places)
         self._line = replace(
-            line, positions=flat.view_as(positions), following=line.following - shift[:, -1].to(device), packed=True
+            line, positions=flat.view_as(positions), following=line.following - moved[:, -1], packed=True
         )
 
     # Behind the last layer
@@ -654,8 +668,9 @@ class DecoderWatch:
                 decoder = self._family.decoder
                 before: Any = _CallHook(self._call)
                 self._handles["decoder"] = decoder.register_forward_pre_hook(before, with_kwargs=True)
+            first = descent.first
             for layer, module in enumerate(self._family.decoder_layers):
-                if layer >= descent.first and layer not in self._handles:
+                if layer >= first and layer not in self._handles:
                     hook: Any = _LayerHook(self._local, layer)
                     self._handles[layer] = module.register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -719,6 +734,16 @@ class _LayerHook:
             args = (kwargs.pop("hidden_states"),)
         hidden, kwargs = descent.enter(self.layer, args[0], kwargs)
         return (hidden, *args[1:]), kwargs
+
+
+def _at_hand(device: torch.device) -> bool:
+    """Whether the host reads what lies on a device without waiting for it."""
+    return device.type == "cpu"
+
+
+def _moved_to(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    """What the host has counted, on the device that needs it; the host doesn't wait."""
+    return torch.from_numpy(values).to(device, non_blocking=True)
 
 
 def _strip(count: int) -> Layout:

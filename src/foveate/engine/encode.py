@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -161,10 +162,8 @@ def encoded_from(family: Family, capture: Capture, signals: Sequence[Signal], fe
 def _refuse_what_is_not_finite(features: Sequence[Tensor]) -> None:
     """A method would sort and sum such features without a word. On an accelerator the host waits here once."""
     # A sum carries on what is not finite; float32 holds the sum of any finite features that are worth the name.
-    sums = torch.stack([each.sum(dtype=torch.promote_types(each.dtype, torch.float32)) for each in features])
-    if bool(sums.isfinite().all()):
-        return
-    for image in (~sums.isfinite()).nonzero().flatten().tolist():
+    sums = torch.stack([each.sum(dtype=torch.promote_types(each.dtype, torch.float32)) for each in features]).tolist()
+    for image in (number for number, total in enumerate(sums) if not math.isfinite(total)):
         wrong = int((~features[image].isfinite()).any(dim=-1).sum())
         if wrong:
             kind = "NaN" if features[image].isnan().any() else "infinite"

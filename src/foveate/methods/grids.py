@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Int64
 from torch import Tensor
@@ -12,6 +15,7 @@ from torch import Tensor
 from foveate.tokens import Keep, Layout, spread
 
 
+@functools.lru_cache(maxsize=1024)
 def fit(height: int, width: int, budget: int) -> tuple[int, int]:
     """The largest grid of at most `budget` cells whose sides are both within one of the exact proportion.
 
@@ -68,20 +72,29 @@ def cells(layout: Layout, kept: list[tuple[int, int, int]]) -> tuple[Int64[Tenso
         if not frames:
             groups.append(torch.full((segment.count,), -1))
             continue
-        row, row_middle = _axis(segment.h, height)
-        column, column_middle = _axis(segment.w, width)
-        frame = torch.arange(frames)
-        cell = (frame[:, None, None] * height + row[:, None]) * width + column
-        middle = (frame[:, None, None] * segment.h + row_middle[:, None]) * segment.w + column_middle
-        groups.append(cell.flatten() + taken)
-        middles.append(middle.flatten() + tokens)
+        cell, middle = _cells(segment.h, segment.w, frames, height, width)
+        groups.append(torch.tensor(cell) + taken)
+        middles.append(torch.tensor(middle) + tokens)
         tokens += segment.count
         taken += frames * height * width
     return torch.cat(groups), torch.cat(middles)
 
 
-def _axis(size: int, parts: int) -> tuple[Int64[Tensor, " size"], Int64[Tensor, " parts"]]:
+@functools.lru_cache(maxsize=256)
+def _cells(
+    tall: int, wide: int, frames: int, height: int, width: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Of one segment: the cell of each token, and the token in the middle of each cell; nobody may change them."""
+    row, row_middle = _axis(tall, height)
+    column, column_middle = _axis(wide, width)
+    frame = np.arange(frames)[:, None, None]
+    cell = (frame * height + row[:, None]) * width + column
+    middle = (frame * tall + row_middle[:, None]) * wide + column_middle
+    return cell.flatten(), middle.flatten()
+
+
+def _axis(size: int, parts: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Cut an axis into equal parts: the part of each place, and the middle place of each part (the lower of two)."""
-    part = torch.arange(size) * parts // size
-    first = -(-torch.arange(parts + 1) * size // parts)
+    part = np.arange(size) * parts // size
+    first = -(-np.arange(parts + 1) * size // parts)
     return part, (first[:-1] + first[1:] - 1) // 2
