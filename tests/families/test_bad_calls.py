@@ -32,6 +32,25 @@ def test_features_that_were_made_elsewhere(row: Row, model: Any) -> None:
         compress(model, {**without_pixels(inputs), "mm_encoder_outputs": features}, "random:6")
 
 
+@torch.no_grad()
+def test_other_labels_than_tokens(row: Row, model: Any) -> None:
+    inputs = row.inputs(CHAT)
+    ids = inputs.pop("input_ids")
+    labels, length = ids.masked_fill(ids == row.image_token, -100), ids.shape[1]
+    with apply(model, "random:6"):
+        for wrong in (labels[:, 1:], torch.cat([labels, labels[:, -1:]], dim=1)):
+            text = f"{wrong.shape[1]} labels came and {length} were expected: one for every token of the prompt"
+            with pytest.raises(FoveateError, match=text):
+                model(input_ids=ids, labels=wrong, **inputs)
+            with pytest.raises(FoveateError, match=text):
+                model(ids, labels=wrong, **inputs)
+        whole = model(input_ids=ids, labels=labels, **inputs).loss
+        # Where fewer predictions are asked for, fewer labels can be right.
+        last = model(input_ids=ids, labels=labels[:, -4:], logits_to_keep=4, **inputs).loss
+    assert whole.isfinite()
+    assert last.isfinite()
+
+
 @pytest.mark.parametrize("spec", ["cls:6", "cluster:6@features"])
 def test_images_encoded_for_another_spec(row: Row, model: Any, spec: str) -> None:
     inputs = row.inputs(CHAT)

@@ -171,6 +171,7 @@ class Run:
 
     def _asked(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Around the core, what is asked for tells where the prompt ends."""
+        _check_labels(args, kwargs)
         last = kwargs.get("logits_to_keep")
         self._local.asked = Asked(kwargs.get("labels"), last if isinstance(last, int) and last > 0 else 1)
 
@@ -531,3 +532,22 @@ def _refuse_prepared_mask(call: dict[str, Any]) -> None:
         "apply needs a 2-D attention mask; a prepared one comes from a static cache or from the caller. Use the "
         "dynamic cache, or foveate.compress, whose shorter inputs take any cache"
     )
+
+
+def _check_labels(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Whether every token of a prompt has its label, where every token makes a prediction.
+
+    Raises:
+        FoveateError: there are more or fewer labels than tokens.
+    """
+    labels, last = kwargs.get("labels"), kwargs.get("logits_to_keep")
+    prompt = kwargs.get("input_ids", args[0] if args else None)
+    prompt = kwargs.get("inputs_embeds") if prompt is None else prompt
+    every = last is None or (isinstance(last, int) and last == 0)
+    if labels is None or labels.ndim != 2 or prompt is None or not every:
+        return
+    if labels.shape[1] != prompt.shape[1]:
+        raise FoveateError(
+            f"{labels.shape[1]} labels came and {prompt.shape[1]} were expected: one for every token of the prompt, "
+            "placeholders of the image too, and -100 where nothing is to be predicted"
+        )
