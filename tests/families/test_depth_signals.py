@@ -164,9 +164,9 @@ def test_keys_and_logits_are_those_of_the_cache(row: Row) -> None:
         model.set_attn_implementation("sdpa")
         del ALL_ATTENTION_FUNCTIONS._global_mapping["remember"]
         del ALL_MASK_ATTENTION_FUNCTIONS._global_mapping["remember"]
-    every = told(model, inputs, 2)
     text = (inputs["input_ids"][0] != row.image_token).nonzero().squeeze(1)
-    for image in every:
+    # Without a cache, keys of the layer before are made again.
+    for image in (*told(model, inputs, 2), *told(model, inputs, 2, use_cache=False)):
         at = image[Behind()].long().argmax()
         run = (inputs["input_ids"][0] == row.image_token).nonzero().squeeze(1)
         run = run[(run > text[at - 1]) & (run < text[at])]
@@ -184,6 +184,22 @@ def test_keys_and_logits_are_those_of_the_cache(row: Row) -> None:
             behind = torch.ones(count, count).tril()
             expected = (scores.mean(dim=0) * behind).sum(dim=0) / behind.sum(dim=0)
             torch.testing.assert_close(image[DecoderLogits(where)], expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_keys_of_the_layer_before_are_not_made_again(row: Row) -> None:
+    model = row.model()
+    made: list[int] = []
+    attention: Any = family_of(model).decoder_layers[1].self_attn
+    handle = attention.k_proj.register_forward_hook(lambda *_: made.append(1))
+    try:
+        for use_cache in (True, False):
+            made.clear()
+            with apply(model, "dart:4@2"):
+                model(**row.inputs("t6 A t5"), use_cache=use_cache)
+            assert (len(made) == 1) == use_cache
+    finally:
+        handle.remove()
 
 
 @torch.no_grad()

@@ -355,7 +355,10 @@ def _signal(signal: Any, visit: Visit, model: Model, patches: int, text: int, im
         if not isinstance(mixer, Attention):
             raise FoveateError(f"{visit.method.name} looks at attention, and decoder layer {layer} has none")
         hidden, tokens = model.decoder.hidden, visit.arriving + text
-        ops = [linear("keys again", images * tokens, hidden, mixer.groups * mixer.head, size)]
+        ops: list[Op] = []
+        if signal.layer == "here":
+            # Keys of the layer before are in the cache by then.
+            ops.append(linear("keys again", images * tokens, hidden, mixer.groups * mixer.head, size))
         if not isinstance(signal, DecoderKeys):
             queries = {"last": 1, "text": text}.get(getattr(signal, "rows", "all"), visit.arriving)
             ops.append(linear("queries again", images * queries, hidden, mixer.heads * mixer.head, size))

@@ -90,29 +90,34 @@ class LayerInput:
         return self.family.queries(self.layer, self.rows(places, columns), self.tables(places, columns))
 
     def keys(self, places: Places, columns: Tensor) -> Tensor:
-        """`(G, R, H_keys, d)` at columns `(G, R)`."""
+        """`(G, R, H_keys, d)` at columns `(G, R)`; from the cache, if the layer has run and left its own there."""
+        cached = self._cached()
+        whole, width = self.mask.shape[1], self.hidden.shape[1]
+        if cached is not None and cached.shape[-2] == whole == int(self.cache.get_seq_length(self.layer)):
+            return cached[places.rows[:, None], :, columns + whole - width].to(self.hidden.device)
         return self.family.keys(self.layer, self.rows(places, columns), self.tables(places, columns))
 
     def all_keys(self, places: Places) -> Tensor:
         """Keys that the images' rows can see: `(G, H_keys, P + M, d)`."""
         width, whole = self.hidden.shape[1], self.mask.shape[1]
-        past: Tensor | None = None
-        held = 0
-        if self.cache is not None:
-            held = int(self.cache.get_seq_length(self.layer))
-        if self.cache is not None and held:
-            kept: Tensor | None = self.cache.layers[self.layer].keys
-            assert kept is not None
-            past = kept.to(self.hidden.device)
-            if past.shape[-2] != held:
+        past = self._cached()
+        if past is not None:
+            if past.shape[-2] != int(self.cache.get_seq_length(self.layer)):
                 raise SignalError("keys of a quantised cache can't be read again; use a plain dynamic cache")
-            past = past[places.rows]
-        if past is not None and held == whole:
-            # The layer has run: its own keys are there, too.
-            return past
+            past = past.to(self.hidden.device)[places.rows]
+            if past.shape[-2] == whole:
+                # The layer has run: its own keys are there, too.
+                return past
         every = torch.arange(width, device=self.hidden.device).expand(places.rows.shape[0], -1)
         new = self.keys(places, every).transpose(1, 2)
         return new if past is None else torch.cat([past, new], dim=2)
+
+    def _cached(self) -> Tensor | None:
+        """Keys that the cache holds of the layer, `(B, H_keys, P or P + M, d)`; None if there are none."""
+        if self.cache is None or not int(self.cache.get_seq_length(self.layer)):
+            return None
+        kept: Tensor = self.cache.layers[self.layer].keys
+        return kept
 
 
 def attention(given: LayerInput, places: Places, columns: Tensor) -> Tensor:
