@@ -45,6 +45,7 @@ LEARNED = {
     "86-tokens": "86-tokens.yaml",
 }
 VARIANTS: dict[str, dict[str, Any]] = {
+    "open": {"grid": 4},
     "no-spatial": {"parts": ["self", "cross"]},
     "no-cross": {"parts": ["self", "spatial"]},
     "no-self": {"parts": ["cross", "spatial"]},
@@ -87,6 +88,7 @@ TITLES = {
     "86-tokens": "**learned**, `mean={mean}`, layers 1, 2, 6",
     "halved": "**learned** for 144, behind half the tokens: `stride:0.5+atp:mean={mean}`",
     "start": "its start: equal thresholds, untrained",
+    "open": "learned, the sparsest grid staying at first",
     "no-spatial": "learned without spatial score",
     "no-cross": "learned without attention from text",
     "no-self": "learned without logits from the image",

@@ -77,6 +77,17 @@ def test_along_with_the_model(tiny: Path, tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_thresholds_have_a_learning_rate_of_their_own(tiny: Path, tmp_path: Path) -> None:
+    """The model's is next to nothing, so only they move."""
+    changes = {"train": "lora", "steps": 3, "lr": 1e-12, "save_every": 2, "atp": {**ATP, "lr": 0.05}}
+    run(parse_recipe(given(tiny, **changes)), tmp_path, say=lambda _: None)
+    learned = load_file(tmp_path / "atp" / "atp.safetensors")
+    assert learned["predictors.0.redundancy.weight"].abs().max() > 0.01
+    before, after = (load(folder)[0].state_dict() for folder in (tiny, tmp_path / "model"))
+    assert all(torch.allclose(before[name], after[name], atol=1e-7) for name in before)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -84,6 +95,9 @@ def test_along_with_the_model(tiny: Path, tmp_path: Path) -> None:
         ({"atp": {"target": 1.5}}, "target is a share of the tokens"),
         ({"atp": {**ATP, "temperature": 99.0}}, "up to sharpest"),
         ({"atp": {**ATP, "acts_on": "heads"}}, "acts_on is one of keys, values"),
+        ({"atp": {**ATP, "grid": 5}}, "grid is one of 0, 2, 3, 4"),
+        ({"atp": {**ATP, "grid": 4, "parts": ["self"]}}, "which parts leaves out"),
+        ({"atp": {**ATP, "lr": 0}}, "lr is more than 0"),
         ({"atp": {**ATP, "layer": [1]}}, 'did you mean "layers"?'),
         ({"test": "pool:0.5"}, "leave stages and test out"),
         ({"data": {"scenes": 4, "features": "pool2d:9:positions=pack@features"}}, "neither voco nor data.features"),

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from torch import nn
 from foveate.atp.soft import soft_masks
 from foveate.engine import apply, encode, encoder_outputs
 from foveate.engine.schedule import at_depth
-from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.errors import FoveateError, KeepError, UnsupportedFamily
 from foveate.methods.atp import ATP as Rule
 from foveate.methods.atp import ATPLayer
 from foveate.methods.thresholds import PARTS, SETTINGS, SHIPPED, WEIGHTS, LearnedThresholds, Predictor
@@ -127,27 +127,34 @@ class ATP(LearnedThresholds):
 
     # Before training
 
-    def prepare(self, model: nn.Module, batches: Iterable[Mapping[str, Any]], share: float) -> None:
+    def prepare(
+        self, model: nn.Module, batches: Iterable[Mapping[str, Any]], share: float, grid: Literal[0, 2, 3, 4] = 0
+    ) -> None:
         """Start thresholds where a fixed rule would leave a share of tokens per layer, and learn what scores look like.
 
-        The same fraction of what arrives stays at each layer, by redundancy; only the sparsest grid's threshold is half
-        open. From there training moves thresholds apart, by image and question.
+        The same fraction of what arrives stays at each layer: first a grid, if one is asked for and the layer keeps
+        more tokens than it has, then by redundancy. Without a grid the spatial threshold begins just above the
+        sparsest. From there training moves thresholds apart, by image and question.
 
         Args:
             model: the base model.
             batches: as for `calibrate`.
             share: tokens per decoder layer, of all.
+            grid: one of every so many rows and columns stays at first; 0 for no grid.
 
         Raises:
-            KeepError: so few can't be had from these layers.
+            KeepError: so few can't be had from these layers, or no layer has room for the grid.
         """
         depth = len(family_of(model).decoder_layers)
         whole = 10_000
-        budgets = Rule(Keep(mean=max(1, round(share * whole)))).budgets(self.layers, whole, depth)
+        rule = Rule(Keep(mean=max(1, round(share * whole))))
+        shares = [budget / whole for budget in rule.budgets(self.layers, whole, depth)]
+        scores = {step: 1 - rule.sparsity / step**2 for step in (2, 3, 4)}
         with torch.no_grad(), soft_masks(model, self, 1.0) as masks:
             masks.fade = False
             for batch in batches:
                 model(**{**batch, "use_cache": False})
+        opened = False
         for number, layer in enumerate(self.layers):
             looks = masks.looks[layer]
             predictor = self.predictors[number]
@@ -155,10 +162,24 @@ class ATP(LearnedThresholds):
             each = torch.stack([look.statistics for look in looks])
             predictor.center.copy_(each.mean(dim=0))
             predictor.spread.copy_(each.std(dim=0).clamp(min=1e-3) if len(each) > 1 else torch.ones_like(each[0]))
-            cut = torch.stack([look.redundancy.quantile(1 - budgets[number] / whole) for look in looks])
+            first = [look.redundancy for look in looks]
+            spatial = 0.9
+            if grid:
+                stands = [look.spatial >= scores[grid] - 1e-3 for look in looks]
+                if max(float(each.float().mean()) for each in stands) < shares[number]:
+                    opened = True
+                    first = [score.masked_fill(on, 1.0) for score, on in zip(first, stands, strict=True)]
+                    # Halfway to the next denser grid.
+                    spatial = (scores[grid] + scores.get(grid - 1, 0.0)) / 2
+            cut = torch.stack([score.quantile(1 - shares[number]) for score in first])
             with torch.no_grad():
                 predictor.redundancy.bias.fill_(float(cut.mean().clamp(0.01, 0.99).logit()))
-                predictor.spatial.bias.fill_(float(torch.tensor(0.9).logit()))
+                predictor.spatial.bias.fill_(float(torch.tensor(spatial).logit()))
+        if grid and not opened:
+            raise KeepError(
+                f"{share:.1%} of the tokens per layer leave no room for one of every {grid} rows and columns at layers "
+                f"{', '.join(map(str, self.layers))}; leave grid out, or ask for more tokens"
+            )
 
     # Belonging to a model
 

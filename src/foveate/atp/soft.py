@@ -60,10 +60,12 @@ class Look:
 
     Attributes:
         redundancy: `(N,)` float32, from 0 to 1.
+        spatial: `(N,)` float32, by where each token stands.
         statistics: `(8,)` float32, what thresholds are predicted from.
     """
 
     redundancy: Tensor
+    spatial: Tensor
     statistics: Tensor
 
 
@@ -207,7 +209,7 @@ class SoftMasks:
             alive = image.gate.detach() > _HALF
             if not self.fade:
                 redundancy, told = method.scores(tokens)
-                self.looks[layer].append(Look(redundancy[0], told[0]))
+                self.looks[layer].append(Look(redundancy[0], method.spatial(tokens)[0], told[0]))
                 continue
             margin = method.margin(tokens, alive[None])[0]
             best = margin.detach().masked_fill(~alive, float("-inf")).argmax()

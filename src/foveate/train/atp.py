@@ -96,7 +96,7 @@ def make_trainee(model: nn.Module, wrapped: nn.Module, recipe: Atp, rows: Any, c
     """
     layers = recipe.layers or None
     adapter = ATP(model, layers, question=recipe.question, width=recipe.width, parts=recipe.parts, seed=seed)
-    adapter.prepare(model, looked_at(recipe, rows, collate), recipe.target)
+    adapter.prepare(model, looked_at(recipe, rows, collate), recipe.target, recipe.grid)
     return ATPTrainee(wrapped, adapter, recipe, len(family_of(model).decoder_layers))
 
 

@@ -162,6 +162,10 @@ class Atp:
     """Whether the thresholds look at the question's hidden state, besides the scores."""
     parts: tuple[str, ...] = ("self", "cross", "spatial")
     """Which scores count."""
+    grid: Literal[0, 2, 3, 4] = 0
+    """One of every so many rows and columns stays at first, where layers keep more tokens than that; 0 for no grid."""
+    lr: float | None = None
+    """Of the thresholds, where the model learns along with them; without it, the recipe's."""
     width: int = 16
     """Of what lies between scores and thresholds."""
     temperature: float = 10.0
@@ -190,6 +194,10 @@ class Atp:
             raise RecipeError(f"hard is a part of the steps, from 0 to 1, not {self.hard}")
         if min(self.later, self.mean) < 0:
             raise RecipeError("later and mean are weights, and not below 0")
+        if self.grid and "spatial" not in self.parts:
+            raise RecipeError(f"grid: {self.grid} opens the spatial score, which parts leaves out")
+        if self.lr is not None and not self.lr > 0:
+            raise RecipeError(f"lr is more than 0, not {self.lr}")
 
 
 @dataclass(frozen=True)
@@ -292,6 +300,10 @@ class Recipe:
             if not getattr(self.data, name):
                 # Features and checkpoints from before there was such a key are still what they were.
                 del plain["data"][name]
+        if plain["atp"] is not None:
+            for name in ("grid", "lr"):
+                if not plain["atp"][name]:
+                    del plain["atp"][name]
         return plain
 
 

@@ -263,12 +263,14 @@ def make_trainer(
         collator = VoCoBatches(collator, recipe.voco, ready.processor.tokenizer.pad_token_id)
         wrapped = make_trainee(wrapped, voco, recipe, directory(recipe))
     clock: list[Any] = []
+    rates: dict[str, float] = {}
     if recipe.atp is not None:
         from foveate.train.atp import Sharpening
         from foveate.train.atp import make_trainee as make_atp
 
         wrapped = make_atp(model, wrapped, recipe.atp, rows, collator, recipe.seed)
         clock = [Sharpening(wrapped)]
+        rates = {} if recipe.atp.lr is None else {"adapter.": recipe.atp.lr}
     switch = StageSwitch(model, timetable)
     spent, dense = (), 0.0
     if flops and voco is None and recipe.atp is None:
@@ -287,6 +289,7 @@ def make_trainer(
         callbacks=[switch, *clock, progress],
         note=recipe.to_dict(),
         describe=lambda numbers: ", ".join(rows.name(number) for number in numbers),
+        rates=rates,
     )
     trainer.progress = progress
     return trainer, switch, model

@@ -67,6 +67,7 @@ class SafeTrainer(Trainer):
     Args:
         note: goes beside every checkpoint as `recipe.json`: what made it.
         describe: names the rows of a batch, for the message about a loss that is no number.
+        rates: learning rates of their own, for parameters whose names begin so.
         kwargs: as for `transformers.Trainer`.
     """
 
@@ -75,9 +76,11 @@ class SafeTrainer(Trainer):
         *args: Any,
         note: Mapping[str, Any] | None = None,
         describe: Callable[[list[int]], str] | None = None,
+        rates: Mapping[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         self.note = dict(note or {})
+        self.rates = dict(rates or {})
         self.describe = describe
         self.numbers: dict[str, float] = {}
         """Sums of what the model's outputs name in `numbers`, since the last log line."""
@@ -95,6 +98,24 @@ class SafeTrainer(Trainer):
     def folder(self) -> Path:
         """Where checkpoints go."""
         return Path(str(self.args.output_dir))
+
+    # Learning rates
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Transformers' own, with a group of its own for each learning rate of its own."""
+        made = self.optimizer is not None
+        optimiser = super().create_optimizer(model)
+        if made or not self.rates:
+            return optimiser
+        named = {id(weight): name for name, weight in self._trained()}
+        for group in [*optimiser.param_groups]:
+            for beginning, rate in self.rates.items():
+                apart = [weight for weight in group["params"] if named[id(weight)].startswith(beginning)]
+                known = {id(weight) for weight in apart}
+                group["params"] = [weight for weight in group["params"] if id(weight) not in known]
+                if apart:
+                    optimiser.add_param_group({**group, "params": apart, "lr": rate})
+        return optimiser
 
     # Losses
 
