@@ -7,6 +7,7 @@ import pytest
 from rows import ROWS
 
 from foveate.adapters import downloaded, written
+from foveate.atp import ATP
 from foveate.errors import FoveateError
 from foveate.voco import VoCo
 
@@ -83,9 +84,11 @@ def test_neither_here_nor_on_the_hub(tmp_path):
     assert downloaded(str(tmp_path), "adapter") == tmp_path
     with pytest.raises(FoveateError, match=r"there is no VoCo adapter at .*nowhere, neither here nor on the hub"):
         VoCo.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FoveateError, match=r"there is no ATP adapter at .*nowhere, neither here nor on the hub"):
+        ATP.from_pretrained(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("kind", [VoCo], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [VoCo, ATP], ids=lambda kind: kind.__name__)
 def test_what_is_uploaded_can_be_read(tmp_path, monkeypatch, kind):
     class Hub:
         def create_repo(self, repository: str, exist_ok: bool) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -12,6 +10,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
+from foveate.adapters import downloaded, upload, written
 from foveate.atp.soft import soft_masks
 from foveate.engine import apply, encode, encoder_outputs
 from foveate.engine.schedule import at_depth
@@ -195,31 +194,18 @@ class ATP(LearnedThresholds):
         Raises:
             FoveateError: the directory can't be written.
         """
-        from safetensors.torch import save_file
-
         directory = Path(directory)
-        temporary = None
-        try:
-            directory.parent.mkdir(parents=True, exist_ok=True)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", suffix=".partial", dir=directory.parent))
-            weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-            save_file(weights, temporary / WEIGHTS)
-            (temporary / SETTINGS).write_text(json.dumps(self.settings(), indent=2) + "\n", encoding="utf-8")
-            temporary.chmod(0o755)
-            if directory.exists():
-                stale = temporary.with_suffix(".stale")
-                directory.replace(stale)
-                temporary.replace(directory)
-                shutil.rmtree(stale)
-            else:
-                temporary.replace(directory)
-        except OSError as error:
-            raise FoveateError(f"{directory} can't be written ({error.strerror or error})") from error
-        finally:
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
+        with written(directory) as folder:
+            self._write(folder)
         self.source = str(directory)
         return directory
+
+    def _write(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        weights = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, folder / WEIGHTS)
+        (folder / SETTINGS).write_text(json.dumps(self.settings(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, path: str | Path = SHIPPED) -> ATP:
@@ -231,24 +217,10 @@ class ATP(LearnedThresholds):
         Raises:
             FoveateError: there is no whole adapter.
         """
-        if str(path) != SHIPPED and not Path(path).is_dir():
-            from huggingface_hub import snapshot_download
-            from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-            try:
-                path = snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"])
-            except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-                raise FoveateError(f"there is no ATP adapter at {path}, neither here nor on the hub") from error
+        if str(path) != SHIPPED:
+            path = downloaded(path, "ATP adapter")
         return cls.load(cls.home(str(path)), str(path))
 
     def push_to_hub(self, repository: str, **options: Any) -> Any:
         """Upload the adapter to the Hugging Face hub; `options` go to `huggingface_hub.HfApi.upload_folder`."""
-        from huggingface_hub import HfApi
-
-        api = HfApi()
-        api.create_repo(repository, exist_ok=True)
-        source = self.source
-        with tempfile.TemporaryDirectory() as folder:
-            path = self.save_pretrained(Path(folder) / "atp")
-            self.source = source
-            return api.upload_folder(repo_id=repository, folder_path=path, **options)
+        return upload(repository, self._write, **options)
