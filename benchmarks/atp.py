@@ -28,6 +28,7 @@ import torch
 import yaml
 
 import foveate
+from foveate.bench.results import write_whole
 from foveate.bench.statistics import difference_interval, mean_interval
 from foveate.cost import cost
 from foveate.engine import signals
@@ -344,9 +345,7 @@ def report(work: Path, out: Path) -> None:
         if history.exists():
             found.setdefault("training", {})[name] = json.loads(history.read_text())["history"]
     (out / "measured").mkdir(parents=True, exist_ok=True)
-    temporary = out / "measured" / ".atp.json.partial"
-    temporary.write_text(json.dumps(found, indent=1) + "\n")
-    temporary.replace(out / "measured" / "atp.json")
+    write_whole(out / "measured" / "atp.json", json.dumps(found, indent=1) + "\n")
     for name, each in sorted(found["configurations"].items(), key=lambda pair: -pair[1]["accuracy"]["value"]):
         print(
             f"{name:45} {each['accuracy']['value']:.1%} {each['mean_tokens']:6.1f} {each['prefill_gflops']:.2f} GFLOPs"
