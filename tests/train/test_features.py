@@ -1,5 +1,6 @@
 """Training on kept features is training behind the frozen encoder, and costs the encoder once."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def test_a_model_on_kept_features_is_the_model_under_their_spec(tiny_model: Path
     kept = KeptFeatures(tmp_path, rows, model, processor, SPEC, "key")
     assert len(kept) == 5
     assert kept[3].messages == rows[3].messages
-    assert kept.features(0).shape == (32, 1, 9)
+    assert kept.features(0).shape == (1, 32, 1, 9)
     family = family_of(model)
     family.read_feature_maps(1, 9)
     batch = FeatureBatches(processor, family, kept)([(i, kept[i]) for i in (4, 0, 2)])
@@ -100,11 +101,44 @@ def test_what_cannot_be_kept_is_told_before_anything_runs(
         prepare(parsed)
 
 
-def test_one_image_in_every_conversation(tiny_model: Path, tmp_path: Path) -> None:
+def test_several_images_or_none_in_a_conversation(tiny_model: Path, tmp_path: Path) -> None:
+    from foveate.scenes import clip
+
+    frames = [f"{number}.png" for number in range(3)]
+    for name, picture in zip(frames, clip(1).frames):
+        picture.save(tmp_path / name)
+    rows = [
+        {"images": frames[:2], "question": "which is first ?", "answer": "star"},
+        {"question": "what ?", "answer": "star"},
+        {"image": frames[2], "question": "what ?", "answer": "star"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    given = parse_recipe(recipe(tiny_model, data={"jsonl": str(path), "features": SPEC}, steps=2))
+    conversations = prepare(given).rows
+    whole, processor = load(tiny_model)
+    model, _ = load(tiny_model)
+    kept = KeptFeatures(tmp_path / "kept", conversations, model, processor, SPEC, "key")
+    assert [kept.features(number).shape[0] for number in range(3)] == [2, 0, 1]
+    family = family_of(model)
+    family.read_feature_maps(1, kept.tokens)
+    batches, dense = FeatureBatches(processor, family, kept), Batches(processor, family_of(whole))
+    for numbers in ([2, 0, 1], [0], [1]):
+        batch = batches([(number, kept[number]) for number in numbers])
+        other = dense([(number, conversations[number]) for number in numbers])
+        for each in (batch, other):
+            del each["rows"], each["tokens"]
+        with torch.no_grad(), foveate.apply(whole, SPEC):
+            theirs = whole(**other).loss.item()
+        assert model(**batch).loss.item() == pytest.approx(theirs, abs=2e-3)
+    run(given, tmp_path / "run", say=lambda _: None, flops=False)
+
+
+def test_text_alone_has_no_features(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"question": "what ?", "answer": "star"}')
     given = recipe(tiny_model, data={"jsonl": str(path), "features": SPEC}, steps=2)
-    with pytest.raises(FoveateError, match="line 1 has 0 images"):
+    with pytest.raises(FoveateError, match=r"line 1 have no image; leave data\.features out"):
         run(parse_recipe(given), tmp_path / "run", say=lambda _: None, flops=False)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,20 +63,17 @@ def check_features(family: Family, spec: str, stages: Sequence[Stage] = ()) -> S
 
 
 class KeptFeatures:
-    """The conversations of a recipe, each with what is left of its image.
+    """The conversations of a recipe, each with what is left of its images.
 
     Args:
         folder: where the files are; those that are missing are made.
-        rows: the conversations, with one image each.
+        rows: the conversations, with any number of images each.
         model: with its encoder.
         processor: the model's own.
         spec: what is left.
         key: what the features depend on beside that; features of another key are not taken.
         share: this process's number and how many there are: each makes its share of the files.
         say: what tells how far it is.
-
-    Raises:
-        FoveateError: a conversation hasn't exactly one image.
     """
 
     def __init__(
@@ -94,6 +92,7 @@ class KeptFeatures:
         self._folder = folder / digest
         self._open: dict[int, Any] = {}
         self._messages: dict[int, list[Any]] = {}
+        self._begins: dict[int, list[int]] = {}
         shards = range(-(-len(rows) // SHARD))
         missing = [number for number in shards if not self._path(number).exists()]
         if missing:
@@ -112,15 +111,22 @@ class KeptFeatures:
         return self._rows.name(index)
 
     def __getitem__(self, index: int) -> Conversation:
-        """The conversation, without its image."""
+        """The conversation, without its images."""
         number, at = divmod(index, SHARD)
         self._file(number)
         return Conversation(self.name(index), (), tuple(self._messages[number][at]))
 
     def features(self, index: int) -> Tensor:
-        """What is left of an image: (D, 1, M) float16."""
+        """What is left of the images of a conversation: (images, D, 1, M) float16."""
         number, at = divmod(index, SHARD)
-        return self._file(number).get_slice("features")[at : at + 1][0]
+        file = self._file(number)
+        begin, end = self._begins[number][at : at + 2]
+        return file.get_slice("features")[begin:end]
+
+    @property
+    def tokens(self) -> int:
+        """How many are left of every image."""
+        return self._file(0).get_slice("features").get_shape()[-1]
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:05}.safetensors"
@@ -128,31 +134,35 @@ class KeptFeatures:
     def _file(self, number: int) -> Any:
         if number not in self._open:
             self._open[number] = safe_open(self._path(number), framework="pt")
-            self._messages[number] = json.loads(self._open[number].metadata()["messages"])
+            told = self._open[number].metadata()
+            self._messages[number] = json.loads(told["messages"])
+            # Files from before there could be several images don't tell: there is one in every conversation.
+            images = json.loads(told["images"]) if "images" in told else [1] * len(self._messages[number])
+            self._begins[number] = list(accumulate(images, initial=0))
         return self._open[number]
 
     @torch.no_grad()
     def _make(self, number: int, family: Family, plan: Schedule, processor: Any) -> None:
         indices = range(number * SHARD, min((number + 1) * SHARD, len(self._rows)))
         made: list[Tensor] = []
-        messages = []
-        for begin in range(indices.start, indices.stop, _AT_ONCE):
-            listed = [self._rows[index] for index in range(begin, min(begin + _AT_ONCE, indices.stop))]
-            for one in listed:
-                if len(one.images) != 1:
-                    raise FoveateError(
-                        f"{one.name} has {len(one.images)} images; data.features needs one in every conversation"
-                    )
-            messages += [one.messages for one in listed]
-            pictures = [one.pictures()[0] for one in listed]
-            inputs = dict(processor.image_processor(images=pictures, return_tensors="pt"))
+        listed = [self._rows[index] for index in indices]
+        pictures = (picture for one in listed for picture in one.pictures())
+        while part := list(islice(pictures, _AT_ONCE)):
+            inputs = dict(processor.image_processor(images=part, return_tensors="pt"))
             encoded = encode_for(family, inputs, [plan])
             assert encoded.features is not None
             for image, features in zip(plan_images(family, plan, encoded), encoded.features, strict=True):
                 kept = features[None] if image.plan is None else image.plan.apply(features[None])
                 made.append(kept.half().mT[:, :, None].cpu())
-        features = {"features": torch.cat(made).contiguous()}
-        write_tensors(features, self._path(number), {"messages": json.dumps(messages)})
+        if not made:
+            raise FoveateError(
+                f"{listed[0].name} to {listed[-1].name} have no image; leave data.features out for text alone"
+            )
+        told = {
+            "messages": json.dumps([one.messages for one in listed]),
+            "images": json.dumps([len(one.images) for one in listed]),
+        }
+        write_tensors({"features": torch.cat(made).contiguous()}, self._path(number), told)
 
 
 class FeatureBatches(Batches):
@@ -171,17 +181,19 @@ class FeatureBatches(Batches):
         self._word: str = processor.tokenizer.convert_ids_to_tokens(family.image_token)
 
     def __call__(self, rows: Sequence[tuple[int, Conversation]]) -> dict[str, Any]:
-        """Make one batch; `pixel_values` are features, (B, D, 1, M) float32."""
-        features = torch.stack([self._kept.features(number) for number, _ in rows]).float()
+        """Make one batch; `pixel_values` are the features of all its images, (images, D, 1, M) float32."""
+        features = torch.cat([self._kept.features(number) for number, _ in rows]).float()
         self._count = features.shape[-1]
-        return {**super().__call__(rows), "pixel_values": features}
+        batch = super().__call__(rows)
+        return {**batch, "pixel_values": features} if len(features) else batch
 
     def row(self, one: Conversation) -> dict[str, Tensor]:
-        """The text of one conversation, with as many placeholders as its image has features."""
+        """The text of one conversation, with as many placeholders as its images have features."""
         text, spans = self.spoken(one)
+        images = sum(part["type"] == "image" for message in one.messages for part in message["content"])
         told = self._processor.tokenizer(text.replace(self._word, self._word * self._count), return_tensors="pt")
         inputs = {name: told[name] for name in ("input_ids", "attention_mask")}
-        return self.labelled(inputs, text, spans, one.name, self._count)
+        return self.labelled(inputs, text, spans, one.name, images * self._count)
 
 
 def train_on_features(
@@ -207,7 +219,7 @@ def train_on_features(
     if share[1] > 1:
         torch.distributed.barrier()
     family = family_of(model)
-    family.read_feature_maps(1, kept.features(0).shape[-1])
+    family.read_feature_maps(1, kept.tokens)
     return kept, FeatureBatches(processor, family, kept, recipe.max_length)
 
 

@@ -182,7 +182,7 @@ class VoCoBatches:
 
 
 def _per_token(value: Tensor, batch: Mapping[str, Any]) -> bool:
-    return value.shape[:2] == batch["input_ids"].shape
+    return value.shape == batch["input_ids"].shape
 
 
 def questions_apart(one: Conversation) -> list[Conversation]:
