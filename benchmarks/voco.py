@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """How much of an image a few VoCo tokens keep: `python benchmarks/voco.py`.
 
-Trains VoCo tokens for the embedded model by recipes/voco.yaml, and two rivals alike (the same images, questions,
-steps, LoRA weights and learning rate): average pooling with a linear layer, and a small Q-Former, one token each. Then
-asks all of them the questions of the test set, beside the dense model, the dense model without an image, and VoCo
-tokens that nobody trained; and measures what a second question about a known image takes. Every part writes a file
-under --runs and is skipped when that is there; training goes on at its last checkpoint. The result is
-docs/measured/voco.json.
+Trains VoCo tokens for the embedded model by recipes/voco.yaml, and two rivals alike (the same images, questions, LoRA
+weights, learning rate, and steps unless --rival-steps says otherwise): average pooling with a linear layer, and a small
+Q-Former, one token each. Then asks all of them the questions of the test set, beside the dense model, the dense model
+without an image, and VoCo tokens that nobody trained; and measures what a second question about a known image takes.
+Two more parts go on from the trained tokens: `distil` trains them further on the right answers, and alike towards the
+dense model's distribution; `clips` trains them on clips by recipes/voco-clips.yaml, and asks about the frames in order
+and in another order. Every part writes a file under --runs and is skipped when that is there; training goes on at its
+last checkpoint. The result is docs/measured/voco.json.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import platform
 import random
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
@@ -34,7 +37,7 @@ import foveate
 from foveate.bench.statistics import difference_interval, mean_interval
 from foveate.engine import encode
 from foveate.models import Family, family_of
-from foveate.scenes import Scene, test_set
+from foveate.scenes import CLIP_SKILLS, Scene, clip, test_set
 from foveate.tokens import Layout, Segment
 from foveate.train import checkpoint as files
 from foveate.train.batches import Batches
@@ -49,6 +52,8 @@ from foveate.voco.passes import embedding_table, filled_cache, read, text_behind
 ROOT = Path(__file__).parents[1]
 COUNTS = (1, 2, 4, 8, 32)
 RIVALS = ("pool", "qformer")
+FURTHER = {"plain": 0.0, "distil": 0.5}
+"""Weights of the dense model's distribution, for the runs that go on from the trained tokens."""
 AT_ONCE = 8
 """Images at a time."""
 AGAIN = 2_000
@@ -62,7 +67,15 @@ def main() -> int:
     recipe = recipe_of(arguments)
     for part in ("press", *RIVALS):
         if part in arguments.parts:
-            train(part, recipe, arguments.runs)
+            train(part, recipe, arguments)
+    if "distil" in arguments.parts:
+        for name, weight in FURTHER.items():
+            go_on(name, further_recipe(recipe, arguments, weight), arguments.runs)
+    if "clips" in arguments.parts:
+        go_on("clips", clips_recipe(recipe, arguments), arguments.runs)
+        target = arguments.runs / "answers-clips.json"
+        if not target.exists():
+            files.write_json(ask_clips(arguments), target)
     if "answers" in arguments.parts:
         answers(recipe, arguments)
     if "times" in arguments.parts:
@@ -81,11 +94,16 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "voco.yaml")
     parser.add_argument("--steps", type=int, help="instead of the recipe's; rivals get as many")
+    parser.add_argument("--rival-steps", type=int, help="instead of as many as VoCo tokens get")
     parser.add_argument("--scenes", type=int, help="training scenes instead of the recipe's")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "voco")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "measured" / "voco.json")
     parser.add_argument("--questions", type=int, default=1_500, help="of the test set")
-    parser.add_argument("--parts", nargs="*", default=["press", *RIVALS, "answers", "times"], help="also: page")
+    parser.add_argument(
+        "--parts", nargs="*", default=["press", *RIVALS, "answers", "times"], help="also: distil, clips, page"
+    )
+    parser.add_argument("--further", type=int, default=100, help="steps of distil, and of what it stands beside")
+    parser.add_argument("--clips", type=int, default=200, help="of the test split that are asked about")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
@@ -166,15 +184,16 @@ def prefixes(family: Family, embeddings: Tensor) -> list[VoCoMemory]:
     return [VoCoMemory(k, v, 0, length, length, "", "", torch.ones(k.shape[-1] // 2)) for k, v in zip(keys, values)]
 
 
-def rival_recipe(recipe: Recipe) -> Recipe:
-    """The same images, questions, steps and LoRA weights; one token, always."""
-    given = recipe.to_dict()
-    given["voco"] = {"tokens": 1, "shared": False, "apart": True}
-    return parse_recipe({name: value for name, value in given.items() if value not in (None, [], {})})
+def rival_recipe(recipe: Recipe, steps: int | None) -> Recipe:
+    """The same images, questions and LoRA weights; one token, always."""
+    return parse_recipe(
+        given_again(recipe) | {"voco": {"tokens": 1, "shared": False, "apart": True}, "steps": steps or recipe.steps}
+    )
 
 
-def train(part: str, recipe: Recipe, runs: Path) -> None:
+def train(part: str, recipe: Recipe, arguments: argparse.Namespace) -> None:
     """Train VoCo tokens or a rival, from wherever an earlier run was broken off."""
+    runs: Path = arguments.runs
     out = runs / part
     if part == "press":
         run(recipe, out, resume=True, say=say)
@@ -186,7 +205,7 @@ def train(part: str, recipe: Recipe, runs: Path) -> None:
     shared = runs / "press" / "features"
     if shared.exists() and not (out / "features").exists():
         (out / "features").symlink_to(shared.resolve())
-    trainer, switch, _ = make_trainer(prepare(rival_recipe(recipe)), out, say, flops=False)
+    trainer, switch, _ = make_trainer(prepare(rival_recipe(recipe, arguments.rival_steps)), out, say, flops=False)
     trainee: Any = trainer.model
     rival = Rival(trainee, part)
     trainer.model = trainer.model_wrapped = rival
@@ -199,6 +218,48 @@ def train(part: str, recipe: Recipe, runs: Path) -> None:
     files.write_tensors(trained, done)
 
 
+def further_recipe(recipe: Recipe, arguments: argparse.Namespace, weight: float) -> Recipe:
+    """Further steps on the same data, whole conversations, since the dense model reads them so."""
+    given = given_again(recipe)
+    for name in ("words", "apart"):
+        given["voco"].pop(name, None)
+    given["voco"] |= {"adapter": str(arguments.runs / "press" / "voco"), "distil": weight}
+    given |= {"steps": arguments.further, "lr": recipe.lr / 4}
+    return parse_recipe(given)
+
+
+def clips_recipe(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
+    """Clips as recipes/voco-clips.yaml has them, from the tokens that were trained here."""
+    given = read_mapping(ROOT / "recipes" / "voco-clips.yaml")
+    given["voco"]["adapter"] = str(arguments.runs / "press" / "voco")
+    given["data"]["features"] = recipe.data.features
+    if arguments.steps is not None and arguments.steps < given["steps"]:
+        given["steps"] = arguments.steps
+        given["data"]["clips"] = min(given["data"]["clips"], arguments.steps * given["batch"])
+    return parse_recipe(given)
+
+
+def go_on(name: str, recipe: Recipe, runs: Path) -> None:
+    """Train VoCo tokens that are trained already, from wherever an earlier run was broken off."""
+    out = runs / name
+    out.mkdir(parents=True, exist_ok=True)
+    shared = runs / "press" / "features"
+    if shared.exists() and not (out / "features").exists():
+        (out / "features").symlink_to(shared.resolve())
+    run(recipe, out, resume=True, say=say)
+
+
+def given_again(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as it can be read again: without what has no value."""
+
+    def full(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: full(each) for name, each in value.items() if each not in (None, [], {}, ())}
+        return value
+
+    return full(recipe.to_dict())
+
+
 # Answers
 
 
@@ -209,9 +270,10 @@ def answers(recipe: Recipe, arguments: argparse.Namespace) -> None:
         "untrained": untrained_ways,
         "press": lambda: press_ways(arguments.runs / "press" / "voco"),
         **{kind: (lambda kind=kind: rival_ways(recipe, arguments.runs, kind)) for kind in RIVALS},
+        **{name: (lambda name=name: press_ways(arguments.runs / name / "voco")) for name in FURTHER},
     }
     ready = {
-        "press": arguments.runs / "press" / "voco" / "voco.json",
+        **{name: arguments.runs / name / "voco" / "voco.json" for name in ("press", *FURTHER)},
         **{kind: arguments.runs / kind / "rival.safetensors" for kind in RIVALS},
     }
     for name, make in wanted.items():
@@ -285,6 +347,29 @@ def questions(way: Way, scenes: Sequence[Scene]) -> tuple[list[Sample], list[int
             rows.append(Sample((), row.text[way.drop :], row.labels[way.drop :]))
             owners.append(owner)
     return rows, owners
+
+
+def ask_clips(arguments: argparse.Namespace) -> dict[str, list[int]]:
+    """1 for each question about a clip that is answered exactly, by tokens per frame and order of the frames."""
+    way = press_ways(arguments.runs / "clips" / "voco")
+    voco = VoCo.from_pretrained(arguments.runs / "clips" / "voco")
+    batches, right = Batches(processor(), way.family), {}
+    for seed in range(arguments.clips):
+        one = clip(seed, split="test")
+        rows = []
+        for each in one.questions:
+            said = read_conversation({"question": each.text, "answer": each.answer}, one.id, Path())
+            rows += samples(way.family, batches.row(said), ())
+        for order, shown in (("in order", one), ("shuffled", one.shuffled())):
+            inputs = dict(processor().image_processor(images=list(shown.frames), return_tensors="pt"))
+            inputs["input_ids"] = torch.full((1, 576 * len(shown.frames)), way.family.image_token)
+            frames = voco.encode(way.model, inputs)
+            with torch.inference_mode(), voco.on(way.model):
+                for count in COUNTS:
+                    memory = voco.join([frame.first(count) for frame in frames])
+                    good = answered(way, rows, [memory] * len(rows))
+                    right.setdefault(f"{order}:{count}", []).extend(good)
+    return right
 
 
 _processor: list[Any] = []
@@ -376,7 +461,7 @@ def rival_ways(recipe: Recipe, runs: Path, kind: str) -> Way:
     from foveate.train.run import choose_parameters
 
     model = base()
-    given = rival_recipe(recipe)
+    given = rival_recipe(recipe, None)
     trainee = VoCoTrainee(choose_parameters(model, given), VoCo(model, 1, shared=False), given.voco or Voco())
     rival = Rival(trainee, kind)
     stored = load_file(runs / kind / "rival.safetensors")
@@ -462,11 +547,11 @@ def summary(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
     owners = [scene.id for scene in scenes for _ in scene.questions]
     skills = [each.skill for scene in scenes for each in scene.questions]
     found: dict[str, list[int]] = {}
-    for name in ("dense", "untrained", "press", *RIVALS):
+    for name in ("dense", "untrained", "press", *RIVALS, *FURTHER):
         path = arguments.runs / f"answers-{name}.json"
         if path.exists():
             for key, right in json.loads(path.read_text(encoding="utf-8")).items():
-                found[f"{name}:{key}" if name in ("press", "dense") else name] = right
+                found[f"{name}:{key}" if name in ("press", "dense", *FURTHER) else name] = right
     rows: list[dict[str, Any]] = []
     upper, lower = found.get("dense:dense"), found.get("untrained")
     for name, right in found.items():
@@ -481,6 +566,9 @@ def summary(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
         for rival in RIVALS:
             if name == "press:1" and rival in found:
                 row[f"over_{rival}"] = plain(difference_interval(right, found[rival], owners))
+        kind, _, count = name.partition(":")
+        if kind == "distil":
+            row["over_plain"] = plain(difference_interval(right, found[f"plain:{count}"], owners))
         rows.append(row)
     measured = arguments.runs / "times.json"
     return {
@@ -489,13 +577,51 @@ def summary(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
         "questions": len(owners),
         "images": len(scenes),
         "recipe": recipe.to_dict(),
+        "rival_steps": arguments.rival_steps or recipe.steps,
         "rows": rows,
+        "further": arguments.further if "plain:1" in found else None,
+        "clips": clips_summary(recipe, arguments),
         "times": json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else None,
         "environment": {
             "machine": platform.machine(),
             "torch": torch.__version__,
             "transformers": importlib.metadata.version("transformers"),
         },
+    }
+
+
+def clips_summary(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Accuracy by what is asked, the frames in order and in another order, and the difference clip by clip."""
+    path = arguments.runs / "answers-clips.json"
+    if not path.exists():
+        return None
+    found: dict[str, list[int]] = json.loads(path.read_text(encoding="utf-8"))
+    asked = [each for seed in range(arguments.clips) for each in clip(seed, split="test").questions]
+    rows: list[dict[str, Any]] = []
+    for count in COUNTS:
+        row: dict[str, Any] = {"tokens": count}
+        for skill in CLIP_SKILLS:
+            ordered, shuffled = (
+                [good for good, each in zip(found[f"{order}:{count}"], asked, strict=True) if each.skill == skill]
+                for order in ("in order", "shuffled")
+            )
+            owners = [str(number) for number in range(len(ordered))]
+            row[skill] = {
+                "in_order": plain(mean_interval(ordered, owners)),
+                "shuffled": plain(mean_interval(shuffled, owners)),
+                "difference": plain(difference_interval(ordered, shuffled, owners)),
+            }
+        rows.append(row)
+    guessed = {
+        skill: max(Counter(each.answer for each in asked if each.skill == skill).values()) / arguments.clips
+        for skill in CLIP_SKILLS
+    }
+    return {
+        "clips": arguments.clips,
+        "frames": len(clip(0).frames),
+        "recipe": clips_recipe(recipe, arguments).to_dict(),
+        "commonest_answer": {name: round(value, 4) for name, value in guessed.items()},
+        "rows": rows,
     }
 
 
@@ -537,9 +663,11 @@ TITLES = {
 def table(found: Mapping[str, Any]) -> str:
     """The rows of a result as the page has them."""
     size = (found["times"] or {}).get("bytes", {})
+    rows = {row["what"]: row for row in found["rows"]}
     lines = ["| what | KV of an image | accuracy | retention | ratio |", "|:--|--:|--:|--:|--:|"]
-    for row in found["rows"]:
-        name = row["what"]
+    for name, row in rows.items():
+        if name not in TITLES:
+            continue
         count = {"dense:dense": "dense", "untrained": "1", "pool": "1", "qformer": "1"}.get(
             name, name.partition(":")[2]
         )
@@ -556,6 +684,20 @@ def table(found: Mapping[str, Any]) -> str:
         for key, title in (("over_pool", "average pooling"), ("over_qformer", "the Q-Former"))
         for each in ([row[key]] if key in row else [])
     ]
+    if found.get("further"):
+        lines += [
+            f"\n{found['further']} further steps from there, with a quarter of the learning rate:\n",
+            "| tokens | before | on the right answers | half of it the dense model's distribution | difference |",
+            "|--:|--:|--:|--:|--:|",
+        ]
+        for count in COUNTS:
+            shown = [rows[f"{kind}:{count}"]["accuracy"]["value"] for kind in ("press", *FURTHER)]
+            lines.append(
+                f"| {count} | {' | '.join(f'{value:.1%}' for value in shown)} | "
+                f"{points(rows[f'distil:{count}']['over_plain'])} |"
+            )
+    if found.get("clips"):
+        lines += clips_table(found["clips"])
     if found["times"]:
         took, less = found["times"]["milliseconds"], found["times"]["second_question_over_cached"]
         lines += [
@@ -568,6 +710,30 @@ def table(found: Mapping[str, Any]) -> str:
             f"| one VoCo token, on the first question | {took['voco_first']:.1f} ms |",
         ]
     return "\n".join(lines)
+
+
+SKILL_TITLES = {"way": "where it moves", "first": "which is first", "often": "in how many frames"}
+
+
+def clips_table(found: Mapping[str, Any]) -> list[str]:
+    """What is answered about clips, frames in order and not."""
+    lines = [
+        f"\n{found['clips']} clips of {found['frames']} frames that nobody trained on, each question exactly right:\n",
+        "| tokens per frame | asked | in order | shuffled | difference | the commonest answer |",
+        "|--:|:--|--:|--:|--:|--:|",
+    ]
+    for row in found["rows"]:
+        for skill, title in SKILL_TITLES.items():
+            one = row[skill]
+            lines.append(
+                f"| {row['tokens']} | {title} | {one['in_order']['value']:.1%} | {one['shuffled']['value']:.1%} | "
+                f"{points(one['difference'])} | {found['commonest_answer'][skill]:.1%} |"
+            )
+    return lines
+
+
+def points(each: Mapping[str, float]) -> str:
+    return f"{each['value'] * 100:+.1f} ({each['low'] * 100:+.1f} to {each['high'] * 100:+.1f})"
 
 
 def write_page(found: Mapping[str, Any], page: Path) -> None:

@@ -26,6 +26,8 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_training_rivals_answers_and_times(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out = tmp_path / "voco.json"
     words = ["--steps", "1", "--scenes", "4", "--questions", "12", "--runs", str(tmp_path / "runs"), "--out", str(out)]
+    words += ["--further", "1", "--clips", "2"]
+    words += ["--parts", "press", "pool", "qformer", "distil", "clips", "answers", "times"]
 
     def measured() -> dict:
         monkeypatch.setattr(sys, "argv", ["voco.py", *words])
@@ -35,7 +37,12 @@ def test_training_rivals_answers_and_times(bench: ModuleType, monkeypatch: pytes
     found = measured()
     rows = {row["what"]: row for row in found["rows"]}
     pressed = [f"press:{count}" for count in (1, 2, 4, 8, 32)]
-    assert list(rows) == ["dense:dense", "dense:left", "dense:none", "untrained", *pressed, "pool", "qformer"]
+    further = [f"{name}:{count}" for name in ("plain", "distil") for count in (1, 2, 4, 8, 32)]
+    dense = ["dense:dense", "dense:left", "dense:none"]
+    assert list(rows) == [*dense, "untrained", *pressed, "pool", "qformer", *further]
+    assert "over_plain" in rows["distil:8"]
+    assert [row["tokens"] for row in found["clips"]["rows"]] == [1, 2, 4, 8, 32]
+    assert "+" in bench.table(found)
     assert rows["dense:dense"]["accuracy"]["value"] > 0.8
     assert {"retention", "ratio", "over_pool", "over_qformer"} <= rows["press:1"].keys()
     sizes = found["times"]["bytes"]
