@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 from foveate.scenes import test_set as scenes_of
 
@@ -39,7 +41,7 @@ def test_it_runs_and_goes_on(
     call("points", *only)
     docs = tmp_path / "docs"
     docs.mkdir()
-    (docs / "atp.md").write_text("before\n<!-- measured -->\nold\n<!-- end -->\nbehind\n")
+    (docs / "atp.md").write_text("before\n<!-- measured -->\nstale\n<!-- end -->\nbehind\n")
     call("report", "--out", str(docs))
     found = json.loads((docs / "measured" / "atp.json").read_text())
     assert found["questions"] == 4
@@ -49,7 +51,38 @@ def test_it_runs_and_goes_on(
     assert text.endswith("behind\n")
     assert "| `fastv:58@2` |" in text
     assert "| logits given |" in text
-    assert "old" not in text
+    assert "stale" not in text
+
+
+def test_it_draws(benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stays of scenes, layer by layer, and the budgets' two panels, from known figures."""
+    shutil.copytree(ROOT / "src" / "foveate" / "reference" / "atp", tmp_path / "144-tokens" / "atp")
+    given = ["draw", "--questions", "30", "--work", str(tmp_path), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["atp.py", *given])
+    benchmark.main()
+    with Image.open(tmp_path / "pictures" / "atp-kept.png") as drawn:
+        assert drawn.width > 1000
+        assert drawn.height > 900
+    kinds, skills = ("crowd", "words"), ("count", "where")
+    lines = [
+        {
+            "scene": f"s{n}",
+            "things": n,
+            "kind": kinds[n % 2],
+            "skill": skill,
+            "layers": [576] * 2 + [10 * n + more] * 10,
+        }
+        for n in range(8)
+        for more, skill in zip((60, 0), skills)
+    ]
+    need = benchmark.needs(lines)
+    assert need["rank_correlation_with_things"] == pytest.approx(1.0)
+    apart = {skill: one["value"] for skill, one in need["by_skill"].items()}
+    assert apart["count"] - apart["where"] == pytest.approx(50)
+    assert need["by_skill"]["count"]["low"] < apart["count"] < need["by_skill"]["count"]["high"]
+    benchmark.plot(need, tmp_path / "atp.png")
+    with Image.open(tmp_path / "atp.png") as drawn:
+        assert len(drawn.convert("RGB").getcolors(1 << 20)) > 100
 
 
 def test_the_page_is_what_was_measured(benchmark: ModuleType) -> None:
