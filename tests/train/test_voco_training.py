@@ -59,7 +59,8 @@ def test_adapters_are_trained_beside_a_model_that_stays(tiny_model: Path, tmp_pa
     assert out == tmp_path / "whole" / "voco"
     assert not (tmp_path / "whole" / "model").exists(), "the base model is what it was"
     kinds = {path.suffix for path in (tmp_path / "whole").rglob("*") if path.is_file()}
-    assert kinds <= {".safetensors", ".json", ".md"}
+    assert kinds <= {".safetensors", ".json"}
+    assert str(tiny_model) not in (out / "lora" / "adapter_config.json").read_text(), "others have it elsewhere"
     # Broken off behind its first checkpoint, and gone on with.
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
     shutil.rmtree(tmp_path / "broken" / "voco")
@@ -80,6 +81,12 @@ def test_adapters_are_trained_beside_a_model_that_stays(tiny_model: Path, tmp_pa
     assert not any("vision" in name for name in trained_names)
     assert (memory.tokens, memory.visual_tokens) == (4, TOKENS)
     assert len(adapter.generate(model, memory.first(2), ["is there a star ?"] * 2, processor, max_new_tokens=2)) == 2
+    adapter.save_pretrained(tmp_path / "half", dtype=torch.bfloat16)
+    half = VoCo.from_pretrained(tmp_path / "half")
+    assert half.fingerprint() == adapter.fingerprint() != VoCo.from_pretrained(out).fingerprint()
+    assert {value.dtype for value in load_file(half.lora / "adapter_model.safetensors").values()} == {torch.bfloat16}
+    (coarse,) = half.encode(load(tiny_model)[0], {**text, **picture})
+    torch.testing.assert_close(coarse.values, memory.values, atol=0.02, rtol=0.05)
     before = VoCo(model, 4, shared=False, seed=1, start=processor.tokenizer("red star top")["input_ids"])
     assert (adapter.embedding - before.embedding).abs().max() > 1e-3
     trained(tmp_path / "whole", what, resume=True)

@@ -21,6 +21,7 @@ from foveate.train.batches import Batches, pad
 from foveate.train.recipe import DENSE, Recipe, RecipeError, Voco
 from foveate.train.sources import Conversation
 from foveate.voco import VoCo, VoCoMemory
+from foveate.voco.adapter import LORA_WEIGHTS
 from foveate.voco.arrange import IGNORED, Sample, samples
 from foveate.voco.passes import VoCoOutput, distillation, one_pass, read, text_behind
 
@@ -272,7 +273,7 @@ def _continue_lora(wrapped: nn.Module, folder: Path) -> None:
     """
     from peft import set_peft_model_state_dict
 
-    stored = load_file(folder / "adapter_model.safetensors")
+    stored = load_file(folder / LORA_WEIGHTS)
     mine = {n.replace(".default", ""): w.shape for n, w in wrapped.named_parameters() if ".lora_" in n}
     if mine != {name: value.shape for name, value in stored.items()}:
         raise RecipeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -9,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,13 @@ from foveate.voco.passes import (
     two_passes,
 )
 
+SHIPPED: Final = "shipped"
+"""What the adapter of the embedded model is called, which comes with foveate."""
+
+LORA_WEIGHTS: Final = "adapter_model.safetensors"
+"""What peft calls them."""
+
+_SHIPPED_HOME: Final = Path(__file__).parents[1] / "reference" / "voco"
 _SETTINGS, _WEIGHTS, _LORA = "voco.json", "voco.safetensors", "lora"
 _DENSE = "dense"
 
@@ -308,7 +316,8 @@ class VoCo(nn.Module):
         if self.features != _DENSE:
             digest.update(self.features.encode())
         if self.lora is not None:
-            digest.update((self.lora / "adapter_model.safetensors").read_bytes())
+            weights = self.lora / LORA_WEIGHTS
+            digest.update(_contents(weights, weights.stat().st_mtime_ns))
         return f"{digest.hexdigest()[:16]}:{tokens or self.tokens}"
 
     @contextmanager
@@ -331,24 +340,25 @@ class VoCo(nn.Module):
 
     # On disk
 
-    def save_pretrained(self, directory: str | Path, lora: Any = None) -> Path:
+    def save_pretrained(self, directory: str | Path, lora: Any = None, dtype: torch.dtype | None = None) -> Path:
         """Write the adapter to a directory: settings, safetensors, and LoRA weights in peft's own format.
 
         Args:
             directory: made if it is missing; what an adapter consists of is replaced, whole.
             lora: a `peft.PeftModel` whose weights belong to the adapter; None keeps those that it was loaded with.
+            dtype: of the LoRA weights on disk; None keeps theirs.
 
         Raises:
             FoveateError: the directory can't be written.
         """
         directory = Path(directory)
         with written(directory) as folder:
-            self._write(folder, lora)
+            self._write(folder, lora, dtype)
         if (directory / _LORA).is_dir():
             self.lora = directory / _LORA
         return directory
 
-    def _write(self, folder: Path, lora: Any = None) -> None:
+    def _write(self, folder: Path, lora: Any = None, dtype: torch.dtype | None = None) -> None:
         from safetensors.torch import save_file
 
         save_file({"embedding": self.embedding.detach().cpu().contiguous()}, folder / _WEIGHTS)
@@ -356,6 +366,8 @@ class VoCo(nn.Module):
             lora.save_pretrained(folder / _LORA, safe_serialization=True)
         elif self.lora is not None:
             shutil.copytree(self.lora, folder / _LORA)
+        if (folder / _LORA).is_dir():
+            _tidy(folder / _LORA, dtype)
         settings = {
             "format": 1,
             "tokens": self.tokens,
@@ -367,8 +379,11 @@ class VoCo(nn.Module):
         (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> VoCo:
+    def from_pretrained(cls, path: str | Path = SHIPPED) -> VoCo:
         """Read what `save_pretrained` wrote: from a directory, or by its name on the Hugging Face hub.
+
+        Args:
+            path: "shipped" is the embedded model's.
 
         Raises:
             FoveateError: there is no whole adapter.
@@ -376,7 +391,7 @@ class VoCo(nn.Module):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        directory = downloaded(path, "VoCo adapter")
+        directory = _SHIPPED_HOME if str(path) == SHIPPED else downloaded(path, "VoCo adapter")
         try:
             settings = json.loads((directory / _SETTINGS).read_text())
             embedding = load_file(directory / _WEIGHTS)["embedding"]
@@ -388,13 +403,36 @@ class VoCo(nn.Module):
             voco.lora = directory / _LORA if settings["lora"] else None
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise FoveateError(f"{directory} holds no whole VoCo adapter ({error}); save it again") from error
-        if voco.lora is not None and not (voco.lora / "adapter_model.safetensors").is_file():
+        if voco.lora is not None and not (voco.lora / LORA_WEIGHTS).is_file():
             raise FoveateError(f"{directory} has lost its LoRA weights ({voco.lora}); save it again")
         return voco
 
     def push_to_hub(self, repository: str, **options: Any) -> Any:
         """Upload the adapter to the Hugging Face hub; `options` go to `huggingface_hub.HfApi.upload_folder`."""
         return upload(repository, self._write, **options)
+
+
+@functools.lru_cache(maxsize=16)
+def _contents(path: Path, changed: int) -> bytes:
+    """The hash of a file that was last changed then: every question asks for it."""
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
+def _tidy(lora: Path, dtype: torch.dtype | None) -> None:
+    """Leave of what peft wrote what is true of the adapter, its weights in `dtype`.
+
+    peft adds an empty model card, and the place that the base model had on the machine that it was trained on.
+    """
+    from safetensors.torch import load_file, save_file
+
+    (lora / "README.md").unlink(missing_ok=True)
+    config = json.loads((lora / "adapter_config.json").read_text(encoding="utf-8"))
+    if Path(config.get("base_model_name_or_path") or "").is_absolute():
+        config["base_model_name_or_path"] = None
+        (lora / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if dtype is not None:
+        weights = lora / LORA_WEIGHTS
+        save_file({name: value.to(dtype) for name, value in load_file(weights).items()}, weights)
 
 
 def _check_features(family: Family, spec: str) -> None:
