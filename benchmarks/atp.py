@@ -117,6 +117,11 @@ OTHER = (120, 200)
 """Means that the adapter trained for 144 is asked for, too."""
 DRAWN = ("learned 144 144-tokens", "learned 144 144-tokens-lora", "learned 86 86-tokens")
 """Whose budgets are told in full; the first is drawn."""
+COMPARED = {
+    "learned 144 144-tokens": "Learned, at 144,",
+    "learned 144 144-tokens-lora": "Learned along with the model, at 144,",
+    "learned 86 86-tokens": "Learned, at 86,",
+}
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BEGIN, END = "<!-- measured -->\n", "<!-- end -->\n"
 SKIP = 500
@@ -375,9 +380,9 @@ def report(work: Path, out: Path) -> None:
         }
         if name in DRAWN:
             found["needs"][name] = needs(each)
-    for mean, names in MEANS.items():
-        ours = f"learned {mean} {names[0]}"
+    for ours in COMPARED:
         if ours in lines:
+            mean = int(ours.split()[1])
             right = [float(line["right"]) for line in lines[ours]]
             rivals = [key for key in lines if key.startswith(f"learned {mean} ") and key != ours]
             rivals += [*(stem(spec) for spec in FIXED[mean]), "fixed-lora"]
@@ -386,9 +391,6 @@ def report(work: Path, out: Path) -> None:
                 for name in rivals
                 if name in lines
             }
-    if (own := found["configurations"].get("fixed-lora")) and f"learned 144 {JOINT[0]}" in lines:
-        pair = [[float(line["right"]) for line in lines[name]] for name in (f"learned 144 {JOINT[0]}", "fixed-lora")]
-        own["learned_minus_this"] = difference_interval(*pair, scenes).to_dict()
     choice = {path.stem: lines_of(path) for path in sorted((work / "choice").glob("*.jsonl"))}
     if choice:
         found["choice"] = chosen(choice) | {"by_place": json.loads((work / "choice" / "by-place.json").read_text())}
@@ -441,15 +443,15 @@ def tables(found: dict[str, Any]) -> str:
             rows |= {f"LoRA trained under `{CONTROL}`": "fixed-lora", "the same model, dense": "fixed-lora dense"}
         text += f"\n| at {mean} tokens per layer | {head}"
         text += "".join(row(title, every[key]) for title, key in rows.items() if key in every)
-    for mean, names in MEANS.items():
-        rivals = every.get(f"learned {mean} {names[0]}", {}).get("to_rivals", {})
-        given = {f"`{spec}`": rivals[stem(spec)] for spec in FIXED[mean] if stem(spec) in rivals}
-        if given:
-            each = [f"{title} {interval(one)}" for title, one in given.items()]
-            text += f"\nThe learned one at {mean} minus each fixed one, paired: {', '.join(each)}.\n"
-    if "learned_minus_this" in every.get("fixed-lora", {}):
-        apart = interval(every["fixed-lora"]["learned_minus_this"])
-        text += f"\nLearned along with the model minus LoRA under the fixed rule, at 144, paired: {apart}.\n"
+    for ours, title in COMPARED.items():
+        mean = int(ours.split()[1])
+        rivals = every.get(ours, {}).get("to_rivals", {})
+        given = {f"`{spec}`": stem(spec) for spec in FIXED[mean]}
+        if ours.endswith("-lora"):
+            given |= {"LoRA under the fixed rule": "fixed-lora", "thresholds alone": "learned 144 144-tokens"}
+        each = [f"{name} {interval(rivals[key])}" for name, key in given.items() if key in rivals]
+        if each:
+            text += f"\n{title} minus each of these, paired: {', '.join(each)}.\n"
     rivals = every.get("learned 144 144-tokens", {}).get("to_rivals", {})
     variants = {name: rivals[f"learned 144 {name}"] for name in VARIANTS if f"learned 144 {name}" in rivals}
     if variants:
