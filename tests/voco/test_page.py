@@ -14,7 +14,7 @@ def test_the_example_of_the_page(monkeypatch, capsys):
     (code,) = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "voco.md").read_text(), re.DOTALL | re.MULTILINE)
     names: dict[str, object] = {}
     exec(code, names)
-    # 2 tokens in 12 layers, 3 heads of 64, keys and values, 4 bytes each.
-    assert capsys.readouterr().out.split() == ["2", str(2 * 12 * 3 * 64 * 2 * 4), "576"]
+    # 32 tokens in 12 layers, 3 heads of 64, keys and values, 4 bytes each.
+    assert capsys.readouterr().out.split() == ["32", str(32 * 12 * 3 * 64 * 2 * 4), "576"]
     assert len(names["answers"]) == 2
-    assert names["memory"].nbytes * 288 == 576 * 12 * 3 * 64 * 2 * 4
+    assert names["memory"].nbytes * 18 == 576 * 12 * 3 * 64 * 2 * 4
