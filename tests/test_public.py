@@ -1,5 +1,6 @@
 """The package's face: lazy names, and nothing heavy behind `import foveate`."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -44,9 +45,12 @@ def test_reference_is_callable_whoever_imported_the_package_first():
 def test_the_code_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     root = Path(__file__).parents[1]
     blocks = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 1
+    first, trained = blocks
     monkeypatch.chdir(root)
-    exec(compile(blocks[0], "README.md", "exec"), {})
+    names: dict[str, object] = {}
+    exec(compile(first, "README.md", "exec"), names)
     answer, *report = capsys.readouterr().out.strip().splitlines()
     assert answer.strip() == "brown"
     assert "cluster:64: 576 -> 64 visual tokens" in report[-1]
+    exec(compile(trained, "README.md", "exec"), names)
+    assert len(ast.literal_eval(capsys.readouterr().out.strip())) == 2
