@@ -597,6 +597,8 @@ def clips_summary(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, An
         return None
     found: dict[str, list[int]] = json.loads(path.read_text(encoding="utf-8"))
     asked = [each for seed in range(arguments.clips) for each in clip(seed, split="test").questions]
+    given = clips_recipe(recipe, arguments).to_dict()
+    given["voco"]["adapter"] = "press"  # Where its folder is means nothing elsewhere.
     rows: list[dict[str, Any]] = []
     for count in COUNTS:
         row: dict[str, Any] = {"tokens": count}
@@ -619,7 +621,7 @@ def clips_summary(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, An
     return {
         "clips": arguments.clips,
         "frames": len(clip(0).frames),
-        "recipe": clips_recipe(recipe, arguments).to_dict(),
+        "recipe": given,
         "commonest_answer": {name: round(value, 4) for name, value in guessed.items()},
         "rows": rows,
     }
