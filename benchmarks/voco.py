@@ -65,14 +65,16 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     arguments.runs.mkdir(parents=True, exist_ok=True)
     recipe = recipe_of(arguments)
-    for part in ("press", *RIVALS):
-        if part in arguments.parts:
-            train(part, recipe, arguments)
+    if "press" in arguments.parts:
+        train("press", recipe, arguments.runs)
+    for kind in RIVALS:
+        if kind in arguments.parts:
+            train_rival(kind, recipe, arguments)
     if "distil" in arguments.parts:
         for name, weight in FURTHER.items():
-            go_on(name, further_recipe(recipe, arguments, weight), arguments.runs)
+            train(name, further_recipe(recipe, arguments, weight), arguments.runs)
     if "clips" in arguments.parts:
-        go_on("clips", clips_recipe(recipe, arguments), arguments.runs)
+        train("clips", clips_recipe(recipe, arguments), arguments.runs)
         target = arguments.runs / "answers-clips.json"
         if not target.exists():
             files.write_json(ask_clips(arguments), target)
@@ -191,23 +193,30 @@ def rival_recipe(recipe: Recipe, steps: int | None) -> Recipe:
     )
 
 
-def train(part: str, recipe: Recipe, arguments: argparse.Namespace) -> None:
-    """Train VoCo tokens or a rival, from wherever an earlier run was broken off."""
-    runs: Path = arguments.runs
-    out = runs / part
-    if part == "press":
-        run(recipe, out, resume=True, say=say)
-        return
-    done = out / "rival.safetensors"
-    if done.exists():
-        return
+def run_folder(runs: Path, name: str) -> Path:
+    """Where a run's files go; it takes the features that the first run has kept."""
+    out = runs / name
     out.mkdir(parents=True, exist_ok=True)
     shared = runs / "press" / "features"
     if shared.exists() and not (out / "features").exists():
         (out / "features").symlink_to(shared.resolve())
+    return out
+
+
+def train(name: str, recipe: Recipe, runs: Path) -> None:
+    """Train VoCo tokens, from wherever an earlier run was broken off."""
+    run(recipe, run_folder(runs, name), resume=True, say=say)
+
+
+def train_rival(kind: str, recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Train a rival, from wherever an earlier run was broken off."""
+    out = run_folder(arguments.runs, kind)
+    done = out / "rival.safetensors"
+    if done.exists():
+        return
     trainer, switch, _ = make_trainer(prepare(rival_recipe(recipe, arguments.rival_steps)), out, say, flops=False)
     trainee: Any = trainer.model
-    rival = Rival(trainee, part)
+    rival = Rival(trainee, kind)
     trainer.model = trainer.model_wrapped = rival
     kept = files.checkpoints(out)
     try:
@@ -237,16 +246,6 @@ def clips_recipe(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
         given["steps"] = arguments.steps
         given["data"]["clips"] = min(given["data"]["clips"], arguments.steps * given["batch"])
     return parse_recipe(given)
-
-
-def go_on(name: str, recipe: Recipe, runs: Path) -> None:
-    """Train VoCo tokens that are trained already, from wherever an earlier run was broken off."""
-    out = runs / name
-    out.mkdir(parents=True, exist_ok=True)
-    shared = runs / "press" / "features"
-    if shared.exists() and not (out / "features").exists():
-        (out / "features").symlink_to(shared.resolve())
-    run(recipe, out, resume=True, say=say)
 
 
 def given_again(recipe: Recipe) -> dict[str, Any]:

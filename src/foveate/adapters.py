@@ -7,9 +7,17 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from foveate.errors import FoveateError
+
+SHIPPED: Final = "shipped"
+"""What an adapter of the embedded model is called, which comes with foveate."""
+
+
+def shipped(kind: str) -> Path:
+    """The folder of the embedded model's adapter of a kind, such as "atp"."""
+    return Path(__file__).parent / "reference" / kind
 
 
 @contextmanager

@@ -1,16 +1,14 @@
 """The adapter that comes with the embedded model: small, whole, and worth having."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 import foveate
+from foveate.adapters import shipped
 from foveate.scenes import test_set
 from foveate.voco import VoCo
-from foveate.voco import adapter as adapter_module
 
-HOME = Path(adapter_module.__file__).parents[1] / "reference" / "voco"
+HOME = shipped("voco")
 
 
 def test_it_is_small_and_tells_nothing_of_where_it_was_trained() -> None:

@@ -10,14 +10,14 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
-from foveate.adapters import downloaded, upload, written
+from foveate.adapters import SHIPPED, downloaded, upload, written
 from foveate.atp.soft import soft_masks
 from foveate.engine import apply, encode, encoder_outputs
 from foveate.engine.schedule import at_depth
 from foveate.errors import FoveateError, KeepError, UnsupportedFamily
 from foveate.methods.atp import ATP as Rule
 from foveate.methods.atp import ATPLayer
-from foveate.methods.thresholds import PARTS, SETTINGS, SHIPPED, WEIGHTS, LearnedThresholds, Predictor
+from foveate.methods.thresholds import PARTS, SETTINGS, WEIGHTS, LearnedThresholds, Predictor
 from foveate.models import family_of
 from foveate.models.fingerprint import fingerprint
 from foveate.spec import Spec, Step

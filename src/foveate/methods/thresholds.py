@@ -12,12 +12,11 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
+from foveate.adapters import SHIPPED, shipped
 from foveate.errors import FoveateError, KeepError
 
 SETTINGS: Final = "atp.json"
 WEIGHTS: Final = "atp.safetensors"
-SHIPPED: Final = "shipped"
-"""What an adapter of the embedded model is called."""
 
 PARTS: Final = ("self", "cross", "spatial")
 """The scores of the rule: logits from the image, attention from text, the place on nested grids."""
@@ -173,7 +172,7 @@ class LearnedThresholds(nn.Module):
     @staticmethod
     def home(text: str) -> Path:
         """The directory that a spec means."""
-        return Path(__file__).parents[1] / "reference" / "atp" if text == SHIPPED else Path(text)
+        return shipped("atp") if text == SHIPPED else Path(text)
 
     @classmethod
     def load(cls: type[Learned], directory: Path, source: str) -> Learned:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from foveate.adapters import downloaded, upload, written
+from foveate.adapters import SHIPPED, downloaded, shipped, upload, written
 from foveate.engine import Encoded
 from foveate.engine import encode as encode_images
 from foveate.engine.planning import plan_images
@@ -37,13 +37,9 @@ from foveate.voco.passes import (
     two_passes,
 )
 
-SHIPPED: Final = "shipped"
-"""What the adapter of the embedded model is called, which comes with foveate."""
-
 LORA_WEIGHTS: Final = "adapter_model.safetensors"
 """What peft calls them."""
 
-_SHIPPED_HOME: Final = Path(__file__).parents[1] / "reference" / "voco"
 _SETTINGS, _WEIGHTS, _LORA = "voco.json", "voco.safetensors", "lora"
 _DENSE = "dense"
 
@@ -391,7 +387,7 @@ class VoCo(nn.Module):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        directory = _SHIPPED_HOME if str(path) == SHIPPED else downloaded(path, "VoCo adapter")
+        directory = shipped("voco") if str(path) == SHIPPED else downloaded(path, "VoCo adapter")
         try:
             settings = json.loads((directory / _SETTINGS).read_text())
             embedding = load_file(directory / _WEIGHTS)["embedding"]
