@@ -140,6 +140,7 @@ class Run:
         self._schedule = plan
         self._synchronise = synchronise
         self._ledger = Ledger(str(plan.spec), len(family.decoder_layers))
+        self._window = family.window
         self._watch = EncoderWatch(family, plan.encoder_signals, bool(plan.features), plan.pixels, plan.encoder)
         self._decoder = DecoderWatch(family)
         self._signature = inspect.signature(family.core.forward)
@@ -373,7 +374,7 @@ class Run:
                 "a static cache has one length for all layers, and steps inside the decoder make them differ; use the "
                 "dynamic cache"
             )
-        window = self._family.window
+        window = self._window
         if window is not None and length > window:
             raise FoveateError(
                 f"the conversation has {length} tokens and this decoder's layers see {window}; behind a step inside "

@@ -258,7 +258,9 @@ class Descent:
                 content = torch.isin(image.cut.slot, image.layout.places[dense]).numpy()
                 places = every[content]
                 marks = np.stack([image.layout.held(dense).nonzero().squeeze(1).numpy(), every[~content]])
-            text = int(((columns[row] >= 0) & (columns[row] <= ends[number]) & (visual[row] == 0)).sum())
+            # Columns ascend behind the padding, which is -1.
+            begins, end = np.searchsorted(columns[row], [0, ends[number] + 1])
+            text = int(end - begins - visual[row, begins:end].sum())
             self.images.append(
                 Standing(
                     row,
@@ -425,7 +427,9 @@ class Descent:
 
         # On the host: the line behind the step. If only the device knows which tokens stay, it looks here as if they
         # were the first ones of each image; their number is what counts.
-        keep = np.arange(width) >= width - np.array(line.lengths)[:, None]
+        keep = np.zeros((rows, width), dtype=np.bool_)
+        for row, length in enumerate(line.lengths):
+            keep[row, width - length :] = True
         plans: list[tuple[list[int], Plan, Tensor, Tensor]] = []
         stay: dict[int, npt.NDArray[np.int64]] = {}
         known = True
@@ -663,12 +667,14 @@ class DecoderWatch:
         self._local.descent = descent
         if descent is None:
             return
+        first = descent.first
         with self._lock:
             if not self._handles:
                 decoder = self._family.decoder
                 before: Any = _CallHook(self._call)
                 self._handles["decoder"] = decoder.register_forward_pre_hook(before, with_kwargs=True)
-            first = descent.first
+            if first in self._handles:
+                return
             for layer, module in enumerate(self._family.decoder_layers):
                 if layer >= first and layer not in self._handles:
                     hook: Any = _LayerHook(self._local, layer)

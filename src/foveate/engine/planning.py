@@ -88,6 +88,8 @@ def _plan_group(
     members: Sequence[int],
 ) -> list[ImagePlan]:
     methods = schedule.ahead
+    if not methods and seen == layout and not layout.structural and not encoded.inside:
+        return [_whole(family, encoded, layout, image) for image in members]
     if len(members) > 1 and any(method.ragged for method in methods[:-1]):
         # What arrives at a later step differs from image to image.
         return [_plan_group(family, schedule, encoded, texts, layout, seen, [image])[0] for image in members]
@@ -153,6 +155,21 @@ def _plan_group(
         )
         results.append(ImagePlan(layout, seen, None if plan is None else plan.image(row, len(kept)), cut))
     return results
+
+
+def _whole(family: Family, encoded: Encoded, layout: Layout, image: int) -> ImagePlan:
+    """An image of which everything enters the decoder."""
+    places = torch.arange(layout.total)
+    cut = CutImage(
+        layout,
+        places,
+        encoded.projected[image],
+        family.image_positions(layout),
+        family.image_span(layout),
+        companions=tuple(encoded.companions[image]),
+        untouched=True,
+    )
+    return ImagePlan(layout, layout, None, cut)
 
 
 _ENCODED = "foveate_encoded"

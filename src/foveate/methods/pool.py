@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from foveate.methods.base import Method
@@ -43,15 +46,21 @@ class Pool(Method):
     def plan(self, tokens: VisualTokens) -> Plan:
         """Runs of neighbours."""
         images, count = tokens.features.shape[:2]
-        kept = self.count(tokens.layout)
-        place = torch.arange(count)
-        if self.remainder == "drop":
-            run = count // kept
-            group = torch.where(place < kept * run, place // run, -1)
-            first = torch.arange(kept + 1) * run
-        else:
-            group = place * kept // count
-            first = -(-torch.arange(kept + 1) * count // kept)
-        middle = (first[:-1] + first[1:] - 1) // 2
+        group, middle = _runs(count, self.count(tokens.layout), self.remainder)
         device = tokens.features.device
-        return Plan(slot=middle.to(device).expand(images, -1), group=group.to(device).expand(images, -1))
+        return Plan(
+            slot=torch.tensor(middle, device=device).expand(images, -1),
+            group=torch.tensor(group, device=device).expand(images, -1),
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _runs(count: int, kept: int, remainder: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """The run of each token, -1 = none, and the middle place of each run; nobody may change them."""
+    place, number = np.arange(count), np.arange(kept + 1)
+    if remainder == "drop":
+        run = count // kept
+        group, first = np.where(place < kept * run, place // run, -1), number * run
+    else:
+        group, first = place * kept // count, -(-number * count // kept)
+    return group, (first[:-1] + first[1:] - 1) // 2

@@ -84,10 +84,9 @@ def read(
         )
         keys = torch.stack([layer.keys[:, :, -voco.shape[0] :] for layer in cache.layers], dim=1)  # pyright: ignore
         values = torch.stack([layer.values[:, :, -voco.shape[0] :] for layer in cache.layers], dim=1)  # pyright: ignore
-        for row, image in enumerate(members):
-            found[image] = VoCoMemory(
-                keys[row], values[row], 0, one.end, layout.total, base, adapter, frequencies=frequencies
-            )
+        # Taken apart at once: the gradient of one image's slice would be as large as all images together.
+        for image, key, value in zip(members, keys.unbind(0), values.unbind(0), strict=True):
+            found[image] = VoCoMemory(key, value, 0, one.end, layout.total, base, adapter, frequencies=frequencies)
     return [found[image] for image in range(len(layouts))]
 
 
