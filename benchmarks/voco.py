@@ -5,7 +5,8 @@ Trains VoCo tokens for the embedded model by recipes/voco.yaml, and two rivals a
 weights, learning rate, and steps unless --rival-steps says otherwise): average pooling with a linear layer, and a small
 Q-Former, one token each. Then asks all of them the questions of the test set, beside the dense model, the dense model
 without an image, and VoCo tokens that nobody trained; and measures what a second question about a known image takes.
-Two more parts go on from the trained tokens: `distil` trains them further on the right answers, and alike towards the
+Three more parts go on from the trained tokens: `longer` trains all three on other images by recipes/voco-longer.yaml,
+rivals for --rival-longer steps; `distil` trains them further on the right answers, and alike towards the
 dense model's distribution; `clips` trains them on clips by recipes/voco-clips.yaml, and asks about the frames in order
 and in another order. Every part writes a file under --runs and is skipped when that is there; training goes on at its
 last checkpoint. The result is docs/measured/voco.json.
@@ -52,8 +53,12 @@ from foveate.voco.passes import embedding_table, filled_cache, read, text_behind
 ROOT = Path(__file__).parents[1]
 COUNTS = (1, 2, 4, 8, 32)
 RIVALS = ("pool", "qformer")
+LONGER = ("press-longer", "pool-longer", "qformer-longer")
+"""The same three, after they have gone on with other images."""
 FURTHER = {"plain": 0.0, "distil": 0.5}
 """Weights of the dense model's distribution, for the runs that go on from the trained tokens."""
+PRESSED = ("press", LONGER[0], *FURTHER)
+"""Runs whose result is VoCo tokens."""
 AT_ONCE = 8
 """Images at a time."""
 AGAIN = 2_000
@@ -70,6 +75,11 @@ def main() -> int:
     for kind in RIVALS:
         if kind in arguments.parts:
             train_rival(kind, recipe, arguments)
+    if "longer" in arguments.parts:
+        again = longer_recipe(recipe, arguments)
+        train("press-longer", again, arguments.runs)
+        for kind in RIVALS:
+            train_rival(f"{kind}-longer", again, arguments)
     if "distil" in arguments.parts:
         for name, weight in FURTHER.items():
             train(name, further_recipe(recipe, arguments, weight), arguments.runs)
@@ -102,7 +112,10 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "measured" / "voco.json")
     parser.add_argument("--questions", type=int, default=1_500, help="of the test set")
     parser.add_argument(
-        "--parts", nargs="*", default=["press", *RIVALS, "answers", "times"], help="also: distil, clips, page"
+        "--parts", nargs="*", default=["press", *RIVALS, "answers", "times"], help="also: longer, distil, clips, page"
+    )
+    parser.add_argument(
+        "--rival-longer", type=int, help="steps of rivals in longer, instead of as many as VoCo tokens get"
     )
     parser.add_argument("--further", type=int, default=100, help="steps of distil, and of what it stands beside")
     parser.add_argument("--clips", type=int, default=200, help="of the test split that are asked about")
@@ -186,6 +199,17 @@ def prefixes(family: Family, embeddings: Tensor) -> list[VoCoMemory]:
     return [VoCoMemory(k, v, 0, length, length, "", "", torch.ones(k.shape[-1] // 2)) for k, v in zip(keys, values)]
 
 
+def longer_recipe(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
+    """What recipes/voco-longer.yaml says, from the tokens that were trained here."""
+    given = read_mapping(ROOT / "recipes" / "voco-longer.yaml")
+    given["voco"]["adapter"] = str(arguments.runs / "press" / "voco")
+    for name, value in (("steps", arguments.steps), ("scenes", arguments.scenes)):
+        if value is not None:
+            (given if name == "steps" else given["data"])[name] = value
+    given["data"]["features"] = recipe.data.features
+    return parse_recipe(given)
+
+
 def rival_recipe(recipe: Recipe, steps: int | None) -> Recipe:
     """The same images, questions and LoRA weights; one token, always."""
     return parse_recipe(
@@ -208,15 +232,19 @@ def train(name: str, recipe: Recipe, runs: Path) -> None:
     run(recipe, run_folder(runs, name), resume=True, say=say)
 
 
-def train_rival(kind: str, recipe: Recipe, arguments: argparse.Namespace) -> None:
-    """Train a rival, from wherever an earlier run was broken off."""
-    out = run_folder(arguments.runs, kind)
+def train_rival(name: str, recipe: Recipe, arguments: argparse.Namespace) -> None:
+    """Train a rival, from wherever an earlier run was broken off; one that goes on begins with what it has learned."""
+    out = run_folder(arguments.runs, name)
     done = out / "rival.safetensors"
     if done.exists():
         return
-    trainer, switch, _ = make_trainer(prepare(rival_recipe(recipe, arguments.rival_steps)), out, say, flops=False)
+    kind, _, again = name.partition("-")
+    steps = arguments.rival_longer if again else arguments.rival_steps
+    trainer, switch, _ = make_trainer(prepare(rival_recipe(recipe, steps)), out, say, flops=False)
     trainee: Any = trainer.model
     rival = Rival(trainee, kind)
+    if again:
+        learned(rival, arguments.runs / kind)
     trainer.model = trainer.model_wrapped = rival
     kept = files.checkpoints(out)
     try:
@@ -225,6 +253,14 @@ def train_rival(kind: str, recipe: Recipe, arguments: argparse.Namespace) -> Non
         switch.close()
     trained = {name: weight.detach().contiguous() for name, weight in rival.named_parameters() if weight.requires_grad}
     files.write_tensors(trained, done)
+
+
+def learned(rival: Rival, folder: Path) -> None:
+    """Give a rival what it has learned."""
+    stored = load_file(folder / "rival.safetensors")
+    missing = {name for name, weight in rival.named_parameters() if weight.requires_grad} ^ stored.keys()
+    assert not missing, missing
+    rival.load_state_dict(stored, strict=False)
 
 
 def further_recipe(recipe: Recipe, arguments: argparse.Namespace, weight: float) -> Recipe:
@@ -267,13 +303,12 @@ def answers(recipe: Recipe, arguments: argparse.Namespace) -> None:
     wanted: dict[str, Callable[[], Way]] = {
         "dense": dense_ways,
         "untrained": untrained_ways,
-        "press": lambda: press_ways(arguments.runs / "press" / "voco"),
-        **{kind: (lambda kind=kind: rival_ways(recipe, arguments.runs, kind)) for kind in RIVALS},
-        **{name: (lambda name=name: press_ways(arguments.runs / name / "voco")) for name in FURTHER},
+        **{name: (lambda name=name: press_ways(arguments.runs / name / "voco")) for name in PRESSED},
+        **{name: (lambda name=name: rival_ways(recipe, arguments.runs, name)) for name in (*RIVALS, *LONGER[1:])},
     }
     ready = {
-        **{name: arguments.runs / name / "voco" / "voco.json" for name in ("press", *FURTHER)},
-        **{kind: arguments.runs / kind / "rival.safetensors" for kind in RIVALS},
+        **{name: arguments.runs / name / "voco" / "voco.json" for name in PRESSED},
+        **{name: arguments.runs / name / "rival.safetensors" for name in (*RIVALS, *LONGER[1:])},
     }
     for name, make in wanted.items():
         target = arguments.runs / f"answers-{name}.json"
@@ -456,17 +491,14 @@ def press_ways(path: Path) -> Way:
     return Way(model, memories, drop=0, opened=opened)
 
 
-def rival_ways(recipe: Recipe, runs: Path, kind: str) -> Way:
+def rival_ways(recipe: Recipe, runs: Path, name: str) -> Way:
     from foveate.train.run import choose_parameters
 
     model = base()
     given = rival_recipe(recipe, None)
     trainee = VoCoTrainee(choose_parameters(model, given), VoCo(model, 1, shared=False), given.voco or Voco())
-    rival = Rival(trainee, kind)
-    stored = load_file(runs / kind / "rival.safetensors")
-    missing = {name for name, weight in rival.named_parameters() if weight.requires_grad} ^ stored.keys()
-    assert not missing, missing
-    rival.load_state_dict(stored, strict=False)
+    rival = Rival(trainee, name.partition("-")[0])
+    learned(rival, runs / name)
     rival.eval()
     return Way(rival.model, lambda family, images: {"1": rival.memories(family, list(images.left), ())}, drop=0)
 
@@ -546,11 +578,11 @@ def summary(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
     owners = [scene.id for scene in scenes for _ in scene.questions]
     skills = [each.skill for scene in scenes for each in scene.questions]
     found: dict[str, list[int]] = {}
-    for name in ("dense", "untrained", "press", *RIVALS, *FURTHER):
+    for name in ("dense", "untrained", "press", *RIVALS, *LONGER, *FURTHER):
         path = arguments.runs / f"answers-{name}.json"
         if path.exists():
             for key, right in json.loads(path.read_text(encoding="utf-8")).items():
-                found[f"{name}:{key}" if name in ("press", "dense", *FURTHER) else name] = right
+                found[f"{name}:{key}" if name in ("dense", *PRESSED) else name] = right
     rows: list[dict[str, Any]] = []
     upper, lower = found.get("dense:dense"), found.get("untrained")
     for name, right in found.items():
@@ -562,10 +594,11 @@ def summary(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
         if upper is not None and lower is not None and name not in ("dense:dense", "untrained"):
             row |= retention(right, upper, lower, owners)
             row["over_untrained"] = plain(difference_interval(right, lower, owners))
-        for rival in RIVALS:
-            if name == "press:1" and rival in found:
-                row[f"over_{rival}"] = plain(difference_interval(right, found[rival], owners))
         kind, _, count = name.partition(":")
+        for rival in RIVALS:
+            beside = rival + kind.removeprefix("press")
+            if name in ("press:1", "press-longer:1") and beside in found:
+                row[f"over_{rival}"] = plain(difference_interval(right, found[beside], owners))
         if kind == "distil":
             row["over_plain"] = plain(difference_interval(right, found[f"plain:{count}"], owners))
         rows.append(row)
@@ -577,6 +610,7 @@ def summary(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
         "images": len(scenes),
         "recipe": recipe.to_dict(),
         "rival_steps": arguments.rival_steps or recipe.steps,
+        "longer": longer_summary(recipe, arguments) if "press-longer:1" in found else None,
         "rows": rows,
         "further": arguments.further if "plain:1" in found else None,
         "clips": clips_summary(recipe, arguments),
@@ -587,6 +621,14 @@ def summary(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
             "transformers": importlib.metadata.version("transformers"),
         },
     }
+
+
+def longer_summary(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
+    """By what recipe the trained ones went on, and for how many steps the rivals did."""
+    again = longer_recipe(recipe, arguments)
+    given = again.to_dict()
+    given["voco"]["adapter"] = "press"  # Where its folder is means nothing elsewhere.
+    return {"recipe": given, "rival_steps": arguments.rival_longer or again.steps}
 
 
 def clips_summary(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any] | None:
@@ -666,28 +708,35 @@ def table(found: Mapping[str, Any]) -> str:
     size = (found["times"] or {}).get("bytes", {})
     rows = {row["what"]: row for row in found["rows"]}
     lines = ["| what | KV of an image | accuracy | retention | ratio |", "|:--|--:|--:|--:|--:|"]
-    for name, row in rows.items():
-        if name not in TITLES:
-            continue
-        count = {"dense:dense": "dense", "untrained": "1", "pool": "1", "qformer": "1"}.get(
-            name, name.partition(":")[2]
-        )
-        held = f"{size[count] / 1024:,.0f} KB" if count in size else ""
+    longer = found.get("longer")
+    first = [name for name in rows if name.partition(":")[0] in ("press", *RIVALS)]
+    shown = [name for name in rows if name in TITLES and name not in first]
+    shown += [name for name in rows if name.partition(":")[0] in LONGER]
+    for name in [*shown, *first]:
+        row, (what, _, count) = rows[name], name.partition(":")
+        title = TITLES[name.replace("-longer", "")]
+        if longer and name in first:
+            steps = found["recipe"]["steps"] if what == "press" else found["rival_steps"]
+            title += f", after its first {steps:,} steps"
+        if name == "dense:dense":
+            count = "dense"
+        held = f"{size[count or '1'] / 1024:,.0f} KB" if (count or "1") in size else ""
         cells = [
             f"{row[key]['value']:.1%} ({row[key]['low']:.1%} to {row[key]['high']:.1%})" if key in row else ""
             for key in ("accuracy", "retention", "ratio")
         ]
-        lines.append(f"| {' | '.join([TITLES[name], held, *cells])} |")
+        lines.append(f"| {' | '.join([title, held, *cells])} |")
     lines += [
         f"\nOne VoCo token over {title}: {each['value'] * 100:+.1f} points ({each['low'] * 100:+.1f} to "
         f"{each['high'] * 100:+.1f}), question by question."
-        for row in found["rows"]
+        for row in [rows.get("press-longer:1" if longer else "press:1", {})]
         for key, title in (("over_pool", "average pooling"), ("over_qformer", "the Q-Former"))
         for each in ([row[key]] if key in row else [])
     ]
     if found.get("further"):
         lines += [
-            f"\n{found['further']} further steps from there, with a quarter of the learning rate:\n",
+            f"\n{found['further']} further steps behind the first {found['recipe']['steps']:,}, with a quarter of the "
+            "learning rate:\n",
             "| tokens | before | on the right answers | half of it the dense model's distribution | difference |",
             "|--:|--:|--:|--:|--:|",
         ]

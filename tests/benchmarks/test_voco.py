@@ -27,7 +27,7 @@ def test_training_rivals_answers_and_times(bench: ModuleType, monkeypatch: pytes
     out = tmp_path / "voco.json"
     words = ["--steps", "1", "--scenes", "4", "--questions", "12", "--runs", str(tmp_path / "runs"), "--out", str(out)]
     words += ["--further", "1", "--clips", "2"]
-    words += ["--parts", "press", "pool", "qformer", "distil", "clips", "answers", "times"]
+    words += ["--parts", "press", "pool", "qformer", "longer", "distil", "clips", "answers", "times"]
 
     def measured() -> dict:
         monkeypatch.setattr(sys, "argv", ["voco.py", *words])
@@ -39,7 +39,21 @@ def test_training_rivals_answers_and_times(bench: ModuleType, monkeypatch: pytes
     pressed = [f"press:{count}" for count in (1, 2, 4, 8, 32)]
     further = [f"{name}:{count}" for name in ("plain", "distil") for count in (1, 2, 4, 8, 32)]
     dense = ["dense:dense", "dense:left", "dense:none"]
-    assert list(rows) == [*dense, "untrained", *pressed, "pool", "qformer", *further]
+    longer = [name.replace("press", "press-longer") for name in pressed]
+    assert list(rows) == [
+        *dense,
+        "untrained",
+        *pressed,
+        "pool",
+        "qformer",
+        *longer,
+        "pool-longer",
+        "qformer-longer",
+        *further,
+    ]
+    assert {"over_pool", "over_qformer"} <= rows["press-longer:1"].keys()
+    assert found["longer"]["recipe"]["voco"]["adapter"] == "press"
+    assert "after its first 1 steps" in bench.table(found)
     assert "over_plain" in rows["distil:8"]
     assert [row["tokens"] for row in found["clips"]["rows"]] == [1, 2, 4, 8, 32]
     assert "+" in bench.table(found)
