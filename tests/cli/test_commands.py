@@ -91,6 +91,8 @@ def test_count_needs_no_weights(run, directory):
 def test_help_and_version_are_quick(run):
     assert "ask" in run("--help")
     assert run("--version").startswith("foveate 0.")
+    version = subprocess.run([sys.executable, "-m", "foveate", "--version"], check=True, capture_output=True, text=True)
+    assert version.stdout == run("--version")
     program = "import sys, foveate.cli; sys.argv = ['foveate', '--help']\n"
     program += "try: foveate.cli.main()\nexcept SystemExit: pass\n"
     program += "assert not {'torch', 'transformers', 'PIL', 'numpy'} & set(sys.modules), sorted(sys.modules)"
