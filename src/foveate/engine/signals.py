@@ -248,7 +248,8 @@ class Asked:
     """Which predictions a caller wants; they tell where its prompt ends and what is to be said begins.
 
     Attributes:
-        labels: `(B, >= S)` int64, -100 where nothing is to be predicted; None for no labels.
+        labels: `(B, L)` int64, -100 where nothing is to be predicted, of the columns that end with the last one; None
+            for no labels.
         last: without labels, how many of the last columns make predictions.
     """
 
@@ -270,7 +271,9 @@ class Asked:
         end = length - min(max(self.last, 1), length)
         if self.labels is None:
             return [end] * len(sizes)
-        wanted = (self.labels[:, -length:] != -100).cpu()
+        # Labels may come for the last columns alone, those that make predictions.
+        given = (self.labels[:, -length:] != -100).cpu()
+        wanted = torch.nn.functional.pad(given, (length - given.shape[1], 0))
         row_of, column_of = (ids == image_token).cpu().nonzero().unbind(1)
         ends: list[int] = []
         after = 0

@@ -7,7 +7,6 @@ changes nothing.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -41,7 +40,6 @@ class Remaining:
         """A whole image."""
         return cls(layout, tuple(Layout((segment,)) for segment, _ in layout.tiles))
 
-    @functools.lru_cache(maxsize=1024)  # noqa: B019 - small, and the same few come again with every prompt.
     def after(self, method: Method, fewest: bool = False) -> Remaining:
         """What a step leaves; of a method that lets the content decide, the most, or the fewest.
 
