@@ -260,7 +260,7 @@ def test_where_the_prompt_ends(row: Row) -> None:
     (alone,) = told(model, prompt, 2)
     labels = torch.full_like(answered["input_ids"], -100)
     labels[:, -3:] = answered["input_ids"][:, -3:]
-    few = {"labels": labels[:, -4:], "logits_to_keep": 4}
+    few = {"labels": labels[:, -5:], "logits_to_keep": 5}
     for extra in ({"labels": labels}, {"logits_to_keep": 4}, few):
         (image,) = told(model, answered, 2, **extra)
         for need in NEEDS:
