@@ -341,14 +341,16 @@ class Run:
         if state is not None:
             mask = torch.cat([state.first.mask(whole, state.logical, tail), mask], dim=1)
             columns, padded = state.first.grown(state.logical, tail, columns), padded or state.first.padded
-        text = _text_at_end(cut, family.image_token)
-        after = CacheState(past + new, (Held(0, columns, cut.following, padded),), text)
+        visual = cut.input_ids == family.image_token
+        if cut.padded:
+            visual &= cut.columns >= 0
+        after = CacheState(past + new, (Held(0, columns, cut.following, padded),), _text_at_end(cut, visual))
         descent = self._descent(call, state, tail, whole, past + new)
         if descent is not None:
             if call.get("past_key_values") is None and known.ids is not None and _begins_with(ids, known.ids):
                 descent.plans, descent.again = known.inside, True
             asked: Asked = getattr(self._local, "asked", Asked())
-            descent.prompt(ids, cut, images, order, known.signals, self._schedule, asked)
+            descent.prompt(ids, cut, visual, images, order, known.signals, self._schedule, asked)
         call = self._shortened(call, cut, images)
         call["attention_mask"] = mask
         self._ledger.milliseconds += (now(self._device, self._synchronise) - began) * 1e3
@@ -502,9 +504,9 @@ def _columns(hidden: Tensor, places: Tensor) -> Tensor:
     return hidden.flatten(0, 1).index_select(0, flat.flatten()).view(*places.shape, -1)
 
 
-def _text_at_end(cut: Cut, image_token: int) -> Tensor:
-    """How many columns at the end of a prompt are text in every row: `()` int64."""
-    other = (cut.input_ids == image_token) | (cut.columns < 0)
+def _text_at_end(cut: Cut, visual: Tensor) -> Tensor:
+    """How many columns at the end of a prompt are text in every row: `()` int64. `visual` `(B, M)` marks the others."""
+    other = visual | (cut.columns < 0) if cut.padded else visual
     width = other.shape[1]
     return width - (other * torch.arange(1, width + 1, device=other.device)).amax()
 

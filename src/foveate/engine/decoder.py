@@ -208,6 +208,7 @@ class Descent:
         self,
         ids: Tensor,
         cut: Cut,
+        visual: Tensor,
         images: Sequence[ImagePlan],
         order: Sequence[int],
         signals: Mapping[Signal, Sequence[Tensor]],
@@ -219,6 +220,7 @@ class Descent:
         Args:
             ids: `(B, S)`, the prompt before the cut.
             cut: what is left of it at layer 0.
+            visual: `(B, M)` bool, where visual tokens stand in the cut prompt, structural ones included.
             images: in prompt order.
             order: the number of each image among those that were encoded; beams bring the same number again.
             signals: what the encoder said of each image of these numbers, `(N, ...)` over the whole image.
@@ -227,9 +229,8 @@ class Descent:
         """
         rows, width = cut.columns.shape
         positions = cut.position_ids.view(self.family.position_axes, rows, width)
-        visual = (cut.input_ids == self.family.image_token) & (cut.columns >= 0)
-        columns, visual = torch.stack([cut.columns, visual]).cpu().numpy()
-        row_of, column_of = visual.nonzero()
+        columns, of_image = torch.stack([cut.columns, visual]).cpu().numpy()
+        row_of, column_of = of_image.nonzero()
         self._steps = {step.layer: step.method for step in schedule.depth}
         self._watched = {layer for step in schedule.depth for layer in watched(step.method.needs, step.layer)}
         ends = asked.ends(ids, self.family.image_token, [image.before for image in images])
@@ -260,7 +261,7 @@ class Descent:
                 marks = np.stack([image.layout.held(dense).nonzero().squeeze(1).numpy(), every[~content]])
             # Columns ascend behind the padding, which is -1.
             begins, end = np.searchsorted(columns[row], [0, ends[number] + 1])
-            text = int(end - begins - visual[row, begins:end].sum())
+            text = int(end - begins - of_image[row, begins:end].sum())
             self.images.append(
                 Standing(
                     row,
