@@ -1,6 +1,8 @@
 """What holds for every family: the points of the contract, at @input."""
 
 import copy
+import pickle
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -426,6 +428,27 @@ def test_a_copied_cache_knows_what_it_holds(row: Row, model: Any) -> None:
         expected = model(input_ids=second, past_key_values=cache).logits
     with apply(model, "stride:4"):
         assert torch.equal(model(input_ids=second, past_key_values=kept).logits, expected)
+
+
+@torch.no_grad()
+def test_rows_of_a_cache_move_with_what_it_knows(row: Row, model: Any) -> None:
+    first = row.inputs(*BATCH)
+    with apply(model, SELECT):
+        cache = model(**first, position_ids=dense_positions(model, first), use_cache=True).past_key_values
+        moved, taken = copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))
+        mask = torch.cat([first["attention_mask"], first["attention_mask"].new_ones(4, 1)], dim=1)
+        ids = torch.full((4, 1), 33)
+        expected = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits
+        order = torch.tensor([2, 0, 3, 1])
+        moved.reorder_cache(order)
+        got = model(input_ids=ids, attention_mask=mask[order], past_key_values=moved).logits
+        torch.testing.assert_close(got, expected[order])
+        taken.batch_select_indices(order[1:3])
+        got = model(input_ids=ids[:2], attention_mask=mask[order[1:3]], past_key_values=taken).logits
+        torch.testing.assert_close(got, expected[order[1:3]], atol=1e-5, rtol=1e-4)
+    alive = weakref.ref(cache)
+    del cache
+    assert alive() is None
 
 
 @pytest.mark.parametrize("prompts", [(CHAT,), BATCH])

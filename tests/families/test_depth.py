@@ -301,6 +301,7 @@ INSIDE = ("random:9+pool:0.5@1+stride:3@2", "random:6:positions=pack@1")
         "test_an_image_after_a_text_only_turn",
         "test_two_conversations_at_once",
         "test_a_copied_cache_knows_what_it_holds",
+        "test_rows_of_a_cache_move_with_what_it_knows",
         "test_prompt_lookup_is_greedy_decoding",
         "test_a_failed_call_leaves_the_next_one_right",
         "test_static_caches_are_refused",

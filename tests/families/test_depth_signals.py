@@ -267,6 +267,11 @@ def test_where_the_prompt_ends(row: Row) -> None:
             torch.testing.assert_close(image[need], alone[need], atol=1e-5, rtol=1e-5, msg=lambda m, n=need: f"{n} {m}")
     (whole,) = told(model, answered, 2)
     assert whole[Text()].shape[0] == alone[Text()].shape[0] + 3
+    # Predictions from the image on, or from before it, say nothing of where the prompt ends.
+    for count in (answered["input_ids"].shape[1], 12):
+        (image,) = told(model, answered, 2, logits_to_keep=count)
+        for need in NEEDS:
+            torch.testing.assert_close(image[need], whole[need])
 
 
 def test_beams_share_what_is_planned(row: Row) -> None:

@@ -240,6 +240,10 @@ class Descent:
             first, after = after, after + image.after
             every = column_of[first:after]
             row = int(row_of[first]) if len(every) else 0
+            end = ends[number]
+            if len(every) and end < columns[row, every[-1]]:
+                # What is asked for begins before the image or in it, so it doesn't tell where the prompt ends.
+                end = ids.shape[1] - 1
             begin = None
             if packs and len(every):
                 begin = positions[0, row, int(every[0])] - int(image.cut.positions[0, 0])
@@ -260,8 +264,8 @@ class Descent:
                 places = every[content]
                 marks = np.stack([image.layout.held(dense).nonzero().squeeze(1).numpy(), every[~content]])
             # Columns ascend behind the padding, which is -1.
-            begins, end = np.searchsorted(columns[row], [0, ends[number] + 1])
-            text = int(end - begins - of_image[row, begins:end].sum())
+            begins, behind = np.searchsorted(columns[row], [0, end + 1])
+            text = int(behind - begins - of_image[row, begins:behind].sum())
             self.images.append(
                 Standing(
                     row,
@@ -276,7 +280,7 @@ class Descent:
                     said,
                     schedule.inside(len(dense), len(self.family.decoder_layers)),
                     text,
-                    ends[number],
+                    end,
                     image.cut.span,
                     begin,
                     number,
@@ -525,8 +529,9 @@ class Descent:
         index = None
         if len(own) < len(members):
             at_leader = {members[at]: position for position, at in enumerate(own)}
-            index = torch.tensor([at_leader[self.images[number].leader] for number in members], device=features.device)
-            features = features[torch.tensor(own, device=features.device)]
+            followed = np.array([at_leader[self.images[number].leader] for number in members])
+            index = _moved_to(followed, features.device)
+            features = features[_moved_to(np.array(own), features.device)]
         if self.again:
             self._followed += 1
             plan = self.plans[self._followed - 1]
@@ -566,15 +571,14 @@ class Descent:
         assert line is not None
         width, device = line.columns.shape[1], line.columns.device
         images = [self.images[number] for number in members]
-        text: list[npt.NDArray[np.int64]] = []
-        for image in images:
-            plain = np.arange(width) >= width - line.lengths[image.row]
-            for other in self.images:
-                if other.row == image.row:
-                    plain[other.every] = False
-            text.append(np.flatnonzero(plain)[: image.text if reads else 0])
-        rows = torch.tensor([image.row for image in images], device=device)
-        ends = torch.tensor([image.last for image in images], device=device)
+        text = [np.empty(0, dtype=np.int64) for _ in images]
+        if reads:
+            plain = np.arange(width) >= width - np.array(line.lengths)[:, None]
+            for image in self.images:
+                plain[image.row, image.every] = False
+            text = [np.flatnonzero(plain[image.row])[: image.text] for image in images]
+        rows = _moved_to(np.array([image.row for image in images]), device)
+        ends = _moved_to(np.array([image.last for image in images]), device)
         visual = _moved_to(np.stack([image.places for image in images]), device)
         texts = _moved_to(np.stack(text), device)
         return Places(rows, visual, texts, line.restore[rows, ends])

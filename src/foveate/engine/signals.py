@@ -101,9 +101,15 @@ class LayerInput:
         """Keys that the images' rows can see: `(G, H_keys, P + M, d)`."""
         width, whole = self.hidden.shape[1], self.mask.shape[1]
         past = self._cached()
+        if past is not None and past.shape[-2] != int(self.cache.get_seq_length(self.layer)):
+            if width < whole:
+                raise SignalError(
+                    "keys that a cache has quantised, or that a sliding window has left behind, can't be read again; "
+                    "use a plain dynamic cache, and a conversation shorter than the window"
+                )
+            # All columns are new, so every key can be made again.
+            past = None
         if past is not None:
-            if past.shape[-2] != int(self.cache.get_seq_length(self.layer)):
-                raise SignalError("keys of a quantised cache can't be read again; use a plain dynamic cache")
             past = past.to(self.hidden.device)[places.rows]
             if past.shape[-2] == whole:
                 # The layer has run: its own keys are there, too.

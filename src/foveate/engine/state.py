@@ -6,6 +6,7 @@ along, a cache that is freed takes its state with it, and a cache filled under o
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,8 @@ from foveate.engine.cut import take_columns
 from foveate.errors import FoveateError
 
 _ATTRIBUTE = "foveate_state"
+_MOVES_ROWS = ("reorder_cache", "batch_select_indices")
+"""What of a cache's methods moves its rows or takes some out; the state follows."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,10 @@ class Held:
         """The same for rows that were repeated, each beside its copies."""
         columns, following = (each.repeat_interleave(times, dim=0) for each in (self.columns, self.following))
         return replace(self, columns=columns, following=following)
+
+    def picked(self, rows: Tensor) -> Held:
+        """The same for the rows of these numbers, `(B',)` int64, or where `(B,)` bool is true."""
+        return replace(self, columns=self.columns[rows], following=self.following[rows])
 
     def mask(self, whole: Tensor | None, logical: int, tail: int) -> Tensor:
         """The attention mask over what is held and `tail` more columns: `(B, P + tail)` int64.
@@ -101,8 +108,9 @@ class CacheState:
             return self
         if batch % rows:
             raise FoveateError(
-                f"the cache holds {rows} compressed conversations and the call has {batch} rows; repeat its rows "
-                "with cache.batch_repeat_interleave, or start from the prompt again"
+                f"the cache holds {rows} compressed conversations and the call has {batch} rows; repeat its rows with "
+                "cache.batch_repeat_interleave or take some with cache.batch_select_indices, or start from the prompt "
+                "again"
             )
         return replace(self, held=tuple(held.repeated(batch // rows) for held in self.held))
 
@@ -138,7 +146,34 @@ def state_of(cache: Any) -> CacheState | None:
 def set_state(cache: Any, state: CacheState | None) -> None:
     """Remember the state of a cache."""
     if state is None:
-        if hasattr(cache, _ATTRIBUTE):
-            delattr(cache, _ATTRIBUTE)
-    else:
-        setattr(cache, _ATTRIBUTE, state)
+        for name in {_ATTRIBUTE, *_MOVES_ROWS} & vars(cache).keys():
+            delattr(cache, name)
+        return
+    setattr(cache, _ATTRIBUTE, state)
+    for name in _MOVES_ROWS:
+        if name not in vars(cache) and hasattr(cache, name):
+            setattr(cache, name, _RowsMoved(cache, name))
+
+
+class _RowsMoved:
+    """A cache's own method on its rows, behind which its state follows.
+
+    The cache is held weakly, so that it goes, with all its keys, when its last user lets go of it.
+    """
+
+    def __init__(self, cache: Any, name: str) -> None:
+        self._cache, self._name = weakref.ref(cache), name
+
+    def __reduce__(self) -> Any:
+        # A copy of the cache has one of its own.
+        return _RowsMoved, (self._cache(), self._name)
+
+    def __call__(self, rows: Tensor) -> None:
+        cache: Any = self._cache()
+        state: CacheState | None = getattr(cache, _ATTRIBUTE, None)
+        before = cache.layers[0].keys.shape[0]
+        getattr(type(cache), self._name)(cache, rows)
+        if state is not None:
+            state = state.rows(before)
+            rows = rows.to(state.first.columns.device)
+            set_state(cache, replace(state, held=tuple(held.picked(rows) for held in state.held)))

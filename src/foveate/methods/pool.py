@@ -49,8 +49,8 @@ class Pool(Method):
         group, middle = _runs(count, self.count(tokens.layout), self.remainder)
         device = tokens.features.device
         return Plan(
-            slot=torch.tensor(middle, device=device).expand(images, -1),
-            group=torch.tensor(group, device=device).expand(images, -1),
+            slot=torch.tensor(middle).to(device, non_blocking=True).expand(images, -1),
+            group=torch.tensor(group).to(device, non_blocking=True).expand(images, -1),
         )
 
 
