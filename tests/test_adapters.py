@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from rows import ROWS
+from safetensors import SafetensorError
 
 from foveate.adapters import downloaded, written
 from foveate.atp import ATP
@@ -16,67 +17,120 @@ def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_a_folder_is_replaced_whole(tmp_path):
-    for name in ("old", "new"):
-        with written(tmp_path / "within" / "adapter") as folder:
-            (folder / name).write_text(name)
-            assert folder.parent == tmp_path / "within", "the same disk, so that renaming is enough"
-    assert names(tmp_path) == ["within", "within/adapter", "within/adapter/new"]
-    assert (tmp_path / "within" / "adapter").stat().st_mode & 0o777 == 0o755
+PARTS = ("weights", "lora", "settings")
+
+
+def write(directory: Path, text: str, *names: str) -> None:
+    with written(directory, PARTS) as folder:
+        for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {name: (folder / name).read_text() for name in names(folder) if (folder / name).is_file()}
+
+
+def test_an_adapter_is_replaced_whole_and_nothing_else(tmp_path):
+    """A model's own files stay, a folder may be one that can't be renamed, and nothing of the older adapter is left."""
+    home = tmp_path / "within" / "adapter"
+    write(home, "old", "weights", "lora/config", "settings")
+    (home / "model.safetensors").write_text("the model")
+    (home / "tokenizer").mkdir()
+    (home / "tokenizer" / "vocabulary").write_text("words")
+    kept = {"model.safetensors": "the model", "tokenizer/vocabulary": "words"}
+    before = home.stat().st_ino
+    write(home, "new", "weights", "lora/other", "settings")
+    assert contents(home) == kept | {"weights": "new", "lora/other": "new", "settings": "new"}
+    write(home, "third", "weights", "settings")
+    assert contents(home) == kept | {"weights": "third", "settings": "third"}
+    assert home.stat().st_ino == before
+    assert home.stat().st_mode & 0o777 == 0o755
+    other = tmp_path / "lora of somebody"
+    (other / "lora").mkdir(parents=True)
+    write(other, "new", "weights", "settings")
+    assert (other / "lora").is_dir(), "without settings beside it, it is no adapter's"
+
+
+@pytest.mark.parametrize("kind", [VoCo, ATP], ids=lambda kind: kind.__name__)
+def test_a_model_beside_its_adapter_stays(tmp_path, kind):
+    model = next(row for row in ROWS if row.name == "llava").model()
+    model.save_pretrained(tmp_path)
+    before = names(tmp_path)
+    kind(model).save_pretrained(tmp_path)
+    assert set(before) < set(names(tmp_path))
+    kind.from_pretrained(tmp_path)
 
 
 def test_a_link_stays_one(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "disk")
-    with written(tmp_path / "link") as folder:
-        (folder / "new").touch()
+    write(tmp_path / "link", "new", "settings")
     assert (tmp_path / "link").is_symlink()
-    assert names(tmp_path / "disk") == ["new"]
+    assert names(tmp_path / "disk") == ["settings"]
 
 
 def _full_disk(folder: Path) -> None:
-    (folder / "half").touch()
+    (folder / "weights").touch()
     raise OSError(28, "No space left on device")
 
 
+def _full_disk_of_safetensors(folder: Path) -> None:
+    raise SafetensorError("I/O error: File too large")
+
+
 def _mistake(folder: Path) -> None:
-    (folder / "half").touch()
+    (folder / "weights").touch()
     raise KeyError("a mistake")
 
 
 @pytest.mark.parametrize(
-    ("fail", "error", "text"), [(_full_disk, FoveateError, "adapter can't be written"), (_mistake, KeyError, "mistake")]
+    ("fail", "error", "text"),
+    [
+        (_full_disk, FoveateError, "adapter can't be written"),
+        (_full_disk_of_safetensors, FoveateError, "adapter can't be written .*too large"),
+        (_mistake, KeyError, "mistake"),
+    ],
 )
 def test_what_fails_leaves_all_as_it_was(tmp_path, fail, error, text):
-    with written(tmp_path / "adapter") as folder:
-        (folder / "old").touch()
-    with pytest.raises(error, match=text), written(tmp_path / "adapter") as folder:
+    with pytest.raises(error, match=text), written(tmp_path / "adapter", PARTS) as folder:
         fail(folder)
-    assert names(tmp_path) == ["adapter", "adapter/old"]
+    assert names(tmp_path) == []
+    write(tmp_path / "adapter", "old", "weights")
+    with pytest.raises(error, match=text), written(tmp_path / "adapter", PARTS) as folder:
+        fail(folder)
+    assert contents(tmp_path) == {"adapter/weights": "old"}
 
 
-def test_the_old_one_is_put_back(tmp_path, monkeypatch):
-    with written(tmp_path / "adapter") as folder:
-        (folder / "old").touch()
-    replace = Path.replace
+@pytest.mark.parametrize("last", range(6))
+def test_the_old_one_is_put_back(tmp_path, monkeypatch, last):
+    """Whichever renaming is the one that fails; and the settings are never beside another adapter's files."""
+    write(tmp_path / "adapter", "old", "weights", "lora/config", "settings")
+    before = contents(tmp_path)
+    replace, done = Path.replace, []
 
     def refused(path: Path, target: Path) -> Path:
-        if path.suffix == ".partial":
+        if len(done) == last:
+            done.append(path.name)
             raise OSError(13, "Permission denied")
-        return replace(path, target)
+        done.append(path.name)
+        result = replace(path, target)
+        if (tmp_path / "adapter" / "settings").exists():
+            assert len({text for name, text in contents(tmp_path).items() if ".partial" not in name}) == 1
+        return result
 
     monkeypatch.setattr(Path, "replace", refused)
-    with pytest.raises(FoveateError, match="Permission denied"), written(tmp_path / "adapter"):
-        pass
-    assert names(tmp_path) == ["adapter", "adapter/old"]
+    with pytest.raises(FoveateError, match="Permission denied"):
+        write(tmp_path / "adapter", "new", "weights", "lora/config", "settings")
+    assert contents(tmp_path) == before
 
 
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "adapter").write_text("somebody's")
-    with pytest.raises(FoveateError, match="it is a file"), written(tmp_path / "adapter"):
-        pass
-    with pytest.raises(FoveateError, match="can't be written"), written(tmp_path / "adapter" / "below"):
-        pass
+    with pytest.raises(FoveateError, match="it is a file"):
+        write(tmp_path / "adapter", "new", "settings")
+    with pytest.raises(FoveateError, match="can't be written"):
+        write(tmp_path / "adapter" / "below", "new", "settings")
     assert (tmp_path / "adapter").read_text() == "somebody's"
 
 

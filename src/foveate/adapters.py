@@ -1,11 +1,11 @@
-"""Adapters on disk and on the Hugging Face hub: a folder that is there whole or not at all."""
+"""Adapters on disk and on the Hugging Face hub: there whole or not at all."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,50 +21,73 @@ def shipped(kind: str) -> Path:
 
 
 @contextmanager
-def written(directory: str | Path) -> Iterator[Path]:
-    """A new folder to write an adapter into, which takes the name `directory` once all of it is written.
+def written(directory: str | Path, parts: Sequence[str]) -> Iterator[Path]:
+    """A new folder to write an adapter into, whose files take their place in `directory` once all are written.
 
-    What had the name before is replaced, whole. After an error it is as it was.
+    What else is in `directory` stays. After an error all is as it was.
 
     Args:
         directory: made if it is missing, and so are the folders that it is in.
+        parts: the files and folders that an adapter may have, its settings last: without them nobody reads it, so they
+            go first and come last.
 
     Raises:
         FoveateError: it can't be written.
 
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with written(f"{folder}/adapter") as new:
+    ...     with written(f"{folder}/adapter", ["settings.json"]) as new:
     ...         _ = (new / "settings.json").write_text("{}")
     ...     [str(path.relative_to(folder)) for path in Path(folder).glob("*/*")]
     ['adapter/settings.json']
     """
-    # What a link leads to is replaced, and not the link.
-    final = Path(directory).resolve()
+    from safetensors import SafetensorError
+
+    final = Path(directory)
     if final.exists() and not final.is_dir():
         raise FoveateError(f"{directory} can't be written: it is a file; name another folder")
+    made = not final.exists()
     new = None
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f".{final.name}-", suffix=".partial", dir=final.parent))
+        final.mkdir(parents=True, exist_ok=True)
+        # Within it, so that it is on the same disk: a folder may be one by itself, in one that nobody may write to.
+        new = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=final))
         yield new
-        # mkdtemp lets nobody else in.
-        new.chmod(0o755)
-        if final.exists():
-            old = new.with_suffix(".stale")
-            final.replace(old)
-            try:
-                new.replace(final)
-            except OSError:
-                old.replace(final)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            new.replace(final)
-    except OSError as error:
-        raise FoveateError(f"{directory} can't be written ({error.strerror or error})") from error
+        _take_place(new, final, parts)
+        made = False
+    except (OSError, SafetensorError) as error:
+        # safetensors says so of a full disk, too.
+        raise FoveateError(f"{directory} can't be written ({getattr(error, 'strerror', None) or error})") from error
     finally:
         if new is not None:
             shutil.rmtree(new, ignore_errors=True)
+        if made:
+            with suppress(OSError):
+                final.rmdir()
+
+
+def _take_place(new: Path, final: Path, parts: Sequence[str]) -> None:
+    """Move what is written to where it belongs, and what stood there away; after an error all is moved back."""
+    old = new / ".old"
+    old.mkdir()
+    # Files of these names are an older adapter's if its settings are there, else only what is in the way goes.
+    older = (final / parts[-1]).exists()
+    away: list[str] = []
+    placed: list[str] = []
+    try:
+        for name in reversed(parts):
+            if (final / name).exists() and (older or (new / name).exists()):
+                (final / name).replace(old / name)
+                away.append(name)
+        for name in parts:
+            if (new / name).exists():
+                (new / name).replace(final / name)
+                placed.append(name)
+    except OSError:
+        for name in placed:
+            (final / name).replace(new / name)
+        for name in reversed(away):
+            (old / name).replace(final / name)
+        raise
 
 
 def downloaded(path: str | Path, what: str) -> Path:

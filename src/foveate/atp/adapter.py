@@ -189,13 +189,13 @@ class ATP(LearnedThresholds):
     # On disk
 
     def save_pretrained(self, directory: str | Path) -> Path:
-        """Write the adapter to a directory: settings and safetensors, whole or not at all.
+        """Write the adapter to a directory: settings and safetensors, whole or not at all; what else is there stays.
 
         Raises:
             FoveateError: the directory can't be written.
         """
         directory = Path(directory)
-        with written(directory) as folder:
+        with written(directory, (WEIGHTS, SETTINGS)) as folder:
             self._write(folder)
         self.source = str(directory)
         return directory

@@ -340,7 +340,7 @@ class VoCo(nn.Module):
         """Write the adapter to a directory: settings, safetensors, and LoRA weights in peft's own format.
 
         Args:
-            directory: made if it is missing; what an adapter consists of is replaced, whole.
+            directory: made if it is missing; an adapter in it is replaced, whole, and what else is there stays.
             lora: a `peft.PeftModel` whose weights belong to the adapter; None keeps those that it was loaded with.
             dtype: of the LoRA weights on disk; None keeps theirs.
 
@@ -348,7 +348,7 @@ class VoCo(nn.Module):
             FoveateError: the directory can't be written.
         """
         directory = Path(directory)
-        with written(directory) as folder:
+        with written(directory, (_WEIGHTS, _LORA, _SETTINGS)) as folder:
             self._write(folder, lora, dtype)
         if (directory / _LORA).is_dir():
             self.lora = directory / _LORA
