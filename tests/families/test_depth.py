@@ -257,6 +257,26 @@ def test_tokens_that_only_the_device_knows(
         assert torch.equal(generate(any_model, inputs), ids)
 
 
+@pytest.mark.parametrize("spec", ["random:6@1", "random:0.9+random:0.5@2", "random:6"])
+@torch.no_grad()
+def test_hidden_states_keep_their_columns(row: Row, any_model: Any, spec: str) -> None:
+    """Each as long as the prompt; a column that is gone has the one before it, as in the logits."""
+    inputs = row.inputs(*BATCH)
+    with apply(any_model, spec):
+        out = any_model(**inputs, position_ids=dense_positions(any_model, inputs), output_hidden_states=True)
+    layers = len(family_of(any_model).decoder_layers)
+    assert [tuple(each.shape[:2]) for each in out.hidden_states] == [inputs["input_ids"].shape] * (layers + 1)
+    torch.testing.assert_close(any_model.lm_head(out.hidden_states[-1]), out.logits)
+    if spec == "random:6@1":
+        keep = keeps_of(row, any_model, inputs, SELECT)
+        expected = masked_inside(any_model, inputs, {1: keep}, output_hidden_states=True).hidden_states
+        # DeepStack's additions are in what our layers return; the model makes them behind its own.
+        text = inputs["input_ids"] != family_of(any_model).image_token
+        real = keep & inputs["attention_mask"].bool() & (text | (row.name not in ("qwen3_vl", "qwen3_vl_moe")))
+        for ours, oracle in zip(out.hidden_states, expected, strict=True):
+            torch.testing.assert_close(ours[real], oracle[real], atol=1e-5, rtol=1e-4)
+
+
 @torch.no_grad()
 def test_images_that_were_encoded_before(row: Row, model: Any) -> None:
     """Several specs and several questions about an image, and one run of the encoder."""
@@ -361,6 +381,18 @@ def test_beams(row: Row, any_model: Any, prompts: tuple[str, ...]) -> None:
     scores = oracle.float().log_softmax(-1).gather(-1, answer[..., None]).squeeze(-1).sum(dim=1) / 5
     torch.testing.assert_close(out.sequences_scores, scores, atol=1e-4, rtol=1e-4)
     assert len(run.report().images) == sum(piece[0] != "t" for prompt in prompts for piece in prompt.split())
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_beams_without_a_cache_follow_the_plan_of_their_sample(
+    row: Row, model: Any, looks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the second token on beams differ in what they have said, not in the prompt that was planned for."""
+    monkeypatch.setattr("foveate.engine.decoder._at_hand", lambda device: looks)
+    inputs = row.inputs(*BATCH)
+    with apply(model, "fastv:6@1+pool:0.5@2"):
+        expected = generate(model, inputs, 5, num_beams=3)
+        assert torch.equal(generate(model, inputs, 5, num_beams=3, use_cache=False), expected)
 
 
 @torch.no_grad()
@@ -536,15 +568,16 @@ def test_a_static_cache_is_refused_in_forward(row: Row, model: Any) -> None:
         model(**row.inputs(CHAT), past_key_values=cache)
 
 
-def sliding(window: int) -> Any:
-    """A LLaVA whose decoder has sliding windows in all layers."""
-    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, MistralConfig
+def sliding(window: int, decoder: str = "Mistral", **facts: Any) -> Any:
+    """A LLaVA whose decoder has sliding windows in all layers, or in some."""
+    import transformers
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=84, patch_size=14
     )
-    text = MistralConfig(
+    text = getattr(transformers, f"{decoder}Config")(
         vocab_size=128,
         hidden_size=64,
         intermediate_size=96,
@@ -552,6 +585,7 @@ def sliding(window: int) -> Any:
         num_attention_heads=4,
         num_key_value_heads=2,
         sliding_window=window,
+        **facts,
     )
     model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_id=5))
     model.generation_config.eos_token_id = None
@@ -569,6 +603,44 @@ def test_windows_that_the_conversation_exceeds_are_refused() -> None:
         with pytest.raises(FoveateError, match="has 51 tokens and this decoder's layers see 50"):
             generate(narrow, inputs, 6)
     assert torch.equal(within, decoded_by_masking(wide, row, inputs, 4))
+
+
+@torch.no_grad()
+def test_attention_is_read_up_to_the_very_window() -> None:
+    # A layer with a window keeps one key less than it sees.
+    (row,) = (row for row in ROWS if row.name == "llava")
+    inputs = row.inputs(CHAT)
+    length = inputs["input_ids"].shape[1]
+    kept = []
+    for window in (length, length + 20):
+        model = sliding(window)
+        with apply(model, "fastv:6@1"):
+            kept.append(logits(model, inputs | {"use_cache": True}))
+    torch.testing.assert_close(*kept)
+
+
+@torch.no_grad()
+def test_layers_that_turn_by_different_angles() -> None:
+    """Each layer behind a step takes its own rotary table."""
+    (row,) = (row for row in ROWS if row.name == "llava")
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    model = sliding(64, "Gemma3Text", layer_types=kinds, head_dim=16)
+    inputs = row.inputs(CHAT)
+    with apply(model, "random:6@1"):
+        short = logits(model, inputs)
+    keep = keeps_of(row, model, inputs, SELECT)
+    torch.testing.assert_close(short[keep], masked_inside(model, inputs, {1: keep}).logits[keep], atol=1e-5, rtol=1e-4)
+    with pytest.raises(FoveateError, match="turn them by different angles"), apply(model, "random:6:positions=pack@1"):
+        pass
+
+
+def test_decoders_on_several_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sliding(64)
+    model.model.language_model.layers[1].to("meta")
+    with pytest.raises(FoveateError, match="lie on cpu, meta"), apply(model, "random:6@1"):
+        pass
+    with apply(model, "random:6"):
+        pass
 
 
 def decoded_by_masking(model: Any, row: Row, inputs: dict[str, Tensor], count: int) -> Tensor:

@@ -13,6 +13,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foveate.engine import apply
+from foveate.errors import FoveateError
 from foveate.methods import Method
 from foveate.models import family_of
 from foveate.plan import Plan
@@ -272,6 +273,34 @@ def test_where_the_prompt_ends(row: Row) -> None:
         (image,) = told(model, answered, 2, logits_to_keep=count)
         for need in NEEDS:
             torch.testing.assert_close(image[need], whole[need])
+
+
+class Wrapped(torch.nn.Module):
+    """A model inside another module, which takes a batch as one thing."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner, self.config = inner, inner.config
+
+    def forward(self, batch: dict[str, Any]) -> Any:
+        return self.inner(**batch)
+
+
+@torch.no_grad()
+def test_what_is_asked_holds_for_one_call_and_through_a_wrapper(row: Row) -> None:
+    model, prompt = row.model(), row.inputs(CHAT)
+    answered = longer(prompt, torch.tensor([[40, 41, 42]]))
+    labels = torch.full_like(answered["input_ids"], -100)
+    labels[:, -3:] = 7
+    probe = Probe()
+    with apply(Wrapped(model), Spec((Step(probe, (2,)),))):
+        Wrapped(model)(answered | {"labels": labels})
+        model.model(**answered)
+        with pytest.raises(FoveateError, match="labels came and"):
+            model(**answered, labels=labels[:, 1:])
+        model.model(**answered)
+    asked = [tokens.signals[Text()].shape[1] for tokens in probe.seen]
+    assert asked == [asked[0], asked[0] + 3, asked[0] + 3]
 
 
 def test_beams_share_what_is_planned(row: Row) -> None:

@@ -99,11 +99,14 @@ class _Pending:
     ids: Tensor | None = None
     """`(B, S)`, the ids of the new columns, if images came with them."""
 
-    def restore_index(self, hidden: Tensor) -> Tensor | None:
-        """For each column that the caller passed, the place in `hidden` that stands for it; None: its own."""
+    def restore_index(self, hidden: Tensor, layer: int | None = None) -> Tensor | None:
+        """For each column that the caller passed, the place in `hidden` that stands for it; None: its own.
+
+        `hidden` comes from behind a decoder layer, None for the last one; -1 is what enters the first.
+        """
         restore = self.restore
-        if self.descent is not None and self.descent.restore is not None:
-            restore = self.descent.restore
+        if self.descent is not None and (line := self.descent.restore(layer)) is not None:
+            restore = line
         if not self.seen:
             return restore
         if restore is None:
@@ -157,10 +160,14 @@ class Run:
     def _open(self) -> None:
         core = self._family.core
         self._watch.open()
-        if self._model is not core:
-            self._handles.append(self._model.register_forward_pre_hook(self._asked, with_kwargs=True))
+        # Adapters and wrappers around the model may never be called, or not with its arguments.
+        around = next((each for each in self._model.modules() if any(part is core for part in each.children())), None)
+        if around is not None:
+            self._handles.append(around.register_forward_pre_hook(self._asked, with_kwargs=True))
+            self._handles.append(around.register_forward_hook(self._answered, always_call=True))
         self._handles.append(core.register_forward_pre_hook(self._before, with_kwargs=True))
         self._handles.append(core.register_forward_hook(self._after, with_kwargs=True))
+        self._handles.append(core.register_forward_hook(self._done, always_call=True))
 
     def _close(self) -> None:
         self._watch.close()
@@ -175,6 +182,15 @@ class Run:
         _check_labels(args, kwargs)
         last = kwargs.get("logits_to_keep")
         self._local.asked = Asked(kwargs.get("labels"), last if isinstance(last, int) and last > 0 else 1)
+
+    def _answered(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """What was asked for holds for one call, whatever comes of it."""
+        self._local.asked = Asked()
+
+    def _done(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Nothing of a call is held on to, not even of one that failed."""
+        self._local.pending = None
+        self._decoder.start(None)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._local.pending = None
@@ -244,9 +260,19 @@ class Run:
         else:
             cache = output.past_key_values
             output.last_hidden_state = hidden
+            if getattr(output, "hidden_states", None) is not None:
+                output.hidden_states = self._between(pending, output.hidden_states)
         if cache is not None and pending.state is not None:
             set_state(cache, pending.state if descent is None else descent.behind(pending.state))
         return output
+
+    def _between(self, pending: _Pending, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What entered the decoder and what each of its layers returned, every column that the caller passed in it."""
+        restored: list[Tensor] = []
+        for layer, hidden in enumerate(states, start=-1):
+            restore = pending.restore_index(hidden, layer)
+            restored.append(hidden if restore is None else _columns(hidden, restore))
+        return tuple(restored)
 
     def _remember(self, pending: _Pending, descent: Descent) -> None:
         """Enter what steps inside the decoder did in the report, and keep their plans where they are needed again."""
@@ -348,7 +374,7 @@ class Run:
         descent = self._descent(call, state, tail, whole, past + new)
         if descent is not None:
             if call.get("past_key_values") is None and known.ids is not None and _begins_with(ids, known.ids):
-                descent.plans, descent.again = known.inside, True
+                descent.plans, descent.made_for = known.inside, known.ids.shape[1]
             asked: Asked = getattr(self._local, "asked", Asked())
             descent.prompt(ids, cut, visual, images, order, known.signals, self._schedule, asked)
         call = self._shortened(call, cut, images)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -122,7 +122,8 @@ class _Part:
         past: what their cache holds of the compressed beginning; None at the start of a conversation.
         changed: whether they need anything else than the model passes them.
         mask: what they take as attention mask.
-        rotary: what they take as position embeddings; None for what the model passes.
+        rotary: what they take as position embeddings, by the number (`id`) of what the model passes in their place:
+            layers of different kinds may be passed different ones.
         line: the new columns as they are in these layers; None for plain text.
     """
 
@@ -130,7 +131,7 @@ class _Part:
     past: Held | None
     changed: bool = False
     mask: Any = None
-    rotary: Any = None
+    rotary: dict[int, Any] = field(default_factory=dict)
     line: _Line | None = None
 
 
@@ -166,8 +167,9 @@ class Descent:
         """Per layer at which a step has acted, the content tokens of each image behind it."""
         self.plans: list[Plan] = []
         """The plans, in the order in which they were made."""
-        self.again = False
-        """Whether `plans` are there already, from the same prompt, and are to be followed."""
+        self.made_for: int | None = None
+        """How many columns the prompt had that `plans` were made for, if they are there already; the call begins with
+        it, and they are followed."""
         self._followed = 0
         self._additions: list[list[Tensor]] = []
         """Per layer, per image `(N, D)`: what is added to its tokens behind that layer."""
@@ -193,10 +195,15 @@ class Descent:
         """Behind how many layers something is added to visual tokens here, and not by the model's loop."""
         return len(self._additions)
 
-    @property
-    def restore(self) -> Tensor | None:
-        """For each column of the call the place behind the last layer that stands for it, `(B, S)`; None for text."""
-        return None if self._line is None else self._line.restore
+    def restore(self, layer: int | None = None) -> Tensor | None:
+        """For each column of the call the place behind a layer that stands for it, `(B, S)`; None for text.
+
+        Without a layer, behind the last one; None where nothing has acted up to there.
+        """
+        if layer is None:
+            return None if self._line is None else self._line.restore
+        lines = [part.line for part in self._parts.values() if part.layer <= layer]
+        return lines[-1].restore if lines and lines[-1] is not None else None
 
     # What a call brings
 
@@ -287,7 +294,8 @@ class Descent:
                 )
             )
         if len(set(order)) < len(order):
-            self._lead(ids, order)
+            # What beams have said since doesn't part them.
+            self._lead(ids[:, : self.made_for], order)
         lengths = (columns >= 0).sum(axis=1).tolist()
         self._line = _Line(cut.columns, lengths, cut.restore_index(), positions, cut.following)
         if 0 in self._watched:
@@ -325,7 +333,10 @@ class Descent:
             self._current = part
         part = self._current
         if part is not None and part.changed:
-            call = {**call, "attention_mask": part.mask, "position_embeddings": part.rotary}
+            given = id(call.get("position_embeddings"))
+            if given not in part.rotary:
+                part.rotary[given] = self._rotary(part.past, hidden, call)
+            call = {**call, "attention_mask": part.mask, "position_embeddings": part.rotary[given]}
             if call.get("position_ids") is not None:
                 # With position embeddings given, attention only looks here for packed sequences, and would take gaps
                 # for their borders.
@@ -366,7 +377,6 @@ class Descent:
         # Where the model found that nothing needs to be hidden, nothing needs to be hidden among fewer columns either.
         if call.get("attention_mask") is not None or padded:
             part.mask = self.family.causal_mask(hidden, self._mask(past), call.get("past_key_values"), part.layer)
-        part.rotary = self._rotary(past, hidden, call)
 
     def _rotary(self, past: Held | None, hidden: Tensor, call: dict[str, Any]) -> Any:
         """Position embeddings of the new columns, in layers that hold `past`."""
@@ -532,7 +542,7 @@ class Descent:
             followed = np.array([at_leader[self.images[number].leader] for number in members])
             index = _moved_to(followed, features.device)
             features = features[_moved_to(np.array(own), features.device)]
-        if self.again:
+        if self.made_for is not None:
             self._followed += 1
             plan = self.plans[self._followed - 1]
             return plan if index is None else _rows(plan, index)

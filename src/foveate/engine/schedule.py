@@ -201,6 +201,17 @@ def _rank(step: Step, place: Place, family: Family) -> int:
                 f"{step} would drop tokens that layers of {', '.join(other)} have taken into their memory already; "
                 "use @input on this model"
             )
+        if place and step.method.positions == "pack" and not family.turns_alike:
+            raise FoveateError(
+                f"{step} would give tokens new positions inside a decoder whose layers turn them by different angles; "
+                "use positions=keep, or @input"
+            )
+        spread = sorted(family.devices)
+        if place and len(spread) > 1:
+            raise FoveateError(
+                f"{step} acts inside a decoder whose layers lie on {', '.join(spread)}, and columns can't be cut "
+                "across devices yet; use @input, or load the model onto one device"
+            )
         return len(_ORDER) + place
     if step.method.place == "decoder":
         layers = ",".join(map(str, at_depth(step.method.layers, len(family.decoder_layers))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,25 @@ class Decoder:
         if "sliding_attention" not in self.layer_kinds():
             return None
         return int(self.decoder_config.sliding_window)
+
+    @property
+    def devices(self) -> set[str]:
+        """Where the decoder's layers run; a layer that waits elsewhere for its turn runs where accelerate sends it."""
+        found: set[str] = set()
+        for layer in self.decoder_layers:
+            hook = getattr(layer, "_hf_hook", None)
+            place = getattr(hook, "execution_device", None)
+            weight = next(layer.parameters(), None)
+            if place is not None:
+                found.add(str(place))
+            elif weight is not None:
+                found.add(str(weight.device))
+        return found
+
+    @property
+    def turns_alike(self) -> bool:
+        """Whether all layers turn queries and keys by the same angles, so that `rotary` can make them again."""
+        return "layer_type" not in inspect.signature(self.decoder.rotary_emb.forward).parameters  # pyright: ignore
 
     def rotary(self, hidden: Tensor, position_ids: Tensor) -> Any:
         """What the layers take as `position_embeddings`: for position ids `(B, S)`, or `(axes, B, S)`."""
