@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.models.turning import turned
 
 _FORMAT = "foveate-voco-memory-1"
 
@@ -30,7 +31,8 @@ class VoCoMemory:
         visual_tokens: how many visual tokens it stands for.
         base: the fingerprint of the model that made it.
         adapter: the fingerprint of the adapter that made it.
-        frequencies: `(d / 2,)` float32, the rotary frequencies, so that it can be moved without the model.
+        frequencies: `(r / 2,)` float32, the rotary frequencies, so that it can be moved without the model; empty for a
+            decoder whose keys can't be turned by them.
         images: how many images it holds, one behind the other.
     """
 
@@ -88,15 +90,19 @@ class VoCoMemory:
 
         Keys are kept after rotary embedding, and attention inside a segment depends on distances alone, so turning each
         key by the difference equals encoding at the new place. With M-RoPE all axes move alike.
+
+        Raises:
+            UnsupportedFamily: the keys of this decoder can't be turned so.
         """
         if begin == self.begin:
             return self
-        angle = (begin - self.begin) * self.frequencies.double()
-        cos, sin = (torch.cat([part, part]).to(torch.float32) for part in (angle.cos(), angle.sin()))
-        keys = self.keys.float()
-        first, second = keys.chunk(2, dim=-1)
-        turned = keys * cos + torch.cat([-second, first], dim=-1) * sin
-        return replace(self, keys=turned.to(self.keys.dtype), begin=begin, end=self.end + begin - self.begin)
+        if not self.frequencies.shape[0]:
+            raise UnsupportedFamily(
+                "this memory can't be moved, nor joined to another one: its decoder doesn't turn the keys of all "
+                "layers by one set of frequencies; ask about one image at a time"
+            )
+        keys = turned(self.keys, self.frequencies, begin - self.begin).to(self.keys.dtype)
+        return replace(self, keys=keys, begin=begin, end=self.end + begin - self.begin)
 
     @staticmethod
     def joined(memories: Sequence[VoCoMemory], *, packed: bool = False) -> VoCoMemory:
@@ -109,6 +115,7 @@ class VoCoMemory:
 
         Raises:
             FoveateError: there is none, or they come from different models or adapters.
+            UnsupportedFamily: the keys of their decoder can't be turned to another position.
         """
         if not memories:
             raise FoveateError("there is no memory to join; encode an image first")

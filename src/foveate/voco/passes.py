@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.models import Family
+from foveate.models.turning import frequencies
 from foveate.tokens import Layout
 from foveate.voco.arrange import IGNORED, Sample, framing
 from foveate.voco.mask import PADDING, TEXT, additive, voco_mask
@@ -63,10 +64,13 @@ def read(
         voco: `(n, D)`, the embeddings of the VoCo tokens.
         base: the fingerprint that memories will carry.
         adapter: the same of the adapter.
+
+    Raises:
+        UnsupportedFamily: the decoder remembers something else than keys and values.
     """
     from transformers import DynamicCache
 
-    frequencies = _frequencies(family)
+    turning = frequencies(family)
     groups: dict[Layout, list[int]] = {}
     for image, layout in enumerate(layouts):
         groups.setdefault(layout, []).append(image)
@@ -86,7 +90,7 @@ def read(
         values = torch.stack([layer.values[:, :, -voco.shape[0] :] for layer in cache.layers], dim=1)  # pyright: ignore
         # Taken apart at once: the gradient of one image's slice would be as large as all images together.
         for image, key, value in zip(members, keys.unbind(0), values.unbind(0), strict=True):
-            found[image] = VoCoMemory(key, value, 0, one.end, layout.total, base, adapter, frequencies=frequencies)
+            found[image] = VoCoMemory(key, value, 0, one.end, layout.total, base, adapter, frequencies=turning)
     return [found[image] for image in range(len(layouts))]
 
 
@@ -206,11 +210,6 @@ def distillation(student: VoCoOutput, logits: Tensor, labels: Tensor, temperatur
 def embedding_table(family: Family) -> Any:
     """The embeddings of the decoder's vocabulary."""
     return family.core.get_input_embeddings()  # pyright: ignore[reportCallIssue]
-
-
-def _frequencies(family: Family) -> Tensor:
-    rotary: Any = family.decoder.rotary_emb
-    return rotary.inv_freq.detach().float().clone()
 
 
 def _positions(axes: Tensor) -> Tensor:

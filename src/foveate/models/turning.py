@@ -1,0 +1,101 @@
+"""Whether the keys of a decoder can be turned to other positions behind its back, and by how much."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from foveate.errors import UnsupportedFamily
+from foveate.models.decoder import rotate
+from foveate.models.family import Family
+
+_STEP = 100
+_OFF = 0.05
+"""Half precision is off by 0.01; another way to turn, or none, by 0.15 and more."""
+
+_turns: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+def frequencies(family: Family) -> Float[Tensor, "half"]:
+    """By how much one position turns the keys of a decoder: in radians, float32, for `turned`.
+
+    The first call for a decoder runs one token through it at two positions: nothing but its own code says what each of
+    its layers does.
+
+    Returns:
+        `(r / 2,)` where the first r numbers of a head are turned; empty if one set of frequencies doesn't say how all
+        layers turn their keys, since some don't, or they pair other numbers.
+
+    Raises:
+        UnsupportedFamily: a layer remembers something else than keys and values.
+    """
+    decoder: Any = family.decoder
+    found = getattr(getattr(decoder, "rotary_emb", None), "inv_freq", None)
+    if decoder not in _turns:
+        keys = _keys_at_two_positions(family)
+        _turns[decoder] = found is not None and _explain(found.detach().float(), keys)
+    return torch.empty(0) if found is None or not _turns[decoder] else found.detach().float().clone()
+
+
+def turned(keys: Float[Tensor, "*B d"], frequencies: Float[Tensor, "half"], steps: int) -> Float[Tensor, "*B d"]:
+    """Keys as they would be `steps` positions further, in float32.
+
+    >>> turned(torch.tensor([[1.0, 0.0]]), torch.tensor([torch.pi / 2]), 1).round()
+    tensor([[-0., 1.]])
+    """
+    angle = steps * frequencies.double()
+    cos, sin = (torch.cat([part, part]).to(torch.float32) for part in (angle.cos(), angle.sin()))
+    return rotate(keys.float(), cos, sin)
+
+
+def _keys_at_two_positions(family: Family) -> list[Tensor]:
+    """Of each layer, `(2, H, 1, d)`: the same token first at 0, then at `_STEP`. It sees nothing but itself."""
+    from transformers import DynamicCache
+
+    decoder: Any = family.decoder
+    table: Tensor = family.core.get_input_embeddings().weight  # pyright: ignore
+    generator = torch.Generator().manual_seed(0)
+    token = torch.randn(1, 1, table.shape[1], generator=generator).to(table.device, table.dtype)
+    positions = torch.tensor([[0], [_STEP]], device=table.device)
+    cache: Any = DynamicCache(config=decoder.config)
+    with torch.no_grad(), _evaluating(decoder):
+        decoder(
+            inputs_embeds=token.expand(2, -1, -1),
+            attention_mask=torch.ones_like(positions),
+            position_ids=positions if family.position_axes == 1 else positions.expand(family.position_axes, -1, -1),
+            past_key_values=cache,
+            use_cache=True,
+        )
+    if not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in cache.layers):
+        raise UnsupportedFamily(f"{family.title} has layers that remember something else than keys and values")
+    return [layer.keys for layer in cache.layers]
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Without dropout, which would change the token, and without checkpoints, which go with no cache."""
+    training = [each for each in module.modules() if each.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each in training:
+            each.training = True
+
+
+def _explain(frequencies: Tensor, keys: Sequence[Tensor]) -> bool:
+    for here, there in (layer.float().unbind(0) for layer in keys):
+        if 2 * frequencies.shape[0] > here.shape[-1]:
+            return False
+        expected = turned(here, frequencies.to(here.device), _STEP)
+        # Number by number: a few large ones, which hardly turn, must not hide the others.
+        size = (expected.abs() + there.abs()).clamp(min=torch.finfo(torch.float32).tiny)
+        if ((expected - there).abs() / size).mean() > _OFF:
+            return False
+    return True

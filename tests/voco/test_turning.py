@@ -1,0 +1,72 @@
+"""Memories are moved where the decoder's own code says that turning their keys is moving them, and nowhere else."""
+
+import pytest
+import torch
+from others import HEADLESS, OTHERS, Other, maker, other
+
+from foveate.errors import UnsupportedFamily
+from foveate.models import family_of
+from foveate.models.turning import frequencies
+from foveate.voco import VoCo, VoCoMemory
+
+BY_NAME = {row.name: row for row in OTHERS}
+HALF = other(
+    "half_turned",
+    maker(
+        "Llava",
+        "SiglipVisionConfig",
+        "PhiConfig",
+        HEADLESS | {"text": {"partial_rotary_factor": 0.5}},
+        image_token_id=5,
+        vision_feature_select_strategy="full",
+    ),
+    36,
+)
+pytestmark = pytest.mark.filterwarnings("ignore:.*Each run of its image placeholders")
+
+
+def apart(row: Other, prompt: str) -> float:
+    """How far the two passes are from the masked one."""
+    model, inputs = row.model("eager"), row.inputs(prompt)
+    voco = VoCo(model, 3, shared=False)
+    with torch.no_grad():
+        return (voco(model, inputs).logits - voco(model, inputs, in_two_passes=False).logits).abs().max().item()
+
+
+def test_heads_that_are_turned_in_part_are_moved():
+    assert 0 < frequencies(family_of(HALF.model())).shape[0] * 2 < 16
+    assert apart(HALF, "t2 A t9 B t3") < 1e-4
+
+
+@pytest.mark.parametrize("name", ["aya_vision", "gemma3"])
+def test_one_image_is_right_and_two_are_refused(name):
+    """Other pairs and layers that don't turn; and frequencies that differ from layer to layer."""
+    row = BY_NAME[name]
+    assert apart(row, "t2 A t9") < 1e-4
+    model = row.model()
+    voco = VoCo(model, 3)
+    a, b = voco.encode(model, row.inputs("t3 A t2 B"))
+    with pytest.raises(UnsupportedFamily, match="one image at a time"):
+        voco.join([a, b])
+    with pytest.raises(UnsupportedFamily, match="one image at a time"):
+        VoCoMemory.moved(a, 7)
+
+
+def test_layers_that_remember_no_keys_are_refused():
+    model = BY_NAME["lfm2_vl"].model()
+    with pytest.raises(UnsupportedFamily, match="something else than keys"):
+        VoCo(model, 3).encode(model, BY_NAME["lfm2_vl"].inputs("A t2"))
+
+
+def test_asking_leaves_a_model_in_training_as_it_is():
+    """Half precision and dropout don't hide that keys turn; the modules' modes and the random numbers stay."""
+    model = BY_NAME["internvl"].model(dtype=torch.bfloat16).train()
+    family = family_of(model)
+    for layer in family.decoder_layers:
+        layer.self_attn.k_proj = torch.nn.Sequential(torch.nn.Dropout(0.5), layer.self_attn.k_proj)
+    family.decoder.norm.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    before = torch.random.get_rng_state()
+    assert frequencies(family).shape[0] == 8
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert torch.equal(torch.random.get_rng_state(), before)
