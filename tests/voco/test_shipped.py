@@ -1,6 +1,5 @@
 """The adapter that comes with the embedded model: small, whole, and worth having."""
 
-import pytest
 import torch
 
 import foveate
@@ -19,7 +18,6 @@ def test_it_is_small_and_tells_nothing_of_where_it_was_trained() -> None:
 
 
 def test_its_memories_answer_questions() -> None:
-    pytest.importorskip("peft")
     model, processor = foveate.reference()
     voco = VoCo.from_pretrained()
     right = {1: 0, 32: 0}

@@ -311,40 +311,6 @@ def test_the_adapter_survives_the_disk(row, model, voco, tmp_path):
     assert sorted(path.name for path in (tmp_path / "voco").iterdir()) == ["voco.json", "voco.safetensors"]
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # asked for by peft
-def test_lora_weights_are_in_the_model_only_while_they_are_used(row, tmp_path):
-    peft = pytest.importorskip("peft")
-    model = row.model()
-    voco = VoCo(model, tokens=2)
-    base = voco.encode(model, row.inputs("A"))[0]
-    inputs = row.inputs("t4 A t3")
-    with torch.no_grad():
-        dense = model(**inputs).logits
-    tuned = peft.get_peft_model(
-        copy.deepcopy(model), peft.LoraConfig(r=2, target_modules=r".*language_model.*(q_proj|v_proj)")
-    )
-    torch.manual_seed(1)
-    for name, weight in tuned.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(weight, std=0.5)
-    voco.save_pretrained(tmp_path / "voco", lora=tuned)
-    voco = VoCo.from_pretrained(tmp_path / "voco")
-    changed = voco.encode(model, inputs)[0]
-    assert (changed.keys - base.keys).abs().max() > 1e-3
-    tuned.eval()
-    again = VoCo(model, tokens=2)
-    with torch.no_grad():
-        encoded = encode(model, inputs)
-        expected = read(family_of(tuned), encoded.projected, encoded.layouts, again.rows(2), "", "")[0]
-    torch.testing.assert_close(changed.keys, expected.keys, atol=1e-5, rtol=1e-5)
-    with torch.no_grad():
-        assert torch.equal(model(**inputs).logits, dense)
-    voco.check(model)
-    ids = row.inputs("t5")["input_ids"]
-    first = voco.generate(model, changed, ids, max_new_tokens=3, do_sample=False)
-    assert first.equal(voco.generate(model, changed, ids, max_new_tokens=3, do_sample=False))
-
-
 # Bad input
 
 

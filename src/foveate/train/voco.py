@@ -21,8 +21,8 @@ from foveate.train.batches import Batches, pad
 from foveate.train.recipe import DENSE, Recipe, RecipeError, Voco
 from foveate.train.sources import Conversation
 from foveate.voco import VoCo, VoCoMemory
-from foveate.voco.adapter import LORA_WEIGHTS
 from foveate.voco.arrange import IGNORED, Sample, samples
+from foveate.voco.lora import LORA_WEIGHTS
 from foveate.voco.passes import VoCoOutput, distillation, one_pass, read, text_behind
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import shutil
@@ -10,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from foveate.models import Family, family_of
 from foveate.models.fingerprint import fingerprint
 from foveate.tokens import Layout, Segment
 from foveate.voco.arrange import samples
+from foveate.voco.lora import LORA_WEIGHTS, added, branches, digest, without_adapters
 from foveate.voco.memory import VoCoMemory
 from foveate.voco.passes import (
     VoCoOutput,
@@ -36,9 +36,6 @@ from foveate.voco.passes import (
     real_mask,
     two_passes,
 )
-
-LORA_WEIGHTS: Final = "adapter_model.safetensors"
-"""What peft calls them."""
 
 _SETTINGS, _WEIGHTS, _LORA = "voco.json", "voco.safetensors", "lora"
 _DENSE = "dense"
@@ -308,31 +305,27 @@ class VoCo(nn.Module):
 
     def fingerprint(self, tokens: int | None = None) -> str:
         """Names the adapter's weights and how many tokens are used: "1f3a...:2"."""
-        digest = hashlib.sha256(self.embedding.detach().float().cpu().numpy().tobytes())
+        name = hashlib.sha256(self.embedding.detach().float().cpu().numpy().tobytes())
         if self.features != _DENSE:
-            digest.update(self.features.encode())
+            name.update(self.features.encode())
         if self.lora is not None:
-            weights = self.lora / LORA_WEIGHTS
-            digest.update(_contents(weights, weights.stat().st_mtime_ns))
-        return f"{digest.hexdigest()[:16]}:{tokens or self.tokens}"
+            name.update(digest(self.lora))
+        return f"{name.hexdigest()[:16]}:{tokens or self.tokens}"
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
-        """With the adapter's LoRA weights in the model, and without them afterwards."""
-        if self.lora is None:
+        """With the adapter's LoRA weights in the model and other adapters off; afterwards it is as it was before.
+
+        A block may stand in another one; the inner adapter is then the only one.
+
+        Raises:
+            FoveateError: the LoRA weights are gone, or the model is peft's wrapper around one.
+        """
+        if _is_wrapper(model):
+            raise FoveateError("this is peft's wrapper around a model; pass the model itself: model.get_base_model()")
+        parts = {} if self.lora is None else branches(self.lora)
+        with without_adapters(model), added(model, parts):
             yield
-            return
-        name = f"voco_{self.fingerprint().split(':')[0]}"
-        holder: Any = model
-        loaded = getattr(holder, "peft_config", {})
-        if name not in loaded:
-            holder.load_adapter(str(self.lora), adapter_name=name)
-        holder.set_adapter(name)
-        holder.enable_adapters()
-        try:
-            yield
-        finally:
-            holder.disable_adapters()
 
     # On disk
 
@@ -364,6 +357,7 @@ class VoCo(nn.Module):
             shutil.copytree(self.lora, folder / _LORA)
         if (folder / _LORA).is_dir():
             _tidy(folder / _LORA, dtype)
+            branches(folder / _LORA)
         settings = {
             "format": 1,
             "tokens": self.tokens,
@@ -408,10 +402,8 @@ class VoCo(nn.Module):
         return upload(repository, self._write, **options)
 
 
-@functools.lru_cache(maxsize=16)
-def _contents(path: Path, changed: int) -> bytes:
-    """The hash of a file that was last changed then: every question asks for it."""
-    return hashlib.sha256(path.read_bytes()).digest()
+def _is_wrapper(model: Any) -> bool:
+    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
 def _tidy(lora: Path, dtype: torch.dtype | None) -> None:

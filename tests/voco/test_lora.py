@@ -1,0 +1,139 @@
+"""LoRA weights of an adapter: in the model while they are used, and no trace of them afterwards."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rows import ROWS, Row
+
+from foveate.engine import encode
+from foveate.errors import FoveateError
+from foveate.models import family_of
+from foveate.voco import VoCo
+from foveate.voco.passes import read
+
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+ROW = next(row for row in ROWS if row.name == "llava")
+LAYERS = r".*language_model.*(q_proj|v_proj)"
+
+
+def tuned(seed: int, row: Row = ROW, **options: Any) -> Any:
+    """A model with random LoRA weights, in evaluation mode."""
+    settings = {"r": 2, "lora_alpha": 3, "target_modules": LAYERS, **options}
+    wrapped: Any = peft.get_peft_model(row.model(), peft.LoraConfig(**settings))
+    torch.manual_seed(seed)
+    for name, weight in wrapped.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.5)
+    return wrapped.eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return VoCo(ROW.model(), 2).save_pretrained(tmp_path_factory.mktemp("lora") / "voco", lora=tuned(1))
+
+
+def state(model: Any) -> dict[str, Any]:
+    """All that a block may have changed: modules, weights, what learns, and what is on."""
+    return {
+        "modules": [(name, type(module), module.training) for name, module in model.named_modules()],
+        "hooks": [name for name, module in model.named_modules() if module._forward_hooks and name.endswith("_proj")],
+        "learns": [(name, weight.requires_grad) for name, weight in model.named_parameters()],
+        "weights": [weight.sum().item() for weight in model.parameters()],
+        "on": [(each.active_adapters, each.disable_adapters) for each in model.modules() if hasattr(each, "lora_A")],
+        "adapters": list(getattr(model, "peft_config", {})),
+    }
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name in ("llava", "qwen2_5_vl")], ids=lambda row: row.name)
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True, "rank_pattern": {"q_proj": 3}}], ids=["plain", "ranks"])
+def test_the_weights_are_in_the_model_only_while_they_are_used(row, options, tmp_path):
+    """What peft computes with them is what comes out, and the model is then what it was, as it is on disk, too."""
+    model, wrapped = row.model(), tuned(1, row, **options)
+    model.train()
+    model.lm_head.weight.requires_grad_(False)
+    before, inputs = state(model), row.inputs("t4 A t3")
+    VoCo(model, 2).save_pretrained(tmp_path / "voco", lora=wrapped)
+    voco = VoCo.from_pretrained(tmp_path / "voco")
+    (memory,) = voco.encode(model, inputs)
+    with torch.no_grad():
+        encoded = encode(model, inputs)
+        expected = read(family_of(wrapped), encoded.projected, encoded.layouts, voco.rows(2), "", "")[0]
+    torch.testing.assert_close(memory.keys, expected.keys, atol=1e-5, rtol=1e-5)
+    assert (memory.keys - VoCo(model, 2).encode(model, inputs)[0].keys).abs().max() > 1e-3
+    ids = row.inputs("t5")["input_ids"]
+    voco.generate(model, memory, ids, max_new_tokens=2)
+    assert state(model) == before
+    model.save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("off", [False, True])
+def test_adapters_that_the_model_has_are_off_meanwhile_and_as_before_afterwards(folder, tmp_path, off):
+    """Those memories would carry the same names as others, of which they are not."""
+    tuned(2).save_pretrained(tmp_path / "mine")
+    model, plain = ROW.model(), ROW.model()
+    model.load_adapter(str(tmp_path / "mine"), adapter_name="mine")
+    for name, weight in model.named_parameters():
+        weight.requires_grad_("lora_A" in name)
+    if off:
+        model.disable_adapters()
+    before, inputs = state(model), ROW.inputs("t4 A t3")
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        assert torch.equal(logits, plain(**inputs).logits) == off
+    for voco in (VoCo(plain, 2), VoCo.from_pretrained(folder)):
+        with_mine, without = (voco.encode(each, inputs)[0] for each in (model, plain))
+        torch.testing.assert_close(with_mine.keys, without.keys)
+        assert (with_mine.base, with_mine.adapter) == (without.base, without.adapter)
+        with pytest.raises(RuntimeError), voco.on(model):
+            raise RuntimeError
+        assert state(model) == before
+        with torch.no_grad():
+            assert torch.equal(model(**inputs).logits, logits)
+
+
+def test_blocks_in_blocks(folder):
+    """The inner adapter alone counts, once, and the outer one again behind it; what is cached serves training, too."""
+    model, voco, bare = ROW.model(), VoCo.from_pretrained(folder), VoCo(ROW.model(), 2)
+    inputs = ROW.inputs("t4 A t3")
+    alone = [each.encode(model, inputs)[0].keys for each in (voco, bare)]
+    with torch.inference_mode(), voco.on(model):
+        outer = model(**inputs).logits
+        for each, keys in zip((voco, bare), alone, strict=True):
+            assert torch.equal(each.encode(model, inputs)[0].keys, keys)
+        assert torch.equal(model(**inputs).logits, outer)
+    model.double()
+    with torch.inference_mode():
+        voco.encode(model, inputs)
+    loss = voco(model, {**inputs, "labels": inputs["input_ids"]}).loss
+    loss.backward()
+    assert voco.embedding.grad.abs().max() > 0
+
+
+def test_a_wrapper_is_refused(folder):
+    wrapped = tuned(2)
+    before = state(wrapped)
+    with pytest.raises(FoveateError, match=r"peft's wrapper .* model.get_base_model"):
+        VoCo.from_pretrained(folder).encode(wrapped, ROW.inputs("A"))
+    assert state(wrapped) == before
+    keys = [
+        VoCo.from_pretrained(folder).encode(each, ROW.inputs("A"))[0].keys
+        for each in (wrapped.get_base_model(), ROW.model())
+    ]
+    torch.testing.assert_close(*keys)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"alpha_pattern": {"q_proj": 5}}, "alpha_pattern"),
+    ],
+)
+def test_more_than_plain_lora_is_refused_when_it_is_saved(tmp_path, options, said):
+    with pytest.raises(FoveateError, match=f"{said}.*plain LoRA weights"):
+        VoCo(ROW.model(), 2).save_pretrained(tmp_path / "voco", lora=tuned(1, **options))
+    assert not (tmp_path / "voco").exists()
