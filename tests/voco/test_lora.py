@@ -113,6 +113,16 @@ def test_blocks_in_blocks(folder):
     assert voco.embedding.grad.abs().max() > 0
 
 
+def test_a_loss_is_that_of_the_whole_adapter(folder):
+    """As peft computes it in its wrapper, which is left alone: its weights are what is trained."""
+    model, voco, inputs = ROW.model(), VoCo.from_pretrained(folder), ROW.inputs("t4 A t3")
+    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == ROW.image_token, -100)
+    for two in (True, False):
+        loss = voco(model, inputs, in_two_passes=two).loss
+        torch.testing.assert_close(loss, voco(tuned(1), inputs, in_two_passes=two).loss, atol=1e-5, rtol=1e-5)
+        assert (loss - VoCo(model, 2)(model, inputs).loss).abs() > 1e-3
+
+
 def test_a_wrapper_is_refused(folder):
     wrapped = tuned(2)
     before = state(wrapped)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from rows import ROWS, Row
 from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig
 
 import foveate
 from foveate.engine import encode
@@ -381,6 +382,56 @@ def test_counts_that_do_not_fit(row, model, voco):
         voco.generate(model, memory, "what ?")
     with pytest.raises(FoveateError, match="no label is left"):
         voco(model, {**row.inputs("t3 A t4"), "labels": torch.full_like(row.inputs("t3 A t4")["input_ids"], -100)})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"num_beams": 2}, "num_beams=2 can't be had"),
+        ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences=2 .*as often as you want"),
+        ({"generation_config": GenerationConfig(num_beams=3)}, "num_beams=3"),
+        ({"cache_implementation": "static"}, "cache_implementation=static"),
+        ({"use_cache": False}, "use_cache=False"),
+        ({"attention_mask": torch.ones(1, 3), "position_ids": torch.ones(1, 3)}, "attention_mask, position_ids: VoCo"),
+    ],
+)
+def test_options_of_generate_that_can_not_be(row, model, voco, options, said):
+    (memory,) = voco.encode(model, row.inputs("A"))
+    with pytest.raises(FoveateError, match=said):
+        voco.generate(model, memory, row.inputs("t3")["input_ids"], **options)
+
+
+def test_options_of_generate_that_can(row, voco):
+    """What a dict would hold is cut, too, and a model that keeps no cache by itself answers the same."""
+    model, ids = row.model(), row.inputs("t7")["input_ids"]
+    (memory,) = voco.encode(model, row.inputs("A"))
+    options = {"max_new_tokens": 4, "do_sample": False}
+    expected = voco.generate(model, memory, ids, **options, use_cache=True)
+    model.generation_config.use_cache = model.config.get_text_config().use_cache = False
+    found = voco.generate(model, memory, ids, **options, return_dict_in_generate=True, output_logits=True)
+    assert found.sequences.equal(expected)
+    assert len(found.logits) == 4
+    for nothing, questions in (([], ids), (memory, []), (memory, ids[:0])):
+        with pytest.raises(FoveateError, match=r"there is no (memory to answer from|question to answer)"):
+            voco.generate(model, nothing, questions, **options)
+
+
+def test_training_is_on_what_the_adapter_belongs_to(row, voco):
+    """A loss without the LoRA weights, of another model, or of a video taken for text would be no error to see."""
+    model, inputs = row.model(), with_labels(row, "t3 A t4")
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        family_of(other).decoder_layers[0].mlp.down_proj.weight.mul_(1.5)
+    with pytest.raises(FoveateError, match="another base model"):
+        voco(other, inputs)
+    first = voco(model, inputs).loss
+    with torch.no_grad():
+        family_of(model).decoder_layers[0].mlp.down_proj.weight.mul_(1.5)
+    assert voco(model, inputs).loss != first, "trained since then, as the caller chose"
+    name = next(iter(family_of(model).video_inputs), None)
+    if name is not None:
+        with pytest.raises(FoveateError, match="video is not supported"):
+            voco(model, {**inputs, name: torch.zeros(1)})
 
 
 def test_a_backend_without_the_mask(row, voco):

@@ -6,10 +6,11 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from foveate.adapters import SHIPPED, downloaded, shipped, upload, written
 from foveate.engine import Encoded
 from foveate.engine import encode as encode_images
+from foveate.engine.compress import refuse_video
 from foveate.engine.planning import plan_images
 from foveate.engine.schedule import schedule
 from foveate.errors import FoveateError, UnsupportedFamily
@@ -39,6 +41,23 @@ from foveate.voco.passes import (
 
 _SETTINGS, _WEIGHTS, _LORA = "voco.json", "voco.safetensors", "lora"
 _DENSE = "dense"
+# Options of `generate` that are a memory's matter, or that would take a cache apart which holds more than the ids.
+_OWN_OPTIONS: Final = (
+    "inputs",
+    "input_ids",
+    "inputs_embeds",
+    "attention_mask",
+    "position_ids",
+    "past_key_values",
+    "cache_position",
+    "assistant_model",
+)
+_ONLY: Final = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "cache_implementation": None,
+    "prompt_lookup_num_tokens": None,
+}
 
 
 class VoCo(nn.Module):
@@ -115,6 +134,7 @@ class VoCo(nn.Module):
         """
         self.check(model)
         family = family_of(model)
+        refuse_video(family, inputs)
         count = self._count(tokens)
         with self.on(model), torch.no_grad():
             encoded = encoded or encode_images(model, inputs, () if self.features == _DENSE else (self.features,))
@@ -152,26 +172,30 @@ class VoCo(nn.Module):
             memory: one memory (several images: `join`), or one per question.
             questions: texts, or token ids `(B, T)` int64 padded on the left with the model's padding id.
             processor: the model's processor, for questions that are texts.
-            **options: for the model's own `generate`, `max_new_tokens` for instance.
+            **options: for the model's own `generate`, `max_new_tokens` for instance; one answer per question, without
+                beams.
 
         Returns:
-            The answers as texts, or the new token ids `(B, new)` if ids came.
+            The answers as texts, or the new token ids `(B, new)` if ids came; with `return_dict_in_generate` what
+            `generate` returns, its `sequences` the new token ids.
 
         Raises:
-            FoveateError: counts don't fit together, a memory belongs to another model or adapter, or texts came
-                without a processor.
+            FoveateError: counts don't fit together, a memory belongs to another model or adapter, texts came without a
+                processor, or an option can't be had.
         """
         self.check(model)
+        _check_options(model, options)
         family = family_of(model)
         device = next(family.core.parameters()).device
         single = isinstance(questions, str)
-        if isinstance(questions, Tensor):
-            ids, mask = questions.to(device), real_mask(model, questions.to(device))
-        else:
-            ids, mask = self._tokenised(
-                family, [questions] if isinstance(questions, str) else questions, processor, device
-            )
+        asked = [questions] if isinstance(questions, str) else questions
         memories = [memory] if isinstance(memory, VoCoMemory) else list(memory)
+        if not memories or not len(asked):
+            raise FoveateError(f"there is no {'question to answer' if memories else 'memory to answer from'}; pass one")
+        if isinstance(asked, Tensor):
+            ids, mask = asked.to(device), real_mask(model, asked.to(device))
+        else:
+            ids, mask = self._tokenised(family, asked, processor, device)
         if len(memories) == 1:
             memories *= ids.shape[0]
         elif ids.shape[0] == 1:
@@ -183,9 +207,16 @@ class VoCo(nn.Module):
         with self.on(model), torch.no_grad():
             cache, seen, positions = filled_cache(family, memories, mask, device)
             whole = torch.cat([seen, mask], dim=1)
-            generated = model.generate(  # pyright: ignore[reportCallIssue]
-                input_ids=ids, attention_mask=whole, position_ids=positions, past_key_values=cache, **options
+            generated: Any = model.generate(  # pyright: ignore[reportCallIssue]
+                input_ids=ids,
+                attention_mask=whole,
+                position_ids=positions,
+                past_key_values=cache,
+                **{**options, "use_cache": True},
             )
+        if not isinstance(generated, Tensor):
+            generated.sequences = generated.sequences[:, ids.shape[1] :]
+            return generated
         new = generated[:, ids.shape[1] :]
         if isinstance(questions, Tensor):
             return new
@@ -226,7 +257,9 @@ class VoCo(nn.Module):
         """Logits and loss of the text behind memories, for training.
 
         Args:
-            model: the base model. What of it is trained is the caller's choice.
+            model: the base model, with the adapter's LoRA weights in it unless it has adapters of its own. What of it
+                is trained is the caller's choice. Where activations are checkpointed, hold `with voco.on(model):`
+                around the backward pass, too.
             inputs: the processor's output, with `labels` for a loss; rows may hold no image or several.
             tokens: VoCo tokens per image; None takes all.
             in_two_passes: images first, then text with their KV as past (any attention backend); else one pass under
@@ -237,10 +270,30 @@ class VoCo(nn.Module):
             Logits `(B, T, vocabulary)` over the text, its labels, and the mean cross-entropy of the next token.
 
         Raises:
-            FoveateError: the backend can't take the mask, or no label is left.
+            FoveateError: the backend can't take the mask, no label is left, there is a video among the inputs, or the
+                adapter belongs to another model.
         """
         family = family_of(model)
+        refuse_video(family, inputs)
         count = self._count(tokens)
+        if _met.get(model) != self.base:
+            # Training may change the model from then on.
+            self.check(model)
+            _met[model] = self.base
+        # What the model has of its own is what is trained, and stays on.
+        tuned = bool(getattr(model, "peft_config", None))
+        with nullcontext() if tuned or self.lora is None else self.on(model):
+            return self._forward(model, family, inputs, count, in_two_passes, encoded)
+
+    def _forward(
+        self,
+        model: nn.Module,
+        family: Family,
+        inputs: Mapping[str, Any],
+        count: int,
+        in_two_passes: bool,
+        encoded: Encoded | None,
+    ) -> VoCoOutput:
         if encoded is None and inputs.get("pixel_values") is not None:
             encoded = encode_images(model, inputs, () if self.features == _DENSE else (self.features,))
         features: Sequence[Tensor] = ()
@@ -402,8 +455,31 @@ class VoCo(nn.Module):
         return upload(repository, self._write, **options)
 
 
+# Models that a training step was taken on, and the base that they were.
+_met: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
+
+
 def _is_wrapper(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def _check_options(model: Any, options: Mapping[str, Any]) -> None:
+    """Whether answers from memories can be had under these options of `generate`.
+
+    Raises:
+        FoveateError: VoCo sets one itself, or one asks for more than one answer, or for another cache.
+    """
+    own = [name for name in _OWN_OPTIONS if options.get(name) is not None]
+    if own:
+        raise FoveateError(f"{', '.join(own)}: VoCo sets what a memory needs itself; leave it out")
+    config = options.get("generation_config") or model.generation_config
+    given = {name: options.get(name, getattr(config, name, None)) for name in _ONLY}
+    # A model's own use_cache is overridden, a caller's isn't.
+    given["use_cache"] = options.get("use_cache")
+    for name, value in given.items():
+        if value is not None and value != _ONLY.get(name, True):
+            hint = "pass a question as often as you want it answered" if name.startswith("num_") else "leave it out"
+            raise FoveateError(f"{name}={value} can't be had with memories; {hint}")
 
 
 def _tidy(lora: Path, dtype: torch.dtype | None) -> None:
