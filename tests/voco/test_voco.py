@@ -65,6 +65,34 @@ def test_two_passes_equal_the_masked_pass(row, model, voco):
     torch.testing.assert_close(two.loss, one.loss, atol=1e-5, rtol=1e-5)
 
 
+def test_only_the_beginning_before_an_image_is_left_out(row, model, voco):
+    """Rows of text alone are the model's own, an answer may end with the same id, and a question may come with one."""
+    bos = model.config.get_text_config().bos_token_id
+    assert bos == 1
+    text, behind = row.inputs("t9", "t3"), row.inputs("t4 A t9")
+    for inputs in (text, behind):
+        inputs["input_ids"] = torch.nn.functional.pad(inputs["input_ids"], (0, 1), value=bos)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs["labels"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == row.image_token, -100)
+    text["input_ids"][0, 0] = text["input_ids"][1, 6] = behind["input_ids"][0, 0] = bos
+    text["attention_mask"][1, :6] = 0
+    text["labels"][0, 0] = text["labels"][1, :7] = -100
+    expected = model(**{name: value for name, value in text.items() if name != "mm_token_type_ids"})
+    for two in (True, False):
+        found = voco(model, text, in_two_passes=two)
+        real = text["attention_mask"].bool()
+        torch.testing.assert_close(found.logits[real], expected.logits[real], atol=1e-4, rtol=1e-4)
+        assert found.labels.equal(text["labels"])
+        after = voco(model, behind, in_two_passes=two)
+        assert after.labels[0, -1] == bos
+        assert after.labels.shape[1] == 4 + 9
+    (memory,) = voco.encode(model, row.inputs("A"))
+    ids, options = row.inputs("t7", "t3")["input_ids"], {"max_new_tokens": 4, "do_sample": False}
+    begun = torch.nn.functional.pad(ids, (1, 0), value=0)
+    begun[0, 0] = begun[1, 4] = bos
+    assert voco.generate(model, memory, begun, **options).equal(voco.generate(model, memory, ids, **options))
+
+
 def test_gradients_of_both_ways_agree(row, model, voco):
     inputs = with_labels(row, *BATCH)
     found = []

@@ -25,7 +25,7 @@ from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.models import Family, family_of
 from foveate.models.fingerprint import fingerprint
 from foveate.tokens import Layout, Segment
-from foveate.voco.arrange import samples
+from foveate.voco.arrange import samples, without_beginning
 from foveate.voco.lora import LORA_WEIGHTS, added, branches, digest, without_adapters
 from foveate.voco.memory import VoCoMemory
 from foveate.voco.passes import (
@@ -33,6 +33,7 @@ from foveate.voco.passes import (
     cross_entropy,
     embedding_table,
     filled_cache,
+    home,
     one_pass,
     read,
     real_mask,
@@ -170,7 +171,8 @@ class VoCo(nn.Module):
         Args:
             model: the base model.
             memory: one memory (several images: `join`), or one per question.
-            questions: texts, or token ids `(B, T)` int64 padded on the left with the model's padding id.
+            questions: texts, or token ids `(B, T)` int64 padded on the left with the model's padding id. [BOS] before
+                them is left out, since the memory holds one.
             processor: the model's processor, for questions that are texts.
             **options: for the model's own `generate`, `max_new_tokens` for instance; one answer per question, without
                 beams.
@@ -193,7 +195,8 @@ class VoCo(nn.Module):
         if not memories or not len(asked):
             raise FoveateError(f"there is no {'question to answer' if memories else 'memory to answer from'}; pass one")
         if isinstance(asked, Tensor):
-            ids, mask = asked.to(device), real_mask(model, asked.to(device))
+            ids = asked.to(device)
+            mask = without_beginning(family, ids, real_mask(model, ids).bool()).long()
         else:
             ids, mask = self._tokenised(family, asked, processor, device)
         if len(memories) == 1:
@@ -332,7 +335,7 @@ class VoCo(nn.Module):
             raise FoveateError(f"{name} was made by another base model; encode its image again with this one")
         if not memory.adapter.startswith(self.fingerprint().split(":")[0]):
             raise FoveateError(f"{name} was made by another adapter; encode its image again with this one")
-        dtype = next(family.core.parameters()).dtype
+        dtype = home(family)[1]
         if memory.keys.dtype != dtype:
             raise FoveateError(
                 f"{name} is {memory.keys.dtype} and the model {dtype}; bring it over with .to(dtype=...)"

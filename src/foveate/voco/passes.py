@@ -107,7 +107,7 @@ def text_behind(
     model: nn.Module, family: Family, rows: list[Sample], held: Sequence[VoCoMemory | None]
 ) -> tuple[Tensor, Tensor | None]:
     """Text behind one memory per row, or none: logits `(B, T, vocabulary)` and labels `(B, T)`."""
-    ids, mask, labels = text_of(rows)
+    ids, mask, labels = text_of([row.alone() if m is None else row for row, m in zip(rows, held, strict=True)])
     cache, seen, positions = filled_cache(family, held, mask, ids.device)
     logits = model(
         input_ids=ids, attention_mask=torch.cat([seen, mask], dim=1), position_ids=positions, past_key_values=cache
@@ -134,7 +134,7 @@ def one_pass(
         raise FoveateError(
             f"{implementation} attention can't take the VoCo mask; use in_two_passes=True, or eager or sdpa attention"
         )
-    ids, mask, labels = text_of(rows)
+    ids, mask, labels = text_of([row if row.images else row.alone() for row in rows])
     table = embedding_table(family)
     device, longest = ids.device, ids.shape[1]
     lines, positions, segment, marked = [], [], [], []
