@@ -143,6 +143,20 @@ def test_neither_here_nor_on_the_hub(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [VoCo, ATP], ids=lambda kind: kind.__name__)
+def test_what_the_hub_is_asked_for(tmp_path, monkeypatch, kind):
+    kind(next(row for row in ROWS if row.name == "llava").model()).save_pretrained(tmp_path / "there")
+    asked = {}
+
+    def snapshot(name: str, *, allow_patterns: list[str], **options: str) -> str:
+        asked.update(options, name=name)
+        return str(tmp_path / "there")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    kind.from_pretrained("somebody/adapter", revision="second", token="mine", cache_dir=str(tmp_path))
+    assert asked == {"name": "somebody/adapter", "revision": "second", "token": "mine", "cache_dir": str(tmp_path)}
+
+
+@pytest.mark.parametrize("kind", [VoCo, ATP], ids=lambda kind: kind.__name__)
 def test_what_is_uploaded_can_be_read(tmp_path, monkeypatch, kind):
     class Hub:
         def create_repo(self, repository: str, exist_ok: bool) -> None:

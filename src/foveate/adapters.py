@@ -90,23 +90,27 @@ def _take_place(new: Path, final: Path, parts: Sequence[str]) -> None:
         raise
 
 
-def downloaded(path: str | Path, what: str) -> Path:
+def downloaded(path: str | Path, what: str, **options: Any) -> Path:
     """The folder of an adapter that is here, or is on the Hugging Face hub under this name.
 
     Args:
         path: a folder, or a name on the hub.
         what: what it is called in the error, such as "ATP adapter".
+        **options: for `huggingface_hub.snapshot_download`, such as `revision`, `token`, `cache_dir`.
+
+    Returns:
+        The whole path, which another working directory doesn't change.
 
     Raises:
         FoveateError: there is none.
     """
     if Path(path).is_dir():
-        return Path(path)
+        return Path(path).resolve()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"], **options))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FoveateError(f"there is no {what} at {path}, neither here nor on the hub") from error
 

@@ -1,5 +1,6 @@
 """LoRA weights of an adapter: in the model while they are used, and no trace of them afterwards."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,27 @@ def test_a_wrapper_is_refused(folder):
         for each in (wrapped.get_base_model(), ROW.model())
     ]
     torch.testing.assert_close(*keys)
+
+
+def test_where_an_adapter_is(folder, tmp_path, monkeypatch):
+    """Another working directory is nothing to it; weights that are gone or damaged are said to be."""
+    shutil.copytree(folder, tmp_path / "voco")
+    monkeypatch.chdir(tmp_path)
+    voco, model, inputs = VoCo.from_pretrained("voco"), ROW.model(), ROW.inputs("A")
+    monkeypatch.chdir("/")
+    voco.encode(model, inputs)
+    shutil.rmtree(tmp_path / "voco" / "lora")
+    for use in (lambda: voco.encode(model, inputs), voco.fingerprint, lambda: voco.save_pretrained(tmp_path / "again")):
+        with pytest.raises(FoveateError, match="LoRA weights are gone from"):
+            use()
+    assert not (tmp_path / "again").exists()
+    with pytest.raises(FoveateError, match="LoRA weights are gone from"):
+        VoCo.from_pretrained(tmp_path / "voco")
+    shutil.copytree(folder / "lora", tmp_path / "voco" / "lora")
+    weights = tmp_path / "voco" / "lora" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(FoveateError, match="holds no whole LoRA weights"):
+        VoCo.from_pretrained(tmp_path / "voco")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Two passes are one, memories are what they stand for, and nothing else of the image gets through."""
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -399,6 +400,39 @@ def test_an_adapter_cut_short(row, model, voco, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(FoveateError, match="no whole VoCo adapter"):
         VoCo.from_pretrained(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"format": 99}, "format 99.*update foveate"),
+        ({"tokens": 5}, rf"5 tokens and embeddings of shape \({TOKENS},"),
+    ],
+)
+def test_an_adapter_of_another_shape(row, model, voco, tmp_path, settings, said):
+    path = voco.save_pretrained(tmp_path / "voco") / "voco.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    with pytest.raises(FoveateError, match=said):
+        VoCo.from_pretrained(path.parent)
+
+
+def test_checkpointed_activations(row, voco):
+    """They leave no keys and values while a model trains; under the mask none are asked for."""
+    model, inputs = row.model(), with_labels(row, "t3 A t4")
+    (memory,) = voco.encode(model, inputs)
+    model.activation_checkpointing_enable()
+    voco.encode(model, inputs)
+    model.train()
+    calls = (
+        lambda: voco.encode(model, inputs),
+        lambda: voco.generate(model, memory, row.inputs("t3")["input_ids"]),
+        lambda: voco(model, inputs),
+    )
+    for call in calls:
+        with pytest.raises(FoveateError, match=r"call model\.eval\(\), or train with in_two_passes=False"):
+            call()
+    voco(model, inputs, in_two_passes=False).loss.backward()
+    assert voco.embedding.grad.abs().max() > 0
 
 
 def test_counts_that_do_not_fit(row, model, voco):

@@ -208,17 +208,18 @@ class ATP(LearnedThresholds):
         (folder / SETTINGS).write_text(json.dumps(self.settings(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, path: str | Path = SHIPPED) -> ATP:
+    def from_pretrained(cls, path: str | Path = SHIPPED, **options: Any) -> ATP:
         """Read what `save_pretrained` wrote: from a directory, or by its name on the Hugging Face hub.
 
         Args:
             path: "shipped" is the embedded model's.
+            **options: for the hub: `revision`, `token`, `cache_dir`.
 
         Raises:
             FoveateError: there is no whole adapter.
         """
         if str(path) != SHIPPED:
-            path = downloaded(path, "ATP adapter")
+            path = downloaded(path, "ATP adapter", **options)
         return cls.load(cls.home(str(path)), str(path))
 
     def push_to_hub(self, repository: str, **options: Any) -> Any:

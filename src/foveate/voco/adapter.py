@@ -41,7 +41,7 @@ from foveate.voco.passes import (
 )
 
 _SETTINGS, _WEIGHTS, _LORA = "voco.json", "voco.safetensors", "lora"
-_DENSE = "dense"
+_DENSE, _FORMAT = "dense", 1
 # Options of `generate` that are a memory's matter, or that would take a cache apart which holds more than the ids.
 _OWN_OPTIONS: Final = (
     "inputs",
@@ -137,6 +137,7 @@ class VoCo(nn.Module):
         family = family_of(model)
         refuse_video(family, inputs)
         count = self._count(tokens)
+        _check_cache(family)
         with self.on(model), torch.no_grad():
             encoded = encoded or encode_images(model, inputs, () if self.features == _DENSE else (self.features,))
             _check_images(family, encoded)
@@ -207,6 +208,7 @@ class VoCo(nn.Module):
             raise FoveateError(f"{len(memories)} memories don't go with {ids.shape[0]} questions; give one, or as many")
         for number, each in enumerate(memories, start=1):
             self._check_memory(family, each, f"memory {number}")
+        _check_cache(family)
         with self.on(model), torch.no_grad():
             cache, seen, positions = filled_cache(family, memories, mask, device)
             whole = torch.cat([seen, mask], dim=1)
@@ -306,6 +308,7 @@ class VoCo(nn.Module):
             features, layouts = _left(family, encoded, self.features)
         rows = samples(family, inputs, () if encoded is None else encoded.layouts)
         if in_two_passes:
+            _check_cache(family)
             memories = read(family, features, layouts, *self._voice(count)) if layouts else []
             logits, labels = two_passes(model, family, rows, memories, self.packed)
         else:
@@ -400,7 +403,7 @@ class VoCo(nn.Module):
         with written(directory, (_WEIGHTS, _LORA, _SETTINGS)) as folder:
             self._write(folder, lora, dtype)
         if (directory / _LORA).is_dir():
-            self.lora = directory / _LORA
+            self.lora = directory.resolve() / _LORA
         return directory
 
     def _write(self, folder: Path, lora: Any = None, dtype: torch.dtype | None = None) -> None:
@@ -410,12 +413,13 @@ class VoCo(nn.Module):
         if lora is not None:
             lora.save_pretrained(folder / _LORA, safe_serialization=True)
         elif self.lora is not None:
+            branches(self.lora)
             shutil.copytree(self.lora, folder / _LORA)
         if (folder / _LORA).is_dir():
             _tidy(folder / _LORA, dtype)
             branches(folder / _LORA)
         settings = {
-            "format": 1,
+            "format": _FORMAT,
             "tokens": self.tokens,
             "features": self.features,
             "packed": self.packed,
@@ -425,21 +429,26 @@ class VoCo(nn.Module):
         (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, path: str | Path = SHIPPED) -> VoCo:
+    def from_pretrained(cls, path: str | Path = SHIPPED, **options: Any) -> VoCo:
         """Read what `save_pretrained` wrote: from a directory, or by its name on the Hugging Face hub.
 
         Args:
             path: "shipped" is the embedded model's.
+            **options: for the hub: `revision`, `token`, `cache_dir`.
 
         Raises:
-            FoveateError: there is no whole adapter.
+            FoveateError: there is no whole adapter, or another version of foveate wrote it.
         """
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        directory = shipped("voco") if str(path) == SHIPPED else downloaded(path, "VoCo adapter")
+        directory = shipped("voco") if str(path) == SHIPPED else downloaded(path, "VoCo adapter", **options)
         try:
             settings = json.loads((directory / _SETTINGS).read_text())
+            if settings["format"] != _FORMAT:
+                raise FoveateError(
+                    f"{directory} has format {settings['format']}, and this foveate reads {_FORMAT}; update foveate"
+                )
             embedding = load_file(directory / _WEIGHTS)["embedding"]
             voco = cls.__new__(cls)
             nn.Module.__init__(voco)
@@ -449,8 +458,12 @@ class VoCo(nn.Module):
             voco.lora = directory / _LORA if settings["lora"] else None
         except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise FoveateError(f"{directory} holds no whole VoCo adapter ({error}); save it again") from error
-        if voco.lora is not None and not (voco.lora / LORA_WEIGHTS).is_file():
-            raise FoveateError(f"{directory} has lost its LoRA weights ({voco.lora}); save it again")
+        if embedding.ndim != 2 or len(embedding) not in (1, voco.tokens):
+            raise FoveateError(
+                f"{directory} has {voco.tokens} tokens and embeddings of shape {tuple(embedding.shape)}; save it again"
+            )
+        if voco.lora is not None:
+            branches(voco.lora)
         return voco
 
     def push_to_hub(self, repository: str, **options: Any) -> Any:
@@ -464,6 +477,19 @@ _met: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 
 def _is_wrapper(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+
+
+def _check_cache(family: Family) -> None:
+    """Whether the decoder hands out keys and values.
+
+    Raises:
+        FoveateError: its activations are checkpointed in training.
+    """
+    if any(getattr(each, "gradient_checkpointing", False) and each.training for each in family.decoder.modules()):
+        raise FoveateError(
+            "in training, gradient checkpointing leaves no keys and values; call model.eval(), or train with "
+            "in_two_passes=False"
+        )
 
 
 def _check_options(model: Any, options: Mapping[str, Any]) -> None:
