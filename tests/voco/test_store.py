@@ -1,16 +1,24 @@
 """Memories by what they were made from, in a bounded folder that two processes share."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
+from rows import ROWS
+from safetensors.torch import save_file
 
-from foveate.errors import FoveateError
-from foveate.voco import MemoryStore, VoCoMemory
+from foveate.errors import FoveateError, FoveateWarning
+from foveate.models import family_of
+from foveate.voco import MemoryStore, VoCo, VoCoMemory
+from foveate.voco.passes import filled_cache
 
 PROCESS = """
 import sys, torch
@@ -62,6 +70,19 @@ def test_names_tell_image_model_and_adapter_apart():
     assert MemoryStore.key(pixels, "base", "adapter") == MemoryStore.key(pixels.clone(), "base", "adapter")
 
 
+def test_names_tell_everything_of_an_image_and_nothing_of_the_text():
+    """Eight patches in two rows, or in four: the same pixels at other positions."""
+
+    def key(rows: int, columns: int, ids: list[int]) -> str:
+        grid, ids = torch.tensor([[1, rows, columns]]), torch.tensor([ids])
+        return MemoryStore.key({"pixel_values": torch.ones(8, 6), "image_grid_thw": grid, "input_ids": ids}, "b", "a")
+
+    assert key(2, 4, [1, 2]) == key(2, 4, [3])
+    assert key(2, 4, [1]) != key(4, 2, [1])
+    with pytest.raises(FoveateError, match="no image"):
+        MemoryStore.key({"input_ids": torch.ones(1, 3)}, "base", "adapter")
+
+
 def test_the_longest_unused_goes_first(tmp_path):
     probe = MemoryStore(tmp_path / "probe")
     probe.put("a", memory(0.0))
@@ -94,20 +115,99 @@ def test_what_a_killed_process_left_is_cleared_away_in_time(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".new-x.partial", "a.safetensors"]
 
 
-def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
-    import safetensors.torch
+@contextmanager
+def limit(name: int, value: int) -> Iterator[None]:
+    """With less of something than the system gives."""
+    before = resource.getrlimit(name)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(name, (value, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(name, before)
+        signal.signal(signal.SIGXFSZ, ignored)
 
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    """And what was just made is not lost for that."""
     store = MemoryStore(tmp_path)
     store.put("a", memory(1.0))
-
-    def full(*args, **options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(FoveateError, match="No space left"):
-        store.put("a", memory(2.0))
+    with limit(resource.RLIMIT_FSIZE, 512):
+        with pytest.raises(FoveateError, match=r"can't be written .*File too large"):
+            store.put("a", memory(2.0))
+        with pytest.warns(FoveateWarning, match="made and not kept"):
+            assert (store.get_or_make("b", lambda: memory(3.0)).keys == 3.0).all()
     assert (store.get("a").keys == 1.0).all()
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_file_that_cannot_be_opened_now_stays(tmp_path):
+    store = MemoryStore(tmp_path)
+    store.put("a", memory(1.0))
+    assert store.get("a") is not None
+    opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(2)]
+    os.close(opened[0])
+    with limit(resource.RLIMIT_NOFILE, opened[0]):
+        assert store.get("a") is None
+        with pytest.raises(FoveateError, match="can't be opened now"):
+            VoCoMemory.load(tmp_path / "a.safetensors")
+    os.close(opened[1])
+    assert (store.get("a").keys == 1.0).all()
+
+
+def test_a_store_that_can_only_be_read(tmp_path, monkeypatch):
+    """What is whole is found, and what is damaged is left where it is."""
+    store = MemoryStore(tmp_path)
+    store.put("a", memory(1.0))
+    keys = {name: torch.zeros(2, 2, 4, 8) for name in ("keys", "values", "frequencies")}
+    facts = {"format": "foveate-voco-memory-1", "begin": "first", "end": "1", "visual_tokens": "1"}
+    save_file(keys, tmp_path / "b.safetensors", {**facts, "base": "b", "adapter": "a"})
+
+    def refused(*args, **options):
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        for name in ("utime", "unlink"):
+            patch.setattr(os, name, refused)
+        assert (store.get("a").keys == 1.0).all()
+        assert store.get("b") is None
+    assert "b" in store
+    assert store.get("b") is None
+    assert "b" not in store
+
+
+def test_what_is_found_fits_the_model(tmp_path):
+    """Made by a process in float32, and read by one in bfloat16 whose encoder is in float32."""
+    row = next(row for row in ROWS if row.name == "llava")
+    wide, model = row.model(), row.model(dtype=torch.bfloat16)
+    family = family_of(model)
+    family.tower.float()
+    family.feature_module.float()
+    inputs = row.inputs("A")
+    voco = VoCo(wide, 2)
+    store, key = MemoryStore(tmp_path), MemoryStore.key(inputs, voco.base, voco.fingerprint())
+    store.put(key, voco.encode(wide, inputs)[0])
+    found = store.get_or_make(key, lambda: pytest.fail("it is there"), model)
+    (made,) = voco.encode(model, inputs)
+    assert found.keys.dtype == made.keys.dtype == torch.bfloat16
+    assert (found.keys - made.keys).abs().max() < 0.1
+    assert voco.generate(model, voco.join([found, made]), row.inputs("t3")["input_ids"], max_new_tokens=1).shape == (
+        1,
+        1,
+    )
+
+
+def test_memories_of_two_devices_and_of_two_lengths_meet():
+    """The first one's device is taken, and the question's."""
+    far, near = memory(1.0).to("meta"), memory(2.0)
+    joined = VoCoMemory.joined([far, near.first(2)])
+    assert (joined.tokens, joined.keys.device.type, joined.adapter) == (6, "meta", "adapter")
+    with pytest.raises(FoveateError, match="another model or adapter"):
+        VoCoMemory.joined([near, replace(near, adapter="other:4")])
+    row = next(row for row in ROWS if row.name == "llava")
+    mask = torch.ones(3, 5, device="meta")
+    cache, _, _ = filled_cache(family_of(row.model()), [near, None, far], mask, mask.device)
+    assert (cache.layers[0].keys.shape, cache.layers[0].keys.device.type) == ((3, 2, 4, 8), "meta")
 
 
 def test_bad_stores(tmp_path):

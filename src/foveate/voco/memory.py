@@ -19,6 +19,10 @@ from foveate.models.turning import turned
 _FORMAT = "foveate-voco-memory-1"
 
 
+class DamagedMemory(FoveateError):
+    """A file that is no whole memory, and won't become one."""
+
+
 @dataclass(frozen=True, eq=False)
 class VoCoMemory:
     """What a decoder remembers of one image, or of several in order.
@@ -108,13 +112,15 @@ class VoCoMemory:
     def joined(memories: Sequence[VoCoMemory], *, packed: bool = False) -> VoCoMemory:
         """Memories one after another: each is moved to where the one before it ended, so their order is known.
 
+        They may have different numbers of tokens; all are brought to the device of the first.
+
         Args:
             memories: of images, or of several images each.
             packed: VoCo tokens stand right behind one another, and positions grow by as many as there are of them; else
                 every image takes the positions of all its visual tokens, which a long video has not enough of.
 
         Raises:
-            FoveateError: there is none, or they come from different models or adapters.
+            FoveateError: there is none, or they come from different models or adapters, or have different dtypes.
             UnsupportedFamily: the keys of their decoder can't be turned to another position.
         """
         if not memories:
@@ -126,11 +132,14 @@ class VoCoMemory:
         for memory in memories[1:]:
             before = memory.end - memory.begin - memory.tokens if packed else 0
             chain.append(memory.moved(chain[-1].end - before))
+        device = first.keys.device
+        alike = all(memory.adapter == first.adapter for memory in chain)
         return replace(
             first,
-            keys=torch.cat([memory.keys for memory in chain], dim=2),
-            values=torch.cat([memory.values for memory in chain], dim=2),
+            keys=torch.cat([memory.keys.to(device) for memory in chain], dim=2),
+            values=torch.cat([memory.values.to(device) for memory in chain], dim=2),
             end=chain[-1].end,
+            adapter=first.adapter if alike else first.adapter.split(":")[0],
             visual_tokens=sum(memory.visual_tokens for memory in chain),
             images=sum(memory.images for memory in chain),
         )
@@ -141,7 +150,7 @@ class VoCoMemory:
         Raises:
             FoveateError: it comes from another model or adapter, or has another shape or dtype.
         """
-        if (self.base, self.adapter) != (other.base, other.adapter):
+        if (self.base, self.adapter.split(":")[0]) != (other.base, other.adapter.split(":")[0]):
             raise FoveateError(f"{name} was made by another model or adapter; memories that meet must come from one")
         mine, its = self.keys.shape, other.keys.shape
         if (mine[0], mine[1], mine[3]) != (its[0], its[1], its[3]):
@@ -160,6 +169,7 @@ class VoCoMemory:
         Raises:
             FoveateError: the file can't be written.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_file
 
         path = Path(path)
@@ -183,8 +193,8 @@ class VoCoMemory:
             os.close(handle)
             save_file(tensors, temporary, facts)
             Path(temporary).replace(path)
-        except OSError as error:
-            raise FoveateError(f"{path} can't be written ({error.strerror or error})") from error
+        except (OSError, SafetensorError) as error:
+            raise FoveateError(f"{path} can't be written ({getattr(error, 'strerror', None) or error})") from error
         finally:
             if temporary is not None:
                 Path(temporary).unlink(missing_ok=True)
@@ -195,27 +205,30 @@ class VoCoMemory:
         """Read what `save` wrote.
 
         Raises:
-            FoveateError: there is no such file, or it is no whole memory.
+            DamagedMemory: the file is no whole memory.
+            FoveateError: there is no such file, or it can't be opened now.
         """
         from safetensors import SafetensorError, safe_open
 
         path = Path(path)
-        if not path.is_file():
+        if not os.access(path, os.F_OK):
             raise FoveateError(f"there is no memory at {path}")
         try:
             with safe_open(path, framework="pt") as file:
                 facts: dict[str, Any] = dict(file.metadata() or {})
-                if facts.get("format") != _FORMAT:
-                    raise FoveateError(f"{path} is no VoCo memory; save one with memory.save(path)")
-                tensors = {name: file.get_tensor(name) for name in ("keys", "values", "frequencies")}
-                return cls(
-                    **tensors,
-                    begin=int(facts["begin"]),
-                    end=int(facts["end"]),
-                    visual_tokens=int(facts["visual_tokens"]),
-                    images=int(facts.get("images", "1")),
-                    base=facts["base"],
-                    adapter=facts["adapter"],
-                )
-        except (SafetensorError, KeyError, OSError) as error:
-            raise FoveateError(f"{path} is cut short or damaged ({error}); encode the image again") from error
+                if facts.get("format") == _FORMAT:
+                    tensors = {name: file.get_tensor(name) for name in ("keys", "values", "frequencies")}
+                    return cls(
+                        **tensors,
+                        begin=int(facts["begin"]),
+                        end=int(facts["end"]),
+                        visual_tokens=int(facts["visual_tokens"]),
+                        images=int(facts.get("images", "1")),
+                        base=facts["base"],
+                        adapter=facts["adapter"],
+                    )
+        except (OSError, RuntimeError) as error:  # torch says RuntimeError when it can't open a file
+            raise FoveateError(f"{path} can't be opened now ({error}); try again") from error
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise DamagedMemory(f"{path} is cut short or damaged ({error}); encode the image again") from error
+        raise DamagedMemory(f"{path} is no VoCo memory; save one with memory.save(path)")

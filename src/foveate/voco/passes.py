@@ -30,8 +30,10 @@ class Segments:
 def segments(family: Family, features: Tensor, layout: Layout, voco: Tensor) -> Segments:
     """`[BOS] image VoCo...` for `(B, N, D)` features of one layout, with VoCo embeddings `(n, D)`."""
     before, behind = framing(family)
-    device, table = features.device, embedding_table(family)
-    rows = features.shape[0]
+    table = embedding_table(family)
+    # The encoder may have another dtype than the decoder, which takes what its embeddings are.
+    features = features.to(table.weight.dtype)
+    device, rows = features.device, features.shape[0]
 
     def embed(ids: list[int]) -> Tensor:
         return table(torch.tensor(ids, dtype=torch.int64, device=device)).expand(rows, -1, -1)
@@ -212,6 +214,12 @@ def embedding_table(family: Family) -> Any:
     return family.core.get_input_embeddings()  # pyright: ignore[reportCallIssue]
 
 
+def home(family: Family) -> tuple[torch.device, torch.dtype]:
+    """Where the decoder takes keys and values, and as what: as its embeddings are; the encoder may be elsewhere."""
+    weight: Tensor = embedding_table(family).weight
+    return weight.device, weight.dtype
+
+
 def _positions(axes: Tensor) -> Tensor:
     """`(axes, B, S)` as the decoder takes it: `(B, S)` where there is one axis."""
     return axes[0] if axes.shape[0] == 1 else axes
@@ -252,11 +260,11 @@ def filled_cache(
 
         def padded(values: Tensor | None) -> Tensor:
             if values is None:
-                return held[0].keys.new_zeros(shape)
-            return nn.functional.pad(values, (0, 0, longest - values.shape[2], 0))
+                return held[0].keys.new_zeros(shape, device=device)
+            return nn.functional.pad(values.to(device), (0, 0, longest - values.shape[2], 0))
 
-        keys = torch.stack([padded(None if m is None else m.keys) for m in memories], dim=1).to(device)
-        values = torch.stack([padded(None if m is None else m.values) for m in memories], dim=1).to(device)
+        keys = torch.stack([padded(None if m is None else m.keys) for m in memories], dim=1)
+        values = torch.stack([padded(None if m is None else m.values) for m in memories], dim=1)
         # Taken apart at once: the gradient of one layer's slice would be as large as all layers together.
         for layer, (key, value) in enumerate(zip(keys.unbind(0), values.unbind(0), strict=True)):
             cache.update(key, value, layer)

@@ -5,18 +5,24 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from foveate.errors import FoveateError
-from foveate.voco.memory import VoCoMemory
+from foveate.errors import FoveateError, FoveateWarning
+from foveate.models import family_of
+from foveate.voco.memory import DamagedMemory, VoCoMemory
+from foveate.voco.passes import home
 
 _SUFFIX = ".safetensors"
 _STALE_SECONDS = 3600
+_OF_TEXT = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids", "labels"}
+"""What a processor returns besides images: a memory is the same whatever is asked about it."""
 
 
 class MemoryStore:
@@ -49,33 +55,50 @@ class MemoryStore:
             raise FoveateError(f"{self.directory} can't be a store ({error.strerror or error})") from error
 
     @staticmethod
-    def key(image: bytes | Tensor, base: str, adapter: str) -> str:
+    def key(image: bytes | Tensor | Mapping[str, Any], base: str, adapter: str) -> str:
         """The name of a memory: a hash of image, base model and adapter.
 
         Args:
-            image: the file's bytes, or pixel values as the processor made them.
+            image: what the processor returned, of which everything counts but the text; or the file's bytes; or pixel
+                values alone, for a model that is given nothing else of an image, such as its rows and columns.
             base: `voco.base`.
             adapter: `voco.fingerprint(tokens)`.
+
+        Raises:
+            FoveateError: the processor's output holds no image.
         """
         digest = hashlib.sha256(f"{base} {adapter} ".encode())
-        if isinstance(image, Tensor):
-            digest.update(f"{tuple(image.shape)} {image.dtype} ".encode())
-            image = image.detach().float().cpu().contiguous().numpy().tobytes()
-        digest.update(image)
+        if isinstance(image, Mapping):
+            names = sorted(set(image) - _OF_TEXT)
+            if not names:
+                raise FoveateError("there is no image in what the processor returned; a memory is made of one")
+            for name in names:
+                digest.update(f"{name} ".encode())
+                _digest(digest, image[name])
+        else:
+            _digest(digest, image)
         return digest.hexdigest()
 
-    def get(self, key: str) -> VoCoMemory | None:
-        """The memory of this name, or None."""
+    def get(self, key: str, model: nn.Module | None = None) -> VoCoMemory | None:
+        """The memory of this name, or None.
+
+        Args:
+            key: its name.
+            model: the memory is brought to the device and dtype of its decoder; None leaves it on the CPU, in the
+                dtype that it was made in.
+        """
         path = self._path(key)
         try:
             memory = VoCoMemory.load(path)
-            os.utime(path)
+        except DamagedMemory:
+            with suppress(OSError):
+                path.unlink()
+            return None
         except FoveateError:
-            path.unlink(missing_ok=True)
             return None
-        except OSError:
-            return None
-        return memory
+        with suppress(OSError):  # a store that can only be read
+            os.utime(path)
+        return memory if model is None else memory.to(*home(family_of(model)))
 
     def put(self, key: str, memory: VoCoMemory) -> None:
         """Keep a memory under this name, and make room for it.
@@ -88,12 +111,21 @@ class MemoryStore:
         memory.save(self._path(key))
         self._make_room(keep=self._path(key))
 
-    def get_or_make(self, key: str, make: Callable[[], VoCoMemory]) -> VoCoMemory:
-        """The memory of this name; if there is none, it is made and kept."""
-        memory = self.get(key)
+    def get_or_make(self, key: str, make: Callable[[], VoCoMemory], model: nn.Module | None = None) -> VoCoMemory:
+        """The memory of this name; if there is none, it is made and kept, or only made, with a warning.
+
+        Args:
+            key: its name.
+            make: encodes the image.
+            model: as in `get`.
+        """
+        memory = self.get(key, model)
         if memory is None:
             memory = make()
-            self.put(key, memory)
+            try:
+                self.put(key, memory)
+            except FoveateError as error:
+                warnings.warn(f"a memory was made and not kept: {error}", FoveateWarning, stacklevel=2)
         return memory
 
     @property
@@ -116,7 +148,7 @@ class MemoryStore:
         for path in self.directory.glob(f"[!.]*{_SUFFIX}"):
             try:
                 status = path.stat()
-            except FileNotFoundError:
+            except OSError:
                 continue
             found.append((status.st_mtime, path, status.st_size))
         return found
@@ -124,7 +156,7 @@ class MemoryStore:
     def _make_room(self, keep: Path) -> None:
         for path in self.directory.glob(".*.partial"):
             # Left by a process that was killed; one that is still writing needs seconds.
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                     path.unlink()
         files = sorted(self._files())
@@ -133,5 +165,19 @@ class MemoryStore:
             if total <= self.max_bytes:
                 return
             if path != keep:
-                path.unlink(missing_ok=True)
-                total -= size
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+                    total -= size
+
+
+def _digest(digest: Any, value: Any) -> None:
+    if isinstance(value, list | tuple):
+        for each in value:
+            _digest(digest, each)
+        return
+    if not isinstance(value, bytes):
+        tensor = torch.as_tensor(value).detach().cpu()
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
+        # numpy has no bfloat16.
+        value = (tensor.float() if tensor.is_floating_point() else tensor).contiguous().numpy().tobytes()
+    digest.update(value)
