@@ -543,6 +543,56 @@ def test_a_prompt_of_nothing_but_an_image_must_keep_something(row: Row, model: A
         model(**row.inputs("A"))
 
 
+@pytest.mark.parametrize(
+    ("spec", "turn", "message"),
+    [
+        ("random:20@1", "t3 B t4", r"random:20 at layer 1: keep 20 is more than the \d+ tokens there are"),
+        ("random:0.5@1+random:12@2", "t3 B t4", r"random:12 at layer 2: keep 12 is more than the \d+ tokens"),
+        ("sparsevlm:0.5@2", "B", "reads the question, and an image came without any text"),
+        ("random:0.5@1+vtw@2", "B", "vtw at layer 2 leaves a row without any token"),
+    ],
+)
+@torch.no_grad()
+def test_what_cannot_be_is_refused_before_a_layer_has_run(spec: str, turn: str, message: str) -> None:
+    """So the conversation goes on as if the turn hadn't come."""
+    (row,) = (row for row in ROWS if row.name == "qwen2_5_vl")
+    model = row.model()
+
+    def conversation(*failing: str) -> Tensor:
+        cache = DynamicCache(config=model.config.get_text_config())
+        model(**row.inputs("t6 A t5"), past_key_values=cache)
+        for prompt in failing:
+            with pytest.raises(FoveateError, match=message):
+                model(**{**row.inputs(prompt), "attention_mask": None}, past_key_values=cache)
+        return model(input_ids=torch.tensor([[40, 41, 42]]), past_key_values=cache).logits
+
+    with apply(model, spec):
+        assert torch.equal(conversation(turn), conversation())
+
+
+@pytest.mark.parametrize("spec", ["random:6@1", "random:9@1+pool:0.5@2"])
+@torch.no_grad()
+def test_a_cache_that_a_failed_call_has_half_filled_is_refused(spec: str) -> None:
+    (row,) = (row for row in ROWS if row.name == "llava")
+    model = row.model()
+    inputs = {**row.inputs("t6 A t5"), "attention_mask": None}
+
+    def fail(*_: Any) -> None:
+        raise MemoryError
+
+    with apply(model, spec):
+        for turn in (1, 2):
+            cache = DynamicCache()
+            if turn == 2:
+                model(**inputs, past_key_values=cache)
+            handle = family_of(model).decoder_layers[turn].register_forward_pre_hook(fail)
+            with pytest.raises(MemoryError):
+                model(**inputs, past_key_values=cache)
+            handle.remove()
+            with pytest.raises(FoveateError, match="a call on it failed inside the decoder"):
+                model(input_ids=torch.tensor([[40, 41, 42]]), past_key_values=cache)
+
+
 # What is refused.
 
 

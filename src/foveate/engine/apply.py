@@ -201,8 +201,11 @@ class Run:
         pixels = call.get("pixel_values")
         cache = call.get("past_key_values")
         state = state_of(cache)
-        if output is None and pixels is None and state is None:
-            return None
+        held = 0 if cache is None else int(cache.get_seq_length())
+        if state is None:
+            self._check_layers(cache, held, None, 0)
+            if output is None and pixels is None:
+                return None
         _refuse_prepared_mask(call)
         ids = call.get("input_ids")
         embeds = call.get("inputs_embeds")
@@ -212,7 +215,6 @@ class Run:
         assert given is not None
         passed = given.shape[1]
 
-        held = 0 if cache is None else int(cache.get_seq_length())
         new = passed
         tail = 0
         if state is not None:
@@ -223,6 +225,7 @@ class Run:
                 state = state.cropped(-tail)
                 set_state(cache, state)
                 tail = 0
+            self._check_layers(cache, held, state, tail)
             new = self._new_tokens(call, state, held, passed)
             call = _last(call, new)
             ids = call.get("input_ids")
@@ -240,6 +243,24 @@ class Run:
         self._local.pending = pending
         self._decoder.start(pending.descent)
         return (), call
+
+    def _check_layers(self, cache: Any, held: int, state: CacheState | None, tail: int) -> None:
+        """Whether the layers of a cache hold as many tokens as they should, `held` being those of the first.
+
+        Raises:
+            FoveateError: they don't.
+        """
+        layers = {step.layer for step in self._schedule.depth}
+        if state is not None:
+            layers |= {each.layer for each in state.held}
+        for layer in layers - {0} if held else ():
+            expected = held if state is None else state.at(layer).length + tail
+            found = int(cache.get_seq_length(layer))
+            if found != expected:
+                raise FoveateError(
+                    f"layer {layer} of the cache holds {found} tokens and should hold {expected}: a call on it failed "
+                    "inside the decoder; begin again with an empty cache"
+                )
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         pending: _Pending | None = getattr(self._local, "pending", None)

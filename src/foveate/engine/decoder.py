@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from foveate.engine.compress import text_positions
 from foveate.engine.cut import Cut
 from foveate.engine.planning import ImagePlan
-from foveate.engine.schedule import Schedule
+from foveate.engine.schedule import Foreseen, Schedule
 from foveate.engine.signals import Asked, LayerInput, Places, answer, reads_text, watched
 from foveate.engine.state import CacheState, Held
 from foveate.engine.watch import dense_slots
@@ -233,6 +233,10 @@ class Descent:
             signals: what the encoder said of each image of these numbers, `(N, ...)` over the whole image.
             schedule: what acts on them here, and what has before.
             asked: which predictions the caller wants.
+
+        Raises:
+            FoveateError: a step won't find what it needs.
+            KeepError: a step would keep more than arrives.
         """
         rows, width = cut.columns.shape
         positions = cut.position_ids.view(self.family.position_axes, rows, width)
@@ -242,6 +246,7 @@ class Descent:
         self._watched = {layer for step in schedule.depth for layer in watched(step.method.needs, step.layer)}
         ends = asked.ends(ids, self.family.image_token, [image.before for image in images])
         packs = any(method.positions == "pack" for method in self._steps.values())
+        way: list[Foreseen] = []
         after = 0
         for number, image in enumerate(images):
             first, after = after, after + image.after
@@ -255,14 +260,14 @@ class Descent:
             if packs and len(every):
                 begin = positions[0, row, int(every[0])] - int(image.cut.positions[0, 0])
             layout, slot, dense = image.seen, None, torch.arange(image.seen.content)
-            remaining = Remaining.of(image.seen)
             said = {signal: values[order[number]] for signal, values in signals.items()}
             if image.plan is not None:
                 slot = image.plan.slot[0]
                 layout, dense = _strip(len(slot)), slot.cpu()
                 said = {signal: value[slot] for signal, value in said.items()}
-                for method in schedule.ahead:
-                    remaining = remaining.after(method)
+            arriving = None if slot is None else len(slot)
+            foreseen = schedule.foresee(image.seen, arriving, len(self.family.decoder_layers))
+            way.append(foreseen)
             dense = dense_slots(image.seen, image.layout)[dense]
             places, marks = every, np.empty((2, 0), dtype=np.int64)
             if image.layout.structural:
@@ -279,13 +284,13 @@ class Descent:
                     places,
                     layout,
                     image.seen,
-                    remaining,
+                    foreseen.remaining,
                     dense,
                     image.layout,
                     marks,
                     slot,
                     said,
-                    schedule.inside(len(dense), len(self.family.decoder_layers)),
+                    foreseen.methods,
                     text,
                     end,
                     image.cut.span,
@@ -297,9 +302,41 @@ class Descent:
             # What beams have said since doesn't part them.
             self._lead(ids[:, : self.made_for], order)
         lengths = (columns >= 0).sum(axis=1).tolist()
+        self._check(way, lengths)
         self._line = _Line(cut.columns, lengths, cut.restore_index(), positions, cut.following)
         if 0 in self._watched:
             self._at_start = {number: self._places([number]) for number in range(len(images))}
+
+    def _check(self, way: Sequence[Foreseen], lengths: Sequence[int]) -> None:
+        """Whether each step will find what it needs: once a layer has run, a cache holds what it read.
+
+        Args:
+            way: of each image.
+            lengths: of each row.
+
+        Raises:
+            FoveateError: a step reads text where there is none, or leaves nothing of a row.
+        """
+        gone: dict[int, list[tuple[int, int]]] = {}
+        for image, foreseen in zip(self.images, way, strict=True):
+            if not image.text:
+                for layer in foreseen.reached:
+                    if any(map(reads_text, image.methods[layer].needs)):
+                        raise FoveateError(
+                            f"{self._steps[layer]} at layer {layer} reads the question, and an image came without any "
+                            "text; put the question into the prompt"
+                        )
+            if foreseen.reached and not foreseen.left:
+                gone.setdefault(image.row, []).append((foreseen.reached[-1], len(image.every)))
+        for row, images in gone.items():
+            if sum(count for _, count in images) == lengths[row]:
+                raise self._bare(max(layer for layer, _ in images))
+
+    def _bare(self, layer: int) -> FoveateError:
+        return FoveateError(
+            f"{self._steps[layer]} at layer {layer} leaves a row without any token: it has no text; put some into the "
+            "prompt, or keep some visual tokens"
+        )
 
     def _lead(self, ids: Tensor, order: Sequence[int]) -> None:
         """Let the same image at the same place of the same prompt share one plan, whatever rounding does."""
@@ -472,7 +509,7 @@ class Descent:
                 keep[image.row, stay[number]] = True
         lengths = keep.sum(axis=1)
         if not lengths.min():
-            raise FoveateError(f"{self._steps[layer]} at layer {layer} leaves a row without any token: it has no text")
+            raise self._bare(layer)
         narrow = int(lengths.max())
         lead = narrow - lengths
         landing = keep.cumsum(axis=1) - 1 + lead[:, None]
@@ -565,8 +602,6 @@ class Descent:
         """What the decoder says of images with texts of one length."""
         reads = any(map(reads_text, needs))
         places = self._places(members, reads)
-        if reads and not places.text.shape[1]:
-            raise FoveateError(f"layer {here.layer} reads the question, and an image came without any text")
         embedded = None
         if any(isinstance(need, DecoderInput) for need in needs):
             embedded = self._inputs[0].hidden, Places.of([self._at_start[number] for number in members])

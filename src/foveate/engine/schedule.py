@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from foveate.engine.encoder import needs_inside
 from foveate.engine.watch import resize_mode
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, KeepError
 from foveate.methods import Method, PixelMethod
+from foveate.methods.tiles import Remaining
 from foveate.models import Family, families_at
 from foveate.models.fingerprint import fingerprint
 from foveate.spec import Spec, Step, parse
-from foveate.tokens import EncoderAttention, EncoderKeys, Place, Signal, Text
+from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Place, Segment, Signal, Text
 
 _ORDER = {"pixels": 0, "encoder": 1, "features": 2, "input": 3}
 
@@ -28,6 +29,23 @@ class DepthStep:
 
     layer: int
     method: Method
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """What is known of an image's way through the decoder before its first layer runs.
+
+    Attributes:
+        remaining: what enters the decoder, as the layout tells.
+        methods: what acts on it, per layer.
+        reached: the layers where a step finds some token of it.
+        left: content tokens behind the last step, at most.
+    """
+
+    remaining: Remaining
+    methods: dict[int, Method]
+    reached: tuple[int, ...]
+    left: int
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,7 @@ class Schedule:
     depth: tuple[DepthStep, ...]
     encoding: str
     encoder: Method | None = None
+    _foreseen: dict[tuple[Layout, int | None], Foreseen] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def ahead(self) -> tuple[Method, ...]:
@@ -67,6 +86,41 @@ class Schedule:
         if not any(step.method.keep.mean is not None for step in self.depth):
             return {step.layer: step.method for step in self.depth}
         return dict(zip(places, self.depth[0].method.at_layers(places, arriving, layers), strict=True))
+
+    def foresee(self, seen: Layout, arriving: int | None, layers: int) -> Foreseen:
+        """What becomes of an image inside a decoder of `layers` layers; remembered, for many images have one layout.
+
+        Args:
+            seen: the layout that the encoder saw.
+            arriving: how many of its tokens enter the decoder; None for all of them, where nothing acts ahead of it.
+            layers: of the decoder.
+
+        Raises:
+            FoveateError: a step keeps per tile, and it isn't known how many tokens each tile has.
+            KeepError: a step would keep more than arrives, or a mean over layers that is asked for can't be had.
+        """
+        found = self._foreseen.get((seen, arriving))
+        if found is not None:
+            return found
+        remaining = Remaining.of(seen)
+        left = remaining
+        if arriving is not None:
+            for method in self.ahead:
+                remaining = remaining.after(method)
+            left = replace(remaining, layout=Layout((Segment(1, 1, arriving),)))
+        methods = self.inside(left.layout.content, layers)
+        reached: list[int] = []
+        for layer, method in methods.items():
+            if not left.layout.content:
+                break
+            reached.append(layer)
+            try:
+                left = left.after(method)
+            except KeepError as error:
+                raise KeepError(f"{method} at layer {layer}: {error}") from None
+        found = Foreseen(remaining, methods, tuple(reached), left.layout.content)
+        self._foreseen[seen, arriving] = found
+        return found
 
     @property
     def reads_text(self) -> bool:
