@@ -302,6 +302,31 @@ def test_images_that_were_encoded_before(row: Row, model: Any) -> None:
         generate(model, given(BATCH, encoded))
 
 
+@torch.no_grad()
+def test_the_plan_of_one_question_is_not_the_plan_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a cache a prompt that has become longer follows its plan; one that came with a cache is another's."""
+    (row,) = (row for row in ROWS if row.name == "llava")
+    model = row.model()
+    inputs = row.inputs("t6 A t5")
+    encoded = encode(model, inputs, ["fastv:6@1"])
+    made: list[Any] = []
+    plan = type(parse("fastv:6@1").steps[0].method).plan
+    monkeypatch.setattr(
+        type(parse("fastv:6@1").steps[0].method), "plan", lambda self, tokens: made.append(1) or plan(self, tokens)
+    )
+    del inputs["pixel_values"]
+    question = longer(inputs, torch.tensor([[60, 61, 62, 63]]))
+    for first, expected in (({"use_cache": True}, 2), ({"use_cache": False, "logits_to_keep": 3}, 2), ({}, 2)):
+        outputs = encoder_outputs(model, encoded)
+        made.clear()
+        with apply(model, "fastv:6@1"):
+            model(**inputs, mm_encoder_outputs=outputs, **first)
+            model(**question, mm_encoder_outputs=outputs, use_cache=False)
+            assert len(made) == expected
+            model(**longer(question, torch.tensor([[7]])), mm_encoder_outputs=outputs, use_cache=False)
+            assert len(made) == expected
+
+
 # What holds at `@input` holds inside: the same tests, of a spec with a layer.
 
 INSIDE = ("random:9+pool:0.5@1+stride:3@2", "random:6:positions=pack@1")
@@ -605,6 +630,9 @@ def test_a_cache_that_a_failed_call_has_half_filled_is_refused(spec: str) -> Non
         ("pool:mean=9@1+pool:0.5@2", "must be the only one inside the decoder"),
         ("random:6@2,1", "stands behind a later place"),
         ("resize:0.5@1", "cannot act at @1"),
+        ("cluster:8+pool:16@1", "keep 16 is more than the 8 tokens"),
+        ("random:8@1+pool:16@2", "keep 16 is more than the 8 tokens"),
+        ("cluster:8+pool:mean=20@1", "a mean of 20 tokens over layers, and no more than 8 arrive"),
     ],
 )
 def test_layers_that_cannot_be(row: Row, model: Any, spec: str, message: str) -> None:

@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -96,8 +96,8 @@ class _Pending:
     """The number of each image of the call among them."""
     seen: int = 0
     """How many tokens were passed that the conversation held already."""
-    ids: Tensor | None = None
-    """`(B, S)`, the ids of the new columns, if images came with them."""
+    prompt: _Prompt | None = None
+    """What is to be remembered of the call if it leaves no cache."""
 
     def restore_index(self, hidden: Tensor, layer: int | None = None) -> Tensor | None:
         """For each column that the caller passed, the place in `hidden` that stands for it; None: its own.
@@ -122,15 +122,40 @@ class _Known:
         plans: what became of each image before the decoder.
         entry: the number of the first one in the report.
         signals: what the encoder said of each of them, for steps inside the decoder.
-        ids: of the first prompt that they came with, without a cache.
-        inside: the plans that were made inside the decoder for that prompt, in order.
+        prompt: the last one that they came with and that left no cache, before something was said behind it.
     """
 
     plans: list[ImagePlan]
     entry: int
     signals: Mapping[Signal, Sequence[Tensor]]
-    ids: Tensor | None = None
-    inside: list[Plan] = field(default_factory=list)
+    prompt: _Prompt | None = None
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """A prompt without a cache, whose plans hold for as long as only something is added behind it.
+
+    Attributes:
+        ids: `(B, S)` int64.
+        mask: `(B, S)`, 0 at padding; None for no padding.
+        last: how many of its last columns made predictions.
+        plans: those that were made inside the decoder, in order.
+    """
+
+    ids: Tensor
+    mask: Tensor | None
+    last: int
+    plans: list[Plan]
+
+    def begins(self, ids: Tensor, mask: Tensor | None, last: int) -> bool:
+        """Whether a call is this prompt, asked for the same and with something behind it."""
+        width = self.ids.shape[1]
+        if last != self.last or ids.shape[0] != self.ids.shape[0] or not torch.equal(ids[:, :width], self.ids):
+            return False
+        if mask is None and self.mask is None:
+            return True
+        one, other = (torch.ones_like(self.ids) if each is None else each[:, :width] for each in (mask, self.mask))
+        return torch.equal(one.bool(), other.bool())
 
 
 class Run:
@@ -283,6 +308,8 @@ class Run:
             output.last_hidden_state = hidden
             if getattr(output, "hidden_states", None) is not None:
                 output.hidden_states = self._between(pending, output.hidden_states)
+        if cache is None and pending.known is not None and pending.prompt is not None:
+            pending.known.prompt = pending.prompt
         if cache is not None and pending.state is not None:
             set_state(cache, pending.state if descent is None else descent.behind(pending.state))
         return output
@@ -305,8 +332,6 @@ class Run:
                 self._ledger.descend(known.entry + number, layer, count)
         self._ledger.milliseconds += descent.milliseconds
         self._ledger.inside += descent.milliseconds
-        if known.ids is None:
-            known.ids, known.inside = pending.ids, descent.plans
 
     # What a call becomes
 
@@ -393,18 +418,21 @@ class Run:
             visual &= cut.columns >= 0
         after = CacheState(past + new, (Held(0, columns, cut.following, padded),), _text_at_end(cut, visual))
         descent = self._descent(call, state, tail, whole, past + new)
+        prompt: _Prompt | None = None
         if descent is not None:
-            if call.get("past_key_values") is None and known.ids is not None and _begins_with(ids, known.ids):
-                descent.plans, descent.made_for = known.inside, known.ids.shape[1]
             asked: Asked = getattr(self._local, "asked", Asked())
+            if asked.labels is None and call.get("past_key_values") is None and not call.get("use_cache"):
+                prompt = known.prompt
+                if prompt is not None and prompt.begins(ids, whole, asked.last):
+                    descent.plans, descent.made_for = prompt.plans, prompt.ids.shape[1]
+                else:
+                    prompt = _Prompt(ids, whole, asked.last, descent.plans)
             descent.prompt(ids, cut, visual, images, order, known.signals, self._schedule, asked)
         call = self._shortened(call, cut, images)
         call["attention_mask"] = mask
         self._ledger.milliseconds += (now(self._device, self._synchronise) - began) * 1e3
         whole_left = cut.columns.shape == ids.shape and not cut.padded
-        return call, _Pending(
-            None if whole_left else cut.restore_index(), after, descent, known, order, ids=ids if descent else None
-        )
+        return call, _Pending(None if whole_left else cut.restore_index(), after, descent, known, order, prompt=prompt)
 
     def _descent(
         self, call: dict[str, Any], state: CacheState | None, tail: int, whole: Tensor | None, length: int
@@ -556,11 +584,6 @@ def _text_at_end(cut: Cut, visual: Tensor) -> Tensor:
     other = visual | (cut.columns < 0) if cut.padded else visual
     width = other.shape[1]
     return width - (other * torch.arange(1, width + 1, device=other.device)).amax()
-
-
-def _begins_with(ids: Tensor, earlier: Tensor) -> bool:
-    """Whether a prompt is an earlier one with something behind it."""
-    return ids.shape[0] == earlier.shape[0] and torch.equal(ids[:, : earlier.shape[1]], earlier)
 
 
 def _last(call: dict[str, Any], count: int) -> dict[str, Any]:

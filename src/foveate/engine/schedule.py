@@ -141,6 +141,7 @@ def schedule(spec: str | Spec, family: Family) -> Schedule:
     Raises:
         FoveateError: a step acts at a place that is not supported yet or that this decoder doesn't have, steps stand
             in another order than the model runs, or a method asks for a signal that the family lacks.
+        KeepError: a step would keep more than an earlier one leaves, whatever the image.
         SpecError: the spec is malformed.
     """
     spec = parse(spec) if isinstance(spec, str) else spec
@@ -197,6 +198,7 @@ def schedule(spec: str | Spec, family: Family) -> Schedule:
         raise FoveateError("a spec has at most one step at @pixels; give the last size at once")
     if len(encoder) > 1:
         raise FoveateError("a spec has at most one step at @encoder, which acts in front of every layer there")
+    _check_budgets(spec, (*encoder, *features, *inputs, *(each.method for each in depth)))
     return Schedule(
         spec,
         pixels[0] if pixels else None,
@@ -206,6 +208,34 @@ def schedule(spec: str | Spec, family: Family) -> Schedule:
         encoding="+".join(encoding),
         encoder=encoder[0] if encoder else None,
     )
+
+
+def _check_budgets(spec: Spec, methods: Sequence[Method]) -> None:
+    """Whether each step can find as many tokens as it keeps, as far as that is known before there is an image.
+
+    Raises:
+        KeepError: it can't.
+    """
+    left: Remaining | None = None
+    for method in methods:
+        tokens, mean = method.keep.tokens, method.keep.mean
+        if left is None:
+            # A number of tokens is the first thing that is known of an image of any size.
+            if tokens is not None and method.per == "image":
+                left = Remaining(Layout((Segment(1, 1, tokens),)), None, not method.ragged)
+            continue
+        most = left.layout.content
+        if mean is not None and mean > most:
+            raise KeepError(
+                f"{spec}: a mean of {mean} tokens over layers, and no more than {most} arrive; ask for less"
+            )
+        # How many tokens each tile has is not known, and a tile with fewer than its budget keeps all.
+        if mean is not None or method.per == "tile" or not most:
+            continue
+        try:
+            left = left.after(method)
+        except KeepError as error:
+            raise KeepError(f"{spec}: {error}") from None
 
 
 def _check_inside(step: Step, method: Method, family: Family) -> None:
