@@ -52,6 +52,15 @@ def test_one_image_is_right_and_two_are_refused(name):
         VoCoMemory.moved(a, 7)
 
 
+def test_frequencies_that_follow_the_length_are_refused():
+    model = BY_NAME["internvl"].model()
+    assert frequencies(family_of(model)).shape[0]
+    rotary = family_of(model).decoder.rotary_emb
+    for name in ("dynamic", "longrope"):
+        rotary.rope_type = name
+        assert not frequencies(family_of(model)).shape[0]
+
+
 def test_layers_that_remember_no_keys_are_refused():
     model = BY_NAME["lfm2_vl"].model()
     with pytest.raises(UnsupportedFamily, match="something else than keys"):

@@ -36,7 +36,10 @@ def frequencies(family: Family) -> Float[Tensor, "half"]:
         UnsupportedFamily: a layer remembers something else than keys and values.
     """
     decoder: Any = family.decoder
-    found = getattr(getattr(decoder, "rotary_emb", None), "inv_freq", None)
+    rotary = getattr(decoder, "rotary_emb", None)
+    # These follow the length of the conversation, so what holds at its beginning doesn't hold behind it.
+    moving = any(name in str(getattr(rotary, "rope_type", "")) for name in ("dynamic", "longrope"))
+    found = None if moving else getattr(rotary, "inv_freq", None)
     if decoder not in _turns:
         keys = _keys_at_two_positions(family)
         _turns[decoder] = found is not None and _explain(found.detach().float(), keys)
