@@ -58,6 +58,11 @@ def test_a_model_beside_its_adapter_stays(tmp_path, kind):
     model.save_pretrained(tmp_path)
     before = names(tmp_path)
     kind(model).save_pretrained(tmp_path)
+    # Whoever may read what this user writes may read all of it.
+    (tmp_path / "plain").write_text("")
+    for name in set(names(tmp_path)) - set(before):
+        assert (tmp_path / name).stat().st_mode == (tmp_path / "plain").stat().st_mode, name
+    (tmp_path / "plain").unlink()
     assert set(before) < set(names(tmp_path))
     kind.from_pretrained(tmp_path)
 
@@ -96,10 +101,10 @@ def test_what_fails_leaves_all_as_it_was(tmp_path, fail, error, text):
     with pytest.raises(error, match=text), written(tmp_path / "adapter", PARTS) as folder:
         fail(folder)
     assert names(tmp_path) == []
-    write(tmp_path / "adapter", "old", "weights")
+    write(tmp_path / "adapter", "old", "weights", "settings")
     with pytest.raises(error, match=text), written(tmp_path / "adapter", PARTS) as folder:
         fail(folder)
-    assert contents(tmp_path) == {"adapter/weights": "old"}
+    assert contents(tmp_path) == {"adapter/weights": "old", "adapter/settings": "old"}
 
 
 @pytest.mark.parametrize("last", range(6))

@@ -52,6 +52,10 @@ def written(directory: str | Path, parts: Sequence[str]) -> Iterator[Path]:
         # Within it, so that it is on the same disk: a folder may be one by itself, in one that nobody may write to.
         new = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=final))
         yield new
+        # safetensors lets nobody else read what it writes; the settings are as readable as this user's files are.
+        mode = (new / parts[-1]).stat().st_mode
+        for path in new.rglob("*.safetensors"):
+            path.chmod(mode)
         _take_place(new, final, parts)
         made = False
     except (OSError, SafetensorError) as error:
