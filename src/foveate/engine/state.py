@@ -171,7 +171,8 @@ class _RowsMoved:
     def __call__(self, rows: Tensor) -> None:
         cache: Any = self._cache()
         state: CacheState | None = getattr(cache, _ATTRIBUTE, None)
-        before = cache.layers[0].keys.shape[0]
+        # Layers of linear attention hold no keys; a decoder has others, too.
+        before = next(layer.keys.shape[0] for layer in cache.layers if isinstance(getattr(layer, "keys", None), Tensor))
         getattr(type(cache), self._name)(cache, rows)
         if state is not None:
             state = state.rows(before)
