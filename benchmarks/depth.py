@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -84,7 +85,8 @@ def read() -> argparse.Namespace:
         help="layers may be written as shares of the depth: pool:0.25@{1/4}",
     )
     parser.add_argument("--words", type=int, default=64, help="text tokens of the prompt")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=4, help="at least")
+    parser.add_argument("--seconds", type=float, default=15, help="at least, so small decoders take more turns")
     parser.add_argument("--steps", type=int, default=16, help="of decoding, per turn")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
@@ -218,7 +220,10 @@ def measure(
 
     times: dict[str, list[float]] = {name: [] for name in ("dense", "ideal", "ours", "dense_step", "our_step", "plan")}
     dense_features = family.encode({"pixel_values": pixels})
-    for turn in range(arguments.turns + 1):
+    began = time.perf_counter()
+    for turn in itertools.count():
+        if turn > arguments.turns and time.perf_counter() - began > arguments.seconds:
+            break
         caches: dict[str, Any] = {}
         prefill(dense_features)
         dense = clock(lambda: caches.update(dense=prefill(dense_features)))  # noqa: B023
@@ -244,6 +249,7 @@ def measure(
         return statistics.median(a / b for a, b in zip(times[one], times[other], strict=True))
 
     return {
+        "turns": len(times["ours"]),
         "mean_over_layers": round(sum(counts) / len(counts), 1),
         **{f"{name}_ms": round(statistics.median(values), 3) for name, values in times.items()},
         "ours_to_ideal": round(ratio("ours", "ideal"), 4),

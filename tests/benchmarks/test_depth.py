@@ -11,7 +11,20 @@ SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "depth.py"
 def test_it_runs(tmp_path: Path) -> None:
     """The cache's length at every layer is checked by the script itself, against the plan and the steps decoded."""
     out = tmp_path / "depth.json"
-    options = ["--decoders", "tiny*2", "--specs", "fastv:0.5@{1/4}", "--turns", "1", "--steps", "2", "--threads", "1"]
+    options = [
+        "--decoders",
+        "tiny*2",
+        "--specs",
+        "fastv:0.5@{1/4}",
+        "--turns",
+        "1",
+        "--seconds",
+        "0",
+        "--steps",
+        "2",
+        "--threads",
+        "1",
+    ]
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *options, "--words", "8", "--out", str(out)],
         capture_output=True,
