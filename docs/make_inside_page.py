@@ -21,8 +21,9 @@ HEAD = """\
 `fastv:0.5@2` leaves half of the visual tokens from decoder layer 2 on. This page says what that takes beside what it
 saves: the prefill under `apply` beside the dense one and beside the *ideal*, which makes embeddings of ids and features
 and then runs the same layers in a loop, each given as many columns as the plan leaves it, with no plan made, no prompt
-read and no hook on. Each prefill is the second of two in a row. A step of decoding stands beside the dense one. What methods inside the decoder cost in accuracy is in [accuracy.md](accuracy.md), and how they
-work in [design.md](design.md#inside-the-decoder).
+read and no hook on. Each prefill is the second of two in a row. A step of decoding stands beside the dense one. What
+methods inside the decoder cost in accuracy is in [accuracy.md](accuracy.md), and how they work in
+[design.md](design.md#inside-the-decoder).
 
 ```text
 COMMAND
@@ -90,8 +91,8 @@ def _told(rows: Sequence[dict[str, Any]]) -> str:
         text += "All meet it. "
     text += (
         f"On one prompt of the reference model {min(extra):.0f} to {max(extra):.0f} ms are added: small operations "
-        "that read the prompt, make the plan, cut the columns and give the caller all of them back. Their number doesn't "
-        "grow with the model. "
+        "that read the prompt, make the plan, cut the columns and give the caller all of them back. Their "
+        "number doesn't grow with the model. "
     )
     slow = [row for row in rows if row["step_to_dense"] > 1]
     text += (
