@@ -289,12 +289,10 @@ class Run:
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         pending: _Pending | None = getattr(self._local, "pending", None)
-        self._local.pending = None
         if pending is None:
             return None
         descent = pending.descent
         if descent is not None:
-            self._decoder.start(None)
             self._remember(pending, descent)
         hidden = output[0]
         restore = pending.restore_index(hidden)

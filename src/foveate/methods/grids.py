@@ -85,15 +85,15 @@ def _cells(
     tall: int, wide: int, frames: int, height: int, width: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Of one segment: the cell of each token, and the token in the middle of each cell; nobody may change them."""
-    row, row_middle = _axis(tall, height)
-    column, column_middle = _axis(wide, width)
+    row, row_middle = axis(tall, height)
+    column, column_middle = axis(wide, width)
     frame = np.arange(frames)[:, None, None]
     cell = (frame * height + row[:, None]) * width + column
     middle = (frame * tall + row_middle[:, None]) * wide + column_middle
     return cell.flatten(), middle.flatten()
 
 
-def _axis(size: int, parts: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def axis(size: int, parts: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Cut an axis into equal parts: the part of each place, and the middle place of each part (the lower of two)."""
     part = np.arange(size) * parts // size
     first = -(-np.arange(parts + 1) * size // parts)

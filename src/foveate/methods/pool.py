@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from foveate.methods.base import Method
+from foveate.methods.grids import axis
 from foveate.plan import Plan
 from foveate.spec import register
 from foveate.tokens import VisualTokens
@@ -57,10 +58,8 @@ class Pool(Method):
 @functools.lru_cache(maxsize=256)
 def _runs(count: int, kept: int, remainder: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """The run of each token, -1 = none, and the middle place of each run; nobody may change them."""
-    place, number = np.arange(count), np.arange(kept + 1)
-    if remainder == "drop":
-        run = count // kept
-        group, first = np.where(place < kept * run, place // run, -1), number * run
-    else:
-        group, first = place * kept // count, -(-number * count // kept)
-    return group, (first[:-1] + first[1:] - 1) // 2
+    if remainder == "spread":
+        return axis(count, kept)
+    run = count // kept
+    whole, middle = axis(kept * run, kept)
+    return np.pad(whole, (0, count - kept * run), constant_values=-1), middle
