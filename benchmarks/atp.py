@@ -32,12 +32,12 @@ from PIL import Image
 import foveate
 from foveate.bench.results import write_whole
 from foveate.bench.statistics import difference_interval, mean_interval
-from foveate.cost import cost
+from foveate.costmodel import cost
 from foveate.engine import signals
+from foveate.families import family_of
+from foveate.loading import load
 from foveate.methods.atp import ATP, ATPLayer
-from foveate.models import family_of
 from foveate.plan import Plan
-from foveate.reference.load import load
 from foveate.scenes import Scene, test_set
 from foveate.tokens import Layout, Segment, Text
 from foveate.train.batches import IGNORE, Batches

@@ -32,10 +32,10 @@ from transformers import DynamicCache
 
 import foveate
 from foveate.bench.results import write_whole
-from foveate.cost.device import processor
+from foveate.costmodel.device import processor
 from foveate.engine import apply
 from foveate.engine.count import tokens_per_layer
-from foveate.models import family_of
+from foveate.families import family_of
 
 SHAPES = {
     "0.5B": {"hidden": 896, "layers": 24, "heads": 14, "kv_heads": 2, "ffn": 4864},

@@ -35,10 +35,10 @@ from foveate.bench.answers import Asker
 from foveate.bench.results import write_whole
 from foveate.bench.statistics import mean_interval
 from foveate.bench.tasks import Task, normalised
-from foveate.cost.device import processor
+from foveate.costmodel.device import processor
 from foveate.engine import encode
-from foveate.models import family_of
-from foveate.reference.load import load_model, load_processor
+from foveate.families import family_of
+from foveate.loading import load_model, load_processor
 from foveate.spec import Spec, parse
 from foveate.train.estimate import stage_flops
 from foveate.train.recipe import DENSE, Recipe, parse_recipe

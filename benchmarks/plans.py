@@ -26,7 +26,7 @@ from as_structured import RULES
 from torch import Tensor
 
 from foveate.bench.results import write_whole
-from foveate.cost.device import processor
+from foveate.costmodel.device import processor
 from foveate.methods import Method, PixelMethod
 from foveate.spec import method_class, method_names, parse
 from foveate.tokens import (

@@ -38,14 +38,14 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from foveate.bench.results import write_whole
-from foveate.cost import device as device_of
-from foveate.cost import read_model
-from foveate.cost.device import SIZES, processor
-from foveate.cost.estimate import count
-from foveate.cost.pictures import grid_picture
+from foveate.costmodel import device as device_of
+from foveate.costmodel import read_model
+from foveate.costmodel.device import SIZES, processor
+from foveate.costmodel.estimate import count
+from foveate.costmodel.pictures import grid_picture
 from foveate.engine import apply, timed, timing
 from foveate.errors import FoveateError
-from foveate.models import family_of
+from foveate.families import family_of
 from foveate.spec import parse
 
 KEEP = 0.111

@@ -37,7 +37,7 @@ from transformers import DynamicCache
 import foveate
 from foveate.bench.statistics import difference_interval, mean_interval
 from foveate.engine import encode
-from foveate.models import Family, family_of
+from foveate.families import Family, family_of
 from foveate.scenes import CLIP_SKILLS, Scene, clip, test_set
 from foveate.tokens import Layout, Segment
 from foveate.train import checkpoint as files

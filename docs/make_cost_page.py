@@ -7,10 +7,10 @@ import textwrap
 
 from pages import DOCS, write
 
-from foveate.cost import check, cost, devices, published
-from foveate.cost.device import Device
-from foveate.cost.papers import decoder_flops, figures
-from foveate.cost.vision import counted
+from foveate.costmodel import check, cost, devices, published
+from foveate.costmodel.device import Device
+from foveate.costmodel.papers import decoder_flops, figures
+from foveate.costmodel.vision import counted
 
 _UNITS = {"share": " of all", "TFLOPs": " TFLOPs", "GFLOPs": " GFLOPs", "MB": " MB"}
 CALIBRATIONS = {"float32": "calibration", "bfloat16": "calibration-bfloat16"}

@@ -8,7 +8,7 @@ import re
 
 from pages import write
 
-from foveate.models import Family, Generic, family_class, supported
+from foveate.families import Family, Generic, family_class, supported
 
 HEAD = """\
 # Families
@@ -33,7 +33,7 @@ Your own family is one file, here or in a package of its own: [add a family](add
 def pages() -> dict[str, str]:
     """Every page, by its path inside docs/."""
     ours = [family_class(_Kind(name)) for name in supported()]
-    ours = [family for family in ours if family.__module__.startswith("foveate.models.")]
+    ours = [family for family in ours if family.__module__.startswith("foveate.families.")]
     return {
         "families.md": HEAD + "".join(_row(family) for family in (*ours, Generic)) + OTHERS,
         **{f"families/{family.name}.md": _page(family) for family in (*ours, Generic)},

@@ -19,9 +19,9 @@ from every_method import every  # noqa: E402
 from pages import write  # noqa: E402
 from random_models import Pictures, configuration  # noqa: E402
 
-from foveate.cost import Device, check, device, read_model  # noqa: E402
-from foveate.cost.estimate import Cost, Model, count  # noqa: E402
-from foveate.cost.pictures import grid_picture  # noqa: E402
+from foveate.costmodel import Device, check, device, read_model  # noqa: E402
+from foveate.costmodel.estimate import Cost, Model, count  # noqa: E402
+from foveate.costmodel.pictures import grid_picture  # noqa: E402
 from foveate.errors import KeepError  # noqa: E402
 
 PICTURE = DOCS / "pictures" / "faster.png"

@@ -13,7 +13,7 @@ from typing import Any
 from pages import write
 
 from foveate.bench.statistics import Interval, difference_interval
-from foveate.cost import read_model
+from foveate.costmodel import read_model
 from foveate.train.estimate import Sample, measure
 from foveate.train.recipe import DENSE, Recipe, parse_recipe
 from foveate.train.timetable import PUBLISHED, published

@@ -15,8 +15,8 @@ from pages import write
 
 from foveate import FoveateError, FoveateWarning
 from foveate.engine.schedule import schedule
+from foveate.families import Family, Generic, family_of, supported
 from foveate.methods.listing import Listing, listing
-from foveate.models import Family, Generic, family_of, supported
 from foveate.spec import method_class
 
 HEAD = """\

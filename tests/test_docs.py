@@ -15,7 +15,7 @@ import torch
 from pages import write
 
 import foveate
-from foveate import models, spec
+from foveate import families, spec
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -56,8 +56,8 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a page registers is forgotten after its test."""
     spec.method_names()
     monkeypatch.setattr(spec, "_methods", dict(spec._methods))
-    models.supported()
-    monkeypatch.setattr(models.registry, "_families", dict(models.registry._families))
+    families.supported()
+    monkeypatch.setattr(families.registry, "_families", dict(families.registry._families))
     for folder in ("families", "methods"):
         monkeypatch.syspath_prepend(str(ROOT / "tests" / folder))
 
@@ -172,7 +172,7 @@ def test_add_a_family(tmp_path: Path) -> None:
     import test_signals
 
     page = run("add-a-family.md", tmp_path)
-    models.register_family(page.VipLlava)
+    families.register_family(page.VipLlava)
     row = page.ROW
     model = row.model()
     test_contract.test_swapping_the_image_changes_the_logits(row, model)
@@ -195,7 +195,7 @@ def test_a_family_in_a_package_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     assert line == 'vipllava = "my_package.vipllava"'
     code = blocks("add-a-family.md")[0]
     code = code.replace("class VipLlava", "@register_family\nclass VipLlava")
-    code = code.replace("import Family\n", "import Family\nfrom foveate.models import register_family\n")
+    code = code.replace("import Family\n", "import Family\nfrom foveate.families import register_family\n")
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package" / "__init__.py").touch()
     (tmp_path / "my_package" / "vipllava.py").write_text(code)
@@ -207,10 +207,10 @@ def test_a_family_in_a_package_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [name for name in sys.modules if name.split(".")[0] == "my_package"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(models.registry, "_loaded", False)
-    assert "vipllava" in models.supported()
+    monkeypatch.setattr(families.registry, "_loaded", False)
+    assert "vipllava" in families.supported()
     config = type("Config", (), {"model_type": "vipllava"})
-    assert models.family_class(config).__module__ == "my_package.vipllava"
+    assert families.family_class(config).__module__ == "my_package.vipllava"
 
 
 def test_the_signatures_in_the_design_are_the_real_ones() -> None:
@@ -251,7 +251,7 @@ def test_what_a_page_names_is_there(page: Path) -> None:
     for path in re.findall(r"`((?:src|tests|docs|examples|recipes)/[\w./-]+)`", text):
         assert (ROOT / path).exists() or path in {
             "src/foveate/methods/norm.py",
-            "src/foveate/models/vipllava.py",
+            "src/foveate/families/vipllava.py",
         }, path
     for name in re.findall(r"`(test_\w+)`", text):
         sources = (each.read_text() for each in (ROOT / "tests").rglob("test_*.py"))

@@ -1,6 +1,7 @@
 """The package's face: lazy names, and nothing heavy behind `import foveate`."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import foveate
+from foveate import renamed
 
 
 def _run(code: str) -> str:
@@ -34,12 +36,16 @@ def test_every_public_name_is_there():
     assert set(foveate.__all__) <= set(dir(foveate))
 
 
-def test_reference_is_callable_whoever_imported_the_package_first():
-    assert _run("import foveate.reference, foveate; print(callable(foveate.reference))") == "True"
-    assert (
-        _run("import foveate; foveate.reference; import foveate.reference; print(callable(foveate.reference))")
-        == "True"
-    )
+def test_cost_and_reference_stay_functions():
+    code = "import foveate, foveate.costmodel, foveate.embedded; import foveate.costmodel.command; "
+    assert _run(code + "print(type(foveate.cost).__name__, type(foveate.reference).__name__)") == "function function"
+
+
+@pytest.mark.parametrize(("old", "new"), renamed.NEW_NAMES.items())
+def test_old_module_names_say_the_new_one(old: str, new: str):
+    with pytest.raises(ImportError, match=rf"{old} was renamed; import {new} instead"):
+        importlib.import_module(old)
+    assert importlib.import_module(new)
 
 
 def test_the_code_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -12,17 +12,21 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from foveate.renamed import refuse_old_names
+
 if TYPE_CHECKING:
     from foveate.atp import ATP
-    from foveate.cost import Cost, Device, cost
+    from foveate.costmodel import Cost, Device, cost
+    from foveate.embedded import reference
     from foveate.engine import Encoded, Report, Run, ShortInputs, apply, compress, encode, timed
     from foveate.errors import FoveateError, FoveateWarning
     from foveate.methods import Method, PixelMethod, ScoredMethod
     from foveate.plan import Plan
-    from foveate.reference import reference
     from foveate.spec import Spec, Step, parse, register
     from foveate.tokens import EncoderAttention, EncoderKeys, Keep, Layout, Segment, VisualTokens
     from foveate.voco import MemoryStore, VoCo, VoCoMemory
+
+refuse_old_names()
 
 __version__ = "0.1.0"
 
@@ -63,12 +67,12 @@ __all__ = [
 
 _HOME = {
     "foveate.atp": ("ATP",),
-    "foveate.cost": ("cost", "Cost", "Device"),
+    "foveate.costmodel": ("cost", "Cost", "Device"),
     "foveate.engine": ("apply", "compress", "encode", "timed", "Run", "Report", "ShortInputs", "Encoded"),
     "foveate.errors": ("FoveateError", "FoveateWarning"),
     "foveate.methods": ("Method", "ScoredMethod", "PixelMethod"),
     "foveate.plan": ("Plan",),
-    "foveate.reference": ("reference",),
+    "foveate.embedded": ("reference",),
     "foveate.spec": ("parse", "register", "Spec", "Step"),
     "foveate.tokens": ("Keep", "Layout", "Segment", "VisualTokens", "EncoderAttention", "EncoderKeys"),
     "foveate.voco": ("VoCo", "VoCoMemory", "MemoryStore"),

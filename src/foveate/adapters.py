@@ -17,7 +17,7 @@ SHIPPED: Final = "shipped"
 
 def shipped(kind: str) -> Path:
     """The folder of the embedded model's adapter of a kind, such as "atp"."""
-    return Path(__file__).parent / "reference" / kind
+    return Path(__file__).parent / "embedded" / kind
 
 
 @contextmanager

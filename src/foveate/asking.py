@@ -17,7 +17,7 @@ from foveate.engine import apply, timed
 from foveate.engine.count import tokens_after
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
-from foveate.models import family_of
+from foveate.families import family_of
 from foveate.spec import Spec
 from foveate.tokens import Layout
 

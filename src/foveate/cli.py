@@ -103,8 +103,8 @@ def ask(
         from foveate.asking import ask as answer_one
         from foveate.asking import check_question, image_layout, prompt
         from foveate.engine.count import tokens_after
-        from foveate.models import family_of
-        from foveate.reference.load import load_model, load_processor, skeleton
+        from foveate.families import family_of
+        from foveate.loading import load_model, load_processor, skeleton
         from foveate.spec import parse
         from foveate.view import writable
 
@@ -206,8 +206,8 @@ def count(
     with _progress("Counting"):
         from foveate.asking import image_layout, prompt
         from foveate.engine.count import tokens_between, tokens_per_layer
-        from foveate.models import family_of
-        from foveate.reference.load import load_processor, skeleton
+        from foveate.families import family_of
+        from foveate.loading import load_processor, skeleton
         from foveate.spec import parse
 
         specs = [parse(text) for text in spec or []]
@@ -294,7 +294,7 @@ def find_layer(
         from foveate.bench.layers import find_layer as search
         from foveate.bench.layers import practice, rule_of
         from foveate.bench.tasks import jsonl
-        from foveate.reference.load import load_model, load_processor
+        from foveate.loading import load_model, load_processor
 
         # Everything that can be wrong is looked at before the model is loaded.
         rule = str(rule_of(rule).method)
@@ -341,7 +341,7 @@ def train(context: typer.Context) -> None:
 )
 def cost(context: typer.Context) -> None:
     """Tell FLOPs, cache, memory and time of a call from a model's configuration alone, dense and compressed."""
-    from foveate.cost.command import cost as command
+    from foveate.costmodel.command import cost as command
 
     _hand_over(command, "foveate cost", context)
 
@@ -352,7 +352,7 @@ def cost(context: typer.Context) -> None:
 )
 def calibrate(context: typer.Context) -> None:
     """Measure this machine, so that the times of `foveate cost` are its own."""
-    from foveate.cost.command import calibrate as command
+    from foveate.costmodel.command import calibrate as command
 
     _hand_over(command, "foveate calibrate", context)
 

@@ -10,8 +10,8 @@ from rows import ROWS, Row
 import foveate
 from foveate.atp import ATP, budget_loss, soft_masks
 from foveate.errors import FoveateError, KeepError, UnsupportedFamily
+from foveate.families import family_of
 from foveate.methods.thresholds import PARTS
-from foveate.models import family_of
 
 FAMILIES = [row for row in ROWS if row.name in ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl")]
 BATCH = ("t6 A t5", "t2 B t9 A t3", "t3 C t4")
@@ -293,7 +293,7 @@ def test_what_is_refused(tmp_path):
 
 def test_what_it_takes():
     """The thresholds are nothing beside the model; what they look at is queries of three layers, once more."""
-    from foveate.cost import cost
+    from foveate.costmodel import cost
 
     adapter, (model, _) = ATP.from_pretrained(), foveate.reference()
     weights = sum(weight.numel() for weight in adapter.parameters())

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tiny import TOKENS, recipe, write_tiny
 
 import foveate
-from foveate.reference.load import load
+from foveate.loading import load
 from foveate.train.batches import Batches
 from foveate.train.recipe import RecipeError, parse_recipe
 from foveate.train.run import run
@@ -52,7 +52,7 @@ def test_thresholds_alone_and_resumed(tiny: Path, tmp_path: Path) -> None:
 
     model, processor = load(tiny)
     rows = Scenes(4, turns=1)
-    batch = Batches(processor, foveate.models.family_of(model))([(n, rows[n]) for n in range(4)])
+    batch = Batches(processor, foveate.families.family_of(model))([(n, rows[n]) for n in range(4)])
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
     with torch.no_grad(), foveate.apply(model, f"atp:adapter={found}") as applied:
         model(**inputs)

@@ -63,7 +63,7 @@ def deep_model() -> Any:
 def processor() -> Any:
     from transformers import AutoProcessor
 
-    from foveate.reference import PATH
+    from foveate.embedded import PATH
 
     made = AutoProcessor.from_pretrained(PATH, local_files_only=True)
     made.patch_size = 48

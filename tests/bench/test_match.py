@@ -4,7 +4,7 @@ import pytest
 
 from foveate.bench.configurations import name_of
 from foveate.bench.match import matched
-from foveate.cost import cost, read_model
+from foveate.costmodel import cost, read_model
 
 SIZE = (192, 192)
 LAYERS, WHOLE = 12, 576

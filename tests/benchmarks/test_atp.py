@@ -56,7 +56,7 @@ def test_it_runs_and_goes_on(
 
 def test_it_draws(benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stays of scenes, layer by layer, and the budgets' two panels, from known figures."""
-    shutil.copytree(ROOT / "src" / "foveate" / "reference" / "atp", tmp_path / "144-tokens" / "atp")
+    shutil.copytree(ROOT / "src" / "foveate" / "embedded" / "atp", tmp_path / "144-tokens" / "atp")
     given = ["draw", "--questions", "30", "--work", str(tmp_path), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["atp.py", *given])
     benchmark.main()

@@ -4,8 +4,8 @@ import pytest
 import torch
 from commands import Commands
 
-from foveate.reference import PATH
-from foveate.reference.load import load
+from foveate.embedded import PATH
+from foveate.loading import load
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +16,7 @@ def reference_model():
 @pytest.fixture
 def run(monkeypatch, reference_model):
     """Commands on the embedded model; its parts are handed out instead of loaded again."""
-    import foveate.reference.load as module
+    import foveate.loading as module
 
     model, processor = reference_model
     whole, processors = module.load_model, module.load_processor
@@ -30,7 +30,7 @@ def run(monkeypatch, reference_model):
 @pytest.fixture
 def refuse(monkeypatch):
     """Commands that must refuse before any weight is read."""
-    import foveate.reference.load as module
+    import foveate.loading as module
 
     def loaded(path=None):
         raise AssertionError("the model was loaded before the input was checked")

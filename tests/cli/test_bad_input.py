@@ -189,7 +189,7 @@ def test_from_a_shell():
 
 
 def test_the_library_raises_the_same(tmp_path):
-    from foveate.reference.load import load
+    from foveate.loading import load
 
     with pytest.raises(FoveateError, match="there is no model directory"):
         load(tmp_path / "none")

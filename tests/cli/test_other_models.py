@@ -83,7 +83,7 @@ def directory_of_qwen(tmp_path_factory):
 
 @pytest.fixture
 def qwen(directory_of_qwen, monkeypatch):
-    import foveate.reference.load as module
+    import foveate.loading as module
 
     monkeypatch.setattr(module, "load_processor", lambda path=None: Processor())
     return directory_of_qwen

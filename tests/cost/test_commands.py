@@ -7,9 +7,9 @@ import pytest
 from commands import Commands
 
 from foveate.cli import app
-from foveate.cost import published
-from foveate.cost.device import read_devices
-from foveate.reference import PATH
+from foveate.costmodel import published
+from foveate.costmodel.device import read_devices
+from foveate.embedded import PATH
 
 
 @pytest.fixture

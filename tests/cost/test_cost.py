@@ -17,16 +17,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate
-from foveate.cost import break_even, device, devices, published, read_model
-from foveate.cost.calibrate import Calibration, Probe, measure
-from foveate.cost.check import COUNTS, decoders, read
-from foveate.cost.decoder import read_decoder
-from foveate.cost.device import SIZES, Device, at, processor, read_devices, save, user_file
-from foveate.cost.fields import load_config
-from foveate.cost.ops import Op, Part
-from foveate.cost.papers import figures
-from foveate.cost.pictures import Fixed, Flexible, Tiled
-from foveate.cost.vision import read_vision
+from foveate.costmodel import break_even, device, devices, published, read_model
+from foveate.costmodel.calibrate import Calibration, Probe, measure
+from foveate.costmodel.check import COUNTS, decoders, read
+from foveate.costmodel.decoder import read_decoder
+from foveate.costmodel.device import SIZES, Device, at, processor, read_devices, save, user_file
+from foveate.costmodel.fields import load_config
+from foveate.costmodel.ops import Op, Part
+from foveate.costmodel.papers import figures
+from foveate.costmodel.pictures import Fixed, Flexible, Tiled
+from foveate.costmodel.vision import read_vision
 from foveate.errors import FoveateError, FoveateWarning, KeepError, SpecError
 from foveate.methods import Method, method_class, method_names
 from foveate.spec import parse
@@ -175,7 +175,7 @@ def test_sizes_are_those_of_the_processor(factor: int) -> None:
 
 
 def test_tiles_are_the_familys() -> None:
-    from foveate.models import LlavaNext
+    from foveate.families import LlavaNext
 
     config = load_config("llava-next-7b")
     family = object.__new__(LlavaNext)
@@ -268,7 +268,7 @@ def test_measuring_takes_the_shortest_time() -> None:
 
 def test_calibration_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """No time is judged: only that every figure is there, and can be used."""
-    from foveate.cost import calibrate
+    from foveate.costmodel import calibrate
 
     monkeypatch.setattr(calibrate, "_ROWS", (4, 64))
     monkeypatch.setattr(calibrate, "_QUERIES", (16, 64))

@@ -9,16 +9,16 @@ from rows import ROWS, Row
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from foveate.cost import device, read_model
-from foveate.cost.decoder import Delta, read_decoder
-from foveate.cost.estimate import Cost, count
-from foveate.cost.fields import published
-from foveate.cost.journey import journey
-from foveate.cost.pictures import Picture
+from foveate.costmodel import device, read_model
+from foveate.costmodel.decoder import Delta, read_decoder
+from foveate.costmodel.estimate import Cost, count
+from foveate.costmodel.fields import published
+from foveate.costmodel.journey import journey
+from foveate.costmodel.pictures import Picture
 from foveate.engine import apply
 from foveate.engine.count import tokens_between, tokens_per_layer
 from foveate.errors import FoveateError
-from foveate.models import Family, family_of, supported
+from foveate.families import Family, family_of, supported
 from foveate.tokens import Layout, Segment
 
 CLOSE = 0.005
@@ -87,7 +87,7 @@ def cache_bytes(cache: Any) -> int:
 
 
 def test_every_family_is_counted(row: Row) -> None:
-    from foveate.cost.vision import counted
+    from foveate.costmodel.vision import counted
 
     assert set(supported()) <= set(counted())
     assert {each.name for each in ROWS} == set(supported())
@@ -322,7 +322,7 @@ def test_linear_attention_holds_the_same_whatever_the_length() -> None:
 def test_published_models_at_full_size(name: str) -> None:
     from transformers import AutoModelForImageTextToText
 
-    from foveate.cost.fields import load_config
+    from foveate.costmodel.fields import load_config
 
     config = load_config(name)
     with torch.device("meta"):

@@ -9,7 +9,7 @@ from rows import Row
 
 from foveate.engine import apply, compress, encode, timed
 from foveate.errors import FoveateError
-from foveate.models import family_of
+from foveate.families import family_of
 
 CHAT = "t6 A t5"
 PIXELS = ("pixel_values", "image_grid_thw", "image_sizes")

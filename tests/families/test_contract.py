@@ -18,7 +18,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from foveate.engine import apply, compress, encode, timed
 from foveate.engine.count import tokens_between
 from foveate.errors import FoveateError
-from foveate.models import family_of
+from foveate.families import family_of
 from foveate.spec import parse
 
 CHAT = "t6 A t5"
@@ -767,7 +767,7 @@ def test_half_precision_runs(row: Row, dtype: torch.dtype) -> None:
 
 
 def test_every_row_has_a_family() -> None:
-    from foveate.models import supported
+    from foveate.families import supported
 
     assert {row.name for row in ROWS} == set(supported())
 

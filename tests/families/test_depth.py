@@ -13,8 +13,8 @@ from transformers import DynamicCache, StaticCache
 from foveate.engine import Encoded, apply, compress, encode, encoder_outputs
 from foveate.engine.count import tokens_per_layer
 from foveate.errors import FoveateError, KeepError
-from foveate.models import family_of
-from foveate.models.decoder import Decoder
+from foveate.families import family_of
+from foveate.families.decoder import Decoder
 from foveate.spec import parse
 from foveate.tokens import Layout, Segment, VisualTokens
 

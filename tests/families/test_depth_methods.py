@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.engine import apply
 from foveate.errors import FoveateError
-from foveate.models import family_of
+from foveate.families import family_of
 
 SPECS = (
     "fastv:6@1",

@@ -14,8 +14,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foveate.engine import apply
 from foveate.errors import FoveateError
+from foveate.families import family_of
 from foveate.methods import Method
-from foveate.models import family_of
 from foveate.plan import Plan
 from foveate.spec import Spec, Step, parse
 from foveate.tokens import (

@@ -10,7 +10,7 @@ from rows import Row
 from foveate.engine import apply, compress
 from foveate.engine.count import tokens_between
 from foveate.errors import KeepError
-from foveate.models import family_of
+from foveate.families import family_of
 
 ADAPTIVE = ("prumerge:auto", "prumerge-plus:auto")
 FIXED = ("visionzip:6", "prumerge:6", "prumerge-plus:6", "vispruner:6", "holov:6", "hired:6", "cluster:6:take=weighted")

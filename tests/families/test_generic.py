@@ -17,7 +17,7 @@ from foveate import FoveateWarning
 from foveate.asking import image_layout
 from foveate.engine import apply, compress, encode
 from foveate.errors import FoveateError, UnsupportedFamily
-from foveate.models import Generic, family_of, generic
+from foveate.families import Generic, family_of, generic
 
 _models: dict[tuple[str, str], Any] = {}
 BY_NAME = {row.name: row for row in OTHERS}

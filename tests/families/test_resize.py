@@ -9,7 +9,7 @@ from rows import ROWS, Row, picture
 from foveate.engine import apply, compress
 from foveate.engine.count import tokens_between
 from foveate.errors import FoveateError
-from foveate.models import family_of
+from foveate.families import family_of
 from foveate.spec import parse
 
 LLAVA = ROWS[0]

@@ -12,8 +12,8 @@ from foveate.engine.encode import encode_for
 from foveate.engine.schedule import schedule
 from foveate.engine.watch import EncoderWatch, capture_of, watching
 from foveate.errors import FoveateError
-from foveate.models import family_of
-from foveate.models.family import attention_received, cls_attention
+from foveate.families import family_of
+from foveate.families.family import attention_received, cls_attention
 from foveate.tokens import EncoderAttention, EncoderKeys
 
 

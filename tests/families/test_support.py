@@ -17,8 +17,8 @@ from foveate import FoveateWarning
 from foveate.engine import apply
 from foveate.engine.schedule import schedule
 from foveate.errors import FoveateError
+from foveate.families import Family, Generic, family_of
 from foveate.methods.listing import Listing, listing
-from foveate.models import Family, Generic, family_of
 
 _models: dict[str, Any] = {}
 

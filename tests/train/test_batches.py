@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from foveate.errors import FoveateError
-from foveate.models import family_of
-from foveate.reference.load import load_processor, skeleton
+from foveate.families import family_of
+from foveate.loading import load_processor, skeleton
 from foveate.scenes import scene
 from foveate.train.batches import IGNORE, Batches, check_row
 from foveate.train.recipe import Data, RecipeError

@@ -9,7 +9,7 @@ from tiny import recipe
 from torch.utils.flop_counter import FlopCounterMode
 
 import foveate
-from foveate.reference.load import load
+from foveate.loading import load
 from foveate.train.batches import Batches
 from foveate.train.estimate import estimate, sampled
 from foveate.train.recipe import parse_recipe

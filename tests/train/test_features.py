@@ -11,8 +11,8 @@ from tiny import recipe
 
 import foveate
 from foveate.errors import FoveateError
-from foveate.models import family_of
-from foveate.reference.load import load
+from foveate.families import family_of
+from foveate.loading import load
 from foveate.train import features as features_module
 from foveate.train.batches import Batches
 from foveate.train.features import FeatureBatches, KeptFeatures, check_features
@@ -143,7 +143,7 @@ def test_text_alone_has_no_features(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_families_that_have_no_such_way_say_so(tiny_model: Path) -> None:
-    from foveate.models.family import Family
+    from foveate.families.family import Family
 
     model, _ = load(tiny_model)
     family = family_of(model)

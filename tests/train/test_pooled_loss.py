@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
 import foveate
-from foveate.models import family_of
-from foveate.reference.load import load
+from foveate.families import family_of
+from foveate.loading import load
 from foveate.train.batches import Batches
 from foveate.train.sources import Scenes
 

@@ -55,7 +55,7 @@ def whole(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_a_plain_directory_and_no_pickles(whole: Path, tiny_model: Path) -> None:
-    from foveate.reference.load import load
+    from foveate.loading import load
 
     model, processor = load(whole / "model")
     assert processor.image_token_id == 4

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from tiny import TOKENS, recipe
 
 from foveate.errors import FoveateError
-from foveate.models import family_of
-from foveate.reference.load import load
+from foveate.families import family_of
+from foveate.loading import load
 from foveate.scenes import clip, scene
 from foveate.train.batches import Batches
 from foveate.train.recipe import RecipeError, Voco, parse_recipe

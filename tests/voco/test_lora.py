@@ -10,7 +10,7 @@ from rows import ROWS, Row
 
 from foveate.engine import encode
 from foveate.errors import FoveateError
-from foveate.models import family_of
+from foveate.families import family_of
 from foveate.voco import VoCo
 from foveate.voco.passes import read
 

@@ -16,7 +16,7 @@ from rows import ROWS
 from safetensors.torch import save_file
 
 from foveate.errors import FoveateError, FoveateWarning
-from foveate.models import family_of
+from foveate.families import family_of
 from foveate.voco import MemoryStore, VoCo, VoCoMemory
 from foveate.voco.passes import filled_cache
 

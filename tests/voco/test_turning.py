@@ -5,8 +5,8 @@ import torch
 from others import HEADLESS, OTHERS, Other, maker, other
 
 from foveate.errors import UnsupportedFamily
-from foveate.models import family_of
-from foveate.models.turning import frequencies
+from foveate.families import family_of
+from foveate.families.turning import frequencies
 from foveate.voco import VoCo, VoCoMemory
 
 BY_NAME = {row.name: row for row in OTHERS}

@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 import foveate
 from foveate.engine import encode
 from foveate.errors import FoveateError, UnsupportedFamily
-from foveate.models import family_of
+from foveate.families import family_of
 from foveate.tokens import Layout, Segment
 from foveate.voco import VoCo, VoCoMemory
 from foveate.voco.passes import distillation, read

@@ -15,11 +15,11 @@ from foveate.atp.soft import soft_masks
 from foveate.engine import apply, encode, encoder_outputs
 from foveate.engine.schedule import at_depth
 from foveate.errors import FoveateError, KeepError, UnsupportedFamily
+from foveate.families import family_of
+from foveate.families.fingerprint import fingerprint
 from foveate.methods.atp import ATP as Rule
 from foveate.methods.atp import ATPLayer
 from foveate.methods.thresholds import PARTS, SETTINGS, WEIGHTS, LearnedThresholds, Predictor
-from foveate.models import family_of
-from foveate.models.fingerprint import fingerprint
 from foveate.spec import Spec, Step
 from foveate.tokens import Keep, Text
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from foveate.engine.signals import Asked, LayerInput, Places, answer
 from foveate.errors import FoveateError
+from foveate.families import Family, family_of
 from foveate.methods.atp import ATPLayer
 from foveate.methods.thresholds import LearnedThresholds
-from foveate.models import Family, family_of
 from foveate.tokens import Layout, Signal, Signals, VisualTokens
 
 ActsOn = Literal["keys", "values"]

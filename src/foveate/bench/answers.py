@@ -18,7 +18,7 @@ from foveate.bench.tasks import Picture
 from foveate.engine import Encoded, apply, compress, encoder_outputs, timed
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
-from foveate.models import Family, family_of
+from foveate.families import Family, family_of
 from foveate.spec import Spec
 
 CACHE_BYTES = 256 * 2**20

@@ -122,7 +122,7 @@ def _task(data: Path | None, questions: int | None, skip: int, notes: Console) -
 def _model(path: Path | None) -> tuple[Any, Any]:
     from transformers.utils import logging
 
-    from foveate.reference.load import load
+    from foveate.loading import load
 
     # One sign of life is enough, and it is ours.
     logging.disable_progress_bar()

@@ -58,7 +58,7 @@ def matched(
     >>> lacking[0].partition(";")[0]
     'pool@4 at 64: its mean tokens over layers is 192.7 or more'
     """
-    from foveate.cost import cost, read_model
+    from foveate.costmodel import cost, read_model
 
     model = read_model(config)
 

@@ -22,7 +22,7 @@ from foveate.bench.metrics import measure
 from foveate.bench.report import markdown
 from foveate.bench.results import Part, Prediction, ResultsFolder
 from foveate.bench.tasks import Picture, Task, normalised
-from foveate.cost.device import processor
+from foveate.costmodel.device import processor
 from foveate.engine import Encoded, encode
 from foveate.engine.schedule import schedule
 from foveate.errors import FoveateError

@@ -31,7 +31,7 @@ from foveate.engine.text import texts_of
 from foveate.engine.timing import now
 from foveate.engine.watch import EncoderWatch, capture_of
 from foveate.errors import FoveateError
-from foveate.models import Capture, Family, family_of
+from foveate.families import Capture, Family, family_of
 from foveate.plan import Plan
 from foveate.spec import Spec
 from foveate.tokens import Signal

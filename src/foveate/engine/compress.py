@@ -15,7 +15,7 @@ from foveate.engine.schedule import schedule
 from foveate.engine.text import texts_of
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
-from foveate.models import Family, family_of
+from foveate.families import Family, family_of
 from foveate.spec import Spec
 
 PER_COLUMN = {"labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0}

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from foveate.engine.schedule import Schedule, schedule
 from foveate.engine.watch import dense_slots, resize_mode
 from foveate.errors import KeepError
+from foveate.families import Family
 from foveate.methods import Method
 from foveate.methods.tiles import Remaining, slots_left
-from foveate.models import Family
 from foveate.spec import Spec
 from foveate.tokens import Layout
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError
-from foveate.models import Family
+from foveate.families import Family
 from foveate.tokens import Layout
 
 

@@ -30,9 +30,9 @@ from foveate.engine.signals import Asked, LayerInput, Places, answer, reads_text
 from foveate.engine.state import CacheState, Held
 from foveate.engine.watch import dense_slots
 from foveate.errors import FoveateError
+from foveate.families import Family
 from foveate.methods import Method
 from foveate.methods.tiles import Remaining, plan_of
-from foveate.models import Family
 from foveate.plan import Plan
 from foveate.tokens import DecoderInput, Layout, Origin, Segment, Signal, Signals, VisualTokens
 

@@ -15,7 +15,7 @@ from foveate.engine.schedule import Schedule, schedule
 from foveate.engine.timing import now
 from foveate.engine.watch import EncoderWatch, capture_of, watching
 from foveate.errors import FoveateError
-from foveate.models import Capture, Family, family_of
+from foveate.families import Capture, Family, family_of
 from foveate.plan import Plan
 from foveate.spec import Spec
 from foveate.tokens import Layout, Signal

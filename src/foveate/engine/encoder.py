@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
+from foveate.families import Capture, Family
 from foveate.methods import Method
 from foveate.methods.tiles import plan_of
-from foveate.models import Capture, Family
 from foveate.plan import Plan
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Origin, Segment, Signal, Signals, VisualTokens
 

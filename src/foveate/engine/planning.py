@@ -14,9 +14,9 @@ from foveate.engine.encode import Encoded
 from foveate.engine.schedule import Schedule, schedule
 from foveate.engine.watch import dense_slots
 from foveate.errors import FoveateError
+from foveate.families import Family, family_of
 from foveate.methods import Method
 from foveate.methods.tiles import Remaining, plan_of
-from foveate.models import Family, family_of
 from foveate.plan import Plan
 from foveate.spec import Spec
 from foveate.tokens import Layout, Origin, Segment, Signal, Signals, Text, VisualTokens

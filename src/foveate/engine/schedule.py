@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from foveate.engine.encoder import needs_inside
 from foveate.engine.watch import resize_mode
 from foveate.errors import FoveateError, KeepError
+from foveate.families import Family, families_at
+from foveate.families.fingerprint import fingerprint
 from foveate.methods import Method, PixelMethod
 from foveate.methods.tiles import Remaining
-from foveate.models import Family, families_at
-from foveate.models.fingerprint import fingerprint
 from foveate.spec import Spec, Step, parse
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Place, Segment, Signal, Text
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from foveate.errors import SignalError
-from foveate.models import Family
-from foveate.models.decoder import rotate
+from foveate.families import Family
+from foveate.families.decoder import rotate
 from foveate.tokens import (
     Behind,
     DecoderAttention,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from foveate.engine.cut import check_prompt
-from foveate.models import Family
+from foveate.families import Family
 from foveate.tokens import Layout
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveate.models import family_of
+from foveate.families import family_of
 
 clock = time.perf_counter
 """What all times are read from. A benchmark on a busy machine puts `time.process_time` here."""

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from foveate.engine.calls import on_call
 from foveate.engine.encoder import EncoderStep, whole_plan
 from foveate.errors import FoveateError
+from foveate.families import Capture, Family
 from foveate.methods import Method, PixelMethod
-from foveate.models import Capture, Family
 from foveate.tokens import Layout, Signal
 
 _ATTRIBUTE = "foveate_capture"

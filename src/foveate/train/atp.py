@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from foveate.atp import ATP, budget_loss, mean_share, soft_masks
-from foveate.models import family_of
+from foveate.families import family_of
 from foveate.train.batches import IGNORE, Batches
 from foveate.train.recipe import Atp
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.errors import FoveateError
-from foveate.models import Family
+from foveate.families import Family
 from foveate.train.sources import Conversation, Message
 
 IGNORE = -100

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from foveate.cost import cost, read_model
+from foveate.costmodel import cost, read_model
 from foveate.train.recipe import DENSE, Recipe
 
 SAMPLE: Final = 8
@@ -132,7 +132,7 @@ def estimate(recipe: Recipe, processes: int = 1) -> Estimate:
     Raises:
         FoveateError: something in the recipe is missing, broken, or can't be done on its model.
     """
-    from foveate.reference.load import skeleton
+    from foveate.loading import skeleton
     from foveate.train.run import choose_parameters, directory, prepare
     from foveate.train.trainer import accumulation
 
@@ -176,7 +176,7 @@ def estimate(recipe: Recipe, processes: int = 1) -> Estimate:
 
 def stage_flops(ready: Any) -> tuple[tuple[float, ...], float]:
     """FLOPs of one conversation, forward and backward, under each stage's spec and without compression."""
-    from foveate.reference.load import skeleton
+    from foveate.loading import skeleton
     from foveate.train.run import directory
 
     sample, config = sampled(ready), read_model(skeleton(directory(ready.recipe)).config)
@@ -204,7 +204,7 @@ def measure(config: Any, recipe: Recipe, spec: str, one: Sample) -> tuple[tuple[
     """One conversation under one spec.
 
     Args:
-        config: the model's shapes, from `foveate.cost.read_model`.
+        config: the model's shapes, from `foveate.costmodel.read_model`.
         recipe: what is trained, and what features were kept of.
         spec: what is applied.
         one: the conversation.

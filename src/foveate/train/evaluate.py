@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
-from foveate.reference import PATH
+from foveate.embedded import PATH
 from foveate.scenes import SKILLS, Question, Scene, question_only_floor, scene, test_set
 from foveate.train.decoder import DecoderTrainer, attention_mask, pack
 from foveate.train.encoder import pixel_values

@@ -21,8 +21,8 @@ from foveate.engine.encode import encode_for
 from foveate.engine.planning import plan_images
 from foveate.engine.schedule import Schedule, schedule
 from foveate.errors import FoveateError
-from foveate.models import Family, family_of
-from foveate.reference.load import load_model
+from foveate.families import Family, family_of
+from foveate.loading import load_model
 from foveate.train.batches import Batches
 from foveate.train.checkpoint import write_tensors
 from foveate.train.recipe import DENSE, Recipe, RecipeError, Stage
@@ -237,7 +237,7 @@ def with_encoder(trained: nn.Module, directory: Path | None) -> Any:
 
 def _weights(recipe: Recipe) -> list[Any]:
     """What tells the weights of two model directories apart without reading them."""
-    from foveate.reference import PATH
+    from foveate.embedded import PATH
     from foveate.train.run import directory
 
     found = sorted((directory(recipe) or PATH).glob("*.safetensors"))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
-from foveate.reference import PATH
+from foveate.embedded import PATH
 from foveate.train import attention
 from foveate.train import checkpoint as files
 from foveate.train.build import build_config, deepen, initialise_decoder, save_directory

@@ -17,8 +17,8 @@ from torch import nn
 
 from foveate.engine.schedule import schedule
 from foveate.errors import FoveateError
-from foveate.models import Family, family_of
-from foveate.reference.load import load_model, load_processor, skeleton
+from foveate.families import Family, family_of
+from foveate.loading import load_model, load_processor, skeleton
 from foveate.train import checkpoint as files
 from foveate.train.batches import Batches
 from foveate.train.progress import Progress, duration

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from foveate.engine import encode
 from foveate.errors import FoveateError
-from foveate.models import Family, family_of
-from foveate.reference.load import load_model
+from foveate.families import Family, family_of
+from foveate.loading import load_model
 from foveate.tokens import Layout
 from foveate.train.batches import Batches, pad
 from foveate.train.recipe import DENSE, Recipe, RecipeError, Voco

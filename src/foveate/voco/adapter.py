@@ -22,8 +22,8 @@ from foveate.engine.compress import refuse_video
 from foveate.engine.planning import plan_images
 from foveate.engine.schedule import schedule
 from foveate.errors import FoveateError, UnsupportedFamily
-from foveate.models import Family, family_of
-from foveate.models.fingerprint import fingerprint
+from foveate.families import Family, family_of
+from foveate.families.fingerprint import fingerprint
 from foveate.tokens import Layout, Segment
 from foveate.voco.arrange import samples, without_beginning
 from foveate.voco.lora import LORA_WEIGHTS, added, branches, digest, without_adapters

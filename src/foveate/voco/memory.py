@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from foveate.errors import FoveateError, UnsupportedFamily
-from foveate.models.turning import turned
+from foveate.families.turning import turned
 
 _FORMAT = "foveate-voco-memory-1"
 

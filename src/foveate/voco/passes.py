@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
-from foveate.models import Family
-from foveate.models.turning import frequencies
+from foveate.families import Family
+from foveate.families.turning import frequencies
 from foveate.tokens import Layout
 from foveate.voco.arrange import IGNORED, Sample, framing
 from foveate.voco.mask import PADDING, TEXT, additive, voco_mask

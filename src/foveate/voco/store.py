@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, FoveateWarning
-from foveate.models import family_of
+from foveate.families import family_of
 from foveate.voco.memory import DamagedMemory, VoCoMemory
 from foveate.voco.passes import home
 

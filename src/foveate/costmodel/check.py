@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from foveate.cost.calibrate import Calibration, Probe, measure
-from foveate.cost.decoder import Decoder, read_decoder
-from foveate.cost.device import CURVES, SIZES, Device
+from foveate.costmodel.calibrate import Calibration, Probe, measure
+from foveate.costmodel.decoder import Decoder, read_decoder
+from foveate.costmodel.device import CURVES, SIZES, Device
 from foveate.errors import FoveateError
 
 COUNTS = (16, 64, 128, 256, 576, 1024)
@@ -49,7 +49,7 @@ def decoders() -> dict[str, Any]:
     """The configurations of the decoders that are measured, with random weights."""
     from transformers import AutoConfig, Qwen2Config
 
-    from foveate.reference import PATH
+    from foveate.embedded import PATH
 
     half = Qwen2Config(
         vocab_size=1024,

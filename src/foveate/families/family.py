@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, UnsupportedFamily
-from foveate.models.decoder import Decoder
+from foveate.families.decoder import Decoder
 from foveate.plan import Plan
 from foveate.tokens import Layout, Segment, Signal
 
@@ -274,7 +274,7 @@ class Family(Decoder, ABC):
             features: per image `(M, D)`.
             companions: per image, what rides along, each `(M, D)`.
         """
-        from foveate.models.container import FeatureList, ImageFeatures
+        from foveate.families.container import FeatureList, ImageFeatures
 
         return {"image": ImageFeatures(pooler_output=FeatureList(features))}  # pyright: ignore[reportArgumentType]
 

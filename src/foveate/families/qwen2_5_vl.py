@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.models.family import Capture
-from foveate.models.qwen import QwenVL
+from foveate.families.family import Capture
+from foveate.families.qwen import QwenVL
 
 
 class Qwen25VL(QwenVL):

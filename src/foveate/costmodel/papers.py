@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from foveate.cost.estimate import cost, read_model
-from foveate.cost.journey import journey
-from foveate.cost.ops import Op, attention
+from foveate.costmodel.estimate import cost, read_model
+from foveate.costmodel.journey import journey
+from foveate.costmodel.ops import Op, attention
 
 _MODEL = "llava-1.5-7b"
 _TOKENS = 576

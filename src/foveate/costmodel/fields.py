@@ -59,7 +59,7 @@ def load_config(source: Any) -> Any:
     from collections.abc import Mapping
 
     if source is None:
-        from foveate.reference import PATH
+        from foveate.embedded import PATH
 
         source = PATH
     if isinstance(source, str | Path):

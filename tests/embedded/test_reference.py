@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-import foveate.reference as package
-from foveate.reference import PATH, reference
+import foveate.embedded as package
+from foveate.embedded import PATH, reference
 from foveate.scenes import scene
 
 

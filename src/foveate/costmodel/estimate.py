@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from foveate.cost.decoder import Attention, Decoder, read_decoder
-from foveate.cost.device import SIZES, Device
-from foveate.cost.device import device as device_of
-from foveate.cost.fields import load_config
-from foveate.cost.journey import Journey, Visit, journey
-from foveate.cost.ops import Op, Part, elementwise, linear
-from foveate.cost.pictures import Picture, grid_picture, read_sizes
-from foveate.cost.vision import Unseen, Vision, read_vision
+from foveate.costmodel.decoder import Attention, Decoder, read_decoder
+from foveate.costmodel.device import SIZES, Device
+from foveate.costmodel.device import device as device_of
+from foveate.costmodel.fields import load_config
+from foveate.costmodel.journey import Journey, Visit, journey
+from foveate.costmodel.ops import Op, Part, elementwise, linear
+from foveate.costmodel.pictures import Picture, grid_picture, read_sizes
+from foveate.costmodel.vision import Unseen, Vision, read_vision
 from foveate.errors import FoveateError, KeepError
 from foveate.methods import Method
 from foveate.spec import Spec, parse
@@ -169,7 +169,7 @@ def read_model(config: Any) -> Model:
     Raises:
         FoveateError: there is no such configuration, a field is missing or makes no sense, or it can't be counted.
     """
-    from foveate.models import family_class
+    from foveate.families import family_class
 
     config = load_config(config)
     vision = read_vision(config)

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveate.errors import UnsupportedFamily
-from foveate.models.decoder import rotate
-from foveate.models.family import Family
+from foveate.families.decoder import rotate
+from foveate.families.family import Family
 
 _STEP = 100
 _OFF = 0.05

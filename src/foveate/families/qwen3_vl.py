@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.models.family import Capture
-from foveate.models.qwen import QwenVL
+from foveate.families.family import Capture
+from foveate.families.qwen import QwenVL
 
 _DEEPSTACK = frozenset({"deepstack_visual_embeds", "visual_pos_masks"})
 

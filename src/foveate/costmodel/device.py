@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from foveate.cost.ops import Op, Part
+from foveate.costmodel.ops import Op, Part
 from foveate.errors import FoveateError
 
 _BUILT_IN = Path(__file__).with_name("devices.toml")

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveate.cost.device import Device, device, devices, read_devices, save, user_file
+from foveate.costmodel.device import Device, device, devices, read_devices, save, user_file
 from foveate.errors import FoveateError, FoveateWarning
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from foveate.cost.estimate import BreakEven, Cost, Model
+    from foveate.costmodel.estimate import BreakEven, Cost, Model
 
 _WIDE = 132
 CONVENTION = (
@@ -56,8 +56,8 @@ def cost(
         return
     place = device(device_name)
     sizes = [_size(text) for text in image or ["336x336"]]
-    from foveate.cost.estimate import break_even, read_model
-    from foveate.cost.estimate import cost as cost_of
+    from foveate.costmodel.estimate import break_even, read_model
+    from foveate.costmodel.estimate import cost as cost_of
     from foveate.spec import parse
 
     specs = [parse(text) for text in spec or ["cluster:64"]]
@@ -126,9 +126,9 @@ def calibrate(
     import torch
     from rich.console import Console
 
-    from foveate.cost.calibrate import calibrate as measured
-    from foveate.cost.check import check as checked
-    from foveate.cost.check import draw
+    from foveate.costmodel.calibrate import calibrate as measured
+    from foveate.costmodel.check import check as checked
+    from foveate.costmodel.check import draw
 
     _quiet()
     if threads is not None:
@@ -186,7 +186,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _list(as_json: bool) -> None:
-    from foveate.cost.fields import published
+    from foveate.costmodel.fields import published
 
     known = devices()
     if as_json:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from foveate.errors import FoveateError, UnsupportedFamily
-from foveate.models.family import Capture, Family, cls_attention
+from foveate.families.family import Capture, Family, cls_attention
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from foveate.embedded import PATH
 from foveate.errors import FoveateError
-from foveate.reference import PATH
 
 __all__ = ["load", "load_model", "load_processor", "skeleton"]
 
@@ -39,7 +39,7 @@ def load_model(path: str | Path | None = None) -> Any:
     import torch
     from transformers import AutoModelForImageTextToText
 
-    from foveate.models import family_of
+    from foveate.families import family_of
 
     directory = _checked(path)
     _check_weights(directory)
@@ -97,7 +97,7 @@ def skeleton(path: str | Path | None = None) -> Any:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    from foveate.models import family_of
+    from foveate.families import family_of
 
     directory = _checked(path)
     try:
@@ -114,7 +114,7 @@ def _checked(path: str | Path | None) -> Path:
     """The directory, if it is one of a supported family."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    from foveate.models import family_class
+    from foveate.families import family_class
 
     directory = PATH if path is None else Path(path)
     if not directory.exists():

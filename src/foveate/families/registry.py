@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from torch import nn
 
 from foveate.errors import FoveateError, UnsupportedFamily
-from foveate.models.family import Family
-from foveate.models.generic import Generic
+from foveate.families.family import Family
+from foveate.families.generic import Generic
 
 _families: dict[str, type[Family]] = {}
 _loaded = False
@@ -92,6 +92,6 @@ def _load() -> None:
     with _loading:
         if not _loaded:
             _loaded = True
-            importlib.import_module("foveate.models")
+            importlib.import_module("foveate.families")
             for entry in importlib.metadata.entry_points(group="foveate.families"):
                 entry.load()

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foveate.cost.fields import number
-from foveate.cost.ops import Op, Part, attention, elementwise, linear, norm, repeated, rotary
+from foveate.costmodel.fields import number
+from foveate.costmodel.ops import Op, Part, attention, elementwise, linear, norm, repeated, rotary
 from foveate.errors import FoveateError
 
 # What the fields of a configuration don't tell, by `model_type` of the decoder.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, FoveateWarning, UnsupportedFamily
-from foveate.models.family import Capture, Family
+from foveate.families.family import Capture, Family
 from foveate.tokens import Layout, Segment, Signal
 
 _warned: weakref.WeakSet[type] = weakref.WeakSet()

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from foveate.errors import FoveateError
+from foveate.families.family import Capture, Family
+from foveate.families.llava import Llava
 from foveate.layout import remembered
-from foveate.models.family import Capture, Family
-from foveate.models.llava import Llava
 from foveate.tokens import Layout, Segment, Signal, Structural
 
 

@@ -6,15 +6,15 @@
 
 from __future__ import annotations
 
-from foveate.models.family import Capture, Family
-from foveate.models.generic import Generic
-from foveate.models.llava import Llava
-from foveate.models.llava_next import LlavaNext
-from foveate.models.qwen2_5_vl import Qwen25VL
-from foveate.models.qwen2_vl import Qwen2VL
-from foveate.models.qwen3_vl import Qwen3VL
-from foveate.models.qwen3_vl_moe import Qwen3VLMoe
-from foveate.models.registry import families_at, family_class, family_of, register_family, supported
+from foveate.families.family import Capture, Family
+from foveate.families.generic import Generic
+from foveate.families.llava import Llava
+from foveate.families.llava_next import LlavaNext
+from foveate.families.qwen2_5_vl import Qwen25VL
+from foveate.families.qwen2_vl import Qwen2VL
+from foveate.families.qwen3_vl import Qwen3VL
+from foveate.families.qwen3_vl_moe import Qwen3VLMoe
+from foveate.families.registry import families_at, family_class, family_of, register_family, supported
 
 __all__ = [
     "Capture",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foveate.models.qwen3_vl import Qwen3VL
+from foveate.families.qwen3_vl import Qwen3VL
 
 
 class Qwen3VLMoe(Qwen3VL):

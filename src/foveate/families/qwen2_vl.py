@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from foveate.models.qwen import QwenVL
+from foveate.families.qwen import QwenVL
 
 
 class Qwen2VL(QwenVL):

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import linear as product
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from foveate.cost.decoder import read_decoder
-from foveate.cost.device import SIZES, Device, processor
-from foveate.cost.ops import Part, elementwise, norm, rotary
+from foveate.costmodel.decoder import read_decoder
+from foveate.costmodel.device import SIZES, Device, processor
+from foveate.costmodel.ops import Part, elementwise, norm, rotary
 from foveate.errors import FoveateError
 
 WIDTH, WIDER = 1024, 4096

@@ -7,9 +7,7 @@ tokens per image) that ``AutoModelForImageTextToText.from_pretrained`` loads wit
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -41,13 +39,3 @@ def reference() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
 
     model: Any = AutoModelForImageTextToText.from_pretrained(PATH, dtype=torch.float32, local_files_only=True)
     return model.eval(), AutoProcessor.from_pretrained(PATH, local_files_only=True)
-
-
-class _Callable(ModuleType):
-    """Lets `foveate.reference()` work whether the name is this package (once imported) or the function."""
-
-    def __call__(self) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-        return reference()
-
-
-sys.modules[__name__].__class__ = _Callable

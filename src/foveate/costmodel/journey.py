@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from foveate.cost.pictures import Picture
-from foveate.cost.vision import Vision
+from foveate.costmodel.pictures import Picture
+from foveate.costmodel.vision import Vision
 from foveate.errors import FoveateError, KeepError
 from foveate.methods import Method, PixelMethod
 from foveate.methods.tiles import Remaining, slots_left

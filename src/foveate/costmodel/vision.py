@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from foveate.cost.decoder import Mlp
-from foveate.cost.fields import field, number
-from foveate.cost.ops import Op, Part, attention, elementwise, fused_norm, linear, norm, repeated, rotary
-from foveate.cost.pictures import Fixed, Flexible, Picture, Row, Tiled
+from foveate.costmodel.decoder import Mlp
+from foveate.costmodel.fields import field, number
+from foveate.costmodel.ops import Op, Part, attention, elementwise, fused_norm, linear, norm, repeated, rotary
+from foveate.costmodel.pictures import Fixed, Flexible, Picture, Row, Tiled
 from foveate.errors import FoveateError, FoveateWarning
 from foveate.tokens import Segment
 

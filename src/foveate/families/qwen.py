@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from foveate.errors import FoveateError
-from foveate.models.family import Capture, Family, attention_received
+from foveate.families.family import Capture, Family, attention_received
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
 
 
