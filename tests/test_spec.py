@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import foveate.spec
 from foveate.errors import FoveateError, SpecError
-from foveate.methods import Cluster, Method, Pool, Random
+from foveate.methods import Cluster, FastV, Method, Pool, Random
 from foveate.plan import Plan
-from foveate.spec import Spec, Step, method_class, parse, register
+from foveate.spec import Spec, Step, as_spec, method_class, parse, register
 from foveate.tokens import Keep, VisualTokens
 
 # Types are checked in tests, and of a tuple the checker looks at one item by chance.
@@ -264,3 +264,53 @@ def test_only_a_method_that_looks_can_be_left_to_decide() -> None:
         Keep.of("auto").count(576)
     with pytest.raises(FoveateError, match="give one of the two"):
         Keep(tokens=3, auto=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("cluster:64", "cluster:64"),
+        (Cluster(keep=64), "cluster:64"),
+        (Step(Cluster(keep=64)), "cluster:64"),
+        (Step(Cluster(keep=64), ("features",)), "cluster:64@features"),
+        (Spec((Step(Cluster(keep=64)),)), "cluster:64"),
+        (FastV(keep=0.5), "fastv:0.5"),
+        (FastV(keep=0.5).at(2), "fastv:0.5@2"),
+        (Step(FastV(keep=0.5), (2, 8)), "fastv:0.5@2,8"),
+        ([Cluster(keep=64), "fastv:0.5@2"], "cluster:64+fastv:0.5@2"),
+        (("cls:0.5+cluster:32", [FastV(keep=0.5).at(2)]), "cls:0.5+cluster:32+fastv:0.5@2"),
+    ],
+)
+def test_a_spec_in_any_form(value: Any, text: str) -> None:
+    assert as_spec(value) == parse(text)
+    assert str(as_spec(value)) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "a method object such as Cluster\\(keep=64\\), .* not None \\(NoneType\\)"),
+        (64, "not 64 \\(int\\)"),
+        (Cluster, "not the class Cluster"),
+        ([Cluster(keep=64), None], "not None"),
+        ([], "an empty spec"),
+        ("", "an empty spec"),
+        ("clustre:64", "did you mean"),
+        ({"cluster": 64}, "not {'cluster': 64} \\(dict\\)"),
+    ],
+)
+def test_what_is_not_a_spec(value: Any, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        as_spec(value)
+
+
+def test_a_step_takes_a_method_and_places() -> None:
+    assert Cluster(keep=64).at() == Step(Cluster(keep=64))
+    with pytest.raises(SpecError, match="no place is called 'inptu'"):
+        Cluster(keep=64).at("inptu")
+    with pytest.raises(SpecError, match="no place is called -1"):
+        FastV(keep=0.5).at(-1)
+    with pytest.raises(SpecError, match="not 'cluster:64' \\(str\\)"):
+        Step("cluster:64")
+    with pytest.raises(FoveateError, match="is for 2 layers and the step names 1"):
+        Pool(keep="0.5/0.25").at(8)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from foveate.errors import FoveateError, FoveateWarning
     from foveate.methods import Method, PixelMethod, ScoredMethod
     from foveate.plan import Plan
-    from foveate.spec import Spec, Step, parse, register
+    from foveate.spec import Spec, Step, as_spec, parse, register
     from foveate.tokens import EncoderAttention, EncoderKeys, Keep, Layout, Segment, VisualTokens
     from foveate.voco import MemoryStore, VoCo, VoCoMemory
 
@@ -37,6 +37,7 @@ __all__ = [
     "timed",
     "cost",
     "reference",
+    "as_spec",
     "parse",
     "register",
     "Spec",
@@ -73,7 +74,7 @@ _HOME = {
     "foveate.methods": ("Method", "ScoredMethod", "PixelMethod"),
     "foveate.plan": ("Plan",),
     "foveate.embedded": ("reference",),
-    "foveate.spec": ("parse", "register", "Spec", "Step"),
+    "foveate.spec": ("as_spec", "parse", "register", "Spec", "Step"),
     "foveate.tokens": ("Keep", "Layout", "Segment", "VisualTokens", "EncoderAttention", "EncoderKeys"),
     "foveate.voco": ("VoCo", "VoCoMemory", "MemoryStore"),
 }

@@ -18,7 +18,7 @@ import re
 import threading
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -107,8 +107,12 @@ class Step:
     places: tuple[Place, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.places:
-            object.__setattr__(self, "places", tuple(self.method.places))
+        if not _is_method(self.method):
+            raise SpecError(f"a step takes a method object such as Cluster(keep=64), not {_shown(self.method)}")
+        places = (self.places,) if isinstance(self.places, (str, int)) else tuple(self.places)
+        object.__setattr__(self, "places", places or tuple(self.method.places))
+        for place in places:
+            _check_place(place)
         keep = self.method.keep
         if not keep.layers and keep.mean is None:
             return
@@ -135,6 +139,64 @@ class Spec:
 
     def __str__(self) -> str:
         return "+".join(str(step) for step in self.steps)
+
+
+def as_spec(value: str | Spec | Step | Any) -> Spec:
+    """Read a spec in any form that callers may give it.
+
+    >>> from foveate.methods import Cluster, FastV
+    >>> str(as_spec([Cluster(keep=64), FastV(keep=0.5).at(2)]))
+    'cluster:64+fastv:0.5@2'
+    >>> as_spec("cluster:64") == as_spec(Cluster(keep=64)) == as_spec(Step(Cluster(keep=64)))
+    True
+
+    Args:
+        value: a spec as text; a `Spec`; a `Step`; a method object, which acts at its default place; or a list or tuple
+            of these, whose steps act one after another.
+
+    Raises:
+        SpecError: the value is none of these, or its text can't be read.
+    """
+    if isinstance(value, Spec):
+        return value
+    if isinstance(value, str):
+        return parse(value)
+    if isinstance(value, Step):
+        return Spec((value,))
+    if isinstance(value, (list, tuple)):
+        steps = tuple(step for item in typing.cast("Sequence[Any]", value) for step in as_spec(item).steps)
+        if not steps:
+            raise SpecError(_EMPTY)
+        return Spec(steps)
+    if _is_method(value):
+        return Spec((Step(value),))
+    raise SpecError(
+        f"a spec is text such as \"cluster:64\", a method object such as Cluster(keep=64), a Step, a Spec, or a list "
+        f"of these, not {_shown(value)}"
+    )
+
+
+_EMPTY = 'an empty spec; write a method and how much to keep, for instance "cluster:64"'
+
+
+def _is_method(value: Any) -> bool:
+    return not isinstance(value, type) and all(hasattr(value, name) for name in ("name", "keep", "places", "plan"))
+
+
+def _shown(value: Any) -> str:
+    """The value as an error names it: short, with its type."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def _check_place(place: Any) -> None:
+    whole = isinstance(place, int) and not isinstance(place, bool) and place >= 0
+    if not whole and place not in (*_PLACES, "decoder"):
+        raise SpecError(
+            f"no place is called {place!r}; there are {', '.join(_PLACES)}, and the numbers of decoder layers"
+        )
 
 
 def written(method: Any) -> str:
@@ -164,7 +226,7 @@ def parse(text: str) -> Spec:
         SpecError: it can't be read; the text shows the place and the nearest valid name.
     """
     if not text.strip():
-        raise SpecError('an empty spec; write a method and how much to keep, for instance "cluster:64"')
+        raise SpecError(_EMPTY)
     steps: list[Step] = []
     offset = 0
     for part in text.split("+"):

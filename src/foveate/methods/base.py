@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foveate.errors import FoveateError, KeepError
 from foveate.plan import Plan
-from foveate.spec import check_choices, written
+from foveate.spec import Step, check_choices, written
 from foveate.tokens import Keep, Layout, Place, Signal, VisualTokens
 
 Positions = Literal["keep", "pack"]
@@ -83,6 +83,22 @@ class Method(ABC):
     def places(self) -> tuple[Place, ...]:
         """Where it acts by nature, with these options; a spec that says nothing of places means these."""
         return (self.place,)
+
+    def at(self, *places: Place) -> Step:
+        """Make a step of this method at places other than its default.
+
+        >>> from foveate.methods.fastv import FastV
+        >>> str(FastV(keep=0.5).at(2)), str(FastV(keep=0.5).at(8, 16))
+        ('fastv:0.5@2', 'fastv:0.5@8,16')
+
+        Args:
+            places: names of places or numbers of decoder layers; none means the default place.
+
+        Raises:
+            KeepError: `keep` holds one number per layer, and there are more or fewer places.
+            SpecError: no place has such a name.
+        """
+        return Step(self, places)
 
     def check(self, places: Sequence[Place], base: Callable[[], str]) -> None:
         """Whether it can act there; methods with weights look at whose they are. Anything goes, as it stands.
