@@ -171,7 +171,7 @@ def as_spec(value: str | Spec | Step | Any) -> Spec:
     if _is_method(value):
         return Spec((Step(value),))
     raise SpecError(
-        f"a spec is text such as \"cluster:64\", a method object such as Cluster(keep=64), a Step, a Spec, or a list "
+        f'a spec is text such as "cluster:64", a method object such as Cluster(keep=64), a Step, a Spec, or a list '
         f"of these, not {_shown(value)}"
     )
 
