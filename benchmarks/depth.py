@@ -36,6 +36,7 @@ from foveate.costmodel.device import processor
 from foveate.engine import apply
 from foveate.engine.count import tokens_per_layer
 from foveate.families import family_of
+from foveate.transformers_api import cache_argument
 
 SHAPES = {
     "0.5B": {"hidden": 896, "layers": 24, "heads": 14, "kv_heads": 2, "ffn": 4864},
@@ -202,17 +203,17 @@ def measure(
             input_ids=ids,
             attention_mask=mask,
             mm_encoder_outputs={"image": output},
-            past_key_values=cache,
+            **cache_argument(model.forward, cache),
             use_cache=True,
             logits_to_keep=1,
         )
         return cache
 
     def decode(cache: Any) -> None:
-        whole = mask
+        whole, kept = mask, cache_argument(model.forward, cache)
         for _ in range(arguments.steps):
             whole = torch.cat([whole, whole[:, :1]], dim=1)
-            model(input_ids=ids[:, :1], attention_mask=whole, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            model(input_ids=ids[:, :1], attention_mask=whole, **kept, use_cache=True, logits_to_keep=1)
 
     def ideal() -> None:
         features = torch.cat(list(dense_features.pooler_output))
@@ -268,11 +269,12 @@ def by_hand(model: Any, ids: Tensor, features: Tensor, lengths: list[int]) -> Te
     hidden = model.get_input_embeddings()(ids)
     hidden = hidden.masked_scatter(image.expand_as(hidden), features.to(hidden.dtype))
     rotary: Any = None
+    kept = cache_argument(decoder.layers[0].forward, cache)
     for layer, length in zip(decoder.layers, lengths, strict=True):
         if rotary is None or length != hidden.shape[1]:
             hidden = hidden[:, :length]
             rotary = decoder.rotary_emb(hidden, torch.arange(length, device=hidden.device)[None])
-        hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, past_key_values=cache, use_cache=True)
+        hidden = layer(hidden, attention_mask=None, position_embeddings=rotary, use_cache=True, **kept)
     return model.lm_head(decoder.norm(hidden)[:, -1:])
 
 

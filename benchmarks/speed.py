@@ -47,6 +47,7 @@ from foveate.engine import apply, timed, timing
 from foveate.errors import FoveateError
 from foveate.families import family_of
 from foveate.spec import parse
+from foveate.transformers_api import cache_of_output
 
 KEEP = 0.111
 """64 of 576."""
@@ -271,7 +272,7 @@ def once(
         row.peak_bytes = peak.bytes
         return {}
     assert first.seen is not None
-    row.kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
+    row.kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache_of_output(output).layers)
     return {
         "encoder": times.encoder,
         "compressor": 0.0 if run is None else run.report().milliseconds,

@@ -46,6 +46,7 @@ from foveate.train.recipe import Recipe, Voco, parse_recipe, read_mapping
 from foveate.train.run import make_trainer, prepare, run
 from foveate.train.sources import read_conversation
 from foveate.train.voco import VoCoTrainee, alike
+from foveate.transformers_api import cache_argument
 from foveate.voco import VoCo, VoCoMemory
 from foveate.voco.arrange import IGNORED, Sample, samples
 from foveate.voco.passes import embedding_table, filled_cache, read, text_behind, text_of
@@ -191,7 +192,7 @@ def prefixes(family: Family, embeddings: Tensor) -> list[VoCoMemory]:
         inputs_embeds=embeddings,
         attention_mask=torch.ones(rows, length, dtype=torch.int64),
         position_ids=torch.arange(length).expand(rows, -1),
-        past_key_values=cache,
+        **cache_argument(family.decoder.forward, cache),
         use_cache=True,
     )
     keys = torch.stack([layer.keys for layer in cache.layers], dim=1)
@@ -563,7 +564,13 @@ def asked(model: Any, family: Family, memory: VoCoMemory, ids: Tensor, mask: Ten
     whole = torch.cat([seen, mask], dim=1)
 
     def once() -> None:
-        model(input_ids=ids, attention_mask=whole, position_ids=positions, past_key_values=cache, logits_to_keep=1)
+        model(
+            input_ids=ids,
+            attention_mask=whole,
+            position_ids=positions,
+            **cache_argument(model.forward, cache),
+            logits_to_keep=1,
+        )
         cache.crop(-ids.shape[1])
 
     return once

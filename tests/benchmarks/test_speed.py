@@ -12,6 +12,7 @@ import torch
 
 from foveate.engine import timing
 from foveate.methods import method_names
+from foveate.transformers_api import cache_of_output
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -83,7 +84,7 @@ def test_shared_weights_are_as_many_layers(speed: ModuleType) -> None:
         assert last.mlp.up_proj.weight is first.mlp.up_proj.weight
         assert [layer.self_attn.layer_idx for layer in made.decoder_layers(shared)] == [0, 1, 2]
         inputs = made.prompt(shared, made.Pictures(1, 36), 1, 5)
-        assert shared(**inputs, use_cache=True).past_key_values.get_seq_length() == 41
+        assert cache_of_output(shared(**inputs, use_cache=True)).get_seq_length() == 41
 
 
 def test_every_method_has_a_spec(speed: ModuleType) -> None:

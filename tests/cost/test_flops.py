@@ -8,6 +8,7 @@ import torch
 from rows import ROWS, Row
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from versions import CACHE, cache_of_output
 
 from foveate.costmodel import device, read_model
 from foveate.costmodel.decoder import Delta, read_decoder
@@ -105,7 +106,7 @@ def test_dense(row: Row, prompt: str) -> None:
     assert cost.part("head").flops == pytest.approx(flops[model.lm_head], rel=CLOSE)
     seen = flops[family.tower] + (0 if family.projected_module is family.tower else flops[family.projected_module])
     assert cost.part("encoder").flops + cost.part("projector").flops == pytest.approx(seen, rel=CLOSE)
-    assert cost.kv_bytes == cache_bytes(output.past_key_values)
+    assert cost.kv_bytes == cache_bytes(cache_of_output(output))
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -125,10 +126,10 @@ def test_compressed(row: Row, prompt: str, spec: str) -> None:
     between = [tokens_between(spec, family, layout) for layout in family.layouts(inputs)]
     if any(fewest != most for fewest, most in between):
         # The content decides which rows of a picture keep their newlines: the most is told.
-        assert cost.kv_bytes >= cache_bytes(output.past_key_values)
+        assert cost.kv_bytes >= cache_bytes(cache_of_output(output))
         assert cost.kept_tokens == sum(most for _, most in between)
         return
-    assert cost.kv_bytes == cache_bytes(output.past_key_values)
+    assert cost.kv_bytes == cache_bytes(cache_of_output(output))
     assert cost.kept_tokens == sum(image.after for image in run.report().images)
     assert cost.part("prefill").flops == pytest.approx(flops[family.decoder], rel=CLOSE)
     if "features" not in spec:
@@ -156,7 +157,7 @@ def test_an_answer(row: Row, spec: str | None) -> None:
     both = cost.part("prefill").flops + cost.part("decode").flops
     assert both == pytest.approx(flops[family.decoder], rel=CLOSE)
     assert cost.part("head").flops == pytest.approx(flops[model.lm_head], rel=CLOSE)
-    assert cost.kv_bytes == cache_bytes(output.past_key_values)
+    assert cost.kv_bytes == cache_bytes(cache_of_output(output))
 
 
 def test_a_batch_is_as_many_prompts(row: Row) -> None:
@@ -285,16 +286,16 @@ def test_decoders(kind: str, tokens: int) -> None:
     lengths = [tokens] * 4
     parts = (shapes.prefill(lengths, batch, 4), shapes.head(1, batch, 4))
     assert sum(part.flops for part in parts) == pytest.approx(prefill, rel=CLOSE)
-    assert shapes.cache(lengths, batch, 4) == _all_bytes(output.past_key_values)
+    assert shapes.cache(lengths, batch, 4) == _all_bytes(cache_of_output(output))
 
     def decode() -> None:
         for _ in range(steps):
-            model(ids[:, :1], past_key_values=output.past_key_values, use_cache=True)
+            model(ids[:, :1], **{CACHE: cache_of_output(output)}, use_cache=True)
 
     _, decoding, _ = flops_of(model, decode)
     parts = (shapes.decode(lengths, steps, batch, 4), shapes.head(steps, batch, 4))
     assert sum(part.flops for part in parts) == pytest.approx(decoding, rel=CLOSE)
-    assert shapes.cache([tokens + steps] * 4, batch, 4) == _all_bytes(output.past_key_values)
+    assert shapes.cache([tokens + steps] * 4, batch, 4) == _all_bytes(cache_of_output(output))
     weights = sum(weight.numel() for name, weight in model.named_parameters() if not name.endswith("bias"))
     assert shapes.parameters == pytest.approx(weights, rel=0.01)
 
@@ -336,7 +337,7 @@ def test_published_models_at_full_size(name: str) -> None:
     _, total, output = flops_of(model, lambda: decoder(inputs_embeds=embeds, position_ids=positions, use_cache=True))
     part = shapes.decoder.prefill([636] * len(shapes.decoder.layers), 1, 4)
     assert part.flops == pytest.approx(total, rel=CLOSE)
-    assert shapes.decoder.cache([636] * len(shapes.decoder.layers), 1, 4) == cache_bytes(output.past_key_values)
+    assert shapes.decoder.cache([636] * len(shapes.decoder.layers), 1, 4) == cache_bytes(cache_of_output(output))
 
 
 def test_a_wrong_shape_would_be_seen() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from rows import Row
+from versions import CACHE, cache_of_output
 
 from foveate.engine import apply, compress, encode, timed
 from foveate.errors import FoveateError
@@ -133,7 +134,7 @@ def test_an_image_after_a_padded_text_turn(row: Row, model: Any) -> None:
         if row.token_types:
             both["mm_token_type_ids"] = (both["input_ids"] == row.image_token).int()
         out = model.generate(
-            **both, past_key_values=one.past_key_values, max_new_tokens=4, do_sample=False,
+            **both, **{CACHE: cache_of_output(one)}, max_new_tokens=4, do_sample=False,
             return_dict_in_generate=True, output_logits=True,
         )  # fmt: skip
         return torch.stack(out.logits)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, Trainer, TrainingArguments
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from versions import CACHE, cache_of_output
 
 from foveate.engine import apply, compress, encode, timed
 from foveate.engine.count import tokens_between
@@ -268,23 +269,23 @@ def test_a_second_turn_is_the_whole_conversation(row: Row, any_model: Any) -> No
         whole["mm_token_type_ids"] = torch.cat([whole["mm_token_type_ids"], torch.zeros_like(second).int()], dim=1)
     with apply(any_model, SELECT):
         expected = any_model(**whole).logits[:, -7:]
-        cache = any_model(**first, use_cache=True).past_key_values
-        got = any_model(input_ids=second, past_key_values=cache).logits
+        cache = cache_of_output(any_model(**first, use_cache=True))
+        got = any_model(input_ids=second, **{CACHE: cache}).logits
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
 
-        cache = any_model(**first, use_cache=True).past_key_values
+        cache = cache_of_output(any_model(**first, use_cache=True))
         with_mask = any_model(
-            input_ids=second, attention_mask=torch.ones_like(whole["input_ids"]), past_key_values=cache
+            input_ids=second, attention_mask=torch.ones_like(whole["input_ids"]), **{CACHE: cache}
         ).logits
         torch.testing.assert_close(with_mask, expected, atol=1e-4, rtol=1e-4)
 
         answer = generate(any_model, whole, 4)
         for extra in ({}, {"mm_token_type_ids": whole.get("mm_token_type_ids")}):
-            cache = any_model(**first, use_cache=True).past_key_values
+            cache = cache_of_output(any_model(**first, use_cache=True))
             ids = any_model.generate(
                 input_ids=whole["input_ids"],
                 attention_mask=whole["attention_mask"],
-                past_key_values=cache,
+                **{CACHE: cache},
                 max_new_tokens=4,
                 do_sample=False,
                 **{name: value for name, value in extra.items() if value is not None},
@@ -299,24 +300,25 @@ def test_a_second_turn_of_a_padded_batch(row: Row, any_model: Any) -> None:
     mask = torch.cat([first["attention_mask"], second["attention_mask"]], dim=1)
     with apply(any_model, SELECT):
         given = dense_positions(any_model, first)
-        cache = any_model(**first, position_ids=given, use_cache=True).past_key_values
-        out = any_model(input_ids=second["input_ids"], attention_mask=mask, past_key_values=cache)
+        cache = cache_of_output(any_model(**first, position_ids=given, use_cache=True))
+        out = any_model(input_ids=second["input_ids"], attention_mask=mask, **{CACHE: cache})
         following = any_model(
             input_ids=torch.full((4, 1), 33),
-            past_key_values=out.past_key_values,
+            **{CACHE: cache_of_output(out)},
             attention_mask=torch.cat([mask, mask.new_ones(4, 1)], dim=1),
         ).logits[:, -1]
         for number, (one, two) in enumerate(zip(BATCH, ("t7'", "t3", "t5", "t6'"))):
             alone = row.inputs(one)
             for name in family_of(any_model).memories:  # a dense text-only call trips over what another call left here
                 setattr(any_model.model, name, None)
-            cache = any_model(
+            first = any_model(
                 **alone,
                 position_ids=dense_positions(any_model, alone) if "pixel_values" in alone else None,
                 use_cache=True,
-            ).past_key_values
-            any_model(input_ids=row.inputs(two)["input_ids"], past_key_values=cache)
-            expected = any_model(input_ids=torch.full((1, 1), 33), past_key_values=cache).logits[0, -1]
+            )
+            cache = cache_of_output(first)
+            any_model(input_ids=row.inputs(two)["input_ids"], **{CACHE: cache})
+            expected = any_model(input_ids=torch.full((1, 1), 33), **{CACHE: cache}).logits[0, -1]
             torch.testing.assert_close(following[number], expected, atol=1e-4, rtol=1e-4)
 
 
@@ -331,7 +333,7 @@ def test_a_second_turn_of_a_padded_batch_in_generate(row: Row, any_model: Any) -
             [inputs["attention_mask"], torch.ones_like(cache.sequences[:, -3:]), more["attention_mask"]], dim=1
         )
         whole = any_model.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=cache.past_key_values, max_new_tokens=4, do_sample=False
+            input_ids=ids, attention_mask=mask, **{CACHE: cache_of_output(cache)}, max_new_tokens=4, do_sample=False
         )
         return torch.cat([cache.sequences[:, -3:], whole[:, -4:]], dim=1)
 
@@ -351,11 +353,11 @@ def test_a_second_image_in_a_second_turn(row: Row, any_model: Any, spec: str) ->
     second["attention_mask"] = torch.ones_like(whole["input_ids"])
     with apply(any_model, spec) as run:
         expected = any_model(**whole).logits[:, -4:]
-        cache = any_model(**first, use_cache=True).past_key_values
-        got = any_model(**second, past_key_values=cache).logits[:, -4:]
+        cache = cache_of_output(any_model(**first, use_cache=True))
+        got = any_model(**second, **{CACHE: cache}).logits[:, -4:]
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
         next_token = torch.full((1, 1), 33)
-        more = any_model(input_ids=next_token, past_key_values=cache).logits
+        more = any_model(input_ids=next_token, **{CACHE: cache}).logits
         longer = {**whole, "input_ids": torch.cat([whole["input_ids"], next_token], dim=1)}
         longer["attention_mask"] = torch.ones_like(longer["input_ids"])
         if "mm_token_type_ids" in longer:
@@ -371,10 +373,10 @@ def test_a_second_image_after_an_answer(row: Row, any_model: Any) -> None:
     begin = first["input_ids"].shape[1]
     second["attention_mask"] = torch.ones_like(whole["input_ids"])
     with apply(any_model, SELECT):
-        cache = any_model(**first, use_cache=True).past_key_values
+        cache = cache_of_output(any_model(**first, use_cache=True))
         for column in range(begin, begin + 3):
-            any_model(input_ids=whole["input_ids"][:, column : column + 1], past_key_values=cache)
-        got = any_model(**second | {"input_ids": whole["input_ids"][:, begin + 3 :]}, past_key_values=cache).logits
+            any_model(input_ids=whole["input_ids"][:, column : column + 1], **{CACHE: cache})
+        got = any_model(**second | {"input_ids": whole["input_ids"][:, begin + 3 :]}, **{CACHE: cache}).logits
         torch.testing.assert_close(got[:, -4:], any_model(**whole).logits[:, -4:], atol=1e-4, rtol=1e-4)
 
 
@@ -385,8 +387,8 @@ def test_an_image_after_a_text_only_turn(row: Row, any_model: Any) -> None:
     second["input_ids"] = whole["input_ids"][:, 9:]
     second["attention_mask"] = torch.ones_like(whole["input_ids"])
     with apply(any_model, SELECT):
-        cache = any_model(input_ids=whole["input_ids"][:, :9], use_cache=True).past_key_values
-        got = any_model(**second, past_key_values=cache).logits[:, -4:]
+        cache = cache_of_output(any_model(input_ids=whole["input_ids"][:, :9], use_cache=True))
+        got = any_model(**second, **{CACHE: cache}).logits[:, -4:]
         torch.testing.assert_close(got, any_model(**whole).logits[:, -4:], atol=1e-4, rtol=1e-4)
 
 
@@ -396,9 +398,9 @@ def test_two_conversations_at_once(row: Row, any_model: Any) -> None:
     steps = torch.randint(20, 120, (2, 4), generator=torch.Generator().manual_seed(1))
 
     def talk(inputs: dict[str, Tensor], tokens: Tensor):
-        cache = any_model(**inputs, use_cache=True).past_key_values
+        cache = cache_of_output(any_model(**inputs, use_cache=True))
         for token in tokens:
-            yield any_model(input_ids=token.view(1, 1), past_key_values=cache).logits
+            yield any_model(input_ids=token.view(1, 1), **{CACHE: cache}).logits
 
     with apply(any_model, SELECT):
         alone = [list(talk(one, steps[0])), list(talk(two, steps[1]))]
@@ -423,28 +425,28 @@ def test_a_copied_cache_knows_what_it_holds(row: Row, model: Any) -> None:
     """One image, several questions: the copy carries the state along, into a later `apply` too."""
     second = row.inputs("t7'")["input_ids"]
     with apply(model, SELECT):
-        cache = model(**row.inputs(CHAT), use_cache=True).past_key_values
+        cache = cache_of_output(model(**row.inputs(CHAT), use_cache=True))
         kept = copy.deepcopy(cache)
-        expected = model(input_ids=second, past_key_values=cache).logits
+        expected = model(input_ids=second, **{CACHE: cache}).logits
     with apply(model, "stride:4"):
-        assert torch.equal(model(input_ids=second, past_key_values=kept).logits, expected)
+        assert torch.equal(model(input_ids=second, **{CACHE: kept}).logits, expected)
 
 
 @torch.no_grad()
 def test_rows_of_a_cache_move_with_what_it_knows(row: Row, model: Any) -> None:
     first = row.inputs(*BATCH)
     with apply(model, SELECT):
-        cache = model(**first, position_ids=dense_positions(model, first), use_cache=True).past_key_values
+        cache = cache_of_output(model(**first, position_ids=dense_positions(model, first), use_cache=True))
         moved, taken = copy.deepcopy(cache), pickle.loads(pickle.dumps(cache))
         mask = torch.cat([first["attention_mask"], first["attention_mask"].new_ones(4, 1)], dim=1)
         ids = torch.full((4, 1), 33)
-        expected = model(input_ids=ids, attention_mask=mask, past_key_values=cache).logits
+        expected = model(input_ids=ids, attention_mask=mask, **{CACHE: cache}).logits
         order = torch.tensor([2, 0, 3, 1])
         moved.reorder_cache(order)
-        got = model(input_ids=ids, attention_mask=mask[order], past_key_values=moved).logits
+        got = model(input_ids=ids, attention_mask=mask[order], **{CACHE: moved}).logits
         torch.testing.assert_close(got, expected[order])
         taken.batch_select_indices(order[1:3])
-        got = model(input_ids=ids[:2], attention_mask=mask[order[1:3]], past_key_values=taken).logits
+        got = model(input_ids=ids[:2], attention_mask=mask[order[1:3]], **{CACHE: taken}).logits
         torch.testing.assert_close(got, expected[order[1:3]], atol=1e-5, rtol=1e-4)
     alive = weakref.ref(cache)
     del cache
@@ -526,7 +528,7 @@ def test_counts(row: Row, model: Any, spec: str) -> None:
     method = parse(spec).steps[0].method
     family = family_of(model)
     with apply(model, spec) as run:
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = cache_of_output(model(**inputs, use_cache=True))
     report = run.report()
     counts = [image.after for image in report.images]
     for image, layout, count in zip(compress(model, inputs, spec).images, family.layouts(inputs), counts):
@@ -775,7 +777,7 @@ def test_every_row_has_a_family() -> None:
 def test_a_given_cache_is_used(row: Row, model: Any) -> None:
     with apply(model, SELECT):
         cache = DynamicCache(config=model.config.get_text_config())
-        generate(model, row.inputs(CHAT), 3, past_key_values=cache)
+        generate(model, row.inputs(CHAT), 3, **{CACHE: cache})
     assert cache.get_seq_length() == compress(model, row.inputs(CHAT), SELECT)["input_ids"].shape[1] + 2
 
 

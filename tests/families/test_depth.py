@@ -9,6 +9,7 @@ from rows import ROWS, Row
 from test_contract import BATCH, CHAT, dense_positions, generate, kept_columns, logits
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
+from versions import CACHE, cache_of_output
 
 from foveate.engine import Encoded, apply, compress, encode, encoder_outputs
 from foveate.engine.count import tokens_per_layer
@@ -191,7 +192,7 @@ def by_hand(row: Row, model: Any, prompt: str, spec: str, answer: Tensor | None 
         width = hidden.shape[1]
         mask = torch.full((width, width), torch.finfo(hidden.dtype).min).triu(1)[None, None]
         rotary = family.decoder.rotary_emb(hidden, positions[0] if family.position_axes == 1 else positions)
-        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, position_ids=None, past_key_values=None)
+        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, position_ids=None, **{CACHE: None})
         if number < len(added):
             hidden = hidden.clone()
             for image in images:
@@ -437,7 +438,7 @@ def test_a_long_conversation(row: Row, model: Any) -> None:
             before = len(run.report().images)
             inputs = row.inputs(*prompts)
             mask = torch.cat([mask, inputs["attention_mask"]], dim=1)
-            model(**inputs | {"attention_mask": mask}, past_key_values=cache)
+            model(**inputs | {"attention_mask": mask}, **{CACHE: cache})
             images = list(run.report().images[before:])
             texts = [sum(int(p[1:].rstrip("'")) for p in prompt.split() if p[0] == "t") for prompt in prompts]
             for layer in range(3):
@@ -450,7 +451,7 @@ def test_a_long_conversation(row: Row, model: Any) -> None:
             for _ in range(67):
                 token = torch.randint(20, 120, (4, 1), generator=generator)
                 mask = torch.cat([mask, mask.new_ones(4, 1)], dim=1)
-                out = model(input_ids=token, attention_mask=mask, past_key_values=cache)
+                out = model(input_ids=token, attention_mask=mask, **{CACHE: cache})
                 lengths = [length + 1 for length in lengths]
                 assert [cache.get_seq_length(layer) for layer in range(3)] == lengths
     assert out.logits.isfinite().all()
@@ -498,7 +499,7 @@ def test_loss_and_gradients_are_the_masked_models(row: Row, side: str) -> None:
 def test_the_cache_of_each_layer_is_as_long_as_the_plan_says(row: Row, any_model: Any) -> None:
     inputs = row.inputs(*BATCH)
     with apply(any_model, "random:6+pool:3@1+stride:1@2") as run:
-        cache = any_model(**inputs, use_cache=True).past_key_values
+        cache = cache_of_output(any_model(**inputs, use_cache=True))
     images = run.report().images
     for layer, each in enumerate((6, 3, 1)):
         counts = [image.layers[layer] for image in images]
@@ -560,7 +561,7 @@ def test_dropping_every_visual_token(row: Row, any_model: Any) -> None:
     oracle = masked_inside(any_model, longer(inputs, answer), {1: keep}).logits
     torch.testing.assert_close(torch.stack(out.logits, dim=1), oracle[:, -4:-1].float(), atol=1e-4, rtol=1e-4)
     assert all(image.layers[1:] == (0, 0) for image in run.report().images)
-    assert out.past_key_values.get_seq_length(2) == 14 + 2
+    assert cache_of_output(out).get_seq_length(2) == 14 + 2
 
 
 def test_a_prompt_of_nothing_but_an_image_must_keep_something(row: Row, model: Any) -> None:
@@ -585,11 +586,11 @@ def test_what_cannot_be_is_refused_before_a_layer_has_run(spec: str, turn: str, 
 
     def conversation(*failing: str) -> Tensor:
         cache = DynamicCache(config=model.config.get_text_config())
-        model(**row.inputs("t6 A t5"), past_key_values=cache)
+        model(**row.inputs("t6 A t5"), **{CACHE: cache})
         for prompt in failing:
             with pytest.raises(FoveateError, match=message):
-                model(**{**row.inputs(prompt), "attention_mask": None}, past_key_values=cache)
-        return model(input_ids=torch.tensor([[40, 41, 42]]), past_key_values=cache).logits
+                model(**{**row.inputs(prompt), "attention_mask": None}, **{CACHE: cache})
+        return model(input_ids=torch.tensor([[40, 41, 42]]), **{CACHE: cache}).logits
 
     with apply(model, spec):
         assert torch.equal(conversation(turn), conversation())
@@ -609,13 +610,13 @@ def test_a_cache_that_a_failed_call_has_half_filled_is_refused(spec: str) -> Non
         for turn in (1, 2):
             cache = DynamicCache()
             if turn == 2:
-                model(**inputs, past_key_values=cache)
+                model(**inputs, **{CACHE: cache})
             handle = family_of(model).decoder_layers[turn].register_forward_pre_hook(fail)
             with pytest.raises(MemoryError):
-                model(**inputs, past_key_values=cache)
+                model(**inputs, **{CACHE: cache})
             handle.remove()
             with pytest.raises(FoveateError, match="a call on it failed inside the decoder"):
-                model(input_ids=torch.tensor([[40, 41, 42]]), past_key_values=cache)
+                model(input_ids=torch.tensor([[40, 41, 42]]), **{CACHE: cache})
 
 
 # What is refused.
@@ -643,7 +644,7 @@ def test_layers_that_cannot_be(row: Row, model: Any, spec: str, message: str) ->
 def test_a_static_cache_is_refused_in_forward(row: Row, model: Any) -> None:
     cache = StaticCache(config=model.config.get_text_config(), max_cache_len=128)
     with apply(model, "random:6@1"), pytest.raises(FoveateError, match="a static cache has one length"):
-        model(**row.inputs(CHAT), past_key_values=cache)
+        model(**row.inputs(CHAT), **{CACHE: cache})
 
 
 def sliding(window: int, decoder: str = "Mistral", **facts: Any) -> Any:
@@ -759,10 +760,10 @@ def test_assisted_decoding_is_greedy_decoding(row: Row, model: Any, spec: str) -
 
 def test_a_cache_cropped_into_its_images_is_refused(row: Row, model: Any) -> None:
     with apply(model, f"{SELECT}@1"):
-        cache = model(**row.inputs(CHAT), use_cache=True).past_key_values
+        cache = cache_of_output(model(**row.inputs(CHAT), use_cache=True))
         cache.crop(-6)
         with pytest.raises(FoveateError, match="cropped into its compressed prompt"):
-            model(input_ids=torch.full((1, 1), 33), past_key_values=cache)
+            model(input_ids=torch.full((1, 1), 33), **{CACHE: cache})
 
 
 @torch.no_grad()
@@ -770,13 +771,13 @@ def test_a_cache_cropped_behind_its_images_goes_on(row: Row, any_model: Any) -> 
     inputs = row.inputs(CHAT)
     more = torch.tensor([[40, 41, 42]])
     with apply(any_model, "random:6@1+pool:0.5:positions=pack@2"):
-        cache = any_model(**longer(inputs, more), use_cache=True).past_key_values
+        cache = cache_of_output(any_model(**longer(inputs, more), use_cache=True))
         cache.crop(-3)
-        expected = any_model(**inputs, use_cache=True).past_key_values
+        expected = cache_of_output(any_model(**inputs, use_cache=True))
         other = torch.tensor([[50, 51]])
         torch.testing.assert_close(
-            any_model(input_ids=other, past_key_values=cache).logits,
-            any_model(input_ids=other, past_key_values=expected).logits,
+            any_model(input_ids=other, **{CACHE: cache}).logits,
+            any_model(input_ids=other, **{CACHE: expected}).logits,
             atol=1e-5,
             rtol=1e-5,
         )
@@ -795,11 +796,11 @@ def test_a_compiled_decoder_is_compiled_once_for_all_steps() -> None:
 
     def answer() -> tuple[Tensor, list[int]]:
         cache, mask = DynamicCache(config=model.config.get_text_config()), inputs["attention_mask"]
-        out = model(**inputs, past_key_values=cache)
+        out = model(**inputs, **{CACHE: cache})
         logits, counts = [], []
         for _ in range(8):
             mask = torch.cat([mask, mask.new_ones(len(BATCH), 1)], dim=1)
-            out = model(input_ids=out.logits[:, -1:].argmax(-1), attention_mask=mask, past_key_values=cache)
+            out = model(input_ids=out.logits[:, -1:].argmax(-1), attention_mask=mask, **{CACHE: cache})
             logits.append(out.logits)
             counts.append(len(compiled))
         return torch.cat(logits, dim=1), counts

@@ -11,6 +11,7 @@ from test_depth import keeps_of, longer, masked_inside
 from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from versions import CACHE, cache_of_output
 
 from foveate.engine import apply
 from foveate.errors import FoveateError
@@ -160,7 +161,7 @@ def test_keys_and_logits_are_those_of_the_cache(row: Row) -> None:
     ALL_MASK_ATTENTION_FUNCTIONS.register("remember", sdpa_mask)
     try:
         model.set_attn_implementation("remember")
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = cache_of_output(model(**inputs, use_cache=True))
     finally:
         model.set_attn_implementation("sdpa")
         del ALL_ATTENTION_FUNCTIONS._global_mapping["remember"]
@@ -237,8 +238,8 @@ def test_a_later_turn_is_told_what_one_prefill_is(row: Row) -> None:
         model(**whole)
         together = probe.seen[:]
         probe.seen.clear()
-        cache = model(**first, use_cache=True).past_key_values
-        model(**second, past_key_values=cache)
+        cache = cache_of_output(model(**first, use_cache=True))
+        model(**second, **{CACHE: cache})
     # The second image is the last one of either.
     expected, got = together[-1].signals, probe.seen[-1].signals
     for where in ("here", "previous"):

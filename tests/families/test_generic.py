@@ -12,6 +12,7 @@ import test_depth as depth
 import torch
 from others import OTHERS, Other
 from rows import ROWS, grid
+from versions import CACHE, cache_of_output
 
 from foveate import FoveateWarning
 from foveate.asking import image_layout
@@ -130,11 +131,11 @@ def test_decoding_and_turns(row: Other, prompts: tuple[str, ...]) -> None:
         contract.test_a_second_image_in_a_second_turn(row, model, "random:6")
         return
     with apply(model, "random:6"):
-        cache = model(**row.inputs(contract.CHAT), use_cache=True).past_key_values
+        cache = cache_of_output(model(**row.inputs(contract.CHAT), use_cache=True))
         later = row.inputs("t2 B t4")
         later["attention_mask"] = torch.ones(1, len(row.ids(contract.CHAT + " t2 B t4")), dtype=torch.int64)
         with pytest.raises(FoveateError, match="look in both directions"):
-            model(**later, past_key_values=cache)
+            model(**later, **{CACHE: cache})
 
 
 @pytest.mark.parametrize("point", INSIDE)
@@ -146,7 +147,7 @@ def test_counts(row: Other) -> None:
     model = shared(row)
     inputs = row.inputs(*contract.BATCH)
     with apply(model, "random:0.3") as run:
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = cache_of_output(model(**inputs, use_cache=True))
     report = run.report()
     assert [image.before for image in report.images] == [row.count("A")] * 4
     assert [image.after for image in report.images] == [round(0.3 * row.count("A"))] * 4

@@ -7,6 +7,7 @@ import pytest
 import torch
 from rows import PAD, Row
 from torch import Tensor
+from versions import CACHE
 
 from foveate.engine import apply, compress, encode
 from foveate.errors import FoveateError
@@ -99,13 +100,13 @@ def test_a_later_turn_brings_its_own_text(row: Row, model: Any) -> None:
     cache, probe = DynamicCache(), Probe(keep=6)
     first, both = row.inputs("t6 A t5"), row.inputs("t6 A t5 t4 C t3")
     with apply(model, spec(probe)), torch.no_grad():
-        model(**first, past_key_values=cache, use_cache=True)
+        model(**first, **{CACHE: cache}, use_cache=True)
         later = row.inputs("C")
         new = {name: value[:, first["input_ids"].shape[1] :] for name, value in both.items() if value.ndim == 2}
         new = {name: new[name] for name in first if name in new and name not in row.pixels("C")}
         new["attention_mask"] = both["attention_mask"]
         pixels = {name: later[name] for name in row.pixels("C")}
-        model(**new, **pixels, past_key_values=cache, use_cache=True)
+        model(**new, **pixels, **{CACHE: cache}, use_cache=True)
     assert [len(each) for each in probe.seen] == [11, 7]
 
 

@@ -24,6 +24,7 @@ from foveate.families import Family, family_of
 from foveate.methods.atp import ATPLayer
 from foveate.methods.thresholds import LearnedThresholds
 from foveate.tokens import Layout, Signal, Signals, VisualTokens
+from foveate.transformers_api import cache_of_call
 
 ActsOn = Literal["keys", "values"]
 
@@ -135,7 +136,7 @@ class SoftMasks:
         call = {**call, **call.pop("kwargs", {})}
         self._images, self._gate, self._inputs, self._shares = [], None, {}, []
         self.shares = torch.zeros(0, len(self.methods))
-        ids, cache = call.get("input_ids"), call.get("past_key_values")
+        ids, cache = call.get("input_ids"), cache_of_call(call)
         if call.get("pixel_values") is None:
             return
         if ids is None or (cache is not None and cache.get_seq_length()):

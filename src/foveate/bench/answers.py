@@ -20,6 +20,7 @@ from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.spec import Spec
+from foveate.transformers_api import cache_argument, cache_of_output
 
 CACHE_BYTES = 256 * 2**20
 """Keys and values that one batch of questions may take at its start."""
@@ -210,14 +211,15 @@ class Asker:
         positions: Tensor = short["position_ids"]
         mask: Tensor = short["attention_mask"][:, :-1]
         began = now(self.device)
-        cache = self.model(
+        output = self.model(
             input_ids=short["input_ids"][:, :-1],
             attention_mask=mask,
             position_ids=positions[..., :-1],
             mm_encoder_outputs=short["mm_encoder_outputs"],
             use_cache=True,
             logits_to_keep=1,
-        ).past_key_values
+        )
+        cache = cache_of_output(output)
         spent.prefix += (now(self.device) - began) * 1e3
 
         held = sum(layer.keys[0].nbytes + layer.values[0].nbytes for layer in cache.layers)
@@ -259,9 +261,9 @@ class Asker:
                 input_ids=ids,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **cache_argument(self.model.forward, cache),
             )
             ids = output.logits[:, -1:].argmax(dim=-1)
             answers[rows, step] = ids[:, 0]

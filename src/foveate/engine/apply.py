@@ -35,6 +35,7 @@ from foveate.families import Capture, Family, family_of
 from foveate.plan import Plan
 from foveate.spec import Spec
 from foveate.tokens import Signal
+from foveate.transformers_api import cache_of_call, cache_of_output
 
 _active: weakref.WeakKeyDictionary[nn.Module, Run] = weakref.WeakKeyDictionary()
 
@@ -224,7 +225,7 @@ class Run:
         refuse_video(self._family, call)
         output = (call.get("mm_encoder_outputs") or {}).get("image")
         pixels = call.get("pixel_values")
-        cache = call.get("past_key_values")
+        cache = cache_of_call(call)
         state = state_of(cache)
         held = 0 if cache is None else int(cache.get_seq_length())
         if state is None:
@@ -298,11 +299,10 @@ class Run:
         restore = pending.restore_index(hidden)
         if restore is not None:
             hidden = _columns(hidden, restore)
+        cache = cache_of_output(output)
         if isinstance(output, tuple):
-            cache = next((value for value in output[1:] if hasattr(value, "get_seq_length")), None)
             output = (hidden, *output[1:])
         else:
-            cache = output.past_key_values
             output.last_hidden_state = hidden
             if getattr(output, "hidden_states", None) is not None:
                 output.hidden_states = self._between(pending, output.hidden_states)
@@ -419,7 +419,7 @@ class Run:
         prompt: _Prompt | None = None
         if descent is not None:
             asked: Asked = getattr(self._local, "asked", Asked())
-            if asked.labels is None and call.get("past_key_values") is None and not call.get("use_cache"):
+            if asked.labels is None and cache_of_call(call) is None and not call.get("use_cache"):
                 prompt = known.prompt
                 if prompt is not None and prompt.begins(ids, whole, asked.last):
                     descent.plans, descent.made_for = prompt.plans, prompt.ids.shape[1]
@@ -444,7 +444,7 @@ class Run:
         layers |= {step.layer for step in self._schedule.depth}
         if len(layers) == 1:
             return None
-        if getattr(call.get("past_key_values"), "is_compileable", False):
+        if getattr(cache_of_call(call), "is_compileable", False):
             raise FoveateError(
                 "a static cache has one length for all layers, and steps inside the decoder make them differ; use the "
                 "dynamic cache"

@@ -35,6 +35,7 @@ from foveate.methods import Method
 from foveate.methods.tiles import Remaining, plan_of
 from foveate.plan import Plan
 from foveate.tokens import DecoderInput, Layout, Origin, Segment, Signal, Signals, VisualTokens
+from foveate.transformers_api import cache_of_call
 
 
 @dataclass
@@ -389,7 +390,7 @@ class Descent:
     def _input(self, layer: int, hidden: Tensor, call: dict[str, Any], rotary: Any) -> LayerInput:
         """What a layer reads, for signals."""
         past = None if self.state is None else self.state.at(layer)
-        return LayerInput(self.family, layer, hidden, rotary, self._mask(past), call.get("past_key_values"))
+        return LayerInput(self.family, layer, hidden, rotary, self._mask(past), cache_of_call(call))
 
     def leave(self, layer: int, hidden: Tensor) -> Tensor:
         """What a layer's output `(B, S, D)` becomes before the next one reads it."""
@@ -413,7 +414,7 @@ class Descent:
             return
         # Where the model found that nothing needs to be hidden, nothing needs to be hidden among fewer columns either.
         if call.get("attention_mask") is not None or padded:
-            part.mask = self.family.causal_mask(hidden, self._mask(past), call.get("past_key_values"), part.layer)
+            part.mask = self.family.causal_mask(hidden, self._mask(past), cache_of_call(call), part.layer)
 
     def _rotary(self, past: Held | None, hidden: Tensor, call: dict[str, Any]) -> Any:
         """Position embeddings of the new columns, in layers that hold `past`."""

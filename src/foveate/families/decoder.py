@@ -19,6 +19,7 @@ from foveate.tokens import (
     Signal,
     Text,
 )
+from foveate.transformers_api import cache_argument
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -28,7 +29,7 @@ class Decoder:
     """The decoder's side of a family; most decoders of transformers are as it says here.
 
     A decoder layer is called with `hidden_states` first and everything else by name, among it `attention_mask`,
-    `position_embeddings` and `past_key_values`.
+    `position_embeddings` and the cache.
     """
 
     core: nn.Module
@@ -156,9 +157,9 @@ class Decoder:
             config=self.decoder_config,
             inputs_embeds=hidden,
             attention_mask=mask,
-            past_key_values=cache,
             position_ids=None,
             layer_idx=layer,
+            **cache_argument(create_causal_mask, cache),
         )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.family import Family
 from foveate.families.generic import Generic
+from foveate.transformers_api import check_version
 
 _families: dict[str, type[Family]] = {}
 _loaded = False
@@ -65,7 +66,9 @@ def family_of(model: nn.Module) -> Family:
 
     Raises:
         UnsupportedFamily: no family takes this model, not even the generic one.
+        FoveateError: the installed transformers is too old.
     """
+    check_version()
     _load()
     config = getattr(model, "config", None)
     kind = getattr(config, "model_type", None)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from foveate.errors import UnsupportedFamily
 from foveate.families.decoder import rotate
 from foveate.families.family import Family
+from foveate.transformers_api import cache_argument
 
 _STEP = 100
 _OFF = 0.05
@@ -72,8 +73,8 @@ def _keys_at_two_positions(family: Family) -> list[Tensor]:
             inputs_embeds=token.expand(2, -1, -1),
             attention_mask=torch.ones_like(positions),
             position_ids=positions if family.position_axes == 1 else positions.expand(family.position_axes, -1, -1),
-            past_key_values=cache,
             use_cache=True,
+            **cache_argument(decoder.forward, cache),
         )
     if not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in cache.layers):
         raise UnsupportedFamily(f"{family.title} has layers that remember something else than keys and values")

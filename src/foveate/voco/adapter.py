@@ -25,6 +25,7 @@ from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families import Family, family_of
 from foveate.families.fingerprint import fingerprint
 from foveate.tokens import Layout, Segment
+from foveate.transformers_api import cache_argument
 from foveate.voco.arrange import samples, without_beginning
 from foveate.voco.lora import LORA_WEIGHTS, added, branches, digest, without_adapters
 from foveate.voco.memory import VoCoMemory
@@ -50,6 +51,7 @@ _OWN_OPTIONS: Final = (
     "attention_mask",
     "position_ids",
     "past_key_values",
+    "cache",
     "cache_position",
     "assistant_model",
 )
@@ -216,8 +218,7 @@ class VoCo(nn.Module):
                 input_ids=ids,
                 attention_mask=whole,
                 position_ids=positions,
-                past_key_values=cache,
-                **{**options, "use_cache": True},
+                **{**options, **cache_argument(model.forward, cache), "use_cache": True},
             )
         if not isinstance(generated, Tensor):
             generated.sequences = generated.sequences[:, ids.shape[1] :]

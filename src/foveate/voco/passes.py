@@ -13,6 +13,7 @@ from foveate.errors import FoveateError
 from foveate.families import Family
 from foveate.families.turning import frequencies
 from foveate.tokens import Layout
+from foveate.transformers_api import cache_argument
 from foveate.voco.arrange import IGNORED, Sample, framing
 from foveate.voco.mask import PADDING, TEXT, additive, voco_mask
 from foveate.voco.memory import VoCoMemory
@@ -85,8 +86,8 @@ def read(
             inputs_embeds=one.embeddings,
             attention_mask=torch.ones(rows, length, dtype=torch.int64, device=one.embeddings.device),
             position_ids=_positions(one.positions[:, None].expand(-1, rows, -1)),
-            past_key_values=cache,
             use_cache=True,
+            **cache_argument(family.decoder.forward, cache),
         )
         keys = torch.stack([layer.keys[:, :, -voco.shape[0] :] for layer in cache.layers], dim=1)  # pyright: ignore
         values = torch.stack([layer.values[:, :, -voco.shape[0] :] for layer in cache.layers], dim=1)  # pyright: ignore
@@ -112,7 +113,10 @@ def text_behind(
     ids, mask, labels = text_of([row.alone() if m is None else row for row, m in zip(rows, held, strict=True)])
     cache, seen, positions = filled_cache(family, held, mask, ids.device)
     logits = model(
-        input_ids=ids, attention_mask=torch.cat([seen, mask], dim=1), position_ids=positions, past_key_values=cache
+        input_ids=ids,
+        attention_mask=torch.cat([seen, mask], dim=1),
+        position_ids=positions,
+        **cache_argument(model.forward, cache),
     ).logits
     return logits, labels
 
