@@ -34,8 +34,8 @@ import foveate
 from foveate.bench.results import write_whole
 from foveate.costmodel.device import processor
 from foveate.engine import apply
-from foveate.engine.count import tokens_per_layer
 from foveate.families import family_of
+from foveate.schedule import tokens_per_layer
 from foveate.transformers_api import cache_argument
 
 SHAPES = {

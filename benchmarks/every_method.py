@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from foveate.methods import Method, method_class, method_names
+from foveate.schedule import scaled_layers
 
 
 def every(depth: int, keep: float) -> list[str]:
@@ -21,7 +22,7 @@ def every(depth: int, keep: float) -> list[str]:
         method: type[Method] = method_class(name)
         if not method.__module__.startswith("foveate.methods.") or method.trained:
             continue
-        layers = [max(1, round(layer * depth / 32)) for layer in method.layers] if method.place == "decoder" else []
+        layers = scaled_layers(method.layers, depth) if method.place == "decoder" else []
         share = f":{keep ** (1 / max(1, len(layers))):.3g}" if method.takes_keep else ""
         found.append(name + share + (f"@{','.join(map(str, layers))}" if layers else ""))
     return found

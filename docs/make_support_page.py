@@ -14,9 +14,9 @@ from typing import Any
 from pages import write
 
 from foveate import FoveateError, FoveateWarning
-from foveate.engine.schedule import schedule
 from foveate.families import Family, Generic, family_of, supported
 from foveate.methods.listing import Listing, listing
+from foveate.schedule import schedule
 from foveate.spec import method_class
 
 HEAD = """\

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import nn
 
 from foveate.engine import apply, timed
-from foveate.engine.count import tokens_after
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import family_of
+from foveate.schedule import tokens_after
 from foveate.spec import Spec
 from foveate.tokens import Layout
 

@@ -102,9 +102,9 @@ def ask(
     with _progress("Reading the image"):
         from foveate.asking import ask as answer_one
         from foveate.asking import check_question, image_layout, prompt
-        from foveate.engine.count import tokens_after
         from foveate.families import family_of
         from foveate.loading import load_model, load_processor, skeleton
+        from foveate.schedule import tokens_after
         from foveate.spec import parse
         from foveate.view import writable
 
@@ -205,9 +205,9 @@ def count(
 
     with _progress("Counting"):
         from foveate.asking import image_layout, prompt
-        from foveate.engine.count import tokens_between, tokens_per_layer
         from foveate.families import family_of
         from foveate.loading import load_processor, skeleton
+        from foveate.schedule import tokens_between, tokens_per_layer
         from foveate.spec import parse
 
         specs = [parse(text) for text in spec or []]

@@ -9,6 +9,8 @@ from typing import Any
 
 NEW_NAMES = {
     "foveate.cost": "foveate.costmodel",
+    "foveate.engine.count": "foveate.schedule",
+    "foveate.engine.schedule": "foveate.schedule",
     "foveate.models": "foveate.families",
     "foveate.reference": "foveate.embedded",
 }

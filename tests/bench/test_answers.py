@@ -9,8 +9,8 @@ import torch
 from foveate.bench.answers import Asker, Prompts, fingerprint
 from foveate.bench.configurations import DENSE
 from foveate.engine import apply, compress, encode
-from foveate.engine.count import tokens_per_layer
 from foveate.errors import FoveateError
+from foveate.schedule import tokens_per_layer
 from foveate.spec import Spec, parse
 
 SPECS = [DENSE, *map(parse, ("random:5", "cluster:4", "cls:3", "pool2d:4", "stride:9:positions=keep", "resize:4"))]

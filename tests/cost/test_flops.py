@@ -17,9 +17,9 @@ from foveate.costmodel.fields import published
 from foveate.costmodel.journey import journey
 from foveate.costmodel.pictures import Picture
 from foveate.engine import apply
-from foveate.engine.count import tokens_between, tokens_per_layer
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of, supported
+from foveate.schedule import tokens_between, tokens_per_layer
 from foveate.tokens import Layout, Segment
 
 CLOSE = 0.005

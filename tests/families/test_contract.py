@@ -17,9 +17,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from versions import CACHE, cache_of_output
 
 from foveate.engine import apply, compress, encode, timed
-from foveate.engine.count import tokens_between
 from foveate.errors import FoveateError
 from foveate.families import family_of
+from foveate.schedule import tokens_between
 from foveate.spec import parse
 
 CHAT = "t6 A t5"

@@ -12,10 +12,10 @@ from transformers import DynamicCache, StaticCache
 from versions import CACHE, cache_of_output
 
 from foveate.engine import Encoded, apply, compress, encode, encoder_outputs
-from foveate.engine.count import tokens_per_layer
 from foveate.errors import FoveateError, KeepError
 from foveate.families import family_of
 from foveate.families.decoder import Decoder
+from foveate.schedule import tokens_per_layer
 from foveate.spec import parse
 from foveate.tokens import Layout, Segment, VisualTokens
 

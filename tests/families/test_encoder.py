@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import foveate
 from foveate.engine import apply, compress, encode, encoder_outputs
-from foveate.engine.count import tokens_after
 from foveate.engine.encoder import _Passage
 from foveate.errors import FoveateError, KeepError
 from foveate.families import family_of
+from foveate.schedule import tokens_after
 from foveate.tokens import EncoderAttention, EncoderKeys
 
 LLAVA = ROWS[0]

@@ -8,9 +8,9 @@ import torch
 from rows import Row
 
 from foveate.engine import apply, compress
-from foveate.engine.count import tokens_between
 from foveate.errors import KeepError
 from foveate.families import family_of
+from foveate.schedule import tokens_between
 
 ADAPTIVE = ("prumerge:auto", "prumerge-plus:auto")
 FIXED = ("visionzip:6", "prumerge:6", "prumerge-plus:6", "vispruner:6", "holov:6", "hired:6", "cluster:6:take=weighted")

@@ -15,10 +15,10 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextModel, i
 
 from foveate import layout as layouts
 from foveate.engine import apply, compress
-from foveate.engine.count import tokens_between, tokens_per_layer
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families import family_of, llava_next
 from foveate.families.llava_next import LlavaNext
+from foveate.schedule import tokens_between, tokens_per_layer
 from foveate.spec import method_class, method_names
 from foveate.tokens import Layout
 

@@ -7,9 +7,9 @@ import torch
 from rows import ROWS, Row, picture
 
 from foveate.engine import apply, compress
-from foveate.engine.count import tokens_between
 from foveate.errors import FoveateError
 from foveate.families import family_of
+from foveate.schedule import tokens_between
 from foveate.spec import parse
 
 LLAVA = ROWS[0]

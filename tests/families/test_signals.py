@@ -9,11 +9,11 @@ from torch import Tensor
 
 from foveate.engine import encode
 from foveate.engine.encode import encode_for
-from foveate.engine.schedule import schedule
 from foveate.engine.watch import EncoderWatch, capture_of, watching
 from foveate.errors import FoveateError
 from foveate.families import family_of
 from foveate.families.family import attention_received, cls_attention
+from foveate.schedule import schedule
 from foveate.tokens import EncoderAttention, EncoderKeys
 
 

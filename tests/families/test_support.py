@@ -15,10 +15,10 @@ from test_contract import CHAT, logits
 
 from foveate import FoveateWarning
 from foveate.engine import apply
-from foveate.engine.schedule import schedule
 from foveate.errors import FoveateError
 from foveate.families import Family, Generic, family_of
 from foveate.methods.listing import Listing, listing
+from foveate.schedule import schedule
 
 _models: dict[str, Any] = {}
 

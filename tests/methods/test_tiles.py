@@ -14,8 +14,9 @@ from torch import Tensor
 
 from foveate.errors import FoveateError, KeepError, SpecError
 from foveate.methods import Method
-from foveate.methods.tiles import Remaining, plan_of
+from foveate.methods.tiles import plan_of
 from foveate.plan import Plan
+from foveate.schedule import ExpectedTokens
 from foveate.spec import parse
 from foveate.tokens import DecoderInput, Layout, Origin, Segment, Signals, VisualTokens, token_axis
 
@@ -89,7 +90,7 @@ def test_a_budget_for_each_tile_is_each_tile_alone(spec: str, keep: float) -> No
             torch.testing.assert_close(out[mine].view(3, -1, 8), one.apply(whole.features[:, index]))
             expected += one.slot.shape[1]
         check(plan, expected, layout.content)
-        assert Remaining.of(layout).after(method).layout.content == expected
+        assert ExpectedTokens.of(layout).after(method).layout.content == expected
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -123,7 +124,7 @@ def test_two_steps_per_tile(layout: Layout, keep: int | str, then: int | str, da
         assume(isinstance(keep, str) or keep <= layout.content)
         assume(isinstance(then, str) or then <= first.keep.count(layout.content))
     one = plan_of(first, whole)
-    left = Remaining.of(layout).after(first)
+    left = ExpectedTokens.of(layout).after(first)
     check(one, left.layout.content, layout.content)
     assert left.tiles is not None
     answers = {kind: one.select(answer) for kind, answer in whole.signals._of_kind.items()}
@@ -142,16 +143,16 @@ def test_two_steps_per_tile(layout: Layout, keep: int | str, then: int | str, da
 def test_one_tile_keeps_no_more_than_it_has() -> None:
     one = Layout((Segment(1, 2, 3),))
     method = method_of("random:7:per=tile")
-    for wrong in (lambda: Remaining.of(one).after(method), lambda: plan_of(method, tokens(one))):
+    for wrong in (lambda: ExpectedTokens.of(one).after(method), lambda: plan_of(method, tokens(one))):
         with pytest.raises(KeepError, match="more than the 6 tokens"):
             wrong()
-    assert Remaining.of(EVEN).after(method_of("random:99:per=tile")).layout.content == EVEN.content
+    assert ExpectedTokens.of(EVEN).after(method_of("random:99:per=tile")).layout.content == EVEN.content
 
 
 def test_tiles_that_an_earlier_step_left_open() -> None:
     method = method_of("random:2:per=tile")
     with pytest.raises(FoveateError, match="write per=tile at the earlier steps too"):
-        Remaining.of(EVEN).after(method_of("cls:9")).after(method)
+        ExpectedTokens.of(EVEN).after(method_of("cls:9")).after(method)
     slot = torch.arange(9).expand(3, -1)
     given = replace(tokens((3, 3)), origin=Origin(EVEN, slot))
     with pytest.raises(FoveateError, match="write per=tile at the earlier steps too"):

@@ -13,13 +13,13 @@ from torch import nn
 from foveate.adapters import SHIPPED, downloaded, upload, written
 from foveate.atp.soft import soft_masks
 from foveate.engine import apply, encode, encoder_outputs
-from foveate.engine.schedule import at_depth
 from foveate.errors import FoveateError, KeepError, UnsupportedFamily
 from foveate.families import family_of
 from foveate.families.fingerprint import fingerprint
 from foveate.methods.atp import ATP as Rule
 from foveate.methods.atp import ATPLayer
 from foveate.methods.thresholds import PARTS, SETTINGS, WEIGHTS, LearnedThresholds, Predictor
+from foveate.schedule import scaled_layers
 from foveate.spec import Spec, Step
 from foveate.tokens import Keep, Text
 
@@ -56,7 +56,7 @@ class ATP(LearnedThresholds):
     ) -> None:
         family = family_of(model)
         depth = len(family.decoder_layers)
-        layers = at_depth(Rule.layers, depth) if layers is None else list(layers)
+        layers = scaled_layers(Rule.layers, depth) if layers is None else list(layers)
         beyond = [layer for layer in layers if layer >= depth]
         if beyond:
             raise FoveateError(f"layers {layers}: this decoder has {depth} layers; name some from 1 to {depth - 1}")

@@ -24,8 +24,8 @@ from foveate.bench.results import Part, Prediction, ResultsFolder
 from foveate.bench.tasks import Picture, Task, normalised
 from foveate.costmodel.device import processor
 from foveate.engine import Encoded, encode
-from foveate.engine.schedule import schedule
 from foveate.errors import FoveateError
+from foveate.schedule import schedule
 from foveate.spec import Spec
 
 CHUNK = 8

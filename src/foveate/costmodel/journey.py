@@ -9,7 +9,8 @@ from foveate.costmodel.pictures import Picture
 from foveate.costmodel.vision import Vision
 from foveate.errors import FoveateError, KeepError
 from foveate.methods import Method, PixelMethod
-from foveate.methods.tiles import Remaining, slots_left
+from foveate.schedule import scaled_layers
+from foveate.schedule.expected import ExpectedTokens, kept_slots
 from foveate.spec import Spec, Step, parse
 from foveate.tokens import Layout
 
@@ -75,7 +76,7 @@ def journey(spec: str | Spec | None, picture: Picture, vision: Vision, depth: in
     """
     parsed = parse(spec) if isinstance(spec, str) else spec
     seen = picture
-    remaining = Remaining.of(picture.layout)
+    remaining = ExpectedTokens.of(picture.layout)
     visits: list[Visit] = []
     layers = [picture.layout.total] * depth
     reached = -1
@@ -98,7 +99,7 @@ def journey(spec: str | Spec | None, picture: Picture, vision: Vision, depth: in
                     # A picture that is enlarged again saves no token.
                     if _mode(method, modes) != "enlarge":
                         seen = vision.sizing.shrunk(picture, *method.shrink(picture.layout))
-                        remaining = Remaining.of(seen.layout)
+                        remaining = ExpectedTokens.of(seen.layout)
                     layers = [seen.layout.total] * depth
                     continue
                 if place == "encoder":
@@ -143,7 +144,7 @@ def _with_structural(visits: Sequence[Visit], layout: Layout) -> int:
     """Tokens behind the last visit, with the structural tokens that are kept with them; the most, if it isn't known."""
     content = visits[-1].leaving
     if layout.structural and all(visit.method.fixed for visit in visits):
-        return content + int(layout.held(slots_left([visit.method for visit in visits], layout)).sum())
+        return content + int(layout.held(kept_slots([visit.method for visit in visits], layout)).sum())
     return content + layout.held_between(content)[1]
 
 
@@ -166,8 +167,7 @@ def _places(step: Step, depth: int) -> tuple[str | int, ...]:
                 f"{step} acts at layer {place}, and this decoder has {depth} layers; name one from 0 to {depth - 1}"
             )
         if place == "decoder":
-            # Authors name layers of a decoder of 32.
-            layers = ",".join(str(max(1, round(layer * depth / 32))) for layer in step.method.layers)
+            layers = ",".join(map(str, scaled_layers(step.method.layers, depth)))
             raise FoveateError(
                 f"{step} acts inside the decoder; say at the input of which layers, for instance {step}@{layers}"
             )

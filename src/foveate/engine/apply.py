@@ -24,7 +24,6 @@ from foveate.engine.decoder import DecoderWatch, Descent
 from foveate.engine.encode import Encoded, encoded_from
 from foveate.engine.planning import ImagePlan, encoded_of, plan_images
 from foveate.engine.report import Ledger, Report
-from foveate.engine.schedule import Schedule, schedule
 from foveate.engine.signals import Asked
 from foveate.engine.state import CacheState, Held, set_state, state_of
 from foveate.engine.text import texts_of
@@ -33,6 +32,7 @@ from foveate.engine.watch import EncoderWatch, capture_of
 from foveate.errors import FoveateError
 from foveate.families import Capture, Family, family_of
 from foveate.plan import Plan
+from foveate.schedule import Schedule, schedule
 from foveate.spec import Spec
 from foveate.tokens import Signal
 from foveate.transformers_api import cache_of_call, cache_of_output

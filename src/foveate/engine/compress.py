@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from foveate.engine.cut import cut_prompt
 from foveate.engine.encode import Encoded, encode_for
 from foveate.engine.planning import ImagePlan, plan_images
-from foveate.engine.schedule import schedule
 from foveate.engine.text import texts_of
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
+from foveate.schedule import schedule
 from foveate.spec import Spec
 
 PER_COLUMN = {"labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0}

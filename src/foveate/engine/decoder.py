@@ -25,15 +25,17 @@ from torch import Tensor, nn
 from foveate.engine.compress import text_positions
 from foveate.engine.cut import Cut
 from foveate.engine.planning import ImagePlan
-from foveate.engine.schedule import Foreseen, Schedule
 from foveate.engine.signals import Asked, LayerInput, Places, answer, reads_text, watched
 from foveate.engine.state import CacheState, Held
-from foveate.engine.watch import dense_slots
 from foveate.errors import FoveateError
 from foveate.families import Family
 from foveate.methods import Method
-from foveate.methods.tiles import Remaining, plan_of
+from foveate.methods.tiles import plan_of
 from foveate.plan import Plan
+from foveate.schedule import DecoderSteps as Foreseen
+from foveate.schedule import ExpectedTokens as Remaining
+from foveate.schedule import Schedule
+from foveate.schedule.resizing import dense_slots
 from foveate.tokens import DecoderInput, Layout, Origin, Segment, Signal, Signals, VisualTokens
 from foveate.transformers_api import cache_of_call
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from foveate.engine.encoder import behind_encoder, whole_plan
-from foveate.engine.schedule import Schedule, schedule
 from foveate.engine.timing import now
 from foveate.engine.watch import EncoderWatch, capture_of, watching
 from foveate.errors import FoveateError
 from foveate.families import Capture, Family, family_of
 from foveate.plan import Plan
+from foveate.schedule import Schedule, schedule
 from foveate.spec import Spec
 from foveate.tokens import Layout, Signal
 

@@ -21,6 +21,8 @@ from foveate.families import Capture, Family
 from foveate.methods import Method
 from foveate.methods.tiles import plan_of
 from foveate.plan import Plan
+from foveate.schedule.encoder_layers import encoder_methods as inside
+from foveate.schedule.encoder_layers import encoder_needs as needs_inside
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Origin, Segment, Signal, Signals, VisualTokens
 
 _BIASED = ("sdpa", "eager")
@@ -182,37 +184,6 @@ class _Passage:
             )
         log = torch.nn.functional.pad(self.size.log(), (self.family.encoder_marks, 0))
         return log.to(hidden.dtype)[:, None, None]
-
-
-def needs_inside(method: Method) -> tuple[Signal, ...]:
-    """The signals that a method looks at inside the encoder.
-
-    Raises:
-        FoveateError: it can't act there.
-    """
-    (here,) = method.in_encoder(method.keep.tokens or 1, 1)
-    return here.needs
-
-
-def inside(method: Method, layout: Layout, reads: int) -> dict[int, Method]:
-    """What acts in front of which encoder layer on images of this layout; where nothing would go, nothing acts.
-
-    Args:
-        method: of the step at `@encoder`.
-        layout: what the encoder sees.
-        reads: the layer whose output is read.
-
-    Raises:
-        KeepError: more would remain than there are, or it can't be had in so many layers.
-    """
-    left = layout.content
-    found: dict[int, Method] = {}
-    for layer, here in enumerate(method.in_encoder(left, reads), start=1):
-        count = here.keep.count(left)
-        if count < left:
-            found[layer] = here
-        left = count
-    return found
 
 
 def whole_plan(capture: Capture, behind: int = 0) -> Plan | None:

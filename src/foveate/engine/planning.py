@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from foveate.engine.cut import CutImage
 from foveate.engine.encode import Encoded
-from foveate.engine.schedule import Schedule, schedule
-from foveate.engine.watch import dense_slots
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.methods import Method
-from foveate.methods.tiles import Remaining, plan_of
+from foveate.methods.tiles import plan_of
 from foveate.plan import Plan
+from foveate.schedule import ExpectedTokens as Remaining
+from foveate.schedule import Schedule, schedule
+from foveate.schedule.resizing import dense_slots
 from foveate.spec import Spec
 from foveate.tokens import Layout, Origin, Segment, Signal, Signals, Text, VisualTokens
 

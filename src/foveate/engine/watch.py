@@ -20,7 +20,8 @@ from foveate.engine.encoder import EncoderStep, whole_plan
 from foveate.errors import FoveateError
 from foveate.families import Capture, Family
 from foveate.methods import Method, PixelMethod
-from foveate.tokens import Layout, Signal
+from foveate.schedule.resizing import nearest_below, resize_mode
+from foveate.tokens import Signal
 
 _ATTRIBUTE = "foveate_capture"
 
@@ -176,48 +177,3 @@ def watching(watch: EncoderWatch) -> Iterator[EncoderWatch]:
         yield watch
     finally:
         watch.close()
-
-
-def resize_mode(family: Family, pixels: PixelMethod | None) -> str:
-    """Which way of shrinking an image is meant; "auto" is the family's best.
-
-    Raises:
-        FoveateError: the family has no such way.
-    """
-    if pixels is None:
-        return ""
-    if pixels.mode == "auto":
-        return family.resize_modes[0]
-    if pixels.mode not in family.resize_modes:
-        ways = " or ".join(family.resize_modes)
-        raise FoveateError(
-            f"{family.title} cannot resize {pixels.mode!r}; use {ways}, or auto for {family.resize_modes[0]}"
-        )
-    return pixels.mode
-
-
-def dense_slots(seen: Layout, layout: Layout) -> Tensor:
-    """Where the tokens of a smaller grid sit in the full one: `(n,)` int64, unique and ascending.
-
-    Each takes the place of the full-size token under its centre.
-    """
-    if seen == layout:
-        return torch.arange(layout.content)
-    places: list[Tensor] = []
-    offset = 0
-    for small, full in zip(seen.segments, layout.segments, strict=True):
-        axes = [
-            ((torch.arange(n, dtype=torch.float64) + 0.5) * m / n).floor().long()
-            for n, m in ((small.t, full.t), (small.h, full.h), (small.w, full.w))
-        ]
-        t, h, w = torch.meshgrid(*axes, indexing="ij")
-        places.append(((t * full.h + h) * full.w + w).flatten() + offset)
-        offset += full.t * full.h * full.w
-    return torch.cat(places)
-
-
-def nearest_below(seen: Layout, layout: Layout) -> Tensor:
-    """For each place of the full grid, the last token of the smaller grid at or before it: `(N,)` int64."""
-    marks = torch.zeros(layout.content, dtype=torch.int64)
-    marks[dense_slots(seen, layout)] = 1
-    return (marks.cumsum(0) - 1).clamp(min=0)

@@ -1,74 +1,28 @@
-"""Budgets per image or per tile: what the engine asks of a method, whichever the spec says.
+"""Plan with a budget for the whole image or for each of its tiles.
 
-A method knows of one budget. With `per=tile` each tile of an image is planned as if it were an image of its own, tiles
-of one shape as one batch, and the plans are joined. So it works for every method, and on an image of one tile it
-changes nothing.
+A method has one budget. With `per=tile`, `plan_of` plans each tile as an image of its own (tiles of one shape as one
+batch) and joins the plans. This works for every method, and changes nothing for an image of one tile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from foveate.errors import FoveateError, KeepError
+from foveate.errors import FoveateError
 from foveate.methods.base import Method
 from foveate.plan import Plan
-from foveate.tokens import Layout, Origin, Segment, VisualTokens
-
-
-@dataclass(frozen=True)
-class Remaining:
-    """What is known of the tokens of an image in front of a step, before any pixel is seen.
-
-    Attributes:
-        layout: of all of them; one strip behind the first step.
-        tiles: of each tile; None if an earlier step left open how many tokens of each remain.
-        certain: whether no earlier step let the content decide.
-    """
-
-    layout: Layout
-    tiles: tuple[Layout, ...] | None
-    certain: bool = True
-
-    @classmethod
-    def of(cls, layout: Layout) -> Remaining:
-        """A whole image."""
-        return cls(layout, tuple(Layout((segment,)) for segment, _ in layout.tiles))
-
-    def after(self, method: Method, fewest: bool = False) -> Remaining:
-        """What a step leaves; of a method that lets the content decide, the most, or the fewest.
-
-        Raises:
-            FoveateError: the step keeps per tile, and it isn't known how many tokens each tile has.
-            KeepError: more would remain than there are.
-        """
-        one = self.tiles is not None and len(self.tiles) == 1
-        try:
-            if one or method.per == "image":
-                counts = [method.bounds(self.layout)[not fewest]]
-            else:
-                counts = [_bounds(method, tile)[not fewest] for tile in _known(method, self.tiles)]
-        except KeepError as error:
-            if self.certain:
-                raise
-            raise KeepError(
-                f"{error} (an earlier step lets the content decide, and may leave so few; keep a fraction at {method})"
-            ) from None
-        known = one or (method.per == "tile" and not method.ragged)
-        tiles = tuple(map(_strip, counts)) if known else None
-        return Remaining(_strip(sum(counts)), tiles, self.certain and not method.ragged)
+from foveate.tokens import Layout, Segment, VisualTokens
 
 
 def plan_of(method: Method, tokens: VisualTokens) -> Plan:
-    """What a method makes of these tokens, with its budget for the image or for each of its tiles.
+    """Plan these tokens with a method, with its budget for the image or for each of its tiles.
 
     Raises:
-        FoveateError: the step keeps per tile, and an earlier one left open how many tokens each tile has.
+        FoveateError: the method keeps per tile, and an earlier step left open how many tokens each tile has.
     """
     if method.per == "image":
         return method.plan(tokens)
@@ -79,10 +33,10 @@ def plan_of(method: Method, tokens: VisualTokens) -> Plan:
         index = torch.cat([each for _, each in parts]).to(tokens.features.device).expand(tokens.features.shape[0], -1)
     else:
         parts = origin.layout.tiles
-        left = None if origin.left is None else tuple(map(_strip, origin.left))
+        left = None if origin.left is None else tuple(map(one_row, origin.left))
         if len(parts) == 1:
-            left = (_strip(count),)
-        tiles = [layout.segments[0] for layout in _known(method, left)]
+            left = (one_row(count),)
+        tiles = [layout.segments[0] for layout in known_tiles(method, left)]
         tile = torch.empty(origin.layout.content, dtype=torch.int64)
         for number, (_, each) in enumerate(parts):
             tile[each] = number
@@ -94,7 +48,7 @@ def plan_of(method: Method, tokens: VisualTokens) -> Plan:
     plans: dict[int, Plan] = {}
     for segment in dict.fromkeys(tiles):
         members = [number for number, tile in enumerate(tiles) if tile == segment]
-        if _keeps_all(method, segment.count):
+        if keeps_whole_tile(method, segment.count):
             whole = torch.arange(segment.count, device=index.device).expand(index.shape[0], -1)
             plans |= dict.fromkeys(members, Plan(slot=whole))
             continue
@@ -104,25 +58,21 @@ def plan_of(method: Method, tokens: VisualTokens) -> Plan:
     return _joined([(indices[number], plans[number]) for number in range(len(tiles))], count)
 
 
-def slots_left(methods: Sequence[Method], layout: Layout) -> Int64[Tensor, " M"]:
-    """Which content tokens are left by steps that are all `fixed`, and so look at the layout alone: `(M,)` int64."""
-    plan = Plan(slot=torch.arange(layout.content)[None])
-    remaining = Remaining.of(layout)
-    for number, method in enumerate(methods):
-        blank = torch.zeros(1, plan.slot.shape[1], 1)
-        tiles = remaining.tiles
-        left = None if tiles is None else tuple(tile.content for tile in tiles)
-        tokens = VisualTokens(blank, remaining.layout, origin=Origin(layout, plan.slot, left) if number else None)
-        plan = plan.compose(Plan(slot=plan_of(method, tokens).slot))
-        remaining = remaining.after(method)
-    return plan.slot[0]
+def one_row(count: int) -> Layout:
+    """Return the layout of `count` tokens whose rows and columns are unknown.
 
-
-def _strip(count: int) -> Layout:
+    >>> one_row(3).segments
+    (Segment(t=1, h=1, w=3, rows=(), columns=()),)
+    """
     return Layout((Segment(1, 1, count),))
 
 
-def _known(method: Method, tiles: tuple[Layout, ...] | None) -> tuple[Layout, ...]:
+def known_tiles(method: Method, tiles: tuple[Layout, ...] | None) -> tuple[Layout, ...]:
+    """Return the layouts of the tiles that a method with `per=tile` acts on.
+
+    Raises:
+        FoveateError: the number of tokens of each tile is unknown (`tiles` is None).
+    """
     if tiles is None:
         raise FoveateError(
             f"{method} keeps per tile, and an earlier step of the spec leaves open how many tokens of each tile there "
@@ -131,17 +81,13 @@ def _known(method: Method, tiles: tuple[Layout, ...] | None) -> tuple[Layout, ..
     return tiles
 
 
-def _keeps_all(method: Method, count: int) -> bool:
-    """Whether a tile is so small that the budget holds all of it."""
+def keeps_whole_tile(method: Method, count: int) -> bool:
+    """Return whether a tile of `count` tokens fits into the method's budget, so that it stays as it is."""
     return method.keep.tokens is not None and method.keep.tokens >= count
 
 
-def _bounds(method: Method, tile: Layout) -> tuple[int, int]:
-    return (tile.content, tile.content) if _keeps_all(method, tile.content) else method.bounds(tile)
-
-
 def _rows(plan: Plan, images: int) -> list[Plan]:
-    """A batch of several tiles of the same images, one tile behind the other, taken apart."""
+    """Split the plan of a batch that holds several tiles of the same images, one tile after the other."""
     starts = range(0, plan.slot.shape[0], images)
 
     def of(values: Tensor | None, start: int) -> Tensor | None:
@@ -160,7 +106,7 @@ def _rows(plan: Plan, images: int) -> list[Plan]:
 
 
 def _joined(parts: list[tuple[Int64[Tensor, "B _"], Plan]], tokens: int) -> Plan:
-    """Plans over parts of the same images, `(B, n)` int64 each, as one over all their `tokens` tokens."""
+    """Join plans over parts of the same images, `(B, n)` int64 each, into one over all their `tokens` tokens."""
     slot = torch.cat([index.gather(1, plan.slot) for index, plan in parts], dim=1)
     valid = None
     order = slot

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from foveate.engine.encode import encode_for
 from foveate.engine.planning import plan_images
-from foveate.engine.schedule import Schedule, schedule
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.loading import load_model
+from foveate.schedule import Schedule, schedule
 from foveate.train.batches import Batches
 from foveate.train.checkpoint import write_tensors
 from foveate.train.recipe import DENSE, Recipe, RecipeError, Stage

@@ -15,10 +15,10 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from foveate.engine.schedule import schedule
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.loading import load_model, load_processor, skeleton
+from foveate.schedule import schedule
 from foveate.train import checkpoint as files
 from foveate.train.batches import Batches
 from foveate.train.progress import Progress, duration

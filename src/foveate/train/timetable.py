@@ -12,6 +12,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Final
 
+from foveate.schedule import scaled_layer
 from foveate.train.recipe import DENSE, RecipeError, Stage, nearest
 
 # (layer K of 32, stride S) of each stage; None is no compression. All stages of a schedule are equally long.
@@ -27,8 +28,6 @@ _PUBLISHED: Final[dict[str, tuple[tuple[int, int] | None, ...]]] = {
 
 PUBLISHED: Final[tuple[str, ...]] = tuple(_PUBLISHED)
 """The names of the published schedules, in the order of their table."""
-
-_LAYERS: Final = 32
 
 
 def published(name: str, layers: int) -> tuple[Stage, ...]:
@@ -46,13 +45,8 @@ def published(name: str, layers: int) -> tuple[Stage, ...]:
         raise RecipeError(f'no published schedule is called "{name}"; {nearest(name, PUBLISHED)}')
     parts = _PUBLISHED[name]
     share = Fraction(1, len(parts))
-    specs = [DENSE if part is None else f"pool:{1 / part[1]}@{_depth(part[0], layers)}" for part in parts]
+    specs = [DENSE if part is None else f"pool:{1 / part[1]}@{scaled_layer(part[0], layers)}" for part in parts]
     return tuple(Stage(share, spec) for spec in specs)
-
-
-def _depth(layer: int, layers: int) -> int:
-    """Layer `layer` of 32 in a decoder of another depth: halves up, and never before layer 1."""
-    return max(1, math.floor(Fraction(layer * layers, _LAYERS) + Fraction(1, 2)))
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from foveate.engine import Encoded
 from foveate.engine import encode as encode_images
 from foveate.engine.compress import refuse_video
 from foveate.engine.planning import plan_images
-from foveate.engine.schedule import schedule
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families import Family, family_of
 from foveate.families.fingerprint import fingerprint
+from foveate.schedule import schedule
 from foveate.tokens import Layout, Segment
 from foveate.transformers_api import cache_argument
 from foveate.voco.arrange import samples, without_beginning

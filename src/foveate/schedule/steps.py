@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from foveate.engine.encoder import needs_inside
-from foveate.engine.watch import resize_mode
 from foveate.errors import FoveateError, KeepError
 from foveate.families import Family, families_at
 from foveate.families.fingerprint import fingerprint
 from foveate.methods import Method, PixelMethod
-from foveate.methods.tiles import Remaining
+from foveate.schedule.depth import scaled_layers
+from foveate.schedule.encoder_layers import encoder_needs
+from foveate.schedule.expected import ExpectedTokens
+from foveate.schedule.resizing import resize_mode
 from foveate.spec import Spec, Step, parse
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Place, Segment, Signal, Text
 
@@ -32,7 +33,7 @@ class DepthStep:
 
 
 @dataclass(frozen=True)
-class Foreseen:
+class DecoderSteps:
     """What is known of an image's way through the decoder before its first layer runs.
 
     Attributes:
@@ -42,7 +43,7 @@ class Foreseen:
         left: content tokens behind the last step, at most.
     """
 
-    remaining: Remaining
+    remaining: ExpectedTokens
     methods: dict[int, Method]
     reached: tuple[int, ...]
     left: int
@@ -69,7 +70,7 @@ class Schedule:
     depth: tuple[DepthStep, ...]
     encoding: str
     encoder: Method | None = None
-    _foreseen: dict[tuple[Layout, int | None], Foreseen] = field(default_factory=dict, compare=False, repr=False)
+    _foreseen: dict[tuple[Layout, int | None], DecoderSteps] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def ahead(self) -> tuple[Method, ...]:
@@ -87,7 +88,7 @@ class Schedule:
             return {step.layer: step.method for step in self.depth}
         return dict(zip(places, self.depth[0].method.at_layers(places, arriving, layers), strict=True))
 
-    def foresee(self, seen: Layout, arriving: int | None, layers: int) -> Foreseen:
+    def foresee(self, seen: Layout, arriving: int | None, layers: int) -> DecoderSteps:
         """What becomes of an image inside a decoder of `layers` layers; remembered, for many images have one layout.
 
         Args:
@@ -102,7 +103,7 @@ class Schedule:
         found = self._foreseen.get((seen, arriving))
         if found is not None:
             return found
-        remaining = Remaining.of(seen)
+        remaining = ExpectedTokens.of(seen)
         left = remaining
         if arriving is not None:
             for method in self.ahead:
@@ -118,7 +119,7 @@ class Schedule:
                 left = left.after(method)
             except KeepError as error:
                 raise KeepError(f"{method} at layer {layer}: {error}") from None
-        found = Foreseen(remaining, methods, tuple(reached), left.layout.content)
+        found = DecoderSteps(remaining, methods, tuple(reached), left.layout.content)
         self._foreseen[seen, arriving] = found
         return found
 
@@ -216,13 +217,13 @@ def _check_budgets(spec: Spec, methods: Sequence[Method]) -> None:
     Raises:
         KeepError: it can't.
     """
-    left: Remaining | None = None
+    left: ExpectedTokens | None = None
     for method in methods:
         tokens, mean = method.keep.tokens, method.keep.mean
         if left is None:
             # A number of tokens is the first thing that is known of an image of any size.
             if tokens is not None and method.per == "image":
-                left = Remaining(Layout((Segment(1, 1, tokens),)), None, not method.ragged)
+                left = ExpectedTokens(Layout((Segment(1, 1, tokens),)), None, not method.ragged)
             continue
         most = left.layout.content
         if mean is not None and mean > most:
@@ -248,7 +249,7 @@ def _check_inside(step: Step, method: Method, family: Family) -> None:
         raise FoveateError(
             f"{step} acts between the encoder's layers, and this {family.title} reads what comes before the second"
         )
-    for signal in needs_inside(method):
+    for signal in encoder_needs(method):
         if not isinstance(signal, EncoderAttention | EncoderKeys):
             raise FoveateError(f"{method.name} asks for {signal}, which nobody can give at @encoder")
 
@@ -298,20 +299,8 @@ def _rank(step: Step, place: Place, family: Family) -> int:
             )
         return len(_ORDER) + place
     if step.method.place == "decoder":
-        layers = ",".join(map(str, at_depth(step.method.layers, len(family.decoder_layers))))
+        layers = ",".join(map(str, scaled_layers(step.method.layers, len(family.decoder_layers))))
         raise FoveateError(
             f"{step} acts inside the decoder; say at the input of which layers, for instance {step.method}@{layers}"
         )
     return _ORDER[place]
-
-
-def at_depth(of_32: Sequence[int], layers: int) -> list[int]:
-    """Layers that lie as deep in a decoder of `layers` layers as others do in one of 32: ascending, none of them 0.
-
-    >>> at_depth((8, 16, 24), 12), at_depth((2,), 12), at_depth((3, 7, 16), 6)
-    ([3, 6, 9], [1], [1, 2, 3])
-    """
-    found: list[int] = []
-    for layer in of_32:
-        found.append(max(round(layer * layers / 32), found[-1] + 1 if found else 1))
-    return [layer for layer in found if layer < layers]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from foveate.engine.schedule import Schedule, schedule
-from foveate.engine.watch import dense_slots, resize_mode
 from foveate.errors import KeepError
 from foveate.families import Family
 from foveate.methods import Method
-from foveate.methods.tiles import Remaining, slots_left
+from foveate.schedule.expected import ExpectedTokens, kept_slots
+from foveate.schedule.resizing import dense_slots, resize_mode
+from foveate.schedule.steps import Schedule, schedule
 from foveate.spec import Spec
 from foveate.tokens import Layout
 
@@ -60,7 +60,7 @@ def _layers_between(plan: Schedule, family: Family, layout: Layout) -> list[tupl
         # An image that is enlarged again saves no token.
         if plan.pixels is not None and resize_mode(family, plan.pixels) != "enlarge":
             seen = family.shrunk(layout, plan.pixels.shrink(layout))
-        fewest = most = Remaining.of(seen)
+        fewest = most = ExpectedTokens.of(seen)
         for method in methods:
             # A later step must find enough in the image of which least was left.
             fewest, most = fewest.after(method, fewest=True), most.after(method)
@@ -75,13 +75,13 @@ def _layers_between(plan: Schedule, family: Family, layout: Layout) -> list[tupl
 
 
 def _with_structural(
-    methods: Sequence[Method], seen: Layout, layout: Layout, fewest: Remaining, most: Remaining
+    methods: Sequence[Method], seen: Layout, layout: Layout, fewest: ExpectedTokens, most: ExpectedTokens
 ) -> tuple[int, int]:
     """The fewest and the most tokens behind some steps, with the structural tokens that are kept with them."""
     least, greatest = fewest.layout.content, most.layout.content
     if not layout.structural:
         return least, greatest
     if all(method.fixed for method in methods):
-        held = int(layout.held(dense_slots(seen, layout)[slots_left(methods, seen)]).sum())
+        held = int(layout.held(dense_slots(seen, layout)[kept_slots(methods, seen)]).sum())
         return least + held, greatest + held
     return least + seen.held_between(least)[0], greatest + seen.held_between(greatest)[1]

@@ -1,6 +1,6 @@
 import torch
 
-from foveate.engine.watch import dense_slots, nearest_below
+from foveate.schedule.resizing import dense_slots, nearest_below
 from foveate.tokens import Layout, Segment
 
 

@@ -1,0 +1,21 @@
+"""Which method acts where in a model, and how many visual tokens are left, computed before anything runs."""
+
+from __future__ import annotations
+
+from foveate.schedule.count import tokens_after, tokens_between, tokens_per_layer
+from foveate.schedule.depth import scaled_layer, scaled_layers
+from foveate.schedule.expected import ExpectedTokens
+from foveate.schedule.steps import DecoderSteps, DepthStep, Schedule, schedule
+
+__all__ = [
+    "DecoderSteps",
+    "DepthStep",
+    "ExpectedTokens",
+    "Schedule",
+    "scaled_layer",
+    "scaled_layers",
+    "schedule",
+    "tokens_after",
+    "tokens_between",
+    "tokens_per_layer",
+]
