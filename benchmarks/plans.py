@@ -27,8 +27,8 @@ from torch import Tensor
 
 from foveate.bench.results import write_whole
 from foveate.costmodel.device import processor
-from foveate.methods import Method, PixelMethod
-from foveate.spec import method_class, method_names, parse
+from foveate.methods import Method, PixelMethod, method_class, method_names
+from foveate.spec import parse
 from foveate.tokens import (
     Behind,
     DecoderAttention,

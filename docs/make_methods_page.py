@@ -8,8 +8,8 @@ from typing import Any
 
 from pages import write
 
-from foveate.methods.listing import Listing, listing
-from foveate.spec import method_class
+from foveate.listing import Listing, listing
+from foveate.methods import method_class
 
 HEAD = """\
 # Methods

@@ -15,9 +15,9 @@ from pages import write
 
 from foveate import FoveateError, FoveateWarning
 from foveate.families import Family, Generic, family_of, supported
-from foveate.methods.listing import Listing, listing
+from foveate.listing import Listing, listing
+from foveate.methods import method_class
 from foveate.schedule import schedule
-from foveate.spec import method_class
 
 HEAD = """\
 # Which method works on which family

@@ -4,7 +4,7 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 # Before anything imports foveate. Modules whose annotations say what a tensor holds.
-CHECKED = ("foveate.plan", "foveate.tokens", "foveate.methods")
+CHECKED = ("foveate.keep", "foveate.plan", "foveate.tokens", "foveate.method", "foveate.methods")
 install_import_hook(list(CHECKED), "beartype.beartype")
 
 # --doctest-modules would import each conftest again, under one name for all.

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from pages import write
 
 import foveate
-from foveate import families, spec
+from foveate import families, methods, registry, spec
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -52,14 +53,18 @@ def one_thread() -> None:
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a page registers is forgotten after its test."""
-    spec.method_names()
-    monkeypatch.setattr(spec, "_methods", dict(spec._methods))
+    methods.method_names()
     families.supported()
     monkeypatch.setattr(families.registry, "_families", dict(families.registry._families))
     for folder in ("families", "methods"):
         monkeypatch.syspath_prepend(str(ROOT / "tests" / folder))
+    registered = [(names, dict(names)) for names in (registry.METHODS, registry.ALIASES)]
+    yield
+    for names, before in registered:
+        names.clear()
+        names.update(before)
 
 
 def test_pages_are_written_and_old_ones_taken_away(tmp_path, capsys):
@@ -125,7 +130,7 @@ def test_a_page_says_what_its_method_is() -> None:
     assert "| also called | `fastervlm` |" in (DOCS / "methods" / "cls.md").read_text()
 
 
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("forgotten")
 def test_add_a_method(tmp_path: Path) -> None:
     page = run("add-a-method.md", tmp_path)
     results = doctest.testmod(page, optionflags=doctest.NORMALIZE_WHITESPACE)
@@ -148,7 +153,7 @@ def test_add_a_method(tmp_path: Path) -> None:
     test_contract.test_compress_is_apply(row, model, "plain:6")
 
 
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("forgotten")
 def test_a_method_in_a_package_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (point,) = blocks("add-a-method.md", "toml")
     section, line = point.strip().splitlines()
@@ -161,11 +166,11 @@ def test_a_method_in_a_package_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "my_package-1.dist-info" / "METADATA").write_text("Name: my_package\nVersion: 1\n")
     (tmp_path / "my_package-1.dist-info" / "entry_points.txt").write_text("[foveate.methods]\nnorm = my_package.norm\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(spec, "_loaded", False)
-    assert spec.method_class("norm").__module__ == "my_package.norm"
+    monkeypatch.setattr(methods.DISCOVERY, "loaded", False)
+    assert methods.method_class("norm").__module__ == "my_package.norm"
 
 
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("forgotten")
 def test_add_a_family(tmp_path: Path) -> None:
     import test_contract
     import test_resize
@@ -187,7 +192,7 @@ def test_add_a_family(tmp_path: Path) -> None:
     test_contract.test_beams(row, model, test_contract.BATCH)
 
 
-@pytest.mark.usefixtures("registry")
+@pytest.mark.usefixtures("forgotten")
 def test_a_family_in_a_package_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (point,) = blocks("add-a-family.md", "toml")
     section, line = point.strip().splitlines()

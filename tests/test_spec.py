@@ -7,15 +7,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jaxtyping
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import foveate.spec
+import foveate.methods
+import foveate.registry
 from foveate.errors import FoveateError, SpecError
-from foveate.methods import Cluster, FastV, Method, Pool, Random
+from foveate.methods import Cluster, FastV, Method, Pool, Random, method_class, register
 from foveate.plan import Plan
-from foveate.spec import Spec, Step, as_spec, method_class, parse, register
+from foveate.spec import Spec, Step, as_spec, parse
 from foveate.tokens import Keep, VisualTokens
 
 # Types are checked in tests, and of a tuple the checker looks at one item by chance.
@@ -163,11 +165,11 @@ def test_an_error_shows_its_place(text: str, marked: str, words: str) -> None:
 
 @pytest.fixture
 def own_methods() -> Iterator[None]:
-    foveate.spec.method_names()
-    before = dict(foveate.spec._methods)
+    foveate.methods.method_names()
+    before = dict(foveate.registry.METHODS)
     yield
-    foveate.spec._methods.clear()
-    foveate.spec._methods.update(before)
+    foveate.registry.METHODS.clear()
+    foveate.registry.METHODS.update(before)
 
 
 @dataclass(frozen=True)
@@ -190,13 +192,13 @@ class Odd(Method):
     st.sampled_from([1, 2]),
 )  # fmt: skip
 def test_every_kind_of_option_goes_round(share: float, depth: int | None, exact: bool, order: Literal[1, 2]) -> None:
-    foveate.spec.method_names()
+    foveate.methods.method_names()
     register("odd")(Odd)
     try:
         spec = Spec((Step(Odd(share=share, depth=depth, exact=exact, order=order)),))
         assert parse(str(spec)) == spec
     finally:
-        del foveate.spec._methods["odd"]
+        del foveate.registry.METHODS["odd"]
 
 
 @pytest.mark.usefixtures("own_methods")
@@ -232,10 +234,10 @@ def test_an_option_from_python_is_checked_too() -> None:
 def test_two_threads_may_be_the_first_to_ask() -> None:
     """The second must not find the registry half filled while the first imports the methods."""
     code = (
-        "import threading, foveate.spec as spec\n"
+        "import threading, foveate.methods as methods\n"
         "seen = []\n"
         "def ask():\n"
-        "    start.wait(); seen.append(spec.method_names())\n"
+        "    start.wait(); seen.append(methods.method_names())\n"
         "start = threading.Barrier(4)\n"
         "threads = [threading.Thread(target=ask) for _ in range(4)]\n"
         "[t.start() for t in threads]; [t.join() for t in threads]\n"
@@ -247,8 +249,8 @@ def test_two_threads_may_be_the_first_to_ask() -> None:
 def test_a_papers_name_for_the_same_rule_is_read_and_never_written() -> None:
     assert str(parse("fastervlm:64:layer=-3@features")) == "cls:64:layer=-3@features"
     assert method_class("fastervlm") is method_class("cls")
-    assert "fastervlm" not in foveate.spec.method_names()
-    assert foveate.spec.aliases_of("cls") == ("fastervlm",)
+    assert "fastervlm" not in foveate.methods.method_names()
+    assert foveate.methods.aliases_of("cls") == ("fastervlm",)
     with pytest.raises(FoveateError, match="fastervlm"):
 
         @register("fastervlm")
@@ -310,7 +312,12 @@ def test_a_step_takes_a_method_and_places() -> None:
         Cluster(keep=64).at("inptu")
     with pytest.raises(SpecError, match="no place is called -1"):
         FastV(keep=0.5).at(-1)
-    with pytest.raises(SpecError, match="not 'cluster:64' \\(str\\)"):
-        Step("cluster:64")
     with pytest.raises(FoveateError, match="is for 2 layers and the step names 1"):
         Pool(keep="0.5/0.25").at(8)
+
+
+def test_a_step_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Tests check types, which others don't.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(SpecError, match="not 'cluster:64' \\(str\\)"):
+        Step("cluster:64")  # type: ignore[arg-type]

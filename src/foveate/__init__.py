@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from foveate.embedded import reference
     from foveate.engine import Encoded, Report, Run, ShortInputs, apply, compress, encode, timed
     from foveate.errors import FoveateError, FoveateWarning
-    from foveate.methods import Method, PixelMethod, ScoredMethod
+    from foveate.keep import Keep
+    from foveate.layout import Layout, Segment
+    from foveate.methods import Method, PixelMethod, ScoredMethod, register
     from foveate.plan import Plan
-    from foveate.spec import Spec, Step, as_spec, parse, register
-    from foveate.tokens import EncoderAttention, EncoderKeys, Keep, Layout, Segment, VisualTokens
+    from foveate.spec import Spec, Step, as_spec, parse
+    from foveate.tokens import EncoderAttention, EncoderKeys, VisualTokens
     from foveate.voco import MemoryStore, VoCo, VoCoMemory
 
 refuse_old_names()
@@ -71,11 +73,13 @@ _HOME = {
     "foveate.costmodel": ("cost", "Cost", "Device"),
     "foveate.engine": ("apply", "compress", "encode", "timed", "Run", "Report", "ShortInputs", "Encoded"),
     "foveate.errors": ("FoveateError", "FoveateWarning"),
-    "foveate.methods": ("Method", "ScoredMethod", "PixelMethod"),
+    "foveate.keep": ("Keep",),
+    "foveate.layout": ("Layout", "Segment"),
+    "foveate.methods": ("Method", "ScoredMethod", "PixelMethod", "register"),
     "foveate.plan": ("Plan",),
     "foveate.embedded": ("reference",),
-    "foveate.spec": ("as_spec", "parse", "register", "Spec", "Step"),
-    "foveate.tokens": ("Keep", "Layout", "Segment", "VisualTokens", "EncoderAttention", "EncoderKeys"),
+    "foveate.spec": ("as_spec", "parse", "Spec", "Step"),
+    "foveate.tokens": ("VisualTokens", "EncoderAttention", "EncoderKeys"),
     "foveate.voco": ("VoCo", "VoCoMemory", "MemoryStore"),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

@@ -168,7 +168,7 @@ def ask(
 @app.command()
 def methods(as_json: JsonOption = False) -> None:
     """List the methods that specs can name."""
-    from foveate.methods.listing import listing
+    from foveate.listing import listing
 
     rows = listing()
     if as_json:

@@ -18,8 +18,8 @@ from foveate.engine import apply, compress
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families import family_of, llava_next
 from foveate.families.llava_next import LlavaNext
+from foveate.methods import method_class, method_names
 from foveate.schedule import tokens_between, tokens_per_layer
-from foveate.spec import method_class, method_names
 from foveate.tokens import Layout
 
 TILES = next(row for row in ROWS if row.name == "llava_next")

@@ -17,7 +17,7 @@ from foveate import FoveateWarning
 from foveate.engine import apply
 from foveate.errors import FoveateError
 from foveate.families import Family, Generic, family_of
-from foveate.methods.listing import Listing, listing
+from foveate.listing import Listing, listing
 from foveate.schedule import schedule
 
 _models: dict[str, Any] = {}

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate.errors import FoveateError, SpecError
-from foveate.methods import HiRED, Method, PruMerge, PruMergePlus
+from foveate.methods import HiRED, Method, PruMerge, PruMergePlus, method_class, method_names
 from foveate.methods.prumerge import most_outliers, outliers
 from foveate.plan import Plan
-from foveate.spec import method_class, method_names, parse
+from foveate.spec import parse
 from foveate.tokens import EncoderAttention, Layout, Segment, VisualTokens
 
 quick = settings(deadline=None, max_examples=40)

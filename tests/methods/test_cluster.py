@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from foveate.methods import Cluster
-from foveate.methods.groups import highest
+from foveate.methods.arithmetic.groups import highest
 from foveate.plan import Plan
 from foveate.tokens import VisualTokens
 

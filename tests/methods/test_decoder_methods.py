@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate.errors import FoveateError, SpecError
-from foveate.methods import ATP, DART, FastV, PyramidDrop, SparseVLM, SparseVLMRank
+from foveate.methods import ATP, DART, FastV, PyramidDrop, SparseVLM, SparseVLMRank, method_class
 from foveate.methods.sparsevlm import raters
-from foveate.spec import method_class, parse
+from foveate.spec import parse
 from foveate.tokens import (
     Behind,
     DecoderAttention,

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from foveate.methods import CDPruner, DivPrune, DpcKnn, ToMe
+from foveate.methods.arithmetic.density import density_peaks
 from foveate.methods.cdpruner import from_zero_to_one, likeliest_subset, mean_cosine
-from foveate.methods.density import density_peaks
 from foveate.methods.divprune import farthest_points
 from foveate.methods.tome import bipartite
 from foveate.plan import Plan

@@ -7,8 +7,9 @@ import torch
 from given import tokens
 
 from foveate.errors import KeepError, SpecError
+from foveate.methods import method_names
 from foveate.plan import Plan
-from foveate.spec import method_names, parse
+from foveate.spec import parse
 from foveate.tokens import Keep, Layout, Segment, VisualTokens
 
 GRIDS = [(12, 12), (6, 10), (3, 3), (1, 7), (5, 1)]

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foveate.methods import Cls, Cluster, Method, PixelMethod, Pool, Random
+from foveate.methods import Cls, Cluster, Method, PixelMethod, Pool, Random, method_class, method_names
 from foveate.methods.sparsevlm import SparseVLM
-from foveate.spec import method_class, method_names
 from foveate.tokens import Keep, VisualTokens
 
 quick = settings(deadline=None, max_examples=40)

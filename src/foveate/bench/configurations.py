@@ -54,7 +54,7 @@ def budget_of(spec: Spec, before: float, after: float) -> float:
     keep = spec.steps[0].method.keep
     if keep.auto or keep.layers or keep.mean is not None or not spec.steps[0].method.takes_keep:
         return after
-    return float(keep.tokens) if keep.tokens is not None else float(keep.share * before)
+    return float(keep.tokens) if keep.tokens is not None else float((keep.share or 1) * before)
 
 
 def read_budgets(text: str) -> tuple[Keep, ...]:

@@ -9,13 +9,9 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
-from foveate.errors import FoveateError
-from foveate.methods.base import Effort, Method, Positions
-from foveate.methods.density import squared_distances
-from foveate.methods.groups import in_order, middles
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import VisualTokens
+from foveate.methods import Effort, FoveateError, Method, Plan, Positions, VisualTokens, register
+from foveate.methods.arithmetic.density import squared_distances
+from foveate.methods.arithmetic.groups import in_order, middles
 
 
 @register("agglomerative")

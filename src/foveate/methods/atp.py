@@ -9,12 +9,24 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
-from foveate.errors import FoveateError, KeepError
-from foveate.methods.base import AUTO, Method
+from foveate.methods import (
+    AUTO,
+    DecoderAttention,
+    DecoderLogits,
+    FoveateError,
+    Keep,
+    KeepError,
+    Layout,
+    Method,
+    Place,
+    Plan,
+    Signal,
+    Text,
+    VisualTokens,
+    register,
+)
 from foveate.methods.thresholds import LearnedThresholds, Predictor, statistics
-from foveate.plan import Plan
-from foveate.spec import register, written
-from foveate.tokens import DecoderAttention, DecoderLogits, Keep, Layout, Place, Signal, Text, VisualTokens
+from foveate.options import written
 
 
 @register("atp")

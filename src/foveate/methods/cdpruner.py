@@ -10,10 +10,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.methods.base import Effort, Method, Positions
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import Layout, Segment, Signal, Text, VisualTokens
+from foveate.methods import Effort, Layout, Method, Plan, Positions, Segment, Signal, Text, VisualTokens, register
 
 _EXHAUSTED = 1e-5
 """Share of a token's length outside the span of the picks below which float32 can't tell it from nothing."""

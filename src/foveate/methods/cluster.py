@@ -9,11 +9,19 @@ import torch
 from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
-from foveate.methods.base import Effort, Method, Positions
-from foveate.methods.groups import highest, in_order, middles, sizes
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import EncoderAttention, Layout, Segment, Signal, VisualTokens
+from foveate.methods import (
+    Effort,
+    EncoderAttention,
+    Layout,
+    Method,
+    Plan,
+    Positions,
+    Segment,
+    Signal,
+    VisualTokens,
+    register,
+)
+from foveate.methods.arithmetic.groups import highest, in_order, middles, sizes
 
 
 @register("cluster")

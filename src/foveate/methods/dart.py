@@ -10,11 +10,18 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.errors import FoveateError
-from foveate.methods.base import Effort, Method
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import Behind, DecoderKeys, Signal, Text, VisualTokens
+from foveate.methods import (
+    Behind,
+    DecoderKeys,
+    Effort,
+    FoveateError,
+    Method,
+    Plan,
+    Signal,
+    Text,
+    VisualTokens,
+    register,
+)
 
 
 @register("dart")

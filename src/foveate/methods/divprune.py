@@ -9,10 +9,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.methods.base import Effort, Method, Positions
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import Layout, Segment, VisualTokens
+from foveate.methods import Effort, Layout, Method, Plan, Positions, Segment, VisualTokens, register
 
 
 @register("divprune")

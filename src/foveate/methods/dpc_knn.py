@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from foveate.errors import FoveateError
-from foveate.methods.base import Effort, Method, Positions
-from foveate.methods.density import density_peaks
-from foveate.methods.groups import in_order
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import VisualTokens
+from foveate.methods import Effort, FoveateError, Method, Plan, Positions, VisualTokens, register
+from foveate.methods.arithmetic.density import density_peaks
+from foveate.methods.arithmetic.groups import in_order
 
 
 @register("dpc-knn")

@@ -8,9 +8,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from foveate.methods.base import ScoredMethod
-from foveate.spec import register
-from foveate.tokens import DecoderAttention, Signal, VisualTokens
+from foveate.methods import DecoderAttention, ScoredMethod, Signal, VisualTokens, register
 
 
 @register("fastv")

@@ -9,12 +9,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from foveate.errors import KeepError
-from foveate.methods.base import Method, Positions
-from foveate.methods.parts import filled_up, top_of_each
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import EncoderAttention, Layout, Signal, VisualTokens
+from foveate.methods import EncoderAttention, KeepError, Layout, Method, Plan, Positions, Signal, VisualTokens, register
+from foveate.methods.arithmetic.parts import filled_up, top_of_each
 
 
 @register("hired")

@@ -9,12 +9,8 @@ from jaxtyping import Bool, Float32
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.errors import KeepError
-from foveate.methods.base import Effort, Method, Positions
-from foveate.methods.parts import filled_up, top_of_each
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import EncoderAttention, Signal, VisualTokens
+from foveate.methods import Effort, EncoderAttention, KeepError, Method, Plan, Positions, Signal, VisualTokens, register
+from foveate.methods.arithmetic.parts import filled_up, top_of_each
 
 
 @register("holov")

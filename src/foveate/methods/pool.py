@@ -10,11 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from foveate.methods.base import Method
-from foveate.methods.grids import axis
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import VisualTokens
+from foveate.methods import Method, Plan, VisualTokens, register
+from foveate.methods.arithmetic.grids import axis
 
 
 @register("pool")

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from foveate.methods.base import Method
-from foveate.methods.grids import cells, grids
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import Layout, VisualTokens
+from foveate.methods import Layout, Method, Plan, VisualTokens, register
+from foveate.methods.arithmetic.grids import cells, grids
 
 
 @register("pool2d")

@@ -10,11 +10,21 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.errors import KeepError
-from foveate.methods.base import AUTO, Effort, Method, Positions
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal, VisualTokens
+from foveate.methods import (
+    AUTO,
+    Effort,
+    EncoderAttention,
+    EncoderKeys,
+    KeepError,
+    Layout,
+    Method,
+    Plan,
+    Positions,
+    Segment,
+    Signal,
+    VisualTokens,
+    register,
+)
 
 
 @register("prumerge")

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
+from foveate.methods import register
 from foveate.methods.prumerge import PruMerge, most_outliers, outliers, ranks
-from foveate.spec import register
 
 
 @register("prumerge-plus")

@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from foveate.methods.base import Positions, ScoredMethod
-from foveate.spec import register
-from foveate.tokens import DecoderAttention, Signal, VisualTokens
+from foveate.methods import DecoderAttention, Positions, ScoredMethod, Signal, VisualTokens, register
 
 
 @register("pyramiddrop")

@@ -6,10 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from foveate.methods.base import Method
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import VisualTokens
+from foveate.methods import Method, Plan, VisualTokens, register
 
 
 @register("random")

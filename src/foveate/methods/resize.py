@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from foveate.methods.base import PixelMethod, Positions, ResizeMode
-from foveate.methods.grids import fit
-from foveate.spec import register
-from foveate.tokens import Layout
+from foveate.methods import Layout, PixelMethod, Positions, ResizeMode, register
+from foveate.methods.arithmetic.grids import fit
 
 
 @register("resize")

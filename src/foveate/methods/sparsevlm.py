@@ -9,12 +9,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from foveate.methods.base import Effort, Method, Positions
-from foveate.methods.density import density_peaks
-from foveate.methods.groups import in_order
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import Behind, DecoderAttention, DecoderInput, Layout, Signal, VisualTokens
+from foveate.methods import (
+    Behind,
+    DecoderAttention,
+    DecoderInput,
+    Effort,
+    Layout,
+    Method,
+    Plan,
+    Positions,
+    Signal,
+    VisualTokens,
+    register,
+)
+from foveate.methods.arithmetic.density import density_peaks
+from foveate.methods.arithmetic.groups import in_order
 
 
 @register("sparsevlm")

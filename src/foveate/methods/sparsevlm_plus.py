@@ -9,11 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from foveate.errors import FoveateError
-from foveate.methods.base import Positions
+from foveate.methods import (
+    Behind,
+    DecoderAttention,
+    DecoderInput,
+    FoveateError,
+    Positions,
+    RotaryLogits,
+    Signal,
+    VisualTokens,
+    register,
+)
 from foveate.methods.sparsevlm import SparseVLM, raters
-from foveate.spec import register
-from foveate.tokens import Behind, DecoderAttention, DecoderInput, RotaryLogits, Signal, VisualTokens
 
 
 @register("sparsevlm-plus")

@@ -8,12 +8,8 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-from foveate.errors import FoveateError
-from foveate.methods.base import AUTO, Effort
+from foveate.methods import AUTO, Effort, FoveateError, Keep, Layout, Plan, VisualTokens, register
 from foveate.methods.sparsevlm import SparseVLM, keep_and_recycle, raters
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import Keep, Layout, VisualTokens
 
 
 @register("sparsevlm-rank")

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from foveate.errors import FoveateError
-from foveate.methods.base import Method
+from foveate.method import Method
 from foveate.plan import Plan
 from foveate.tokens import Layout, Segment, VisualTokens
 

@@ -10,12 +10,21 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.errors import FoveateError, KeepError
-from foveate.methods.base import Effort, Method, Positions
-from foveate.methods.groups import in_order, middles
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import EncoderKeys, Layout, Segment, Signal, VisualTokens
+from foveate.methods import (
+    Effort,
+    EncoderKeys,
+    FoveateError,
+    KeepError,
+    Layout,
+    Method,
+    Plan,
+    Positions,
+    Segment,
+    Signal,
+    VisualTokens,
+    register,
+)
+from foveate.methods.arithmetic.groups import in_order, middles
 
 
 @register("tome")

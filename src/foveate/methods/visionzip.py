@@ -9,11 +9,20 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.errors import KeepError
-from foveate.methods.base import Effort, Method, Positions
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal, VisualTokens
+from foveate.methods import (
+    Effort,
+    EncoderAttention,
+    EncoderKeys,
+    KeepError,
+    Layout,
+    Method,
+    Plan,
+    Positions,
+    Segment,
+    Signal,
+    VisualTokens,
+    register,
+)
 
 
 @register("visionzip")

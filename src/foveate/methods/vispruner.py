@@ -11,11 +11,19 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.errors import KeepError
-from foveate.methods.base import Effort, Method, Positions
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import EncoderAttention, Layout, Segment, Signal, VisualTokens
+from foveate.methods import (
+    Effort,
+    EncoderAttention,
+    KeepError,
+    Layout,
+    Method,
+    Plan,
+    Positions,
+    Segment,
+    Signal,
+    VisualTokens,
+    register,
+)
 
 
 @register("vispruner")

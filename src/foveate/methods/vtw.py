@@ -6,10 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from foveate.methods.base import Method
-from foveate.plan import Plan
-from foveate.spec import register
-from foveate.tokens import Layout, VisualTokens
+from foveate.methods import Layout, Method, Plan, VisualTokens, register
 
 
 @register("vtw")

@@ -9,8 +9,8 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
-from foveate.spec import aliases_of, method_class, method_names
-from foveate.tokens import Keep
+from foveate.keep import Keep
+from foveate.methods import aliases_of, method_class, method_names
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from foveate.errors import FoveateError, KeepError
+from foveate.errors import FoveateError, KeepError, SpecError, shown
+from foveate.keep import Keep
+from foveate.layout import Layout
+from foveate.options import check_choices, written
 from foveate.plan import Plan
-from foveate.spec import Step, check_choices, written
-from foveate.tokens import Keep, Layout, Place, Signal, VisualTokens
+from foveate.tokens import PLACES, Place, Signal, VisualTokens
 
 Positions = Literal["keep", "pack"]
 Per = Literal["image", "tile"]
@@ -267,3 +269,43 @@ class PixelMethod(Method):
         """Nothing is left to plan behind the encoder."""
         slots = torch.arange(tokens.features.shape[1], device=tokens.features.device)
         return Plan(slot=slots.expand(tokens.features.shape[0], -1))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One method at one or more places; no places means its natural one."""
+
+    method: Method
+    places: tuple[Place, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.method, Method):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise SpecError(f"a step takes a method object such as Cluster(keep=64), not {shown(self.method)}")
+        places = (self.places,) if isinstance(self.places, (str, int)) else tuple(self.places)
+        object.__setattr__(self, "places", places or tuple(self.method.places))
+        for place in places:
+            _check_place(place)
+        keep = self.method.keep
+        if not keep.layers and keep.mean is None:
+            return
+        if not all(isinstance(place, int) for place in self.places):
+            raise KeepError(f"keep {keep} is for decoder layers; say which ones, for instance {self.method}@8,16")
+        if keep.layers and len(keep.layers) != len(self.places):
+            raise KeepError(
+                f"keep {keep} is for {len(keep.layers)} layers and the step names {len(self.places)}; "
+                "give one keep per layer"
+            )
+
+    def __str__(self) -> str:
+        text = str(self.method)
+        if self.places != tuple(self.method.places):
+            text += "@" + ",".join(str(place) for place in self.places)
+        return text
+
+
+def _check_place(place: Any) -> None:
+    whole = isinstance(place, int) and not isinstance(place, bool) and place >= 0
+    if not whole and place not in (*PLACES, "decoder"):
+        raise SpecError(
+            f"no place is called {place!r}; there are {', '.join(PLACES)}, and the numbers of decoder layers"
+        )
