@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from pages import write
 
 import foveate
 from foveate import families, methods, registry, spec
@@ -65,47 +64,6 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for names, before in registered:
         names.clear()
         names.update(before)
-
-
-def test_pages_are_written_and_old_ones_taken_away(tmp_path, capsys):
-    for name in ("methods/gone.md", "other.md", "methods/notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    write({"methods.md": "all", "methods/pool.md": "one"}, tmp_path)
-    there = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*"))
-    assert there == ["methods.md", "methods/notes.txt", "methods/pool.md", "other.md"]
-    assert (tmp_path / "methods/pool.md").read_text() == "one"
-    assert capsys.readouterr().err == "wrote 2 pages\n"
-
-
-def test_the_pages_about_methods_are_what_the_script_makes() -> None:
-    script = module_of(DOCS / "make_methods_page.py", "make_methods_page")
-    made = script.pages()
-    there = {"methods.md", *(f"methods/{page.name}" for page in (DOCS / "methods").glob("*.md"))}
-    assert there == made.keys(), "run: python docs/make_methods_page.py"
-    for path, text in made.items():
-        assert (DOCS / path).read_text() == text, f"{path}: run: python docs/make_methods_page.py"
-
-
-def test_the_pages_about_families_are_what_the_scripts_make() -> None:
-    script = module_of(DOCS / "make_families_page.py", "make_families_page")
-    made = script.pages()
-    there = {"families.md", *(f"families/{page.name}" for page in (DOCS / "families").glob("*.md"))}
-    assert there == made.keys(), "run: python docs/make_families_page.py"
-    for path, text in made.items():
-        assert (DOCS / path).read_text() == text, f"{path}: run: python docs/make_families_page.py"
-    script = module_of(DOCS / "make_support_page.py", "make_support_page")
-    assert (DOCS / "support.md").read_text() == script.page(), "run: python docs/make_support_page.py"
-
-
-def test_the_page_about_accuracy_is_what_the_script_makes() -> None:
-    script = module_of(DOCS / "make_accuracy_page.py", "make_accuracy_page")
-    assert (DOCS / "accuracy.md").read_text() == script.page(), "run: python docs/make_accuracy_page.py"
-
-
-def test_the_page_about_layers_is_what_the_script_makes() -> None:
-    script = module_of(DOCS / "make_inside_page.py", "make_inside_page")
-    assert (DOCS / "inside.md").read_text() == script.page(), "run: python docs/make_inside_page.py"
 
 
 def test_a_page_says_what_its_family_is() -> None:

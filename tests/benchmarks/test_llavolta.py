@@ -46,8 +46,3 @@ def test_it_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr(sys, "argv", [*given[:-1], "10", "--out", str(out), "--report", str(report)])
     with pytest.raises(SystemExit, match="another setting"):
         script.main()
-
-
-def test_the_page_is_what_the_script_makes() -> None:
-    made = module_of(ROOT / "docs" / "make_llavolta_page.py").page()
-    assert (ROOT / "docs" / "llavolta.md").read_text() == made, "run: python docs/make_llavolta_page.py"

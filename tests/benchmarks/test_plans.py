@@ -77,10 +77,3 @@ def test_it_runs(tmp_path: Path) -> None:
 def test_what_it_cannot_do(tmp_path: Path) -> None:
     assert "divprune" in run("--methods", "divprun").stderr
     assert "--threads 1" in run("--clock", "cpu", "--threads", "2").stderr
-
-
-def test_the_page_is_what_the_script_makes() -> None:
-    docs = FOLDER.parent / "docs"
-    assert (docs / "speed.md").read_text() == module_of(docs / "make_speed_page.py").page(), (
-        "run: python docs/make_speed_page.py"
-    )

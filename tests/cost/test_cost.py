@@ -1,11 +1,10 @@
 """What the cost model tells, and what it refuses."""
 
-import importlib.util
 import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,22 +29,10 @@ from foveate.costmodel.vision import read_vision
 from foveate.errors import FoveateError, FoveateWarning, KeepError, SpecError
 from foveate.methods import Method, method_class, method_names
 from foveate.spec import parse
+from generators.cost import calibrations
 
 DOCS = Path(__file__).parents[2] / "docs"
 LLAVA = "llava-1.5-7b"
-
-
-def page_script() -> ModuleType:
-    found = importlib.util.spec_from_file_location("make_cost_page", DOCS / "make_cost_page.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
-def test_the_page_is_what_the_script_makes() -> None:
-    assert (DOCS / "cost.md").read_text() == page_script().page(), "run: python docs/make_cost_page.py"
 
 
 def test_published_figures() -> None:
@@ -285,7 +272,7 @@ def test_calibration_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_predictions_agree_with_the_committed_measurements() -> None:
-    for place, points in page_script().calibrations().values():
+    for place, points in calibrations().values():
         assert place.measured
         assert len(points) == 2 * len(COUNTS)
         assert all(abs(point.ratio - 1) <= 0.15 for point in points)

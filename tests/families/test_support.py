@@ -1,11 +1,7 @@
 """Every method on every family: what the engine takes does run, and what it refuses is refused before anything runs."""
 
 import re
-import sys
 import warnings
-from importlib.util import module_from_spec, spec_from_file_location
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,23 +15,9 @@ from foveate.errors import FoveateError
 from foveate.families import Family, Generic, family_of
 from foveate.listing import Listing, listing
 from foveate.schedule import schedule
+from generators.support import spec_of
 
 _models: dict[str, Any] = {}
-
-
-def script() -> ModuleType:
-    """The script that makes the page, whose rows these are."""
-    path = Path(__file__).parents[2] / "docs" / "make_support_page.py"
-    loader = spec_from_file_location("make_support_page", path)
-    assert loader is not None
-    assert loader.loader is not None
-    module = module_from_spec(loader)
-    sys.modules["make_support_page"] = module
-    loader.loader.exec_module(module)
-    return module
-
-
-SPEC_OF = script().spec_of
 
 
 def refused(spec: str, family: Family) -> str | None:
@@ -59,7 +41,7 @@ def test_every_method_on_every_family(row: Row, method: Listing) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FoveateWarning)
         family = family_of(model)
-    spec = SPEC_OF(method, len(family.decoder_layers)).replace(":1.0", ":0.5")
+    spec = spec_of(method, len(family.decoder_layers)).replace(":1.0", ":0.5")
     if (refusal := refused(spec, family)) is not None:
         # What a family of its own refuses would be news.
         assert isinstance(family, Generic)

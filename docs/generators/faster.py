@@ -1,31 +1,26 @@
-#!/usr/bin/env python3
-"""Write docs/faster.md from committed measurements and the cost model: `python docs/make_faster_page.py`."""
+"""docs/faster.md and its picture, from docs/measured/speed-*.json and the cost model."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 import textwrap
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parent
-sys.path.insert(0, str(DOCS.parent / "benchmarks"))
+from foveate.costmodel import Device, check, device, read_model
+from foveate.costmodel.estimate import Cost, Model, count
+from foveate.costmodel.pictures import grid_picture
+from foveate.errors import KeepError
+from generators.benchmarks import benchmark
+from generators.folders import MEASURED, PICTURES
+from generators.pictures import figure as new_figure
+from generators.pictures import save
 
-from every_method import every  # noqa: E402
-from pages import write  # noqa: E402
-from random_models import Pictures, configuration  # noqa: E402
+every = benchmark("every_method").every
+random_models = benchmark("random_models")
 
-from foveate.costmodel import Device, check, device, read_model  # noqa: E402
-from foveate.costmodel.estimate import Cost, Model, count  # noqa: E402
-from foveate.costmodel.pictures import grid_picture  # noqa: E402
-from foveate.errors import KeepError  # noqa: E402
-
-PICTURE = DOCS / "pictures" / "faster.png"
-MEASURED = DOCS / "measured"
 KEEP = 0.111
 SIDES = (4, 8, 12, 16, 24, 32, 48, 64, 128)
 """Visual tokens along one side of the pictures that are predicted."""
@@ -78,7 +73,7 @@ def here() -> Device:
 @cache
 def shapes(name: str) -> Model:
     """A model's shapes; those of the benchmarks' own models, too."""
-    return read_model(configuration(name, Pictures(1, 576)))
+    return read_model(random_models.configuration(name, random_models.Pictures(1, 576)))
 
 
 @cache
@@ -111,8 +106,13 @@ def pays_from(name: str, spec: str, batch: int, on: Device, whole: bool) -> int 
 # The page
 
 
+def pages() -> dict[str, str]:
+    """Return the page."""
+    return {"faster.md": page()}
+
+
 def page() -> str:
-    """The whole page."""
+    """Return the text of docs/faster.md."""
     parts = (_short_answer, _methods, _growth, _encoder, _batches, _layouts, _published, _predicted, _no, _targets)
     return "\n".join([HEAD, *filter(None, (part() for part in parts))])
 
@@ -125,7 +125,7 @@ which batch size and on which device it pays, and where it does not. It is made 
 
 ```text
 python benchmarks/speed.py ...        (below, beside what each run measured)
-python docs/make_faster_page.py
+python docs/make.py faster
 ```
 
 from [measurements](measured) and the [cost model](cost.md); a test fails when it is out of date. **Measured** tables
@@ -167,7 +167,7 @@ def _main() -> Cell:
 
 def _possible(cell: Cell, spec: str) -> float:
     """How many times sooner the first token could come by the cost model, if the compressor took nothing."""
-    shown = Pictures.read(cell.pictures)
+    shown = random_models.Pictures.read(cell.pictures)
     rest = (shown.side, shown.count, cell.text_tokens, cell.new_tokens, cell.batch, here())
     dense, short = told(cell.model, None, *rest), told(cell.model, spec, *rest)
     return dense.first_token / (short.first_token - short.part("compressor").seconds)
@@ -532,23 +532,24 @@ def _commands(found: list[Cell], specs: str | None = None) -> str:
 # The picture
 
 
-def draw(path: Path) -> None:
-    """Time to the first token and the encoder's share of it, over visual tokens."""
+def draw() -> None:
+    """Draw the time to the first token and the encoder's share of it, over visual tokens."""
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter
 
     mine = _curve()
     wanted = [None, *(spec for spec in mine[0].rows if spec.startswith(("cluster", "fastv", "resize")))]
     colours = ("#333333", "#0072B2", "#D55E00", "#009E73")
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 11, "axes.linewidth": 0.8}):
-        figure = Figure(figsize=(10, 4.6), dpi=150)
-        canvas = FigureCanvasAgg(figure)
+        figure = new_figure(10, 4.6)
         left, right = figure.subplots(1, 2)
         for spec, colour in zip(wanted, colours, strict=False):
             predicted = []
-            for pictures in (Pictures(1, 64), Pictures(1, 256), *(Pictures(n, 576) for n in (1, 2, 4, 8, 16, 28))):
+            for pictures in (
+                random_models.Pictures(1, 64),
+                random_models.Pictures(1, 256),
+                *(random_models.Pictures(n, 576) for n in (1, 2, 4, 8, 16, 28)),
+            ):
                 known = told(mine[0].model, spec, pictures.side, pictures.count, TEXT, mine[0].new_tokens, 1, here())
                 eyes = known.part("encoder").seconds
                 predicted.append((pictures.total, known.first_token, eyes / known.first_token))
@@ -582,12 +583,4 @@ def draw(path: Path) -> None:
             for side in ("top", "right"):
                 axes.spines[side].set_visible(False)
         figure.tight_layout()
-        unfinished = path.with_name(f".{path.name}.partial")
-        with unfinished.open("wb") as file:
-            canvas.print_png(file)
-        unfinished.replace(path)
-
-
-if __name__ == "__main__":
-    write({"faster.md": page()})
-    draw(PICTURE)
+        save(figure, PICTURES / "faster.png")

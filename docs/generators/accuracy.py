@@ -1,32 +1,21 @@
-#!/usr/bin/env python3
-"""Write docs/accuracy.md and its pictures from docs/measured/accuracy-*.json: `python docs/make_accuracy_page.py`.
-
-`python docs/make_accuracy_page.py --take results/methods before` first copies what a page needs of a results folder of
-`foveate bench` to docs/measured/accuracy-before.json.
-"""
+"""docs/accuracy.md and its pictures, from docs/measured/accuracy-*.json."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pages import write
-
 from foveate.bench.report import clearly_below, interval, points
 from foveate.bench.results import write_whole
-
-HERE = Path(__file__).parent
-MEASURED = HERE / "measured"
-PICTURES = HERE / "pictures"
+from generators.folders import MEASURED, PICTURES
 
 HEAD = """\
 # What methods cost in accuracy
 
 Every method of this version on the embedded model, with nothing trained for it, beside the dense model and four plain
-baselines. This page is made by `python docs/make_accuracy_page.py` from committed results; a test fails when the two
+baselines. This page is made by `python docs/make.py accuracy` from committed results; a test fails when the two
 differ. Read it with care: a model of 8 million parameters on drawn scenes says how methods differ in what they keep. It
 does not rank them for your model: `foveate bench --model DIR --data FILE` does.
 
@@ -64,8 +53,13 @@ STYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 3, 1, 3, 1, 3)))
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 
 
+def pages() -> dict[str, str]:
+    """Return the page."""
+    return {"accuracy.md": page()}
+
+
 def page() -> str:
-    """The whole page."""
+    """Return the text of docs/accuracy.md."""
     parts = [HEAD]
     for name, (title, text, count) in SECTIONS.items():
         path = MEASURED / f"accuracy-{name}.json"
@@ -166,8 +160,16 @@ def losers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"* `{label}`: {'; '.join(texts)}" for label, texts in found.items()]
 
 
-def draw(measured: Mapping[str, Any], name: str, count: str) -> None:
-    """One panel per group of methods; the baselines are grey in each."""
+def draw() -> None:
+    """Draw the picture of each section."""
+    for name, (_, _, count) in SECTIONS.items():
+        path = MEASURED / f"accuracy-{name}.json"
+        if path.exists():
+            _draw(json.loads(path.read_text(encoding="utf-8")), name, count)
+
+
+def _draw(measured: Mapping[str, Any], name: str, count: str) -> None:
+    """Draw one panel per group of methods; the baselines are grey in each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -287,21 +289,3 @@ def _name(spec: str) -> str:
 
 def _or_none(lines: list[str]) -> list[str]:
     return lines or ["None."]
-
-
-def main() -> None:
-    """Take results if told, then make page and pictures."""
-    reader = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    reader.add_argument("--take", nargs=2, metavar=("RESULTS", "NAME"))
-    arguments = reader.parse_args()
-    if arguments.take:
-        take(Path(arguments.take[0]), arguments.take[1])
-    for name, (_, _, count) in SECTIONS.items():
-        path = MEASURED / f"accuracy-{name}.json"
-        if path.exists():
-            draw(json.loads(path.read_text(encoding="utf-8")), name, count)
-    write({"accuracy.md": page()})
-
-
-if __name__ == "__main__":
-    main()

@@ -1,24 +1,19 @@
-#!/usr/bin/env python3
-"""Write docs/llavolta.md from docs/measured/llavolta.json and the cost model: `python docs/make_llavolta_page.py`."""
+"""docs/llavolta.md, from docs/measured/llavolta.json and the cost model."""
 
 from __future__ import annotations
 
 import json
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
-
-from pages import write
 
 from foveate.bench.statistics import Interval, difference_interval
 from foveate.costmodel import read_model
 from foveate.train.estimate import Sample, measure
 from foveate.train.recipe import DENSE, Recipe, parse_recipe
 from foveate.train.timetable import PUBLISHED, published
-
-MEASURED = Path(__file__).parent / "measured" / "llavolta.json"
+from generators.folders import MEASURED
 
 PAPER: dict[str, tuple[float, float, float]] = {
     "single": (15.3, 61.8, 68.5),
@@ -43,7 +38,7 @@ in [training.md](training.md).
 
 ```text
 timeout 590 python benchmarks/llavolta.py --report docs/measured/llavolta.json     again, until it says that all is done
-python docs/make_llavolta_page.py
+python docs/make.py llavolta
 ```
 """
 
@@ -66,9 +61,14 @@ CLAIM_AFTER = """
 """
 
 
+def pages() -> dict[str, str]:
+    """Return the page."""
+    return {"llavolta.md": page()}
+
+
 def page() -> str:
-    """The whole page."""
-    results = Results(json.loads(MEASURED.read_text(encoding="utf-8")))
+    """Return the text of docs/llavolta.md."""
+    results = Results(json.loads((MEASURED / "llavolta.json").read_text(encoding="utf-8")))
     rows = [f"| `{n}` | {hours:.1f} | {mean:.1f} | {ms:.1f} |" for n, (hours, mean, ms) in PAPER.items()]
     parts = [
         HEAD,
@@ -427,7 +427,3 @@ def _missing(results: Results) -> str:
         "that rest on one seed hold for that order of the conversations. The set-up with all 576 tokens and the "
         "encoder in every step (`--full`) is for a GPU and has not been run."
     )
-
-
-if __name__ == "__main__":
-    write({"llavolta.md": page()})

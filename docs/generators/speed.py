@@ -1,16 +1,13 @@
-#!/usr/bin/env python3
-"""Write docs/speed.md from docs/measured/plans.json: `python docs/make_speed_page.py`."""
+"""docs/speed.md, from docs/measured/plans.json."""
 
 from __future__ import annotations
 
 import json
 import textwrap
-from pathlib import Path
 from typing import Any
 
-from pages import write
+from generators.folders import MEASURED
 
-MEASURED = Path(__file__).parent / "measured" / "plans.json"
 TARGET = 0.01
 """The share of the prefill it saves that a compressor may take, on a CPU."""
 
@@ -24,7 +21,7 @@ the same run. The prefill of eight images is taken as eight times that of one.
 
 ```text
 COMMAND
-python docs/make_speed_page.py
+python docs/make.py speed
 ```
 
 DEVICE
@@ -40,9 +37,14 @@ tokens.
 """
 
 
+def pages() -> dict[str, str]:
+    """Return the page."""
+    return {"speed.md": page()}
+
+
 def page() -> str:
-    """The whole page."""
-    measured: dict[str, Any] = json.loads(MEASURED.read_text(encoding="utf-8"))
+    """Return the text of docs/speed.md."""
+    measured: dict[str, Any] = json.loads((MEASURED / "plans.json").read_text(encoding="utf-8"))
     rows, again = _newest(measured)
     environment = measured["environment"]
     clock = {
@@ -75,7 +77,7 @@ def page() -> str:
 def _newest(measured: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """Rows, those of methods that were measured again later in place of the old; and a sentence that says which."""
     later: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for path in sorted(MEASURED.parent.glob("plans-*.json")):
+    for path in sorted(MEASURED.glob("plans-*.json")):
         for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
             later[row["method"], row["tokens"], row["kept"], row["width"], row["images"]] = row
     rows = []
@@ -130,7 +132,3 @@ def _table(rows: list[dict[str, Any]], width: int) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
-
-
-if __name__ == "__main__":
-    write({"speed.md": page()})

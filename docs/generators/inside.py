@@ -1,17 +1,14 @@
-#!/usr/bin/env python3
-"""Write docs/inside.md from docs/measured/depth.json: `python docs/make_inside_page.py`."""
+"""docs/inside.md, from docs/measured/depth.json."""
 
 from __future__ import annotations
 
 import json
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from pages import write
+from generators.folders import MEASURED
 
-MEASURED = Path(__file__).parent / "measured" / "depth.json"
 TARGET = 1.05
 """How much longer than the ideal a prefill may take."""
 
@@ -27,7 +24,7 @@ methods inside the decoder cost in accuracy is in [accuracy.md](accuracy.md), an
 
 ```text
 COMMAND
-python docs/make_inside_page.py
+python docs/make.py inside
 ```
 
 DEVICE
@@ -37,9 +34,14 @@ of Qwen2-0.5B's shape with random weights. Each prompt holds one image of 576 to
 """
 
 
+def pages() -> dict[str, str]:
+    """Return the page."""
+    return {"inside.md": page()}
+
+
 def page() -> str:
-    """The whole page."""
-    measured: dict[str, Any] = json.loads(MEASURED.read_text(encoding="utf-8"))
+    """Return the text of docs/inside.md."""
+    measured: dict[str, Any] = json.loads((MEASURED / "depth.json").read_text(encoding="utf-8"))
     rows: list[dict[str, Any]] = measured["rows"]
     environment = measured["environment"]
     command = "python benchmarks/depth.py --out docs/measured/depth.json"
@@ -101,7 +103,3 @@ def _told(rows: Sequence[dict[str, Any]]) -> str:
         else "No step of decoding is slower than dense."
     )
     return textwrap.fill(text, 120) + "\n"
-
-
-if __name__ == "__main__":
-    write({"inside.md": page()})

@@ -1,12 +1,9 @@
-#!/usr/bin/env python3
-"""Write docs/families.md and docs/families/ from the families themselves: `python docs/make_families_page.py`."""
+"""docs/families.md and docs/families/, from the families' docstrings and members."""
 
 from __future__ import annotations
 
 import inspect
 import re
-
-from pages import write
 
 from foveate.families import Family, Generic, family_class, supported
 
@@ -14,7 +11,7 @@ HEAD = """\
 # Families
 
 A family is what foveate knows of one architecture. This page and those that it links are made from the families' own
-docstrings by `python docs/make_families_page.py`; a test fails when the two differ. Which method works on which family
+docstrings by `python docs/make.py families`; a test fails when the two differ. Which method works on which family
 is a table of its own: [support](support.md).
 
 **places** are where steps of a spec can act: `@pixels` is before the encoder, `@encoder` between its layers,
@@ -31,7 +28,7 @@ Your own family is one file, here or in a package of its own: [add a family](add
 
 
 def pages() -> dict[str, str]:
-    """Every page, by its path inside docs/."""
+    """Return every page by its path inside docs/."""
     ours = [family_class(_Kind(name)) for name in supported()]
     ours = [family for family in ours if family.__module__.startswith("foveate.families.")]
     return {
@@ -68,7 +65,7 @@ def _page(family: type[Family]) -> str:
     parts += [_doc(base) for base in family.__mro__[1:] if issubclass(base, Family) and not _takes_models(base)]
     parts.append("| | |\n|---|---|\n" + "".join(f"| {name} | {fact} |\n" for name, fact in _facts(family).items()))
     path = "src/" + family.__module__.replace(".", "/") + ".py"
-    parts.append(f"Made from the docstrings in [{path}](../../{path}) by `python docs/make_families_page.py`.")
+    parts.append(f"Made from the docstrings in [{path}](../../{path}) by `python docs/make.py families`.")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -118,7 +115,3 @@ def _doc(thing: object) -> str:
     doc = inspect.getdoc(thing)
     assert doc, f"{thing} says nothing about itself"
     return re.sub(r"\n\s*Raises:.*", "", doc, flags=re.DOTALL)
-
-
-if __name__ == "__main__":
-    write(pages())

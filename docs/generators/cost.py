@@ -1,16 +1,14 @@
-#!/usr/bin/env python3
-"""Write docs/cost.md from the cost model itself: `python docs/make_cost_page.py`."""
+"""docs/cost.md, from the cost model itself."""
 
 from __future__ import annotations
 
 import textwrap
 
-from pages import DOCS, write
-
 from foveate.costmodel import check, cost, devices, published
 from foveate.costmodel.device import Device
 from foveate.costmodel.papers import decoder_flops, figures
 from foveate.costmodel.vision import counted
+from generators.folders import MEASURED, PICTURES
 
 _UNITS = {"share": " of all", "TFLOPs": " TFLOPs", "GFLOPs": " GFLOPs", "MB": " MB"}
 CALIBRATIONS = {"float32": "calibration", "bfloat16": "calibration-bfloat16"}
@@ -20,7 +18,7 @@ HEAD = """\
 # What a call costs
 
 `foveate cost` and `foveate.cost` tell FLOPs, bytes, cache, memory and time of a call before anything runs. They need a
-model's configuration and nothing else: no weights, no GPU. This page is made by `python docs/make_cost_page.py`; a test
+model's configuration and nothing else: no weights, no GPU. This page is made by `python docs/make.py cost`; a test
 fails when it is out of date.
 
 ```text
@@ -142,8 +140,13 @@ tokens save memory and no time, and the line says so.
 """
 
 
+def pages() -> dict[str, str]:
+    """Return the page."""
+    return {"cost.md": page()}
+
+
 def page() -> str:
-    """The whole page."""
+    """Return the text of docs/cost.md."""
     head = HEAD.replace("PUBLISHED", ", ".join(f"`{name}`" for name in published()))
     head = head.replace("KNOWN", ", ".join(f"`{name}`" for name in counted()))
     return "\n".join(
@@ -201,8 +204,7 @@ def _tenth() -> str:
 
 def calibrations() -> dict[str, tuple[Device, list[check.Point]]]:
     """What was measured on one machine, in each data type."""
-    folder = DOCS / "measured"
-    return {dtype: check.read(folder / f"{name}.json") for dtype, name in CALIBRATIONS.items()}
+    return {dtype: check.read(MEASURED / f"{name}.json") for dtype, name in CALIBRATIONS.items()}
 
 
 def _calibrations() -> str:
@@ -229,7 +231,7 @@ def _calibrations() -> str:
         text += (
             f"foveate calibrate --threads 1 --check --seconds 90 --dtype {dtype} --json > docs/measured/{name}.json\n"
         )
-    return text + "python docs/make_cost_page.py\n```\n"
+    return text + "python docs/make.py cost\n```\n"
 
 
 def _devices() -> str:
@@ -245,7 +247,7 @@ def _devices() -> str:
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
-    write({"cost.md": page()})
+def draw() -> None:
+    """Draw predicted and measured times of each data type."""
     for dtype, (device, points) in calibrations().items():
-        check.draw(device, points, DOCS / "pictures" / f"{CALIBRATIONS[dtype]}.png")
+        check.draw(device, points, PICTURES / f"{CALIBRATIONS[dtype]}.png")

@@ -1,12 +1,9 @@
-#!/usr/bin/env python3
-"""Write docs/methods.md and docs/methods/ from the methods themselves: `python docs/make_methods_page.py`."""
+"""docs/methods.md and docs/methods/, from the methods' docstrings and options."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
-
-from pages import write
 
 from foveate.listing import Listing, listing
 from foveate.methods import method_class
@@ -15,7 +12,7 @@ HEAD = """\
 # Methods
 
 One page per method that comes with foveate. This page and those that it links are made from the methods' own docstrings
-and fields by `python docs/make_methods_page.py`; a test fails when the two differ. `foveate methods` prints the same
+and fields by `python docs/make.py methods`; a test fails when the two differ. `foveate methods` prints the same
 table, and `foveate methods --json` the whole cards.
 
 **keep** is how much remains: a whole number is tokens per image, a number with a dot is the fraction of what arrives
@@ -33,7 +30,7 @@ departs from that code or from its paper, and why. "Our reading" means that neit
 
 
 def pages() -> dict[str, str]:
-    """Every page, by its path inside docs/."""
+    """Return every page by its path inside docs/."""
     ours = [each for each in listing() if method_class(each.name).__module__.startswith("foveate.methods.")]
     return {
         "methods.md": HEAD + "".join(_row(each) for each in ours),
@@ -57,7 +54,7 @@ def _page(method: Listing) -> str:
     parts.append("| | |\n|---|---|\n" + "".join(f"| {name} | {fact} |\n" for name, fact in _facts(method).items()))
     rows = "".join(f"| `{name}` | `{_text(of['default'])}` | {_values(name, of)} |\n" for name, of in _own(method))
     parts.append(f"| option | default | values |\n|---|---|---|\n{rows}")
-    parts.append("Made from the docstring in " + _link(method) + " by `python docs/make_methods_page.py`.")
+    parts.append("Made from the docstring in " + _link(method) + " by `python docs/make.py methods`.")
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -117,7 +114,3 @@ def _source(method: Listing) -> str:
 def _link(method: Listing) -> str:
     path = "src/" + method_class(method.name).__module__.replace(".", "/") + ".py"
     return f"[{path}](../../{path})"
-
-
-if __name__ == "__main__":
-    write(pages())

@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
-"""Write docs/support.md, which method works on which family: `python docs/make_support_page.py`.
+"""docs/support.md: which method works on which family.
 
-Every method is asked for as it is by default, of a model of every family with its default configuration and without
-weights. Nothing is written by hand: the engine itself says whether it takes the spec, and why not.
+The engine schedules every method with its default options on a model of every family, which has its default
+configuration and no weights. Nothing is written by hand: a refusal is the engine's own error.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from __future__ import annotations
 import re
 import warnings
 from typing import Any
-
-from pages import write
 
 from foveate import FoveateError, FoveateWarning
 from foveate.families import Family, Generic, family_of, supported
@@ -22,7 +19,7 @@ from foveate.schedule import schedule
 HEAD = """\
 # Which method works on which family
 
-Made by `python docs/make_support_page.py`, which asks the engine; a test fails when the two differ. `tests/families`
+Made by `python docs/make.py support`, which asks the engine; a test fails when the two differ. `tests/families`
 runs every pair on a tiny random model of the real architecture. The number behind a no is its reason, below the table.
 
 The last two columns are models that [no family describes](families/generic.md): one whose decoder layers see all
@@ -32,8 +29,13 @@ earlier columns ("plain"), and one with sliding windows.
 UNDESCRIBED = {"internvl": "other, plain", "gemma3": "other"}
 
 
+def pages() -> dict[str, str]:
+    """Return the page."""
+    return {"support.md": page()}
+
+
 def page() -> str:
-    """The whole page."""
+    """Return the text of docs/support.md."""
     families = {name: _family(name) for name in (*supported(), *UNDESCRIBED)}
     titles = [UNDESCRIBED.get(name, family.title) for name, family in families.items()]
     reasons: dict[str, int] = {}
@@ -81,7 +83,3 @@ def _family(kind: str) -> Family:
         warnings.simplefilter("ignore", FoveateWarning)
         model: Any = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind))
         return family_of(model)
-
-
-if __name__ == "__main__":
-    write({"support.md": page()})
