@@ -56,10 +56,9 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What a page registers is forgotten after its test."""
     methods.method_names()
     families.supported()
-    monkeypatch.setattr(families.registry, "_families", dict(families.registry._families))
     for folder in ("families", "methods"):
         monkeypatch.syspath_prepend(str(ROOT / "tests" / folder))
-    registered = [(names, dict(names)) for names in (registry.METHODS, registry.ALIASES)]
+    registered = [(names, dict(names)) for names in (registry.METHODS, registry.ALIASES, families.registry.FAMILIES)]
     yield
     for names, before in registered:
         names.clear()
@@ -170,7 +169,7 @@ def test_a_family_in_a_package_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in [name for name in sys.modules if name.split(".")[0] == "my_package"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(families.registry, "_loaded", False)
+    monkeypatch.setattr(families.DISCOVERY, "loaded", False)
     assert "vipllava" in families.supported()
     config = type("Config", (), {"model_type": "vipllava"})
     assert families.family_class(config).__module__ == "my_package.vipllava"

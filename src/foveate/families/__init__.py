@@ -1,4 +1,7 @@
-"""Model families: what the engine must know of an architecture, one file each.
+"""Model families: what the engine must know of an architecture, one file each, and all that the author of one needs.
+
+Each module of this folder is found by itself, and so are the modules that installed packages name under the entry point
+group `foveate.families`. All are imported when the first model is looked at.
 
 >>> supported()
 ('llava', 'llava_next', 'qwen2_vl', 'qwen2_5_vl', 'qwen3_vl', 'qwen3_vl_moe')
@@ -6,32 +9,104 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from torch import nn
+
+from foveate.discovery import Discovery
+from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.family import Capture, Family
 from foveate.families.generic import Generic
-from foveate.families.llava import Llava
-from foveate.families.llava_next import LlavaNext
-from foveate.families.qwen2_5_vl import Qwen25VL
-from foveate.families.qwen2_vl import Qwen2VL
-from foveate.families.qwen3_vl import Qwen3VL
-from foveate.families.qwen3_vl_moe import Qwen3VLMoe
-from foveate.families.registry import families_at, family_class, family_of, register_family, supported
+from foveate.families.registry import FAMILIES, register_family
+from foveate.layout import Layout, Segment, Structural
+from foveate.tokens import EncoderAttention, EncoderKeys, Signal
+from foveate.transformers_api import check_version
 
 __all__ = [
-    "Capture",
+    "register_family",
     "Family",
     "Generic",
-    "Llava",
-    "LlavaNext",
-    "Qwen2VL",
-    "Qwen25VL",
-    "Qwen3VL",
-    "Qwen3VLMoe",
-    "families_at",
+    "Capture",
+    "Layout",
+    "Segment",
+    "Structural",
+    "Signal",
+    "EncoderAttention",
+    "EncoderKeys",
+    "FoveateError",
+    "UnsupportedFamily",
     "family_of",
     "family_class",
-    "register_family",
+    "families_at",
     "supported",
 ]
 
-for _family in (Llava, LlavaNext, Qwen2VL, Qwen25VL, Qwen3VL, Qwen3VLMoe):
-    register_family(_family)
+DISCOVERY = Discovery(__name__, "foveate.families")
+
+
+def supported() -> tuple[str, ...]:
+    """List the `model_type` of every family, foveate's own and those of installed packages, sorted by title."""
+    return tuple(family.name for family in _families())
+
+
+def families_at(place: str) -> tuple[str, ...]:
+    """List the titles of the families in which steps can act at a place, sorted."""
+    return tuple(family.title for family in _families() if place in family.places)
+
+
+def family_class(config: Any) -> type[Family]:
+    """Find the family of a model's configuration by its `model_type`.
+
+    Raises:
+        UnsupportedFamily: no family takes models of this type; the text names those that are supported.
+    """
+    DISCOVERY.load()
+    name = getattr(config, "model_type", None)
+    family = FAMILIES.get(str(name))
+    if family is None:
+        raise UnsupportedFamily(f"models of type {name!r} are not supported; {_known()}")
+    return family
+
+
+def family_of(model: nn.Module) -> Family:
+    """Find the family of a model, bound to it.
+
+    Falls back to `Generic`, with a warning, if no other family takes the model. A family may refuse a model of its
+    type, such as LLaVA with an unusual encoder, and `Generic` may still take it.
+
+    Raises:
+        UnsupportedFamily: no family takes this model, and `Generic` doesn't either.
+        FoveateError: the installed transformers is too old.
+    """
+    check_version()
+    DISCOVERY.load()
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    family = FAMILIES.get(str(kind))
+    why = f"no family describes models of type {kind!r}"
+    if family is not None:
+        try:
+            return family(model)
+        except UnsupportedFamily as error:
+            why = str(error)
+    try:
+        return Generic(model, why)
+    except UnsupportedFamily as error:
+        raise UnsupportedFamily(f"{why}, and without one nothing can be done: {error}; {_known()}") from None
+
+
+def __getattr__(name: str) -> Any:
+    """Find the class of a family in this folder, such as `foveate.families.Llava`."""
+    if not name.startswith("_"):
+        for family in _families():
+            if family.__name__ == name and family.__module__.startswith(f"{__name__}."):
+                return family
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _families() -> list[type[Family]]:
+    DISCOVERY.load()
+    return sorted(FAMILIES.values(), key=lambda family: family.title.casefold())
+
+
+def _known() -> str:
+    return "supported are " + ", ".join(f"{family.name} ({family.title})" for family in _families())

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from foveate.families.registry import family_of
+from foveate.families import family_of
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -11,9 +11,11 @@ from torch.nn.functional import interpolate
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.family import Capture, Family, cls_attention
+from foveate.families.registry import register_family
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
 
 
+@register_family
 class Llava(Family):
     """LLaVA with a CLIP tower: one grid of patches per image, [CLS] in row 0 of the encoder and dropped after it.
 

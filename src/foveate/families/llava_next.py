@@ -13,10 +13,12 @@ from torch.nn.functional import interpolate
 from foveate.errors import FoveateError
 from foveate.families.family import Capture, Family
 from foveate.families.llava import Llava
+from foveate.families.registry import register_family
 from foveate.layout import remembered
 from foveate.tokens import Layout, Segment, Signal, Structural
 
 
+@register_family
 class LlavaNext(Llava):
     """LLaVA-NeXT with a CLIP tower: the whole image as one grid (the base), then a finer grid put together from tiles.
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from foveate.families.family import Capture
 from foveate.families.qwen import QwenVL
+from foveate.families.registry import register_family
 
 
+@register_family
 class Qwen25VL(QwenVL):
     """Qwen2.5-VL: images of any size, four patches per visual token; most encoder layers look inside windows alone.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from foveate.families.qwen import QwenVL
+from foveate.families.registry import register_family
 
 
+@register_family
 class Qwen2VL(QwenVL):
     """Qwen2-VL: images of any size, four patches per visual token, every patch of an image sees every other one."""
 

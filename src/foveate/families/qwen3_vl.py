@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from foveate.families.family import Capture
 from foveate.families.qwen import QwenVL
+from foveate.families.registry import register_family
 
 _DEEPSTACK = frozenset({"deepstack_visual_embeds", "visual_pos_masks"})
 
 
+@register_family
 class Qwen3VL(QwenVL):
     """Qwen3-VL: images of any size, four patches per visual token, features of several encoder layers per token.
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from foveate.families.qwen3_vl import Qwen3VL
+from foveate.families.registry import register_family
 
 
+@register_family
 class Qwen3VLMoe(Qwen3VL):
     """Qwen3-VL with a mixture of experts: encoder, positions and DeepStack are those of Qwen3-VL.
 
