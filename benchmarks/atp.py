@@ -36,7 +36,7 @@ from foveate.costmodel import cost
 from foveate.engine import signals
 from foveate.families import family_of
 from foveate.loading import load
-from foveate.methods.atp import ATP, ATPLayer
+from foveate.methods.atp import ATPLayer, ATPMethod
 from foveate.plan import Plan
 from foveate.scenes import Scene, test_set
 from foveate.tokens import Layout, Segment, Text
@@ -238,7 +238,7 @@ def configurations(work: Path) -> dict[str, Configuration]:
     return found
 
 
-class Reading(ATP):
+class Reading(ATPMethod):
     """The rule with another reading of its scores; not registered."""
 
     reading = "received"

@@ -48,8 +48,9 @@ from foveate.train.sources import read_conversation
 from foveate.train.voco import VoCoTrainee, alike
 from foveate.transformers_api import cache_argument
 from foveate.voco import VoCo, VoCoMemory
-from foveate.voco.arrange import IGNORED, Sample, samples
-from foveate.voco.passes import embedding_table, filled_cache, read, text_behind, text_of
+from foveate.voco.embeddings import embedding_table
+from foveate.voco.prompt_rows import IGNORED, PromptRow, padded_text, prompt_rows
+from foveate.voco.two_pass import memory_cache, read_images, text_logits
 
 ROOT = Path(__file__).parents[1]
 COUNTS = (1, 2, 4, 8, 32)
@@ -152,7 +153,7 @@ class Rival(VoCoTrainee):
         begin = embedding_table(family)(torch.tensor([family.config.get_text_config().bos_token_id]))
         return prefixes(family, torch.cat([begin.expand(len(pressed), -1, -1), pressed], dim=1))
 
-    def held(self, row: Sample, memories: Sequence[VoCoMemory], count: int) -> VoCoMemory | None:
+    def held(self, row: PromptRow, memories: Sequence[VoCoMemory], count: int) -> VoCoMemory | None:
         return memories[row.images[0]] if row.images else None
 
 
@@ -359,11 +360,11 @@ def ask(way: Way, recipe: Recipe, arguments: argparse.Namespace) -> dict[str, li
     return right
 
 
-def answered(way: Way, rows: list[Sample], held: list[VoCoMemory]) -> list[int]:
+def answered(way: Way, rows: list[PromptRow], held: list[VoCoMemory]) -> list[int]:
     """Whether the likeliest token is the right one at every step of an answer: greedy decoding gives it then."""
     out = [0] * len(rows)
     for group in alike([row.text.shape[0] for row in rows]):
-        logits, labels = text_behind(way.model, way.family, [rows[i] for i in group], [held[i] for i in group])
+        logits, labels = text_logits(way.model, way.family, [rows[i] for i in group], [held[i] for i in group])
         assert labels is not None
         good = (logits[:, :-1].argmax(-1) == labels[:, 1:]) | (labels[:, 1:] == IGNORED)
         for place, each in zip(group, good.all(dim=1).tolist(), strict=True):
@@ -371,15 +372,15 @@ def answered(way: Way, rows: list[Sample], held: list[VoCoMemory]) -> list[int]:
     return out
 
 
-def questions(way: Way, scenes: Sequence[Scene]) -> tuple[list[Sample], list[int]]:
+def questions(way: Way, scenes: Sequence[Scene]) -> tuple[list[PromptRow], list[int]]:
     """Every question of these scenes with its answer as text, and which scene it is about."""
     batches, rows, owners = Batches(processor(), way.family), [], []
     for owner, scene in enumerate(scenes):
         for each in scene.questions:
             one = read_conversation({"question": each.text, "answer": each.answer}, scene.id, Path())
-            (row,) = samples(way.family, batches.row(one), ())
+            (row,) = prompt_rows(way.family, batches.row(one), ())
             assert row.labels is not None
-            rows.append(Sample((), row.text[way.drop :], row.labels[way.drop :]))
+            rows.append(PromptRow((), row.text[way.drop :], row.labels[way.drop :]))
             owners.append(owner)
     return rows, owners
 
@@ -394,7 +395,7 @@ def ask_clips(arguments: argparse.Namespace) -> dict[str, list[int]]:
         rows = []
         for each in one.questions:
             said = read_conversation({"question": each.text, "answer": each.answer}, one.id, Path())
-            rows += samples(way.family, batches.row(said), ())
+            rows += prompt_rows(way.family, batches.row(said), ())
         for order, shown in (("in order", one), ("shuffled", one.shuffled())):
             inputs = dict(processor().image_processor(images=list(shown.frames), return_tensors="pt"))
             inputs["input_ids"] = torch.full((1, 576 * len(shown.frames)), way.family.image_token)
@@ -469,10 +470,10 @@ def rows_of(features: Tensor) -> list[Layout]:
 def untrained_ways() -> Way:
     """The paper's lower bound: the mask, and nobody trained for it."""
     model = base()
-    rows = VoCo(model, 1).rows(1)
+    rows = VoCo(model, 1).embeddings(1)
     return Way(
         model,
-        lambda family, images: {"1": read(family, list(images.dense), rows_of(images.dense), rows, "", "")},
+        lambda family, images: {"1": read_images(family, list(images.dense), rows_of(images.dense), rows, "", "")},
         drop=0,
     )
 
@@ -486,7 +487,7 @@ def press_ways(path: Path) -> Way:
     counts = [count for count in COUNTS if count <= voco.tokens]
 
     def memories(family: Family, images: Images) -> dict[str, list[VoCoMemory]]:
-        found = read(family, list(images.left), rows_of(images.left), voco.rows(voco.tokens), "", "")
+        found = read_images(family, list(images.left), rows_of(images.left), voco.embeddings(voco.tokens), "", "")
         return {str(count): [memory.first(count) for memory in found] for count in counts}
 
     return Way(model, memories, drop=0, opened=opened)
@@ -516,8 +517,8 @@ def times(arguments: argparse.Namespace, turns: int = 15) -> dict[str, Any]:
     text = processor().apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     inputs = dict(processor()(text=[text], images=[scene.image], return_tensors="pt"))
     voco = VoCo(model, 1)
-    (row,) = samples(family, {**inputs, "input_ids": inputs["input_ids"]}, family.layouts(inputs))
-    ids, mask, _ = text_of([Sample((), row.text, None)])
+    (row,) = prompt_rows(family, {**inputs, "input_ids": inputs["input_ids"]}, family.layouts(inputs))
+    ids, mask, _ = padded_text([PromptRow((), row.text, None)])
     with torch.inference_mode():
         encoded = encode(model, inputs)
         (one,) = voco.encode(model, inputs, encoded=encoded)
@@ -560,7 +561,7 @@ def ratio(found: Mapping[str, list[float]], one: str, other: str) -> float:
 
 def asked(model: Any, family: Family, memory: VoCoMemory, ids: Tensor, mask: Tensor) -> Callable[[], Any]:
     """A question behind a cache that is there already, and is as it was afterwards."""
-    cache, seen, positions = filled_cache(family, [memory], mask, ids.device)
+    cache, seen, positions = memory_cache(family, [memory], mask, ids.device)
     whole = torch.cat([seen, mask], dim=1)
 
     def once() -> None:

@@ -7,7 +7,7 @@ import pytest
 from rows import ROWS
 from safetensors import SafetensorError
 
-from foveate.adapters import downloaded, written
+from foveate.adapters import atomic_files, downloaded
 from foveate.atp import ATP
 from foveate.errors import FoveateError
 from foveate.voco import VoCo
@@ -21,7 +21,7 @@ PARTS = ("weights", "lora", "settings")
 
 
 def write(directory: Path, text: str, *names: str) -> None:
-    with written(directory, PARTS) as folder:
+    with atomic_files(directory, PARTS) as folder:
         for name in names:
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
@@ -98,11 +98,11 @@ def _mistake(folder: Path) -> None:
     ],
 )
 def test_what_fails_leaves_all_as_it_was(tmp_path, fail, error, text):
-    with pytest.raises(error, match=text), written(tmp_path / "adapter", PARTS) as folder:
+    with pytest.raises(error, match=text), atomic_files(tmp_path / "adapter", PARTS) as folder:
         fail(folder)
     assert names(tmp_path) == []
     write(tmp_path / "adapter", "old", "weights", "settings")
-    with pytest.raises(error, match=text), written(tmp_path / "adapter", PARTS) as folder:
+    with pytest.raises(error, match=text), atomic_files(tmp_path / "adapter", PARTS) as folder:
         fail(folder)
     assert contents(tmp_path) == {"adapter/weights": "old", "adapter/settings": "old"}
 

@@ -1,109 +1,188 @@
-"""Adapters on disk and on the Hugging Face hub: there whole or not at all."""
+"""Save learned adapters to directories and to the Hugging Face hub, atomically, and load them again."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Self
+
+from torch import Tensor
 
 from foveate.errors import FoveateError
 
 SHIPPED: Final = "shipped"
-"""What an adapter of the embedded model is called, which comes with foveate."""
+"""The name of the embedded model's adapter, which comes with foveate."""
+
+FORMAT: Final = 1
+"""The version of the files that this foveate writes and reads."""
+
+
+class PretrainedAdapter:
+    """Save and load what was learned beside a base model: JSON settings, safetensors, and further files if any.
+
+    A subclass sets `kind` and says what it consists of in `settings`, `tensors` and `from_files`. An adapter of kind
+    "ATP" is the files `atp.json` and `atp.safetensors`.
+
+    Attributes:
+        base: the fingerprint of the model that the adapter was trained with.
+    """
+
+    kind: ClassVar[str]
+    """What errors call the adapter; in lower case, the name of its files."""
+    further: ClassVar[tuple[str, ...]] = ()
+    """Names of files or folders that it may have besides."""
+    base: str
+
+    def settings(self) -> dict[str, Any]:
+        """Return everything but the weights, as JSON data."""
+        raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights by name."""
+        raise NotImplementedError
+
+    def write_further(self, folder: Path, **options: Any) -> dict[str, Any]:
+        """Write the `further` files to a folder, and return the settings that say what is there."""
+        return {}
+
+    @classmethod
+    def from_files(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> Self:
+        """Build an adapter from what was written.
+
+        Raises:
+            KeyError, TypeError, ValueError, RuntimeError: the files are damaged.
+            FoveateError: they don't fit together.
+        """
+        raise NotImplementedError
+
+    # Belonging to a base model
+
+    def check_base(self, fingerprint: str) -> None:
+        """Check that the adapter was made for the base model with this fingerprint.
+
+        Raises:
+            FoveateError: it was made for another one.
+        """
+        if fingerprint != self.base:
+            raise FoveateError(
+                f"{self.title} was made for another base model (their weights differ); load the model that it was "
+                "trained with, or train a new one"
+            )
+
+    @property
+    def title(self) -> str:
+        """What errors call this adapter."""
+        return f"this {self.kind} adapter"
+
+    # Files
+
+    @classmethod
+    def settings_name(cls) -> str:
+        """Return the name of the JSON file."""
+        return f"{cls.kind.lower()}.json"
+
+    @classmethod
+    def weights_name(cls) -> str:
+        """Return the name of the safetensors file."""
+        return f"{cls.kind.lower()}.safetensors"
+
+    def write(self, directory: str | Path, **options: Any) -> Path:
+        """Write the adapter to a directory: all of its files, or none; other files there stay.
+
+        Args:
+            directory: created if it is missing.
+            **options: for `write_further`.
+
+        Raises:
+            FoveateError: the directory can't be written.
+        """
+        directory = Path(directory)
+        with atomic_files(directory, (self.weights_name(), *self.further, self.settings_name())) as folder:
+            self._write_files(folder, **options)
+        return directory
+
+    def _write_files(self, folder: Path, **options: Any) -> None:
+        from safetensors.torch import save_file
+
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
+        save_file(tensors, folder / self.weights_name())
+        settings = {"format": FORMAT, **self.settings(), **self.write_further(folder, **options)}
+        text = json.dumps(settings, indent=2) + "\n"
+        (folder / self.settings_name()).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read an adapter from a directory.
+
+        Raises:
+            FoveateError: its files are missing or damaged, or another version of foveate wrote them.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            settings = json.loads((folder / cls.settings_name()).read_text(encoding="utf-8"))
+            if settings["format"] != FORMAT:
+                raise FoveateError(
+                    f"{folder} has format {settings['format']}, and this foveate reads {FORMAT}; update foveate"
+                )
+            return cls.from_files(settings, load_file(folder / cls.weights_name()), folder)
+        except FoveateError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise FoveateError(f"{folder} holds no complete {cls.kind} adapter ({reason}); save it again") from error
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path = SHIPPED, **options: Any) -> Self:
+        """Load an adapter from a directory or from the Hugging Face hub.
+
+        Args:
+            path: a directory, a name on the hub, or "shipped" for the embedded model's.
+            **options: for the hub: `revision`, `token`, `cache_dir`.
+
+        Raises:
+            FoveateError: there is no such adapter, its files are damaged, or another version of foveate wrote them.
+        """
+        if str(path) == SHIPPED:
+            return cls.load(shipped(cls.kind.lower()))
+        return cls.load(downloaded(path, f"{cls.kind} adapter", **options))
+
+    def push_to_hub(self, repository: str, **options: Any) -> Any:
+        """Upload the adapter to the Hugging Face hub; the repository is created if it is missing.
+
+        Args:
+            repository: its name there, "user/name".
+            **options: for `huggingface_hub.HfApi.upload_folder`.
+
+        Returns:
+            What `upload_folder` returns.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repository, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self._write_files(Path(folder))
+            return api.upload_folder(repo_id=repository, folder_path=folder, **options)
 
 
 def shipped(kind: str) -> Path:
-    """The folder of the embedded model's adapter of a kind, such as "atp"."""
+    """Return the folder of the embedded model's adapter of a kind, such as "atp"."""
     return Path(__file__).parent / "embedded" / kind
 
 
-@contextmanager
-def written(directory: str | Path, parts: Sequence[str]) -> Iterator[Path]:
-    """A new folder to write an adapter into, whose files take their place in `directory` once all are written.
-
-    What else is in `directory` stays. After an error all is as it was.
-
-    Args:
-        directory: made if it is missing, and so are the folders that it is in.
-        parts: the files and folders that an adapter may have, its settings last: without them nobody reads it, so they
-            go first and come last.
-
-    Raises:
-        FoveateError: it can't be written.
-
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with written(f"{folder}/adapter", ["settings.json"]) as new:
-    ...         _ = (new / "settings.json").write_text("{}")
-    ...     [str(path.relative_to(folder)) for path in Path(folder).glob("*/*")]
-    ['adapter/settings.json']
-    """
-    from safetensors import SafetensorError
-
-    final = Path(directory)
-    if final.exists() and not final.is_dir():
-        raise FoveateError(f"{directory} can't be written: it is a file; name another folder")
-    made = not final.exists()
-    new = None
-    try:
-        final.mkdir(parents=True, exist_ok=True)
-        # Within it, so that it is on the same disk: a folder may be one by itself, in one that nobody may write to.
-        new = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=final))
-        yield new
-        # safetensors lets nobody else read what it writes; the settings are as readable as this user's files are.
-        mode = (new / parts[-1]).stat().st_mode
-        for path in new.rglob("*.safetensors"):
-            path.chmod(mode)
-        _take_place(new, final, parts)
-        made = False
-    except (OSError, SafetensorError) as error:
-        # safetensors says so of a full disk, too.
-        raise FoveateError(f"{directory} can't be written ({getattr(error, 'strerror', None) or error})") from error
-    finally:
-        if new is not None:
-            shutil.rmtree(new, ignore_errors=True)
-        if made:
-            with suppress(OSError):
-                final.rmdir()
-
-
-def _take_place(new: Path, final: Path, parts: Sequence[str]) -> None:
-    """Move what is written to where it belongs, and what stood there away; after an error all is moved back."""
-    old = new / ".old"
-    old.mkdir()
-    # Files of these names are an older adapter's if its settings are there, else only what is in the way goes.
-    older = (final / parts[-1]).exists()
-    away: list[str] = []
-    placed: list[str] = []
-    try:
-        for name in reversed(parts):
-            if (final / name).exists() and (older or (new / name).exists()):
-                (final / name).replace(old / name)
-                away.append(name)
-        for name in parts:
-            if (new / name).exists():
-                (new / name).replace(final / name)
-                placed.append(name)
-    except OSError:
-        for name in placed:
-            (final / name).replace(new / name)
-        for name in reversed(away):
-            (old / name).replace(final / name)
-        raise
-
-
 def downloaded(path: str | Path, what: str, **options: Any) -> Path:
-    """The folder of an adapter that is here, or is on the Hugging Face hub under this name.
+    """Return the absolute path of an adapter's folder; one that isn't on this machine is downloaded from the hub.
 
     Args:
         path: a folder, or a name on the hub.
-        what: what it is called in the error, such as "ATP adapter".
+        what: what the error calls it, such as "ATP adapter".
         **options: for `huggingface_hub.snapshot_download`, such as `revision`, `token`, `cache_dir`.
-
-    Returns:
-        The whole path, which another working directory doesn't change.
 
     Raises:
         FoveateError: there is none.
@@ -119,21 +198,78 @@ def downloaded(path: str | Path, what: str, **options: Any) -> Path:
         raise FoveateError(f"there is no {what} at {path}, neither here nor on the hub") from error
 
 
-def upload(repository: str, write: Callable[[Path], object], **options: Any) -> Any:
-    """Upload an adapter to the Hugging Face hub; the repository is made if it is missing.
+# Several files, atomically
+
+
+@contextmanager
+def atomic_files(directory: str | Path, names: Sequence[str]) -> Iterator[Path]:
+    """Yield a new folder to write into; its files move to `directory` together once all are written.
+
+    Other files in `directory` stay. After an error, `directory` is what it was.
 
     Args:
-        repository: its name there.
-        write: writes the adapter's files into a folder.
-        **options: for `huggingface_hub.HfApi.upload_folder`.
+        directory: created if it is missing, with its parents.
+        names: the files and folders that may be written, the settings last: an adapter without settings isn't read,
+            so they are removed first and put in place last.
 
-    Returns:
-        What `upload_folder` returns.
+    Raises:
+        FoveateError: the directory can't be written.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with atomic_files(f"{folder}/adapter", ["settings.json"]) as new:
+    ...         _ = (new / "settings.json").write_text("{}")
+    ...     [str(path.relative_to(folder)) for path in Path(folder).glob("*/*")]
+    ['adapter/settings.json']
     """
-    from huggingface_hub import HfApi
+    from safetensors import SafetensorError
 
-    api = HfApi()
-    api.create_repo(repository, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder))
-        return api.upload_folder(repo_id=repository, folder_path=folder, **options)
+    final = Path(directory)
+    if final.exists() and not final.is_dir():
+        raise FoveateError(f"{directory} can't be written: it is a file; name another folder")
+    created = not final.exists()
+    new = None
+    try:
+        final.mkdir(parents=True, exist_ok=True)
+        # Inside `directory`, so that both are on one disk even where `directory` is a mount point.
+        new = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=final))
+        yield new
+        # safetensors creates files that only their owner can read; the settings have this user's usual mode.
+        mode = (new / names[-1]).stat().st_mode
+        for path in new.rglob("*.safetensors"):
+            path.chmod(mode)
+        _move(new, final, names)
+        created = False
+    except (OSError, SafetensorError) as error:
+        # A full disk can be either.
+        raise FoveateError(f"{directory} can't be written ({getattr(error, 'strerror', None) or error})") from error
+    finally:
+        if new is not None:
+            shutil.rmtree(new, ignore_errors=True)
+        if created:
+            with suppress(OSError):
+                final.rmdir()
+
+
+def _move(new: Path, final: Path, names: Sequence[str]) -> None:
+    """Move new files to `final` and old ones out of the way; after an error, move everything back."""
+    old = new / ".old"
+    old.mkdir()
+    # With settings beside them, files of these names belong to an older adapter and go; else only those in the way.
+    replaces_adapter = (final / names[-1]).exists()
+    removed: list[str] = []
+    placed: list[str] = []
+    try:
+        for name in reversed(names):
+            if (final / name).exists() and (replaces_adapter or (new / name).exists()):
+                (final / name).replace(old / name)
+                removed.append(name)
+        for name in names:
+            if (new / name).exists():
+                (new / name).replace(final / name)
+                placed.append(name)
+    except OSError:
+        for name in placed:
+            (final / name).replace(new / name)
+        for name in reversed(removed):
+            (old / name).replace(final / name)
+        raise

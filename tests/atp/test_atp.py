@@ -240,9 +240,9 @@ def test_a_grid_stays_at_first():
         with torch.no_grad(), soft_masks(model, adapter, 1e7) as masks:
             model(**inputs[0], use_cache=False)
             shares = masks.shares.mean(dim=0).tolist()
-            masks.fade = False
+            masks.scores_only = True
             model(**inputs[0], use_cache=False)
-        looks = [masks.looks[layer][0] for layer in adapter.layers]
+        looks = [masks.scores[layer][0] for layer in adapter.layers]
         pairs = [*zip(looks, adapter.predictors, strict=True)]
         pass_by = [int((look.spatial > each.spatial.bias.sigmoid()).sum()) for look, each in pairs]
         return pass_by, [each.redundancy.bias.item() for each in adapter.predictors], shares
@@ -282,7 +282,7 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(FoveateError, match="no ATP adapter"):
         foveate.parse(f"atp:adapter={tmp_path / 'nowhere'}")
     (path / "atp.safetensors").write_bytes(b"no weights")
-    with pytest.raises(FoveateError, match="no whole ATP adapter"):
+    with pytest.raises(FoveateError, match="no complete ATP adapter"):
         foveate.parse(spec)
     with pytest.raises(FoveateError, match="no ATP adapter"):
         ATP.from_pretrained(tmp_path / "nowhere")

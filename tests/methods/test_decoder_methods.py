@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate.errors import FoveateError, SpecError
-from foveate.methods import ATP, DART, FastV, PyramidDrop, SparseVLM, SparseVLMRank, method_class
+from foveate.methods import DART, ATPMethod, FastV, PyramidDrop, SparseVLM, SparseVLMRank, method_class
 from foveate.methods.sparsevlm import raters
 from foveate.spec import parse
 from foveate.tokens import (
@@ -210,7 +210,7 @@ def slowly(given_tokens: VisualTokens, image: int, theta_r: float, theta_s: floa
 @pytest.mark.parametrize(("theta_r", "theta_s"), [(0.5, 0.5), (0.7, 0.3), (0.2, 1.0), (0.9, 0.2), (0.99, 0.7)])
 def test_atp_is_its_equations(theta_r: float, theta_s: float) -> None:
     given_tokens = tokens((8, 9))
-    method = ATP(theta_r=theta_r, theta_s=theta_s)
+    method = ATPMethod(theta_r=theta_r, theta_s=theta_s)
     plan = method.plan(given_tokens)
     valid = torch.ones_like(plan.slot, dtype=torch.bool) if plan.valid is None else plan.valid
     counts = []
@@ -225,16 +225,16 @@ def test_atp_is_its_equations(theta_r: float, theta_s: float) -> None:
 
 
 def test_images_differ_in_their_counts() -> None:
-    plan = ATP(theta_s=1.0).plan(tokens((8, 9)))
+    plan = ATPMethod(theta_s=1.0).plan(tokens((8, 9)))
     assert plan.valid is not None
     assert plan.valid.sum(dim=1).unique().numel() > 1
 
 
 def test_a_token_stays_whatever_the_thresholds() -> None:
     for kind in ("random", "equal", "ties"):
-        plan = ATP(theta_r=1.0, theta_s=1.0).plan(tokens((8, 9), kind))
+        plan = ATPMethod(theta_r=1.0, theta_s=1.0).plan(tokens((8, 9), kind))
         assert plan.slot.shape == (3, 1)
-    assert ATP(theta_r=1.0, theta_s=1.0).plan(tokens((8, 9), "equal")).slot.tolist() == [[20]] * 3, (
+    assert ATPMethod(theta_r=1.0, theta_s=1.0).plan(tokens((8, 9), "equal")).slot.tolist() == [[20]] * 3, (
         "on the sparsest grid"
     )
 
@@ -247,7 +247,7 @@ def test_higher_thresholds_keep_less(one: float, other: float, spatial: bool) ->
 
     def kept(theta: float) -> list[set[int]]:
         options: dict[str, float] = {"theta_r": 1.0, "theta_s": 1.0, name: theta}
-        plan = ATP(**options).plan(tokens((8, 9)))
+        plan = ATPMethod(**options).plan(tokens((8, 9)))
         return [set(slots.tolist()) for slots in plan.slot]
 
     # One token may be there for want of any that passes.
@@ -257,7 +257,7 @@ def test_higher_thresholds_keep_less(one: float, other: float, spatial: bool) ->
 def test_where_a_token_stood_decides_its_spatial_score() -> None:
     """Behind an earlier step: the grid is the whole image's."""
     given_tokens = tokens((8, 8))
-    method = ATP(theta_r=1.0, theta_s=0.7)
+    method = ATPMethod(theta_r=1.0, theta_s=0.7)
     whole = method.plan(given_tokens).slot[0].tolist()
     assert whole == [8 * row + column for row in (2, 6) for column in (2, 6)]
     left = torch.tensor([[1, 18, 22, 30, 54, 60]]).expand(3, -1)
@@ -274,13 +274,13 @@ def test_where_a_token_stood_decides_its_spatial_score() -> None:
 
 def test_a_keep_of_its_own() -> None:
     given_tokens = tokens((8, 9))
-    method = ATP(keep=Keep.of(10))
+    method = ATPMethod(keep=Keep.of(10))
     assert not method.ragged
     assert method.bounds(given_tokens.layout) == (10, 10)
     plan = method.plan(given_tokens)
     assert plan.slot.shape == (3, 10)
     assert plan.valid is None
-    more = ATP(keep=Keep.of(20)).plan(given_tokens)
+    more = ATPMethod(keep=Keep.of(20)).plan(given_tokens)
     assert all(set(few.tolist()) < set(many.tolist()) for few, many in zip(plan.slot, more.slot))
 
 
@@ -347,3 +347,8 @@ def test_a_rank_is_at_most_all_there_is() -> None:
     )
     with pytest.raises(FoveateError, match="above 0"):
         SparseVLMRank(scale=0.0)
+
+
+def test_the_old_name_says_the_new_one() -> None:
+    with pytest.raises(ImportError, match="import ATPMethod, or foveate.ATP"):
+        from foveate.methods import ATP  # noqa: F401

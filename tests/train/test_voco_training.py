@@ -20,7 +20,7 @@ from foveate.train.run import run
 from foveate.train.sources import Scenes
 from foveate.train.voco import VoCoBatches, VoCoTrainee, alike, questions_apart
 from foveate.voco import VoCo
-from foveate.voco.passes import cross_entropy
+from foveate.voco.losses import cross_entropy
 
 PEFT = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # asked for by peft
 LORA = {"train": "lora", "lora": {"rank": 2, "alpha": 4}}
@@ -119,7 +119,7 @@ def test_an_image_adapter_goes_on_with_clips(tiny_model: Path, tmp_path: Path) -
     assert begun.generate(model, begun.join(memories), "where does the 3 move ?", processor, max_new_tokens=1)
     for change, said in (
         ({"tokens": 3}, "has 2 tokens and reads dense"),
-        ({"adapter": str(tmp_path)}, "no whole VoCo adapter"),
+        ({"adapter": str(tmp_path)}, "no complete VoCo adapter"),
     ):
         with pytest.raises(FoveateError, match=said):
             trained(tmp_path / "bad", given(tiny_model, {**clips, **change}, data=data, **LORA))

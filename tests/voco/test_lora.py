@@ -12,7 +12,7 @@ from foveate.engine import encode
 from foveate.errors import FoveateError
 from foveate.families import family_of
 from foveate.voco import VoCo
-from foveate.voco.passes import read
+from foveate.voco.two_pass import read_images
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -61,7 +61,7 @@ def test_the_weights_are_in_the_model_only_while_they_are_used(row, options, tmp
     (memory,) = voco.encode(model, inputs)
     with torch.no_grad():
         encoded = encode(model, inputs)
-        expected = read(family_of(wrapped), encoded.projected, encoded.layouts, voco.rows(2), "", "")[0]
+        expected = read_images(family_of(wrapped), encoded.projected, encoded.layouts, voco.embeddings(2), "", "")[0]
     torch.testing.assert_close(memory.keys, expected.keys, atol=1e-5, rtol=1e-5)
     assert (memory.keys - VoCo(model, 2).encode(model, inputs)[0].keys).abs().max() > 1e-3
     ids = row.inputs("t5")["input_ids"]
@@ -154,7 +154,7 @@ def test_where_an_adapter_is(folder, tmp_path, monkeypatch):
     shutil.copytree(folder / "lora", tmp_path / "voco" / "lora")
     weights = tmp_path / "voco" / "lora" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
-    with pytest.raises(FoveateError, match="holds no whole LoRA weights"):
+    with pytest.raises(FoveateError, match="holds no complete LoRA weights"):
         VoCo.from_pretrained(tmp_path / "voco")
 
 

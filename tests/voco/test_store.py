@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from foveate.errors import FoveateError, FoveateWarning
 from foveate.families import family_of
 from foveate.voco import MemoryStore, VoCo, VoCoMemory
-from foveate.voco.passes import filled_cache
+from foveate.voco.two_pass import memory_cache
 
 PROCESS = """
 import sys, torch
@@ -135,7 +135,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
     with limit(resource.RLIMIT_FSIZE, 512):
         with pytest.raises(FoveateError, match=r"can't be written .*File too large"):
             store.put("a", memory(2.0))
-        with pytest.warns(FoveateWarning, match="made and not kept"):
+        with pytest.warns(FoveateWarning, match="made and not stored"):
             assert (store.get_or_make("b", lambda: memory(3.0)).keys == 3.0).all()
     assert (store.get("a").keys == 1.0).all()
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
@@ -206,7 +206,7 @@ def test_memories_of_two_devices_and_of_two_lengths_meet():
         VoCoMemory.joined([near, replace(near, adapter="other:4")])
     row = next(row for row in ROWS if row.name == "llava")
     mask = torch.ones(3, 5, device="meta")
-    cache, _, _ = filled_cache(family_of(row.model()), [near, None, far], mask, mask.device)
+    cache, _, _ = memory_cache(family_of(row.model()), [near, None, far], mask, mask.device)
     assert (cache.layers[0].keys.shape, cache.layers[0].keys.device.type) == ((3, 2, 4, 8), "meta")
 
 

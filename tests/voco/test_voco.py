@@ -16,7 +16,8 @@ from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families import family_of
 from foveate.tokens import Layout, Segment
 from foveate.voco import VoCo, VoCoMemory
-from foveate.voco.passes import distillation, read
+from foveate.voco.losses import distillation
+from foveate.voco.two_pass import read_images
 
 FAMILIES = [row for row in ROWS if row.name in ("llava", "qwen2_5_vl")]
 BATCH = ("t6 A t5", "t2 B t9 C t3", "t11", "t3 C t4")
@@ -112,7 +113,7 @@ def test_the_image_reaches_the_text_through_voco_tokens_alone(row, model, voco):
     encoded = encode(model, inputs)
     family = family_of(model)
     features = encoded.projected[0].detach().requires_grad_()
-    (memory,) = read(family, [features], encoded.layouts, voco.rows(TOKENS), "", "")
+    (memory,) = read_images(family, [features], encoded.layouts, voco.embeddings(TOKENS), "", "")
     (through,) = torch.autograd.grad(memory.keys.sum() + memory.values.sum(), features, retain_graph=True)
     assert through.abs().max() > 0
     with torch.no_grad():
@@ -283,7 +284,7 @@ def test_images_read_behind_a_spec(row, model):
     assert 1 < kept.shape[0] <= row.count("A") // 2
     layout = Layout((Segment(1, 1, kept.shape[0]),))
     with torch.no_grad():
-        (expected,) = read(family_of(model), [kept], [layout], voco.rows(2), "", "")
+        (expected,) = read_images(family_of(model), [kept], [layout], voco.embeddings(2), "", "")
     torch.testing.assert_close(memory.keys, expected.keys, atol=1e-5, rtol=1e-5)
     with pytest.raises(FoveateError, match="positions=pack"):
         VoCo(model, 2, features="pool2d:0.5@features")
@@ -365,7 +366,7 @@ def test_another_adapter(row, model, voco):
 def test_another_dtype_or_depth(row, model, voco):
     (memory,) = voco.encode(model, row.inputs("A"))
     ids = row.inputs("t3")["input_ids"]
-    with pytest.raises(FoveateError, match=r"bring it over with \.to"):
+    with pytest.raises(FoveateError, match=r"convert it with \.to"):
         voco.generate(model, memory.to(dtype=torch.bfloat16), ids)
     fewer = VoCoMemory(
         memory.keys[:1], memory.values[:1], 0, memory.end, 1, memory.base, memory.adapter, memory.frequencies
@@ -384,10 +385,10 @@ def test_a_memory_cut_short(row, model, voco, tmp_path):
     (memory,) = voco.encode(model, row.inputs("A"))
     path = memory.save(tmp_path / "a.safetensors")
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(FoveateError, match="cut short or damaged"):
+    with pytest.raises(FoveateError, match="truncated or damaged"):
         VoCoMemory.load(path)
     save_file({"keys": torch.zeros(1)}, path)
-    with pytest.raises(FoveateError, match="no VoCo memory"):
+    with pytest.raises(FoveateError, match="not a VoCo memory"):
         VoCoMemory.load(path)
     with pytest.raises(FoveateError, match="no memory at"):
         VoCoMemory.load(tmp_path / "none.safetensors")
@@ -398,7 +399,7 @@ def test_an_adapter_cut_short(row, model, voco, tmp_path):
     weights = path / "voco.safetensors"
     assert set(load_file(weights)) == {"embedding"}
     weights.write_bytes(weights.read_bytes()[:-8])
-    with pytest.raises(FoveateError, match="no whole VoCo adapter"):
+    with pytest.raises(FoveateError, match="no complete VoCo adapter"):
         VoCo.from_pretrained(path)
 
 
@@ -449,7 +450,7 @@ def test_counts_that_do_not_fit(row, model, voco):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"num_beams": 2}, "num_beams=2 can't be had"),
+        ({"num_beams": 2}, "num_beams=2 doesn't work with memories"),
         ({"num_return_sequences": 2, "do_sample": True}, "num_return_sequences=2 .*as often as you want"),
         ({"generation_config": GenerationConfig(num_beams=3)}, "num_beams=3"),
         ({"cache_implementation": "static"}, "cache_implementation=static"),

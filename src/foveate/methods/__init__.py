@@ -121,6 +121,10 @@ def aliases_of(name: str) -> tuple[str, ...]:
 
 def __getattr__(name: str) -> Any:
     """Find the class of a method in this folder, such as `foveate.methods.Cluster`."""
+    if name == "ATP":
+        raise ImportError(
+            "foveate.methods.ATP was renamed; import ATPMethod, or foveate.ATP for the adapter", name=name
+        )
     if not name.startswith("_"):
         for cls in _classes():
             if cls.__name__ == name:

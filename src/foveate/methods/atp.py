@@ -1,4 +1,4 @@
-"""Thresholds on what a token gets and where it stands.  ATP-LLaVA, Ye et al. 2024, arXiv 2412.00447 (our reading)."""
+"""Thresholds on received attention and on place.  ATP-LLaVA, Ye et al. 2024, arXiv 2412.00447 (our reading)."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from foveate.methods import (
     VisualTokens,
     register,
 )
-from foveate.methods.thresholds import LearnedThresholds, Predictor, statistics
+from foveate.methods.thresholds import LearnedThresholds, ThresholdPredictor, score_statistics
 from foveate.options import written
 
 
 @register("atp")
 @dataclass(frozen=True)
-class ATP(Method):
-    """A token stays if it is attended to more than one threshold, or stands on a grid sparser than another.
+class ATPMethod(Method):
+    """Keep a token if its redundancy score is above one threshold, or its spatial score above another.
 
-    Its redundancy score is the mean of two, each stretched to 0 to 1 over the tokens of the image: the mean logit that
-    the image's tokens gave it in the layer before, and the mean attention that text gave it there. Its spatial score is
-    1 - `sparsity` / s^2 for the largest s of 4, 3 and 2 such that it stands on the grid of every s-th row and column,
-    else 0. It stays if the first is above `theta_r` or the second above `theta_s`: a lower `theta_s` lets denser grids
-    through, 1.0 none. Reads the question and looks at the content, so images differ in how many tokens remain (at least
-    one); a `keep` of its own takes that many by the larger of the two margins instead. The authors act behind layers 4,
-    14 and 24 of 32, and keep position ids.
+    The redundancy score is the mean of two scores from the layer before, each stretched to 0 to 1 over the tokens of
+    the image: the mean logit that the token receives from the image's tokens, and the mean attention that it receives
+    from text. The spatial score is 1 - `sparsity` / s^2 for the largest s of 4, 3 and 2 whose grid (every s-th row and
+    column) holds the token, else 0. A token stays if the first is above `theta_r` or the second above `theta_s`: a
+    lower `theta_s` lets denser grids through, 1.0 none. Thresholds depend on the question and the content, so images
+    differ in how many tokens remain (at least one). With a `keep` of its own the method takes that many tokens by the
+    larger of the two margins. The authors act after layers 4, 14 and 24 of 32, and keep position ids.
 
     In the paper a trained module predicts both thresholds for each image and prompt. `adapter` names one (`foveate.ATP`
-    trains them): it brings thresholds and layers of its own, and `mean=144` moves the thresholds until an image keeps
-    so many tokens per layer on average over images. Without one they are options, 0.5 unless told otherwise. Neither
-    the paper's text nor its code was seen (there is no code), only others' accounts of its equations: the stretching,
-    the grids and which tokens a mean is over are our choice.
+    trains them): it has thresholds and layers of its own, and `mean=144` shifts the thresholds so that images keep 144
+    tokens per layer on average. Without an adapter the thresholds are options, 0.5 by default. We saw neither the
+    paper's text nor code (none is published), only others' accounts of its equations: how scores are stretched, the
+    grids, and which tokens a mean is over are our choice.
 
     >>> tokens = VisualTokens.of(
     ...     torch.zeros(1, 4, 2),
@@ -54,9 +54,9 @@ class ATP(Method):
     ...     decoder_logits=torch.tensor([[0.0, 4.0, 2.0, 1.0]]),
     ...     decoder_attention=torch.tensor([[[0.1, 0.1, 0.3, 0.1]]]),
     ... )
-    >>> ATP(theta_s=1.0).plan(tokens).slot.tolist()
+    >>> ATPMethod(theta_s=1.0).plan(tokens).slot.tolist()
     [[2]]
-    >>> ATP(theta_s=0.0).plan(tokens).slot.tolist()
+    >>> ATPMethod(theta_s=0.0).plan(tokens).slot.tolist()
     [[2, 3]]
     """
 
@@ -76,53 +76,50 @@ class ATP(Method):
         super().__post_init__()
         for name in ("theta_r", "theta_s"):
             if not 0 <= getattr(self, name) <= 1:
-                raise FoveateError(f"{name}={getattr(self, name)}: a threshold is from 0 to 1")
+                raise FoveateError(f"{name}={getattr(self, name)}: write a threshold from 0 to 1")
         if self.sparsity < 0:
             raise FoveateError(f"sparsity={self.sparsity}: write 0 or more; the paper has 3.0")
         if self.adapter is not None and not self.keep.auto and self.keep.mean is None:
             raise KeepError(f"keep {self.keep}: an adapter decides how much remains; write auto, or a mean (mean=144)")
-        if self.adapter is not None and (self.theta_r, self.theta_s) != (ATP.theta_r, ATP.theta_s):
+        if self.adapter is not None and (self.theta_r, self.theta_s) != (ATPMethod.theta_r, ATPMethod.theta_s):
             raise FoveateError("an adapter predicts theta_r and theta_s; leave them out")
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """Where the adapter was trained to act, if there is one."""
+        """Layers that the adapter was trained for; without one, the authors'."""
         return super().places if self.adapter is None else self.adapter.layers
 
     @property
     def needs(self) -> tuple[Signal, ...]:
-        """Logits from the image and attention from text, of the layer before; an adapter may read the question."""
+        """Logits from the image and attention from text, of the layer before; the question if the adapter reads it."""
         scores = (DecoderLogits(layer="previous"), DecoderAttention(rows="text", layer="previous"))
         return (*scores, Text()) if self.adapter is not None and self.adapter.features else scores
 
     @property
     def ragged(self) -> bool:
-        """Only if thresholds decide."""
+        """Whether images may differ in how many tokens stay: true unless `keep` is a number."""
         return self.keep.auto or self.adapter is not None
 
     def check(self, places: Sequence[Place], base: Callable[[], str]) -> None:
-        """An adapter is for one model and for some of its layers.
+        """Check that the adapter, if there is one, was made for these layers and this model.
 
         Raises:
-            FoveateError: it is for others.
+            FoveateError: it was made for others.
         """
         if self.adapter is None:
             return
         if tuple(places) != self.adapter.layers:
-            learned, given = (",".join(map(str, each)) for each in (self.adapter.layers, places))
+            learned, given = (",".join(map(str, layers)) for layers in (self.adapter.layers, places))
             raise FoveateError(f"the adapter {self.adapter} acts at layers {learned}, not at {given}; leave @ out")
-        model = base()
-        if model and model != self.adapter.base:
-            raise FoveateError(
-                f"the adapter {self.adapter} was made for another base model (their weights differ); load the model "
-                "that it was trained with, or train a new one"
-            )
+        # A model without weights has no fingerprint.
+        if model := base():
+            self.adapter.check_base(model)
 
     def at_layers(self, places: Sequence[Place], arriving: int, layers: int) -> tuple[Method, ...]:
-        """With an adapter, what it has learned for each layer.
+        """Return one method per layer: with an adapter, each with the thresholds learned for its layer.
 
         Raises:
-            KeepError: the mean over layers that is asked for can't be had.
+            KeepError: the adapter can't leave the mean over layers that `keep` asks for.
         """
         if self.adapter is None:
             return super().at_layers(places, arriving, layers)
@@ -140,18 +137,18 @@ class ATP(Method):
         )
 
     def count(self, layout: Layout) -> int:
-        """`keep`, or all: thresholds may let everything through."""
+        """Return `keep`, or all tokens where thresholds decide: they may let everything through."""
         return self.bounds(layout)[1]
 
     def bounds(self, layout: Layout) -> tuple[int, int]:
-        """From one token to all."""
+        """Return the least and the most tokens that may stay: one and all, where thresholds decide."""
         if self.ragged:
             return 1, layout.content
         count = self.keep.count(layout.content)
         return count, count
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """What is above a threshold, and the best token in any case."""
+        """Plan to keep the tokens above a threshold, and the one with the largest margin in any case."""
         margin = self.margin(tokens)
         order = margin.argsort(dim=1, descending=True, stable=True)
         if not self.ragged:
@@ -159,18 +156,18 @@ class ATP(Method):
         return Plan.keeping((margin > 0).scatter(1, order[:, :1], True))
 
     def margin(self, tokens: VisualTokens, alive: Bool[Tensor, "B N"] | None = None) -> Float32[Tensor, "B N"]:
-        """By how much a token is above the threshold that it passes most easily: `(B, N)` float32, stays above 0.
+        """Return how far each token is above its easier threshold, `(B, N)` float32: tokens above 0 stay.
 
         Args:
             tokens: of images of one layout.
-            alive: `(B, N)`, which of them count; None for all.
+            alive: `(B, N)` bool, which tokens count; None for all.
         """
-        redundancy, looks = self.scores(tokens, alive)
+        redundancy, statistics = self.scores(tokens, alive)
         adapter = self.adapter
         theta_r, theta_s = self.theta_r, self.theta_s
         if adapter is not None:
             question = tokens.signals[Text()][:, -1] if adapter.features else None
-            theta_r, theta_s = self.predicted(looks, question)
+            theta_r, theta_s = self.predicted(statistics, question)
         margin = redundancy - theta_r
         if adapter is not None and "spatial" not in adapter.parts:
             return margin
@@ -179,23 +176,23 @@ class ATP(Method):
     def scores(
         self, tokens: VisualTokens, alive: Bool[Tensor, "B N"] | None = None
     ) -> tuple[Float32[Tensor, "B N"], Float32[Tensor, "B F"]]:
-        """The redundancy score, `(B, N)` float32 from 0 to 1, and what an adapter is told of it, `(B, 8)` float32."""
+        """Return the redundancy score, `(B, N)` float32 from 0 to 1, and its statistics, `(B, 8)` float32."""
         logits = tokens.signals[self.needs[0]].float()
         attention = tokens.signals[self.needs[1]].float().mean(dim=1)
         alive = torch.ones_like(logits, dtype=torch.bool) if alive is None else alive
         stretched = {"self": _stretched(logits, alive), "cross": _stretched(attention, alive)}
         parts = ("self", "cross") if self.adapter is None else self.adapter.parts
         chosen = [score for name, score in stretched.items() if name in parts] or [torch.zeros_like(logits)]
-        return torch.stack(chosen).mean(dim=0), statistics(logits, attention, [*stretched.values()], alive)
+        return torch.stack(chosen).mean(dim=0), score_statistics(logits, attention, [*stretched.values()], alive)
 
     def predicted(
         self, statistics: Float32[Tensor, "B F"], question: Float[Tensor, "B D"] | None
     ) -> tuple[Float32[Tensor, "B 1"], Float32[Tensor, "B 1"]]:
-        """What an adapter makes of the statistics; only at a layer of its own."""
-        raise FoveateError(f"{self} acts at several layers; plan with what `at_layers` says of one of them")
+        """Return both thresholds as an adapter predicts them; only `ATPLayer` has them."""
+        raise FoveateError(f"{self} acts at several layers; plan with one of the methods that `at_layers` returns")
 
     def spatial(self, tokens: VisualTokens) -> Float32[Tensor, "#B N"]:
-        """The spatial score, by where a token stands in the whole image: `(B, N)` or `(1, N)`."""
+        """Return the spatial score by each token's place in the original image: `(B, N)` or `(1, N)` float32."""
         layout = tokens.layout if tokens.origin is None else tokens.origin.layout
         parts: list[Tensor] = []
         for segment in layout.segments:
@@ -211,12 +208,12 @@ class ATP(Method):
 
 
 @dataclass(frozen=True)
-class ATPLayer(ATP):
-    """The rule at one layer of an adapter: made from it, never written.
+class ATPLayer(ATPMethod):
+    """The method at one layer of an adapter; `ATPMethod.at_layers` makes it, and specs never name it.
 
     Attributes:
-        number: of the layer, among the adapter's.
-        shift: added to what the adapter predicts.
+        number: the index of the layer among the adapter's layers.
+        shift: added to the logits of the predicted thresholds.
     """
 
     number: int = 0
@@ -224,43 +221,43 @@ class ATPLayer(ATP):
 
     @classmethod
     def of(cls, adapter: LearnedThresholds, number: int, shift: float = 0.0) -> ATPLayer:
-        """What an adapter has learned for its layer `number`."""
+        """Return the method with the thresholds that an adapter learned for its layer `number`."""
         return cls(adapter=adapter, number=number, shift=shift)
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """Its one layer."""
+        """The layer itself."""
         assert self.adapter is not None
         return (self.adapter.layers[self.number],)
 
     def check(self, places: Sequence[Place], base: Callable[[], str]) -> None:
-        """As the whole adapter does."""
+        """Check the layers and the model as the whole adapter does."""
         assert self.adapter is not None
         replaced = tuple(self.adapter.layers) if tuple(places) == self.places else places
         super().check(replaced, base)
 
     def at_layers(self, places: Sequence[Place], arriving: int, layers: int) -> tuple[Method, ...]:
-        """Itself."""
+        """Return this method for each place."""
         return (self,) * len(places)
 
     def predicted(
         self, statistics: Float32[Tensor, "B F"], question: Float[Tensor, "B D"] | None
     ) -> tuple[Float32[Tensor, "B 1"], Float32[Tensor, "B 1"]]:
-        """Both thresholds, each `(B, 1)` float32."""
+        """Return both predicted thresholds, each `(B, 1)` float32."""
         assert self.adapter is not None
         predictor = self.adapter.predictors[self.number]
-        assert isinstance(predictor, Predictor)
+        assert isinstance(predictor, ThresholdPredictor)
         return predictor(statistics, question, self.shift)
 
     def __str__(self) -> str:
         # Specs name whole adapters.
-        return written(ATP(adapter=self.adapter))
+        return written(ATPMethod(adapter=self.adapter))
 
 
 def _stretched(score: Float32[Tensor, "B N"], alive: Bool[Tensor, "B N"]) -> Float32[Tensor, "B N"]:
-    """Each row from 0 to 1 over the tokens that count; all 0 where nothing differs."""
+    """Stretch each row to 0 to 1 over the tokens that count; all 0 where they are equal."""
     low = score.masked_fill(~alive, float("inf")).amin(dim=1, keepdim=True)
     high = score.masked_fill(~alive, float("-inf")).amax(dim=1, keepdim=True)
     span = high - low
-    # Those that don't count may lie far outside, above all where only one does.
+    # The others may lie far outside 0 to 1, most of all where only one token counts.
     return ((score - low) / torch.where(span > 0, span, 1.0)).masked_fill(~alive, 0.0)

@@ -1,36 +1,36 @@
-"""Thresholds that a model learned, read off each image and prompt.  ATP-LLaVA, Eq. 6 to 8 (our reading)."""
+"""Thresholds that a model learned, predicted from each image and prompt.  ATP-LLaVA, Eq. 6 to 8 (our reading)."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
-from foveate.adapters import SHIPPED, shipped
+from foveate.adapters import SHIPPED, PretrainedAdapter, shipped
 from foveate.errors import FoveateError, KeepError
-
-SETTINGS: Final = "atp.json"
-WEIGHTS: Final = "atp.safetensors"
 
 PARTS: Final = ("self", "cross", "spatial")
 """The scores of the rule: logits from the image, attention from text, the place on nested grids."""
 
 _STATISTICS: Final = 8
+"""How many numbers `score_statistics` makes of the scores of an image."""
 
 
-class Predictor(nn.Module):
-    """Both thresholds of one layer, from what the scores of an image look like and from the question.
+class ThresholdPredictor(nn.Module):
+    """Predict both thresholds of one layer from statistics of an image's scores and from the question.
+
+    One hidden layer with tanh, and one sigmoid head for each threshold. The heads start at zero, so thresholds are the
+    same for all images before training.
 
     Args:
-        features: the width of the decoder's hidden states; 0 if the question isn't looked at.
-        width: of what lies in between.
-        generator: for the start of what lies in between. The thresholds themselves start equal for all images.
+        features: the width of the decoder's hidden states; 0 leaves the question out.
+        width: the width of the hidden layer.
+        generator: draws the initial weights of the hidden layer.
     """
 
     center: Tensor
@@ -55,38 +55,52 @@ class Predictor(nn.Module):
     def forward(
         self, statistics: Float32[Tensor, "B F"], question: Float[Tensor, "B D"] | None, shift: float = 0.0
     ) -> tuple[Float32[Tensor, "B 1"], Float32[Tensor, "B 1"]]:
-        """The thresholds of redundancy and of spatial score, each `(B, 1)` float32 from 0 to 1.
+        """Return the thresholds of the redundancy and of the spatial score, each `(B, 1)` float32 from 0 to 1.
 
         Args:
-            statistics: `(B, 8)` float32, of the scores.
-            question: `(B, D)`, the hidden state of the prompt's last token; None if it isn't looked at.
-            shift: added to both before they are squeezed to 0 to 1: the higher, the less stays.
+            statistics: `(B, 8)` float32, made by `score_statistics`.
+            question: `(B, D)`, the hidden state of the prompt's last token; None leaves it out.
+            shift: added to the logits of both thresholds: the higher, the fewer tokens stay.
         """
-        inner = self.scores((statistics - self.center) / self.spread)
+        hidden = self.scores((statistics - self.center) / self.spread)
         if self.question is not None and question is not None:
             question = question.float()
-            inner = inner + self.question(question * question.square().mean(dim=1, keepdim=True).add(1e-6).rsqrt())
-        inner = inner.tanh()
-        return torch.sigmoid(self.redundancy(inner) + shift), torch.sigmoid(self.spatial(inner) + shift)
+            hidden = hidden + self.question(question * question.square().mean(dim=1, keepdim=True).add(1e-6).rsqrt())
+        hidden = hidden.tanh()
+        return torch.sigmoid(self.redundancy(hidden) + shift), torch.sigmoid(self.spatial(hidden) + shift)
 
 
-Learned = TypeVar("Learned", bound="LearnedThresholds")
+Thresholds = TypeVar("Thresholds", bound="LearnedThresholds")
 
 
-class LearnedThresholds(nn.Module):
-    """What predicts the thresholds of the rule at each layer where it acts, and how many tokens that leaves.
+class LearnedThresholds(PretrainedAdapter, nn.Module):
+    """Predict the thresholds of each layer of an ATP adapter, and know how many tokens they leave on average.
+
+    `foveate.ATP` is this for a given model, with what training and calibration need.
 
     Args:
-        layers: the decoder layers at whose input it acts, ascending.
-        features: the width of the decoder's hidden states; 0 if the question isn't looked at.
-        width: of what lies between scores and thresholds.
+        layers: the decoder layers at whose input tokens are dropped, ascending from 1.
+        features: the width of the decoder's hidden states; 0 leaves the question out.
+        width: the width of each predictor's hidden layer.
         parts: which scores count: "self", "cross", "spatial".
-        base: the fingerprint of the model that it belongs to.
-        seed: for its start.
+        base: the fingerprint of the model that the adapter belongs to.
+        seed: draws the initial weights.
+
+    Attributes:
+        curve: pairs of a shift of the thresholds and the share of an image's tokens per layer that it leaves, the mean
+            over calibration images; empty before calibration.
+        source: the directory that it was loaded from or saved to, as specs write it.
 
     Raises:
         FoveateError: layers don't ascend from 1, or no score counts.
+
+    >>> thresholds = LearnedThresholds([4, 14, 24], features=0)
+    >>> redundancy, spatial = thresholds.predictors[0](torch.zeros(1, 8), None)
+    >>> redundancy.item()
+    0.5
     """
+
+    kind: ClassVar[str] = "ATP"
 
     def __init__(
         self,
@@ -100,7 +114,9 @@ class LearnedThresholds(nn.Module):
     ) -> None:
         super().__init__()
         if not layers or list(layers) != sorted({*layers}) or layers[0] < 1:
-            raise FoveateError(f"layers {list(layers)}: name some, ascending, from 1 on; layer 0 has no layer before")
+            raise FoveateError(
+                f"layers {list(layers)}: name some, ascending, from 1 on; layer 0 has no layer before it"
+            )
         unknown = sorted({*parts} - {*PARTS})
         if unknown or not parts:
             raise FoveateError(f"parts {list(parts)}: name some of {', '.join(PARTS)}")
@@ -108,10 +124,9 @@ class LearnedThresholds(nn.Module):
         self.features, self.width, self.base = features, width, base
         self.parts = tuple(part for part in PARTS if part in parts)
         self.curve: tuple[tuple[float, float], ...] = ()
-        """Pairs of a shift of the thresholds and the share of an image's tokens per layer that it left on average."""
         self.source = "unsaved"
         generator = torch.Generator().manual_seed(seed)
-        self.predictors = nn.ModuleList(Predictor(features, width, generator) for _ in layers)
+        self.predictors = nn.ModuleList(ThresholdPredictor(features, width, generator) for _ in layers)
 
     def __str__(self) -> str:
         return self.source
@@ -119,18 +134,21 @@ class LearnedThresholds(nn.Module):
     # Budgets
 
     def shift(self, share: float) -> float:
-        """How far thresholds must move so that an image keeps this share of its tokens per layer, on average.
+        """Return the shift of the thresholds that leaves this share of an image's tokens per layer, on average.
+
+        Interpolates the calibrated curve.
 
         Raises:
-            KeepError: no shift that was tried leaves so many, or so few; the text says what can be asked for.
+            KeepError: the adapter was never calibrated, or no calibrated shift leaves this share; the error names the
+                shares that are possible.
         """
         if not self.curve:
-            raise KeepError(f"the adapter {self} was never calibrated, so it has no means to offer; write auto")
+            raise KeepError(f"the adapter {self} was never calibrated, so it can't aim at a mean; write auto")
         least, most = self.curve[-1][1], self.curve[0][1]
         if not least <= share <= most:
             raise KeepError(
-                f"a mean of {share:.1%} of the tokens per layer can't be had of the adapter {self} at layers "
-                f"{', '.join(map(str, self.layers))}: ask for {least:.1%} to {most:.1%}"
+                f"the adapter {self} at layers {', '.join(map(str, self.layers))} can't leave a mean of {share:.1%} of "
+                f"the tokens per layer; ask for {least:.1%} to {most:.1%}"
             )
         for (low, more), (high, fewer) in zip(self.curve, self.curve[1:]):
             if fewer <= share <= more:
@@ -138,12 +156,16 @@ class LearnedThresholds(nn.Module):
                 return low + part * (high - low)
         return 0.0
 
-    # On disk
+    # Files
+
+    @property
+    def title(self) -> str:
+        """What errors call this adapter."""
+        return f"the adapter {self}"
 
     def settings(self) -> dict[str, Any]:
-        """All of it but the weights, as plain data."""
+        """Return everything but the weights, as JSON data."""
         return {
-            "format": 1,
             "base": self.base,
             "layers": list(self.layers),
             "features": self.features,
@@ -152,92 +174,87 @@ class LearnedThresholds(nn.Module):
             "curve": [list(pair) for pair in self.curve],
         }
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights by name."""
+        return self.state_dict()
+
+    @classmethod
+    def from_files(
+        cls: type[Thresholds], settings: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path
+    ) -> Thresholds:
+        """Build an adapter from its settings and weights; it isn't trained further unless the caller says so."""
+        adapter = cls.__new__(cls)
+        # Subclasses are built from a model, which isn't there.
+        LearnedThresholds.__init__(
+            adapter,
+            [int(layer) for layer in settings["layers"]],
+            int(settings["features"]),
+            width=int(settings["width"]),
+            parts=settings["parts"],
+            base=str(settings["base"]),
+        )
+        adapter.load_state_dict(tensors)
+        adapter.curve = tuple((float(shift), float(share)) for shift, share in settings["curve"])
+        adapter.source = str(folder)
+        return adapter.requires_grad_(False)
+
     @classmethod
     def read(cls, text: str) -> LearnedThresholds:
-        """The adapter in a directory, as a spec names it; the same one as long as its files stay the same.
+        """Return the adapter that a spec names: the same object for as long as its files stay the same.
+
+        Args:
+            text: a directory, or "shipped" for the embedded model's adapter.
 
         Raises:
-            FoveateError: there is none, or it isn't whole.
+            FoveateError: there is none, or its files are damaged.
         """
-        directory = cls.home(text)
+        folder = shipped("atp") if text == SHIPPED else Path(text)
+        names = cls.settings_name(), cls.weights_name()
         try:
-            changed = (directory / SETTINGS).stat().st_mtime_ns, (directory / WEIGHTS).stat().st_mtime_ns
+            changed = tuple((folder / name).stat().st_mtime_ns for name in names)
         except OSError as error:
             raise FoveateError(
                 f'there is no ATP adapter at {text}; name the directory that save_pretrained wrote, or "{SHIPPED}" for '
                 "the embedded model's"
             ) from error
-        return _read(text, directory, changed)
-
-    @staticmethod
-    def home(text: str) -> Path:
-        """The directory that a spec means."""
-        return shipped("atp") if text == SHIPPED else Path(text)
-
-    @classmethod
-    def load(cls: type[Learned], directory: Path, source: str) -> Learned:
-        """What `settings` and weights in a directory say; `source` is what it will be called.
-
-        Raises:
-            FoveateError: they aren't whole.
-        """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
-
-        try:
-            given = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
-            learned = cls.__new__(cls)
-            LearnedThresholds.__init__(
-                learned,
-                [int(layer) for layer in given["layers"]],
-                int(given["features"]),
-                width=int(given["width"]),
-                parts=given["parts"],
-                base=str(given["base"]),
-            )
-            learned.load_state_dict(load_file(directory / WEIGHTS))
-            learned.curve = tuple((float(shift), float(share)) for shift, share in given["curve"])
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-            raise FoveateError(
-                f"{directory} holds no whole ATP adapter ({str(error).splitlines()[0]}); save it again"
-            ) from error
-        learned.source = source
-        return learned.requires_grad_(False)
+        return _read(text, folder, changed)
 
 
 @lru_cache(maxsize=8)
-def _read(text: str, directory: Path, changed: tuple[int, int]) -> LearnedThresholds:
-    return LearnedThresholds.load(directory, text)
+def _read(text: str, folder: Path, changed: tuple[int, ...]) -> LearnedThresholds:
+    adapter = LearnedThresholds.load(folder)
+    adapter.source = text
+    return adapter
 
 
-def statistics(
+def score_statistics(
     logits: Float32[Tensor, "B N"],
     attention: Float32[Tensor, "B N"],
     stretched: Sequence[Float32[Tensor, "B N"]],
     alive: Bool[Tensor, "B N"],
 ) -> Float32[Tensor, "B 8"]:
-    """What the scores of an image look like, whatever the number of its tokens: `(B, 8)` float32.
+    """Summarise the scores of an image in eight numbers, whatever the number of its tokens: `(B, 8)` float32.
 
-    Mean and spread of both stretched scores; mean of the logits and their spread; how much text looks at the image at
-    all, and how evenly.
+    They are the mean and standard deviation of each stretched score; the mean and standard deviation of the logits; the
+    logarithm of the attention that text gives to the whole image, and the entropy of its distribution over tokens.
 
     Args:
-        logits: `(B, N)` float32, what tokens get from the image's tokens.
-        attention: `(B, N)` float32, what they get from text.
-        stretched: both, from 0 to 1.
-        alive: `(B, N)`, which tokens count; at least one of each image.
+        logits: `(B, N)` float32, the mean logit that a token gets from the image's tokens.
+        attention: `(B, N)` float32, the mean attention that it gets from text.
+        stretched: both, stretched to 0 to 1.
+        alive: `(B, N)` bool, which tokens count; at least one of each image.
     """
     weight = alive.float() / alive.sum(dim=1, keepdim=True)
 
     def mean(values: Tensor) -> Tensor:
         return (values * weight).sum(dim=1)
 
-    def spread(values: Tensor) -> Tensor:
+    def deviation(values: Tensor) -> Tensor:
         return (mean(values.square()) - mean(values).square()).clamp(min=1e-12).sqrt()
 
-    given = attention * alive
-    whole = given.sum(dim=1)
-    share = given / whole[:, None].clamp(min=1e-12)
-    evenness = -(share * share.clamp(min=1e-12).log()).sum(dim=1)
-    columns = [each(values) for values in stretched for each in (mean, spread)]
-    return torch.stack([*columns, mean(logits), spread(logits), whole.clamp(min=1e-6).log(), evenness], dim=1)
+    received = attention * alive
+    total = received.sum(dim=1)
+    share = received / total[:, None].clamp(min=1e-12)
+    entropy = -(share * share.clamp(min=1e-12).log()).sum(dim=1)
+    columns = [statistic(values) for values in stretched for statistic in (mean, deviation)]
+    return torch.stack([*columns, mean(logits), deviation(logits), total.clamp(min=1e-6).log(), entropy], dim=1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from foveate.errors import FoveateError, KeepError
 from foveate.families import Family, families_at
-from foveate.families.fingerprint import fingerprint
+from foveate.fingerprint import model_fingerprint
 from foveate.methods import Method, PixelMethod
 from foveate.schedule.depth import scaled_layers
 from foveate.schedule.encoder_layers import encoder_needs
@@ -257,7 +257,7 @@ def _check_inside(step: Step, method: Method, family: Family) -> None:
 def _weights_of(family: Family) -> str:
     """The fingerprint of the model; "" for a skeleton."""
     skeleton = any(weight.is_meta for weight in family.core.parameters())
-    return "" if skeleton else fingerprint(family.core)
+    return "" if skeleton else model_fingerprint(family.core)
 
 
 def _rank(step: Step, place: Place, family: Family) -> int:

@@ -121,7 +121,7 @@ def save_atp(trainee: ATPTrainee, model: nn.Module, ready: Any, out: Path) -> No
         FoveateError: the directory can't be written.
     """
     adapter, training, recipe = trainee.adapter, model.training, ready.recipe
-    adapter.belongs_to(model)
+    adapter.set_base_model(model)
     model.eval()
     collate = Batches(ready.processor, ready.family, recipe.max_length)
     device = next(model.parameters()).device

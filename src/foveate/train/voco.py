@@ -21,9 +21,11 @@ from foveate.train.batches import Batches, pad
 from foveate.train.recipe import DENSE, Recipe, RecipeError, Voco
 from foveate.train.sources import Conversation
 from foveate.voco import VoCo, VoCoMemory
-from foveate.voco.arrange import IGNORED, Sample, samples
 from foveate.voco.lora import LORA_WEIGHTS
-from foveate.voco.passes import VoCoOutput, distillation, one_pass, read, text_behind
+from foveate.voco.losses import VoCoOutput, distillation
+from foveate.voco.one_pass import one_pass_logits
+from foveate.voco.prompt_rows import IGNORED, PromptRow, prompt_rows
+from foveate.voco.two_pass import read_images, text_logits
 
 
 class VoCoTrainee(nn.Module):
@@ -69,7 +71,7 @@ class VoCoTrainee(nn.Module):
         encoded = encode(self.model, inputs) if inputs.get("pixel_values") is not None else None
         features = () if encoded is None else encoded.projected
         layouts = () if encoded is None else encoded.layouts
-        rows = samples(family, {**inputs, "labels": labels}, layouts)
+        rows = prompt_rows(family, {**inputs, "labels": labels}, layouts)
         if behind is not None:
             rows = [replace(row, images=rows[at].images) for row, at in zip(rows, behind.tolist(), strict=True)]
         seen = [self.voco.tokens] * len(rows) if counts is None else counts.tolist()
@@ -78,12 +80,12 @@ class VoCoTrainee(nn.Module):
             memories = self.memories(family, features, layouts) if layouts else []
             held = [self.held(row, memories, count) for row, count in zip(rows, seen, strict=True)]
             parts = [
-                (group, *text_behind(self.model, family, [rows[i] for i in group], [held[i] for i in group]))
+                (group, *text_logits(self.model, family, [rows[i] for i in group], [held[i] for i in group]))
                 for group in alike([row.text.shape[0] for row in rows])
             ]
         else:
-            rows_of_voco = self.voco.rows(self.voco.tokens)
-            logits, told = one_pass(self.model, family, rows, features, layouts, rows_of_voco, self.voco.packed)
+            rows_of_voco = self.voco.embeddings(self.voco.tokens)
+            logits, told = one_pass_logits(self.model, family, rows, features, layouts, rows_of_voco, self.voco.packed)
             parts = [(list(range(len(rows))), logits, told)]
         total, learned, far = labels.new_zeros((), dtype=torch.float32), 0, 0.0
         for group, logits, told in parts:
@@ -103,9 +105,9 @@ class VoCoTrainee(nn.Module):
 
     def memories(self, family: Family, features: Sequence[Tensor], layouts: Sequence[Layout]) -> list[VoCoMemory]:
         """The first pass: one memory per image, with gradients."""
-        return read(family, features, layouts, self.voco.rows(self.voco.tokens), "", "")
+        return read_images(family, features, layouts, self.voco.embeddings(self.voco.tokens), "", "")
 
-    def held(self, row: Sample, memories: Sequence[VoCoMemory], count: int) -> VoCoMemory | None:
+    def held(self, row: PromptRow, memories: Sequence[VoCoMemory], count: int) -> VoCoMemory | None:
         """What a row is asked behind: `count` tokens of each of its images; None if it has none."""
         return self.voco.join([memories[image].first(count) for image in row.images]) if row.images else None
 
@@ -300,7 +302,7 @@ def save_voco(voco: VoCo, trained: Any, base: nn.Module | None, out: Path) -> Pa
         FoveateError: it can't be written.
     """
     if base is not None:
-        voco.belong_to(base)
+        voco.set_base_model(base)
     adapted = hasattr(trained, "peft_config")
     if adapted:
         # By their whole names: peft shortens them to what tells them apart in the model that it has, which may lack an

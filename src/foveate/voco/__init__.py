@@ -1,4 +1,4 @@
-"""VoCo tokens: an image in one or a few tokens of KV.  VoCo-LLaMA, Ye et al. 2024, arXiv 2406.12275."""
+"""VoCo tokens: an image as the keys and values of a few tokens.  VoCo-LLaMA, Ye et al. 2024, arXiv 2406.12275."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LoRA weights in peft's format, added to what layers return while a block runs: the model stays as it is."""
+"""LoRA weights in peft's format, added to the outputs of layers inside a block; the model's weights don't change."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +15,18 @@ from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import torch
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from foveate.errors import FoveateError
 
 LORA_WEIGHTS: Final = "adapter_model.safetensors"
-"""What peft calls them."""
+"""The name that peft gives the file of weights."""
+_CONFIG: Final = "adapter_config.json"
 
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
-# What makes of LoRA something else than `x A B`, or of the base model another one.
+# Options under which LoRA isn't `x A B`, or the base model is changed.
 _VARIANTS = (
     "alora_invocation_tokens",
     "alpha_pattern",
@@ -40,65 +43,109 @@ _VARIANTS = (
 )
 
 
-class Branch:
-    """What LoRA adds to one linear layer.
+class LoraDelta:
+    """The low-rank product that LoRA adds to the output of one linear layer.
 
     Args:
-        down: `(r, in)`.
-        up: `(out, r)`, scaled.
+        down: `(r, in)` float32.
+        up: `(out, r)` float32, scaled.
     """
 
-    def __init__(self, down: Tensor, up: Tensor) -> None:
-        self._stored = self._near = down, up
+    def __init__(self, down: Float32[Tensor, "r in"], up: Float32[Tensor, "out r"]) -> None:
+        self._stored = self._converted = down, up
 
-    def __call__(self, hidden: Tensor, output: Tensor) -> Tensor:
-        """The layer's output `(..., out)` and what LoRA adds, for its input `(..., in)`."""
-        if (self._near[0].device, self._near[0].dtype) != (output.device, output.dtype):
-            # What is made in inference mode is of no use to a training step after it.
+    def __call__(self, hidden: Float[Tensor, "*B in"], output: Float[Tensor, "*B out"]) -> Float[Tensor, "*B out"]:
+        """Add to a layer's output `(..., out)` what LoRA makes of its input `(..., in)`."""
+        if (self._converted[0].device, self._converted[0].dtype) != (output.device, output.dtype):
+            # A later training step can't use tensors that are made in inference mode.
             with torch.inference_mode(False):
-                self._near = self._stored[0].to(output), self._stored[1].to(output)
-        down, up = self._near
+                self._converted = self._stored[0].to(output), self._stored[1].to(output)
+        down, up = self._converted
         return output + linear(linear(hidden.to(output), down), up)
 
 
-def branches(folder: Path) -> Mapping[str, Branch]:
-    """What a folder that peft wrote adds to which layers, by their names in the base model.
+def load_lora(folder: Path) -> Mapping[str, LoraDelta]:
+    """Read LoRA weights that peft wrote, by the names of their layers in the base model.
 
     Raises:
-        FoveateError: it is gone, damaged, or more than plain LoRA of linear layers.
+        FoveateError: the weights are gone, damaged, or more than plain LoRA of linear layers.
     """
-    return _branches(folder, _changed(folder))
+    return _load_lora(folder, _modified(folder))
 
 
-def digest(folder: Path) -> bytes:
-    """The hash of the weights.
+def lora_digest(folder: Path) -> bytes:
+    """Return the SHA-256 of the weights.
 
     Raises:
         FoveateError: they are gone.
     """
-    return _digest(folder, _changed(folder))
+    return _lora_digest(folder, _modified(folder))
+
+
+def save_lora(wrapper: Any, folder: Path, dtype: torch.dtype | None) -> None:
+    """Write the weights of peft's wrapper to a folder.
+
+    Args:
+        wrapper: a `peft.PeftModel`.
+        folder: created.
+        dtype: of the weights on disk; None keeps theirs.
+
+    Raises:
+        FoveateError: they are more than plain LoRA of linear layers.
+    """
+    wrapper.save_pretrained(folder, safe_serialization=True)
+    _finish(folder, dtype)
+
+
+def copy_lora(source: Path, folder: Path, dtype: torch.dtype | None) -> None:
+    """Copy weights to a folder, which is created.
+
+    Raises:
+        FoveateError: they are gone, damaged, or more than plain LoRA of linear layers.
+    """
+    load_lora(source)
+    shutil.copytree(source, folder)
+    _finish(folder, dtype)
+
+
+def _finish(folder: Path, dtype: torch.dtype | None) -> None:
+    """Remove what isn't the adapter's own from a folder that peft wrote, convert the weights, and check them.
+
+    peft adds an empty model card, and the path of the base model on the machine that trained it.
+    """
+    from safetensors.torch import load_file, save_file
+
+    (folder / "README.md").unlink(missing_ok=True)
+    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    if Path(config.get("base_model_name_or_path") or "").is_absolute():
+        config["base_model_name_or_path"] = None
+        (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if dtype is not None:
+        weights = folder / LORA_WEIGHTS
+        save_file({name: value.to(dtype) for name, value in load_file(weights).items()}, weights)
+    load_lora(folder)
 
 
 @contextmanager
-def added(model: nn.Module, parts: Mapping[str, Branch]) -> Iterator[None]:
-    """With LoRA weights in a model; inside another such block, those of the inner one alone.
+def lora_applied(model: nn.Module, deltas: Mapping[str, LoraDelta]) -> Iterator[None]:
+    """Add LoRA weights to a model inside the block; of nested blocks, only the innermost adds its own.
 
     Raises:
-        FoveateError: the model has no such layers.
+        FoveateError: the model lacks one of the layers.
     """
-    mine, outer = object(), _innermost.get(model)
+    own, outer = object(), _innermost.get(model)
 
-    def hook(branch: Branch) -> Any:
-        return lambda module, args, output: branch(args[0], output) if _innermost.get(model) is mine else None
+    def hook(delta: LoraDelta) -> Any:
+        return lambda module, args, output: delta(args[0], output) if _innermost.get(model) is own else None
 
     handles: list[Any] = []
     try:
-        for name, branch in parts.items():
+        for name, delta in deltas.items():
             try:
-                handles.append(model.get_submodule(name).register_forward_hook(hook(branch)))
+                handles.append(model.get_submodule(name).register_forward_hook(hook(delta)))
             except AttributeError as error:
                 raise FoveateError(f"this model has no layer {name}, which has LoRA weights in the adapter") from error
-        _innermost[model] = mine
+        _innermost[model] = own
         yield
     finally:
         for handle in handles:
@@ -110,18 +157,20 @@ def added(model: nn.Module, parts: Mapping[str, Branch]) -> Iterator[None]:
 
 
 @contextmanager
-def without_adapters(model: nn.Module) -> Iterator[None]:
-    """With the model's own adapters off, which are as they were afterwards."""
+def adapters_disabled(model: nn.Module) -> Iterator[None]:
+    """Disable the adapters that a model has itself inside the block; afterwards they are what they were."""
     if not getattr(model, "peft_config", None):
         yield
         return
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
 
-    kinds = (BaseTunerLayer, ModulesToSaveWrapper)
-    layers: list[Any] = [each for each in model.modules() if isinstance(each, kinds) and not each.disable_adapters]
-    # Switching them freezes and thaws them.
-    learned = [(weight, weight.requires_grad) for layer in layers for weight in layer.parameters()]
+    classes = (BaseTunerLayer, ModulesToSaveWrapper)
+    layers: list[Any] = [
+        module for module in model.modules() if isinstance(module, classes) and not module.disable_adapters
+    ]
+    # peft changes requires_grad when it switches a layer.
+    requires_grad = [(weight, weight.requires_grad) for layer in layers for weight in layer.parameters()]
     try:
         for layer in layers:
             layer.enable_adapters(False)
@@ -129,54 +178,57 @@ def without_adapters(model: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
-        for weight, was in learned:
-            weight.requires_grad_(was)
+        for weight, required in requires_grad:
+            weight.requires_grad_(required)
 
 
 _innermost: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
+"""The innermost `lora_applied` block of each model."""
 
 
-def _changed(folder: Path) -> int:
+def _modified(folder: Path) -> int:
     try:
         return (folder / LORA_WEIGHTS).stat().st_mtime_ns
     except OSError as error:
-        raise FoveateError(f"the adapter's LoRA weights are gone from {folder}; load it from where they are") from error
+        raise FoveateError(
+            f"the adapter's LoRA weights are gone from {folder}; load it from where they are now"
+        ) from error
 
 
 @functools.lru_cache(maxsize=16)
-def _digest(folder: Path, changed: int) -> bytes:
-    """Every question asks for it."""
+def _lora_digest(folder: Path, modified: int) -> bytes:
+    """Cache the hash, which every question needs, for as long as the file isn't modified."""
     return hashlib.sha256((folder / LORA_WEIGHTS).read_bytes()).digest()
 
 
 @functools.lru_cache(maxsize=2)
-def _branches(folder: Path, changed: int) -> Mapping[str, Branch]:
+def _load_lora(folder: Path, modified: int) -> Mapping[str, LoraDelta]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         with torch.inference_mode(False):
             stored = load_file(folder / LORA_WEIGHTS)
-            _check_plain(folder, config, stored)
+            _check_plain_lora(folder, config, stored)
             names = sorted({found[1] for name in stored if (found := _NAME.fullmatch(name))})
-            parts: dict[str, Branch] = {}
+            deltas: dict[str, LoraDelta] = {}
             for name in names:
                 down, up = (stored[f"base_model.model.{name}.lora_{letter}.weight"] for letter in "AB")
                 rank = down.shape[0]
                 scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-                parts[name] = Branch(down.float(), up.float() * scale)
-            return parts
+                deltas[name] = LoraDelta(down.float(), up.float() * scale)
+            return deltas
     except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
-        raise FoveateError(f"{folder} holds no whole LoRA weights ({error}); save the adapter again") from error
+        raise FoveateError(f"{folder} holds no complete LoRA weights ({error}); save the adapter again") from error
 
 
-def _check_plain(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> None:
-    odd = [name for name in _VARIANTS if config.get(name)]
-    odd += [name for name, value in stored.items() if not _NAME.fullmatch(name) or value.ndim != 2][:1]
+def _check_plain_lora(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> None:
+    unsupported = [name for name in _VARIANTS if config.get(name)]
+    unsupported += [name for name, value in stored.items() if not _NAME.fullmatch(name) or value.ndim != 2][:1]
     if config.get("peft_type") != "LORA":
-        odd.append(f"peft_type {config.get('peft_type')}")
+        unsupported.append(f"peft_type {config.get('peft_type')}")
     if config.get("init_lora_weights", True) not in (True, False, "gaussian"):
-        odd.append(f"init_lora_weights {config['init_lora_weights']}")
-    if odd:
-        raise FoveateError(f"{folder} has {', '.join(odd)}; VoCo takes plain LoRA weights of linear layers")
+        unsupported.append(f"init_lora_weights {config['init_lora_weights']}")
+    if unsupported:
+        raise FoveateError(f"{folder} has {', '.join(unsupported)}; VoCo takes plain LoRA weights of linear layers")

@@ -1,4 +1,4 @@
-"""An image as n tokens of keys and values: kept, shared, moved, joined, and written to disk."""
+"""The keys and values of an image's VoCo tokens: move, join, save and load them."""
 
 from __future__ import annotations
 
@@ -20,24 +20,29 @@ _FORMAT = "foveate-voco-memory-1"
 
 
 class DamagedMemory(FoveateError):
-    """A file that is no whole memory, and won't become one."""
+    """Reports a corrupt or truncated memory file."""
 
 
 @dataclass(frozen=True, eq=False)
 class VoCoMemory:
-    """What a decoder remembers of one image, or of several in order.
+    """The decoder's keys and values at the VoCo tokens of one image, or of several in order.
 
     Attributes:
         keys: `(layers, H, n, d)`, after rotary embedding.
         values: `(layers, H, n, d)`.
-        begin: the position id at which its first segment begins.
-        end: the position id of the token that follows; the image's full length counts, as it did in training.
+        begin: the position id of the first token of its first segment.
+        end: the position id of the token that follows; visual tokens count, as they did in training.
         visual_tokens: how many visual tokens it stands for.
         base: the fingerprint of the model that made it.
         adapter: the fingerprint of the adapter that made it.
-        frequencies: `(r / 2,)` float32, the rotary frequencies, so that it can be moved without the model; empty for a
-            decoder whose keys can't be turned by them.
-        images: how many images it holds, one behind the other.
+        frequencies: `(r / 2,)` float32, the rotary frequencies in radians per position, by which the memory is moved
+            without the model; empty if the decoder's keys can't be rotated by them.
+        images: how many images it holds.
+
+    >>> keys = torch.zeros(2, 1, 4, 8)
+    >>> memory = VoCoMemory(keys, keys, 0, 581, 576, "base", "adapter:4", torch.ones(4))
+    >>> memory.tokens, memory.nbytes, memory.first(2).end
+    (4, 512, 579)
     """
 
     keys: Float[Tensor, "layers H n d"]
@@ -52,16 +57,16 @@ class VoCoMemory:
 
     @property
     def tokens(self) -> int:
-        """Tokens of KV: `n`."""
+        """How many tokens the cache gets from it, `n`."""
         return self.keys.shape[2]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys and values."""
+        """The size of keys and values in bytes."""
         return self.keys.nbytes + self.values.nbytes
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> VoCoMemory:
-        """The same memory on another device or in another floating dtype."""
+        """Return the memory on another device or in another floating dtype."""
         return replace(
             self,
             keys=self.keys.to(device, dtype),
@@ -70,10 +75,10 @@ class VoCoMemory:
         )
 
     def first(self, tokens: int) -> VoCoMemory:
-        """The memory of one image as if fewer VoCo tokens had read it: each token saw only those before it.
+        """Return the memory that the first VoCo tokens alone would have made: each saw only those before it.
 
         Raises:
-            FoveateError: it has fewer tokens than that, or it is the memory of several images.
+            FoveateError: the memory has fewer tokens, or holds several images.
         """
         if tokens == self.tokens:
             return self
@@ -90,19 +95,19 @@ class VoCoMemory:
         )
 
     def moved(self, begin: int) -> VoCoMemory:
-        """The same memory as if its image had stood at position `begin`.
+        """Return the memory as if its image had been read at position `begin`.
 
-        Keys are kept after rotary embedding, and attention inside a segment depends on distances alone, so turning each
-        key by the difference equals encoding at the new place. With M-RoPE all axes move alike.
+        Attention inside a segment depends on distances alone, so rotating each key by the difference equals reading
+        the image at the new position. With M-RoPE, all axes move alike.
 
         Raises:
-            UnsupportedFamily: the keys of this decoder can't be turned so.
+            UnsupportedFamily: the keys of this decoder can't be rotated so.
         """
         if begin == self.begin:
             return self
         if not self.frequencies.shape[0]:
             raise UnsupportedFamily(
-                "this memory can't be moved, nor joined to another one: its decoder doesn't turn the keys of all "
+                "this memory can't be moved or joined to another one: its decoder doesn't rotate the keys of all "
                 "layers by one set of frequencies; ask about one image at a time"
             )
         keys = turned(self.keys, self.frequencies, begin - self.begin).to(self.keys.dtype)
@@ -110,61 +115,65 @@ class VoCoMemory:
 
     @staticmethod
     def joined(memories: Sequence[VoCoMemory], *, packed: bool = False) -> VoCoMemory:
-        """Memories one after another: each is moved to where the one before it ended, so their order is known.
+        """Join memories in order: each is moved to where the one before it ends.
 
-        They may have different numbers of tokens; all are brought to the device of the first.
+        They may have different numbers of tokens. The result is on the device of the first.
 
         Args:
-            memories: of images, or of several images each.
-            packed: VoCo tokens stand right behind one another, and positions grow by as many as there are of them; else
-                every image takes the positions of all its visual tokens, which a long video has not enough of.
+            memories: of one or several images each.
+            packed: positions count only the VoCo tokens of images after the first; else the visual tokens count, too,
+                and a long video runs out of positions.
 
         Raises:
             FoveateError: there is none, or they come from different models or adapters, or have different dtypes.
-            UnsupportedFamily: the keys of their decoder can't be turned to another position.
+            UnsupportedFamily: the keys of their decoder can't be rotated to another position.
         """
         if not memories:
             raise FoveateError("there is no memory to join; encode an image first")
         first = memories[0]
         for number, other in enumerate(memories[1:], start=2):
-            first.check_beside(other, f"memory {number}")
+            first.check_joins(other, f"memory {number}")
         chain = [first]
         for memory in memories[1:]:
-            before = memory.end - memory.begin - memory.tokens if packed else 0
-            chain.append(memory.moved(chain[-1].end - before))
+            skipped = memory.end - memory.begin - memory.tokens if packed else 0
+            chain.append(memory.moved(chain[-1].end - skipped))
         device = first.keys.device
-        alike = all(memory.adapter == first.adapter for memory in chain)
+        same_adapter = all(memory.adapter == first.adapter for memory in chain)
         return replace(
             first,
             keys=torch.cat([memory.keys.to(device) for memory in chain], dim=2),
             values=torch.cat([memory.values.to(device) for memory in chain], dim=2),
             end=chain[-1].end,
-            adapter=first.adapter if alike else first.adapter.split(":")[0],
+            adapter=first.adapter if same_adapter else first.adapter.split(":")[0],
             visual_tokens=sum(memory.visual_tokens for memory in chain),
             images=sum(memory.images for memory in chain),
         )
 
-    def check_beside(self, other: VoCoMemory, name: str) -> None:
-        """Whether another memory can stand in one batch or row with this one.
+    def check_joins(self, other: VoCoMemory, name: str) -> None:
+        """Check that another memory can be joined to this one.
+
+        Args:
+            other: the other memory.
+            name: what the error calls it.
 
         Raises:
             FoveateError: it comes from another model or adapter, or has another shape or dtype.
         """
         if (self.base, self.adapter.split(":")[0]) != (other.base, other.adapter.split(":")[0]):
-            raise FoveateError(f"{name} was made by another model or adapter; memories that meet must come from one")
-        mine, its = self.keys.shape, other.keys.shape
-        if (mine[0], mine[1], mine[3]) != (its[0], its[1], its[3]):
+            raise FoveateError(f"{name} was made by another model or adapter; join memories of one adapter")
+        (layers, heads, _, width), found = self.keys.shape, other.keys.shape
+        if (layers, heads, width) != (found[0], found[1], found[3]):
             raise FoveateError(
-                f"{name} has {its[0]} layers of {its[1]} heads of {its[3]}, and this model has {mine[0]} of {mine[1]} "
-                f"of {mine[3]}; it was made by another model"
+                f"{name} has {found[0]} layers of {found[1]} heads of {found[3]}, and this model has {layers} of "
+                f"{heads} of {width}; it was made by another model"
             )
         if self.keys.dtype != other.keys.dtype:
             raise FoveateError(
-                f"{name} is {other.keys.dtype} and the others are {self.keys.dtype}; bring it over with .to"
+                f"{name} is {other.keys.dtype} and the others are {self.keys.dtype}; convert it with .to(dtype=...)"
             )
 
     def save(self, path: str | Path) -> Path:
-        """Write it to one safetensors file, whole or not at all.
+        """Write the memory to one safetensors file, atomically.
 
         Raises:
             FoveateError: the file can't be written.
@@ -178,7 +187,7 @@ class VoCoMemory:
             "values": self.values.contiguous(),
             "frequencies": self.frequencies.contiguous(),
         }
-        facts = {
+        metadata = {
             "format": _FORMAT,
             "begin": str(self.begin),
             "end": str(self.end),
@@ -191,7 +200,7 @@ class VoCoMemory:
         try:
             handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent)
             os.close(handle)
-            save_file(tensors, temporary, facts)
+            save_file(tensors, temporary, metadata)
             Path(temporary).replace(path)
         except (OSError, SafetensorError) as error:
             raise FoveateError(f"{path} can't be written ({getattr(error, 'strerror', None) or error})") from error
@@ -205,7 +214,7 @@ class VoCoMemory:
         """Read what `save` wrote.
 
         Raises:
-            DamagedMemory: the file is no whole memory.
+            DamagedMemory: the file is corrupt or truncated, or no VoCo memory.
             FoveateError: there is no such file, or it can't be opened now.
         """
         from safetensors import SafetensorError, safe_open
@@ -215,20 +224,20 @@ class VoCoMemory:
             raise FoveateError(f"there is no memory at {path}")
         try:
             with safe_open(path, framework="pt") as file:
-                facts: dict[str, Any] = dict(file.metadata() or {})
-                if facts.get("format") == _FORMAT:
+                metadata: dict[str, Any] = dict(file.metadata() or {})
+                if metadata.get("format") == _FORMAT:
                     tensors = {name: file.get_tensor(name) for name in ("keys", "values", "frequencies")}
                     return cls(
                         **tensors,
-                        begin=int(facts["begin"]),
-                        end=int(facts["end"]),
-                        visual_tokens=int(facts["visual_tokens"]),
-                        images=int(facts.get("images", "1")),
-                        base=facts["base"],
-                        adapter=facts["adapter"],
+                        begin=int(metadata["begin"]),
+                        end=int(metadata["end"]),
+                        visual_tokens=int(metadata["visual_tokens"]),
+                        images=int(metadata.get("images", "1")),
+                        base=metadata["base"],
+                        adapter=metadata["adapter"],
                     )
-        except (OSError, RuntimeError) as error:  # torch says RuntimeError when it can't open a file
+        except (OSError, RuntimeError) as error:  # torch raises RuntimeError when it can't open a file
             raise FoveateError(f"{path} can't be opened now ({error}); try again") from error
         except (SafetensorError, KeyError, ValueError) as error:
-            raise DamagedMemory(f"{path} is cut short or damaged ({error}); encode the image again") from error
-        raise DamagedMemory(f"{path} is no VoCo memory; save one with memory.save(path)")
+            raise DamagedMemory(f"{path} is truncated or damaged ({error}); encode the image again") from error
+        raise DamagedMemory(f"{path} is not a VoCo memory; save one with memory.save(path)")

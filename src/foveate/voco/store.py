@@ -1,4 +1,4 @@
-"""Memories on disk, found by what they were made from: the second question on a known image reads no pixels."""
+"""A folder of memories, found by a hash of their image: a second question about an image needs no encoder."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, FoveateWarning
 from foveate.families import family_of
+from foveate.fingerprint import update_digest
+from foveate.voco.embeddings import decoder_device_and_dtype
 from foveate.voco.memory import DamagedMemory, VoCoMemory
-from foveate.voco.passes import home
 
 _SUFFIX = ".safetensors"
 _STALE_SECONDS = 3600
-_OF_TEXT = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids", "labels"}
-"""What a processor returns besides images: a memory is the same whatever is asked about it."""
+_TEXT_INPUTS = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids", "labels"}
+"""What a processor returns besides images; a memory doesn't depend on the question."""
 
 
 class MemoryStore:
-    """A folder of memories, bounded in size; the ones that were not used for longest go first.
+    """A folder of memories, bounded in size; the least recently used are deleted first.
 
-    Safe under several processes: a memory is written to a name of its own and renamed, a file that another process took
-    away in between counts as not there, and a damaged one is thrown out and made anew.
+    Several processes may share it: a memory is written to a temporary name and renamed, a file that another process
+    deletes counts as missing, and a damaged one is deleted and encoded again.
 
     Args:
-        directory: made if it is missing.
-        max_bytes: how much it may hold.
+        directory: created if it is missing.
+        max_bytes: how many bytes its files may have together.
 
     Raises:
-        FoveateError: the folder can't be used.
+        FoveateError: the folder can't be created, or `max_bytes` is below 1.
 
     >>> import tempfile
     >>> store = MemoryStore(tempfile.mkdtemp(), max_bytes=10_000_000)
@@ -46,7 +46,7 @@ class MemoryStore:
 
     def __init__(self, directory: str | Path, max_bytes: int = 1 << 30) -> None:
         if max_bytes < 1:
-            raise FoveateError(f"a store of {max_bytes} bytes holds nothing; give it at least the size of one memory")
+            raise FoveateError(f"a store of {max_bytes} bytes holds nothing; allow at least the size of one memory")
         self.directory = Path(directory)
         self.max_bytes = max_bytes
         try:
@@ -56,36 +56,36 @@ class MemoryStore:
 
     @staticmethod
     def key(image: bytes | Tensor | Mapping[str, Any], base: str, adapter: str) -> str:
-        """The name of a memory: a hash of image, base model and adapter.
+        """Return the key of a memory: a hash of image, base model and adapter.
 
         Args:
-            image: what the processor returned, of which everything counts but the text; or the file's bytes; or pixel
-                values alone, for a model that is given nothing else of an image, such as its rows and columns.
+            image: the processor's output, of which everything but the text counts; or the file's bytes; or pixel
+                values, for a model that takes nothing else of an image, such as its rows and columns.
             base: `voco.base`.
             adapter: `voco.fingerprint(tokens)`.
 
         Raises:
-            FoveateError: the processor's output holds no image.
+            FoveateError: the processor's output has no image.
         """
         digest = hashlib.sha256(f"{base} {adapter} ".encode())
         if isinstance(image, Mapping):
-            names = sorted(set(image) - _OF_TEXT)
+            names = sorted(set(image) - _TEXT_INPUTS)
             if not names:
-                raise FoveateError("there is no image in what the processor returned; a memory is made of one")
+                raise FoveateError("there is no image in the processor's output; pass that of a prompt with an image")
             for name in names:
                 digest.update(f"{name} ".encode())
-                _digest(digest, image[name])
+                update_digest(digest, image[name])
         else:
-            _digest(digest, image)
+            update_digest(digest, image)
         return digest.hexdigest()
 
     def get(self, key: str, model: nn.Module | None = None) -> VoCoMemory | None:
-        """The memory of this name, or None.
+        """Return the memory of a key, or None if there is none that can be read.
 
         Args:
-            key: its name.
-            model: the memory is brought to the device and dtype of its decoder; None leaves it on the CPU, in the
-                dtype that it was made in.
+            key: made by `key`.
+            model: the memory is moved to the device and dtype of its decoder; None leaves it on the CPU, in the dtype
+                that it was made in.
         """
         path = self._path(key)
         try:
@@ -96,26 +96,28 @@ class MemoryStore:
             return None
         except FoveateError:
             return None
-        with suppress(OSError):  # a store that can only be read
+        with suppress(OSError):  # A read-only store.
             os.utime(path)
-        return memory if model is None else memory.to(*home(family_of(model)))
+        return memory if model is None else memory.to(*decoder_device_and_dtype(family_of(model)))
 
     def put(self, key: str, memory: VoCoMemory) -> None:
-        """Keep a memory under this name, and make room for it.
+        """Store a memory under a key, and delete others until the store fits its size.
 
         Raises:
-            FoveateError: it is larger than the whole store, or the disk is full.
+            FoveateError: the memory is larger than the whole store, or it can't be written.
         """
         if memory.nbytes > self.max_bytes:
             raise FoveateError(f"a memory of {memory.nbytes} bytes is larger than the store of {self.max_bytes}")
         memory.save(self._path(key))
-        self._make_room(keep=self._path(key))
+        self._evict(keep=self._path(key))
 
     def get_or_make(self, key: str, make: Callable[[], VoCoMemory], model: nn.Module | None = None) -> VoCoMemory:
-        """The memory of this name; if there is none, it is made and kept, or only made, with a warning.
+        """Return the memory of a key; if there is none, make and store it.
+
+        A memory that can't be stored is returned with a `FoveateWarning`.
 
         Args:
-            key: its name.
+            key: made by `key`.
             make: encodes the image.
             model: as in `get`.
         """
@@ -125,12 +127,12 @@ class MemoryStore:
             try:
                 self.put(key, memory)
             except FoveateError as error:
-                warnings.warn(f"a memory was made and not kept: {error}", FoveateWarning, stacklevel=2)
+                warnings.warn(f"a memory was made and not stored: {error}", FoveateWarning, stacklevel=2)
         return memory
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk."""
+        """The size of all files in bytes."""
         return sum(size for _, _, size in self._files())
 
     def __len__(self) -> int:
@@ -143,7 +145,7 @@ class MemoryStore:
         return self.directory / f"{key}{_SUFFIX}"
 
     def _files(self) -> list[tuple[float, Path, int]]:
-        """Time of last use, path and size of each memory."""
+        """Return the time of last use, the path and the size in bytes of each memory."""
         found: list[tuple[float, Path, int]] = []
         for path in self.directory.glob(f"[!.]*{_SUFFIX}"):
             try:
@@ -153,9 +155,10 @@ class MemoryStore:
             found.append((status.st_mtime, path, status.st_size))
         return found
 
-    def _make_room(self, keep: Path) -> None:
+    def _evict(self, keep: Path) -> None:
+        """Delete the least recently used memories until the store fits its size."""
         for path in self.directory.glob(".*.partial"):
-            # Left by a process that was killed; one that is still writing needs seconds.
+            # Left by a process that was killed: writing takes seconds.
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                     path.unlink()
@@ -168,16 +171,3 @@ class MemoryStore:
                 with suppress(OSError):
                     path.unlink(missing_ok=True)
                     total -= size
-
-
-def _digest(digest: Any, value: Any) -> None:
-    if isinstance(value, list | tuple):
-        for each in value:
-            _digest(digest, each)
-        return
-    if not isinstance(value, bytes):
-        tensor = torch.as_tensor(value).detach().cpu()
-        digest.update(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
-        # numpy has no bfloat16.
-        value = (tensor.float() if tensor.is_floating_point() else tensor).contiguous().numpy().tobytes()
-    digest.update(value)

@@ -1,0 +1,84 @@
+"""Initialise an adapter's thresholds and statistics from data, so that training begins near the target."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from foveate.atp.soft_masks import LayerScores, soft_masks
+from foveate.errors import KeepError
+from foveate.families import family_of
+from foveate.methods.atp import ATPMethod
+from foveate.methods.thresholds import LearnedThresholds, ThresholdPredictor
+from foveate.tokens import Keep
+
+Grid = Literal[0, 2, 3, 4]
+
+_TOKENS = 10_000
+"""Tokens of an imaginary image, by which shares are turned into budgets and back."""
+_CLOSED = 0.9
+"""A spatial threshold above the scores of all grids."""
+
+
+def initialise_thresholds(
+    model: nn.Module, adapter: LearnedThresholds, batches: Iterable[Mapping[str, Any]], share: float, grid: Grid
+) -> None:
+    """Set each layer's thresholds to where a fixed rule would leave `share`; `foveate.ATP.prepare` says more.
+
+    Raises:
+        KeepError: these layers can't leave so few tokens, or no layer has room for the grid.
+    """
+    depth = len(family_of(model).decoder_layers)
+    method = ATPMethod(Keep(mean=max(1, round(share * _TOKENS))))
+    shares = [budget / _TOKENS for budget in method.budgets(adapter.layers, _TOKENS, depth)]
+    grid_scores = {step: 1 - method.sparsity / step**2 for step in (2, 3, 4)}
+    recorded = _record_scores(model, adapter, batches)
+    opened = False
+    for number, layer in enumerate(adapter.layers):
+        scores = recorded[layer]
+        predictor = adapter.predictors[number]
+        assert isinstance(predictor, ThresholdPredictor)
+        _set_statistics(predictor, scores)
+        redundancy = [score.redundancy for score in scores]
+        spatial = _CLOSED
+        if grid:
+            on_grid = [score.spatial >= grid_scores[grid] - 1e-3 for score in scores]
+            if max(float(tokens.float().mean()) for tokens in on_grid) < shares[number]:
+                opened = True
+                # Tokens on the grid stay in any case, so they count first.
+                redundancy = [score.masked_fill(on, 1.0) for score, on in zip(redundancy, on_grid, strict=True)]
+                # Halfway to the next denser grid.
+                spatial = (grid_scores[grid] + grid_scores.get(grid - 1, 0.0)) / 2
+        cut = torch.stack([score.quantile(1 - shares[number]) for score in redundancy])
+        with torch.no_grad():
+            predictor.redundancy.bias.fill_(float(cut.mean().clamp(0.01, 0.99).logit()))
+            predictor.spatial.bias.fill_(float(torch.tensor(spatial).logit()))
+    if grid and not opened:
+        raise KeepError(
+            f"{share:.1%} of the tokens per layer leave no room for one of every {grid} rows and columns at layers "
+            f"{', '.join(map(str, adapter.layers))}; leave grid out, or ask for more tokens"
+        )
+
+
+@torch.no_grad()
+def _record_scores(
+    model: nn.Module, adapter: LearnedThresholds, batches: Iterable[Mapping[str, Any]]
+) -> dict[int, list[LayerScores]]:
+    """Return the scores of each image, by layer of the adapter."""
+    with soft_masks(model, adapter, 1.0) as masks:
+        masks.scores_only = True
+        for batch in batches:
+            model(**{**batch, "use_cache": False})
+    return masks.scores
+
+
+@torch.no_grad()
+def _set_statistics(predictor: ThresholdPredictor, scores: list[LayerScores]) -> None:
+    """Set what the statistics of the scores are normalised with."""
+    statistics = torch.stack([score.statistics for score in scores])
+    predictor.center.copy_(statistics.mean(dim=0))
+    several = len(statistics) > 1
+    predictor.spread.copy_(statistics.std(dim=0).clamp(min=1e-3) if several else torch.ones_like(statistics[0]))

@@ -1,0 +1,61 @@
+"""Fingerprints: short names of models and adapters by their weights, and of inputs by their values."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+DIGITS = 16
+"""Hexadecimal digits of a fingerprint."""
+_SAMPLES = 64
+"""Values of each weight that count."""
+
+
+def model_fingerprint(core: nn.Module) -> str:
+    """Return the fingerprint of a base model: sixteen hexadecimal digits from the shape and a sample of each weight.
+
+    Weights are rounded to bfloat16, so a model has one fingerprint in float32 and bfloat16. LoRA weights and the names
+    that peft's wrapper adds don't count.
+
+    Args:
+        core: the model itself, `family_of(model).core`.
+
+    >>> model_fingerprint(nn.Linear(2, 2)) == model_fingerprint(nn.Linear(2, 2))
+    False
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(_base_weights(core)):
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        flat = weight.detach().flatten()
+        sample = flat[:: max(1, flat.shape[0] // _SAMPLES)][:_SAMPLES].to(torch.bfloat16).float().cpu()
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()[:DIGITS]
+
+
+def _base_weights(core: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, weight in core.named_parameters():
+        if "lora_" not in name:
+            yield name.replace(".base_layer", "").removeprefix("base_model.model."), weight
+
+
+def update_digest(digest: Any, value: Any) -> None:
+    """Add a value to a digest: bytes, a tensor or what becomes one, or a list of these.
+
+    Args:
+        digest: of `hashlib`.
+        value: shapes and dtypes of tensors count, too; floating values count as float32.
+    """
+    if isinstance(value, list | tuple):
+        for item in value:
+            update_digest(digest, item)
+        return
+    if not isinstance(value, bytes):
+        tensor = torch.as_tensor(value).detach().cpu()
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
+        # numpy has no bfloat16.
+        value = (tensor.float() if tensor.is_floating_point() else tensor).contiguous().numpy().tobytes()
+    digest.update(value)
