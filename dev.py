@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""Set foveate up in a virtual environment of its own and run something in it.
+"""Set up foveate's own virtual environment and run something in it.
 
-    python3 dev.py demo     ask the embedded model about a picture, then measure what fewer tokens cost
-    python3 dev.py test     run the tests
-    python3 dev.py check    lint, types, import contract, then the tests (what CI runs)
+    python3 dev.py demo     ask the embedded model about a picture, then measure accuracy with fewer tokens
+    python3 dev.py test     run the tests; what follows goes to pytest
+    python3 dev.py lint     check style, types and the direction of imports
+    python3 dev.py docs     build the documentation site into site/
+    python3 dev.py check    lint, docs, then the tests with each supported transformers (what CI runs)
     python3 dev.py setup    only set up
 
-Needs Python 3.11 or later with pip and venv, and nothing else. Versions are those of constraints.txt. The environment
-is made in .venv (another place: FOVEATE_VENV), and made once: a stamp tells when it is up to date.
+Needs Python 3.11 or later with pip and venv, and nothing else. Packages are installed in the versions of
+constraints.txt into .venv (FOVEATE_VENV names another place), once: a stamp file records what is installed.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 try:
@@ -31,33 +34,103 @@ VENV = Path(os.environ.get("FOVEATE_VENV", ROOT / ".venv")).resolve()
 BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 CONSTRAINTS = ROOT / "constraints.txt"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+Command = tuple[str, ...]
+
+QUESTION = "what colour is the large star ?"
+DEMO: tuple[Command, ...] = (
+    ("foveate", "ask", "examples/shapes.png", QUESTION, "--spec", "cluster:64", "--picture", "results/kept.png"),
+    ("foveate", "bench", "--questions", "200", "--keep", "144,64,16", "--out", "results/demo"),
+)
+TEST: Command = ("pytest", "-q", "-n", "2")
+LINT: tuple[Command, ...] = (
+    ("ruff", "check", "."),
+    ("ruff", "format", "--check", "."),
+    ("pyright", "--pythonpath", str(PYTHON)),
+    ("lint-imports",),
+)
+SITE: Command = ("mkdocs", "build", "--strict")
 
 
 def main() -> int:
-    """Run what was asked for; the exit code is that of the first part that fails."""
-    parts = {"setup": (), "demo": DEMO, "test": TEST, "check": CHECK + TEST}
-    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-    if wanted not in parts:
-        print(__doc__.strip())
+    """Run what the command line asks for; return the exit code of the first command that fails."""
+    wanted, more = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
+    if wanted not in ("setup", "demo", "test", "lint", "docs", "check"):
+        print((__doc__ or "").strip())
         return 0 if wanted in ("", "-h", "--help") else 2
-    extras, groups = (("bench",), ()) if wanted == "demo" else (("bench", "train"), ("test", "lint"))
+    extras, groups = (("bench",), ()) if wanted == "demo" else (("bench", "train"), ("test", "lint", "docs"))
     set_up(extras, groups)
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "VIRTUAL_ENV": str(VENV)}
     if wanted == "demo":
         (ROOT / "results").mkdir(exist_ok=True)
-    for command in parts[wanted]:
+        return run_all(*DEMO)
+    if wanted == "test":
+        return run_all((*TEST, *more))
+    if wanted == "lint":
+        return run_all(*LINT)
+    if wanted == "docs":
+        return run_all(SITE)
+    return check() if wanted == "check" else 0
+
+
+def check() -> int:
+    """Run everything that must pass before a change lands."""
+    pinned, *others = transformers_versions()
+    if code := run_all(*LINT, SITE, TEST):
+        return code
+    for version in others:
+        print(f"\nthe tests once more, with transformers {version} instead of {pinned}", flush=True)
+        if code := run_all(TEST, first_on_path=overlay(version)):
+            return code
+    return 0
+
+
+def run_all(*commands: Command, first_on_path: Path | None = None) -> int:
+    """Run commands inside the environment until one fails; return its exit code, or 0."""
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "VIRTUAL_ENV": str(VENV)}
+    environment["NO_MKDOCS_2_WARNING"] = "1"
+    if first_on_path is not None:
+        paths = [str(first_on_path), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    for command in commands:
         print("\n$ " + " ".join(command), flush=True)
+        start = time.monotonic()
         program = shutil.which(command[0], path=environment["PATH"]) or command[0]
-        code = subprocess.run([program, *command[1:], *sys.argv[2:]], cwd=ROOT, env=environment).returncode
+        code = subprocess.run([program, *command[1:]], cwd=ROOT, env=environment).returncode
+        print(f"({command[0]}: {time.monotonic() - start:.0f} s)", flush=True)
         if code:
             return code
     return 0
 
 
+def transformers_versions() -> list[str]:
+    """Return the transformers versions that the tests run with; the one of constraints.txt comes first."""
+    pins = dict(line.split("==") for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if "==" in line)
+    versions = PROJECT["tool"]["foveate"]["transformers"]
+    return sorted(versions, key=lambda version: version != pins["transformers"])
+
+
+def overlay(version: str) -> Path:
+    """Return a folder that holds one version of transformers and nothing else, to put in front of PYTHONPATH."""
+    folder = VENV / f"transformers-{version}"
+    if not folder.exists():
+        unfinished = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        command = [*pip(), "install", "--quiet", "--no-deps", "--target", str(unfinished), f"transformers=={version}"]
+        if subprocess.run(command).returncode:
+            sys.exit(f"pip could not install transformers {version}; its message above says why")
+        unfinished.rename(folder)
+    return folder
+
+
+def pip() -> list[str]:
+    """Return the environment's pip as the beginning of a command."""
+    return [str(PYTHON), "-m", "pip", "--disable-pip-version-check"]
+
+
 def set_up(extras: tuple[str, ...], groups: tuple[str, ...]) -> None:
-    """Make the virtual environment, unless it is there and up to date."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    needs = [need for group in groups for need in project["dependency-groups"][group]]
+    """Create the virtual environment and install what is missing."""
+    needs = [need for group in groups for need in PROJECT["dependency-groups"][group]]
     stamp = VENV / "foveate.json"
     state = {
         "files": hashlib.sha256(CONSTRAINTS.read_bytes() + (ROOT / "pyproject.toml").read_bytes()).hexdigest(),
@@ -70,46 +143,36 @@ def set_up(extras: tuple[str, ...], groups: tuple[str, ...]) -> None:
     print(f"setting up {VENV}", flush=True)
     if not PYTHON.exists():
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
-    pip = [str(PYTHON), "-m", "pip", "--disable-pip-version-check"]
-    install = [*pip, "install", "--quiet", "--constraint", str(CONSTRAINTS)]
-    refuse_cuda_packages(pip)
-    editable = f"{ROOT}[{','.join(extra for extra in wanted if extra in project['project']['optional-dependencies'])}]"
+    install = [*pip(), "install", "--quiet", "--constraint", str(CONSTRAINTS)]
+    refuse_cuda_packages()
+    optional = PROJECT["project"]["optional-dependencies"]
+    editable = f"{ROOT}[{','.join(extra for extra in wanted if extra in optional)}]"
     for arguments in (["torch"], ["--editable", editable, *needs]):
         if subprocess.run([*install, *arguments]).returncode:
-            sys.exit("the set-up failed; pip's message above tells why")
-    stamp.write_text(json.dumps({**state, "parts": wanted}))
+            sys.exit("pip could not install the packages; its message above says why")
+    unfinished = stamp.with_name(stamp.name + ".partial")
+    unfinished.write_text(json.dumps({**state, "parts": wanted}))
+    unfinished.replace(stamp)
 
 
-def refuse_cuda_packages(pip: list[str]) -> None:
-    """Stop before gigabytes of CUDA packages come to a machine that has no use for them."""
+def refuse_cuda_packages() -> None:
+    """Stop before pip downloads gigabytes of CUDA packages that a machine without an NVIDIA GPU doesn't need."""
     if shutil.which("nvidia-smi") or os.environ.get("FOVEATE_ANY_TORCH"):
         return
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
-        command = [*pip, "install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(report)]
+        command = [*pip(), "install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(report)]
         if subprocess.run([*command, "--constraint", str(CONSTRAINTS), "torch"]).returncode:
-            sys.exit("pip finds no torch of the version in constraints.txt; its message above tells why")
+            sys.exit("pip found no torch of the version in constraints.txt; its message above says why")
         names = [each["metadata"]["name"] for each in json.loads(report.read_text())["install"]]
     if any(name.lower().startswith(("nvidia", "cuda")) for name in names):
         sys.exit(
-            "This machine has no NVIDIA GPU, and pip would fetch the CUDA build of torch: several gigabytes.\n"
-            'Point pip at the CPU builds first (the command for pip is on PyTorch\'s own page "Get Started"; put its\n'
-            "index into PIP_EXTRA_INDEX_URL) and run this again, or take the large build with FOVEATE_ANY_TORCH=1."
+            "This machine has no NVIDIA GPU, but pip would download torch for CUDA: several gigabytes.\n"
+            "To get the small build for CPUs instead, set PIP_EXTRA_INDEX_URL to PyTorch's index of CPU builds\n"
+            '(PyTorch\'s page "Get Started" shows its address: choose Pip and CPU), then run this command again.\n'
+            "To install the large build anyway, set FOVEATE_ANY_TORCH=1."
         )
 
-
-QUESTION = "what colour is the large star ?"
-DEMO = (
-    ("foveate", "ask", "examples/shapes.png", QUESTION, "--spec", "cluster:64", "--picture", "results/kept.png"),
-    ("foveate", "bench", "--questions", "200", "--keep", "144,64,16", "--out", "results/demo"),
-)
-TEST = (("pytest", "-q", "-n", "2"),)
-CHECK = (
-    ("ruff", "check", "."),
-    ("ruff", "format", "--check", "."),
-    ("pyright", "--pythonpath", str(PYTHON)),
-    ("lint-imports",),
-)
 
 if __name__ == "__main__":
     sys.exit(main())

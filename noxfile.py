@@ -1,0 +1,49 @@
+"""Sessions for nox: `nox -l` lists them, `nox -s docs` runs one.
+
+`python3 dev.py check` runs the same commands in one environment, without nox. Use nox to test with other versions of
+Python or transformers: `nox -s "tests-3.12(transformers='5.24.0')"`.
+"""
+
+from __future__ import annotations
+
+import nox
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PROJECT)
+TRANSFORMERS = PROJECT["tool"]["foveate"]["transformers"]
+
+nox.options.default_venv_backend = "venv"
+nox.options.sessions = ["lint", "docs", "tests"]
+nox.options.error_on_missing_interpreters = False
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """Install foveate and groups of development packages in the versions of constraints.txt."""
+    needs = nox.project.dependency_groups(PROJECT, *groups)
+    session.install("--constraint", "constraints.txt", "--editable", ".[bench,train]", *needs)
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("transformers", TRANSFORMERS)
+def tests(session: nox.Session, transformers: str) -> None:
+    """Run the whole suite with one version of transformers; arguments after -- go to pytest."""
+    install(session, "test")
+    session.install("--no-deps", f"transformers=={transformers}")
+    session.run("pytest", "-q", "-n", "2", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, types and the direction of imports."""
+    install(session, "test", "lint", "docs")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("pyright", "--pythonpath", session.bin + "/python")
+    session.run("lint-imports")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site into site/; every warning is an error."""
+    install(session, "docs")
+    session.run("mkdocs", "build", "--strict", env={"NO_MKDOCS_2_WARNING": "1"})

@@ -1,0 +1,82 @@
+"""Facts that several files of the project must state alike: versions, public names, pages of the site."""
+
+import importlib.util
+import re
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import yaml
+
+import foveate
+from foveate import transformers_api
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+TRANSFORMERS = PROJECT["tool"]["foveate"]["transformers"]
+
+
+def script(name: str) -> ModuleType:
+    found = importlib.util.spec_from_file_location(name, ROOT / f"{name}.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+def test_one_version() -> None:
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == foveate.__version__
+    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert first is not None
+    assert first[1] == foveate.__version__
+
+
+def test_the_tested_versions_of_transformers() -> None:
+    tested = [tuple(map(int, version.split(".")[:2])) for version in TRANSFORMERS]
+    assert (min(tested), max(tested)) == transformers_api.TESTED
+    (need,) = (each for each in PROJECT["project"]["dependencies"] if each.startswith("transformers"))
+    assert need == "transformers>=" + ".".join(map(str, transformers_api.OLDEST))
+
+
+def test_public_ci_has_the_same_versions() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    matrix = jobs["tests"]["strategy"]["matrix"]
+    assert matrix["transformers"] == TRANSFORMERS
+    named = (each.rpartition(" ")[2] for each in PROJECT["project"]["classifiers"] if "Python :: 3." in each)
+    assert matrix["python"] == list(named)
+    assert [step["run"] for job in ("lint", "docs") for step in jobs[job]["steps"] if "run" in step] == [
+        "python3 dev.py lint",
+        "python3 dev.py docs",
+    ]
+
+
+def test_dev_begins_with_the_pinned_transformers_and_tests_the_others() -> None:
+    dev = script("dev")
+    (pinned,) = re.findall(r"^transformers==(.*)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert dev.transformers_versions()[0] == pinned
+    assert sorted(dev.transformers_versions()) == sorted(TRANSFORMERS)
+
+
+def test_every_development_package_is_pinned() -> None:
+    pins = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    pinned = {name.lower().replace("_", "-") for name in pins}
+    groups = [*PROJECT["dependency-groups"].values(), *PROJECT["project"]["optional-dependencies"].values()]
+    for need in (each for group in (*groups, PROJECT["project"]["dependencies"]) for each in group):
+        name = re.match(r"[\w.-]+", need)
+        assert name is not None
+        assert name[0].lower().replace("_", "-") in pinned, need
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = "".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    missing = set(foveate.__all__) - set(re.findall(r"^::: foveate\.(?:\w+\.)*(\w+)$", text, re.MULTILINE))
+    assert not missing, "add a line `::: foveate.NAME` to a page in docs/api"
+
+
+def test_templates_are_forms() -> None:
+    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
+        form = yaml.safe_load(path.read_text())
+        if path.name != "config.yml":
+            assert {"name", "description", "body"} <= form.keys(), path
