@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.costmodel.fields import load_config
+from foveate.costmodel.model_config import load_config
 
 PATCH = 14
 IMAGE_TOKEN = 5

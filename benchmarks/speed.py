@@ -38,15 +38,14 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from foveate.bench.results import write_whole
+from foveate.costmodel import cost_of_layouts, read_model
 from foveate.costmodel import device as device_of
-from foveate.costmodel import read_model
 from foveate.costmodel.device import SIZES, processor
-from foveate.costmodel.estimate import count
-from foveate.costmodel.pictures import grid_picture
 from foveate.engine import apply, timed, timing
 from foveate.errors import FoveateError
 from foveate.families import family_of
 from foveate.spec import parse
+from foveate.tokens import Layout, Segment
 from foveate.transformers_api import cache_of_output
 
 KEEP = 0.111
@@ -205,10 +204,12 @@ def measure(arguments: argparse.Namespace, network: Any, asked: dict[str, Any], 
     batch = asked["batch"]
     inputs = prompt(network, pictures, batch, arguments.text_tokens)
     shapes = read_model(network.config)
-    shown = [grid_picture(pictures.side, pictures.side, shapes.vision.merge)] * pictures.count
+    shown = [Layout((Segment(1, pictures.side, pictures.side),))] * pictures.count
     rows = []
     for spec in (None, *arguments.specs):
-        told = count(shapes, spec, shown, arguments.text_tokens, arguments.new_tokens, batch, device_of("h100"))
+        told = cost_of_layouts(
+            shapes, spec, shown, arguments.text_tokens, arguments.new_tokens, batch, device_of("h100")
+        )
         rows.append(Row(told.spec, told.kept_tokens, told.mean_over_layers))
     ideal: dict[int, list[float]] = {row.kept: [] for row in rows if row.mean == row.kept and row.spec != "dense"}
     title = f"{asked['model']}, {pictures} tokens, batch {batch}"

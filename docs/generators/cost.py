@@ -6,8 +6,8 @@ import textwrap
 
 from foveate.costmodel import check, cost, devices, published
 from foveate.costmodel.device import Device
+from foveate.costmodel.model import counted
 from foveate.costmodel.papers import decoder_flops, figures
-from foveate.costmodel.vision import counted
 from generators.folders import MEASURED, PICTURES
 
 _UNITS = {"share": " of all", "TFLOPs": " TFLOPs", "GFLOPs": " GFLOPs", "MB": " MB"}

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from foveate.costmodel import Device, check, device, read_model
-from foveate.costmodel.estimate import Cost, Model, count
-from foveate.costmodel.pictures import grid_picture
+from foveate.costmodel import Cost, Device, Model, check, cost_of_layouts, device, read_model
 from foveate.errors import KeepError
+from foveate.tokens import Layout, Segment
 from generators.benchmarks import benchmark
 from generators.folders import MEASURED, PICTURES
 from generators.pictures import figure as new_figure
@@ -80,8 +79,8 @@ def shapes(name: str) -> Model:
 def told(name: str, spec: str | None, side: int, pictures: int, text: int, new: int, batch: int, on: Device) -> Cost:
     """What the cost model tells of square pictures."""
     model = shapes(name)
-    shown = [grid_picture(side, side, model.vision.merge)] * pictures
-    return count(model, spec, shown, text, new, batch, on, "bfloat16")
+    shown = [Layout((Segment(1, side, side),))] * pictures
+    return cost_of_layouts(model, spec, shown, text, new, batch, on, "bfloat16")
 
 
 def saved(name: str, spec: str, side: int, batch: int, on: Device, whole: bool) -> float:

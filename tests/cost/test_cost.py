@@ -19,16 +19,15 @@ import foveate
 from foveate.costmodel import break_even, device, devices, published, read_model
 from foveate.costmodel.calibrate import Calibration, Probe, measure
 from foveate.costmodel.check import COUNTS, decoders, read
-from foveate.costmodel.decoder import read_decoder
+from foveate.costmodel.decoder_shape import read_decoder
 from foveate.costmodel.device import SIZES, Device, at, processor, read_devices, save, user_file
-from foveate.costmodel.fields import load_config
-from foveate.costmodel.ops import Op, Part
+from foveate.costmodel.model_config import load_config
+from foveate.costmodel.ops import CallPart, Op
 from foveate.costmodel.papers import figures
-from foveate.costmodel.pictures import Fixed, Flexible, Tiled
-from foveate.costmodel.vision import read_vision
 from foveate.errors import FoveateError, FoveateWarning, KeepError, SpecError
 from foveate.methods import Method, method_class, method_names
 from foveate.spec import parse
+from foveate.tokens import Layout, Segment
 from generators.cost import calibrations
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -132,24 +131,25 @@ def test_it_says_what_it_found() -> None:
 
 
 def test_pictures_of_any_size() -> None:
+    llava, qwen = (read_model(name).family for name in (LLAVA, "qwen2.5-vl-7b"))
     for width, height in ((336, 336), (1, 4000), (640, 480)):
-        assert Fixed(24).picture(width, height).layout.total == 576
-    flexible = Flexible(28, 2, 3136, 12_845_056)
-    assert flexible.picture(1344, 1008).layout.segments[0].count == 48 * 36
-    assert flexible.picture(3, 3).layout.total == 4
-    assert flexible.picture(9000, 9000).layout.total <= 16_384
+        assert llava.image_layout(height, width).total == 576
+    assert qwen.image_layout(1008, 1344).segments[0].count == 48 * 36
+    assert qwen.image_layout(3, 3).total == 4
+    assert qwen.image_layout(9000, 9000).total <= 16_384
     with pytest.raises(FoveateError, match="200 to 1"):
-        flexible.picture(6000, 20)
+        qwen.image_layout(20, 6000)
 
 
-@pytest.mark.parametrize("factor", [28, 32])
-def test_sizes_are_those_of_the_processor(factor: int) -> None:
+@pytest.mark.parametrize(("name", "factor"), [("qwen2.5-vl-7b", 28), ("qwen3-vl-8b", 32)])
+def test_sizes_are_those_of_the_processor(name: str, factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
     except ImportError:
         pytest.skip("the processor's package is missing")
     limits = (3136, 12_845_056)
-    flexible = Flexible(factor, 2, *limits)
+    family = read_model(name).family
+    monkeypatch.setattr(family, "pixel_limits", limits)
     generator = torch.Generator().manual_seed(0)
     sizes = torch.randint(1, 3000, (300, 2), generator=generator).tolist()
     sizes += torch.randint(1, 40, (100, 2), generator=generator).tolist()
@@ -157,25 +157,20 @@ def test_sizes_are_those_of_the_processor(factor: int) -> None:
         if max(width, height) > 200 * min(width, height):
             continue
         rows, columns = smart_resize(height, width, factor, *limits)
-        (grid,) = flexible.picture(width, height).layout.segments
+        (grid,) = family.image_layout(height, width).segments
         assert (grid.h * factor, grid.w * factor) == (max(rows, factor), max(columns, factor)), (width, height)
 
 
-def test_tiles_are_the_familys() -> None:
-    from foveate.families import LlavaNext
-
-    config = load_config("llava-next-7b")
-    family = object.__new__(LlavaNext)
-    family.config = config
-    sizing = read_vision(config).sizing
-    assert isinstance(sizing, Tiled)
+def test_the_encoder_sees_a_crop_for_each_tile() -> None:
+    family = read_model("llava-next-7b").family
     generator = torch.Generator().manual_seed(0)
     for width, height in torch.randint(20, 2000, (200, 2), generator=generator).tolist():
-        picture = sizing.picture(width, height)
         layout = family.image_layout(height, width)
-        assert picture.layout == layout
-        assert sizing.shrunk(picture, 12, 12).layout == family.shrunk(layout, (12, 12))
-        assert len(picture.grids) == 1 + len(layout.segments[1].rows) * len(layout.segments[1].columns)
+        base, tiles = layout.segments
+        assert family.encoder_grids(layout) == (base,) * (1 + len(tiles.rows) * len(tiles.columns))
+        small = family.encoder_grids(family.shrunk(layout, (12, 12)))
+        assert small == (Segment(1, 12, 12),) * len(family.encoder_grids(layout))
+    assert read_model("qwen2.5-vl-7b").family.encoder_grids(Layout((Segment(1, 3, 5),))) == (Segment(1, 6, 10),)
 
 
 # Devices
@@ -191,7 +186,7 @@ def test_peaks_bound_the_time() -> None:
 
 
 def test_launches_hide_small_work() -> None:
-    small = Part("small", (Op("x", flops=1e6, launches=100),))
+    small = CallPart("small", (Op("x", flops=1e6, launches=100),))
     place = Device("x", "x", {"float32": 1e12}, 1e12, 1e9, launch=1e-5)
     assert place.seconds(small, "float32") == pytest.approx(1e-3)
     assert replace(place, overlap=False).seconds(small, "float32") == pytest.approx(1e-3 + 1e-6)
@@ -325,12 +320,12 @@ def test_numbers(numbers: dict[str, object], words: str) -> None:
         ("cluster:64+stride:65", KeepError, "more than the 64 tokens there are"),
         ("pool:0.5@32", FoveateError, "acts at layer 32, and this decoder has 32 layers; name one from 0 to 31"),
         ("pool:0.5@16+cluster:64", FoveateError, "stands behind a later place"),
-        ("pool:0.5@8,8", FoveateError, "stands behind a later place"),
+        ("pool:0.5@8,8", FoveateError, "names layer 8 twice"),
         ("fastv:0.5", FoveateError, "of which layers"),
         ("resize:0.5@input", FoveateError, "resize cannot act at @input"),
         ("cluster:64@pixels", FoveateError, "cluster cannot act at @pixels"),
         ("resize:0.5:mode=exact", FoveateError, "cannot resize 'exact'"),
-        ("resize:0.5+resize:0.5", FoveateError, "stands behind a later place"),
+        ("resize:0.5+resize:0.5", FoveateError, "at most one step at @pixels"),
     ],
 )
 def test_specs(spec: str, kind: type[Exception], words: str) -> None:
@@ -392,17 +387,17 @@ def test_a_vision_side_that_is_not_known_is_left_out_and_said() -> None:
     assert found.weight_bytes == read_model(LLAVA).decoder.parameters * 2
     config.vision_config.model_type = "sam"
     config.model_type = "llava"
-    with pytest.warns(FoveateWarning, match="llava with a sam encoder"):
+    with pytest.warns(FoveateWarning, match="LLaVA with a sam encoder"):
         assert foveate.cost(config).visual_tokens == 576
 
 
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ("cls:64", "cls acts on what is inside the vision side"),
-        ("stride:64@features", "stride acts on what is inside"),
-        ("resize:0.5", "cannot resize"),
-        ("tome:64@encoder", "acts inside the encoder, and nothing can"),
+        ("cls:64", r"cls asks for EncoderAttention\(.*cannot give at @input"),
+        ("stride:64@features", "stride:64@features acts at @features, and all that steps can reach in a model of type"),
+        ("resize:0.5", "resize:0.5 acts at @pixels, and all that steps can reach in a model of type"),
+        ("tome:64@encoder", "acts at @encoder, and in a model of type .* nothing can"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::foveate.errors.FoveateWarning")

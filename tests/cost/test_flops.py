@@ -1,5 +1,6 @@
 """The cost model against torch's own counter, and against the tensors of real caches."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -10,17 +11,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from versions import CACHE, cache_of_output
 
-from foveate.costmodel import device, read_model
-from foveate.costmodel.decoder import Delta, read_decoder
-from foveate.costmodel.estimate import Cost, count
-from foveate.costmodel.fields import published
-from foveate.costmodel.journey import journey
-from foveate.costmodel.pictures import Picture
+from foveate.costmodel import Cost, cost_of_layouts, device, read_model
+from foveate.costmodel.decoder_shape import Delta, read_decoder
+from foveate.costmodel.model_config import published
 from foveate.engine import apply
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of, supported
 from foveate.schedule import tokens_between, tokens_per_layer
-from foveate.tokens import Layout, Segment
 
 CLOSE = 0.005
 PROMPTS = ("t4 A t5", "t3 B t2 C t7")
@@ -62,25 +59,15 @@ def _by_module(counter: FlopCounterMode) -> Any:
     return counter.get_flop_counts().items()
 
 
-def pictures(row: Row, family: Family, layouts: tuple[Layout, ...]) -> list[Picture]:
-    """The grids of a tiny model's pictures, whose sizes no processor makes."""
-    merge = read_model(family.config).vision.merge
-    made = []
-    for layout in layouts:
-        first = layout.segments[0]
-        crops = 1 if len(layout.segments) == 1 else 1 + len(layout.segments[1].rows) * len(layout.segments[1].columns)
-        made.append(Picture(layout, (Segment(first.t, first.h * merge, first.w * merge),) * crops))
-    return made
-
-
 def text_tokens(prompt: str) -> int:
     return sum(int(piece[1:]) for piece in prompt.split() if piece[0] == "t")
 
 
 def costs(row: Row, family: Family, inputs: Any, prompt: str, spec: str | None, new_tokens: int = 1) -> Cost:
-    made = pictures(row, family, family.layouts(inputs))
     model = read_model(family.config)
-    return count(model, spec, made, text_tokens(prompt), new_tokens, 1, device("h100"), "float32")
+    return cost_of_layouts(
+        model, spec, family.layouts(inputs), text_tokens(prompt), new_tokens, 1, device("h100"), "float32"
+    )
 
 
 def cache_bytes(cache: Any) -> int:
@@ -88,7 +75,7 @@ def cache_bytes(cache: Any) -> int:
 
 
 def test_every_family_is_counted(row: Row) -> None:
-    from foveate.costmodel.vision import counted
+    from foveate.costmodel.model import counted
 
     assert set(supported()) <= set(counted())
     assert {each.name for each in ROWS} == set(supported())
@@ -167,8 +154,9 @@ def test_a_batch_is_as_many_prompts(row: Row) -> None:
     inputs = row.inputs(prompt, prompt, prompt)
     _, total, _ = flops_of(model, lambda: model(**inputs, logits_to_keep=1))
     shapes = read_model(family.config)
-    made = pictures(row, family, family.layouts(inputs)[:1])
-    cost = count(shapes, None, made, text_tokens(prompt), 1, 3, device("h100"), "float32")
+    cost = cost_of_layouts(
+        shapes, None, family.layouts(inputs)[:1], text_tokens(prompt), 1, 3, device("h100"), "float32"
+    )
     assert cost.flops == pytest.approx(total, rel=CLOSE)
 
 
@@ -181,20 +169,19 @@ SPELLED = (
 
 
 @pytest.mark.parametrize("spec", SPELLED)
-def test_tokens_are_the_engines(row: Row, spec: str) -> None:
-    """In every layer, of every picture; what the engine refuses is not compared."""
+def test_a_configuration_tells_what_the_model_tells(row: Row, spec: str) -> None:
+    """Tokens in every layer, of every image; and where the model's family refuses, the same words."""
     family = family_of(row.model())
-    model = read_model(family.config)
-    layouts = family.layouts(row.inputs("t2 A t2 B t3 C t2"))
-    for picture, layout in zip(pictures(row, family, layouts), layouts):
+    known = read_model(family.config).family
+    assert not known.has_model
+    for layout in family.layouts(row.inputs("t2 A t2 B t3 C t2")):
         try:
             expected = tokens_per_layer(spec, family, layout)
         except FoveateError as error:
-            with pytest.raises(type(error)):
-                journey(spec, picture, model.vision, len(model.decoder.layers), model.modes)
+            with pytest.raises(type(error), match=re.escape(str(error))):
+                tokens_per_layer(spec, known, layout)
             continue
-        found = journey(spec, picture, model.vision, len(model.decoder.layers), model.modes)
-        assert found.layers == expected
+        assert tokens_per_layer(spec, known, layout) == expected
 
 
 def test_what_clustering_takes_is_near_the_estimate() -> None:
@@ -323,7 +310,7 @@ def test_linear_attention_holds_the_same_whatever_the_length() -> None:
 def test_published_models_at_full_size(name: str) -> None:
     from transformers import AutoModelForImageTextToText
 
-    from foveate.costmodel.fields import load_config
+    from foveate.costmodel.model_config import load_config
 
     config = load_config(name)
     with torch.device("meta"):

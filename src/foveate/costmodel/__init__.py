@@ -8,16 +8,20 @@
 from __future__ import annotations
 
 from foveate.costmodel.device import Device, device, devices
-from foveate.costmodel.estimate import BreakEven, Cost, PartCost, break_even, cost, read_model
-from foveate.costmodel.fields import published
+from foveate.costmodel.estimate import BreakEven, Cost, PartCost, break_even, cost, cost_of_layouts
+from foveate.costmodel.model import Model, counted, read_model
+from foveate.costmodel.model_config import published
 
 __all__ = [
     "cost",
+    "cost_of_layouts",
+    "counted",
     "Cost",
     "PartCost",
     "BreakEven",
     "break_even",
     "read_model",
+    "Model",
     "Device",
     "device",
     "devices",

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import linear as product
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from foveate.costmodel.decoder import read_decoder
+from foveate.costmodel.decoder_shape import read_decoder
 from foveate.costmodel.device import SIZES, Device, processor
-from foveate.costmodel.ops import Part, elementwise, norm, rotary
+from foveate.costmodel.ops import CallPart, elementwise, norm, rotary
 from foveate.errors import FoveateError
 
 WIDTH, WIDER = 1024, 4096
@@ -167,7 +167,7 @@ class Calibration:
         q, k, v = (self._numbers(1, _HEADS, queries, _HEAD) for _ in range(3))
         return Probe(f"attention of {queries}", lambda: scaled_dot_product_attention(q, k, v, is_causal=True))
 
-    def _elementwise(self, rows: int) -> tuple[Probe, Part]:
+    def _elementwise(self, rows: int) -> tuple[Probe, CallPart]:
         """What a decoder layer does between its products, by transformers' own functions, and how that is counted."""
         from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
@@ -192,7 +192,7 @@ class Calibration:
             elementwise("activation", rows * 2 * width, 5, size, launches=2),
             elementwise("residual", rows * width, 6, size, launches=2),
         )
-        return Probe(f"between products, {rows} rows", run), Part("elementwise", ops)
+        return Probe(f"between products, {rows} rows", run), CallPart("elementwise", ops)
 
     def _launch(self) -> tuple[Probe, int]:
         """A decoder so small that nothing but starting its kernels takes time."""

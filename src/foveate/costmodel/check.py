@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from foveate.costmodel.calibrate import Calibration, Probe, measure
-from foveate.costmodel.decoder import Decoder, read_decoder
+from foveate.costmodel.decoder_shape import DecoderShape, read_decoder
 from foveate.costmodel.device import CURVES, SIZES, Device
 from foveate.errors import FoveateError
 
@@ -86,7 +86,7 @@ def check(
 
     calibration = Calibration(place, dtype)
     size = SIZES[calibration.dtype]
-    asked: list[tuple[str, int, Decoder, Probe]] = []
+    asked: list[tuple[str, int, DecoderShape, Probe]] = []
     for title, config in decoders().items():
         model: Any = AutoModel.from_config(config).to(calibration.place, getattr(torch, calibration.dtype)).eval()
         shapes = read_decoder(config)

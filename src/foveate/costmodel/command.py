@@ -186,7 +186,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _list(as_json: bool) -> None:
-    from foveate.costmodel.fields import published
+    from foveate.costmodel.model_config import published
 
     known = devices()
     if as_json:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from foveate.costmodel.ops import Op, Part
+from foveate.costmodel.ops import CallPart, Op
 from foveate.errors import FoveateError
 
 _BUILT_IN = Path(__file__).with_name("devices.toml")
@@ -87,7 +87,7 @@ class Device:
         # Where nothing overlaps, what a product reads and writes beside its weights is in its measured rate.
         return op.times * (compute + (op.weights / self.bandwidth if op.flops and self.products else memory))
 
-    def seconds(self, part: Part, dtype: str) -> float:
+    def seconds(self, part: CallPart, dtype: str) -> float:
         """Seconds of a part: the device's work, or the launches if those take longer."""
         busy = sum(self.busy(op, dtype) for op in part.ops)
         launching = part.launches * self.launch

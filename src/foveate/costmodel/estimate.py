@@ -6,21 +6,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from foveate.costmodel.decoder import Attention, Decoder, read_decoder
+from foveate.costmodel.compressor import compressor_work
 from foveate.costmodel.device import SIZES, Device
 from foveate.costmodel.device import device as device_of
-from foveate.costmodel.fields import load_config
-from foveate.costmodel.journey import Journey, Visit, journey
-from foveate.costmodel.ops import Op, Part, elementwise, linear
-from foveate.costmodel.pictures import Picture, grid_picture, read_sizes
-from foveate.costmodel.vision import Unseen, Vision, read_vision
+from foveate.costmodel.image_sizes import read_sizes
+from foveate.costmodel.model import Model, read_model
+from foveate.costmodel.vision_work import encoder_work, projector_work, vision_activations
 from foveate.errors import FoveateError, KeepError
-from foveate.methods import Method
-from foveate.spec import Spec, parse
-from foveate.tokens import DecoderAttention, DecoderKeys, DecoderLogits, EncoderAttention, EncoderKeys
+from foveate.families import Family
+from foveate.schedule import ImageTokens, SpecLike, count_tokens, schedule
+from foveate.spec import Spec, as_spec
+from foveate.tokens import Layout, Segment
 
 _FLOAT32 = 4
 _LARGEST_GRID = 128
+"""Rows and columns of the largest image that `break_even` tries."""
 
 
 @dataclass(frozen=True)
@@ -139,53 +139,9 @@ class Cost:
         )
 
 
-@dataclass(frozen=True)
-class Model:
-    """The shapes of one model, read from its configuration.
-
-    Attributes:
-        kind: the `model_type`.
-        vision: encoder and projector.
-        decoder: language model and head.
-        modes: ways to shrink a picture before the encoder, best first.
-    """
-
-    kind: str
-    vision: Vision
-    decoder: Decoder
-    modes: tuple[str, ...]
-
-    @property
-    def parameters(self) -> int:
-        """Weights of all parts."""
-        return self.vision.parameters + self.decoder.parameters
-
-
-def read_model(config: Any) -> Model:
-    """The shapes of a model from its configuration, in any form that `cost` takes.
-
-    Of a vision side that is not known only the number of visual tokens is read, with a `FoveateWarning` that says so.
-
-    Raises:
-        FoveateError: there is no such configuration, a field is missing or makes no sense, or it can't be counted.
-    """
-    from foveate.families import family_class
-
-    config = load_config(config)
-    vision = read_vision(config)
-    tied = bool(getattr(config, "tie_word_embeddings", False))
-    text = config.text_config
-    tied = tied or bool(getattr(text, "tie_word_embeddings", False))
-    try:
-        modes = family_class(config).resize_modes
-    except FoveateError:
-        modes = ()
-    return Model(str(config.model_type), vision, read_decoder(text, tied), modes)
-
-
 def cost(
     config: Any,
-    spec: str | Spec | None = None,
+    spec: SpecLike | None = None,
     *,
     images: Sequence[tuple[int, int]] = ((336, 336),),
     text_tokens: int = 60,
@@ -199,8 +155,8 @@ def cost(
     Args:
         config: a transformers configuration, a mapping as config.json holds it, a model directory, the name of a
             published configuration ("llava-1.5-7b"), or None for the embedded model.
-        spec: what is applied; None is dense.
-        images: size of each picture of a prompt, (width, height) in pixels.
+        spec: what is applied: text, a method object, a `Spec`, or a list of these; None is dense.
+        images: size of each image of a prompt, (width, height) in pixels.
         text_tokens: tokens of a prompt beside the visual ones.
         new_tokens: tokens of an answer.
         batch: equal prompts at once.
@@ -219,164 +175,130 @@ def cost(
     360.0
     """
     model = config if isinstance(config, Model) else read_model(config)
-    pictures = [model.vision.sizing.picture(*size) for size in read_sizes(images)]
-    return count(model, spec, pictures, text_tokens, new_tokens, batch, device_of(device), dtype)
+    layouts = [model.family.image_layout(height, width) for width, height in read_sizes(images)]
+    return cost_of_layouts(model, spec, layouts, text_tokens, new_tokens, batch, device_of(device), dtype)
 
 
-def count(
+def cost_of_layouts(
     model: Model,
-    spec: str | Spec | None,
-    pictures: Sequence[Picture],
+    spec: SpecLike | None,
+    layouts: Sequence[Layout],
     text_tokens: int,
     new_tokens: int,
     batch: int,
     device: Device,
     dtype: str | None = None,
 ) -> Cost:
-    """Count a call on pictures whose grids are known; see `cost`."""
-    for name, value, least in (("text_tokens", text_tokens, 0), ("new_tokens", new_tokens, 1), ("batch", batch, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise FoveateError(f"{name} is {value!r}; it must be a whole number of {least} or more")
-    if dtype is None:
-        dtype = "bfloat16" if "bfloat16" in device.rates else next(iter(device.rates))
-    if dtype not in SIZES:
-        raise FoveateError(f"there is no data type {dtype!r} here; use {', '.join(SIZES)}")
-    device.rate(dtype)
-    size, decoder, vision = SIZES[dtype], model.decoder, model.vision
-    spec = parse(spec) if isinstance(spec, str) else spec
-    ways = [journey(spec, picture, vision, len(decoder.layers), model.modes) for picture in pictures]
-    visual = tuple(sum(way.layers[layer] for way in ways) for layer in range(len(decoder.layers)))
-    lengths = [text_tokens + each for each in visual]
+    """Count a call on images whose layouts are known; see `cost`."""
+    _check_numbers(text_tokens=(text_tokens, 0), new_tokens=(new_tokens, 1), batch=(batch, 1))
+    dtype = _checked_dtype(dtype, device)
+    size, decoder = SIZES[dtype], model.decoder
+    steps = None if spec is None else as_spec(spec)
+    images = _images(model.family, steps, layouts)
+    visual = tuple(sum(image.most[layer] for image in images) for layer in range(len(decoder.layers)))
+    lengths = [text_tokens + tokens for tokens in visual]
     if not all(lengths):
         raise FoveateError("a prompt without images and without text has nothing to count; give one of them")
-    grids = [grid for way in ways for grid in way.seen.grids]
-    behind = [n + new_tokens - 1 for n in lengths]
+    grids = [grid for image in images for grid in model.family.encoder_grids(image.seen)]
     parts = (
-        vision.encode(grids, batch, size, _left(ways, vision.depth)),
-        vision.project(sum(way.leaves for way in ways), batch, size),
-        _compressor(ways, model, text_tokens, batch, size),
+        encoder_work(model.vision, grids, batch, size, _patches_kept(images, model)),
+        projector_work(model.vision, sum(_encoded(image, model) for image in images), batch, size),
+        compressor_work(images, model, text_tokens, batch, size),
         decoder.prefill(lengths, batch, size),
         decoder.head(new_tokens, batch, size),
         decoder.decode(lengths, new_tokens - 1, batch, size),
     )
-    kv = decoder.cache(behind, batch, size)
-    weights = model.parameters * size
-    decoding = kv + max(decoder.working(batch * max(lengths), size), batch * decoder.vocabulary * (size + _FLOAT32))
+    kv_bytes = decoder.cache([length + new_tokens - 1 for length in lengths], batch, size)
+    text_bytes = decoder.cache([text_tokens] * len(lengths), batch, size)
+    weight_bytes = model.parameters * size
+    activations = max(
+        decoder.working(batch * max(lengths), size),
+        # Logits, and the float32 copy that is sampled from.
+        batch * decoder.vocabulary * (size + _FLOAT32),
+    )
     return Cost(
         model=model.kind,
-        spec="dense" if spec is None else str(spec),
+        spec="dense" if steps is None else str(steps),
         device=device.name,
         dtype=dtype,
         batch=batch,
         text_tokens=text_tokens,
         new_tokens=new_tokens,
-        visual_tokens=sum(way.dense for way in ways),
+        visual_tokens=sum(image.layout.total for image in images),
         layers=visual,
-        adaptive=any(way.adaptive for way in ways),
+        adaptive=any(step.method.ragged for image in images for step in image.steps),
         parts=tuple(
             PartCost(part.name, part.flops, part.moved, part.launches, device.seconds(part, dtype)) for part in parts
         ),
-        kv_bytes=kv,
-        visual_kv_bytes=decoder.cache(lengths, batch, size) - decoder.cache([text_tokens] * len(lengths), batch, size),
-        weight_bytes=weights,
-        peak_bytes=weights + max(vision.working(grids, batch, size), decoding),
+        kv_bytes=kv_bytes,
+        visual_kv_bytes=decoder.cache(lengths, batch, size) - text_bytes,
+        weight_bytes=weight_bytes,
+        peak_bytes=weight_bytes + max(vision_activations(model.vision, grids, batch, size), kv_bytes + activations),
         memory=device.memory,
     )
 
 
-def _compressor(ways: Sequence[Journey], model: Model, text: int, batch: int, size: int) -> Part:
-    """What the steps themselves take, signals and a second projection included; an estimate.
+def _check_numbers(**numbers: tuple[object, int]) -> None:
+    """Check whole numbers against their minimum, each given as (number, minimum).
 
-    Equal pictures are planned as one batch, so their launches are counted once.
+    Raises:
+        FoveateError: one is no whole number, or too small.
     """
-    ops: list[Op] = []
-    planned: dict[tuple[Visit, ...], int] = {}
-    for way in ways:
-        planned[way.visits] = planned.get(way.visits, 0) + 1
-    patches = {way.visits: way.seen.patches for way in ways}
-    for visits, pictures in planned.items():
-        images = pictures * batch
-        for visit in visits:
-            if isinstance(model.vision, Unseen) and (visit.place == "features" or _sees_encoder(visit.method)):
-                raise FoveateError(
-                    f"{visit.method.name} acts on what is inside the vision side, and of {model.kind} that is not known"
-                )
-            width = _width(visit, model)
-            effort = visit.method.effort(visit.arriving, width)
-            moved = images * visit.arriving * width * (size + _FLOAT32)
-            ops.append(Op(f"plan of {visit.method.name}", effort.flops * images, 0, moved, effort.launches))
-            for signal in visit.method.needs:
-                ops += _signal(signal, visit, model, patches[visits], text, images, size)
-            moves = model.vision.width if visit.place == "encoder" else width
-            kept = elementwise("gather", images * (visit.arriving + visit.leaving) * moves, 2, size, launches=4)
-            ops.append(kept)
-            if visit.place == "features":
-                ops += model.vision.project(visit.leaving, images, size, extra=False).ops
-    return Part("compressor", tuple(ops))
+    for name, (value, least) in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise FoveateError(f"{name} is {value!r}; it must be a whole number of {least} or more")
 
 
-def _sees_encoder(method: Method) -> bool:
-    return any(isinstance(need, EncoderKeys | EncoderAttention) for need in method.needs)
+def _checked_dtype(dtype: str | None, device: Device) -> str:
+    """Return the data type of a call on a device; by default bfloat16, or the first that the device has a rate for.
+
+    Raises:
+        FoveateError: there is no such data type, or the device has no rate for it.
+    """
+    if dtype is None:
+        dtype = "bfloat16" if "bfloat16" in device.rates else next(iter(device.rates))
+    if dtype not in SIZES:
+        raise FoveateError(f"there is no data type {dtype!r} here; use {', '.join(SIZES)}")
+    device.rate(dtype)
+    return dtype
 
 
-def _left(ways: Sequence[Journey], depth: int) -> list[tuple[int, ...]]:
-    """Patches of each grid in each encoder layer, where a step inside the encoder makes them fewer; else empty."""
-    if not any(way.inside for way in ways):
+def _images(family: Family, spec: Spec | None, layouts: Sequence[Layout]) -> list[ImageTokens]:
+    """Count the tokens of each image; equal images are counted once."""
+    plan = schedule(Spec(()) if spec is None else spec, family)
+    counted = {layout: count_tokens(plan, family, layout) for layout in dict.fromkeys(layouts)}
+    return [counted[layout] for layout in layouts]
+
+
+def _encoded(image: ImageTokens, model: Model) -> int:
+    """Count the visual tokens of an image that leave the encoder, padding of tiles included."""
+    if image.patches:
+        return image.patches[-1]
+    patches = sum(grid.count for grid in model.family.encoder_grids(image.seen))
+    return patches if model.vision is None else patches // model.vision.merge**2
+
+
+def _patches_kept(images: Sequence[ImageTokens], model: Model) -> list[tuple[int, ...]]:
+    """Count the patches of each grid in each encoder layer; [] without a step inside the encoder."""
+    if model.vision is None or not any(image.patches for image in images):
         return []
-    return [way.inside or (grid.count,) * depth for way in ways for grid in way.seen.grids]
-
-
-def _width(visit: Visit, model: Model) -> int:
-    """How wide what a step compares is."""
-    vision = model.vision
-    if visit.place == "encoder":
-        by_keys = any(isinstance(need, EncoderKeys) and need.heads == "mean" for need in visit.method.needs)
-        return vision.width // vision.heads if by_keys else vision.width
-    return vision.projector_width if visit.place == "features" else model.decoder.hidden
-
-
-def _signal(signal: Any, visit: Visit, model: Model, patches: int, text: int, images: int, size: int) -> list[Op]:
-    """Queries and keys that are made again for a method to look at."""
-    vision = model.vision
-    if isinstance(signal, EncoderKeys | EncoderAttention):
-        # Inside the encoder, keys are those that the layer before has made.
-        again = images * patches
-        ops = [] if visit.place == "encoder" else [linear("keys again", again, vision.width, vision.width, size)]
-        if isinstance(signal, EncoderAttention):
-            # One row of [CLS]; encoders without it are asked for every row, inside windows where there are some.
-            queries = 1 if vision.marks else patches
-            ops.append(linear("queries again", images * queries, vision.width, vision.width, size))
-            scores = images * queries * (patches if vision.window is None else min(patches, vision.window**2))
-            ops.append(Op("scores", 2 * scores * vision.width, 0, 4 * scores * vision.heads * _FLOAT32, launches=6))
-        return ops
-    if isinstance(signal, DecoderAttention | DecoderKeys | DecoderLogits):
-        layer = visit.place if isinstance(visit.place, int) else 0
-        mixer = model.decoder.layers[min(layer, len(model.decoder.layers) - 1)].mixer
-        if not isinstance(mixer, Attention):
-            raise FoveateError(f"{visit.method.name} looks at attention, and decoder layer {layer} has none")
-        hidden, tokens = model.decoder.hidden, visit.arriving + text
-        ops: list[Op] = []
-        if signal.layer == "here":
-            # Keys of the layer before are in the cache by then.
-            ops.append(linear("keys again", images * tokens, hidden, mixer.groups * mixer.head, size))
-        if not isinstance(signal, DecoderKeys):
-            queries = {"last": 1, "text": text}.get(getattr(signal, "rows", "all"), visit.arriving)
-            ops.append(linear("queries again", images * queries, hidden, mixer.heads * mixer.head, size))
-            if isinstance(signal, DecoderAttention):
-                scores = images * queries * tokens * mixer.heads
-                ops.append(Op("scores", 2 * scores * mixer.head, 0, 4 * scores * _FLOAT32, launches=6))
-        return ops
-    return []
+    kept: list[tuple[int, ...]] = []
+    for image in images:
+        for grid in model.family.encoder_grids(image.seen):
+            counts = image.patches or (grid.count,)
+            # Layers after the one that is read run all the same.
+            kept.append((*counts, *counts[-1:] * (model.vision.depth - len(counts))))
+    return kept
 
 
 @dataclass(frozen=True)
 class BreakEven:
-    """From how many visual tokens on a spec pays.
+    """From how many visual tokens on a spec makes a call faster.
 
     Attributes:
-        tokens: the fewest visual tokens, of one square picture per prompt, from which on the whole call is faster than
-            dense, for every larger one that was tried; None if there is none.
-        largest: the largest that was tried.
+        tokens: the fewest visual tokens of one square image per prompt for which the call is faster than dense, and so
+            for every larger one that was tried; None if there are none.
+        largest: the largest number of visual tokens that was tried.
         saved: the share of the time that is saved at the largest.
     """
 
@@ -386,33 +308,31 @@ class BreakEven:
 
 
 def break_even(
-    model: Model, spec: str | Spec, text_tokens: int, new_tokens: int, batch: int, device: Device, dtype: str | None
+    model: Model, spec: SpecLike, text_tokens: int, new_tokens: int, batch: int, device: Device, dtype: str | None
 ) -> BreakEven:
-    """Try one square picture per prompt, up to 16,384 visual tokens, whatever sizes the model really takes.
+    """Compare a spec with dense on one square image per prompt, up to 16,384 visual tokens.
+
+    All sizes are tried, also those that the model's processor never makes.
 
     Raises:
-        FoveateError: the spec can't act on this model.
-        KeepError: even the largest picture has fewer tokens than a step keeps.
+        FoveateError: the spec cannot act on this model.
+        KeepError: even the largest image has fewer tokens than a step keeps.
     """
-    spec = parse(spec) if isinstance(spec, str) else spec
-    found: int | None = None
+    spec = as_spec(spec)
+    fewest: int | None = None
     saved = 0.0
     for side in range(_LARGEST_GRID, 0, -1):
-        picture = [grid_picture(side, side, model.vision.merge)]
-        rest = (picture, text_tokens, new_tokens, batch, device, dtype)
-        dense = count(model, None, *rest)
+        call = ([Layout((Segment(1, side, side),))], text_tokens, new_tokens, batch, device, dtype)
+        dense = cost_of_layouts(model, None, *call)
         try:
-            short = count(model, spec, *rest)
+            compressed = cost_of_layouts(model, spec, *call)
         except KeepError:
             if side == _LARGEST_GRID:
                 raise
             break
         if side == _LARGEST_GRID:
-            saved = 1 - short.seconds / dense.seconds
-        if short.seconds >= dense.seconds:
+            saved = 1 - compressed.seconds / dense.seconds
+        if compressed.seconds >= dense.seconds:
             break
-        found = side * side
-    return BreakEven(found, _LARGEST_GRID**2, saved)
-
-
-__all__ = ["BreakEven", "Cost", "Model", "PartCost", "break_even", "cost", "count", "read_model"]
+        fewest = side * side
+    return BreakEven(fewest, _LARGEST_GRID**2, saved)

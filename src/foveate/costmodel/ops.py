@@ -91,7 +91,7 @@ def repeated(ops: Iterable[Op], times: int) -> list[Op]:
 
 
 @dataclass(frozen=True)
-class Part:
+class CallPart:
     """One part of a call: encoder, projector, compressor, prefill, decode, head."""
 
     name: str

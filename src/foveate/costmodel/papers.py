@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from foveate.costmodel.estimate import cost, read_model
-from foveate.costmodel.journey import journey
+from foveate.costmodel.estimate import cost
+from foveate.costmodel.model import read_model
 from foveate.costmodel.ops import Op, attention
+from foveate.schedule import tokens_per_layer
 
 _MODEL = "llava-1.5-7b"
 _TOKENS = 576
@@ -86,9 +87,11 @@ def decoder_flops(
 
 def _prefill(spec: str | None, text: int) -> tuple[Op, ...]:
     model = read_model(_MODEL)
-    picture = model.vision.sizing.picture(336, 336)
-    way = journey(spec, picture, model.vision, len(model.decoder.layers), model.modes)
-    return model.decoder.prefill([text + n for n in way.layers], 1, 2).ops
+    layout = model.family.image_layout(336, 336)
+    layers = (
+        [layout.total] * len(model.decoder.layers) if spec is None else tokens_per_layer(spec, model.family, layout)
+    )
+    return model.decoder.prefill([text + tokens for tokens in layers], 1, 2).ops
 
 
 def _voco(text: int, past: int) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from foveate.families.config_fields import read_number
 from foveate.tokens import (
     Behind,
     DecoderAttention,
@@ -33,6 +34,9 @@ class Decoder:
     """
 
     core: nn.Module
+    config: Any
+    has_model: bool = True
+    """False for a family made from a configuration alone, which has no `core`."""
 
     @property
     def decoder(self) -> nn.Module:
@@ -47,14 +51,19 @@ class Decoder:
     @property
     def decoder_config(self) -> Any:
         """The configuration of the language model."""
-        return self.decoder.config
+        return self.decoder.config if self.has_model else self.config.text_config
+
+    @property
+    def decoder_depth(self) -> int:
+        """The number of the decoder's layers."""
+        return len(self.decoder_layers) if self.has_model else read_number(self.decoder_config, "num_hidden_layers")
 
     def layer_kinds(self) -> tuple[str, ...]:
         """What each layer does with earlier columns: "full_attention", "sliding_attention", "linear_attention", ..."""
         config = self.decoder_config
         kinds = getattr(config, "layer_types", None)
         plain = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
-        return tuple(kinds) if kinds else (plain,) * len(self.decoder_layers)
+        return tuple(kinds) if kinds else (plain,) * self.decoder_depth
 
     @property
     def window(self) -> int | None:
@@ -67,7 +76,7 @@ class Decoder:
     def devices(self) -> set[str]:
         """Where the decoder's layers run; a layer that waits elsewhere for its turn runs where accelerate sends it."""
         found: set[str] = set()
-        for layer in self.decoder_layers:
+        for layer in self.decoder_layers if self.has_model else ():
             hook = getattr(layer, "_hf_hook", None)
             place = getattr(hook, "execution_device", None)
             weight = next(layer.parameters(), None)
@@ -80,6 +89,10 @@ class Decoder:
     @property
     def turns_alike(self) -> bool:
         """Whether all layers turn queries and keys by the same angles, so that `rotary` can make them again."""
+        if not self.has_model:
+            # One set of rotary parameters per kind of layer.
+            by_kind = set(getattr(self.decoder_config, "rope_parameters", None) or ())
+            return not by_kind & set(self.layer_kinds())
         return "layer_type" not in inspect.signature(self.decoder.rotary_emb.forward).parameters  # pyright: ignore
 
     def rotary(self, hidden: Tensor, position_ids: Tensor) -> Any:
@@ -92,13 +105,20 @@ class Decoder:
         """Whether queries and keys of the layers can be made again, for signals of the decoder."""
         if isinstance(signal, Text | DecoderInput | Behind):
             return True
-        attention = getattr(self.decoder_layers[0], "self_attn", None)
-        if not all(hasattr(attention, name) for name in ("q_proj", "k_proj", "head_dim")):
+        if not self._makes_queries():
             return False
         if isinstance(signal, DecoderLogits):
             # A cap is not linear, so logits can't be summed through queries.
             return self.soft_cap is None
         return isinstance(signal, DecoderAttention | DecoderKeys | RotaryLogits)
+
+    def _makes_queries(self) -> bool:
+        """Whether layers have separate projections to queries and keys."""
+        if not self.has_model:
+            # A configuration does not tell; attention layers of transformers have them, with few exceptions.
+            return self.layer_kinds()[0] in ("full_attention", "sliding_attention")
+        attention = getattr(self.decoder_layers[0], "self_attn", None)
+        return all(hasattr(attention, name) for name in ("q_proj", "k_proj", "head_dim"))
 
     def queries(self, layer: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Queries of a layer, after rotary embedding: `(..., D)` and `(..., d)` twice -> `(..., H, d)`."""

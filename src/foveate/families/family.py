@@ -9,13 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.decoder import Decoder
+from foveate.families.vision_shape import VisionShape
 from foveate.plan import Plan
 from foveate.tokens import Layout, Segment, Signal
 
@@ -43,11 +44,21 @@ class Capture:
     """What else that output held with one row per visual token, exactly as it came."""
 
 
+# Fields in which configurations give the visual tokens of an image.
+_TOKEN_COUNTS = ("mm_tokens_per_image", "image_seq_length", "num_image_tokens", "image_token_length", "num_image_token")
+
+
 class Family(Decoder, ABC):
     """One architecture, bound to one model.
 
+    `of_config` makes a family from a configuration alone. It has everything that schedules and costs are computed from:
+    the layouts of images, the places where steps can act, the depth of encoder and decoder.
+
     Args:
         model: a model of this family, or anything that has one inside (a PEFT wrapper, for instance).
+
+    Raises:
+        UnsupportedFamily: the model is not of this family, or its configuration is not supported.
     """
 
     name: ClassVar[str]
@@ -84,6 +95,70 @@ class Family(Decoder, ABC):
     def __init__(self, model: nn.Module) -> None:
         self.core = find_core(model, self.core_class)
         self.config: Any = self.core.config
+        self.check_config()
+
+    # What the configuration alone tells: nothing in this part may read `self.core`
+
+    @classmethod
+    def of_config(cls, config: Any) -> Self:
+        """Make the family of a configuration, without a model.
+
+        Raises:
+            UnsupportedFamily: the configuration is not supported.
+        """
+        family = object.__new__(cls)
+        family.config, family.has_model = config, False
+        family.core = cast("nn.Module", _NoModel(cls.title))
+        family.check_config()
+        return family
+
+    def check_config(self) -> None:
+        """Check that the family supports this configuration; by default it supports every one.
+
+        Raises:
+            UnsupportedFamily: it does not.
+        """
+
+    def image_layout(self, height: int, width: int) -> Layout:
+        """Return the layout of an image of `height` x `width` pixels, as the family's processor prepares it.
+
+        The default is one row of as many tokens as the configuration says an image has.
+
+        Raises:
+            FoveateError: an image of this size leaves no token, or the configuration does not give the number.
+        """
+        return Layout((Segment(1, 1, self.tokens_per_image[1]),))
+
+    @property
+    def tokens_per_image(self) -> tuple[str, int]:
+        """The field of the configuration that gives the visual tokens of every image, and its value.
+
+        Raises:
+            FoveateError: there is no such field.
+        """
+        config = self.config
+        if getattr(config, "vision_feature_select_strategy", "default") == "default":
+            for part in (config, getattr(config, "text_config", None), getattr(config, "vision_config", None)):
+                for name in _TOKEN_COUNTS:
+                    value = getattr(part, name, None)
+                    if isinstance(value, int) and value > 0:
+                        return name, value
+        raise FoveateError(
+            f"the configuration of {self.title} doesn't tell how many visual tokens an image gets; write the number "
+            "into it as image_seq_length, and the decoder can be counted"
+        )
+
+    def encoder_grids(self, layout: Layout) -> tuple[Segment, ...]:
+        """Return the grids of patches that the encoder sees of an image of this layout: one, or one per tile."""
+        return layout.segments
+
+    def vision_shape(self) -> VisionShape | None:
+        """Return the sizes of encoder and projector, for the cost model; None if the family doesn't know them.
+
+        Raises:
+            FoveateError: a field of the configuration is missing or makes no sense.
+        """
+        return None
 
     # Places in the model
 
@@ -110,6 +185,8 @@ class Family(Decoder, ABC):
     @property
     def encoder_reads(self) -> int:
         """The encoder layer, counted from zero, whose output becomes features; -1 if none has to run for that.
+
+        Read from the configuration alone.
 
         Raises:
             FoveateError: it is more than one.
@@ -301,6 +378,19 @@ class Family(Decoder, ABC):
                 f"name one from {-count} to {count - 1}"
             )
         return layer % count
+
+
+class _NoModel:
+    """Stands for the model of a family that knows a configuration alone: every use of it is an error."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+
+    def __getattr__(self, name: str) -> Any:
+        raise FoveateError(
+            f"this {self._title} family was made from a configuration and has no model, so it has no {name}; make it "
+            "from the model with foveate.families.family_of"
+        )
 
 
 def find_core(model: nn.Module, class_name: str) -> nn.Module:

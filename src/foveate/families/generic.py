@@ -6,12 +6,13 @@ import inspect
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, FoveateWarning, UnsupportedFamily
+from foveate.families.config_fields import kind_of
 from foveate.families.family import Capture, Family
 from foveate.tokens import Layout, Segment, Signal
 
@@ -66,6 +67,20 @@ class Generic(Family):
                 FoveateWarning,
                 stacklevel=2,
             )
+
+    @classmethod
+    def of_config(cls, config: Any) -> Self:
+        """Make the family of a configuration; steps inside the decoder need layers of full attention alone.
+
+        Raises:
+            FoveateError: the configuration doesn't tell how many visual tokens an image has.
+        """
+        family = super().of_config(config)
+        family.title = f"a model of type {kind_of(config)!r}"  # pyright: ignore[reportAttributeAccessIssue]
+        family.image_layout(1, 1)
+        if set(family.layer_kinds()) == {"full_attention"}:
+            family.places = ("input", "decoder")  # pyright: ignore[reportAttributeAccessIssue]
+        return family
 
     def _is_plain(self) -> bool:
         """Whether the decoder is like most: every layer sees all columns before its own, under one rotary embedding."""

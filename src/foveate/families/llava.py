@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.families.config_fields import read_number
 from foveate.families.family import Capture, Family, cls_attention
 from foveate.families.registry import register_family
+from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
 
 
@@ -35,18 +37,38 @@ class Llava(Family):
     resize_modes = ("interpolate", "enlarge")
     pixel_inputs = ("pixel_values", "image_sizes")
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        tower = self.config.vision_config.model_type
+    def check_config(self) -> None:
+        """Check that the encoder is CLIP's and that [CLS] is dropped after it."""
+        tower = getattr(self.config.vision_config, "model_type", "")
         if tower != "clip_vision_model":
             raise UnsupportedFamily(
                 f"{self.title} with a {tower} encoder is not supported yet; {self.title} with clip_vision_model is"
             )
-        if self.config.vision_feature_select_strategy != "default":
+        strategy = getattr(self.config, "vision_feature_select_strategy", "default")
+        if strategy != "default":
             raise UnsupportedFamily(
-                f"{self.title} that keeps [CLS] among the visual tokens (vision_feature_select_strategy="
-                f"{self.config.vision_feature_select_strategy!r}) is not supported yet; 'default' is"
+                f"{self.title} that keeps [CLS] among the visual tokens (vision_feature_select_strategy={strategy!r}) "
+                "is not supported yet; 'default' is"
             )
+
+    def image_layout(self, height: int, width: int) -> Layout:
+        """Return the same grid for every size: the processor resizes and crops images to the encoder's size."""
+        return Layout((Segment(1, self.side, self.side),))
+
+    def vision_shape(self) -> VisionShape:
+        """Read CLIP's sizes; the projector reads one layer of it, or several side by side."""
+        vision = self.config.vision_config
+        layers = getattr(self.config, "vision_feature_layer", -2)
+        return VisionShape(
+            depth=read_number(vision, "num_hidden_layers"),
+            width=read_number(vision, "hidden_size"),
+            heads=read_number(vision, "num_attention_heads"),
+            mlp_width=read_number(vision, "intermediate_size"),
+            patch_values=read_number(vision, "num_channels") * read_number(vision, "patch_size") ** 2,
+            decoder_width=read_number(self.config.text_config, "hidden_size"),
+            marks=self.encoder_marks,
+            levels=1 if isinstance(layers, int) else len(layers),
+        )
 
     @property
     def tower(self) -> nn.Module:
@@ -71,7 +93,7 @@ class Llava(Family):
     @property
     def encoder_reads(self) -> int:
         """The CLIP layer that `vision_feature_layer` names."""
-        read = self.config.vision_feature_layer
+        read = getattr(self.config, "vision_feature_layer", -2)
         if not isinstance(read, int):
             raise FoveateError(
                 f"this {self.title} reads several layers of its encoder ({', '.join(map(str, read))}), so no patches "
@@ -98,7 +120,12 @@ class Llava(Family):
     @property
     def patch_size(self) -> int:
         """Pixels along one side of a patch."""
-        return int(self.config.vision_config.patch_size)
+        return read_number(self.config.vision_config, "patch_size")
+
+    @property
+    def side(self) -> int:
+        """Patches along one side of an image, or of a crop of one, that the encoder sees."""
+        return read_number(self.config.vision_config, "image_size") // self.patch_size
 
     def check_feature_maps(self) -> None:
         """Any LLaVA that reads one layer of its encoder can read features in its place."""

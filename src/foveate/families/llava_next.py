@@ -44,11 +44,6 @@ class LlavaNext(Llava):
     # The tower sees crops; which image they belong to is told by the images' sizes.
     encoder_arguments: ClassVar[tuple[str, ...]] = ("image_sizes",)
 
-    @property
-    def side(self) -> int:
-        """Patches along one side of a crop."""
-        return int(self.config.vision_config.image_size) // self.patch_size
-
     def check_feature_maps(self) -> None:
         """Not here: a tile's features are not all that is left of an image."""
         Family.check_feature_maps(self)
@@ -61,7 +56,7 @@ class LlavaNext(Llava):
         return tuple(self.image_layout(height, width) for height, width in torch.as_tensor(sizes).tolist())
 
     def image_layout(self, height: int, width: int) -> Layout:
-        """The layout of an image of so many pixels."""
+        """Return base and tiles of an image of `height` x `width` pixels, its size before any resizing."""
         from transformers.image_processing_utils import select_best_resolution
 
         best = select_best_resolution((height, width), self.config.image_grid_pinpoints)
@@ -79,6 +74,11 @@ class LlavaNext(Llava):
                 "without padding; crop it, or make its shorter side longer"
             )
         return _laid_out((side, side), (down, across), (rows, columns))
+
+    def encoder_grids(self, layout: Layout) -> tuple[Segment, ...]:
+        """Return the grid of a crop, once for the base and once for each tile."""
+        base = layout.segments[0]
+        return (base,) * _crops(layout)
 
     def shrunk(self, layout: Layout, size: tuple[int, int]) -> Layout:
         """Every crop makes `size` tokens, and as much of the tiles' grid is left as of the full one, rounded down."""
@@ -155,8 +155,8 @@ class LlavaNext(Llava):
 
 
 def _crops(layout: Layout) -> int:
-    """Crops of an image: the base and its tiles, those among them that are padding alone."""
-    return 1 + len(layout.segments[1].rows) * len(layout.segments[1].columns)
+    """Return the number of crops of an image: the base and its tiles, also those that hold padding alone."""
+    return 1 + sum(len(grid.rows) * len(grid.columns) for grid in layout.segments[1:])
 
 
 def _laid_out(crop: tuple[int, int], tiles: tuple[int, int], visible: tuple[int, int]) -> Layout:

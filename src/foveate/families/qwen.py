@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from math import ceil, floor, sqrt
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from foveate.errors import FoveateError
+from foveate.families.config_fields import read_number
 from foveate.families.family import Capture, Family, attention_received
+from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
 
 
@@ -29,6 +32,8 @@ class QwenVL(Family):
     resize_modes = ("exact", "enlarge")
     pixel_inputs = ("pixel_values", "image_grid_thw")
     memories = ("rope_deltas",)
+    pixel_limits: ClassVar[tuple[int, int]] = (3136, 12_845_056)
+    """Pixels of a resized image, at least and at most, as preprocessor_config.json of the released checkpoints."""
 
     @property
     def tower(self) -> nn.Module:
@@ -54,7 +59,51 @@ class QwenVL(Family):
     @property
     def merge(self) -> int:
         """Patches along one side of a visual token."""
-        return int(self.config.vision_config.spatial_merge_size)
+        return read_number(self.config.vision_config, "spatial_merge_size")
+
+    def image_layout(self, height: int, width: int) -> Layout:
+        """Return the grid of an image of `height` x `width` pixels: sides rounded to whole tokens, within the limits.
+
+        Raises:
+            FoveateError: one side is more than 200 times as long as the other.
+        """
+        if max(height, width) > 200 * min(height, width):
+            raise FoveateError(
+                f"an image of {width} x {height} pixels is too long for {self.title}: its sides may be 200 to 1 at most"
+            )
+        factor = read_number(self.config.vision_config, "patch_size") * self.merge
+        least, most = self.pixel_limits
+        nearest = [round(side / factor) for side in (height, width)]
+        rows, columns = (max(1, count) for count in nearest)
+        if rows * columns * factor**2 > most:
+            scale = sqrt(height * width / most)
+            rows, columns = (max(1, floor(side / scale / factor)) for side in (height, width))
+        elif nearest[0] * nearest[1] * factor**2 < least:
+            scale = sqrt(least / (height * width))
+            rows, columns = (ceil(side * scale / factor) for side in (height, width))
+        return Layout((Segment(1, rows, columns),))
+
+    def encoder_grids(self, layout: Layout) -> tuple[Segment, ...]:
+        """Return the grid of patches: `merge` x `merge` of them make one visual token."""
+        return tuple(Segment(grid.t, grid.h * self.merge, grid.w * self.merge) for grid in layout.segments)
+
+    def _shape(self, width: int, mlp_width: int, **more: Any) -> VisionShape:
+        """Return the encoder's sizes, with what all Qwen-VL have in common."""
+        vision = self.config.vision_config
+        patch, merge = read_number(vision, "patch_size"), read_number(vision, "spatial_merge_size")
+        channels = read_number(vision, "in_channels", "in_chans")
+        return VisionShape(
+            depth=read_number(vision, "depth"),
+            width=width,
+            heads=read_number(vision, "num_heads"),
+            mlp_width=mlp_width,
+            patch_values=channels * read_number(vision, "temporal_patch_size") * patch**2,
+            decoder_width=read_number(self.config.text_config, "hidden_size"),
+            merge=merge,
+            projector_width=width * merge**2,
+            rotary=True,
+            **more,
+        )
 
     def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """One grid per row `(t, h, w)` of `image_grid_thw`, which counts patches."""

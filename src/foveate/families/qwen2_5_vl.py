@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.families.config_fields import read_field, read_number
 from foveate.families.family import Capture
 from foveate.families.qwen import QwenVL
 from foveate.families.registry import register_family
+from foveate.families.vision_shape import VisionShape
 
 
 @register_family
@@ -23,6 +25,17 @@ class Qwen25VL(QwenVL):
     name = "qwen2_5_vl"
     title = "Qwen2.5-VL"
     core_class = "Qwen2_5_VLModel"
+
+    def vision_shape(self) -> VisionShape:
+        """Read the encoder's sizes: gated MLPs, and layers that attend within windows."""
+        vision = self.config.vision_config
+        return self._shape(
+            read_number(vision, "hidden_size"),
+            read_number(vision, "intermediate_size"),
+            gated_mlp=True,
+            window=read_number(vision, "window_size") // read_number(vision, "patch_size"),
+            full_attention_layers=frozenset(read_field(vision, "fullatt_block_indexes")),
+        )
 
     @property
     def feature_module(self) -> nn.Module:

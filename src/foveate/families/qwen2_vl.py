@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from foveate.families.config_fields import read_field, read_number
 from foveate.families.qwen import QwenVL
 from foveate.families.registry import register_family
+from foveate.families.vision_shape import VisionShape
 
 
 @register_family
@@ -15,6 +17,12 @@ class Qwen2VL(QwenVL):
     name = "qwen2_vl"
     title = "Qwen2-VL"
     core_class = "Qwen2VLModel"
+
+    def vision_shape(self) -> VisionShape:
+        """Read the encoder's sizes; `hidden_size` of its configuration is the decoder's width."""
+        vision = self.config.vision_config
+        width = read_number(vision, "embed_dim")
+        return self._shape(width, int(width * read_field(vision, "mlp_ratio")))
 
     @property
     def feature_module(self) -> nn.Module:

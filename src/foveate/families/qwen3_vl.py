@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from foveate.families.config_fields import read_number
 from foveate.families.family import Capture
 from foveate.families.qwen import QwenVL
 from foveate.families.registry import register_family
+from foveate.families.vision_shape import VisionShape
 
 _DEEPSTACK = frozenset({"deepstack_visual_embeds", "visual_pos_masks"})
 
@@ -26,6 +28,16 @@ class Qwen3VL(QwenVL):
     name = "qwen3_vl"
     title = "Qwen3-VL"
     core_class = "Qwen3VLModel"
+    pixel_limits = (65_536, 16_777_216)
+
+    def vision_shape(self) -> VisionShape:
+        """Read the encoder's sizes; each layer of DeepStack has a projector of its own."""
+        vision = self.config.vision_config
+        return self._shape(
+            read_number(vision, "hidden_size"),
+            read_number(vision, "intermediate_size"),
+            extra_projectors=len(getattr(vision, "deepstack_visual_indexes", None) or ()),
+        )
 
     @property
     def feature_module(self) -> nn.Module:

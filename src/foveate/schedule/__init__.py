@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from foveate.schedule.count import tokens_after, tokens_between, tokens_per_layer
+from foveate.schedule.count import ImageTokens, StepTokens, count_tokens, tokens_after, tokens_between, tokens_per_layer
 from foveate.schedule.depth import scaled_layer, scaled_layers
 from foveate.schedule.expected import ExpectedTokens
-from foveate.schedule.steps import DecoderSteps, DepthStep, Schedule, schedule
+from foveate.schedule.steps import DecoderSteps, DepthStep, Schedule, SpecLike, schedule
 
 __all__ = [
     "DecoderSteps",
     "DepthStep",
     "ExpectedTokens",
+    "ImageTokens",
     "Schedule",
+    "SpecLike",
+    "StepTokens",
+    "count_tokens",
     "scaled_layer",
     "scaled_layers",
     "schedule",

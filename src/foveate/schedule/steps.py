@@ -1,22 +1,28 @@
-"""Sort the steps of a spec by where they act, and refuse early what cannot be done."""
+"""Sort the steps of a spec by where they act in a model, and refuse what cannot be done before anything runs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 from foveate.errors import FoveateError, KeepError
 from foveate.families import Family, families_at
 from foveate.fingerprint import model_fingerprint
 from foveate.methods import Method, PixelMethod
+from foveate.methods.tiles import one_row
 from foveate.schedule.depth import scaled_layers
 from foveate.schedule.encoder_layers import encoder_needs
 from foveate.schedule.expected import ExpectedTokens
 from foveate.schedule.resizing import resize_mode
-from foveate.spec import Spec, Step, parse
-from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Place, Segment, Signal, Text
+from foveate.spec import Spec, Step, as_spec
+from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Place, Signal, Text
 
-_ORDER = {"pixels": 0, "encoder": 1, "features": 2, "input": 3}
+SpecLike: TypeAlias = "str | Spec | Step | Method | Sequence[SpecLike]"
+"""A spec as text, a method object, a step, a `Spec`, or a list of these, whose steps act one after another."""
+
+# The places in front of the decoder, in the order in which a model reaches them.
+_PLACES = ("pixels", "encoder", "features", "input")
 
 
 @dataclass(frozen=True)
@@ -34,13 +40,13 @@ class DepthStep:
 
 @dataclass(frozen=True)
 class DecoderSteps:
-    """What is known of an image's way through the decoder before its first layer runs.
+    """The steps inside the decoder for images of one layout, computed before the first layer runs.
 
     Attributes:
-        remaining: what enters the decoder, as the layout tells.
-        methods: what acts on it, per layer.
-        reached: the layers where a step finds some token of it.
-        left: content tokens behind the last step, at most.
+        remaining: the tokens that enter the decoder.
+        methods: the method of each step, by layer.
+        reached: the layers whose step finds at least one token of the image.
+        left: content tokens after the last step; the most, if the content decides.
     """
 
     remaining: ExpectedTokens
@@ -51,16 +57,16 @@ class DecoderSteps:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of a spec, by place.
+    """The steps of a spec, sorted by where they act.
 
     Attributes:
-        spec: the whole.
+        spec: all steps.
         pixels: the step before the encoder, or None.
         features: the steps between encoder and projector, in order.
         inputs: the steps between projector and decoder, in order.
         depth: the steps inside the decoder, first layer first.
-        encoding: the written form of the steps before the encoder and inside it, "" for none.
-        encoder: the step inside it, or None.
+        encoding: the written form of the steps before and inside the encoder; "" without such steps.
+        encoder: the step inside the encoder, or None.
     """
 
     spec: Spec
@@ -74,14 +80,18 @@ class Schedule:
 
     @property
     def ahead(self) -> tuple[Method, ...]:
-        """The steps between pixels and decoder, in order."""
+        """The steps after `@pixels` and in front of the decoder, in order."""
         return (*(() if self.encoder is None else (self.encoder,)), *self.features, *self.inputs)
 
     def inside(self, arriving: int, layers: int) -> dict[int, Method]:
-        """What acts at each decoder layer on an image of which `arriving` tokens enter a decoder of `layers` layers.
+        """Return the method at each decoder layer that has a step, with a plain keep.
+
+        Args:
+            arriving: tokens of the image that enter the decoder.
+            layers: layers of the decoder.
 
         Raises:
-            KeepError: a mean over layers that is asked for can't be had.
+            KeepError: the layers of the step do not allow the mean over layers that it asks for.
         """
         places = [step.layer for step in self.depth]
         if not any(step.method.keep.mean is not None for step in self.depth):
@@ -89,26 +99,26 @@ class Schedule:
         return dict(zip(places, self.depth[0].method.at_layers(places, arriving, layers), strict=True))
 
     def foresee(self, seen: Layout, arriving: int | None, layers: int) -> DecoderSteps:
-        """What becomes of an image inside a decoder of `layers` layers; remembered, for many images have one layout.
+        """Return the steps inside a decoder of `layers` layers; cached, since many images have one layout.
 
         Args:
             seen: the layout that the encoder saw.
-            arriving: how many of its tokens enter the decoder; None for all of them, where nothing acts ahead of it.
-            layers: of the decoder.
+            arriving: how many tokens of the image enter the decoder; None for all, where no step acts ahead of it.
+            layers: layers of the decoder.
 
         Raises:
-            FoveateError: a step keeps per tile, and it isn't known how many tokens each tile has.
-            KeepError: a step would keep more than arrives, or a mean over layers that is asked for can't be had.
+            FoveateError: a step keeps per tile, and the number of tokens of each tile is unknown.
+            KeepError: a step would keep more than arrives, or a mean over layers is out of reach.
         """
-        found = self._foreseen.get((seen, arriving))
-        if found is not None:
-            return found
+        cached = self._foreseen.get((seen, arriving))
+        if cached is not None:
+            return cached
         remaining = ExpectedTokens.of(seen)
         left = remaining
         if arriving is not None:
             for method in self.ahead:
                 remaining = remaining.after(method)
-            left = replace(remaining, layout=Layout((Segment(1, 1, arriving),)))
+            left = replace(remaining, layout=one_row(arriving))
         methods = self.inside(left.layout.content, layers)
         reached: list[int] = []
         for layer, method in methods.items():
@@ -119,131 +129,196 @@ class Schedule:
                 left = left.after(method)
             except KeepError as error:
                 raise KeepError(f"{method} at layer {layer}: {error}") from None
-        found = DecoderSteps(remaining, methods, tuple(reached), left.layout.content)
-        self._foreseen[seen, arriving] = found
-        return found
+        steps = DecoderSteps(remaining, methods, tuple(reached), left.layout.content)
+        self._foreseen[seen, arriving] = steps
+        return steps
 
     @property
     def reads_text(self) -> bool:
-        """Whether some method looks at the text of the prompt at `@input`."""
+        """Whether some method at `@input` needs the text of the prompt."""
         return any(isinstance(signal, Text) for method in self.inputs for signal in method.needs)
 
     @property
     def encoder_signals(self) -> tuple[Signal, ...]:
-        """What the methods ask of the encoder, each once."""
+        """The signals of the encoder that methods need, each once."""
         methods = (*self.features, *self.inputs, *(step.method for step in self.depth))
         needs = (signal for method in methods for signal in method.needs)
         return tuple(dict.fromkeys(s for s in needs if isinstance(s, EncoderAttention | EncoderKeys)))
 
 
-def schedule(spec: str | Spec, family: Family) -> Schedule:
-    """Sort a spec's steps for a family.
+@dataclass(frozen=True)
+class _Placement:
+    """The method of a step at one of the step's places."""
+
+    step: Step
+    method: Method
+    place: Place
+
+    @property
+    def rank(self) -> int:
+        """Where the place stands in the order in which a model reaches places; decoder layers come last."""
+        if isinstance(self.place, int):
+            return len(_PLACES) + self.place
+        return _PLACES.index(self.place)
+
+
+def schedule(spec: SpecLike, family: Family) -> Schedule:
+    """Sort a spec's steps for a family; one made from a configuration alone (`Family.of_config`) is enough.
+
+    >>> from foveate.costmodel.model_config import load_config
+    >>> from foveate.families import Llava
+    >>> from foveate.methods import Cluster, FastV
+    >>> steps = schedule([Cluster(keep=64), FastV(keep=0.5).at(2)], Llava.of_config(load_config("llava-1.5-7b")))
+    >>> str(steps.inputs[0]), steps.depth[0].layer
+    ('cluster:64', 2)
 
     Raises:
-        FoveateError: a step acts at a place that is not supported yet or that this decoder doesn't have, steps stand
-            in another order than the model runs, or a method asks for a signal that the family lacks.
+        FoveateError: a step acts at a place that is not supported or that this decoder does not have, the order of the
+            steps differs from the order in which the model reaches their places, or a method needs a signal that the
+            family does not give.
         KeepError: a step would keep more than an earlier one leaves, whatever the image.
         SpecError: the spec is malformed.
     """
-    spec = parse(spec) if isinstance(spec, str) else spec
-    pixels: list[PixelMethod] = []
-    features: list[Method] = []
-    inputs: list[Method] = []
-    depth: list[DepthStep] = []
-    encoder: list[Method] = []
-    encoding: list[str] = []
-    reached = 0
+    spec = as_spec(spec)
+    placements: list[_Placement] = []
     for step in spec.steps:
-        method = step.method
-        method.check(step.places, lambda: _weights_of(family))
-        # A mean over layers must wait until it is known how many tokens arrive.
-        methods = method.at_layers(step.places, 0, 0) if method.keep.mean is None else (method,) * len(step.places)
-        for place, method in zip(step.places, methods, strict=True):
-            if place == 0:
-                place = "input"
-            rank = _rank(step, place, family)
-            if rank < reached or (rank == reached and isinstance(place, int)):
-                raise FoveateError(
-                    f"{step} names layer {place} twice; each layer takes one step"
-                    if rank == reached
-                    else f"{step} stands behind a later place; write the steps of {spec} in the order they act"
-                )
-            reached = rank
-            if (place == "pixels") != isinstance(method, PixelMethod):
-                raise FoveateError(f"{method.name} cannot act at @{place}; its place is @{method.place}")
-            if isinstance(method, PixelMethod):
-                pixels.append(method)
-                encoding.append(str(step))
-                resize_mode(family, method)
-                continue
-            if place == "encoder":
-                _check_inside(step, method, family)
-                encoder.append(method)
-                encoding.append(str(step))
-                continue
-            for signal in method.needs:
-                # Text at the decoder's input is what the decoder's own embedding makes of it: every family has that.
-                inside = isinstance(place, int) and family.gives_inside(signal)
-                if not (isinstance(signal, Text) and place == "input") and not inside and not family.gives(signal):
-                    raise FoveateError(f"{method.name} asks for {signal}, which {family.title} cannot give at @{place}")
-            if isinstance(place, int):
-                depth.append(DepthStep(place, method))
-            else:
-                (features if place == "features" else inputs).append(method)
-    if (
-        any(each.method.keep.mean is not None for each in depth)
-        and sum(any(isinstance(place, int) and place for place in step.places) for step in spec.steps) > 1
-    ):
-        raise FoveateError(f"{spec} has a mean over layers, so that step must be the only one inside the decoder")
-    if len(pixels) > 1:
-        raise FoveateError("a spec has at most one step at @pixels; give the last size at once")
-    if len(encoder) > 1:
-        raise FoveateError("a spec has at most one step at @encoder, which acts in front of every layer there")
-    _check_budgets(spec, (*encoder, *features, *inputs, *(each.method for each in depth)))
+        step.method.check(step.places, lambda: _weights_of(family))
+        for placement in _placements(step):
+            _check_place(placement, family)
+            _check_order(placement, placements, spec)
+            _check_method(placement, family)
+            placements.append(placement)
+    _check_counts(placements, spec)
+
+    def at(*places: str) -> list[_Placement]:
+        return [placement for placement in placements if placement.place in places]
+
+    pixels, encoder = at("pixels"), at("encoder")
+    inside = tuple(DepthStep(each.place, each.method) for each in placements if isinstance(each.place, int))
+    features, inputs = (tuple(each.method for each in at(place)) for place in ("features", "input"))
+    ahead = tuple(each.method for each in encoder)
+    _check_budgets(spec, (*ahead, *features, *inputs, *(step.method for step in inside)))
     return Schedule(
         spec,
-        pixels[0] if pixels else None,
-        tuple(features),
-        tuple(inputs),
-        tuple(depth),
-        encoding="+".join(encoding),
-        encoder=encoder[0] if encoder else None,
+        pixels[0].method if pixels else None,  # pyright: ignore[reportArgumentType]
+        features,
+        inputs,
+        inside,
+        encoding="+".join(str(each.step) for each in at("pixels", "encoder")),
+        encoder=ahead[0] if ahead else None,
     )
 
 
-def _check_budgets(spec: Spec, methods: Sequence[Method]) -> None:
-    """Whether each step can find as many tokens as it keeps, as far as that is known before there is an image.
+def _placements(step: Step) -> Iterator[_Placement]:
+    """Return a step's method at each of its places, with one of the keeps where it has one per layer."""
+    method: Method = step.method
+    # What a mean over layers keeps at each of them depends on how many tokens arrive.
+    methods = method.at_layers(step.places, 0, 0) if method.keep.mean is None else (method,) * len(step.places)
+    for place, plain in zip(step.places, methods, strict=True):
+        yield _Placement(step, plain, "input" if place == 0 else place)
+
+
+def _check_place(placement: _Placement, family: Family) -> None:
+    """Check that steps can act at a place of this model.
 
     Raises:
-        KeepError: it can't.
+        FoveateError: they cannot.
     """
-    left: ExpectedTokens | None = None
-    for method in methods:
-        tokens, mean = method.keep.tokens, method.keep.mean
-        if left is None:
-            # A number of tokens is the first thing that is known of an image of any size.
-            if tokens is not None and method.per == "image":
-                left = ExpectedTokens(Layout((Segment(1, 1, tokens),)), None, not method.ragged)
-            continue
-        most = left.layout.content
-        if mean is not None and mean > most:
-            raise KeepError(
-                f"{spec}: a mean of {mean} tokens over layers, and no more than {most} arrive; ask for less"
+    step, place = placement.step, placement.place
+    if ("decoder" if isinstance(place, int) else place) not in family.places:
+        if place == "encoder":
+            raise FoveateError(
+                f"{step} acts at @encoder, and in {family.title} nothing can: {family.outside_encoder}; use @features "
+                f"or @input, or a model of {', '.join(families_at('encoder'))}"
             )
-        # How many tokens each tile has is not known, and a tile with fewer than its budget keeps all.
-        if mean is not None or method.per == "tile" or not most:
-            continue
-        try:
-            left = left.after(method)
-        except KeepError as error:
-            raise KeepError(f"{spec}: {error}") from None
+        known = " and ".join("the decoder's layers" if each == "decoder" else f"@{each}" for each in family.places)
+        raise FoveateError(f"{step} acts at @{place}, and all that steps can reach in {family.title} is {known}")
+    if place == "decoder":
+        layers = ",".join(map(str, scaled_layers(step.method.layers, family.decoder_depth)))
+        raise FoveateError(
+            f"{step} acts inside the decoder; say at the input of which layers, for instance {step.method}@{layers}"
+        )
+    if isinstance(place, int):
+        _check_layer(step, place, family)
 
 
-def _check_inside(step: Step, method: Method, family: Family) -> None:
-    """Whether a method can act in front of the encoder's layers.
+def _check_layer(step: Step, layer: int, family: Family) -> None:
+    """Check that a step can drop tokens at the input of a decoder layer.
 
     Raises:
-        FoveateError: it can't.
+        FoveateError: it cannot.
+    """
+    layers = family.decoder_depth
+    if layer >= layers:
+        raise FoveateError(
+            f"{step} acts at layer {layer}, and this decoder has {layers} layers; name one from 0 to {layers - 1}"
+        )
+    other = sorted(set(family.layer_kinds()[layer:]) - {"full_attention", "sliding_attention"})
+    if other:
+        raise FoveateError(
+            f"{step} would drop tokens that layers of {', '.join(other)} have taken into their memory already; "
+            "use @input on this model"
+        )
+    if step.method.positions == "pack" and not family.turns_alike:
+        raise FoveateError(
+            f"{step} would give tokens new positions inside a decoder whose layers turn them by different angles; "
+            "use positions=keep, or @input"
+        )
+    spread = sorted(family.devices)
+    if len(spread) > 1:
+        raise FoveateError(
+            f"{step} acts inside a decoder whose layers lie on {', '.join(spread)}, and columns can't be cut "
+            "across devices yet; use @input, or load the model onto one device"
+        )
+
+
+def _check_order(placement: _Placement, earlier: Sequence[_Placement], spec: Spec) -> None:
+    """Check that a step acts after those written before it.
+
+    Raises:
+        FoveateError: it acts before one of them, or at the same decoder layer.
+    """
+    reached = earlier[-1].rank if earlier else 0
+    if placement.rank < reached:
+        raise FoveateError(
+            f"{placement.step} stands behind a later place; write the steps of {spec} in the order they act"
+        )
+    if placement.rank == reached and isinstance(placement.place, int):
+        raise FoveateError(f"{placement.step} names layer {placement.place} twice; each layer takes one step")
+
+
+def _check_method(placement: _Placement, family: Family) -> None:
+    """Check that a method can act at its place and is given the signals that it needs there.
+
+    Raises:
+        FoveateError: it cannot, or the family does not give a signal.
+    """
+    step, method, place = placement.step, placement.method, placement.place
+    if (place == "pixels") != isinstance(method, PixelMethod):
+        raise FoveateError(f"{method.name} cannot act at @{place}; its place is @{method.place}")
+    if isinstance(method, PixelMethod):
+        resize_mode(family, method)
+    elif place == "encoder":
+        _check_inside_encoder(step, method, family)
+    else:
+        for signal in method.needs:
+            if not _gives(family, signal, place):
+                raise FoveateError(f"{method.name} asks for {signal}, which {family.title} cannot give at @{place}")
+
+
+def _gives(family: Family, signal: Signal, place: Place) -> bool:
+    """Return whether a method at a place gets a signal."""
+    if isinstance(signal, Text) and place == "input":
+        # The decoder's own embedding makes it, which every family has.
+        return True
+    return family.gives(signal) or (isinstance(place, int) and family.gives_inside(signal))
+
+
+def _check_inside_encoder(step: Step, method: Method, family: Family) -> None:
+    """Check that a method can act in front of the encoder's layers.
+
+    Raises:
+        FoveateError: it cannot.
     """
     if family.encoder_reads < 1:
         raise FoveateError(
@@ -254,53 +329,53 @@ def _check_inside(step: Step, method: Method, family: Family) -> None:
             raise FoveateError(f"{method.name} asks for {signal}, which nobody can give at @encoder")
 
 
-def _weights_of(family: Family) -> str:
-    """The fingerprint of the model; "" for a skeleton."""
-    skeleton = any(weight.is_meta for weight in family.core.parameters())
-    return "" if skeleton else model_fingerprint(family.core)
-
-
-def _rank(step: Step, place: Place, family: Family) -> int:
-    """When a place is reached, for comparing; a decoder layer comes behind all others.
+def _check_counts(placements: Sequence[_Placement], spec: Spec) -> None:
+    """Check how many steps there are at the places that take one step alone.
 
     Raises:
-        FoveateError: it can't be reached in this model.
+        FoveateError: there are too many.
     """
-    if (where := "decoder" if isinstance(place, int) else place) in (*_ORDER, "decoder") and where not in family.places:
-        if place == "encoder":
-            raise FoveateError(
-                f"{step} acts at @encoder, and in {family.title} nothing can: {family.outside_encoder}; use @features "
-                f"or @input, or a model of {', '.join(families_at('encoder'))}"
+    inside = [placement for placement in placements if isinstance(placement.place, int)]
+    if len({id(placement.step) for placement in inside}) > 1 and any(
+        placement.method.keep.mean is not None for placement in inside
+    ):
+        raise FoveateError(f"{spec} has a mean over layers, so that step must be the only one inside the decoder")
+    if sum(placement.place == "pixels" for placement in placements) > 1:
+        raise FoveateError("a spec has at most one step at @pixels; give the last size at once")
+    if sum(placement.place == "encoder" for placement in placements) > 1:
+        raise FoveateError("a spec has at most one step at @encoder, which acts in front of every layer there")
+
+
+def _check_budgets(spec: Spec, methods: Sequence[Method]) -> None:
+    """Check that each step finds as many tokens as it keeps, as far as that is known without an image.
+
+    Raises:
+        KeepError: a step does not.
+    """
+    left: ExpectedTokens | None = None
+    for method in methods:
+        tokens, mean = method.keep.tokens, method.keep.mean
+        if left is None:
+            # A step that keeps a number of tokens per image leaves that many of an image of any size.
+            if tokens is not None and method.per == "image":
+                left = ExpectedTokens(one_row(tokens), None, not method.ragged)
+            continue
+        most = left.layout.content
+        if mean is not None and mean > most:
+            raise KeepError(
+                f"{spec}: a mean of {mean} tokens over layers, and no more than {most} arrive; ask for less"
             )
-        known = " and ".join("the decoder's layers" if each == "decoder" else f"@{each}" for each in family.places)
-        raise FoveateError(f"{step} acts at @{place}, and all that steps can reach in {family.title} is {known}")
-    if isinstance(place, int):
-        layers = len(family.decoder_layers)
-        if place >= layers:
-            raise FoveateError(
-                f"{step} acts at layer {place}, and this decoder has {layers} layers; name one from 0 to {layers - 1}"
-            )
-        other = sorted(set(family.layer_kinds()[place:]) - {"full_attention", "sliding_attention"})
-        if other:
-            raise FoveateError(
-                f"{step} would drop tokens that layers of {', '.join(other)} have taken into their memory already; "
-                "use @input on this model"
-            )
-        if place and step.method.positions == "pack" and not family.turns_alike:
-            raise FoveateError(
-                f"{step} would give tokens new positions inside a decoder whose layers turn them by different angles; "
-                "use positions=keep, or @input"
-            )
-        spread = sorted(family.devices)
-        if place and len(spread) > 1:
-            raise FoveateError(
-                f"{step} acts inside a decoder whose layers lie on {', '.join(spread)}, and columns can't be cut "
-                "across devices yet; use @input, or load the model onto one device"
-            )
-        return len(_ORDER) + place
-    if step.method.place == "decoder":
-        layers = ",".join(map(str, scaled_layers(step.method.layers, len(family.decoder_layers))))
-        raise FoveateError(
-            f"{step} acts inside the decoder; say at the input of which layers, for instance {step.method}@{layers}"
-        )
-    return _ORDER[place]
+        # How many tokens each tile has is unknown here, and a tile with fewer than its budget keeps all.
+        if mean is not None or method.per == "tile" or not most:
+            continue
+        try:
+            left = left.after(method)
+        except KeepError as error:
+            raise KeepError(f"{spec}: {error}") from None
+
+
+def _weights_of(family: Family) -> str:
+    """Return the fingerprint of the model; "" for a model without weights, or a family without a model."""
+    if not family.has_model or any(weight.is_meta for weight in family.core.parameters()):
+        return ""
+    return model_fingerprint(family.core)

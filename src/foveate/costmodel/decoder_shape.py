@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foveate.costmodel.fields import number
-from foveate.costmodel.ops import Op, Part, attention, elementwise, linear, norm, repeated, rotary
+from foveate.costmodel.ops import CallPart, Op, attention, elementwise, linear, norm, repeated, rotary
 from foveate.errors import FoveateError
+from foveate.families.config_fields import read_number
 
 # What the fields of a configuration don't tell, by `model_type` of the decoder.
 _PLAIN_MLP = {"opt", "phi", "gpt2", "gpt_neox", "gptj", "bloom", "falcon", "starcoder2", "nemotron", "persimmon"}
@@ -243,7 +243,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Decoder:
+class DecoderShape:
     """The language model with its head.
 
     Attributes:
@@ -267,25 +267,25 @@ class Decoder:
         norms = (2 * len(self.layers) + 1) * self.hidden
         return layers + norms + self.vocabulary * self.hidden * (1 if self.tied else 2)
 
-    def prefill(self, lengths: Sequence[int], batch: int, size: int) -> Part:
+    def prefill(self, lengths: Sequence[int], batch: int, size: int) -> CallPart:
         """All layers over a prompt; `lengths` are tokens per row and layer."""
         ops: list[Op] = [elementwise("embedding", batch * lengths[0] * self.hidden, 2, size)]
         for (layer, tokens), times in Counter(zip(self.layers, lengths, strict=True)).items():
             mixed = layer.mixer.prefill(self.hidden, batch, tokens, size)
             ops += repeated([*mixed, *self._rest(layer, batch * tokens, size)], times)
         ops.append(norm(batch * lengths[-1], self.hidden))
-        return Part("prefill", tuple(ops))
+        return CallPart("prefill", tuple(ops))
 
-    def decode(self, lengths: Sequence[int], steps: int, batch: int, size: int) -> Part:
+    def decode(self, lengths: Sequence[int], steps: int, batch: int, size: int) -> CallPart:
         """`steps` times one more token; `lengths` are those of the prompt."""
         if not steps:
-            return Part("decode", ())
+            return CallPart("decode", ())
         ops: list[Op] = [elementwise("embedding", batch * self.hidden, 2, size)]
         for (layer, tokens), times in Counter(zip(self.layers, lengths, strict=True)).items():
             rest = repeated(self._rest(layer, batch, size), steps)
             ops += repeated([*layer.mixer.decode(self.hidden, batch, tokens, steps, size), *rest], times)
         ops += repeated([norm(batch, self.hidden)], steps)
-        return Part("decode", tuple(ops))
+        return CallPart("decode", tuple(ops))
 
     def _rest(self, layer: Layer, rows: int, size: int) -> list[Op]:
         return [
@@ -293,9 +293,9 @@ class Decoder:
             *repeated([norm(rows, self.hidden), elementwise("residual", rows * self.hidden, 3, size)], 2),
         ]
 
-    def head(self, steps: int, batch: int, size: int) -> Part:
+    def head(self, steps: int, batch: int, size: int) -> CallPart:
         """Logits of one token per row, `steps` times."""
-        return Part("head", tuple(repeated([linear("logits", batch, self.hidden, self.vocabulary, size)], steps)))
+        return CallPart("head", tuple(repeated([linear("logits", batch, self.hidden, self.vocabulary, size)], steps)))
 
     def cache(self, lengths: Sequence[int], batch: int, size: int) -> int:
         """Bytes of keys, values and states behind `lengths` tokens per row and layer."""
@@ -316,7 +316,7 @@ class Decoder:
         return rows * size * (widest + 6 * self.hidden)
 
 
-def read_decoder(config: Any, tied: bool | None = None) -> Decoder:
+def read_decoder(config: Any, tied: bool | None = None) -> DecoderShape:
     """The decoder of a text configuration.
 
     Args:
@@ -330,14 +330,14 @@ def read_decoder(config: Any, tied: bool | None = None) -> Decoder:
     for name, what in _UNCOUNTED.items():
         if getattr(config, name, None):
             raise FoveateError(f"{kind} has {what} ({name}), which the cost model does not count yet")
-    count = number(config, "num_hidden_layers")
+    count = read_number(config, "num_hidden_layers")
     types = getattr(config, "layer_types", None) or [_layer_type(config)] * count
     if len(types) != count:
         raise FoveateError(f"layer_types of {kind} names {len(types)} layers, and num_hidden_layers is {count}")
     longest = getattr(config, "max_position_embeddings", None)
-    return Decoder(
-        hidden=number(config, "hidden_size"),
-        vocabulary=number(config, "vocab_size"),
+    return DecoderShape(
+        hidden=read_number(config, "hidden_size"),
+        vocabulary=read_number(config, "vocab_size"),
         layers=tuple(Layer(_mixer(config, kind, types[i]), _mlp(config, kind, i)) for i in range(count)),
         tied=bool(getattr(config, "tie_word_embeddings", False) if tied is None else tied),
         longest=longest if isinstance(longest, int) else None,
@@ -351,17 +351,17 @@ def _layer_type(config: Any) -> str:
 def _mixer(config: Any, kind: str, name: str) -> Attention | Delta:
     if name == "linear_attention":
         return Delta(
-            keys=number(config, "linear_num_key_heads"),
-            values=number(config, "linear_num_value_heads"),
-            key=number(config, "linear_key_head_dim"),
-            value=number(config, "linear_value_head_dim"),
-            kernel=number(config, "linear_conv_kernel_dim"),
+            keys=read_number(config, "linear_num_key_heads"),
+            values=read_number(config, "linear_num_value_heads"),
+            key=read_number(config, "linear_key_head_dim"),
+            value=read_number(config, "linear_value_head_dim"),
+            kernel=read_number(config, "linear_conv_kernel_dim"),
         )
     if name not in ("full_attention", "sliding_attention"):
         raise FoveateError(f"{kind} has layers of type {name}, which the cost model does not count yet")
-    hidden, heads = number(config, "hidden_size"), number(config, "num_attention_heads")
+    hidden, heads = read_number(config, "hidden_size"), read_number(config, "num_attention_heads")
     groups = getattr(config, "num_key_value_heads", None)
-    groups = heads if groups is None else number(config, "num_key_value_heads")
+    groups = heads if groups is None else read_number(config, "num_key_value_heads")
     if heads % groups:
         raise FoveateError(f"{heads} query heads of {kind} can't share {groups} key heads evenly")
     head = getattr(config, "head_dim", None)
@@ -370,8 +370,8 @@ def _mixer(config: Any, kind: str, name: str) -> Attention | Delta:
     return Attention(
         heads=heads,
         groups=groups,
-        head=hidden // heads if head is None else number(config, "head_dim"),
-        window=number(config, "sliding_window") if name == "sliding_attention" else None,
+        head=hidden // heads if head is None else read_number(config, "head_dim"),
+        window=read_number(config, "sliding_window") if name == "sliding_attention" else None,
         gated=kind in _GATED_QUERIES,
         normed=kind in _QUERY_NORMS,
     )
@@ -380,14 +380,14 @@ def _mixer(config: Any, kind: str, name: str) -> Attention | Delta:
 def _mlp(config: Any, kind: str, index: int) -> Mlp | Experts:
     experts = next((n for n in ("num_experts", "num_local_experts", "n_routed_experts") if getattr(config, n, 0)), None)
     if experts is None or _dense_layer(config, index):
-        width = number(config, "intermediate_size", "ffn_dim", "n_inner")
+        width = read_number(config, "intermediate_size", "ffn_dim", "n_inner")
         return Mlp(width, gated=kind not in _PLAIN_MLP)
-    width = number(config, "moe_intermediate_size", "intermediate_size")
+    width = read_number(config, "moe_intermediate_size", "intermediate_size")
     shared = getattr(config, "shared_expert_intermediate_size", None)
     several = getattr(config, "n_shared_experts", None)
     return Experts(
-        count=number(config, experts),
-        active=number(config, "num_experts_per_tok"),
+        count=read_number(config, experts),
+        active=read_number(config, "num_experts_per_tok"),
         width=width,
         shared=int(shared or (several or 0) * width),
         shared_gate=bool(shared),

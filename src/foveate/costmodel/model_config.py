@@ -1,4 +1,4 @@
-"""Read numbers from a model's configuration, and say what is missing."""
+"""Load a model's configuration: published, from a directory, or as a mapping."""
 
 from __future__ import annotations
 
@@ -10,35 +10,6 @@ from foveate.errors import FoveateError
 
 PUBLISHED = Path(__file__).parent / "published"
 """Configurations of released models: dimensions only, and where they were read."""
-
-
-def field(config: Any, *names: str) -> Any:
-    """The first of these fields that a configuration has and that is not None.
-
-    Raises:
-        FoveateError: it has none of them.
-    """
-    for name in names:
-        value = getattr(config, name, None)
-        if value is not None:
-            return value
-    kind = getattr(config, "model_type", None) or type(config).__name__
-    wanted = " or ".join(names)
-    raise FoveateError(f"the configuration of {kind} has no {wanted}, and the cost model needs it")
-
-
-def number(config: Any, *names: str) -> int:
-    """The first of these fields as a whole number of 1 or more.
-
-    Raises:
-        FoveateError: it has none of them, or it is no such number.
-    """
-    value = field(config, *names)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        kind = getattr(config, "model_type", None) or type(config).__name__
-        name = next(each for each in names if getattr(config, each, None) is not None)
-        raise FoveateError(f"{name} of {kind} is {value!r}; it must be a whole number of 1 or more")
-    return value
 
 
 def published() -> tuple[str, ...]:

@@ -1,0 +1,126 @@
+"""Estimate the work of the steps themselves: plans, the signals that they need, and a second projection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from foveate.costmodel.decoder_shape import Attention
+from foveate.costmodel.model import Model
+from foveate.costmodel.ops import CallPart, Op, elementwise, linear
+from foveate.costmodel.vision_work import projector_work
+from foveate.errors import FoveateError
+from foveate.families.vision_shape import VisionShape
+from foveate.schedule import ImageTokens, StepTokens
+from foveate.tokens import DecoderAttention, DecoderKeys, DecoderLogits, EncoderAttention, EncoderKeys, Signal
+
+_FLOAT32 = 4
+
+
+def compressor_work(images: Sequence[ImageTokens], model: Model, text: int, batch: int, size: int) -> CallPart:
+    """Estimate the work of the steps on the images of a prompt.
+
+    Equal images are planned as one batch, so their launches are counted once.
+
+    Args:
+        images: of a prompt.
+        model: sizes of the model.
+        text: tokens of a prompt beside the visual ones.
+        batch: equal prompts.
+        size: bytes of a number.
+
+    Raises:
+        FoveateError: a step needs what is not known of the model.
+    """
+    equal: dict[tuple[StepTokens, ...], list[ImageTokens]] = {}
+    for image in images:
+        equal.setdefault(image.steps, []).append(image)
+    ops: list[Op] = []
+    for steps, alike in equal.items():
+        patches = sum(grid.count for grid in model.family.encoder_grids(alike[-1].seen))
+        for step in steps:
+            ops += _step(step, model, patches, text, len(alike) * batch, size)
+    return CallPart("compressor", tuple(ops))
+
+
+def _step(step: StepTokens, model: Model, patches: int, text: int, images: int, size: int) -> list[Op]:
+    """Return the work of one step on equal images."""
+    vision, method = model.vision, step.method
+    needs_encoder = any(isinstance(need, EncoderKeys | EncoderAttention) for need in method.needs)
+    if vision is None and (step.place in ("encoder", "features") or needs_encoder):
+        raise FoveateError(
+            f"{method.name} acts on what is inside the vision side, and of {model.kind} that is not known"
+        )
+    width = _width(step, model)
+    effort = method.effort(step.arriving, width)
+    ops = [
+        Op(
+            f"plan of {method.name}",
+            flops=effort.flops * images,
+            moved=images * step.arriving * width * (size + _FLOAT32),
+            launches=effort.launches,
+        )
+    ]
+    for signal in method.needs:
+        if isinstance(signal, EncoderKeys | EncoderAttention) and vision is not None:
+            ops += _encoder_signal(signal, step, vision, patches, images, size)
+        elif isinstance(signal, DecoderAttention | DecoderKeys | DecoderLogits):
+            ops += _decoder_signal(signal, step, model, text, images, size)
+    moved_width = vision.width if vision is not None and step.place == "encoder" else width
+    ops.append(elementwise("gather", images * (step.arriving + step.kept) * moved_width, 2, size, launches=4))
+    if step.place == "features":
+        ops += projector_work(vision, step.kept, images, size, extra=False).ops
+    return ops
+
+
+def _width(step: StepTokens, model: Model) -> int:
+    """Return the width of the vectors that a step compares."""
+    vision = model.vision
+    if vision is None or step.place not in ("encoder", "features"):
+        return model.decoder.hidden
+    if step.place == "features":
+        return vision.projector_inputs
+    by_keys = any(isinstance(need, EncoderKeys) and need.heads == "mean" for need in step.method.needs)
+    return vision.width // vision.heads if by_keys else vision.width
+
+
+def _encoder_signal(
+    signal: EncoderKeys | EncoderAttention, step: StepTokens, vision: VisionShape, patches: int, images: int, size: int
+) -> list[Op]:
+    """Return the work of computing queries and keys of an encoder layer again."""
+    width, ops = vision.width, list[Op]()
+    # Inside the encoder the keys of the layer before are there already.
+    if step.place != "encoder":
+        ops.append(linear("keys again", images * patches, width, width, size))
+    if isinstance(signal, EncoderAttention):
+        # One row of [CLS]; an encoder without it is asked for every row, inside windows where it has some.
+        queries = 1 if vision.marks else patches
+        ops.append(linear("queries again", images * queries, width, width, size))
+        scores = images * queries * (patches if vision.window is None else min(patches, vision.window**2))
+        ops.append(_scores(scores, width, 4 * scores * vision.heads))
+    return ops
+
+
+def _decoder_signal(signal: Signal, step: StepTokens, model: Model, text: int, images: int, size: int) -> list[Op]:
+    """Return the work of computing queries and keys of a decoder layer again."""
+    assert isinstance(signal, DecoderAttention | DecoderKeys | DecoderLogits)
+    decoder = model.decoder
+    layer = step.place if isinstance(step.place, int) else 0
+    mixer = decoder.layers[min(layer, len(decoder.layers) - 1)].mixer
+    if not isinstance(mixer, Attention):
+        raise FoveateError(f"{step.method.name} looks at attention, and decoder layer {layer} has none")
+    tokens, ops = step.arriving + text, list[Op]()
+    # Keys of the layer before are in the cache by then.
+    if signal.layer == "here":
+        ops.append(linear("keys again", images * tokens, decoder.hidden, mixer.groups * mixer.head, size))
+    if not isinstance(signal, DecoderKeys):
+        queries = {"last": 1, "text": text}.get(getattr(signal, "rows", "all"), step.arriving)
+        ops.append(linear("queries again", images * queries, decoder.hidden, mixer.heads * mixer.head, size))
+        if isinstance(signal, DecoderAttention):
+            scores = images * queries * tokens * mixer.heads
+            ops.append(_scores(scores, mixer.head, 4 * scores))
+    return ops
+
+
+def _scores(products: int, width: int, elements: int) -> Op:
+    """Return the work of attention scores and their softmax in float32."""
+    return Op("scores", flops=2 * products * width, moved=elements * _FLOAT32, launches=6)

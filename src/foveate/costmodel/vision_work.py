@@ -1,0 +1,135 @@
+"""Count the work, weights and memory of a vision encoder and its projector, from their sizes.
+
+The sizes are a family's (`Family.vision_shape`). Where a family does not know them (None), nothing is counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from foveate.costmodel.decoder_shape import Mlp
+from foveate.costmodel.ops import CallPart, Op, attention, elementwise, fused_norm, linear, norm, repeated, rotary
+from foveate.families.vision_shape import VisionShape
+from foveate.tokens import Segment
+
+
+def vision_parameters(shape: VisionShape | None) -> int:
+    """Count the weights of encoder and projector, without biases and position embeddings."""
+    if shape is None:
+        return 0
+    layer = 4 * shape.width**2 + _mlp(shape).parameters(shape.width) + 2 * shape.width
+    inner = _projector_width(shape)
+    projector = shape.projector_inputs * inner + inner * shape.decoder_width
+    return shape.patch_values * shape.width + shape.depth * layer + (1 + shape.extra_projectors) * projector
+
+
+def encoder_work(
+    shape: VisionShape | None, grids: Sequence[Segment], batch: int, size: int, kept: Sequence[Sequence[int]] = ()
+) -> CallPart:
+    """Count the encoder's work on grids of patches.
+
+    Args:
+        shape: sizes of the encoder.
+        grids: of the images of a prompt: one per image, or one per tile.
+        batch: equal prompts.
+        size: bytes of a number.
+        kept: for each grid its patches in each encoder layer, where a step inside the encoder drops some.
+    """
+    patches = batch * sum(grid.count for grid in grids)
+    if shape is None or not patches:
+        return CallPart("encoder", ())
+    ops: list[Op] = [linear("patch embedding", patches, shape.patch_values, shape.width, size)]
+    layers = [tuple(grids)] * shape.depth
+    if kept:
+        layers = [tuple(Segment(1, 1, count) for count in counts) for counts in zip(*kept, strict=True)]
+    windowed = [shape.window is not None and layer not in shape.full_attention_layers for layer in range(shape.depth)]
+    for (seen, inside), times in Counter(zip(layers, windowed, strict=True)).items():
+        ops += repeated(_layer(shape, _rows(shape, seen, batch), size), times)
+        for length, count in (_windows(shape, seen) if inside else _frames(shape, seen)).items():
+            attended = attention(batch, shape.heads, shape.heads, shape.width // shape.heads, length, length, size)
+            ops += repeated([attended], times * count)
+    ops.append(_norm(shape, _rows(shape, layers[-1], batch), size))
+    return CallPart("encoder", tuple(ops))
+
+
+def projector_work(shape: VisionShape | None, tokens: int, batch: int, size: int, extra: bool = True) -> CallPart:
+    """Count the projector's work on visual tokens.
+
+    Args:
+        shape: sizes of the projector.
+        tokens: visual tokens of a prompt.
+        batch: equal prompts.
+        size: bytes of a number.
+        extra: whether the projectors beside the first run, too.
+    """
+    rows = batch * tokens
+    if shape is None or not rows:
+        return CallPart("projector", ())
+    inner = _projector_width(shape)
+    ops = [
+        linear("projector in", rows, shape.projector_inputs, inner, size),
+        elementwise("activation", rows * inner, 2, size),
+        linear("projector out", rows, inner, shape.decoder_width, size),
+    ]
+    return CallPart("projector", tuple(repeated(ops, 1 + shape.extra_projectors if extra else 1)))
+
+
+def vision_activations(shape: VisionShape | None, grids: Sequence[Segment], batch: int, size: int) -> int:
+    """Estimate the bytes of the encoder's activations at their peak, with the outputs of the layers that are read."""
+    if shape is None:
+        return 0
+    widths = 3 * shape.mlp_width + (3 + shape.levels + shape.extra_projectors) * shape.width
+    return _rows(shape, grids, batch) * size * widths
+
+
+def _mlp(shape: VisionShape) -> Mlp:
+    return Mlp(shape.mlp_width, gated=shape.gated_mlp)
+
+
+def _projector_width(shape: VisionShape) -> int:
+    return shape.decoder_width if shape.projector_width is None else shape.projector_width
+
+
+def _rows(shape: VisionShape, grids: Iterable[Segment], batch: int) -> int:
+    """Count the rows of a layer's matrix products: patches, and [CLS] of each frame."""
+    return batch * sum(grid.count + shape.marks * grid.t for grid in grids)
+
+
+def _layer(shape: VisionShape, rows: int, size: int) -> list[Op]:
+    """Return the work of a layer without its attention."""
+    width = shape.width
+    ops = [
+        *repeated([linear("queries, keys, values", rows, width, width, size)], 3),
+        linear("output", rows, width, width, size),
+        elementwise("heads side by side", rows * width, 2, size),
+        *_mlp(shape).ops(rows, width, size),
+        *repeated([elementwise("residual", rows * width, 3, size), _norm(shape, rows, size)], 2),
+    ]
+    if shape.rotary:
+        ops.append(rotary(rows, 2 * width, size))
+    return ops
+
+
+def _norm(shape: VisionShape, rows: int, size: int) -> Op:
+    return norm(rows, shape.width) if shape.rotary else fused_norm(rows, shape.width, size)
+
+
+def _frames(shape: VisionShape, grids: Iterable[Segment]) -> Counter[int]:
+    """Count the frames of each length: a layer without windows attends within a frame."""
+    lengths: Counter[int] = Counter()
+    for grid in grids:
+        lengths[grid.h * grid.w + shape.marks] += grid.t
+    return lengths
+
+
+def _windows(shape: VisionShape, grids: Iterable[Segment]) -> Counter[int]:
+    """Count the windows of each length; windows at the edge of an image are smaller."""
+    lengths: Counter[int] = Counter()
+    side = shape.window or 1
+    for grid in grids:
+        rows, columns = ([min(side, n - start) for start in range(0, n, side)] for n in (grid.h, grid.w))
+        for row in rows:
+            for column in columns:
+                lengths[row * column] += grid.t
+    return lengths

@@ -1,0 +1,60 @@
+"""The sizes of a vision encoder and its projector, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from foveate.errors import FoveateError
+
+
+@dataclass(frozen=True)
+class VisionShape:
+    """An encoder of patches and a projector of two layers; the cost model counts their work and weights from this.
+
+    A family reads it from its configuration: `Family.vision_shape`.
+
+    Attributes:
+        depth: encoder layers.
+        width: width of a patch's hidden state.
+        heads: attention heads of an encoder layer.
+        mlp_width: width between the layers of an encoder layer's MLP.
+        patch_values: values of one patch of the image: channels x frames x pixels.
+        decoder_width: width of a token's hidden state in the decoder.
+        gated_mlp: whether the MLP of an encoder layer has three matrices (a gate) rather than two.
+        merge: patches along one side of a visual token.
+        marks: tokens of the encoder beside the patches, such as [CLS].
+        window: patches along one side of an attention window; None if every layer attends to the whole image.
+        full_attention_layers: encoder layers that attend beyond windows.
+        levels: encoder layers whose outputs the projector reads side by side.
+        extra_projectors: projectors beside the first, such as those of DeepStack.
+        projector_width: width between the projector's two layers; None is the decoder's width.
+        rotary: whether the encoder has rotary embeddings; its norms are unfused RMS norms then, else fused layer norms.
+
+    Raises:
+        FoveateError: the width is no multiple of the number of heads.
+    """
+
+    depth: int
+    width: int
+    heads: int
+    mlp_width: int
+    patch_values: int
+    decoder_width: int
+    gated_mlp: bool = False
+    merge: int = 1
+    marks: int = 0
+    window: int | None = None
+    full_attention_layers: frozenset[int] = frozenset()
+    levels: int = 1
+    extra_projectors: int = 0
+    projector_width: int | None = None
+    rotary: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise FoveateError(f"the encoder's width {self.width} is no multiple of its {self.heads} heads")
+
+    @property
+    def projector_inputs(self) -> int:
+        """Values that the projector reads of one visual token."""
+        return self.width * self.levels * self.merge**2
