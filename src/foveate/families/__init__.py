@@ -15,9 +15,11 @@ from torch import nn
 
 from foveate.discovery import Discovery
 from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.families.config_fields import read_field, read_number
 from foveate.families.family import Capture, Family
 from foveate.families.generic import Generic
 from foveate.families.registry import FAMILIES, register_family
+from foveate.families.vision_shape import VisionShape
 from foveate.layout import Layout, Segment, Structural
 from foveate.tokens import EncoderAttention, EncoderKeys, Signal
 from foveate.transformers_api import check_version
@@ -33,6 +35,9 @@ __all__ = [
     "Signal",
     "EncoderAttention",
     "EncoderKeys",
+    "VisionShape",
+    "read_field",
+    "read_number",
     "FoveateError",
     "UnsupportedFamily",
     "family_of",
