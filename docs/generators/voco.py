@@ -3,14 +3,149 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
-from generators.benchmarks import benchmark
 from generators.folders import DOCS, MEASURED
-from generators.markdown import with_measured_part
+from generators.markdown import table, with_measured_part
+
+RIVALS = {
+    "pool": "average pooling and a linear layer, one token",
+    "qformer": "Q-Former, one token",
+}
+DENSE = {
+    "dense:dense": "dense, 576 visual tokens",
+    "dense:left": "dense, the visual tokens that VoCo reads; not trained for them",
+    "dense:none": "dense, no image",
+    "untrained": "one VoCo token, not trained: the lower bound",
+}
+LONGER = "-longer"
+"""How names of runs end that continued the training."""
+CLIP_QUESTIONS = {"way": "where it moves", "first": "which comes first", "often": "in how many frames"}
 
 
 def pages() -> dict[str, str]:
     """Return the page."""
     found = json.loads((MEASURED / "voco.json").read_text(encoding="utf-8"))
     text = (DOCS / "voco.md").read_text(encoding="utf-8")
-    return {"voco.md": with_measured_part(text, benchmark("voco").table(found) + "\n")}
+    return {"voco.md": with_measured_part(text, measured_part(found))}
+
+
+def measured_part(found: Mapping[str, Any]) -> str:
+    """Return the tables of a result of benchmarks/voco.py; what wasn't measured is left out."""
+    parts = [_accuracy(found), *_differences(found)]
+    if found.get("further"):
+        parts.append(_distillation(found))
+    if found.get("clips"):
+        parts.append(_clips(found["clips"]))
+    if found.get("times"):
+        parts.append(_times(found["times"]))
+    return "\n".join(parts)
+
+
+def _rows(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["what"]: row for row in found["rows"]}
+
+
+def _accuracy(found: Mapping[str, Any]) -> str:
+    """Return the table of accuracy and retention: the dense model, the last runs, then the first ones."""
+    rows = _rows(found)
+    trained = [name for name in rows if _run(name).removesuffix(LONGER) in ("press", *RIVALS)]
+    first = [name for name in trained if not _run(name).endswith(LONGER)]
+    last = [name for name in trained if name not in first]
+    size = (found.get("times") or {}).get("bytes", {})
+    cells: list[list[str]] = []
+    for name in [*(name for name in rows if name in DENSE), *last, *first]:
+        row, title = rows[name], _title(name)
+        if found.get("longer") and name in first:
+            steps = found["recipe"]["steps"] if _run(name) == "press" else found["rival_steps"]
+            title += f", after its first {steps:,} steps"
+        count = "dense" if name == "dense:dense" else name.partition(":")[2] or "1"
+        kv = f"{size[count] / 1024:,.0f} KB" if count in size else ""
+        cells.append([title, kv, *(_share(row.get(key)) for key in ("accuracy", "retention", "ratio"))])
+    return table(["what", "KV of an image", "accuracy", "retention", "ratio"], cells, "lrrrr")
+
+
+def _run(name: str) -> str:
+    return name.partition(":")[0]
+
+
+def _title(name: str) -> str:
+    if name in DENSE:
+        return DENSE[name]
+    rival = _run(name).removesuffix(LONGER)
+    if rival in RIVALS:
+        return f"{RIVALS[rival]}, trained alike"
+    count = name.partition(":")[2]
+    return f"VoCo, {count} token{'s' * (count != '1')}"
+
+
+def _differences(found: Mapping[str, Any]) -> list[str]:
+    """Return one sentence per rival: by how much one VoCo token is ahead."""
+    row = _rows(found).get(f"press{LONGER}:1" if found.get("longer") else "press:1", {})
+    titles = {"over_pool": "average pooling", "over_qformer": "the Q-Former"}
+    return [
+        f"One VoCo token less {title}, paired by question: {_points(row[key], 'points ')}.\n"
+        for key, title in titles.items()
+        if key in row
+    ]
+
+
+def _distillation(found: Mapping[str, Any]) -> str:
+    """Return the table of runs that continued with and without the dense model's distribution."""
+    rows = _rows(found)
+    counts = [name.partition(":")[2] for name in rows if _run(name) == "distil"]
+    cells = [
+        [
+            count,
+            *(f"{rows[f'{run}:{count}']['accuracy']['value']:.1%}" for run in ("press", "plain", "distil")),
+            _points(rows[f"distil:{count}"]["over_plain"]),
+        ]
+        for count in counts
+    ]
+    columns = ["tokens", "before", "cross-entropy", "half cross-entropy, half distillation", "difference"]
+    return (
+        f"{found['further']} more steps after the first {found['recipe']['steps']:,}, at a quarter of the learning "
+        f"rate:\n\n{table(columns, cells, 'rrrrr')}"
+    )
+
+
+def _clips(found: Mapping[str, Any]) -> str:
+    """Return the table of questions about clips, with frames in order and shuffled."""
+    cells = [
+        [
+            str(row["tokens"]),
+            title,
+            *(f"{row[skill][order]['value']:.1%}" for order in ("in_order", "shuffled")),
+            _points(row[skill]["difference"]),
+            f"{found['commonest_answer'][skill]:.1%}",
+        ]
+        for row in found["rows"]
+        for skill, title in CLIP_QUESTIONS.items()
+    ]
+    columns = ["tokens per frame", "question", "in order", "shuffled", "difference", "most common answer"]
+    return (
+        f"{found['clips']} test clips of {found['frames']} frames; an answer counts if it is exactly right:\n\n"
+        + table(columns, cells, "rlrrrr")
+    )
+
+
+def _times(found: Mapping[str, Any]) -> str:
+    took, share = found["milliseconds"], found["second_question_over_cached"]
+    cells = [
+        ["dense, nothing cached", f"{took['dense']:.1f} ms"],
+        ["dense, the image's 576 keys and values cached", f"{took['cached']:.1f} ms"],
+        ["one VoCo token cached", f"{took['voco']:.1f} ms, {share:.0%} of the row above"],
+        ["one VoCo token, on the first question", f"{took['voco_first']:.1f} ms"],
+    ]
+    return table(["to the first token of an answer", "processor time"], cells, "lr")
+
+
+def _share(interval: Mapping[str, float] | None) -> str:
+    return "" if interval is None else "{value:.1%} ({low:.1%} to {high:.1%})".format(**interval)
+
+
+def _points(interval: Mapping[str, float], unit: str = "") -> str:
+    """Return a difference in percentage points with its interval: "+9.7 points (+6.3 to +13.1)"."""
+    value, low, high = (100 * interval[name] for name in ("value", "low", "high"))
+    return f"{value:+.1f} {unit}({low:+.1f} to {high:+.1f})"

@@ -21,9 +21,17 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("voco")
 
 
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return importlib.import_module("generators.voco")
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # asked for by peft
-def test_training_rivals_answers_and_times(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_training_rivals_answers_and_times(
+    bench: ModuleType, page: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     out = tmp_path / "voco.json"
     words = ["--steps", "1", "--scenes", "4", "--questions", "12", "--runs", str(tmp_path / "runs"), "--out", str(out)]
     words += ["--further", "1", "--clips", "2"]
@@ -53,10 +61,10 @@ def test_training_rivals_answers_and_times(bench: ModuleType, monkeypatch: pytes
     ]
     assert {"over_pool", "over_qformer"} <= rows["press-longer:1"].keys()
     assert found["longer"]["recipe"]["voco"]["adapter"] == "press"
-    assert "after its first 1 steps" in bench.table(found)
+    assert "after its first 1 steps" in page.measured_part(found)
     assert "over_plain" in rows["distil:8"]
     assert [row["tokens"] for row in found["clips"]["rows"]] == [1, 2, 4, 8, 32]
-    assert "+" in bench.table(found)
+    assert "+" in page.measured_part(found)
     assert rows["dense:dense"]["accuracy"]["value"] > 0.8
     assert {"retention", "ratio", "over_pool", "over_qformer"} <= rows["press:1"].keys()
     sizes = found["times"]["bytes"]
@@ -65,7 +73,8 @@ def test_training_rivals_answers_and_times(bench: ModuleType, monkeypatch: pytes
     from foveate.scenes import test_set
     from foveate.train.evaluate import right_answers
 
-    own = right_answers(bench.base(), list(test_set(12)))
+    answers = importlib.import_module("voco_answers")
+    own = right_answers(answers.embedded_model(), list(test_set(12)))
     kept = json.loads((tmp_path / "runs" / "answers-dense.json").read_text())["dense"]
     assert [int(each) for one in own for each in one] == kept
     # What is there is not made again.
@@ -80,17 +89,18 @@ def test_an_adapter_answers_with_its_lora_weights(bench: ModuleType, tmp_path: P
 
     from foveate.voco import VoCo
 
-    model = bench.base()
+    answers = importlib.import_module("voco_answers")
+    model = answers.embedded_model()
     voco = VoCo(model, 1)
     tuned = peft.get_peft_model(model, peft.LoraConfig(r=1, target_modules=r".*language_model.*q_proj"))
     voco.save_pretrained(tmp_path / "voco", lora=tuned)
-    way = bench.press_ways(tmp_path / "voco")
+    configuration = answers.voco_configuration(tmp_path / "voco")
     gc.collect()
-    hooked = [name for name, module in way.model.named_modules() if module._forward_hooks]
+    hooked = [name for name, module in configuration.model.named_modules() if module._forward_hooks]
     assert len(hooked) == 12
     assert all("language_model" in name and name.endswith("q_proj") for name in hooked)
-    way.opened.close()
-    assert not any(module._forward_hooks for module in way.model.modules())
+    configuration.adapters.close()
+    assert not any(module._forward_hooks for module in configuration.model.modules())
 
 
 def test_retention_is_measured_between_the_bounds(bench: ModuleType) -> None:
@@ -104,6 +114,6 @@ def test_retention_is_measured_between_the_bounds(bench: ModuleType) -> None:
     assert mixed["low"] < 0.3 < 0.7 < mixed["high"]
 
 
-def test_the_page_shows_what_was_measured(bench: ModuleType) -> None:
+def test_the_page_shows_what_was_measured(page: ModuleType) -> None:
     found = json.loads((ROOT / "docs" / "measured" / "voco.json").read_text())
-    assert bench.table(found) in (ROOT / "docs" / "voco.md").read_text(), "run python benchmarks/voco.py --parts page"
+    assert page.measured_part(found) in (ROOT / "docs" / "voco.md").read_text(), "run python docs/make.py voco"
