@@ -1,10 +1,9 @@
-import importlib.util
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rows import ROWS
 
 from foveate.bench.answers import Asker, Prompts, fingerprint
 from foveate.bench.configurations import DENSE
@@ -107,16 +106,7 @@ def test_prompts_are_those_of_the_processor(model, processor, task) -> None:
 
 def test_mrope_reuse_equals_generate() -> None:
     """Qwen2.5-VL counts positions on three axes; images of two sizes are two groups."""
-    path = Path(__file__).parents[1] / "families" / "rows.py"
-    spec = importlib.util.spec_from_file_location("bench_rows", path)
-    assert spec is not None
-    assert spec.loader is not None
-    import sys
-
-    rows = importlib.util.module_from_spec(spec)
-    sys.modules["bench_rows"] = rows
-    spec.loader.exec_module(rows)
-    row = next(each for each in rows.ROWS if each.name == "qwen2_5_vl")
+    row = next(each for each in ROWS if each.name == "qwen2_5_vl")
     stub = SimpleNamespace(
         chat_template="x", batch_decode=lambda ids, skip_special_tokens: [str(one.tolist()) for one in ids]
     )

@@ -5,25 +5,16 @@ import itertools
 import pytest
 import torch
 from given import tokens
+from variants import spec_of, variants
 
 from foveate.errors import KeepError, SpecError
-from foveate.methods import method_names
+from foveate.methods import SparseVLM, method_names
 from foveate.plan import Plan
 from foveate.spec import parse
-from foveate.tokens import Keep, Layout, Segment, VisualTokens
+from foveate.tokens import Layout, Segment, VisualTokens
 
 GRIDS = [(12, 12), (6, 10), (3, 3), (1, 7), (5, 1)]
-SPECS = [
-    "random:{k}", "random:{k}:seed=3", "stride:{k}", "pool:{k}", "pool2d:{k}",
-    "cluster:{k}", "cluster:{k}:start=plusplus:seed=1", "cls:{k}",
-    "fastv:{k}", "fastv:{k}:rows=text", "pyramiddrop:{k}",
-    "sparsevlm:{k}", "sparsevlm:{k}:recycle=none", "sparsevlm-plus:{k}", "dart:{k}", "dart:{k}:text_pivots=0",
-    "divprune:{k}", "cdpruner:{k}", "cdpruner:{k}:relevance=like", "tome:{k}", "tome:{k}:per_round=3:metric=keys",
-    "dpc-knn:{k}", "dpc-knn:{k}:neighbours=3", "agglomerative:{k}", "agglomerative:{k}:linkage=average",
-    "visionzip:{k}", "visionzip:{k}:contextual=1", "prumerge:{k}", "prumerge:{k}:extra=false:neighbours=4",
-    "prumerge-plus:{k}", "vispruner:{k}", "vispruner:{k}:important=0.25:step=3", "holov:{k}", "holov:{k}:windows=7",
-    "hired:{k}", "cluster:{k}:take=weighted", "cluster:{k}:take=medoid", "cluster:{k}:take=salient",
-]  # fmt: skip
+SPECS = [spec_of(variant) for variant in variants()]
 
 
 @pytest.mark.parametrize(("grid", "spec", "keep"), itertools.product(GRIDS, SPECS, [1, 2, 5, 0.25, 0.5, 1.0]))
@@ -35,7 +26,8 @@ def test_a_plan_is_what_it_says(grid: tuple[int, int], spec: str, keep: float) -
     plan = method.plan(given)
     count = method.count(given.layout)
     assert plan.slot.shape == (3, count)
-    assert count <= Keep.of(keep).count(given.layout.content)
+    beside = isinstance(method, SparseVLM) and method.recycle == "beside"
+    assert count <= given.layout.content if beside else count <= method.keep.count(given.layout.content)
     assert plan.slot.dtype == torch.int64
     assert (plan.slot.diff(dim=1) > 0).all()
     assert plan.slot.min() >= 0

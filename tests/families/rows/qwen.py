@@ -1,0 +1,145 @@
+"""What comes out of a Qwen-VL encoder, and what all tiny models of the series share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from rows.row import Row, enlarged, grid, picture
+
+QWEN_TEXT = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+
+QWEN_TOKENS = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
+
+QWEN3_VISION = {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 4,
+    "out_hidden_size": 64,
+    "patch_size": 14,
+    "num_position_embeddings": 64,
+    "deepstack_visual_indexes": [0, 1],
+}
+
+QWEN3_TEXT = QWEN_TEXT | {
+    "head_dim": 16,
+    "rope_parameters": QWEN_TEXT["rope_parameters"] | {"mrope_interleaved": True},
+}
+
+QWEN_PICTURES = {"A": grid(4, 6), "B": grid(5, 3), "C": grid(3, 3)}
+
+
+def qwen_picture(letter: str) -> Tensor:
+    (segment,) = QWEN_PICTURES[letter].segments
+    return picture(letter, 3, segment.h * 28, segment.w * 28)
+
+
+def qwen_pixels(letters: str) -> dict[str, torch.Tensor]:
+    return qwen_patches([qwen_picture(letter) for letter in letters])
+
+
+def qwen_patches(images: list[Tensor]) -> dict[str, Tensor]:
+    """Patches in the order that the processor puts them in, written out with loops."""
+    patches, grids = [], []
+    for image in images:
+        rows, columns = (side // 14 for side in image.shape[1:])
+        grids.append([1, rows, columns])
+        for row in range(0, rows, 2):
+            for column in range(0, columns, 2):
+                for down in (0, 1):
+                    for right in (0, 1):
+                        top, left = (row + down) * 14, (column + right) * 14
+                        patch = image[:, top : top + 14, left : left + 14]
+                        patches.append(patch[:, None].expand(-1, 2, -1, -1).flatten())
+    return {"pixel_values": torch.stack(patches), "image_grid_thw": torch.tensor(grids)}
+
+
+def token_order(grids: Tensor) -> Tensor:
+    """Where each visual token stands in window order; windows are 2 x 2 tokens here. Written with loops."""
+    places: dict[tuple[int, int, int], int] = {}
+    for image, (_, rows, columns) in enumerate(grids.tolist()):
+        rows, columns = rows // 2, columns // 2
+        for top in range(0, rows, 2):
+            for left in range(0, columns, 2):
+                for row in range(top, min(top + 2, rows)):
+                    for column in range(left, min(left + 2, columns)):
+                        places[image, row, column] = len(places)
+    return torch.tensor([places[key] for key in sorted(places)])
+
+
+def attention_of_patches(maps: list[Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Columns of every map, summed; then four patches to a token, as a share of all that the image gives."""
+    tokens = torch.cat([each.mean(1).sum(1).flatten() for each in maps]).view(-1, 4).sum(1)
+    return [image / (4 * len(image)) for image in tokens.split(counts_of(inputs))]
+
+
+def attention_of_windows(maps: list[Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
+    """The same, where the encoder works on patches in window order."""
+    tokens = torch.cat([each.mean(1).sum(1).flatten() for each in maps]).view(-1, 4).sum(1)
+    ordered = tokens[token_order(inputs["image_grid_thw"])]
+    return [image / (4 * len(image)) for image in ordered.split(counts_of(inputs))]
+
+
+def keys_of_patches(attention: Any, hidden: Tensor, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Before rotary embedding, averaged over the four patches of a token."""
+    keys = attention.qkv(hidden).view(len(hidden) // 4, 4, 3, 4, 8)[:, :, 1].mean(1)
+    return list(keys.split(counts_of(inputs)))
+
+
+def keys_of_windows(attention: Any, hidden: Tensor, inputs: dict[str, Tensor]) -> list[Tensor]:
+    keys = torch.cat(keys_of_patches(attention, hidden, inputs))
+    return list(keys[token_order(inputs["image_grid_thw"])].split(counts_of(inputs)))
+
+
+def counts_of(inputs: dict[str, Tensor]) -> list[int]:
+    return [int(patches) // 4 for patches in inputs["image_grid_thw"].prod(1)]
+
+
+def qwen_smaller(letter: str, rows: int, columns: int) -> dict[str, Tensor]:
+    small = interpolate(qwen_picture(letter)[None], size=(rows * 28, columns * 28), mode="area")[0]
+    return qwen_patches([small])
+
+
+def qwen_exact(model: Any, letter: str, rows: int, columns: int) -> Tensor:
+    """The model given a smaller picture."""
+    return model.model.get_image_features(**qwen_smaller(letter, rows, columns), return_dict=True).pooler_output[0]
+
+
+def qwen_enlarged(model: Any, letter: str, rows: int, columns: int) -> Tensor:
+    image = qwen_picture(letter)
+    small = interpolate(image[None], size=(rows * 28, columns * 28), mode="area")
+    pixels = qwen_patches([enlarged(small, *image.shape[1:])[0]])
+    return model.model.get_image_features(**pixels, return_dict=True).pooler_output[0]
+
+
+QWEN_RESIZED = {"exact": qwen_exact, "enlarge": qwen_enlarged}
+
+
+def qwen_row(name: str, make: Callable[[], nn.Module], windows: bool) -> Row:
+    return Row(
+        name,
+        make,
+        image_token=5,
+        pictures=QWEN_PICTURES,
+        pixels=qwen_pixels,
+        token_types=True,
+        attention=attention_of_windows if windows else attention_of_patches,
+        keys=keys_of_windows if windows else keys_of_patches,
+        resized=QWEN_RESIZED,
+        smaller=qwen_smaller,
+    )

@@ -1,0 +1,112 @@
+"""What a family brings to the contract suite: a tiny random model of the real architecture, and inputs for it."""
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from foveate.layout import Layout, Segment
+
+TEXT_IDS = range(20, 120)
+
+PAD = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One family: how to make a tiny model, what a picture is to it, and what its signals must be.
+
+    Attributes:
+        name: the family's.
+        make: makes a tiny random model of the real architecture.
+        image_token: the id of its placeholder.
+        pictures: for each letter the layout of its visual tokens.
+        pixels: turns letters into the model's pixel inputs.
+        token_types: whether the processor returns `mm_token_type_ids`.
+        attention: from every eager attention map `(batch, heads, rows, columns)` of one encoder layer, and the call's
+            inputs, the attention that each visual token gets: `(N,)` per image.
+        keys: from an attention module of the encoder, its input, and the call's inputs, the keys of each visual token:
+            `(N, heads, width)` per image.
+        resized: per way of shrinking images: `(model, letter, rows, columns)` -> the features `(n, D)` of the picture
+            shrunk to a grid of so many rows and columns.
+        smaller: for a family that resizes exactly: `(letter, rows, columns)` -> pixel inputs of the smaller picture.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    image_token: int
+    pictures: Mapping[str, Layout]
+    pixels: Callable[[str], dict[str, torch.Tensor]]
+    token_types: bool
+    attention: Callable[[list[Tensor], dict[str, Tensor]], list[Tensor]]
+    keys: Callable[[Any, Tensor, dict[str, Tensor]], list[Tensor]]
+    resized: Mapping[str, Callable[[Any, str, int, int], Tensor]]
+    smaller: Callable[[str, int, int], dict[str, Tensor]] | None = None
+
+    def model(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
+        """The same model every time, in evaluation mode."""
+        torch.manual_seed(0)
+        model: Any = self.make()
+        model.set_attn_implementation(attention)
+        # Random decoders of few layers hardly look at anything: larger weights make their attention matter.
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if weight.ndim >= 2 and "embed" not in name:
+                    weight.mul_(3.0)
+        model.generation_config.eos_token_id = None
+        model.generation_config.pad_token_id = PAD
+        return model.to(dtype).eval()
+
+    def count(self, letter: str) -> int:
+        """Visual tokens of a picture, structural ones among them."""
+        return self.pictures[letter].total
+
+    def ids(self, prompt: str) -> list[int]:
+        """Token ids of a prompt: "t4 A t3" is four text tokens, picture A, three text tokens."""
+        ids: list[int] = []
+        for number, piece in enumerate(prompt.split()):
+            if piece[0] == "t":
+                generator = torch.Generator().manual_seed(zlib.crc32(f"{number} {piece}".encode()))
+                length = int(piece[1:].split("'")[0])
+                ids += torch.randint(TEXT_IDS.start, TEXT_IDS.stop, (length,), generator=generator).tolist()
+            else:
+                ids += [self.image_token] * self.count(piece)
+        return ids
+
+    def inputs(self, *prompts: str, side: str = "left") -> dict[str, torch.Tensor]:
+        """A padded batch, as a processor would return it."""
+        rows = [self.ids(prompt) for prompt in prompts]
+        longest = max(len(row) for row in rows)
+        pads = [[PAD] * (longest - len(row)) for row in rows]
+        ones = [[1] * len(row) for row in rows]
+        zeros = [[0] * len(pad) for pad in pads]
+
+        def pad(values: list[list[int]], fills: list[list[int]]) -> torch.Tensor:
+            joined = zip(fills, values) if side == "left" else zip(values, fills)
+            return torch.tensor([first + second for first, second in joined])
+
+        inputs = {"input_ids": pad(rows, pads), "attention_mask": pad(ones, zeros)}
+        if self.token_types:
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.image_token).int()
+        letters = "".join(piece for prompt in prompts for piece in prompt.split() if piece[0] != "t")
+        return inputs | (self.pixels(letters) if letters else {})
+
+
+def grid(height: int, width: int) -> Layout:
+    """The layout of a picture that is one grid of visual tokens."""
+    return Layout((Segment(1, height, width),))
+
+
+def picture(letter: str, channels: int, height: int, width: int) -> torch.Tensor:
+    """The same smooth random picture every time, `(channels, height, width)`."""
+    generator = torch.Generator().manual_seed(ord(letter))
+    coarse = torch.randn(1, channels, height // 7, width // 7, generator=generator)
+    return nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")[0] * 2
+
+
+def enlarged(small: Tensor, height: int, width: int) -> Tensor:
+    return interpolate(small, size=(height, width), mode="bicubic", align_corners=False, antialias=False)
