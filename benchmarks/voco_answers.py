@@ -243,7 +243,7 @@ def encoded_images(recipe: Recipe, path: Path, scenes: Sequence[Scene]) -> Itera
                     continue
                 ids = torch.full((len(batch), dense[-1].shape[1]), family_of(model).image_token)
                 short = foveate.compress(model, {**inputs, "input_ids": ids}, spec, encoded)
-                reduced.append(torch.stack([image.cut.features for image in short.images]).half())
+                reduced.append(torch.stack([image.features for image in short.images]).half())
         every = torch.cat(dense)
         # The names are those of files that were written before.
         checkpoint.write_tensors({"dense": every, "left": torch.cat(reduced) if reduced else every.clone()}, path)

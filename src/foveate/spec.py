@@ -16,7 +16,7 @@ import re
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from foveate.errors import FoveateError, SpecError, shown, unknown
 from foveate.keep import Keep
@@ -25,7 +25,7 @@ from foveate.methods import aliases, method_class, method_names
 from foveate.options import expected, read_value
 from foveate.tokens import PLACES, Place
 
-__all__ = ["Spec", "Step", "as_spec", "parse"]
+__all__ = ["Spec", "SpecLike", "Step", "as_spec", "parse"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,11 @@ class Spec:
         return "+".join(str(step) for step in self.steps)
 
 
-def as_spec(value: str | Spec | Step | Method | Sequence[Any]) -> Spec:
+SpecLike: TypeAlias = "str | Spec | Step | Method | Sequence[Any]"
+"""Every form in which callers may give a spec; `as_spec` reads them."""
+
+
+def as_spec(value: SpecLike) -> Spec:
     """Read a spec in any form that callers may give it.
 
     >>> from foveate.methods import Cluster, FastV

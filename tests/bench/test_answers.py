@@ -44,7 +44,7 @@ def test_methods_that_read_the_question_see_each_question(model, processor, task
             for row, text in zip(each.rows, answered.texts[number], strict=True):
                 ids = torch.tensor([row])
                 short = compress(model, {"input_ids": ids}, spec, encoded.pick([number]))
-                slots.add(tuple(short.images[0].cut.slot.tolist()))
+                slots.add(tuple(short.images[0].slot.tolist()))
                 alone = model.generate(
                     **short, max_new_tokens=6, do_sample=False, pad_token_id=asker.pad, eos_token_id=asker.ends
                 )

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from foveate.engine.calls import on_call
+from foveate.engine.hooks import on_call
 
 
 class Adder(nn.Module):

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from foveate.engine.cut import CutImage, cut_prompt, take_columns
+from foveate.engine.columns import take_columns
+from foveate.engine.prompt import CompressedImage, cut_prompt
 from foveate.errors import FoveateError
 from foveate.tokens import Layout, Segment
 
@@ -25,13 +26,13 @@ def family(axes: int = 1, counts_padding: bool = False) -> Any:
     )
 
 
-def image(kind: Any, *slots: int, pack: bool = False) -> CutImage:
+def image(kind: Any, *slots: int, pack: bool = False) -> CompressedImage:
     slot = torch.tensor(slots)
     if pack:
         positions = torch.arange(len(slots)).expand(kind.position_axes, -1)
-        return CutImage(GRID, slot, torch.zeros(len(slots), 4), positions, len(slots))
+        return CompressedImage(GRID, slot, torch.zeros(len(slots), 4), positions, len(slots))
     positions = kind.image_positions(GRID)[:, slot]
-    return CutImage(GRID, slot, torch.zeros(len(slots), 4), positions, kind.image_span(GRID), untouched=True)
+    return CompressedImage(GRID, slot, torch.zeros(len(slots), 4), positions, kind.image_span(GRID), own_positions=True)
 
 
 IDS = torch.tensor([[1, 2, *[IMAGE] * 6, 3, 4]])

@@ -3,17 +3,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from foveate.engine.state import CacheState, Held, set_state, state_of
+from foveate.engine.state import CacheState, LayerState, cache_state, set_cache_state
 from foveate.errors import FoveateError
 
 
-def first() -> Held:
-    return Held(0, torch.tensor([[0, 2, 5], [-1, 4, 5]]), following=torch.tensor([6, 2]), padded=True)
+def first() -> LayerState:
+    return LayerState(0, torch.tensor([[0, 2, 5], [-1, 4, 5]]), following=torch.tensor([6, 2]), padded=True)
 
 
 def state() -> CacheState:
-    deeper = Held(2, torch.tensor([[5], [5]]), following=torch.tensor([6, 2]), padded=False)
-    return CacheState(logical=6, held=(first(), deeper))
+    deeper = LayerState(2, torch.tensor([[5], [5]]), following=torch.tensor([6, 2]), padded=False)
+    return CacheState(full_length=6, layers=(first(), deeper))
 
 
 def test_mask() -> None:
@@ -23,9 +23,9 @@ def test_mask() -> None:
 
 
 def test_grown() -> None:
-    assert first().grown(6, 2).tolist() == [[0, 2, 5, 6, 7], [-1, 4, 5, 6, 7]]
+    assert first().extended(6, 2).tolist() == [[0, 2, 5, 6, 7], [-1, 4, 5, 6, 7]]
     more = torch.tensor([[0, 3], [-1, 1]])
-    assert first().grown(6, 2, more).tolist() == [[0, 2, 5, 6, 7, 8, 11], [-1, 4, 5, 6, 7, -1, 9]]
+    assert first().extended(6, 2, more).tolist() == [[0, 2, 5, 6, 7, 8, 11], [-1, 4, 5, 6, 7, -1, 9]]
 
 
 def test_layers() -> None:
@@ -44,11 +44,11 @@ def test_rows() -> None:
 def test_an_emptied_cache_forgets() -> None:
     length = 3
     cache = SimpleNamespace(get_seq_length=lambda: length)
-    assert state_of(cache) is None
-    assert state_of(None) is None
-    set_state(cache, state())
-    assert state_of(cache) is not None
+    assert cache_state(cache) is None
+    assert cache_state(None) is None
+    set_cache_state(cache, state())
+    assert cache_state(cache) is not None
     length = 0
-    assert state_of(cache) is None
+    assert cache_state(cache) is None
     length = 3
-    assert state_of(cache) is None
+    assert cache_state(cache) is None

@@ -63,7 +63,7 @@ def kept_columns(row: Row, inputs: dict[str, Tensor], short: Any) -> Tensor:
     places = (~keep).flatten().nonzero().squeeze(1)
     offset = 0
     for image in short.images:
-        keep.view(-1)[places[offset + image.cut.slot]] = True
+        keep.view(-1)[places[offset + image.slot]] = True
         offset += image.before
     return keep
 
@@ -504,8 +504,8 @@ def test_each_image_gets_its_own_plan(row: Row, model: Any) -> None:
     both = compress(model, row.inputs("t2 A t4 B t3"), "cls:6")
     for image, letter in zip(both.images, "AB"):
         alone = compress(model, row.inputs(f"t2 {letter}"), "cls:6").images[0]
-        assert torch.equal(image.cut.slot, alone.cut.slot)
-        torch.testing.assert_close(image.cut.features, alone.cut.features, atol=1e-5, rtol=1e-5)
+        assert torch.equal(image.slot, alone.slot)
+        torch.testing.assert_close(image.features, alone.features, atol=1e-5, rtol=1e-5)
 
 
 def test_twice_is_the_same(row: Row, any_model: Any) -> None:
@@ -532,7 +532,7 @@ def test_counts(row: Row, model: Any, spec: str) -> None:
     report = run.report()
     counts = [image.after for image in report.images]
     for image, layout, count in zip(compress(model, inputs, spec).images, family.layouts(inputs), counts):
-        assert int(torch.isin(image.cut.slot, layout.places).sum()) == method.count(layout)
+        assert int(torch.isin(image.slot, layout.places).sum()) == method.count(layout)
         fewest, most = tokens_between(spec, family, layout)
         assert fewest <= count <= most
         # Only which rows still need their newline may be left to the content.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import foveate
 from foveate.engine import apply, compress, encode, encoder_outputs
-from foveate.engine.encoder import _Passage
+from foveate.engine.encoder import EncoderPass
 from foveate.errors import FoveateError, KeepError
 from foveate.families import family_of
 from foveate.schedule import tokens_after
@@ -40,7 +40,7 @@ def deep(attention: str = "sdpa") -> Any:
 
 def features(model: Any, inputs: Any, spec: str) -> Tensor:
     """What is left of each image at the decoder's input, `(images, M, D)`."""
-    return torch.stack([image.cut.features for image in compress(model, inputs, spec).images])
+    return torch.stack([image.features for image in compress(model, inputs, spec).images])
 
 
 def pairs(count: int = 2) -> tuple[Any, dict[str, Tensor]]:
@@ -136,7 +136,7 @@ def test_equal_patches_count_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
             slots = merged.inside[image].slot[0]
             torch.testing.assert_close(short[slots], twin, atol=1e-5, rtol=1e-5)
     # The test can see: one of each pair, looked at as if it were alone, is something else.
-    monkeypatch.setattr(_Passage, "bias", lambda *_: None)
+    monkeypatch.setattr(EncoderPass, "bias", lambda *_: None)
     assert (features(model, inputs, spec) - dense[:, ::2]).abs().max() > 1e-3
 
 
@@ -171,7 +171,7 @@ def test_counts_are_exact_and_images_are_apart(name: str) -> None:
             assert image.plan is not None
             assert again.plan is not None
             assert torch.equal(image.plan.slot, again.plan.slot)
-            torch.testing.assert_close(image.cut.features, again.cut.features, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(image.features, again.features, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

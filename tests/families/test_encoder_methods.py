@@ -52,8 +52,8 @@ def test_ragged_plans_keep_their_padding_to_themselves(row: Row, model: Any) -> 
         assert image.plan is not None
         assert image.plan.valid is None
         (alone,) = compress(model, row.inputs(letter), "prumerge-plus:auto").images
-        torch.testing.assert_close(image.cut.features, alone.cut.features)
-        assert torch.equal(image.cut.slot, alone.cut.slot)
+        torch.testing.assert_close(image.features, alone.features)
+        assert torch.equal(image.slot, alone.slot)
 
 
 def test_a_step_behind_one_that_decides_must_find_enough(row: Row, model: Any) -> None:

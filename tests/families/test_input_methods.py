@@ -17,9 +17,9 @@ def test_a_batch_is_its_samples_alone(row: Row, model: Any, spec: str) -> None:
     batch = compress(model, row.inputs(*BATCH), spec)
     alone = [compress(model, row.inputs(prompt), spec) for prompt in BATCH]
     images = [image for short in alone for image in short.images]
-    assert [image.cut.slot.tolist() for image in batch.images] == [image.cut.slot.tolist() for image in images]
+    assert [image.slot.tolist() for image in batch.images] == [image.slot.tolist() for image in images]
     for one, other in zip(batch.images, images, strict=True):
-        torch.testing.assert_close(one.cut.features, other.cut.features, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(one.features, other.features, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("spec", SPECS)

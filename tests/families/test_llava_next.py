@@ -138,9 +138,9 @@ def test_newlines_go_with_their_rows() -> None:
     layout = image.layout
     content = image.plan.slot[0]
     rows = {int(token - 16) // 8 for token in content if token >= 16}
-    newlines = [place for place in image.cut.slot.tolist() if place not in layout.places.tolist()]
+    newlines = [place for place in image.slot.tolist() if place not in layout.places.tolist()]
     assert newlines == [16 + row * 9 + 8 for row in sorted(rows)]
-    for place, value in zip(image.cut.slot.tolist(), image.cut.features):
+    for place, value in zip(image.slot.tolist(), image.features):
         assert torch.equal(value, model.model.image_newline) == (place in newlines)
 
 
@@ -150,9 +150,9 @@ def test_positions_of_a_shrunk_image() -> None:
     inputs = TILES.inputs("t6 A t5")
     kept = compress(model, inputs, "resize:0.25:positions=keep")
     (image,) = kept.images
-    assert kept["position_ids"][0].tolist() == [*range(6), *(6 + image.cut.slot).tolist(), *range(76, 81)]
+    assert kept["position_ids"][0].tolist() == [*range(6), *(6 + image.slot).tolist(), *range(76, 81)]
     # Base 2 x 2 and tiles 3 x 4 of 4 x 4 and 6 x 8: under the middle of each new token, and three of six newlines.
-    assert image.cut.slot.tolist() == [
+    assert image.slot.tolist() == [
         5, 7, 13, 15,
         *(16 + 9 * 1 + column for column in (1, 3, 5, 7, 8)),
         *(16 + 9 * 3 + column for column in (1, 3, 5, 7, 8)),
@@ -164,7 +164,7 @@ def test_positions_of_a_shrunk_image() -> None:
     fewer = compress(model, inputs, "resize:0.25+stride:4:positions=keep").images[0]
     seen = fewer.seen
     assert fewer.plan is not None
-    assert fewer.cut.positions[0].tolist() == seen.placed(fewer.plan.slot[0])[0].tolist()
+    assert fewer.positions[0].tolist() == seen.placed(fewer.plan.slot[0])[0].tolist()
 
 
 def test_the_loss_reaches_the_newline() -> None:

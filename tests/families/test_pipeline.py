@@ -60,7 +60,7 @@ def test_a_processor_and_auto_classes(directory: Path) -> None:
     inputs = processor(images=[photo(1)], text="USER: <image> what is it ? ASSISTANT:", return_tensors="pt")
     short = compress(model, inputs, "pool:4")
     (image,) = short.images
-    assert int(torch.isin(image.cut.slot, image.layout.places).sum()) == 4
+    assert int(torch.isin(image.slot, image.layout.places).sum()) == 4
     assert short["input_ids"].shape[1] == inputs["input_ids"].shape[1] - image.before + image.after
     ids = model.generate(**short, max_new_tokens=4, do_sample=False)
     with apply(model, "pool:4"):

@@ -54,7 +54,7 @@ def test_features_are_those_of_the_shrunk_picture(row: Row, model: Any) -> None:
         height, width = size_of(model, inputs, spec)
         expected = shrunk(model, "A", height, width)
         short = compress(model, inputs, spec)
-        torch.testing.assert_close(short.images[0].cut.features, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(short.images[0].features, expected, atol=1e-5, rtol=1e-5)
 
 
 def size_of(model: Any, inputs: Any, spec: str) -> tuple[int, int]:
@@ -81,7 +81,7 @@ def test_exact_is_the_model_given_a_smaller_picture(exact: Row) -> None:
 
 def test_tokens_of_a_smaller_picture_stand_under_its_places() -> None:
     short = compress(LLAVA.model(), LLAVA.inputs("t6 A t5"), "resize:0.25:mode=interpolate")
-    assert short.images[0].cut.slot.tolist() == [7, 9, 11, 19, 21, 23, 31, 33, 35]
+    assert short.images[0].slot.tolist() == [7, 9, 11, 19, 21, 23, 31, 33, 35]
 
 
 def test_crops_of_one_call_share_their_size() -> None:
@@ -90,7 +90,7 @@ def test_crops_of_one_call_share_their_size() -> None:
     with pytest.raises(FoveateError, match="keep a fraction, or a number per=tile"):
         compress(model, tiles.inputs("t6 A t5 B t2"), "resize:12")
     alone = [compress(model, tiles.inputs(f"t6 {letter}"), "resize:12").images[0] for letter in "AB"]
-    assert all(int(torch.isin(each.cut.slot, each.layout.places).sum()) <= 12 for each in alone)
+    assert all(int(torch.isin(each.slot, each.layout.places).sum()) <= 12 for each in alone)
     enlarged = compress(model, tiles.inputs("t6 A t5 B t2"), "resize:12:mode=enlarge")
     assert [each.after for each in enlarged.images] == [each.before for each in enlarged.images]
 
@@ -100,7 +100,7 @@ def test_enlarge_keeps_the_count(row: Row, model: Any) -> None:
     short = compress(model, inputs, "resize:0.25:mode=enlarge")
     assert short.images[0].after == short.images[0].before
     dense = compress(model, inputs, "random:1.0")
-    assert (short.images[0].cut.features - dense.images[0].cut.features).abs().max() > 1e-3
+    assert (short.images[0].features - dense.images[0].features).abs().max() > 1e-3
 
 
 def test_a_way_that_the_family_has_not(row: Row, model: Any) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from foveate.engine import encode
 from foveate.engine.encode import encode_for
-from foveate.engine.watch import EncoderWatch, capture_of, watching
+from foveate.engine.hooks import EncoderHooks, hooked
+from foveate.engine.state import capture_of
 from foveate.errors import FoveateError
 from foveate.families import family_of
 from foveate.families.family import attention_received, cls_attention
@@ -20,7 +21,7 @@ from foveate.tokens import EncoderAttention, EncoderKeys
 @torch.no_grad()
 def captured(model: Any, inputs: dict[str, Tensor], layer: int) -> Any:
     family = family_of(model)
-    with watching(EncoderWatch(family, [EncoderAttention(layer=layer)], features=True)):
+    with hooked(EncoderHooks(family, [EncoderAttention(layer=layer)], features=True)):
         return family, capture_of(family.encode(inputs))
 
 

@@ -72,17 +72,15 @@ def test_a_batch_is_its_samples_alone(row: Row, model: Any) -> None:
         if any(piece[0] != "t" for piece in prompt.split())
         for image in compress(model, row.inputs(prompt), spec(Probe(keep=6))).images
     ]
-    assert [image.cut.slot.tolist() for image in batch] == [image.cut.slot.tolist() for image in alone]
+    assert [image.slot.tolist() for image in batch] == [image.slot.tolist() for image in alone]
 
 
 def test_the_question_matters_and_encoding_does_not_hold_it(row: Row, model: Any) -> None:
     first, second = row.inputs("t6 A t5"), row.inputs("t4 A t9")
     encoded = encode(model, first, [spec(Probe(keep=6))])
-    slots = [
-        compress(model, inputs, spec(Probe(keep=6)), encoded=encoded).images[0].cut.slot for inputs in (first, second)
-    ]
+    slots = [compress(model, inputs, spec(Probe(keep=6)), encoded=encoded).images[0].slot for inputs in (first, second)]
     assert not torch.equal(*slots)
-    assert torch.equal(slots[1], compress(model, second, spec(Probe(keep=6))).images[0].cut.slot)
+    assert torch.equal(slots[1], compress(model, second, spec(Probe(keep=6))).images[0].slot)
 
 
 def test_beams_and_steps_without_a_cache_see_the_prompt_once(row: Row, model: Any) -> None:

@@ -280,7 +280,7 @@ def test_images_read_behind_a_spec(row, model):
     (memory,) = voco.encode(model, row.inputs("t3 A t2"))
     assert memory.visual_tokens == row.count("A")
     assert memory.end < VoCo(model, 2).encode(model, row.inputs("A"))[0].end
-    kept = foveate.compress(model, row.inputs("A"), spec).images[0].cut.features
+    kept = foveate.compress(model, row.inputs("A"), spec).images[0].features
     assert 1 < kept.shape[0] <= row.count("A") // 2
     layout = Layout((Segment(1, 1, kept.shape[0]),))
     with torch.no_grad():

@@ -10,7 +10,8 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from foveate.atp.gates import TokenGates
-from foveate.engine.signals import Asked, Places
+from foveate.engine.prompt import WantedPredictions
+from foveate.engine.signals import ImageColumns
 from foveate.errors import FoveateError
 from foveate.families import Family
 from foveate.tokens import Layout
@@ -33,12 +34,12 @@ class PromptImage:
     layout: Layout
     content: Int64[Tensor, "N"]
     structural: Int64[Tensor, "S"]
-    places: Places
+    places: ImageColumns
     gates: TokenGates
 
 
 def find_prompt_images(
-    family: Family, ids: Int64[Tensor, "B S"], mask: Tensor, layouts: Sequence[Layout], asked: Asked
+    family: Family, ids: Int64[Tensor, "B S"], mask: Tensor, layouts: Sequence[Layout], asked: WantedPredictions
 ) -> list[PromptImage]:
     """Return the images of a batch of whole prompts, in prompt order.
 
@@ -58,7 +59,7 @@ def find_prompt_images(
         raise FoveateError(
             f"{int(visual.sum())} placeholders came for images of {sum(sizes)} tokens; pass the processor's output"
         )
-    ends = asked.ends(ids, family.image_token, sizes)
+    ends = asked.prompt_ends(ids, family.image_token, sizes)
     rows, columns = visual.nonzero().unbind(1)
     is_text = mask.cpu().bool() & ~visual
     device, begin = ids.device, 0
@@ -72,7 +73,7 @@ def find_prompt_images(
         content = own[layout.places].to(device)
         structural = own[[token.place for token in layout.structural]].to(device)
         last = torch.tensor([end], device=device)
-        places = Places(torch.tensor([row], device=device), content[None], text[None].to(device), last)
+        places = ImageColumns(torch.tensor([row], device=device), content[None], text[None].to(device), last)
         gates = TokenGates.open(layout.content, device)
         images.append(PromptImage(row, layout, content, structural, places, gates))
     return images

@@ -17,7 +17,8 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from foveate.atp.prompt_images import PromptImage, column_log_masks, find_prompt_images
-from foveate.engine.signals import Asked, LayerInput, answer
+from foveate.engine.prompt import WantedPredictions
+from foveate.engine.signals import LayerInput, answer
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.methods.atp import ATPLayer
@@ -70,7 +71,7 @@ class SoftMasks:
         self.scores: dict[int, list[LayerScores]] = {layer: [] for layer in adapter.layers}
         self._model = model
         self._signature = inspect.signature(self.family.core.forward)
-        self._asked = Asked()
+        self._asked = WantedPredictions()
         # What the call in progress has brought so far.
         self._images: list[PromptImage] = []
         self._mask = torch.zeros(0, 0)
@@ -104,7 +105,7 @@ class SoftMasks:
         return handles
 
     def _read_labels(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._asked = Asked(kwargs.get("labels"))
+        self._asked = WantedPredictions(kwargs.get("labels"))
 
     def _begin_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find the images of a call."""

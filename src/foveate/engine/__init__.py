@@ -3,8 +3,9 @@
 from foveate.engine.apply import Run, apply
 from foveate.engine.compress import ShortInputs, compress
 from foveate.engine.encode import Encoded, encode
-from foveate.engine.planning import encoder_outputs
-from foveate.engine.report import ImageCount, Report
+from foveate.engine.images import encoder_outputs
+from foveate.engine.prompt import CompressedImage
+from foveate.engine.report import ImageCount, ImagePlans, Report
 from foveate.engine.timing import Times, timed
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "Run",
     "Report",
     "ImageCount",
+    "ImagePlans",
+    "CompressedImage",
     "ShortInputs",
     "Encoded",
     "Times",

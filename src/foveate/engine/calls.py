@@ -1,103 +1,634 @@
-"""Hooks on a method of a module that is not its `forward`: torch has hooks for `forward` alone."""
+"""What becomes of each call of a model under `apply`.
+
+`generate` and its callers go on to see the full prompt: ids, masks, labels and logits keep its length. The decoder sees
+the shorter one. `before_core` makes the shorter call, `after_core` restores the full length and notes on the cache what
+the cache now holds.
+"""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-_lock = threading.Lock()
-_handles: weakref.WeakKeyDictionary[nn.Module, dict[str, list[CallHandle]]] = weakref.WeakKeyDictionary()
+from foveate.engine.columns import gather_columns, text_positions
+from foveate.engine.decoder import DecoderPass
+from foveate.engine.encode import Encoded, encoded_from
+from foveate.engine.hooks import CoreHooks, DecoderHooks, EncoderHooks
+from foveate.engine.images import plan_images
+from foveate.engine.prompt import PER_COLUMN, CompressedImage, CutPrompt, WantedPredictions, cut_prompt, texts_of
+from foveate.engine.report import ReportBuilder
+from foveate.engine.state import CacheState, LayerState, cache_state, capture_of, encoded_of, set_cache_state
+from foveate.engine.timing import now
+from foveate.errors import FoveateError
+from foveate.families import Capture, Family
+from foveate.plan import Plan
+from foveate.schedule import Schedule
+from foveate.tokens import Signal
+from foveate.transformers_api import cache_of_call, cache_of_output
 
-
-class CallHandle:
-    """What listens to a method's calls; `remove` ends it."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        name: str,
-        before: Callable[[dict[str, Any]], None] | None,
-        after: Callable[[Any], None] | None,
-    ) -> None:
-        self.before = before
-        self.after = after
-        self._module = weakref.ref(module)
-        self._name = name
-
-    def remove(self) -> None:
-        """Listen no more; when nobody does, the module is as it was."""
-        module = self._module()
-        if module is None:
-            return
-        with _lock:
-            held = _handles[module][self._name]
-            held.remove(self)
-            if not held:
-                del _handles[module][self._name]
-                own = vars(module).pop(self._name).own
-                if own is not None:
-                    vars(module)[self._name] = own
+Call = dict[str, Any]
 
 
-def on_call(
-    module: nn.Module,
-    name: str,
-    before: Callable[[dict[str, Any]], None] | None = None,
-    after: Callable[[Any], None] | None = None,
-) -> CallHandle:
-    """Listen to the calls of a module's method: `before` sees the arguments by name, `after` what is returned.
+@dataclass
+class KnownImages:
+    """What is remembered of images that were encoded together, for as long as their features live.
 
-    Only this module is concerned, not its class, and the method goes on telling its own signature. Listeners come and
-    go in any order, from any thread.
-
-    >>> class Adder(nn.Module):
-    ...     def add(self, one, other=2):
-    ...         return one + other
-    >>> adder, seen = Adder(), []
-    >>> handle = on_call(adder, "add", before=seen.append, after=seen.append)
-    >>> adder.add(3), adder.add(3, other=4), seen
-    (5, 7, [{'one': 3}, 5, {'one': 3, 'other': 4}, 7])
-    >>> handle.remove()
-    >>> "add" in vars(adder)
-    False
+    Attributes:
+        images: each of them, before the decoder.
+        entry: the number of the first one in the report.
+        signals: the encoder's answers for each of them, for steps inside the decoder.
+        prompt: the last prompt that they came with and that left no cache, before anything was added to it.
     """
-    handle = CallHandle(module, name, before, after)
-    with _lock:
-        held = _handles.setdefault(module, {})
-        if name not in held:
-            held[name] = []
-            vars(module)[name] = _heard(module, name)
-        held[name].append(handle)
-    return handle
+
+    images: list[CompressedImage]
+    entry: int
+    signals: Mapping[Signal, Sequence[Tensor]]
+    prompt: UncachedPrompt | None = None
 
 
-def _heard(module: nn.Module, name: str) -> Any:
-    # The class's method is bound at each call: held here, the module would keep itself alive.
-    own, shared = vars(module).get(name), getattr(type(module), name)
-    owner = weakref.ref(module)
-    method = getattr(module, name)
-    signature = inspect.signature(method)
+@dataclass(frozen=True)
+class UncachedPrompt:
+    """A prompt without a cache, whose plans hold as long as only something is added after it.
 
-    @functools.wraps(shared)
-    def heard(*args: Any, **kwargs: Any) -> Any:
-        this = owner()
-        listeners = tuple(_handles.get(this, {}).get(name, ())) if this is not None else ()
-        for each in listeners:
-            if each.before is not None:
-                each.before({**signature.bind_partial(*args).arguments, **kwargs})
-        output = shared(this, *args, **kwargs) if own is None else own(*args, **kwargs)
-        for each in listeners:
-            if each.after is not None:
-                each.after(output)
+    Attributes:
+        ids: `(B, S)` int64.
+        mask: `(B, S)`, 0 at padding; None for no padding.
+        last: how many of its last columns made predictions.
+        plans: those that were made inside the decoder, in order.
+    """
+
+    ids: Tensor
+    mask: Tensor | None
+    last: int
+    plans: list[Plan]
+
+    def begins(self, ids: Tensor, mask: Tensor | None, last: int) -> bool:
+        """Return whether a call is this prompt, with the same predictions wanted and something added after it."""
+        width = self.ids.shape[1]
+        if last != self.last or ids.shape[0] != self.ids.shape[0] or not torch.equal(ids[:, :width], self.ids):
+            return False
+        if mask is None and self.mask is None:
+            return True
+        masks = (torch.ones_like(self.ids) if each is None else each[:, :width] for each in (mask, self.mask))
+        first, second = (each.bool() for each in masks)
+        return torch.equal(first, second)
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a cache holds before a call.
+
+    Attributes:
+        state: the compressed beginning, with the call's rows; None if nothing was compressed.
+        cached: columns that layer 0 of the cache holds.
+        tail: plain columns after the compressed beginning.
+    """
+
+    state: CacheState | None
+    cached: int
+    tail: int = 0
+
+    @property
+    def full_length(self) -> int:
+        """Return the columns of the full conversation; 0 if nothing was compressed."""
+        return 0 if self.state is None else self.state.full_length + self.tail
+
+
+@dataclass
+class PendingCall:
+    """What `after_core` must do for the call that is under way.
+
+    Attributes:
+        restore: `(B, S)` int64, for each column that the core was to see the place whose hidden state stands for it.
+        state: what the cache will hold when the call is done, as layer 0 sees it; None leaves its state as it is.
+        decoder_pass: what happens inside the decoder; None for nothing.
+        known: the images that came.
+        order: the number of each image of the call among them.
+        prompt: what to remember of the call if it leaves no cache.
+        seen: how many tokens were passed that the conversation held already.
+    """
+
+    restore: Tensor | None
+    state: CacheState | None
+    decoder_pass: DecoderPass | None = None
+    known: KnownImages | None = None
+    order: Sequence[int] = ()
+    prompt: UncachedPrompt | None = None
+    seen: int = 0
+
+    def restored(self, hidden: Tensor, layer: int | None = None) -> Tensor:
+        """Return hidden states with one for every column that the caller passed.
+
+        Args:
+            hidden: `(B, M, D)`, what comes out of a decoder layer.
+            layer: which one; None for the last one, -1 for what enters the first.
+        """
+        restore = self.restore
+        if self.decoder_pass is not None and (inside := self.decoder_pass.restore(layer)) is not None:
+            restore = inside
+        if self.seen:
+            if restore is None:
+                restore = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
+            restore = torch.cat([restore[:, :1].expand(-1, self.seen), restore], dim=1)
+        return hidden if restore is None else gather_columns(hidden, restore)
+
+
+class CoreCalls:
+    """Rewrites the calls of one model for one schedule, and reports what it did.
+
+    Args:
+        model: as the caller passed it.
+        family: of the model.
+        schedule: the steps.
+        synchronise: whether to wait for the device when the compressor's time is read.
+    """
+
+    def __init__(self, model: nn.Module, family: Family, schedule: Schedule, synchronise: bool) -> None:
+        self.schedule = schedule
+        self.family = family
+        self.builder = ReportBuilder(str(schedule.spec), len(family.decoder_layers))
+        self._model = model
+        self._synchronise = synchronise
+        self._window = family.window
+        self._encoder_hooks = EncoderHooks(
+            family, schedule.encoder_signals, bool(schedule.features), schedule.pixels, schedule.encoder
+        )
+        self._decoder_hooks = DecoderHooks(family)
+        self._core_hooks: CoreHooks | None = None
+        self._signature = inspect.signature(family.core.forward)
+        self._local = threading.local()
+        self._device = next(family.core.parameters()).device
+        # Without a cache, `generate` passes the same features at every step.
+        self._known: weakref.WeakKeyDictionary[Capture | Encoded, KnownImages] = weakref.WeakKeyDictionary()
+        self._left_behind: dict[str, Any] = {}
+
+    def open(self) -> None:
+        """Put the hooks on."""
+        self._left_behind = {name: getattr(self.family.core, name) for name in self.family.memories}
+        self._encoder_hooks.open()
+        self._core_hooks = CoreHooks(self._model, self.family.core, self)
+
+    def close(self) -> None:
+        """Take the hooks off, and put back what calls leave behind on the core."""
+        self._encoder_hooks.close()
+        self._decoder_hooks.close()
+        if self._core_hooks is not None:
+            self._core_hooks.remove()
+        for name, value in self._left_behind.items():
+            setattr(self.family.core, name, value)
+
+    def _now(self) -> float:
+        return now(self._device, self._synchronise)
+
+    # What the hooks call
+
+    def before_model(self, args: tuple[Any, ...], kwargs: Call) -> None:
+        """Note which predictions the caller wants: they show where the prompt ends."""
+        _check_labels(args, kwargs)
+        last = kwargs.get("logits_to_keep")
+        last = last if isinstance(last, int) and last > 0 else 1
+        self._local.wanted = WantedPredictions(kwargs.get("labels"), last)
+
+    def after_model(self) -> None:
+        """Forget what the caller wanted, whatever came of the call."""
+        self._local.wanted = WantedPredictions()
+
+    def end_call(self) -> None:
+        """Drop what is kept of a call, even of one that failed."""
+        self._local.pending = None
+        self._decoder_hooks.start(None)
+
+    def before_core(self, args: tuple[Any, ...], kwargs: Call) -> Any:
+        """Return the shorter call, or None where there is nothing to do."""
+        self.end_call()
+        call = {**self._signature.bind_partial(*args).arguments, **kwargs} if args else dict(kwargs)
+        refuse_video(self.family, call)
+        output = (call.get("mm_encoder_outputs") or {}).get("image")
+        brings_images = output is not None or call.get("pixel_values") is not None
+        cache = cache_of_call(call)
+        state = cache_state(cache)
+        cached = 0 if cache is None else int(cache.get_seq_length())
+        if state is None:
+            self._check_layers(cache, cached, None, 0)
+            if not brings_images:
+                return None
+        _check_call(call, brings_images)
+        rows, passed = _passed(call).shape[:2]
+        new = passed
+        conversation = Conversation(None, cached)
+        if state is not None:
+            conversation = self._conversation(cache, state, cached, rows)
+            new = self._new_tokens(call, conversation, passed)
+            call = _last(call, new)
+        if brings_images:
+            known, order = self._images(self.family.encode(call) if output is None else output, call)
+            call, pending = self._call_with_images(call, known, order, conversation)
+        else:
+            call, pending = self._call_with_text(call, conversation)
+        pending.seen = passed - new
+        self._local.pending = pending
+        self._decoder_hooks.start(pending.decoder_pass)
+        return (), call
+
+    def after_core(self, output: Any) -> Any:
+        """Restore the full length, and note on the cache what it now holds."""
+        pending: PendingCall | None = getattr(self._local, "pending", None)
+        if pending is None:
+            return None
+        self._report(pending)
+        hidden = pending.restored(output[0])
+        cache = cache_of_output(output)
+        if isinstance(output, tuple):
+            output = (hidden, *output[1:])
+        else:
+            output.last_hidden_state = hidden
+            if getattr(output, "hidden_states", None) is not None:
+                layers = enumerate(output.hidden_states, start=-1)
+                output.hidden_states = tuple(pending.restored(each, layer) for layer, each in layers)
+        if cache is None and pending.known is not None and pending.prompt is not None:
+            pending.known.prompt = pending.prompt
+        if cache is not None and pending.state is not None:
+            inside = pending.decoder_pass
+            set_cache_state(cache, pending.state if inside is None else inside.state_after(pending.state))
         return output
 
-    noted: Any = heard
-    noted.__signature__ = signature
-    noted.own = own
-    return noted
+    def _report(self, pending: PendingCall) -> None:
+        """Enter in the report what steps inside the decoder did."""
+        known, decoder_pass = pending.known, pending.decoder_pass
+        if known is None or decoder_pass is None:
+            return
+        for layer, counts in decoder_pass.counts.items():
+            for number, count in zip(pending.order, counts, strict=True):
+                self.builder.add_step(known.entry + number, layer, count)
+        for layer, members, plan in decoder_pass.applied:
+            for row, member in enumerate(members):
+                self.builder.add_plan(known.entry + pending.order[member], layer, plan, row)
+        self.builder.milliseconds += decoder_pass.milliseconds
+        self.builder.inside += decoder_pass.milliseconds
+
+    # What the cache holds
+
+    def _conversation(self, cache: Any, state: CacheState, cached: int, rows: int) -> Conversation:
+        """Return what a cache with a compressed beginning holds, for a call of so many rows.
+
+        Raises:
+            FoveateError: the cache was changed in a way that its state can't follow.
+        """
+        state = state.rows(rows)
+        tail = cached - state.first.length
+        if tail < 0:
+            # Decoding with drafts takes back what it has guessed wrong, at first from the prompt's own call.
+            state = state.cropped(-tail)
+            set_cache_state(cache, state)
+            tail = 0
+        self._check_layers(cache, cached, state, tail)
+        return Conversation(state, cached, tail)
+
+    def _check_layers(self, cache: Any, cached: int, state: CacheState | None, tail: int) -> None:
+        """Check that the layers of a cache hold as many tokens as they should, `cached` being those of the first.
+
+        Raises:
+            FoveateError: they don't.
+        """
+        layers = {step.layer for step in self.schedule.depth}
+        if state is not None:
+            layers |= {each.layer for each in state.layers}
+        for layer in layers - {0} if cached else ():
+            expected = cached if state is None else state.at(layer).length + tail
+            found = int(cache.get_seq_length(layer))
+            if found != expected:
+                raise FoveateError(
+                    f"layer {layer} of the cache holds {found} tokens and should hold {expected}: a call on it failed "
+                    "inside the decoder; begin again with an empty cache"
+                )
+
+    def _new_tokens(self, call: Call, conversation: Conversation, passed: int) -> int:
+        """Return how many of the tokens that were passed are new to the conversation.
+
+        `generate`, given the full conversation and a cache, passes what comes after the cache's own length, which is
+        shorter than the conversation was: the rest has been seen.
+
+        Raises:
+            FoveateError: the attention mask doesn't fit.
+        """
+        past, cached = conversation.full_length, conversation.cached
+        mask = call.get("attention_mask")
+        if mask is not None:
+            new = mask.shape[1] - past
+            if new == passed or (mask.shape[1] - cached == passed and 0 < new < passed):
+                return new
+            raise FoveateError(
+                f"the attention mask has {mask.shape[1]} columns; the conversation so far has {past}, and {passed} "
+                "tokens came, so it needs one column for each of both"
+            )
+        excess = past - cached
+        positions = call.get("position_ids")
+        if positions is None or passed <= max(excess, 1):
+            return passed
+        return passed - excess if self.family.text_position(positions) == cached else passed
+
+    # Images
+
+    def _images(self, output: Any, call: Call) -> tuple[KnownImages, Sequence[int]]:
+        """Return the images of a call, and their numbers in prompt order; the beams of one sample share them.
+
+        Raises:
+            FoveateError: the features weren't made under this apply, or a step can't act on them.
+        """
+        ids: Tensor = call["input_ids"]
+        encoded = encoded_of(output)
+        if encoded is not None:
+            encoded.check(self.schedule)
+        capture = capture_of(output) if encoded is None else encoded
+        if capture is None or (isinstance(capture, Capture) and not self._encoder_hooks.complete(capture)):
+            raise FoveateError(
+                "image features came that were not made under this apply, or were taken apart by chunked prefill; pass "
+                "pixel_values without chunking, or inputs from foveate.compress without apply"
+            )
+        order = _order_of_images(output.pooler_output, capture, ids == self.family.image_token)
+        if isinstance(capture, Capture):
+            capture, order = self.family.in_prompt(capture, order, ids)
+        known = self._known.get(capture)
+        if known is None:
+            known = self._known[capture] = self._plan_images(capture, order, ids, call.get("attention_mask"))
+        return known, order
+
+    def _plan_images(
+        self, capture: Capture | Encoded, order: Sequence[int], ids: Tensor, mask: Tensor | None
+    ) -> KnownImages:
+        """Plan images that come for the first time."""
+        began = self._now()
+        encoded = capture
+        if isinstance(encoded, Capture):
+            encoded = encoded_from(self.family, encoded, self.schedule.encoder_signals, bool(self.schedule.features))
+        texts = None
+        if self.schedule.reads_text:
+            new_mask = None if mask is None else mask[:, -ids.shape[1] :]
+            in_prompt = texts_of(self.family, ids, new_mask, [capture.layouts[number] for number in order])
+            texts = [in_prompt[order.index(number)] for number in range(len(capture.layouts))]
+        images = plan_images(self.family, self.schedule, encoded, texts)
+        entry = self.builder.add(images, (self._now() - began) * 1e3)
+        return KnownImages(images, entry, encoded.signals if self.schedule.depth else {})
+
+    def _call_with_images(
+        self, call: Call, known: KnownImages, order: Sequence[int], conversation: Conversation
+    ) -> tuple[Call, PendingCall]:
+        """Shorten a call that brings images, at the start of a conversation or later in it."""
+        began = self._now()
+        family = self.family
+        ids: Tensor = call["input_ids"]
+        full_mask: Tensor | None = call.get("attention_mask")
+        images = [known.images[number] for number in order]
+        if conversation.cached and call.get("token_type_ids") is not None:
+            raise FoveateError(
+                "an image in a later turn is not supported for models whose images look in both directions: their "
+                "token types would have to describe the cache, too; pass the full conversation without a cache"
+            )
+        if conversation.state is None and conversation.cached:
+            conversation = self._plain_beginning(call, conversation.cached)
+        state, tail, past = conversation.state, conversation.tail, conversation.full_length
+        cut = cut_prompt(
+            family,
+            ids,
+            None if full_mask is None else full_mask[:, past:],
+            call.get("position_ids"),
+            images,
+            start=None if state is None else state.first.following + tail,
+        )
+        mask, columns, padded = cut.attention_mask, cut.columns, cut.padded
+        if state is not None:
+            mask = torch.cat([state.first.mask(full_mask, state.full_length, tail), mask], dim=1)
+            columns = state.first.extended(state.full_length, tail, columns)
+            padded = padded or state.first.padded
+        visual = cut.input_ids == family.image_token
+        if cut.padded:
+            visual &= cut.columns >= 0
+        first = LayerState(0, columns, cut.following, padded)
+        length = past + ids.shape[1]
+        after = CacheState(length, (first,), _text_at_end(cut, visual))
+        decoder_pass = self._decoder_pass(call, conversation, full_mask, length)
+        prompt = None
+        if decoder_pass is not None:
+            wanted: WantedPredictions = getattr(self._local, "wanted", WantedPredictions())
+            prompt = self._uncached(call, known, decoder_pass, wanted)
+            decoder_pass.start_prompt(ids, cut, visual, images, order, known.signals, self.schedule, wanted)
+        call = self._shortened(call, cut, images)
+        call["attention_mask"] = mask
+        self.builder.milliseconds += (self._now() - began) * 1e3
+        complete = cut.columns.shape == ids.shape and not cut.padded
+        restore = None if complete else cut.restore_index()
+        return call, PendingCall(restore, after, decoder_pass, known, order, prompt)
+
+    def _plain_beginning(self, call: Call, cached: int) -> Conversation:
+        """Return a conversation that began with plain text, of which every cached place is its own column."""
+        ids: Tensor = call["input_ids"]
+        mask = call.get("attention_mask")
+        columns = torch.arange(cached, device=ids.device).expand(ids.shape[0], -1)
+        following = columns.new_full((ids.shape[0],), cached)
+        # A model whose plain positions count padding has no padding in those that `generate` passes.
+        if mask is not None and not (self.family.counts_padding and call.get("position_ids") is None):
+            following = mask[:, :cached].sum(dim=1)
+        return Conversation(CacheState(cached, (LayerState(0, columns, following, padded=False),)), cached)
+
+    def _uncached(
+        self, call: Call, known: KnownImages, decoder_pass: DecoderPass, wanted: WantedPredictions
+    ) -> UncachedPrompt | None:
+        """Let a call without a cache that adds to an earlier one follow its plans; None for a call with a cache."""
+        if wanted.labels is not None or cache_of_call(call) is not None or call.get("use_cache"):
+            return None
+        ids, mask, prompt = call["input_ids"], call.get("attention_mask"), known.prompt
+        if prompt is not None and prompt.begins(ids, mask, wanted.last):
+            decoder_pass.plans, decoder_pass.made_for = prompt.plans, prompt.ids.shape[1]
+            return prompt
+        return UncachedPrompt(ids, mask, wanted.last, decoder_pass.plans)
+
+    def _shortened(self, call: Call, cut: CutPrompt, images: Sequence[CompressedImage]) -> Call:
+        """Return the call with the cut prompt and the compressed images."""
+        family = self.family
+        ids: Tensor = call["input_ids"]
+        call = {name: value for name, value in call.items() if name not in family.pixel_inputs}
+        call["input_ids"] = cut.input_ids
+        call["position_ids"] = cut.position_ids
+        call["mm_encoder_outputs"] = family.container(
+            [image.features for image in images], [image.companions for image in images]
+        )
+        for name, fill in PER_COLUMN.items():
+            if call.get(name) is not None:
+                # Decoding with drafts adds ids to the prompt, and no types.
+                drafts = ids.shape[1] - call[name].shape[-1]
+                call[name] = cut.take(torch.nn.functional.pad(call[name], (0, max(0, drafts)), value=fill), fill)
+        return call
+
+    # Text
+
+    def _call_with_text(self, call: Call, conversation: Conversation) -> tuple[Call, PendingCall]:
+        """Fit a call of plain text to a compressed beginning: a step of decoding, or a second turn."""
+        state, tail = conversation.state, conversation.tail
+        assert state is not None
+        first, new = state.first, _passed(call).shape[1]
+        full_mask: Tensor | None = call.get("attention_mask")
+        start = first.following + tail
+        new_mask = None if full_mask is None or new == 1 else full_mask[:, -new:]
+        call["position_ids"] = text_positions(start, new, new_mask, self.family.position_axes)
+        length = conversation.full_length + new
+        after = None
+        if full_mask is not None or first.padded:
+            call["attention_mask"] = first.mask(full_mask, state.full_length, tail + new)
+        if new_mask is not None:
+            # Padding inside a later turn doesn't move positions on, so the turn joins the compressed beginning.
+            columns = first.extended(state.full_length, tail + new)
+            following = start + new_mask.long().sum(dim=1)
+            after = CacheState(length, (LayerState(0, columns, following, first.padded),))
+        decoder_pass = None
+        if len(state.layers) > 1:
+            decoder_pass = self._decoder_pass(call, conversation, full_mask, length)
+            assert decoder_pass is not None
+            decoder_pass.start_text(new, new_mask)
+        return call, PendingCall(None, after, decoder_pass)
+
+    def _decoder_pass(
+        self, call: Call, conversation: Conversation, full_mask: Tensor | None, length: int
+    ) -> DecoderPass | None:
+        """Return what happens inside the decoder of a conversation that is then `length` tokens long; None: nothing.
+
+        Raises:
+            FoveateError: its layers can't hold different numbers of tokens.
+        """
+        state = conversation.state
+        layers = {0} if state is None else {each.layer for each in state.layers}
+        layers |= {step.layer for step in self.schedule.depth}
+        if len(layers) == 1:
+            return None
+        if getattr(cache_of_call(call), "is_compileable", False):
+            raise FoveateError(
+                "a static cache has one length for all layers, and steps inside the decoder make them differ; use the "
+                "dynamic cache"
+            )
+        window = self._window
+        if window is not None and length > window:
+            raise FoveateError(
+                f"the conversation has {length} tokens and this decoder's layers see {window}; after a step inside "
+                "the decoder their windows would hold other tokens, so use @input, or shorten it"
+            )
+        return DecoderPass(self.family, sorted(layers), state, conversation.tail, full_mask, clock=self._now)
+
+
+# A caller's arguments
+
+
+def refuse_video(family: Family, inputs: Mapping[str, Any]) -> None:
+    """Refuse clips, which would pass at full length without the report showing it.
+
+    Raises:
+        FoveateError: there is a clip among the inputs.
+    """
+    encoded = inputs.get("mm_encoder_outputs") or {}
+    if any(inputs.get(name) is not None for name in family.video_inputs) or encoded.get("video") is not None:
+        raise FoveateError("video is not supported yet; pass images, for instance frames of the clip")
+
+
+def _passed(call: Call) -> Tensor:
+    """Return what the call brings, ids `(B, S)` or embeddings `(B, S, D)`."""
+    ids = call.get("input_ids")
+    return call["inputs_embeds"] if ids is None else ids
+
+
+def _last(call: Call, count: int) -> Call:
+    """Return the call with only the last `count` columns of whatever has one value per new token."""
+    call = dict(call)
+    for name in ("input_ids", "position_ids", *PER_COLUMN):
+        if call.get(name) is not None:
+            call[name] = call[name][..., -count:]
+    if call.get("inputs_embeds") is not None:
+        call["inputs_embeds"] = call["inputs_embeds"][:, -count:]
+    return call
+
+
+def _check_call(call: Call, brings_images: bool) -> None:
+    """Check that a call has its mask and its ids in a form that can be cut.
+
+    Raises:
+        FoveateError: it hasn't.
+    """
+    mask = call.get("attention_mask")
+    if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+        raise FoveateError(
+            "apply needs a 2-D attention mask; a prepared one comes from a static cache or from the caller. Use the "
+            "dynamic cache, or foveate.compress, whose shorter inputs take any cache"
+        )
+    if brings_images and call.get("input_ids") is None:
+        raise FoveateError("images with inputs_embeds are not supported; pass input_ids")
+
+
+def _check_labels(args: tuple[Any, ...], kwargs: Call) -> None:
+    """Check that every token of a prompt has its label, where every token makes a prediction.
+
+    Raises:
+        FoveateError: there are more or fewer labels than tokens.
+    """
+    labels, last = kwargs.get("labels"), kwargs.get("logits_to_keep")
+    prompt = kwargs.get("input_ids", args[0] if args else None)
+    prompt = kwargs.get("inputs_embeds") if prompt is None else prompt
+    predicts_all = last is None or (isinstance(last, int) and last == 0)
+    if labels is None or labels.ndim != 2 or prompt is None or not predicts_all:
+        return
+    if labels.shape[1] != prompt.shape[1]:
+        raise FoveateError(
+            f"{labels.shape[1]} labels came and {prompt.shape[1]} were expected: one for every token of the prompt, "
+            "image placeholders included, and -100 where nothing is to be predicted"
+        )
+
+
+def _order_of_images(features: Sequence[Tensor] | Tensor, capture: Capture | Encoded, placeholder: Tensor) -> list[int]:
+    """Return the number of each image that came to the decoder; `generate` repeats a sample's images for its beams.
+
+    Args:
+        features: what came, a list or a tensor with a row per image.
+        capture: of the images that the encoder saw.
+        placeholder: `(B, S)` bool, where a visual token goes.
+
+    Raises:
+        FoveateError: other images came than the encoder saw.
+    """
+    encoded = len(capture.layouts)
+    if isinstance(features, Tensor):
+        # Beams are new rows of a new tensor; the rows of the prompt show which belong together.
+        beams, rest = divmod(len(features), encoded)
+        if beams <= 1 and not rest:
+            return list(range(encoded))
+        order: list[int] = []
+        following = 0
+        counts = placeholder.sum(dim=1)
+        for count in counts[::beams].tolist() if not rest and counts.shape[0] % beams == 0 else ():
+            first, need = following, count
+            while need > 0 and following < encoded:
+                need -= capture.layouts[following].total
+                following += 1
+            order += list(range(first, following)) * beams
+        if len(order) == len(features):
+            return order
+        came = len(features)
+    else:
+        # The same tensors come again. The order in which new ones turn up is the encoder's.
+        numbers: dict[int, int] = {}
+        order = [numbers.setdefault(id(feature), len(numbers)) for feature in features]
+        if len(numbers) == encoded:
+            return order
+        came = len(numbers)
+    raise FoveateError(
+        f"the encoder saw {encoded} images and {came} came to the decoder; chunked prefill is not supported under apply"
+    )
+
+
+def _text_at_end(cut: CutPrompt, visual: Tensor) -> Tensor:
+    """Return how many columns at the end of a prompt are text in every row, `()` int64; `visual` marks the others."""
+    other = visual | (cut.columns < 0) if cut.padded else visual
+    width = other.shape[1]
+    return width - (other * torch.arange(1, width + 1, device=other.device)).amax()

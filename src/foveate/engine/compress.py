@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from foveate.engine.cut import cut_prompt
+from foveate.engine.calls import refuse_video
 from foveate.engine.encode import Encoded, encode_for
-from foveate.engine.planning import ImagePlan, plan_images
-from foveate.engine.text import texts_of
+from foveate.engine.images import plan_images
+from foveate.engine.prompt import PER_COLUMN, CompressedImage, cut_prompt, texts_of
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.schedule import schedule
-from foveate.spec import Spec
-
-PER_COLUMN = {"labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0}
-"""Inputs with one value per column of the prompt, and what stands at padding made here."""
+from foveate.spec import SpecLike, as_spec
 
 
 class ShortInputs(Mapping[str, Any]):
@@ -34,7 +30,7 @@ class ShortInputs(Mapping[str, Any]):
     """
 
     def __init__(
-        self, family: Family, tensors: dict[str, Any], images: Sequence[ImagePlan], milliseconds: dict[str, float]
+        self, family: Family, tensors: dict[str, Any], images: Sequence[CompressedImage], milliseconds: dict[str, float]
     ) -> None:
         self._family = family
         self._tensors = tensors
@@ -44,7 +40,7 @@ class ShortInputs(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         if name == "mm_encoder_outputs" and self.images:
             return self._family.container(
-                [image.cut.features for image in self.images], [image.cut.companions for image in self.images]
+                [image.features for image in self.images], [image.companions for image in self.images]
             )
         return self._tensors[name]
 
@@ -63,9 +59,9 @@ class ShortInputs(Mapping[str, Any]):
 
 
 def compress(
-    model: nn.Module, inputs: Mapping[str, Any], spec: str | Spec, encoded: Encoded | None = None
+    model: nn.Module, inputs: Mapping[str, Any], spec: SpecLike, encoded: Encoded | None = None
 ) -> ShortInputs:
-    """Give a prompt fewer visual tokens: a pure function from inputs to shorter inputs, for one turn.
+    """Return shorter inputs for a prompt with images: a pure function, for one turn.
 
     The result has an explicit attention mask and explicit position ids; pass it whole. With methods whose kept tokens
     keep their position ids, leave the cache on (`use_cache=True`, the default of `generate`): `generate` drops an
@@ -76,9 +72,10 @@ def compress(
     Args:
         model: a model of a supported family. It isn't changed.
         inputs: what its processor returned, with `input_ids` `(B, S)`.
-        spec: what to do, with every step in front of the decoder.
-        encoded: the images, encoded before by `encode` for this spec (and maybe others): the encoder isn't run again.
-            Without it, the images are taken from `inputs`.
+        spec: the steps, all of them before the decoder: text such as "cluster:64", a `Spec`, a method object, or a
+            list of these.
+        encoded: the images, encoded by `encode` for this spec (and maybe others), so that the encoder doesn't run
+            again. Without it, the images are taken from `inputs`.
 
     Returns:
         A mapping: input_ids `(B, M)` int64, attention_mask `(B, M)` int64, position_ids `(B, M)` (`(3, B, M)` with
@@ -91,10 +88,10 @@ def compress(
         UnsupportedFamily: the model is of no supported family.
     """
     family = family_of(model)
-    plan = schedule(spec, family)
-    if plan.depth:
+    steps = schedule(as_spec(spec), family)
+    if steps.depth:
         raise FoveateError(
-            f"{plan.spec} acts inside the decoder, where shorter inputs can't reach; use foveate.apply, or a place "
+            f"{steps.spec} acts inside the decoder, where shorter inputs can't reach; use foveate.apply, or a place "
             "up to @input"
         )
     refuse_video(family, inputs)
@@ -117,17 +114,15 @@ def compress(
     device = next(family.core.parameters()).device
     milliseconds = {"encoder": 0.0}
     if encoded is None:
-        encoded = encode_for(family, inputs, [plan])
+        encoded = encode_for(family, inputs, [steps])
         milliseconds["encoder"] = encoded.milliseconds
     else:
-        encoded.check(plan)
+        encoded.check(steps)
     began = now(device)
     ids: Tensor = inputs["input_ids"]
-    texts = texts_of(family, ids, inputs.get("attention_mask"), encoded.layouts) if plan.reads_text else None
-    images = plan_images(family, plan, encoded, texts)
-    cut = cut_prompt(
-        family, ids, inputs.get("attention_mask"), inputs.get("position_ids"), [image.cut for image in images]
-    )
+    texts = texts_of(family, ids, inputs.get("attention_mask"), encoded.layouts) if steps.reads_text else None
+    images = plan_images(family, steps, encoded, texts)
+    cut = cut_prompt(family, ids, inputs.get("attention_mask"), inputs.get("position_ids"), images)
     tensors: dict[str, Any] = {
         "input_ids": cut.input_ids,
         "attention_mask": cut.attention_mask,
@@ -140,27 +135,3 @@ def compress(
             tensors[name] = value
     milliseconds["compressor"] = (now(device) - began) * 1e3
     return ShortInputs(family, tensors, images, milliseconds)
-
-
-def refuse_video(family: Family, inputs: Mapping[str, Any]) -> None:
-    """Clips would pass at full length, unseen by the report.
-
-    Raises:
-        FoveateError: there is a clip among the inputs.
-    """
-    encoded = inputs.get("mm_encoder_outputs") or {}
-    if any(inputs.get(name) is not None for name in family.video_inputs) or encoded.get("video") is not None:
-        raise FoveateError("video is not supported yet; pass images, for instance frames of the clip")
-
-
-def text_positions(start: Tensor, count: int, valid: Tensor | None, axes: int) -> Tensor:
-    """Position ids of plain text that goes on from `start`: `(B, count)`, or `(axes, B, count)`.
-
-    `valid` `(B, count)` is 0 at padding, which doesn't move positions on; None means there is none.
-    """
-    if valid is None:
-        steps = torch.arange(count, device=start.device)[None]
-    else:
-        steps = (valid.long().cumsum(dim=1) - 1).clamp(min=0)
-    positions = start[:, None] + steps
-    return positions if axes == 1 else positions[None].expand(axes, -1, -1)

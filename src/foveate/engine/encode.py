@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.encoder import behind_encoder, whole_plan
+from foveate.engine.encoder import mapped_signal, plan_inside
+from foveate.engine.hooks import EncoderHooks, hooked
+from foveate.engine.state import capture_of
 from foveate.engine.timing import now
-from foveate.engine.watch import EncoderWatch, capture_of, watching
 from foveate.errors import FoveateError
 from foveate.families import Capture, Family, family_of
+from foveate.methods import Method, Step
 from foveate.plan import Plan
 from foveate.schedule import Schedule, schedule
-from foveate.spec import Spec
+from foveate.spec import Spec, SpecLike, as_spec
 from foveate.tokens import Layout, Signal
 
 
@@ -27,15 +29,16 @@ class Encoded:
 
     Attributes:
         layouts: the full layout of each image, as the prompt's placeholders count it.
-        seen: the layout that the encoder saw; smaller than `layouts` behind a step at `@pixels`.
-        projected: per image `(N, D)`, the features at `@input`; fewer behind a step at `@encoder`.
-        companions: per image, what rides along with them, each `(N, D)`; empty for most families.
-        structural: per image `(S, D)`, what stands in place of its structural tokens.
+        seen: the layout that the encoder saw; smaller than `layouts` after a step at `@pixels`.
+        projected: per image `(N, D)`, the features at `@input`; fewer after a step at `@encoder`.
+        companions: per image, other features that go with the same tokens, each `(N, D)`; empty for most families.
+        structural: per image `(S, D)`, what stands at its structural tokens.
         features: per image `(N, D_encoder)`, the features at `@features`; None if no spec asked for them.
         signals: per signal, per image, its value: attention `(N,)`, keys `(N, D_key)`; zeros where a step at
             `@encoder` left nothing.
-        inside: per image, what a step at `@encoder` made of the tokens of `seen`, a batch of one; empty without one.
-        steps: the steps at `@pixels` and `@encoder` that were taken, in their written form; "" for none.
+        inside: per image, the plan of a step at `@encoder` over the tokens of `seen`, a batch of one; empty if there
+            was none.
+        steps: the steps at `@pixels` and `@encoder` that ran, in their written form; "" for none.
         milliseconds: time of encoder and projector.
     """
 
@@ -54,7 +57,7 @@ class Encoded:
         return len(self.layouts)
 
     def check(self, schedule: Schedule) -> None:
-        """Whether they hold what a spec looks at.
+        """Check that they hold what a spec looks at.
 
         Raises:
             FoveateError: they were encoded for other specs.
@@ -74,7 +77,7 @@ class Encoded:
             )
 
     def pick(self, images: Sequence[int]) -> Encoded:
-        """Some of the images, in this order; an image may come more than once."""
+        """Return some of the images, in this order; an image may come more than once."""
 
         def of(values: tuple[Any, ...]) -> tuple[Any, ...]:
             return tuple(values[image] for image in images)
@@ -92,15 +95,15 @@ class Encoded:
         )
 
 
-def encode(model: nn.Module, inputs: Mapping[str, Any], specs: Iterable[str | Spec] = ()) -> Encoded:
+def encode(model: nn.Module, inputs: Mapping[str, Any], specs: SpecLike | Iterable[SpecLike] = ()) -> Encoded:
     """Encode the images of `inputs` once, for all of `specs`.
 
     Args:
         model: a model of a supported family.
         inputs: what its processor returned.
-        specs: the specs that this will serve; what they look at (encoder attention, keys, features before the
-            projector) is kept. Steps at `@pixels` and `@encoder` change what the encoder does, so they must be the
-            same in all specs.
+        specs: the specs that this will serve, one or several, each as text, a `Spec` or a method; what they look at
+            (encoder attention, keys, features before the projector) is kept. Steps at `@pixels` and `@encoder` change
+            what the encoder does, so they must be the same in all specs.
 
     Raises:
         FoveateError: no image is among the inputs, the specs have different steps at `@pixels` or `@encoder`, or one
@@ -110,20 +113,21 @@ def encode(model: nn.Module, inputs: Mapping[str, Any], specs: Iterable[str | Sp
     family = family_of(model)
     if inputs.get("pixel_values") is None:
         raise FoveateError("there is no image to encode; pass what the processor returned for a prompt with images")
-    schedules = [schedule(spec, family) for spec in specs]
+    several = [specs] if isinstance(specs, str | Spec | Step | Method) else specs
+    schedules = [schedule(as_spec(spec), family) for spec in several]
     if len({each.encoding for each in schedules}) > 1:
         raise FoveateError("specs with different steps at @pixels or @encoder need one encode() each")
     return encode_for(family, inputs, schedules)
 
 
 def encode_for(family: Family, inputs: Mapping[str, Any], schedules: Sequence[Schedule]) -> Encoded:
-    """`encode`, when the family and the schedules are known already."""
+    """Encode for schedules that are known already, of a model whose family is; see `encode`."""
     signals = tuple(dict.fromkeys(signal for each in schedules for signal in each.encoder_signals))
     features = any(each.features for each in schedules)
     pixels, inside = (schedules[0].pixels, schedules[0].encoder) if schedules else (None, None)
     device = next(family.core.parameters()).device
     began = now(device)
-    with watching(EncoderWatch(family, signals, features, pixels, inside)):
+    with hooked(EncoderHooks(family, signals, features, pixels, inside)):
         output = family.encode({name: _to(value, device) for name, value in inputs.items()})
     capture = capture_of(output)
     assert capture is not None
@@ -141,11 +145,11 @@ def encoded_from(family: Family, capture: Capture, signals: Sequence[Signal], fe
     """
     projected = family.projected(capture)
     _refuse_what_is_not_finite(projected)
-    inside = whole_plan(capture)
+    inside = plan_inside(capture)
     with torch.no_grad():
         answers = {signal: family.encoder_signal(signal, capture) for signal in signals}
         if inside is not None:
-            answers = {signal: behind_encoder(capture, signal, each, family) for signal, each in answers.items()}
+            answers = {signal: mapped_signal(capture, signal, each, family) for signal, each in answers.items()}
     return Encoded(
         layouts=capture.layouts,
         seen=capture.seen,
@@ -160,8 +164,12 @@ def encoded_from(family: Family, capture: Capture, signals: Sequence[Signal], fe
 
 @torch.no_grad()
 def _refuse_what_is_not_finite(features: Sequence[Tensor]) -> None:
-    """A method would sort and sum such features without a word. On an accelerator the host waits here once."""
-    # A sum carries on what is not finite; float32 holds the sum of any finite features that are worth the name.
+    """Refuse features that a method would sort and sum silently. On an accelerator the host waits here once.
+
+    Raises:
+        FoveateError: an image has features that are NaN or infinite.
+    """
+    # A sum is not finite if any summand is not; float32 holds the sum of any sensible features.
     sums = torch.stack([each.sum(dtype=torch.promote_types(each.dtype, torch.float32)) for each in features]).tolist()
     for image in (number for number, total in enumerate(sums) if not math.isfinite(total)):
         wrong = int((~features[image].isfinite()).any(dim=-1).sum())

@@ -1,12 +1,23 @@
-"""What a run did: tokens before and after, and our own time."""
+"""What a run did: tokens before and after, its plans, and the compressor's own time."""
 
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from foveate.engine.planning import ImagePlan
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from foveate.engine.prompt import CompressedImage
+from foveate.plan import Plan
+from foveate.tokens import Layout
+
+PLANS_KEPT = 256
+"""`Run.plans` holds the plans of so many images, the latest ones."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +25,7 @@ class ImageCount:
     """Visual tokens of one image.
 
     Attributes:
-        before: in the whole prompt, structural tokens included.
+        before: in the full prompt, structural tokens included.
         layers: in each decoder layer, structural tokens included.
         structural: how many of `before` are structural.
         grid: rows and columns of each grid of the image.
@@ -27,12 +38,12 @@ class ImageCount:
 
     @property
     def after(self) -> int:
-        """Behind the last step."""
+        """Return the tokens after the last step."""
         return self.layers[-1]
 
     @property
     def mean_over_layers(self) -> float:
-        """Tokens per decoder layer, averaged over layers."""
+        """Return the tokens per decoder layer, averaged over layers."""
         return sum(self.layers) / len(self.layers)
 
 
@@ -43,7 +54,7 @@ class Report:
     Attributes:
         spec: the written form of what was applied.
         images: one entry per image and prompt, in the order they came.
-        milliseconds: time of the compressor, all images together; the encoder is not in it.
+        milliseconds: time of the compressor, all images together, without the encoder.
         inside: the part of that time that was spent inside the decoder, and so is in the decoder's time, too.
     """
 
@@ -54,21 +65,21 @@ class Report:
 
     @property
     def before(self) -> int:
-        """Visual tokens of all images in their whole prompts."""
+        """Return the visual tokens of all images in their full prompts."""
         return sum(image.before for image in self.images)
 
     @property
     def after(self) -> int:
-        """Visual tokens of all images behind the last step."""
+        """Return the visual tokens of all images after the last step."""
         return sum(image.after for image in self.images)
 
     @property
     def mean_over_layers(self) -> float:
-        """Visual tokens of all images per decoder layer, averaged over layers."""
+        """Return the visual tokens of all images per decoder layer, averaged over layers."""
         return sum(image.mean_over_layers for image in self.images)
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data, for JSON."""
+        """Return the same as plain data, for JSON."""
         return {
             "spec": self.spec,
             "tokens_before": self.before,
@@ -107,38 +118,114 @@ class Report:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class ImagePlans:
+    """Which tokens of one image were kept at each step, and where each of the others went.
+
+    Tokens are content tokens of `seen`, numbered in raster order from 0; newlines and separators are not among them.
+
+    Attributes:
+        layout: the image's full layout.
+        seen: the layout that the encoder saw: smaller than `layout` after a step at `@pixels`.
+        steps: per decoder layer at whose input something was done, the plan of that step: a batch of one image, over
+            what arrived there. Layer 0 stands for all that was done before the decoder.
+    """
+
+    layout: Layout
+    seen: Layout
+    steps: dict[int, Plan] = field(default_factory=dict)
+
+    def plan(self, layer: int = -1) -> Plan:
+        """Return what became of the image by a decoder layer: a batch of one, over all N tokens of `seen`.
+
+        Args:
+            layer: of the decoder, its step included; -1 for after the last step.
+        """
+        plan: Plan | None = None
+        for step, later in sorted(self.steps.items()):
+            if layer < 0 or step <= layer:
+                plan = later if plan is None else plan.compose(later, self.seen.content)
+        return Plan(torch.arange(self.seen.content)[None]) if plan is None else plan
+
+    def kept(self, layer: int = -1) -> Int64[Tensor, " M"]:
+        """Return which tokens are left in a decoder layer, ascending."""
+        return self.plan(layer).slot[0]
+
+    def into(self, layer: int = -1) -> Int64[Tensor, " N"]:
+        """Return, for each token, the token that it has flowed into by a decoder layer; itself if kept, -1 if dropped.
+
+        Of a token that flows into several, the one that takes most of it.
+        """
+        plan = self.plan(layer)
+        slot, tokens = plan.slot[0], self.seen.content
+        if plan.mix is not None:
+            share, group = plan.mix[0].max(dim=0)
+            group = group.masked_fill(share == 0, -1)
+        elif plan.group is not None:
+            group = plan.group[0]
+        else:
+            group = slot.new_full((tokens,), -1)
+            group[slot] = torch.arange(len(slot), device=slot.device)
+        return torch.where(group >= 0, slot[group.clamp(min=0)], -1)
+
+
 @dataclass
-class Ledger:
-    """Collects what a report will say."""
+class ReportBuilder:
+    """Collects what a report and its plans will hold."""
 
     spec: str
     decoder_layers: int
     images: list[ImageCount] = field(default_factory=list)
     milliseconds: float = 0.0
     inside: float = 0.0
+    _plans: OrderedDict[int, tuple[CompressedImage, dict[int, tuple[Plan, int]]]] = field(default_factory=OrderedDict)
+    """Per image, by its number: what entered the decoder, and per layer the plan of a batch and the image's row."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, plans: list[ImagePlan], milliseconds: float) -> int:
-        """Enter the images of one call; returns the number of the first."""
+    def add(self, images: Sequence[CompressedImage], milliseconds: float) -> int:
+        """Enter the images of one call; return the number of the first."""
         with self._lock:
             first = len(self.images)
-            self.images += [
-                ImageCount(
-                    before=plan.before,
-                    layers=(plan.after,) * self.decoder_layers,
-                    structural=len(plan.layout.structural),
-                    grid=tuple((segment.h, segment.w) for segment in plan.layout.segments),
+            for number, image in enumerate(images, start=first):
+                self.images.append(
+                    ImageCount(
+                        before=image.before,
+                        layers=(image.after,) * self.decoder_layers,
+                        structural=len(image.layout.structural),
+                        grid=tuple((segment.h, segment.w) for segment in image.layout.segments),
+                    )
                 )
-                for plan in plans
-            ]
+                # Features aren't kept: they are large, and no plan needs them.
+                self._plans[number] = (replace(image, features=image.features.new_empty(0), companions=()), {})
+            while len(self._plans) > PLANS_KEPT:
+                self._plans.popitem(last=False)
         self.milliseconds += milliseconds
         return first
 
-    def descend(self, image: int, layer: int, count: int) -> None:
+    def add_step(self, image: int, layer: int, count: int) -> None:
         """Enter that an image, by its number, has `count` tokens from a decoder layer on."""
         layers = self.images[image].layers
         self.images[image] = replace(self.images[image], layers=layers[:layer] + (count,) * (len(layers) - layer))
 
+    def add_plan(self, image: int, layer: int, plan: Plan, row: int) -> None:
+        """Enter the plan of a step inside the decoder for an image, by its number: one row of a batch."""
+        if image in self._plans:
+            self._plans[image][1][layer] = (plan, row)
+
     def report(self) -> Report:
-        """What has been collected so far."""
+        """Return what has been collected so far."""
         return Report(self.spec, tuple(self.images), self.milliseconds, self.inside)
+
+    def plans(self) -> tuple[ImagePlans, ...]:
+        """Return the plans of the latest images."""
+        with self._lock:
+            entries = list(self._plans.values())
+        return tuple(ImagePlans(image.layout, image.grid, _steps(image, inside)) for image, inside in entries)
+
+
+def _steps(image: CompressedImage, inside: dict[int, tuple[Plan, int]]) -> dict[int, Plan]:
+    """Return the plan of each step of one image, per decoder layer."""
+    steps = {} if image.plan is None else {0: image.plan}
+    for layer, (plan, row) in inside.items():
+        steps[layer] = plan.image(row, None if plan.valid is None else int(plan.valid[row].sum()))
+    return steps

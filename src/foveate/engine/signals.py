@@ -1,7 +1,7 @@
-"""What methods may ask of the decoder: attention of chosen rows, logits, keys and hidden states of one layer.
+"""Answer what methods ask of the decoder: attention of chosen rows, logits, keys and hidden states of one layer.
 
-Nothing asks the model for its attention maps, which would make it slow. The input of the layer is at hand; queries of
-the rows that are asked for and keys are made from it again, and keys that the cache holds already are taken from there.
+The model is never asked for its attention maps, which would make it slow. Queries of the wanted rows and keys are
+recomputed from the layer's input, and keys that the cache already holds are read from there.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _ELEMENTS_AT_ONCE = 2**25
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the images of a group and what they are asked about stand, on the device of the model.
+class ImageColumns:
+    """Where the images of a batch and the text of their prompts stand, on the model's device.
 
     Attributes:
         rows: `(G,)` int64, the row of each image.
@@ -48,14 +48,15 @@ class Places:
     last: Tensor
 
     @classmethod
-    def of(cls, each: Sequence[Places]) -> Places:
-        """Several groups as one; their images have equally many tokens and texts."""
-        return cls(*(torch.cat([getattr(one, name) for one in each]) for name in ("rows", "visual", "text", "last")))
+    def joined(cls, parts: Sequence[ImageColumns]) -> ImageColumns:
+        """Join batches whose images have equally many tokens and equally long texts."""
+        names = ("rows", "visual", "text", "last")
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 @dataclass(frozen=True)
 class LayerInput:
-    """What one decoder layer reads.
+    """What one decoder layer reads, and how queries and keys are made of it.
 
     Attributes:
         family: of the model.
@@ -76,58 +77,62 @@ class LayerInput:
     cache: Any
     gate: Tensor | None = None
 
-    def rows(self, places: Places, columns: Tensor) -> Tensor:
-        """Hidden states `(G, R, D)` at columns `(G, R)` of the images' rows."""
+    def rows(self, places: ImageColumns, columns: Tensor) -> Tensor:
+        """Return hidden states `(G, R, D)` at columns `(G, R)` of the images' rows."""
         return self.hidden[places.rows[:, None], columns]
 
-    def tables(self, places: Places, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines `(G, R, d)` at columns `(G, R)` of the images' rows."""
+    def tables(self, places: ImageColumns, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines `(G, R, d)` at columns `(G, R)` of the images' rows."""
         cos, sin = (each.expand(self.hidden.shape[0], -1, -1)[places.rows[:, None], columns] for each in self.rotary)
         return cos, sin
 
-    def queries(self, places: Places, columns: Tensor) -> Tensor:
-        """`(G, R, H, d)` at columns `(G, R)`."""
+    def queries(self, places: ImageColumns, columns: Tensor) -> Tensor:
+        """Return queries `(G, R, H, d)` at columns `(G, R)`."""
         return self.family.queries(self.layer, self.rows(places, columns), self.tables(places, columns))
 
-    def keys(self, places: Places, columns: Tensor) -> Tensor:
-        """`(G, R, H_keys, d)` at columns `(G, R)`; from the cache, if the layer has run and left its own there."""
+    def keys(self, places: ImageColumns, columns: Tensor) -> Tensor:
+        """Return keys `(G, R, H_keys, d)` at columns `(G, R)`: the cache's, if the layer has run already."""
         cached = self._cached()
         whole, width = self.mask.shape[1], self.hidden.shape[1]
         if cached is not None and cached.shape[-2] == whole == int(self.cache.get_seq_length(self.layer)):
             return cached[places.rows[:, None], :, columns + whole - width].to(self.hidden.device)
         return self.family.keys(self.layer, self.rows(places, columns), self.tables(places, columns))
 
-    def all_keys(self, places: Places) -> Tensor:
-        """Keys that the images' rows can see: `(G, H_keys, P + M, d)`."""
+    def all_keys(self, places: ImageColumns) -> Tensor:
+        """Return the keys that the images' rows can see: `(G, H_keys, P + M, d)`.
+
+        Raises:
+            SignalError: the cache can't give them back.
+        """
         width, whole = self.hidden.shape[1], self.mask.shape[1]
         past = self._cached()
         if past is not None and past.shape[-2] != int(self.cache.get_seq_length(self.layer)):
             if width < whole:
                 raise SignalError(
-                    "keys that a cache has quantised, or that a sliding window has left behind, can't be read again; "
+                    "keys that a cache has quantised, or that a sliding window has dropped, can't be read again; "
                     "use a plain dynamic cache, and a conversation shorter than the window"
                 )
-            # All columns are new, so every key can be made again.
+            # All columns are new, so every key can be recomputed.
             past = None
         if past is not None:
             past = past.to(self.hidden.device)[places.rows]
             if past.shape[-2] == whole:
-                # The layer has run: its own keys are there, too.
+                # The layer has run: its own keys are in the cache, too.
                 return past
         every = torch.arange(width, device=self.hidden.device).expand(places.rows.shape[0], -1)
         new = self.keys(places, every).transpose(1, 2)
         return new if past is None else torch.cat([past, new], dim=2)
 
     def _cached(self) -> Tensor | None:
-        """Keys that the cache holds of the layer, `(B, H_keys, P or P + M, d)`; None if there are none."""
+        """Return the keys that the cache holds of the layer, `(B, H_keys, P or P + M, d)`; None if there are none."""
         if self.cache is None or not int(self.cache.get_seq_length(self.layer)):
             return None
         kept: Tensor = self.cache.layers[self.layer].keys
         return kept
 
 
-def attention(given: LayerInput, places: Places, columns: Tensor) -> Tensor:
-    """Attention that rows at `columns` `(G, R)` give the images' tokens: `(G, H, R, N)` float32."""
+def attention(given: LayerInput, places: ImageColumns, columns: Tensor) -> Tensor:
+    """Return the attention that rows at `columns` `(G, R)` give the images' tokens: `(G, H, R, N)` float32."""
     family, layer = given.family, given.layer
     query, key = given.queries(places, columns), given.all_keys(places)
     images, count, heads, width = query.shape
@@ -154,7 +159,7 @@ def attention(given: LayerInput, places: Places, columns: Tensor) -> Tensor:
 
 
 def logits_received(query: Tensor, key: Tensor, scale: float, weight: Tensor | None = None) -> Tensor:
-    """Mean pre-softmax logit that each token gets from those at or behind it, averaged over heads.
+    """Return the mean pre-softmax logit that each token gets from itself and later ones, averaged over heads.
 
     A mean of logits is linear in the queries, so they are summed first: the cost grows with N, not with its square.
 
@@ -162,7 +167,7 @@ def logits_received(query: Tensor, key: Tensor, scale: float, weight: Tensor | N
         query: `(G, N, H, d)`.
         key: `(G, N, H_keys, d)`.
         scale: of the logits.
-        weight: `(G, N)` float32, how much each one that looks counts in the mean; None for all alike.
+        weight: `(G, N)` float32, how much each query counts in the mean; None for all alike.
 
     Returns:
         `(G, N)` float32.
@@ -177,12 +182,12 @@ def logits_received(query: Tensor, key: Tensor, scale: float, weight: Tensor | N
 
 def answer(
     signal: Signal,
-    places: Places,
+    places: ImageColumns,
     here: LayerInput,
     previous: LayerInput | None,
-    embedded: tuple[Tensor, Places] | None,
+    embedded: tuple[Tensor, ImageColumns] | None,
 ) -> Tensor:
-    """The answer to one request for a group of images.
+    """Answer one signal for a batch of images.
 
     Args:
         signal: what is asked for.
@@ -226,11 +231,11 @@ def answer(
         return query @ key.transpose(1, 2) * given.family.attention_scale(given.layer)
     if isinstance(signal, Behind):
         return places.text > places.visual[:, :1]
-    raise SignalError(f"{signal} is nothing that a decoder layer can tell")
+    raise SignalError(f"{signal} is no signal of a decoder layer")
 
 
 def reads_text(signal: Signal) -> bool:
-    """Whether an answer has an axis of the prompt's text tokens."""
+    """Return whether an answer has an axis of the prompt's text tokens."""
     if isinstance(signal, DecoderAttention):
         return signal.rows == "text"
     if isinstance(signal, DecoderKeys | DecoderInput):
@@ -239,7 +244,7 @@ def reads_text(signal: Signal) -> bool:
 
 
 def watched(signals: Sequence[Signal], layer: int) -> set[int]:
-    """The layers whose input must be kept for a step at `layer` that asks for these signals."""
+    """Return the layers whose input must be kept for a step at `layer` that asks for these signals."""
     layers: set[int] = set()
     for signal in signals:
         if getattr(signal, "layer", None) == "previous":
@@ -247,45 +252,3 @@ def watched(signals: Sequence[Signal], layer: int) -> set[int]:
         elif isinstance(signal, DecoderInput):
             layers.add(0)
     return layers
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Which predictions a caller wants; they tell where its prompt ends and what is to be said begins.
-
-    Attributes:
-        labels: `(B, L)` int64, -100 where nothing is to be predicted, of the columns that end with the last one; None
-            for no labels.
-        last: without labels, how many of the last columns make predictions.
-    """
-
-    labels: Tensor | None = None
-    last: int = 1
-
-    def ends(self, ids: Tensor, image_token: int, sizes: Sequence[int]) -> list[int]:
-        """Per image the column that holds the last token of its prompt.
-
-        It is the one that makes the first prediction asked for behind the image: with labels the one before the first
-        label, else the one whose logits come first. Without either it is the last one.
-
-        Args:
-            ids: `(B, S)` int64.
-            image_token: the id of a visual token's placeholder.
-            sizes: placeholders of each image, in prompt order.
-        """
-        length = ids.shape[1]
-        end = length - min(max(self.last, 1), length)
-        if self.labels is None:
-            return [end] * len(sizes)
-        # Labels may come for the last columns alone, those that make predictions.
-        given = (self.labels[:, -length:] != -100).cpu()
-        wanted = torch.nn.functional.pad(given, (length - given.shape[1], 0))
-        row_of, column_of = (ids == image_token).cpu().nonzero().unbind(1)
-        ends: list[int] = []
-        after = 0
-        for size in sizes:
-            after += size
-            row, column = int(row_of[after - 1]), int(column_of[after - 1])
-            behind = wanted[row, column + 1 :].nonzero()
-            ends.append(column + int(behind[0]) if len(behind) else end)
-        return ends

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from foveate.engine.encode import encode_for
-from foveate.engine.planning import plan_images
+from foveate.engine.images import plan_images
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.loading import load_model

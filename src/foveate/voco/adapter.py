@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from foveate.adapters import PretrainedAdapter
 from foveate.engine import Encoded
-from foveate.engine.compress import refuse_video
+from foveate.engine.calls import refuse_video
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.fingerprint import DIGITS, model_fingerprint

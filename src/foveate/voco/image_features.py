@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from foveate.engine import Encoded, encode
-from foveate.engine.planning import plan_images
+from foveate.engine.images import plan_images
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families import Family
 from foveate.schedule import schedule
@@ -36,7 +36,7 @@ def reduced_features(family: Family, encoded: Encoded, spec: str) -> tuple[Seque
     if spec == DENSE:
         return encoded.projected, encoded.layouts
     plans = plan_images(family, schedule(spec, family), encoded)
-    return [plan.cut.features for plan in plans], [Layout((Segment(1, 1, plan.after),)) for plan in plans]
+    return [plan.features for plan in plans], [Layout((Segment(1, 1, plan.after),)) for plan in plans]
 
 
 def check_features_spec(family: Family, spec: str) -> None:

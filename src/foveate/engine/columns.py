@@ -1,0 +1,257 @@
+"""The arithmetic of columns: which ones of a prompt are left, where they land, and which position ids they carry.
+
+Nothing here knows a model, a layer or a method. What the host counts, it counts with NumPy, whose small operations take
+a fraction of torch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from foveate.errors import FoveateError
+
+Host = npt.NDArray[Any]
+"""An array on the host."""
+
+
+def take_columns(values: Tensor, columns: Tensor, fill: int) -> Tensor:
+    """Take the value at each column, `fill` where the column is -1: `(B, S)` -> `(B, M)`.
+
+    >>> take_columns(torch.tensor([[5, 6, 7]]), torch.tensor([[-1, 0, 2]]), 9)
+    tensor([[9, 5, 7]])
+    """
+    taken = values.expand(columns.shape[0], -1).gather(1, columns.clamp(min=0))
+    return taken.masked_fill(columns < 0, fill)
+
+
+def left_padded(keep: Tensor) -> tuple[Tensor, bool]:
+    """Move the kept columns of each row to its end.
+
+    Args:
+        keep: `(B, S)` bool.
+
+    Returns:
+        `(B, M)` int64, the column that each place holds, -1 at padding; and whether there is any padding.
+
+    >>> left_padded(torch.tensor([[True, False, True], [False, True, False]]))
+    (tensor([[ 0,  2],
+            [-1,  1]]), True)
+    """
+    rows, columns = keep.nonzero().unbind(1)
+    lengths = keep.sum(dim=1)
+    longest = int(lengths.max())
+    rank = torch.arange(rows.shape[0], device=keep.device) - (lengths.cumsum(0) - lengths)[rows]
+    placed = torch.full((keep.shape[0], longest), -1, dtype=torch.int64, device=keep.device)
+    placed[rows, longest - lengths[rows] + rank] = columns
+    return placed, bool((lengths != longest).any())
+
+
+def standing_for(columns: Tensor, keep: Tensor, padded: bool) -> Tensor:
+    """Return, for each column of the full prompt, the place that stands for it: `(B, S)` int64.
+
+    The last kept column before a dropped one stands for it, so logits and labels keep their shape.
+
+    Args:
+        columns: `(B, M)` int64, the column that each place holds; -1 at padding.
+        keep: `(B, S)` bool, the columns that are left.
+        padded: whether some column is -1.
+    """
+    if columns.shape == keep.shape and not padded:
+        return columns
+    rank = keep.cumsum(dim=1) - 1
+    padding = (columns < 0).sum(dim=1, keepdim=True)
+    return (rank + padding).clamp(min=0)
+
+
+def gather_columns(hidden: Tensor, places: Tensor) -> Tensor:
+    """Take hidden states `(B, M, D)` at places `(B, S)`: `(B, S, D)`."""
+    rows, width, _ = hidden.shape
+    flat = places + torch.arange(rows, device=places.device)[:, None] * width
+    return hidden.flatten(0, 1).index_select(0, flat.flatten()).view(*places.shape, -1)
+
+
+def text_positions(start: Tensor, count: int, valid: Tensor | None, axes: int) -> Tensor:
+    """Return position ids of plain text that goes on from `start`: `(B, count)`, or `(axes, B, count)`.
+
+    Args:
+        start: `(B,)` int64, the position id of the first column.
+        count: how many columns there are.
+        valid: `(B, count)`, 0 at padding, which doesn't move positions on; None for no padding.
+        axes: of the position ids; 1, or 3 with M-RoPE.
+    """
+    if valid is None:
+        steps = torch.arange(count, device=start.device)[None]
+    else:
+        steps = (valid.long().cumsum(dim=1) - 1).clamp(min=0)
+    positions = start[:, None] + steps
+    return positions if axes == 1 else positions[None].expand(axes, -1, -1)
+
+
+def per_axis(position_ids: Tensor, axes: int, rows: int) -> Tensor:
+    """Bring a caller's position ids into the shape `(axes, B, S)`.
+
+    With M-RoPE, transformers passes `(4, B, S)`: a row of text positions before the three axes.
+
+    Raises:
+        FoveateError: they have another shape.
+    """
+    if position_ids.ndim == 2:
+        position_ids = position_ids[None].expand(axes, -1, -1)
+    if position_ids.ndim != 3 or position_ids.shape[0] not in {axes, axes + 1 if axes == 3 else axes}:
+        raise FoveateError(f"position_ids of shape {tuple(position_ids.shape)} don't fit a model with {axes} axes")
+    return position_ids[-axes:].expand(-1, rows, -1)
+
+
+@dataclass
+class Columns:
+    """The new columns of a call, as a group of decoder layers holds them.
+
+    Attributes:
+        index: `(B, M)` int64, the column of the call that each place holds; -1 at padding made here.
+        lengths: how many places of each row hold a column; they are the row's last ones.
+        restore: `(B, S)` int64, for each column of the call the place that stands for it.
+        positions: `(axes, B, M)` int64, position ids, without what earlier turns have moved.
+        following: `(B,)` int64, the position id of the next token, likewise.
+        source: `(B, M)` int64, the place among layer 0's flattened columns that each one comes from; None for its own.
+        packed: whether a step inside the decoder has moved positions.
+    """
+
+    index: Tensor
+    lengths: list[int]
+    restore: Tensor
+    positions: Tensor
+    following: Tensor
+    source: Tensor | None = None
+    packed: bool = False
+
+    @property
+    def padded(self) -> bool:
+        """Whether rows of different length had to be padded."""
+        return min(self.lengths) != self.index.shape[1]
+
+    def occupied(self) -> Host:
+        """Return which places hold a column: `(B, M)` bool, on the host."""
+        width = self.index.shape[1]
+        return np.arange(width) >= width - np.array(self.lengths)[:, None]
+
+    def taken(self, index: Tensor, real: Tensor, landing: Tensor, lengths: list[int]) -> Columns:
+        """Return the columns that a step leaves.
+
+        Args:
+            index: `(B, M')` int64, the flattened place that each new place takes its column from.
+            real: `(B, M')` bool, False at padding.
+            landing: `(B, M)` int64, the new place of each old one, or of the one before it that stands for it.
+            lengths: as in the attributes, of the new rows.
+        """
+        return Columns(
+            index=torch.where(real, self.index.flatten()[index], -1),
+            lengths=lengths,
+            restore=landing.gather(1, self.restore),
+            positions=self.positions.flatten(1)[:, index],
+            following=self.following,
+            source=index if self.source is None else self.source.flatten()[index],
+            packed=self.packed,
+        )
+
+
+@dataclass(frozen=True)
+class Closing:
+    """How the gaps close when some columns of a batch are dropped: rows end together again. All on the host.
+
+    Attributes:
+        lengths: `(B,)`, columns left in each row.
+        landing: `(B, M)` int64, the new place of each column; of a dropped one, that of the kept one before it (it may
+            be negative where there is none).
+        source: `(B, M')` int64, the flattened old place that each new place takes its column from; padding takes its
+            row's last one, which nobody reads.
+        real: `(B, M')` bool, False at padding.
+    """
+
+    lengths: Host
+    landing: Host
+    source: Host
+    real: Host
+
+    @classmethod
+    def of(cls, keep: Host) -> Closing:
+        """Close the gaps that dropping leaves: `keep` `(B, M)` bool.
+
+        >>> closing = Closing.of(np.array([[True, False, True], [False, True, False]]))
+        >>> closing.source.tolist(), closing.real.tolist(), closing.landing.tolist()
+        ([[0, 2], [5, 4]], [[True, True], [False, True]], [[0, 0, 1], [0, 1, 1]])
+        """
+        rows, width = keep.shape
+        lengths = keep.sum(axis=1)
+        narrow = int(lengths.max())
+        padding = narrow - lengths
+        landing = keep.cumsum(axis=1) - 1 + padding[:, None]
+        real = np.arange(narrow) >= padding[:, None]
+        source = np.repeat(np.arange(1, rows + 1) * width - 1, narrow).reshape(rows, narrow)
+        source[real] = np.flatnonzero(keep)
+        return cls(lengths, landing, source, real)
+
+
+@dataclass(frozen=True)
+class PackedImage:
+    """What packing must know of one image: where it stands, and how far it moves what follows it.
+
+    Attributes:
+        row: of the batch.
+        places: `(n,)` int64, its places in the columns, ascending; empty if nothing is left of it.
+        span: how far it moves the position of what follows it, so far.
+        begin: `()` int64 on the device, the position id of its first place; None if it has none.
+        end: if nothing is left of it, the place after its last one; None if it was gone before.
+    """
+
+    row: int
+    places: Host
+    span: int
+    begin: Tensor | None
+    end: int | None = None
+
+
+def pack_positions(columns: Columns, images: Sequence[PackedImage]) -> tuple[Columns, list[PackedImage]]:
+    """Give images position ids without gaps, and move up what follows them.
+
+    Returns:
+        The columns with new positions, and each image with its new span and begin.
+    """
+    device = columns.positions.device
+    rows, width = columns.index.shape
+    shift = np.zeros((rows, width + 1), dtype=np.int64)
+    for image in images:
+        if len(image.places):
+            shift[image.row, image.places[-1] + 1] += image.span - len(image.places)
+        elif image.end is not None:
+            shift[image.row, image.end] += image.span
+    shift = shift.cumsum(axis=1)
+    moved = on_device(shift, device)
+    positions = columns.positions - moved[:, :-1]
+    flat = positions.flatten(1)
+    packed: list[PackedImage] = []
+    for image in images:
+        if not len(image.places):
+            packed.append(replace(image, span=0 if image.end is not None else image.span))
+            continue
+        if image.begin is None:
+            packed.append(image)
+            continue
+        begin = image.begin - int(shift[image.row, image.places[0]])
+        steps = begin + torch.arange(len(image.places), device=device)
+        where = on_device(image.row * width + image.places, device)
+        flat = flat.index_copy(1, where, steps.expand(flat.shape[0], -1))
+        packed.append(replace(image, span=len(image.places), begin=begin))
+    following = columns.following - moved[:, -1]
+    return replace(columns, positions=flat.view_as(positions), following=following, packed=True), packed
+
+
+def on_device(values: Host, device: torch.device) -> Tensor:
+    """Move what the host has counted to the device that needs it; the host doesn't wait."""
+    return torch.from_numpy(values).to(device, non_blocking=True)

@@ -1,0 +1,455 @@
+"""Every hook that foveate puts on a model: on the encoder, on the core, on the decoder's layers, and on a method.
+
+Hooks only carry values between the model and the code that decides. Each kind keeps the running call of a thread in a
+thread-local, so two threads never mix; a backward pass that runs layers again (gradient checkpointing) finds no running
+call, or runs inside the layer, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from foveate.engine.decoder import DecoderPass
+from foveate.engine.encoder import EncoderPass, full_index
+from foveate.engine.state import mark_captured
+from foveate.families import Capture, Family
+from foveate.methods import Method, PixelMethod
+from foveate.schedule.encoder_layers import encoder_methods, encoder_needs
+from foveate.schedule.resizing import nearest_below, resize_mode
+from foveate.tokens import Signal
+
+Arguments = tuple[Any, ...]
+Keywords = dict[str, Any]
+
+
+class Handle(Protocol):
+    """Whatever takes a hook off again."""
+
+    def remove(self) -> None:
+        """Take the hook off."""
+
+
+# On the core, where image features meet text
+
+
+class CoreCallbacks(Protocol):
+    """What is called around the core, and around the model that calls it."""
+
+    def before_model(self, args: Arguments, kwargs: Keywords) -> None:
+        """Note what the caller of the model wants."""
+
+    def after_model(self) -> None:
+        """Forget what the caller wanted, whatever came of the call."""
+
+    def before_core(self, args: Arguments, kwargs: Keywords) -> Any:
+        """Return other arguments for the core, or None."""
+
+    def after_core(self, output: Any) -> Any:
+        """Return another output of the core, or None."""
+
+    def end_call(self) -> None:
+        """Drop what is kept of a call, even of one that failed."""
+
+
+class CoreHooks:
+    """Calls back before and after the core, and the module right around it.
+
+    Args:
+        model: as the caller passed it; adapters and wrappers around the real model may never be called themselves.
+        core: the module in which image features meet text.
+        callbacks: what to call.
+    """
+
+    def __init__(self, model: nn.Module, core: nn.Module, callbacks: CoreCallbacks) -> None:
+        self._handles: list[Handle] = []
+        add = self._handles.append
+        around = next((each for each in model.modules() if any(part is core for part in each.children())), None)
+        if around is not None:
+            add(
+                around.register_forward_pre_hook(
+                    lambda module, args, kwargs: callbacks.before_model(args, kwargs), with_kwargs=True
+                )
+            )
+            add(around.register_forward_hook(lambda module, args, output: callbacks.after_model(), always_call=True))
+        add(
+            core.register_forward_pre_hook(
+                lambda module, args, kwargs: callbacks.before_core(args, kwargs), with_kwargs=True
+            )
+        )
+        add(core.register_forward_hook(lambda module, args, output: callbacks.after_core(output)))
+        add(core.register_forward_hook(lambda module, args, output: callbacks.end_call(), always_call=True))
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        while self._handles:
+            self._handles.pop().remove()
+
+
+# On the encoder
+
+
+class EncoderHooks:
+    """Captures what an encoder's layers saw, and runs the steps at `@pixels` and `@encoder`.
+
+    The encoder runs exactly once, through the model's own code. Signals are computed later from what was captured: the
+    input of one layer's attention is enough to recompute its queries and keys, so the model is never asked for its
+    attention maps.
+
+    Args:
+        family: the model's family.
+        signals: the signals that methods will ask for; the inputs of their layers are kept.
+        features: whether the vectors at `@features` are kept.
+        pixels: the step at `@pixels`, if there is one.
+        encoder: the step at `@encoder`, if there is one.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        signals: Sequence[Signal] = (),
+        features: bool = False,
+        pixels: PixelMethod | None = None,
+        encoder: Method | None = None,
+    ) -> None:
+        self.family = family
+        self.layers = sorted({family.encoder_layer(signal.layer) for signal in signals if hasattr(signal, "layer")})  # pyright: ignore
+        self.keep_features = features
+        self.pixels = pixels
+        self.encoder = encoder
+        self.mode = resize_mode(family, pixels)
+        self._handles: list[Handle] = []
+        self._local = threading.local()
+
+    def open(self) -> None:
+        """Put the hooks on."""
+        family, add = self.family, self._handles.append
+        if not family.watches_tower:
+            add(on_call(family.core, "get_image_features", after=self._capture_result))
+            return
+        if family.encoder_arguments:
+            add(on_call(family.core, "get_image_features", before=self._note_arguments))
+        add(family.tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
+        for layer in self.layers:
+            hook = partial(self._keep_attention_input, layer)
+            add(family.encoder_attentions[layer].register_forward_pre_hook(hook, with_kwargs=True))
+        if self.encoder is not None:
+            self._open_layers(self.encoder)
+        if self.keep_features:
+            add(family.feature_module.register_forward_pre_hook(self._before_projection))
+        add(family.tower.register_forward_hook(self._after_tower))
+        add(family.projected_module.register_forward_hook(self._after_projection))
+
+    def _open_layers(self, method: Method) -> None:
+        """Put the hooks of a step at `@encoder` on the layers."""
+        family, add = self.family, self._handles.append
+        reading = range(family.encoder_reads) if encoder_needs(method) else range(0)
+        for layer, module in enumerate(family.encoder_layers):
+            if layer in reading:
+                attention, keys = family.encoder_attentions[layer], family.encoder_keys[layer]
+                hook = partial(self._pass_attention_input, layer)
+                add(attention.register_forward_pre_hook(hook, with_kwargs=True))
+                add(keys.register_forward_hook(partial(self._pass_keys, layer)))
+            if layer:
+                add(module.register_forward_pre_hook(partial(self._before_layer, layer), with_kwargs=True))
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def complete(self, capture: Capture) -> bool:
+        """Return whether a capture holds all that these hooks were to keep; one made by other hooks may not."""
+        if self.encoder is not None and not capture.inside:
+            reads = self.family.encoder_reads
+            if any(encoder_methods(self.encoder, seen, reads) for seen in capture.seen):
+                return False
+        return set(self.layers) <= capture.attention.keys() and not (self.keep_features and capture.features is None)
+
+    @property
+    def _capture(self) -> Capture | None:
+        return getattr(self._local, "capture", None)
+
+    @property
+    def _pass(self) -> EncoderPass | None:
+        return getattr(self._local, "encoder_pass", None)
+
+    def _capture_result(self, output: Any) -> None:
+        """Capture what comes out of an encoder of which nothing else is known."""
+        if hasattr(output, "pooler_output"):
+            mark_captured(output, self.family.encoded(output))
+
+    def _note_arguments(self, arguments: Keywords) -> None:
+        self._local.arguments = {name: arguments.get(name) for name in self.family.encoder_arguments}
+
+    def _before_tower(self, module: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
+        arguments: Keywords | None = self._local.__dict__.pop("arguments", None)
+        if self.family.encoder_arguments and arguments is None:
+            # The tower was called by itself: nothing will use these features.
+            self._local.capture = None
+            return None
+        capture = self.family.tower_call(args, {**kwargs, **(arguments or {})})
+        self._local.capture = capture
+        call = None
+        if self.pixels is not None:
+            sizes = [self.pixels.shrink(layout) for layout in capture.layouts]
+            call = self.family.shrink(args, kwargs, capture, sizes, self.mode)
+        if self.encoder is not None:
+            (seen,) = set(capture.seen)
+            methods = encoder_methods(self.encoder, seen, self.family.encoder_reads)
+            self._local.encoder_pass = EncoderPass(self.family, capture, methods, seen)
+        return call
+
+    def _keep_attention_input(self, layer: int, module: nn.Module, args: Arguments, kwargs: Keywords) -> None:
+        if (capture := self._capture) is not None:
+            capture.attention[layer] = _attention_call(args, kwargs)
+
+    def _pass_attention_input(self, layer: int, module: nn.Module, args: Arguments, kwargs: Keywords) -> None:
+        if (encoder_pass := self._pass) is not None:
+            encoder_pass.capture.attention[layer] = _attention_call(args, kwargs)
+
+    def _pass_keys(self, layer: int, module: nn.Module, args: Arguments, output: Tensor) -> None:
+        if (encoder_pass := self._pass) is not None:
+            encoder_pass.capture.attention[layer]["keys"] = output.detach()
+
+    def _before_layer(self, layer: int, module: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
+        encoder_pass = self._pass
+        if encoder_pass is None:
+            return None
+        names = ("hidden_states", "attention_mask")
+        call = {**dict(zip(names, args)), **kwargs}
+        call["hidden_states"] = encoder_pass.narrowed(layer, call["hidden_states"])
+        if layer - 1 not in self.layers:
+            encoder_pass.capture.attention.pop(layer - 1, None)
+        if (bias := encoder_pass.bias(call["hidden_states"])) is not None:
+            assert call.get("attention_mask") is None
+            call["attention_mask"] = bias
+        # Hidden states stay among the positional arguments if they came there: checkpointing looks for gradients there.
+        positional = names[: len(args)]
+        kwargs = {name: value for name, value in call.items() if name not in positional}
+        return tuple(call[name] for name in positional) + args[len(positional) :], kwargs
+
+    def _before_projection(self, module: nn.Module, args: Arguments) -> None:
+        if (capture := self._capture) is not None:
+            capture.features = args[0]
+
+    def _after_tower(self, module: nn.Module, args: Arguments, output: Any) -> None:
+        # A backward pass may run the layers again, on what was merged before.
+        self._local.encoder_pass = None
+        if (capture := self._capture) is not None:
+            mark_captured(output, capture)
+
+    def _after_projection(self, module: nn.Module, args: Arguments, output: Any) -> Any:
+        capture = self._capture
+        if capture is None:
+            return None
+        self._local.capture = None
+        capture.projected = output if isinstance(output, Tensor) else output.pooler_output
+        capture.companions = self.family.output_companions(output)
+        if capture.seen == capture.layouts and not capture.inside:
+            return None
+        index = [nearest_below(seen, layout) for seen, layout in zip(capture.seen, capture.layouts, strict=True)]
+        if capture.inside:
+            rows = full_index(capture, self.family.projected(capture)[0].shape[0])
+            assert rows is not None
+            index = [row[places.to(row.device)] for row, places in zip(rows, index, strict=True)]
+        return self.family.grow(output, capture, index)
+
+
+def _attention_call(args: Arguments, kwargs: Keywords) -> Keywords:
+    """Return the arguments of an attention layer by name, its input detached."""
+    call = {**kwargs, **({"hidden_states": args[0]} if args else {})}
+    return call | {"hidden_states": call["hidden_states"].detach()}
+
+
+@contextmanager
+def hooked(hooks: EncoderHooks) -> Iterator[EncoderHooks]:
+    """Put hooks on inside the block and take them off after it, whatever happens."""
+    try:
+        hooks.open()
+        yield hooks
+    finally:
+        hooks.close()
+
+
+# On the decoder
+
+
+class DecoderHooks:
+    """Runs a `DecoderPass` between the decoder's layers; put on where the first call needs them.
+
+    Args:
+        family: the model's family.
+    """
+
+    def __init__(self, family: Family) -> None:
+        self._family = family
+        self._handles: dict[Any, Handle] = {}
+        self._lock = threading.Lock()
+        self._local = threading.local()
+
+    def start(self, decoder_pass: DecoderPass | None) -> None:
+        """Let `decoder_pass` act in this thread's next call of the decoder; None leaves the decoder alone."""
+        self._local.decoder_pass = decoder_pass
+        if decoder_pass is None:
+            return
+        first = decoder_pass.first
+        with self._lock:
+            if not self._handles:
+                before: Any = _OutsideGraph(self._before_decoder)
+                self._handles["decoder"] = self._family.decoder.register_forward_pre_hook(before, with_kwargs=True)
+            if first in self._handles:
+                return
+            for layer, module in enumerate(self._family.decoder_layers):
+                if layer >= first and layer not in self._handles:
+                    hook: Any = _OutsideGraph(partial(self._before_layer, layer))
+                    self._handles[layer] = module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    @property
+    def _pass(self) -> DecoderPass | None:
+        return getattr(self._local, "decoder_pass", None)
+
+    def _before_decoder(self, module: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
+        decoder_pass = self._pass
+        if decoder_pass is None:
+            return None
+        kwargs = decoder_pass.before_decoder(kwargs)
+        with self._lock:
+            for layer in range(decoder_pass.added):
+                if (layer, "after") not in self._handles:
+                    hook: Any = _OutsideGraph(partial(self._after_layer, layer))
+                    self._handles[layer, "after"] = self._family.decoder_layers[layer].register_forward_hook(hook)
+        return args, kwargs
+
+    def _before_layer(self, layer: int, module: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
+        decoder_pass = self._pass
+        if decoder_pass is None:
+            return None
+        if not args:
+            kwargs = dict(kwargs)
+            args = (kwargs.pop("hidden_states"),)
+        hidden, kwargs = decoder_pass.before_layer(layer, args[0], kwargs)
+        return (hidden, *args[1:]), kwargs
+
+    def _after_layer(self, layer: int, module: nn.Module, args: Arguments, output: Any) -> Any:
+        decoder_pass = self._pass
+        return None if decoder_pass is None else decoder_pass.after_layer(layer, output)
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        while self._handles:
+            self._handles.popitem()[1].remove()
+
+
+class _OutsideGraph:
+    """A hook for which a compiled model leaves its graph: each call changes something else."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+# On a method that is not `forward`: torch has hooks for `forward` alone
+
+_lock = threading.Lock()
+_handles: weakref.WeakKeyDictionary[nn.Module, dict[str, list[MethodHook]]] = weakref.WeakKeyDictionary()
+
+
+class MethodHook:
+    """A listener to the calls of a module's method; `remove` ends it."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        before: Callable[[dict[str, Any]], None] | None,
+        after: Callable[[Any], None] | None,
+    ) -> None:
+        self.before = before
+        self.after = after
+        self._module = weakref.ref(module)
+        self._name = name
+
+    def remove(self) -> None:
+        """Remove this listener; the last one restores the module's method."""
+        module = self._module()
+        if module is None:
+            return
+        with _lock:
+            listeners = _handles[module][self._name]
+            listeners.remove(self)
+            if not listeners:
+                del _handles[module][self._name]
+                own = vars(module).pop(self._name).own
+                if own is not None:
+                    vars(module)[self._name] = own
+
+
+def on_call(
+    module: nn.Module,
+    name: str,
+    before: Callable[[dict[str, Any]], None] | None = None,
+    after: Callable[[Any], None] | None = None,
+) -> MethodHook:
+    """Listen to the calls of a module's method: `before` gets the arguments by name, `after` what is returned.
+
+    Only this module is concerned, not its class, and the method keeps its signature. Listeners come and go in any
+    order, from any thread.
+
+    >>> class Adder(nn.Module):
+    ...     def add(self, one, other=2):
+    ...         return one + other
+    >>> adder, seen = Adder(), []
+    >>> handle = on_call(adder, "add", before=seen.append, after=seen.append)
+    >>> adder.add(3), adder.add(3, other=4), seen
+    (5, 7, [{'one': 3}, 5, {'one': 3, 'other': 4}, 7])
+    >>> handle.remove()
+    >>> "add" in vars(adder)
+    False
+    """
+    hook = MethodHook(module, name, before, after)
+    with _lock:
+        listeners = _handles.setdefault(module, {})
+        if name not in listeners:
+            listeners[name] = []
+            vars(module)[name] = _listened(module, name)
+        listeners[name].append(hook)
+    return hook
+
+
+def _listened(module: nn.Module, name: str) -> Any:
+    # The class's method is bound at each call: held here, the module would keep itself alive.
+    own, shared = vars(module).get(name), getattr(type(module), name)
+    owner = weakref.ref(module)
+    method = getattr(module, name)
+    signature = inspect.signature(method)
+
+    @functools.wraps(shared)
+    def listened(*args: Any, **kwargs: Any) -> Any:
+        this = owner()
+        listeners = tuple(_handles.get(this, {}).get(name, ())) if this is not None else ()
+        for each in listeners:
+            if each.before is not None:
+                each.before({**signature.bind_partial(*args).arguments, **kwargs})
+        output = shared(this, *args, **kwargs) if own is None else own(*args, **kwargs)
+        for each in listeners:
+            if each.after is not None:
+                each.after(output)
+        return output
+
+    noted: Any = listened
+    noted.__signature__ = signature
+    noted.own = own
+    return noted

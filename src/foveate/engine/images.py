@@ -1,0 +1,223 @@
+"""From encoded images to compressed ones, before the decoder: images of one layout are planned as one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.engine.encode import Encoded
+from foveate.engine.prompt import CompressedImage
+from foveate.engine.state import mark_encoded
+from foveate.engine.step import Arrival, make_plan
+from foveate.errors import FoveateError
+from foveate.families import Family, family_of
+from foveate.methods import Method
+from foveate.plan import Plan
+from foveate.schedule import ExpectedTokens, Schedule, schedule
+from foveate.schedule.resizing import dense_slots
+from foveate.spec import Spec
+from foveate.tokens import Layout, Signal, Text
+
+
+def plan_images(
+    family: Family, schedule: Schedule, encoded: Encoded, texts: Sequence[Tensor] | None = None
+) -> list[CompressedImage]:
+    """Make and apply the plans of all images, in their order.
+
+    Args:
+        family: of the model.
+        schedule: the steps.
+        encoded: the images.
+        texts: per image `(T, D)`, the text that stands with it; for schedules that read it.
+
+    Raises:
+        FoveateError: a step reads the text, and an image stands without any.
+    """
+    groups: dict[tuple[Layout, Layout, int], list[int]] = {}
+    for image, (layout, seen) in enumerate(zip(encoded.layouts, encoded.seen, strict=True)):
+        # Texts of different length can't be one batch without padding, which a method would have to know about.
+        length = 0 if texts is None else texts[image].shape[0]
+        if texts is not None and not length:
+            raise FoveateError(f"{schedule.spec} reads the question, and image {image} came without any text")
+        groups.setdefault((layout, seen, length), []).append(image)
+    # What arrives at a step after a ragged one differs from image to image.
+    apart = any(method.ragged for method in schedule.ahead[:-1])
+    compressed: dict[int, CompressedImage] = {}
+    for members in groups.values():
+        for batch in [[image] for image in members] if apart else [members]:
+            group = _ImageGroup(family, schedule, encoded, texts, batch)
+            compressed |= dict(zip(batch, group.compressed(), strict=True))
+    return [compressed[image] for image in range(len(encoded))]
+
+
+class _ImageGroup:
+    """Images of one layout on their way through the steps between the encoder and the decoder."""
+
+    def __init__(
+        self,
+        family: Family,
+        schedule: Schedule,
+        encoded: Encoded,
+        texts: Sequence[Tensor] | None,
+        members: Sequence[int],
+    ) -> None:
+        self.family = family
+        self.schedule = schedule
+        self.encoded = encoded
+        self.texts = texts
+        self.members = members
+        self.layout = encoded.layouts[members[0]]
+        self.seen = encoded.seen[members[0]]
+        self.plan: Plan | None = None
+        self.expected = ExpectedTokens.of(self.seen)
+
+    def compressed(self) -> list[CompressedImage]:
+        """Run the steps and lay out what is left of each image."""
+        untouched = not self.schedule.ahead and self.seen == self.layout and not self.encoded.inside
+        if untouched and not self.layout.structural:
+            return [self._complete(image) for image in self.members]
+        features = self._run_steps()
+        companions = [self._stack(level) for level in zip(*self.encoded.companions, strict=True)]
+        if self.plan is not None:
+            companions = [self.plan.apply(level) for level in companions]
+        return self._laid_out(features, companions)
+
+    def _run_steps(self) -> Tensor:
+        """Run every step on the group: `(B, M, D)`, what is left at the decoder's input."""
+        schedule, encoded = self.schedule, self.encoded
+        if schedule.encoder is not None:
+            self.expected = self.expected.after(schedule.encoder)
+        if encoded.inside:
+            self.plan = Plan.batch([encoded.inside[image] for image in self.members])
+        if schedule.features:
+            assert encoded.features is not None
+            features = self._stack(encoded.features)
+            for method in schedule.features:
+                features = self._step(method, features)
+            features = self.family.project(features)
+        else:
+            features = self._stack(encoded.projected)
+        for method in schedule.inputs:
+            features = self._step(method, features, self.texts)
+        return features
+
+    def _step(self, method: Method, features: Tensor, texts: Sequence[Tensor] | None = None) -> Tensor:
+        """Run one method on what arrives: features `(B, N, D)` -> `(B, M, D)`."""
+        before = self.plan
+
+        def signals() -> dict[Signal, Tensor]:
+            found = {signal: self._stack(values) for signal, values in self.encoded.signals.items()}
+            if before is not None:
+                found = {signal: before.select(values) for signal, values in found.items()}
+            if texts is not None:
+                found[Text()] = self._stack(texts).to(features.device)
+            return found
+
+        arrival = Arrival(self.seen)
+        if before is not None:
+            tiles = self.expected.tiles
+            arrival = Arrival(self.seen, before.slot, None if tiles is None else tuple(tile.content for tile in tiles))
+        plan = make_plan(method, features, arrival, signals)
+        self.plan = plan if before is None else before.compose(plan, self.seen.content)
+        self.expected = self.expected.after(method)
+        return plan.apply(features)
+
+    def _laid_out(self, features: Tensor, companions: Sequence[Tensor]) -> list[CompressedImage]:
+        """Place what is left of each image in its run of placeholders, with its position ids."""
+        family, schedule, layout, seen, plan = self.family, self.schedule, self.layout, self.seen, self.plan
+        packed = any(method.positions == "pack" for method in schedule.ahead)
+        small = schedule.pixels is not None and schedule.pixels.positions == "pack" and seen != layout
+        base = seen if small else layout
+        relative = family.image_positions(base)
+        to_dense = dense_slots(seen, layout)
+        # One copy to the host for the group: the prompt is cut there.
+        slots = torch.arange(seen.content).expand(len(self.members), -1) if plan is None else plan.slot.cpu()
+        valid = None if plan is None or plan.valid is None else plan.valid.cpu()
+        images: list[CompressedImage] = []
+        for row, image in enumerate(self.members):
+            kept = slots[row] if valid is None else slots[row][valid[row]]
+            own, *ridden = (values[row] for values in (features, *companions))
+            if valid is not None:
+                own, *ridden = (values[valid[row].to(values.device)] for values in (own, *ridden))
+            slot, source = layout.placed(to_dense[kept])
+            if layout.structural:
+                own, ridden = _with_structural(own, ridden, self.encoded.structural[image], source)
+            if packed:
+                positions, span = torch.arange(slot.shape[0]).expand(relative.shape[0], -1), slot.shape[0]
+            else:
+                positions = relative[:, seen.placed(kept)[0] if small else slot]
+                span = family.image_span(base)
+            images.append(
+                CompressedImage(
+                    layout,
+                    slot,
+                    own,
+                    positions,
+                    span,
+                    companions=tuple(ridden),
+                    own_positions=not packed and not small,
+                    seen=seen,
+                    plan=None if plan is None else plan.image(row, len(kept)),
+                )
+            )
+        return images
+
+    def _complete(self, image: int) -> CompressedImage:
+        """Return an image of which everything enters the decoder."""
+        return CompressedImage(
+            self.layout,
+            torch.arange(self.layout.total),
+            self.encoded.projected[image],
+            self.family.image_positions(self.layout),
+            self.family.image_span(self.layout),
+            companions=tuple(self.encoded.companions[image]),
+            own_positions=True,
+            seen=self.seen,
+        )
+
+    def _stack(self, values: Sequence[Tensor]) -> Tensor:
+        """Stack what belongs to the group's images."""
+        return torch.stack([values[image] for image in self.members])
+
+
+def _with_structural(
+    features: Tensor, companions: Sequence[Tensor], structural: Tensor, source: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Put structural tokens among content tokens: features and companions `(M, D)` -> `(M + S, D)`.
+
+    Args:
+        features: of the content tokens.
+        companions: likewise.
+        structural: `(S_all, D)`, what stands at structural tokens.
+        source: `(M + S,)` int64, the number of each token among content tokens, then structural ones.
+    """
+    source = source.to(features.device)
+    structural = structural.to(features)
+    # Structural tokens have no companions: zeros change nothing where they are added.
+    ridden = [torch.cat([each, each.new_zeros(structural.shape[0], each.shape[1])])[source] for each in companions]
+    return torch.cat([features, structural])[source], ridden
+
+
+def encoder_outputs(model: nn.Module, encoded: Encoded) -> dict[str, Any]:
+    """Return encoded images as `mm_encoder_outputs` at full length, for one prompt or batch under `apply`.
+
+    The encoder doesn't run again. `generate` changes what it is given, so each call needs its own.
+
+    Args:
+        model: the one that encoded them.
+        encoded: the images in prompt order, encoded for the spec that is applied (and maybe others).
+
+    Raises:
+        UnsupportedFamily: the model is of no supported family.
+    """
+    family = family_of(model)
+    images = plan_images(family, schedule(Spec(()), family), encoded)
+    # One image may come several times, and each time with a question of its own.
+    features = [image.features[:] for image in images]
+    outputs = family.container(features, [image.companions for image in images])
+    mark_encoded(outputs["image"], replace(encoded))
+    return outputs

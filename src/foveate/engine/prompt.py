@@ -1,0 +1,323 @@
+"""A prompt with images: where their placeholders are, where it ends, what text it holds, and cutting it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from foveate.engine.columns import left_padded, per_axis, standing_for, take_columns
+from foveate.errors import FoveateError
+from foveate.families import Family
+from foveate.plan import Plan
+from foveate.tokens import Layout
+
+PER_COLUMN = {"labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0}
+"""Inputs with one value per column of the prompt, and what stands at padding made here."""
+
+
+@dataclass(frozen=True)
+class CompressedImage:
+    """One image after the steps before the decoder, ready to enter a prompt.
+
+    Attributes:
+        layout: its full layout.
+        slot: `(M,)` int64, the kept places inside the image's run of placeholders, ascending.
+        features: `(M, D)`, what stands at those places.
+        positions: `(axes, M)` int64, position ids relative to where the image begins.
+        span: how far the image moves the position of what follows it.
+        companions: what rides along with the features, each `(M, D)`.
+        own_positions: whether `positions` are those of the full image, so that nothing moves.
+        seen: the layout that the plan is over: the full one, or the smaller one of a step at `@pixels`.
+        plan: a batch of one image over the content tokens of `seen`; None if no step acted.
+    """
+
+    layout: Layout
+    slot: Tensor
+    features: Tensor
+    positions: Tensor
+    span: int
+    companions: tuple[Tensor, ...] = ()
+    own_positions: bool = False
+    seen: Layout | None = None
+    plan: Plan | None = None
+
+    @property
+    def before(self) -> int:
+        """Tokens of the image in the full prompt, structural ones included."""
+        return self.layout.total
+
+    @property
+    def after(self) -> int:
+        """Tokens of the image in the shorter prompt."""
+        return int(self.slot.shape[0])
+
+    @property
+    def grid(self) -> Layout:
+        """The layout that the plan is over."""
+        return self.layout if self.seen is None else self.seen
+
+
+@dataclass(frozen=True)
+class CutPrompt:
+    """A shorter prompt without the padding it came with, padded anew on the left to its longest row.
+
+    Attributes:
+        input_ids: `(B, M)` int64.
+        attention_mask: `(B, M)` int64, 0 at padding.
+        position_ids: `(B, M)` int64, or `(3, B, M)` with M-RoPE.
+        columns: `(B, M)` int64, the column of the full prompt that each place holds; -1 at padding made here.
+        keep: `(B, S)` bool, the columns of the full prompt that are left.
+        following: `(B,)` int64, the position id of the next token.
+        padded: whether rows of different length had to be padded.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    columns: Tensor
+    keep: Tensor
+    following: Tensor
+    padded: bool
+
+    def take(self, values: Tensor, fill: int) -> Tensor:
+        """Cut a tensor with one value per column: `(B, S)` -> `(B, M)`, `fill` at padding made here.
+
+        Raises:
+            FoveateError: it has more or fewer values than there are columns.
+        """
+        if values.shape[-1] != self.keep.shape[1]:
+            raise FoveateError(
+                f"{values.shape[-1]} values for {self.keep.shape[1]} tokens; labels and token types have one for every "
+                "token of the prompt, image placeholders included"
+            )
+        return take_columns(values, self.columns, fill)
+
+    def restore_index(self) -> Tensor:
+        """Return, for each column of the full prompt, the place that stands for it: `(B, S)` int64."""
+        return standing_for(self.columns, self.keep, self.padded)
+
+
+def check_prompt(family: Family, placeholder: Tensor, layouts: Sequence[Layout]) -> list[int]:
+    """Check that the rows' placeholders are complete images, in order; return the row that each image stands in.
+
+    Args:
+        family: of the model.
+        placeholder: `(B, S)` bool, where a visual token goes.
+        layouts: of each image, in prompt order.
+
+    Raises:
+        FoveateError: there are more or fewer placeholders than the images have tokens.
+    """
+    sizes = [layout.total for layout in layouts]
+    rows: list[int] = []
+    following = 0
+    for row, count in enumerate(placeholder.sum(dim=1).tolist()):
+        first, found = following, 0
+        while following < len(sizes) and found < count:
+            found += sizes[following]
+            rows.append(row)
+            following += 1
+        if found != count:
+            raise FoveateError(
+                f"row {row} of the prompt holds {count} image placeholders, and images {first} to {following - 1} make "
+                f"{found} visual tokens; pass complete images with their prompt (chunked prefill is not supported)"
+            )
+    if following != len(sizes):
+        raise FoveateError(f"{len(sizes)} images came with a prompt that has places for {following}")
+    return rows
+
+
+def cut_prompt(
+    family: Family,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    images: Sequence[CompressedImage],
+    start: Tensor | None = None,
+) -> CutPrompt:
+    """Cut the placeholders that no visual token takes any more, and the padding.
+
+    Args:
+        family: knows the placeholder and the position ids.
+        input_ids: `(B, S)` int64.
+        attention_mask: `(B, S)`, 0 at padding; None for no padding.
+        position_ids: the caller's own, `(B, S)`, `(3, B, S)` or `(4, B, S)` (its first row is then dropped); None
+            makes them as the model itself would.
+        images: what is left of each image, in prompt order.
+        start: `(B,)` int64, the position id of the first column; None for 0.
+
+    Raises:
+        FoveateError: images and placeholders don't fit together.
+    """
+    placeholder = input_ids == family.image_token
+    check_prompt(family, placeholder, [image.layout for image in images])
+    real = torch.ones_like(placeholder) if attention_mask is None else attention_mask.bool()
+    nothing_cut = all(image.after == image.before for image in images) and (attention_mask is None or bool(real.all()))
+    if nothing_cut:
+        # What acts on these images acts inside the decoder.
+        rows, width = input_ids.shape
+        keep, padded = torch.ones_like(placeholder), False
+        columns = torch.arange(width, device=input_ids.device).repeat(rows, 1)
+        own = all(image.own_positions and image.span == image.layout.total for image in images)
+        if family.position_axes == 1 and own and (position_ids is None or start is not None):
+            # As many positions as tokens, on one axis: every column simply follows the one before it.
+            positions = columns if start is None else columns + start[:, None]
+            following = columns.new_full((rows,), width) if start is None else start + width
+            return CutPrompt(input_ids, torch.ones_like(input_ids), positions, columns, keep, following, padded)
+        short_ids, visual = input_ids, placeholder
+    else:
+        keep = _kept(placeholder, real, images)
+        columns, padded = left_padded(keep)
+        short_ids = take_columns(input_ids, columns, 0)
+        visual = (short_ids == family.image_token) & (columns >= 0)
+    layout = _PositionLayout(family, placeholder, None if nothing_cut else columns, visual, images)
+    positions, following = layout.positions(position_ids, real, start)
+    return CutPrompt(
+        input_ids=short_ids,
+        attention_mask=(columns >= 0).long(),
+        position_ids=positions[0] if family.position_axes == 1 else positions,
+        columns=columns,
+        keep=keep,
+        following=following,
+        padded=padded,
+    )
+
+
+def _kept(placeholder: Tensor, real: Tensor, images: Sequence[CompressedImage]) -> Tensor:
+    """Mark the columns that stay: text that is not padding, and the slots of the images: `(B, S)` bool."""
+    places = placeholder.flatten().nonzero().squeeze(1)
+    begins = accumulate((image.layout.total for image in images), initial=0)
+    kept = torch.cat([image.slot + begin for image, begin in zip(images, begins)]).to(placeholder.device)
+    keep = ~placeholder & real
+    keep.view(-1)[places[kept]] = True
+    return keep
+
+
+@dataclass(frozen=True)
+class _PositionLayout:
+    """Lays out position ids over a prompt that was cut.
+
+    Attributes:
+        family: knows the axes.
+        placeholder: `(B, S)` bool, in the full prompt.
+        columns: `(B, M)` int64, those that are left; None for all.
+        visual: `(B, M)` bool, where visual tokens stand in the cut prompt.
+        images: in prompt order.
+    """
+
+    family: Family
+    placeholder: Tensor
+    columns: Tensor | None
+    visual: Tensor
+    images: Sequence[CompressedImage]
+
+    def positions(self, given: Tensor | None, real: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return position ids `(axes, B, M)` of what is kept, and `(B,)` of the next token.
+
+        Args:
+            given: the caller's own, or None.
+            real: `(B, S)` bool, False at padding.
+            start: as in `cut_prompt`.
+        """
+        relative, spans = [image.positions for image in self.images], [image.span for image in self.images]
+        if given is None or start is not None:
+            padding_counts = self.family.counts_padding and start is None
+            return self._laid_out(relative, spans, torch.ones_like(real) if padding_counts else real, start)
+        axes = per_axis(given, self.family.position_axes, real.shape[0])
+        columns = self.columns
+        positions = axes if columns is None else torch.stack([take_columns(axis, columns, 0) for axis in axes])
+        following = axes.amax(dim=(0, 2)) + 1
+        if all(image.own_positions for image in self.images):
+            return positions, following
+        # The caller's positions, moved by as much as the images' new ones move them.
+        new, new_following = self._laid_out(relative, spans, real, start)
+        dense = [self.family.image_positions(image.layout)[:, image.slot] for image in self.images]
+        dense_spans = [self.family.image_span(image.layout) for image in self.images]
+        old, old_following = self._laid_out(dense, dense_spans, real, start)
+        return positions + new - old, following + new_following - old_following
+
+    def _laid_out(
+        self, relative: list[Tensor], spans: list[int], moves: Tensor, start: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Lay out images of these relative positions and spans; `moves` `(B, S)` bool is where text moves on."""
+        device, rows = self.placeholder.device, self.placeholder.shape[0]
+        places = self.placeholder.flatten().nonzero().squeeze(1)
+        ends = list(accumulate(image.layout.total for image in self.images))
+        advance = (moves & ~self.placeholder).long()
+        advance.view(-1)[places[torch.tensor(ends, device=device) - 1]] = torch.tensor(spans, device=device)
+        begin = torch.zeros(rows, dtype=torch.int64, device=device) if start is None else start
+        base = advance.cumsum(dim=1) - advance + begin[:, None]
+        base = base if self.columns is None else take_columns(base, self.columns, 0)
+        positions = base.repeat(self.family.position_axes, 1, 1)
+        positions[:, self.visual] += torch.cat(relative, dim=1).to(device)
+        return positions, begin + advance.sum(dim=1)
+
+
+def texts_of(
+    family: Family, input_ids: Tensor, attention_mask: Tensor | None, layouts: Sequence[Layout]
+) -> list[Tensor]:
+    """Return the text that stands with each image: all text of its row in this call, embedded, `(T, D)`.
+
+    Text before the image and after it; neither image placeholders nor padding. In a row to learn from, the answer is
+    text, too.
+
+    Args:
+        family: knows the placeholder, and how text is embedded.
+        input_ids: `(B, S)` int64.
+        attention_mask: `(B, S)`, 0 at padding; None for no padding.
+        layouts: of each image, in prompt order.
+
+    Raises:
+        FoveateError: images and placeholders don't fit together.
+    """
+    placeholder = input_ids == family.image_token
+    rows = check_prompt(family, placeholder, layouts)
+    real = ~placeholder if attention_mask is None else ~placeholder & attention_mask.bool()
+    with torch.no_grad():
+        texts = family.embed(input_ids[real]).split(real.sum(dim=1).tolist())
+    return [texts[row] for row in rows]
+
+
+@dataclass(frozen=True)
+class WantedPredictions:
+    """Which predictions a caller wants; they show where its prompt ends and the answer begins.
+
+    Attributes:
+        labels: `(B, L)` int64, -100 where nothing is predicted, of the last L columns; None for no labels.
+        last: without labels, how many of the last columns make predictions.
+    """
+
+    labels: Tensor | None = None
+    last: int = 1
+
+    def prompt_ends(self, ids: Tensor, image_token: int, sizes: Sequence[int]) -> list[int]:
+        """Return, per image, the column that holds the last token of its prompt.
+
+        It makes the first wanted prediction after the image: with labels it is the column before the first label, else
+        the one whose logits come first. Without either it is the last column.
+
+        Args:
+            ids: `(B, S)` int64.
+            image_token: the id of a visual token's placeholder.
+            sizes: placeholders of each image, in prompt order.
+        """
+        length = ids.shape[1]
+        end = length - min(max(self.last, 1), length)
+        if self.labels is None:
+            return [end] * len(sizes)
+        # Labels may come for the last columns alone, those that make predictions.
+        given = (self.labels[:, -length:] != -100).cpu()
+        wanted = torch.nn.functional.pad(given, (length - given.shape[1], 0))
+        row_of, column_of = (ids == image_token).cpu().nonzero().unbind(1)
+        ends: list[int] = []
+        after = 0
+        for size in sizes:
+            after += size
+            row, column = int(row_of[after - 1]), int(column_of[after - 1])
+            later = wanted[row, column + 1 :].nonzero()
+            ends.append(column + int(later[0]) if len(later) else end)
+        return ends
