@@ -170,6 +170,15 @@ class Layout:
         return fewest, most
 
 
+def one_row(count: int) -> Layout:
+    """Return the layout of `count` tokens whose rows and columns are unknown.
+
+    >>> one_row(3).segments
+    (Segment(t=1, h=1, w=3, rows=(), columns=()),)
+    """
+    return Layout((Segment(1, 1, count),))
+
+
 @remembered
 def _tiles(layout: Layout) -> tuple[tuple[Segment, Tensor], ...]:
     tiles: list[tuple[Segment, Tensor]] = []

@@ -25,7 +25,8 @@ from foveate.costmodel.model_config import load_config
 from foveate.costmodel.ops import CallPart, Op
 from foveate.costmodel.papers import figures
 from foveate.errors import FoveateError, FoveateWarning, KeepError, SpecError
-from foveate.methods import Method, method_class, method_names
+from foveate.methods import Cluster, FastV, Method, method_class, method_names
+from foveate.schedule import tokens_after
 from foveate.spec import parse
 from foveate.tokens import Layout, Segment
 from generators.cost import calibrations
@@ -80,6 +81,26 @@ def test_where_a_step_acts_decides_what_it_saves() -> None:
     assert pixels.part("prefill").flops == features.part("prefill").flops < inside.part("prefill").flops
     assert dense.part("compressor").flops == 0 < pixels.part("compressor").flops + 1
     assert pixels.kv_bytes == features.kv_bytes < inside.kv_bytes < dense.kv_bytes
+
+
+def test_a_spec_is_text_or_methods() -> None:
+    expected = foveate.cost(LLAVA, "cluster:64+fastv:0.5@2")
+    cluster, fastv = Cluster(keep=64), FastV(keep=0.5).at(2)
+    for spec in ([cluster, fastv], ["cluster:64", fastv], parse("cluster:64+fastv:0.5@2")):
+        assert foveate.cost(LLAVA, spec) == expected
+    assert foveate.cost(LLAVA, cluster) == foveate.cost(LLAVA, "cluster:64")
+    family = read_model(LLAVA).family
+    layout = family.image_layout(336, 336)
+    assert tokens_after([cluster, fastv], family, layout) == expected.kept_tokens == 32
+    assert break_even(read_model(LLAVA), cluster, 60, 1, 1, device("laptop"), None).largest == 128 * 128
+    with pytest.raises(SpecError, match="a spec is text such as"):
+        foveate.cost(LLAVA, 64)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_family_without_a_model_says_so() -> None:
+    family = read_model(LLAVA).family
+    with pytest.raises(FoveateError, match="this LLaVA family was made from a configuration and has no model"):
+        family.encode({})
 
 
 def test_a_longer_answer_only_costs_decoding() -> None:

@@ -320,7 +320,7 @@ def test_features_of_an_unknown_form() -> None:
         return output
 
     vars(model.model)["get_image_features"] = flat
-    with pytest.raises(FoveateError, match="no form that is known"):
+    with pytest.raises(FoveateError, match="have an unknown form"):
         compress(model, row.inputs(contract.CHAT), "random:6")
 
 

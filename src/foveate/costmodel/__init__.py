@@ -1,4 +1,4 @@
-"""The cost model: FLOPs, bytes, cache, memory and time of a call, from a configuration and a spec.
+"""The cost model: FLOPs, bytes, cache, memory and time of a call, counted from a configuration and a spec.
 
 >>> import foveate
 >>> foveate.cost("llava-1.5-7b", "cluster:64").kept_tokens

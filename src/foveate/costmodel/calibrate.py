@@ -1,4 +1,4 @@
-"""Measure a device: how fast it multiplies, attends, goes over memory and starts kernels."""
+"""Measure the speed of a device: matrix products, attention, elementwise operations and kernel launches."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _TURN = 0.005
 
 @dataclass
 class Probe:
-    """Something that is timed again and again; the shortest time counts, since all that disturbs only adds.
+    """Work that is timed repeatedly; the shortest time counts, since disturbances only add to it.
 
     Attributes:
-        name: what is timed.
-        run: the work.
+        name: of the work.
+        run: does the work once.
         seconds: the shortest time so far.
-        times: how often it was timed.
+        times: how many times it was timed.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Probe:
 
 
 def measure(probes: Sequence[Probe], device: torch.device, budget: float = 20.0) -> None:
-    """Time probes in turn, round after round, so that a busy minute of the machine disturbs all of them alike.
+    """Time probes in turn, round after round, so that a busy minute of the machine affects all of them.
 
-    On a CPU with one thread, time is the thread's own, so other programs that get the core in between don't count. With
-    several threads, and on accelerators, it is the clock's.
+    On a CPU with one thread, time is the CPU time of the thread, which leaves other programs out. With several threads,
+    and on accelerators, it is wall-clock time.
 
     Args:
-        probes: what to time; each is run at least three times.
+        probes: to time; each runs at least three times.
         device: where they run.
         budget: seconds after which no further round begins.
     """
@@ -60,7 +60,7 @@ def measure(probes: Sequence[Probe], device: torch.device, budget: float = 20.0)
     with torch.inference_mode():
         while rounds < 3 or time.perf_counter() - began < budget:
             for probe in probes:
-                # Short work is done several times in a row: what ran before it has left its caches by then.
+                # Short work runs several times in a row, so that its data is in the caches again.
                 turn = time.perf_counter()
                 while True:
                     _settle(device)
@@ -86,7 +86,7 @@ def _now(device: torch.device) -> float:
 
 
 class Calibration:
-    """The probes of one device in one data type, and what they tell.
+    """The probes of one device in one data type.
 
     Args:
         place: a torch device: "cpu", "cuda", "cuda:1".
@@ -105,7 +105,7 @@ class Calibration:
         self.dtype = dtype or ("float32" if self.place.type == "cpu" else "bfloat16")
         if self.dtype not in SIZES:
             raise FoveateError(f"there is no data type {self.dtype!r} here; use {', '.join(SIZES)}")
-        # So many weights that none of them waits in a cache for its next turn.
+        # Enough weights that none of them is still in a cache at its next turn.
         weights = [self._numbers(WIDER, WIDTH) for _ in range(16 if self.place.type == "cpu" else 64)]
         turns = itertools.cycle(weights)
 
@@ -124,15 +124,15 @@ class Calibration:
         return [*self.products.values(), *self.attention.values(), *between, self.launching]
 
     def device(self, name: str) -> Device:
-        """What the probes tell, once they were measured."""
+        """Return the device that the probes describe, after they were measured."""
         size = SIZES[self.dtype]
-        # Whatever a product does, it reads the weights; with one row some data types take slow ways.
+        # Every product reads the weights; with one row some data types have slow kernels.
         bandwidth = WIDTH * WIDER * size / min(probe.seconds for probe in self.products.values())
         reading = 0.0 if self.place.type != "cpu" else WIDTH * WIDER * size / bandwidth
         speeds = {
             rows: 2 * rows * WIDTH * WIDER / max(probe.seconds - reading, probe.seconds / 10)
             for rows, probe in self.products.items()
-            # Where reading the weights is nearly all, what is left of the time tells nothing.
+            # If reading the weights takes nearly all the time, the rest is noise.
             if rows == _ROWS[-1] or probe.seconds > 1.3 * reading
         }
         rate = max(speeds.values())
@@ -168,7 +168,7 @@ class Calibration:
         return Probe(f"attention of {queries}", lambda: scaled_dot_product_attention(q, k, v, is_causal=True))
 
     def _elementwise(self, rows: int) -> tuple[Probe, CallPart]:
-        """What a decoder layer does between its products, by transformers' own functions, and how that is counted."""
+        """Return the work of a decoder layer between its products, in transformers' code, and its count."""
         from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
         width, size = _HEADS * _HEAD // 2, SIZES[self.dtype]
@@ -195,7 +195,7 @@ class Calibration:
         return Probe(f"between products, {rows} rows", run), CallPart("elementwise", ops)
 
     def _launch(self) -> tuple[Probe, int]:
-        """A decoder so small that nothing but starting its kernels takes time."""
+        """Return a decoder so small that only launches take time, and its number of launches."""
         from transformers import AutoModel, LlamaConfig
 
         config = LlamaConfig(
@@ -207,7 +207,7 @@ class Calibration:
             num_key_value_heads=2,
         )
         model: Any = AutoModel.from_config(config).to(self.place, getattr(torch, self.dtype)).eval()
-        # One row would be multiplied by other kernels than several are.
+        # One row and several rows are multiplied by different kernels.
         tokens = self._numbers(1, 8, 32)
         part = read_decoder(config).prefill([8] * 4, 1, SIZES[self.dtype])
         return Probe("launches", lambda: model(inputs_embeds=tokens, use_cache=True)), part.launches
@@ -225,7 +225,7 @@ class Calibration:
 
 
 def _rising(points: Any) -> tuple[tuple[float, float], ...]:
-    """A curve that never falls: where more work seems slower per piece, something else disturbed."""
+    """Return a curve that never falls: where a larger size seems slower, something disturbed the measurement."""
     best = 0.0
     curve: list[tuple[float, float]] = []
     for x, y in sorted(points):
@@ -238,7 +238,7 @@ def calibrate(name: str = "this-machine", place: str = "cpu", dtype: str | None 
     """Measure a device of this machine, in less than a minute.
 
     Args:
-        name: what to call it.
+        name: of the device.
         place: a torch device.
         dtype: the data type to measure in; None is float32 on a CPU and bfloat16 elsewhere.
         budget: about how many seconds to measure.

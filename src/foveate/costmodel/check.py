@@ -1,4 +1,4 @@
-"""Predicted against measured: is the cost model right on this machine?"""
+"""Compare predicted with measured times of prefills on this machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from foveate.costmodel.device import CURVES, SIZES, Device
 from foveate.errors import FoveateError
 
 COUNTS = (16, 64, 128, 256, 576, 1024)
-"""Tokens of the prefills that are measured."""
+"""Numbers of tokens of the prefills."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Point:
     """One prefill.
 
     Attributes:
-        decoder: which decoder.
+        decoder: name of the decoder.
         tokens: tokens of the prompt.
-        predicted: seconds that the cost model tells.
-        measured: seconds that it took, the shortest of all times.
+        predicted: seconds by the cost model.
+        measured: seconds, the shortest of all repetitions.
     """
 
     decoder: str
@@ -41,12 +41,12 @@ class Point:
         return self.predicted / self.measured
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data, for JSON."""
+        """Return the point as plain data, for JSON."""
         return asdict(self) | {"ratio": self.ratio}
 
 
 def decoders() -> dict[str, Any]:
-    """The configurations of the decoders that are measured, with random weights."""
+    """Return the configurations of the decoders that are measured, by name; their weights are random."""
     from transformers import AutoConfig, Qwen2Config
 
     from foveate.embedded import PATH
@@ -70,13 +70,13 @@ def check(
     budget: float = 40.0,
     counts: Sequence[int] = COUNTS,
 ) -> tuple[Device, list[Point]]:
-    """Calibrate, and measure prefills in the same rounds; then predict them from the calibration.
+    """Calibrate and measure prefills in the same rounds, then predict the prefills from the calibration.
 
     Args:
-        name: what to call the device.
+        name: of the device.
         place: a torch device.
         dtype: the data type; None is float32 on a CPU and bfloat16 elsewhere.
-        budget: about how many seconds to measure; all is measured three times at least.
+        budget: about how many seconds to measure; everything is measured at least three times.
         counts: tokens of the prefills.
 
     Raises:
@@ -107,16 +107,16 @@ def _prefill(model: Any, calibration: Calibration, tokens: int, hidden: int) -> 
 
 
 def read(path: Path) -> tuple[Device, list[Point]]:
-    """What `foveate calibrate --check --json` printed into a file.
+    """Read what `foveate calibrate --check --json` printed into a file.
 
     Raises:
-        FoveateError: it is no such file.
+        FoveateError: there is no such file, or it holds something else.
     """
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        curves = {name: tuple((x, y) for x, y in told["device"][name]) for name in CURVES}
-        points = [Point(**{field.name: each[field.name] for field in fields(Point)}) for each in told["check"]]
-        return Device(**told["device"] | curves), points
+        data = json.loads(path.read_text(encoding="utf-8"))
+        curves = {name: tuple((x, y) for x, y in data["device"][name]) for name in CURVES}
+        points = [Point(**{field.name: point[field.name] for field in fields(Point)}) for point in data["check"]]
+        return Device(**data["device"] | curves), points
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise FoveateError(f"{path} is not what foveate calibrate --check --json prints ({error})") from error
 

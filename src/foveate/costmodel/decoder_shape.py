@@ -1,7 +1,7 @@
-"""The decoder's work, layer by layer, from its configuration.
+"""Count the work of a decoder, layer by layer, from its configuration.
 
-A layer is a mixer (attention or a linear recurrence) and an MLP (gated, plain, or experts). Which ones a decoder has is
-read from the fields of its configuration; the few things that fields don't tell are in the tables below.
+A layer is a mixer (attention or a linear recurrence) and an MLP (gated, plain, or experts). The fields of a
+configuration say which ones a decoder has; the tables below hold what the fields do not say.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from foveate.costmodel.ops import CallPart, Op, attention, elementwise, linear, 
 from foveate.errors import FoveateError
 from foveate.families.config_fields import read_number
 
-# What the fields of a configuration don't tell, by `model_type` of the decoder.
+# What the fields of a configuration do not say, by the `model_type` of the decoder.
 _PLAIN_MLP = {"opt", "phi", "gpt2", "gpt_neox", "gptj", "bloom", "falcon", "starcoder2", "nemotron", "persimmon"}
 _GATED_QUERIES = {"qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"}
 _QUERY_NORMS = {
@@ -27,7 +27,7 @@ _QUERY_NORMS = {
     "gemma3_text",
     *_GATED_QUERIES,
 }
-# Fields of designs that are not counted yet: better no number than a wrong one.
+# Fields of designs that are not counted yet; such models are refused.
 _UNCOUNTED = {
     "kv_lora_rank": "latent attention",
     "state_size": "state-space layers",
@@ -42,7 +42,8 @@ _CHUNK = 64
 class Attention:
     """Softmax attention: `heads` query heads share `groups` key heads, all `head` wide.
 
-    With a `window`, a query sees that many keys at most, itself included. `gated` queries bring a gate of their own.
+    With a `window`, a query attends to that many keys at most, its own included. With `gated`, each query has a gate.
+    With `normed`, queries and keys pass a norm.
     """
 
     heads: int
@@ -52,16 +53,16 @@ class Attention:
     gated: bool = False
     normed: bool = False
 
-    def held(self, tokens: int) -> int:
-        """Keys that the cache holds behind `tokens` of them."""
+    def cached(self, tokens: int) -> int:
+        """Return how many keys the cache holds after `tokens` tokens."""
         return tokens if self.window is None else min(tokens, self.window - 1)
 
     def cache(self, tokens: int, size: int) -> int:
-        """Bytes of one row's cache."""
-        return 2 * self.groups * self.head * self.held(tokens) * size
+        """Return the bytes of one row's cache."""
+        return 2 * self.groups * self.head * self.cached(tokens) * size
 
     def parameters(self, hidden: int) -> int:
-        """Weights, norms and biases left out."""
+        """Count the weights, without norms and biases."""
         return hidden * self.head * ((2 if self.gated else 1) * self.heads + 2 * self.groups + self.heads)
 
     def _projections(self, rows: int, hidden: int, size: int) -> list[Op]:
@@ -80,7 +81,7 @@ class Attention:
         return ops
 
     def prefill(self, hidden: int, batch: int, tokens: int, size: int) -> list[Op]:
-        """`tokens` new tokens in each of `batch` rows, nothing before them."""
+        """Count the work on `tokens` tokens in each of `batch` rows, with an empty cache."""
         seen = _visible(tokens, self.window)
         return [
             *self._projections(batch * tokens, hidden, size),
@@ -89,12 +90,12 @@ class Attention:
         ]
 
     def decode(self, hidden: int, batch: int, tokens: int, steps: int, size: int) -> list[Op]:
-        """`steps` times one more token behind `tokens` of them."""
-        keys = sum(self.held(tokens + step) + 1 for step in range(steps)) / steps
+        """Count the work on `steps` further tokens, one at a time, after `tokens` tokens."""
+        keys = sum(self.cached(tokens + step) + 1 for step in range(steps)) / steps
         ops = [
             *self._projections(batch, hidden, size),
             attention(batch, self.heads, self.groups, self.head, 1, keys, size),
-            # The cache grows by making a longer one.
+            # The cache grows by a copy into a longer one.
             elementwise("into the cache", batch * keys * 2 * self.groups * self.head, 2, size, launches=2),
         ]
         return repeated(ops, steps)
@@ -102,10 +103,17 @@ class Attention:
 
 @dataclass(frozen=True)
 class Delta:
-    """A gated delta rule (linear attention): a state of fixed size in place of keys and values.
+    """A gated delta rule (linear attention): a state of fixed size instead of keys and values.
 
     The prefill works in chunks of 64 tokens. The cache holds the state and the last inputs of a short convolution,
-    whatever the number of tokens.
+    for any number of tokens.
+
+    Attributes:
+        keys: key heads.
+        values: value heads.
+        key: width of a key head.
+        value: width of a value head.
+        kernel: width of the convolution.
     """
 
     keys: int
@@ -120,11 +128,11 @@ class Delta:
         return 2 * self.keys * self.key + self.values * self.value
 
     def cache(self, tokens: int, size: int) -> int:
-        """Bytes of one row's cache: states are kept in float32 behind a prefill, convolutions in the model's type."""
+        """Return the bytes of one row's cache: states in float32, convolution inputs in the model's type."""
         return self.values * self.key * self.value * _STATE + self.mixed * self.kernel * size
 
     def parameters(self, hidden: int) -> int:
-        """Weights, norms left out."""
+        """Count the weights, without norms."""
         inner = self.values * self.value
         return hidden * (self.mixed + inner + 2 * self.values) + self.mixed * self.kernel + inner * hidden
 
@@ -140,12 +148,12 @@ class Delta:
         ]
 
     def prefill(self, hidden: int, batch: int, tokens: int, size: int) -> list[Op]:
-        """`tokens` new tokens in each of `batch` rows."""
+        """Count the work on `tokens` tokens in each of `batch` rows."""
         chunks = math.ceil(tokens / _CHUNK)
         pairs = 2 * _CHUNK * _CHUNK * self.key * 2
         inside = 2 * _CHUNK * _CHUNK * self.value
         across = 2 * _CHUNK * self.key * self.value * 3
-        # The convolution pads on both sides, and is cut to size behind.
+        # The convolution pads on both sides; its output is cut to size.
         taps = 2 * self.mixed * self.kernel * batch * (tokens + self.kernel - 1)
         rows = batch * self.values * chunks * _CHUNK
         return [
@@ -160,8 +168,8 @@ class Delta:
         ]
 
     def decode(self, hidden: int, batch: int, tokens: int, steps: int, size: int) -> list[Op]:
-        """`steps` times one more token: elementwise work on the state, no product of matrices."""
-        # Without kernels of its own, transformers convolves once too often and drops the older of two results.
+        """Count the work on `steps` further tokens, one at a time: elementwise operations on the state."""
+        # Without its own kernels, transformers computes the convolution for two tokens and drops one.
         taps = 2 * self.mixed * self.kernel * batch * 2
         ops = [
             *self._projections(batch, hidden, size),
@@ -182,11 +190,15 @@ class Mlp:
     gated: bool = True
 
     def parameters(self, hidden: int) -> int:
-        """Weights."""
+        """Count the weights."""
         return (3 if self.gated else 2) * hidden * self.width
 
+    def activation_width(self, hidden: int) -> int:
+        """Return how many numbers of one token are in memory at once, at most."""
+        return 3 * self.width
+
     def ops(self, rows: int, hidden: int, size: int) -> list[Op]:
-        """The work on `rows` tokens."""
+        """Count the work on `rows` tokens."""
         return [
             *repeated([linear("into the MLP", rows, hidden, self.width, size)], 2 if self.gated else 1),
             elementwise("activation", rows * self.width, 5 if self.gated else 2, size, launches=2 if self.gated else 1),
@@ -196,7 +208,7 @@ class Mlp:
 
 @dataclass(frozen=True)
 class Experts:
-    """Of `count` gated MLPs each token takes `active`; `shared` is the width of one that every token takes, or 0."""
+    """Each token takes `active` of `count` gated MLPs; `shared` is the width of one that every token takes, or 0."""
 
     count: int
     active: int
@@ -205,17 +217,21 @@ class Experts:
     shared_gate: bool = False
 
     def parameters(self, hidden: int) -> int:
-        """Weights of all experts: all must be there."""
+        """Count the weights of all experts."""
         gate = hidden if self.shared_gate else 0
         return hidden * (self.count + 3 * self.count * self.width + 3 * self.shared) + gate
 
-    def read(self, rows: int) -> float:
-        """Experts whose weights are read by `rows` tokens, if tokens choose evenly."""
+    def activation_width(self, hidden: int) -> int:
+        """Return how many numbers of one token are in memory at once, at most."""
+        return self.active * (3 * self.width + hidden) + 3 * self.shared
+
+    def used(self, rows: int) -> float:
+        """Estimate how many experts `rows` tokens use, if tokens choose evenly."""
         return self.count * (1 - (1 - self.active / self.count) ** rows)
 
     def ops(self, rows: int, hidden: int, size: int) -> list[Op]:
-        """The work on `rows` tokens."""
-        taken, read = rows * self.active, self.read(rows)
+        """Count the work on `rows` tokens."""
+        taken, read = rows * self.active, self.used(rows)
         ops = [
             linear("router", rows, hidden, self.count, size),
             Op(
@@ -244,14 +260,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class DecoderShape:
-    """The language model with its head.
+    """The sizes of a language model with its head.
 
     Attributes:
         hidden: width of a token.
         vocabulary: rows of the embedding and of the head.
         layers: first layer first.
         tied: whether the head is the embedding.
-        longest: positions that the model was made for, or None.
+        longest: the most positions that the model supports, or None if the configuration does not say.
     """
 
     hidden: int
@@ -262,13 +278,13 @@ class DecoderShape:
 
     @property
     def parameters(self) -> int:
-        """Weights of embedding, layers, norms and head; biases are left out."""
-        layers = sum(each.mixer.parameters(self.hidden) + each.mlp.parameters(self.hidden) for each in self.layers)
+        """Weights of embedding, layers, norms and head, without biases."""
+        layers = sum(layer.mixer.parameters(self.hidden) + layer.mlp.parameters(self.hidden) for layer in self.layers)
         norms = (2 * len(self.layers) + 1) * self.hidden
         return layers + norms + self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     def prefill(self, lengths: Sequence[int], batch: int, size: int) -> CallPart:
-        """All layers over a prompt; `lengths` are tokens per row and layer."""
+        """Count the work of all layers on a prompt; `lengths` are the tokens of a row in each layer."""
         ops: list[Op] = [elementwise("embedding", batch * lengths[0] * self.hidden, 2, size)]
         for (layer, tokens), times in Counter(zip(self.layers, lengths, strict=True)).items():
             mixed = layer.mixer.prefill(self.hidden, batch, tokens, size)
@@ -277,7 +293,7 @@ class DecoderShape:
         return CallPart("prefill", tuple(ops))
 
     def decode(self, lengths: Sequence[int], steps: int, batch: int, size: int) -> CallPart:
-        """`steps` times one more token; `lengths` are those of the prompt."""
+        """Count the work on `steps` further tokens, one at a time; `lengths` are those of the prompt."""
         if not steps:
             return CallPart("decode", ())
         ops: list[Op] = [elementwise("embedding", batch * self.hidden, 2, size)]
@@ -294,34 +310,28 @@ class DecoderShape:
         ]
 
     def head(self, steps: int, batch: int, size: int) -> CallPart:
-        """Logits of one token per row, `steps` times."""
+        """Count the logits of one token per row, `steps` times."""
         return CallPart("head", tuple(repeated([linear("logits", batch, self.hidden, self.vocabulary, size)], steps)))
 
     def cache(self, lengths: Sequence[int], batch: int, size: int) -> int:
-        """Bytes of keys, values and states behind `lengths` tokens per row and layer."""
+        """Return the bytes of keys, values and states after `lengths` tokens of a row in each layer."""
         return batch * sum(layer.mixer.cache(n, size) for layer, n in zip(self.layers, lengths, strict=True))
 
-    def working(self, rows: int, size: int) -> int:
-        """Bytes of activations at the widest point of a layer over `rows` tokens; an estimate.
+    def activations(self, rows: int, size: int) -> int:
+        """Estimate the peak bytes of activations in a layer on `rows` tokens.
 
-        The MLP's, and six times the hidden state: the residual, what is normed, the prompt's embeddings on their way.
+        Those of the MLP, and six hidden states: residual, norms, and the embeddings of the prompt.
         """
-        widest = 0
-        for layer in set(self.layers):
-            mlp = layer.mlp
-            wide = (
-                3 * mlp.width if isinstance(mlp, Mlp) else mlp.active * (3 * mlp.width + self.hidden) + 3 * mlp.shared
-            )
-            widest = max(widest, wide)
+        widest = max(layer.mlp.activation_width(self.hidden) for layer in set(self.layers))
         return rows * size * (widest + 6 * self.hidden)
 
 
 def read_decoder(config: Any, tied: bool | None = None) -> DecoderShape:
-    """The decoder of a text configuration.
+    """Read the sizes of a decoder from its configuration.
 
     Args:
         config: the `text_config` of a vision-language model.
-        tied: whether the whole model's head is its embedding; None asks `config`.
+        tied: whether the head is the embedding; None reads it from `config`.
 
     Raises:
         FoveateError: a field is missing or makes no sense, or the decoder has parts that are not counted.
@@ -395,14 +405,14 @@ def _mlp(config: Any, kind: str, index: int) -> Mlp | Experts:
 
 
 def _dense_layer(config: Any, index: int) -> bool:
-    """Whether a layer of a decoder with experts has a plain MLP."""
+    """Return whether a layer of a decoder with experts has a plain MLP."""
     step = getattr(config, "decoder_sparse_step", None) or 1
     first = getattr(config, "first_k_dense_replace", None) or 0
     return index in (getattr(config, "mlp_only_layers", None) or ()) or (index + 1) % step != 0 or index < first
 
 
 def _visible(tokens: int, window: int | None) -> int:
-    """Pairs of query and key that a causal mask and a window leave."""
+    """Count the pairs of query and key that a causal mask and a window allow."""
     if window is None or window >= tokens:
         return tokens * (tokens + 1) // 2
     return window * (window + 1) // 2 + (tokens - window) * window

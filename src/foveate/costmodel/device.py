@@ -1,4 +1,4 @@
-"""Devices: how fast one is at arithmetic, memory and launches, and what a piece of work takes there."""
+"""Devices: their speed at arithmetic, memory and launches, and the time of operations on them."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from foveate.errors import FoveateError
 
 _BUILT_IN = Path(__file__).with_name("devices.toml")
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
-"""Bytes per number of the data types that are counted."""
+"""Bytes per number of the supported data types."""
 
 
 Curve = tuple[tuple[float, float], ...]
-"""Points (x, y), x ascending; between them a straight line on logarithmic axes, beyond them the last y."""
+"""Points (x, y), x ascending. Between points the curve is straight on logarithmic axes; beyond them it is constant."""
 CURVES = ("products", "attention", "elementwise")
 """The fields of a device that are curves."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A device as the cost model sees it.
+    """A device, as the cost model describes it.
 
     Attributes:
-        name: what it is called in commands.
-        title: what people call it.
+        name: used in commands.
+        title: used in texts.
         rates: FLOPs per second by data type.
-        bandwidth: bytes per second that weights are read with.
+        bandwidth: bytes of weights read per second.
         memory: bytes of memory.
-        launch: seconds that one kernel takes to start, at least.
-        overlap: whether arithmetic, memory and launches go on at once; else their times add up.
-        products: share of the rate that products of matrices reach, by their rows; () is all of it.
-        attention: share of the rate that attention reaches, by its queries, masked FLOPs counted; () is all of it on
-            the FLOPs that are not masked.
-        elementwise: bytes per second of elementwise work, by the bytes that one kernel goes over; () is `bandwidth`.
-        source: where the figures are from.
-        measured: whether they were measured on the device itself; else they are peaks, and times are lower bounds.
+        launch: seconds to start one kernel, at least.
+        overlap: whether arithmetic, memory access and launches overlap; else their times add up.
+        products: share of the rate that matrix products reach, by their rows; () is the full rate.
+        attention: share of the rate that attention reaches, by its queries, masked FLOPs included; () is the full rate
+            on the FLOPs that are not masked.
+        elementwise: bytes per second of elementwise operations, by the bytes of one kernel; () is `bandwidth`.
+        source: where the figures come from.
+        measured: whether they were measured on the device; else they are peak figures, and times are lower bounds.
     """
 
     name: str
@@ -61,10 +61,10 @@ class Device:
     measured: bool = False
 
     def rate(self, dtype: str) -> float:
-        """FLOPs per second in a data type.
+        """Return the FLOPs per second in a data type.
 
         Raises:
-            FoveateError: nobody measured it or names it.
+            FoveateError: the device has no figure for it.
         """
         if dtype not in self.rates:
             known = ", ".join(self.rates)
@@ -72,7 +72,7 @@ class Device:
         return self.rates[dtype]
 
     def busy(self, op: Op, dtype: str) -> float:
-        """Seconds of one operation, all its times, launches left out."""
+        """Return the seconds of one operation, all repetitions, without launches."""
         compute = op.flops / self.rate(dtype)
         if op.name == "attention":
             compute = compute / at(self.attention, op.rows) if self.attention else compute * op.needed
@@ -84,18 +84,18 @@ class Device:
             memory = (op.weights + op.moved) / self.bandwidth
         if self.overlap:
             return op.times * max(compute, memory)
-        # Where nothing overlaps, what a product reads and writes beside its weights is in its measured rate.
+        # Without overlap, the measured rate of a product includes reading and writing its activations.
         return op.times * (compute + (op.weights / self.bandwidth if op.flops and self.products else memory))
 
     def seconds(self, part: CallPart, dtype: str) -> float:
-        """Seconds of a part: the device's work, or the launches if those take longer."""
+        """Return the seconds of a part: its operations, or its launches if they take longer."""
         busy = sum(self.busy(op, dtype) for op in part.ops)
         launching = part.launches * self.launch
         return max(busy, launching) if self.overlap else busy + launching
 
 
 def at(curve: Curve, x: float) -> float:
-    """The value of a curve at x.
+    """Return the value of a curve at x.
 
     >>> round(at(((1, 10), (100, 1000)), 10)), at(((1, 10), (100, 1000)), 500)
     (100, 1000)
@@ -110,7 +110,7 @@ def at(curve: Curve, x: float) -> float:
 
 
 def processor() -> str:
-    """The name of this machine's processor; its architecture where the system tells no name."""
+    """Return the name of this machine's processor, or its architecture if the system gives no name."""
     try:
         told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -120,13 +120,13 @@ def processor() -> str:
 
 
 def user_file() -> Path:
-    """Where measured devices are kept: one file in the user's configuration folder."""
+    """Return the file of measured devices in the user's configuration folder."""
     base = os.environ.get("APPDATA") if os.name == "nt" else os.environ.get("XDG_CONFIG_HOME")
     return (Path(base) if base else Path.home() / ".config") / "foveate" / "devices.toml"
 
 
 def devices() -> dict[str, Device]:
-    """Every device that can be named: the built-in ones, and those that were measured on this machine."""
+    """Return the built-in devices and those measured on this machine, by name."""
     found = read_devices(_BUILT_IN)
     if user_file().is_file():
         found |= read_devices(user_file())
@@ -134,10 +134,10 @@ def devices() -> dict[str, Device]:
 
 
 def device(name: str | Device) -> Device:
-    """A device by its name, or by a file that holds exactly one.
+    """Return a device by its name, or from a file that holds exactly one.
 
     Raises:
-        FoveateError: there is none of that name.
+        FoveateError: there is no such device or file.
     """
     if isinstance(name, Device):
         return name
@@ -157,10 +157,10 @@ def device(name: str | Device) -> Device:
 
 
 def read_devices(path: Path) -> dict[str, Device]:
-    """The devices of a file.
+    """Read the devices of a file.
 
     Raises:
-        FoveateError: it isn't there, or something in it is missing or wrong.
+        FoveateError: there is no such file, or a field in it is missing or wrong.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -178,7 +178,7 @@ def _device(name: str, table: Any, path: Path) -> Device:
     rates = {kind: _positive(table, kind, where) for kind in SIZES if kind in table}
     if not rates:
         raise FoveateError(f"{where} has no rate; give one of {', '.join(SIZES)} in FLOPs per second")
-    known = {each.name for each in fields(Device)} | SIZES.keys()
+    known = {field.name for field in fields(Device)} | SIZES.keys()
     for key in table:
         if key not in known:
             raise FoveateError(
@@ -219,26 +219,26 @@ def _curve(table: Mapping[str, Any], key: str, where: str) -> Curve:
 
 
 def written(device: Device) -> str:
-    """A device as its table in a file."""
+    """Return a device as a table of a device file."""
     rows: list[tuple[str, Any]] = [("title", device.title), *device.rates.items()]
     rows += [(name, getattr(device, name)) for name in ("bandwidth", "memory", "launch", "overlap")]
     rows += [(name, [list(point) for point in getattr(device, name)]) for name in ("products", "attention")]
     rows += [("elementwise", [list(point) for point in device.elementwise])]
     rows += [("source", device.source), ("measured", device.measured)]
-    # Numbers, texts, truths and lists of numbers are written in TOML as in JSON.
+    # TOML writes numbers, strings, booleans and lists of numbers as JSON does.
     lines = [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in rows if value not in ("", [])]
     return "\n".join([f"[{json.dumps(device.name)}]", *lines]) + "\n"
 
 
 def save(device: Device, path: Path) -> None:
-    """Write a device into a file beside those that are there; the file is whole or untouched.
+    """Add a device to a file, or replace the one of its name; written atomically.
 
     Raises:
-        FoveateError: what is there is no device file, or it can't be written.
+        FoveateError: the existing file is no device file, or the file can't be written.
     """
-    held = read_devices(path) if path.is_file() else {}
-    held[device.name] = device
-    text = "# Devices measured by `foveate calibrate`.\n\n" + "\n".join(written(each) for each in held.values())
+    found = read_devices(path) if path.is_file() else {}
+    found[device.name] = device
+    text = "# Devices measured by `foveate calibrate`.\n\n" + "\n".join(written(known) for known in found.values())
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What a call costs: FLOPs, bytes, cache, memory and time, from a configuration and a spec alone."""
+"""Count what a call costs: FLOPs, bytes, cache, memory and time, from a configuration and a spec."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _LARGEST_GRID = 128
 
 @dataclass(frozen=True)
 class PartCost:
-    """One part of a call.
+    """The cost of one part of a call.
 
     Attributes:
         name: encoder, projector, compressor, prefill, head or decode.
         flops: FLOPs, one multiply-add being 2.
         moved: bytes read and written, weights included.
         launches: kernels.
-        seconds: time on the device.
+        seconds: of time on the device.
     """
 
     name: str
@@ -44,7 +44,7 @@ class PartCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one call costs: a batch of equal prompts, encoded, prefilled and answered.
+    """The cost of one call: a batch of equal prompts is encoded, prefilled and answered.
 
     Attributes:
         model: the `model_type`.
@@ -53,13 +53,13 @@ class Cost:
         dtype: the data type of weights, activations and cache.
         batch: prompts at once.
         text_tokens: tokens of each prompt beside the visual ones.
-        new_tokens: tokens of each answer. The first comes from the prefill, so there is one decode step less.
+        new_tokens: tokens of each answer. The prefill gives the first, so there is one decode step less.
         visual_tokens: visual tokens of each prompt without the spec.
         layers: visual tokens of each prompt in each decoder layer; the most, if `adaptive`.
         adaptive: whether the content decides how many remain.
         parts: encoder, projector, compressor, prefill, head, decode.
-        kv_bytes: cache behind the answer: keys, values, and states of linear attention.
-        visual_kv_bytes: the visual tokens' share of the cache behind the prefill.
+        kv_bytes: cache after the answer: keys, values, and states of linear attention.
+        visual_kv_bytes: the visual tokens' share of the cache after the prefill.
         weight_bytes: all weights.
         peak_bytes: weights, cache and the widest activations; an estimate.
         memory: bytes of the device's memory.
@@ -83,8 +83,8 @@ class Cost:
     memory: float
 
     def part(self, name: str) -> PartCost:
-        """One part by its name."""
-        return next(each for each in self.parts if each.name == name)
+        """Return one part by its name."""
+        return next(part for part in self.parts if part.name == name)
 
     @property
     def kept_tokens(self) -> int:
@@ -99,37 +99,37 @@ class Cost:
     @property
     def flops(self) -> float:
         """FLOPs of the whole call."""
-        return sum(each.flops for each in self.parts)
+        return sum(part.flops for part in self.parts)
 
     @property
     def seconds(self) -> float:
         """Time of the whole call."""
-        return sum(each.seconds for each in self.parts)
+        return sum(part.seconds for part in self.parts)
 
     @property
     def first_token(self) -> float:
         """Seconds until the first token of the answer."""
-        before = sum(each.seconds for each in self.parts if each.name not in ("decode", "head"))
+        before = sum(part.seconds for part in self.parts if part.name not in ("decode", "head"))
         return before + self.part("head").seconds / self.new_tokens
 
     @property
     def per_token(self) -> float:
-        """Seconds per further token of the answer, on average; 0 if there is none."""
+        """Mean seconds per further token of the answer; 0 if there is none."""
         steps = self.new_tokens - 1
         return self.part("decode").seconds / steps + self.part("head").seconds / self.new_tokens if steps else 0.0
 
     @property
     def fits(self) -> bool:
-        """Whether the peak is within the device's memory."""
+        """Whether the peak fits into the device's memory."""
         return self.peak_bytes <= self.memory
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data, for JSON."""
+        """Return the cost as plain data, for JSON."""
         sums = ("kept_tokens", "mean_over_layers", "flops", "seconds", "first_token", "per_token", "fits")
         return asdict(self) | {name: getattr(self, name) for name in sums}
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{each.name} {each.seconds * 1e3:.2f}" for each in self.parts if each.launches)
+        parts = ", ".join(f"{part.name} {part.seconds * 1e3:.2f}" for part in self.parts if part.launches)
         return (
             f"{self.model} {self.spec} on {self.device}, {self.dtype}, batch {self.batch}: "
             f"{self.visual_tokens} -> {self.kept_tokens} visual tokens (mean over layers {self.mean_over_layers:.1f})\n"
@@ -189,7 +189,7 @@ def cost_of_layouts(
     device: Device,
     dtype: str | None = None,
 ) -> Cost:
-    """Count a call on images whose layouts are known; see `cost`."""
+    """Count what a call costs on images of these layouts; the other arguments and errors are those of `cost`."""
     _check_numbers(text_tokens=(text_tokens, 0), new_tokens=(new_tokens, 1), batch=(batch, 1))
     dtype = _checked_dtype(dtype, device)
     size, decoder = SIZES[dtype], model.decoder
@@ -212,7 +212,7 @@ def cost_of_layouts(
     text_bytes = decoder.cache([text_tokens] * len(lengths), batch, size)
     weight_bytes = model.parameters * size
     activations = max(
-        decoder.working(batch * max(lengths), size),
+        decoder.activations(batch * max(lengths), size),
         # Logits, and the float32 copy that is sampled from.
         batch * decoder.vocabulary * (size + _FLOAT32),
     )

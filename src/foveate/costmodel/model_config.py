@@ -9,19 +9,19 @@ from typing import Any
 from foveate.errors import FoveateError
 
 PUBLISHED = Path(__file__).parent / "published"
-"""Configurations of released models: dimensions only, and where they were read."""
+"""Configurations of released models: only their sizes, and where these were read."""
 
 
 def published() -> tuple[str, ...]:
-    """Names of the configurations that come with the package."""
+    """Return the names of the configurations that come with the package."""
     return tuple(sorted(path.stem for path in PUBLISHED.glob("*.json")))
 
 
 def load_config(source: Any) -> Any:
-    """A model's configuration as an object.
+    """Return a model's configuration as an object.
 
     Args:
-        source: a transformers configuration, which is returned as it is; a mapping, as config.json holds it; the name
+        source: a transformers configuration, which is returned unchanged; a mapping, as config.json holds it; the name
             of a published configuration; a model directory or a config.json; or None for the embedded model.
 
     Raises:
@@ -43,10 +43,10 @@ def load_config(source: Any) -> Any:
     data = {name: value for name, value in source.items() if name != "foveate_source"}
     kind = data.pop("model_type", None)
     if kind is None:
-        raise FoveateError("the configuration has no model_type, so nobody can tell what the rest of it means")
+        raise FoveateError("the configuration has no model_type, so it does not say which architecture it is for")
     if kind not in CONFIG_MAPPING:
         raise FoveateError(f"models of type {kind!r} are unknown to the installed transformers")
-    # Of a part that is left out transformers would make one of some size; older files have the decoder at the top.
+    # transformers would fill in default sizes for a missing part; older files have the decoder's fields at the top.
     lacking = [part for part in ("vision_config", "text_config") if not data.get(part)]
     if "hidden_size" in data and "text_config" in lacking:
         lacking.remove("text_config")

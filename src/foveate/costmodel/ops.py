@@ -1,8 +1,8 @@
-"""What a piece of work is made of: arithmetic, bytes and launches.  Nothing in here knows a model.
+"""Operations and their FLOPs, bytes and kernel launches, independent of any model.
 
-One multiply-add is 2 FLOPs. Matrix products, convolutions and attention are counted, as torch's own counter counts
-them: attention as the whole rectangle of queries and keys, masked or not. Norms, activations and other elementwise
-work have bytes and launches, and no FLOPs.
+One multiply-add is 2 FLOPs. FLOPs of matrix products, convolutions and attention are counted as torch's own counter
+counts them: attention as the whole rectangle of queries and keys, masked or not. Norms, activations and other
+elementwise operations have bytes and launches, and no FLOPs.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-# Passes over memory of what eager transformers does between the matrix products, in elements per element.
+# Reads and writes of each element, and kernels, of transformers' eager code between matrix products.
 _NORM_PASSES, _NORM_LAUNCHES = 7, 6
 _ROTARY_PASSES, _ROTARY_LAUNCHES = 10, 10
 _FLOAT32 = 4
@@ -18,17 +18,17 @@ _FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Op:
-    """One kind of operation, done `times` times one behind another; all numbers are those of one time.
+    """One operation, repeated `times` times in sequence; all numbers are for one repetition.
 
     Attributes:
-        name: what it is.
-        flops: FLOPs, masked ones too.
+        name: of the operation.
+        flops: FLOPs, masked ones included.
         weights: bytes of weights that are read.
         moved: bytes of activations and cache that are read and written.
         launches: kernels.
-        times: how often it is done.
-        needed: the share of the FLOPs that no mask throws away; a kernel that skips the rest does only these.
-        rows: rows of a product, or queries of an attention: few of them keep arithmetic units waiting.
+        times: repetitions.
+        needed: the share of the FLOPs that are not masked; a kernel that skips masked ones computes only these.
+        rows: rows of a product, or queries of attention; with few rows a device does not reach its full rate.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Op:
 
 
 def linear(name: str, rows: float, inner: int, outer: int, size: int, batch: int = 1) -> Op:
-    """A matrix product of `rows` x `inner` activations with `inner` x `outer` weights, `batch` times in parallel."""
+    """Count a product of `rows` x `inner` activations with `inner` x `outer` weights, `batch` times in parallel."""
     return Op(
         name,
         flops=2 * rows * inner * outer * batch,
@@ -55,7 +55,7 @@ def linear(name: str, rows: float, inner: int, outer: int, size: int, batch: int
 def attention(
     batch: float, heads: int, groups: int, head: int, queries: int, keys: float, size: int, needed: float = 1.0
 ) -> Op:
-    """Scores and sums of `heads` query heads and `groups` key heads, by a kernel that stores no scores."""
+    """Count attention of `heads` query heads to `groups` key heads, by a kernel that does not store scores."""
     return Op(
         "attention",
         flops=4 * batch * heads * head * queries * keys,
@@ -66,33 +66,33 @@ def attention(
 
 
 def norm(rows: float, width: int) -> Op:
-    """A layer norm or RMS norm; they are computed in float32."""
+    """Count a layer norm or RMS norm in float32, one kernel per operation."""
     return Op("norm", moved=_NORM_PASSES * rows * width * _FLOAT32, launches=_NORM_LAUNCHES)
 
 
 def fused_norm(rows: float, width: int, size: int) -> Op:
-    """A layer norm that is one kernel."""
+    """Count a layer norm that is one kernel."""
     return Op("norm", moved=2 * rows * width * size)
 
 
 def rotary(rows: float, width: int, size: int) -> Op:
-    """Rotary embedding of queries and keys."""
+    """Count the rotary embedding of queries and keys."""
     return Op("rotary", moved=_ROTARY_PASSES * rows * width * size, launches=_ROTARY_LAUNCHES)
 
 
 def elementwise(name: str, elements: float, passes: int, size: int, launches: int = 1) -> Op:
-    """Anything else that goes over its elements: `passes` counts reads and writes."""
+    """Count an elementwise operation that reads or writes each element `passes` times."""
     return Op(name, moved=elements * passes * size, launches=launches)
 
 
 def repeated(ops: Iterable[Op], times: int) -> list[Op]:
-    """The same operations, `times` times."""
+    """Repeat operations `times` times."""
     return [replace(op, times=op.times * times) for op in ops]
 
 
 @dataclass(frozen=True)
 class CallPart:
-    """One part of a call: encoder, projector, compressor, prefill, decode, head."""
+    """The operations of one part of a call: encoder, projector, compressor, prefill, head or decode."""
 
     name: str
     ops: tuple[Op, ...]

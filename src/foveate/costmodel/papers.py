@@ -1,7 +1,7 @@
-"""Published figures, and what the cost model makes of them: which convention gives which number.
+"""Compare published figures with the cost model, each under the convention that it was counted with.
 
-Everything is LLaVA-1.5-7B. The papers don't say how long their prompts are; where a length had to be found, it is one
-number for all figures of a paper.
+All figures are of LLaVA-1.5-7B. The papers don't give the length of their prompts; where a length had to be found, it
+is the same for all figures of a paper.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from foveate.costmodel.estimate import cost
 from foveate.costmodel.model import read_model
 from foveate.costmodel.ops import Op, attention
 from foveate.schedule import tokens_per_layer
+from foveate.spec import Spec
 
 _MODEL = "llava-1.5-7b"
 _TOKENS = 576
@@ -33,13 +34,13 @@ class Figure:
     """One published figure.
 
     Attributes:
-        system: whose it is.
-        what: what it says.
-        published: the figure as it is printed.
-        ours: what the cost model gives under the convention named.
+        system: that the figure is about.
+        what: the figure measures.
+        published: the printed figure.
+        ours: the cost model's figure under the same convention.
         unit: TFLOPs, GFLOPs, MB or a share.
-        convention: how it must be counted.
-        tolerance: how far apart the two may be to count as the same, as a share; None: it can't be reproduced.
+        convention: of counting.
+        tolerance: largest relative difference at which the two are the same; None if the figure can't be reproduced.
     """
 
     system: str
@@ -52,7 +53,7 @@ class Figure:
 
     @property
     def source(self) -> str:
-        """Where the figure stands."""
+        """Where the figure was published."""
         return _SOURCES[self.system]
 
     @property
@@ -69,13 +70,13 @@ def decoder_flops(
     matrices: int = 3,
     with_attention: bool = True,
 ) -> float:
-    """FLOPs of the prefill of LLaVA-1.5-7B's decoder under a convention of somebody's.
+    """Count the FLOPs of a prefill of LLaVA-1.5-7B's decoder under a given convention.
 
     Args:
         spec: what is applied.
         text: tokens beside the 576 visual ones.
-        adds: whether a multiply-add is 2 or 1.
-        matrices: of the MLP: 3, as Llama has, or 2, as some formulas have.
+        adds: whether a multiply-add is 2 FLOPs, else 1.
+        matrices: of the MLP: 3, as in Llama, or 2, as in some formulas.
         with_attention: whether products of queries with keys, and of scores with values, are counted.
     """
     ops = _prefill(spec, text)
@@ -88,14 +89,12 @@ def decoder_flops(
 def _prefill(spec: str | None, text: int) -> tuple[Op, ...]:
     model = read_model(_MODEL)
     layout = model.family.image_layout(336, 336)
-    layers = (
-        [layout.total] * len(model.decoder.layers) if spec is None else tokens_per_layer(spec, model.family, layout)
-    )
+    layers = tokens_per_layer(Spec(()) if spec is None else spec, model.family, layout)
     return model.decoder.prefill([text + tokens for tokens in layers], 1, 2).ops
 
 
 def _voco(text: int, past: int) -> float:
-    """A prompt of `text` tokens behind `past` cached ones."""
+    """Count the FLOPs of a prompt of `text` tokens after `past` cached ones."""
     mixer = read_model(_MODEL).decoder.layers[0].mixer
     linear = sum(op.flops * op.times for op in _text_only(text) if op.name != "attention")
     seen = attention(1, mixer.heads, mixer.groups, mixer.head, text, past + text, 2)  # pyright: ignore
@@ -108,16 +107,13 @@ def _text_only(text: int) -> tuple[Op, ...]:
 
 
 def figures() -> list[Figure]:
-    """All figures, by system."""
-    dense = cost(_MODEL, text_tokens=0, new_tokens=1)
-    layers = len(dense.layers)
-    one = dense.visual_kv_bytes / _TOKENS / 1e6
-    rows = [
-        Figure("VoCo-LLaMA", "cache of 576 tokens", 302.4, dense.visual_kv_bytes / 1e6, "MB", "16 bits, MB = 10^6"),
-        Figure("VoCo-LLaMA", "cache of one token", 0.525, one, "MB", "the same"),
-    ]
-    invisible = f"2 per multiply-add, attention left out, {_LLAVOLTA_TEXT} text tokens"
-    for what, spec, published in (
+    """Return all figures, by system."""
+    return [*_voco_caches(), *_llavolta(), *_vtw(), *_fastv(), *_pyramiddrop(), *_voco_flops(), *_atp()]
+
+
+def _llavolta() -> list[Figure]:
+    convention = f"2 per multiply-add, attention left out, {_LLAVOLTA_TEXT} text tokens"
+    published = (
         ("dense", None, 8.26),
         ("stride 4 from layer 16", "pool:0.25@16", 5.47),
         ("stride 8 from layer 16", "pool:0.125@16", 5.00),
@@ -125,87 +121,72 @@ def figures() -> list[Figure]:
         ("stride 8 from layer 2", "pool:0.125@2", 2.14),
         ("stride 4 from layer 2", "pool:0.25@2", 3.02),
         ("stride 2 from layer 2", "pool:0.5@2", 4.77),
-    ):
-        ours = decoder_flops(spec, _LLAVOLTA_TEXT, with_attention=False) / 1e12
-        rows.append(Figure("LLaVolta", what, published, ours, "TFLOPs", invisible))
-    rows += [
-        Figure(
-            "VTW",
-            "dense",
-            8.48,
-            decoder_flops(None, _LLAVOLTA_TEXT) / 1e12,
-            "TFLOPs",
-            f"2 per multiply-add, attention too, {_LLAVOLTA_TEXT} text tokens",
-        ),
-        Figure(
-            "VTW",
-            "all visual tokens dropped at layer 16",
-            4.68,
-            decoder_flops("vtw@16", _LLAVOLTA_TEXT) / 1e12,
-            "TFLOPs",
-            "the same",
-            tolerance=0.01,
-        ),
+    )
+    ours = [decoder_flops(spec, _LLAVOLTA_TEXT, with_attention=False) / 1e12 for _, spec, _ in published]
+    return [
+        Figure("LLaVolta", what, figure, flops, "TFLOPs", convention)
+        for (what, _, figure), flops in zip(published, ours, strict=True)
+    ]
+
+
+def _vtw() -> list[Figure]:
+    dense, cut = (decoder_flops(spec, _LLAVOLTA_TEXT) / 1e12 for spec in (None, "vtw@16"))
+    convention = f"2 per multiply-add, attention too, {_LLAVOLTA_TEXT} text tokens"
+    formula = decoder_flops(None, 46, adds=False, matrices=2) / 1e12
+    return [
+        Figure("VTW", "dense", 8.48, dense, "TFLOPs", convention),
+        Figure("VTW", "all visual tokens dropped at layer 16", 4.68, cut, "TFLOPs", "the same", tolerance=0.01),
         Figure(
             "VTW, a reader's count",
             "dense, by FastV's formula",
             3.23,
-            decoder_flops(None, 46, adds=False, matrices=2) / 1e12,
+            formula,
             "TFLOPs",
             "1 per multiply-add, two MLP matrices, 46 text tokens",
         ),
-        Figure(
-            "FastV",
-            "dense",
-            99.3,
-            decoder_flops(None, 36, adds=False, matrices=2) / layers / 1e9,
-            "GFLOPs",
-            "1 per multiply-add, two MLP matrices, one layer of 32, 36 text tokens",
-        ),
-        Figure(
-            "PyramidDrop",
-            "dense",
-            3.82,
-            decoder_flops(None, adds=False) / 1e12,
-            "TFLOPs",
-            "1 per multiply-add, visual tokens alone",
-        ),
-        Figure(
-            "PyramidDrop",
-            "four stages, half at each",
-            1.78,
-            decoder_flops("pyramiddrop:0.5@8,16,24", adds=False) / 1e12,
-            "TFLOPs",
-            "the same",
-        ),
     ]
-    whole = dense.part("encoder").flops + dense.part("projector").flops + decoder_flops(None, _VOCO_TEXT)
-    rows += [
-        Figure(
-            "VoCo-LLaMA",
-            "no cache",
-            9.6,
-            whole / 1e12,
-            "TFLOPs",
-            f"encoder, projector, decoder; {_VOCO_TEXT} text tokens",
-            tolerance=None,
-        ),
-        Figure(
-            "VoCo-LLaMA", "576 tokens cached", 1.2, _voco(_VOCO_TEXT, _TOKENS) / 1e12, "TFLOPs", "the same text", None
-        ),
-        Figure("VoCo-LLaMA", "one token cached", 0.5, _voco(_VOCO_TEXT, 1) / 1e12, "TFLOPs", "the same text", None),
-        Figure(
-            "ATP-LLaVA",
-            "FLOPs saved at 144 tokens",
-            0.781,
-            1 - _layerwise(144) / _layerwise(_TOKENS),
-            "share",
-            "144 visual tokens in every layer, visual tokens alone",
-            None,
-        ),
-    ]
-    return rows
 
 
-def _layerwise(tokens: int) -> float:
-    return sum(op.flops * op.times for op in _text_only(tokens))
+def _fastv() -> list[Figure]:
+    layers = len(read_model(_MODEL).decoder.layers)
+    dense = decoder_flops(None, 36, adds=False, matrices=2) / layers / 1e9
+    convention = "1 per multiply-add, two MLP matrices, one layer of 32, 36 text tokens"
+    return [Figure("FastV", "dense", 99.3, dense, "GFLOPs", convention)]
+
+
+def _pyramiddrop() -> list[Figure]:
+    dense, stages = (decoder_flops(spec, adds=False) / 1e12 for spec in (None, "pyramiddrop:0.5@8,16,24"))
+    convention = "1 per multiply-add, visual tokens alone"
+    return [
+        Figure("PyramidDrop", "dense", 3.82, dense, "TFLOPs", convention),
+        Figure("PyramidDrop", "four stages, half at each", 1.78, stages, "TFLOPs", "the same"),
+    ]
+
+
+def _voco_caches() -> list[Figure]:
+    dense = cost(_MODEL, text_tokens=0, new_tokens=1).visual_kv_bytes / 1e6
+    return [
+        Figure("VoCo-LLaMA", "cache of 576 tokens", 302.4, dense, "MB", "16 bits, MB = 10^6"),
+        Figure("VoCo-LLaMA", "cache of one token", 0.525, dense / _TOKENS, "MB", "the same"),
+    ]
+
+
+def _voco_flops() -> list[Figure]:
+    dense = cost(_MODEL, text_tokens=0, new_tokens=1)
+    encoded = dense.part("encoder").flops + dense.part("projector").flops
+    uncached = (encoded + decoder_flops(None, _VOCO_TEXT)) / 1e12
+    every, single = (_voco(_VOCO_TEXT, past) / 1e12 for past in (_TOKENS, 1))
+    convention = f"encoder, projector, decoder; {_VOCO_TEXT} text tokens"
+    return [
+        Figure("VoCo-LLaMA", "no cache", 9.6, uncached, "TFLOPs", convention, tolerance=None),
+        Figure("VoCo-LLaMA", "576 tokens cached", 1.2, every, "TFLOPs", "the same text", tolerance=None),
+        Figure("VoCo-LLaMA", "one token cached", 0.5, single, "TFLOPs", "the same text", tolerance=None),
+    ]
+
+
+def _atp() -> list[Figure]:
+    few, every = (sum(op.flops * op.times for op in _text_only(tokens)) for tokens in (144, _TOKENS))
+    convention = "144 visual tokens in every layer, visual tokens alone"
+    return [
+        Figure("ATP-LLaVA", "FLOPs saved at 144 tokens", 0.781, 1 - few / every, "share", convention, tolerance=None)
+    ]

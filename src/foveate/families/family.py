@@ -1,7 +1,7 @@
-"""What a model family tells the engine: where its visual tokens are, how they are made, and what may be asked of them.
+"""The interface of a model family: where visual tokens are, how they are made, and which signals there are.
 
-A family is one file. It holds every fact about one architecture, and no method and no hook; the engine holds the
-hooks, and no fact about an architecture.
+A family is one file that holds every fact about one architecture, its cost side included. It has no method and no hook;
+the engine has the hooks, and no fact about an architecture.
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.decoder import Decoder
 from foveate.families.vision_shape import VisionShape
+from foveate.layout import one_row
 from foveate.plan import Plan
 from foveate.tokens import Layout, Segment, Signal
 
 
 @dataclass(eq=False)
 class Capture:
-    """What one run of the encoder showed: kept only as long as plans are being made from it."""
+    """What the hooks record during one run of the encoder; dropped as soon as plans are made from it."""
 
     layouts: tuple[Layout, ...]
-    """The layout of each image as the prompt's placeholders count it."""
+    """The layout of each image in the prompt, which its placeholders count."""
     seen: tuple[Layout, ...]
-    """The layout that the encoder really saw: smaller than `layouts` after a step at `@pixels`."""
+    """The layout that the encoder saw: smaller than `layouts` after a step at `@pixels`."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Whatever else the family wants to remember from the encoder's arguments."""
+    """Other values of the encoder's arguments that the family needs later."""
     attention: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """Encoder layer (counted from zero) -> the arguments of its attention, among them `hidden_states`; under "keys" the
-    keys that it made of them, if they were kept."""
+    """Encoder layer (from zero) -> the arguments of its attention, `hidden_states` among them; under "keys" its keys,
+    where these were recorded."""
     inside: dict[int, Plan] = field(default_factory=dict)
-    """Encoder layer -> what a step at `@encoder` made of the patches at its input; empty without one."""
+    """Encoder layer -> the plan of a step at `@encoder` at its input; empty without such a step."""
     features: Tensor | None = None
-    """The input of the family's `feature_module`, exactly as it came."""
+    """The input of the family's `feature_module`, unchanged."""
     projected: Tensor | None = None
-    """The output of the family's `projected_module`, exactly as it came."""
+    """The output of the family's `projected_module`, unchanged."""
     companions: tuple[Tensor, ...] = ()
-    """What else that output held with one row per visual token, exactly as it came."""
+    """The other tensors of that output with one row per visual token, unchanged."""
 
 
 # Fields in which configurations give the visual tokens of an image.
@@ -64,33 +65,33 @@ class Family(Decoder, ABC):
     name: ClassVar[str]
     """The `model_type` of its configuration."""
     title: ClassVar[str]
-    """What people call it."""
+    """The name of the architecture in texts."""
     core_class: ClassVar[str]
-    """The class in which image features meet text embeddings; the engine hooks that module."""
+    """The class of the module that puts image features among text embeddings; the engine hooks it."""
     position_axes: ClassVar[int] = 1
     """Axes of the decoder's position ids: 1, or 3 with M-RoPE."""
     counts_padding: ClassVar[bool] = False
-    """Whether padding moves positions on when the caller gives no position ids (a plain arange does)."""
+    """Whether padding counts as positions when the caller gives no position ids, as in a plain arange."""
     places: ClassVar[tuple[str, ...]] = ("pixels", "features", "input", "decoder")
     """Where steps can act; "decoder" means the inputs of its layers."""
-    outside_encoder: ClassVar[str] = "nothing tells what becomes of patches behind its encoder"
-    """Why no step can act at `@encoder`, for a family that hasn't that place."""
+    outside_encoder: ClassVar[str] = "nothing tells what happens to patches after its encoder"
+    """Why no step can act at `@encoder`, for a family without that place."""
     encoder_marks: ClassVar[int] = 0
     """Rows of the encoder in front of an image's patches, such as [CLS]."""
     watches_tower: ClassVar[bool] = True
-    """Whether the encoder's calls are watched; if not, what `get_image_features` returns is all that is known."""
+    """Whether the engine hooks the encoder; if not, it sees only what `get_image_features` returns."""
     knows_grids: ClassVar[bool] = True
-    """Whether layouts tell where in the image a token stands; if not, each is one row, and no picture can be drawn."""
+    """Whether layouts have rows and columns; if not, each image is one row, and overlays can't be drawn."""
     resize_modes: ClassVar[tuple[str, ...]] = ()
-    """How an image can be shrunk before the encoder; the first is what "auto" means."""
+    """How an image can be resized before the encoder; "auto" is the first."""
     pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
-    """The inputs that describe images; gone once the features are there."""
+    """The inputs that describe images; they are dropped from a call once its features are computed."""
     encoder_arguments: ClassVar[tuple[str, ...]] = ()
-    """Arguments of the core's `get_image_features` that `tower_call` needs and the tower isn't given."""
+    """Arguments of `get_image_features` that `tower_call` needs and the tower does not get."""
     memories: ClassVar[tuple[str, ...]] = ()
-    """Attributes of the core that a call leaves behind; `apply` puts them back as they were."""
+    """Attributes of the core that a call changes; `apply` restores them."""
     video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos",)
-    """The inputs that describe clips: refused for now, not silently left at full length."""
+    """The inputs that describe clips: refused, since clips are not compressed yet."""
 
     def __init__(self, model: nn.Module) -> None:
         self.core = find_core(model, self.core_class)
@@ -127,7 +128,7 @@ class Family(Decoder, ABC):
         Raises:
             FoveateError: an image of this size leaves no token, or the configuration does not give the number.
         """
-        return Layout((Segment(1, 1, self.tokens_per_image[1]),))
+        return one_row(self.tokens_per_image[1])
 
     @property
     def tokens_per_image(self) -> tuple[str, int]:
@@ -165,7 +166,7 @@ class Family(Decoder, ABC):
     @property
     @abstractmethod
     def tower(self) -> nn.Module:
-        """The vision encoder: the engine's hooks watch its call."""
+        """The vision encoder, whose calls the engine hooks."""
 
     @property
     @abstractmethod
@@ -174,12 +175,12 @@ class Family(Decoder, ABC):
 
     @property
     def encoder_layers(self) -> Sequence[nn.Module]:
-        """The layers of the encoder, first layer first; each is called with its hidden states and a mask, in order."""
+        """The layers of the encoder, first layer first; each takes hidden states and a mask, in this order."""
         raise NotImplementedError
 
     @property
     def encoder_keys(self) -> Sequence[nn.Module]:
-        """The module of each encoder layer whose output is its keys, heads side by side."""
+        """The module of each encoder layer that computes its keys, heads side by side."""
         raise NotImplementedError
 
     @property
@@ -196,7 +197,7 @@ class Family(Decoder, ABC):
     @property
     @abstractmethod
     def feature_module(self) -> nn.Module:
-        """The module whose input is what `@features` means: the vectors that the projector's MLP is about to read."""
+        """The module whose input are the features at `@features`: the vectors that the projector's MLP reads."""
 
     @property
     @abstractmethod
@@ -205,84 +206,84 @@ class Family(Decoder, ABC):
 
     @property
     def projectors(self) -> tuple[nn.Module, ...]:
-        """All that stands between encoder and decoder: what training the projector alone trains."""
+        """All modules between encoder and decoder, which training of the projector alone trains."""
         return (self.feature_module,)
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """What the decoder is given for text: ids `(...)` -> `(..., D)`."""
+        """Embed text as the decoder gets it: ids `(...)` int64 -> `(..., D)`."""
         return self.core.get_input_embeddings()(input_ids)  # pyright: ignore[reportCallIssue]
 
     @property
     def image_token(self) -> int:
-        """The id of the placeholder that one visual token takes in `input_ids`."""
+        """The id of a visual token's placeholder in `input_ids`."""
         return int(self.config.image_token_id)
 
     # Features in place of pixels
 
     def check_feature_maps(self) -> None:
-        """Whether a model of this family can be made to read kept features.
+        """Check that a model of this family can read stored features in place of pixels.
 
         Raises:
-            UnsupportedFamily: it can't.
+            UnsupportedFamily: it cannot.
         """
         raise UnsupportedFamily(f"{self.title} can't train on kept features yet; leave data.features out")
 
     def read_feature_maps(self, rows: int, columns: int) -> None:
-        """Make the model read feature maps (images, D_encoder, rows, columns) as its pixels; its encoder is gone."""
+        """Replace the encoder, so that `pixel_values` are feature maps `(images, D_encoder, rows, columns)`."""
         self.check_feature_maps()
 
     # Layouts and positions
 
     @abstractmethod
     def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """The layout of each image, in prompt order, from the processor's output; no encoder runs."""
+        """Return the layout of each image, in prompt order, from the processor's output; no encoder runs."""
 
     @abstractmethod
     def image_positions(self, layout: Layout) -> Tensor:
-        """The position ids inside one image, from its first token on: `(axes, N)` int64."""
+        """Return the position ids of one image, counted from its first token: `(axes, N)` int64."""
 
     @abstractmethod
     def image_span(self, layout: Layout) -> int:
-        """How far one image moves the position of what follows it."""
+        """Return by how much one image raises the positions of what follows it."""
 
     def text_position(self, position_ids: Tensor) -> int | None:
-        """How many columns stand before the first one of a call, as the position ids of `generate` tell it.
+        """Return how many columns precede the first one of a call, read from the position ids of `generate`.
 
-        Only asked without padding. None means that they don't tell.
+        Only called without padding. None if the position ids don't tell.
         """
         return int(position_ids[0, 0])
 
     # Encoding
 
     def encode(self, inputs: Mapping[str, Any]) -> Any:
-        """Run the model's own encoder and projector over the images of `inputs`; returns the model's own container."""
+        """Run the model's encoder and projector on the images of `inputs`, and return the model's own container."""
         arguments = {name: inputs[name] for name in self.encoder_inputs if inputs.get(name) is not None}
         return self.core.get_image_features(**arguments, return_dict=True)  # pyright: ignore[reportCallIssue]
 
     @property
     def encoder_inputs(self) -> tuple[str, ...]:
-        """The arguments of the model's `get_image_features` that a call may carry."""
+        """The inputs of a call that `get_image_features` takes."""
         return self.pixel_inputs
 
     def encoded(self, output: Any) -> Capture:
-        """What `get_image_features` returned, as a capture; only asked of a family that doesn't watch its tower."""
+        """Make a capture of what `get_image_features` returned; for families with `watches_tower` False."""
         raise NotImplementedError
 
     def in_prompt(
         self, capture: Capture, order: Sequence[int], input_ids: Tensor | None
     ) -> tuple[Capture, Sequence[int]]:
-        """A capture with the layouts that only a prompt tells, and the order of its images there.
+        """Return a capture whose layouts are those of a prompt, and the order of its images in the prompt.
 
         Args:
             capture: of one run of the encoder.
-            order: for each image of the prompt, its number in `capture`; beams name an image more than once.
+            order: for each image of the prompt, its number in `capture`; with beams an image occurs more than once.
             input_ids: `(B, S)` int64, or None if they aren't known.
         """
         return capture, order
 
     @abstractmethod
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
-        """Start a capture from the arguments of a call of the tower; `encoder_arguments` are among `kwargs`."""
+        """Start a capture from the arguments of a call of the tower, with `encoder_arguments` added to `kwargs`."""
 
     @abstractmethod
     def shrink(
@@ -293,38 +294,38 @@ class Family(Decoder, ABC):
         sizes: Sequence[tuple[int, int]],
         mode: str,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Shrink the images of a call of the tower to `sizes` (rows and columns of visual tokens, one per image).
+        """Resize the images of a call of the tower to `sizes`: rows and columns of visual tokens, one pair per image.
 
-        Sets `capture.seen` and returns the tower's new arguments.
+        Sets `capture.seen`, and returns the tower's new arguments.
         """
 
     def shrunk(self, layout: Layout, size: tuple[int, int]) -> Layout:
-        """The layout of an image whose first grid was shrunk to `size` rows and columns.
+        """Return the layout of an image whose first grid was resized to `size` rows and columns.
 
-        Structural tokens stay in the order of those they stand for in the full layout.
+        Structural tokens keep the order that they have in the full layout. Reads the configuration alone.
         """
         return Layout((Segment(layout.segments[0].t, *size),))
 
     @abstractmethod
     def grow(self, output: Any, capture: Capture, index: Sequence[Tensor]) -> Any:
-        """Give the output of `projected_module` its full count of rows back, after `shrink`.
+        """Repeat rows of the output of `projected_module` up to the full count, after `shrink`.
 
-        The model's own code counts the rows of each image before the engine can cut the prompt; `index[i]` of shape
-        `(N,)` says which row of image i stands at each place.
+        The model's own code checks the number of rows before the engine can cut the prompt. `index[i]`, `(N,)` int64,
+        is the row of image i for each place.
         """
 
     @abstractmethod
     def features(self, capture: Capture) -> tuple[Tensor, ...]:
-        """The features at `@features`, per image `(N, D_encoder)`, in token order."""
+        """Return the features at `@features`, per image `(N, D_encoder)`, in token order."""
 
     @abstractmethod
     def projected(self, capture: Capture) -> tuple[Tensor, ...]:
-        """The features at `@input`, per image `(N, D)`, in token order."""
+        """Return the features at `@input`, per image `(N, D)`, in token order."""
 
     def structural(self, capture: Capture) -> tuple[Tensor, ...]:
-        """What the model puts in place of structural tokens, per image `(S, D)`, in the order of the full layout's.
+        """Return the embeddings of structural tokens, per image `(S, D)`, in the order of the full layout.
 
-        From the model's own parameters, with their gradient.
+        They are parameters of the model, with their gradient.
         """
         assert not any(layout.structural for layout in capture.layouts)
         return (torch.empty(0),) * len(capture.layouts)
@@ -334,22 +335,22 @@ class Family(Decoder, ABC):
         """Project features of `@features` to the decoder: `(..., D_encoder)` -> `(..., D)`."""
 
     def output_companions(self, output: Any) -> tuple[Tensor, ...]:
-        """What the output of `projected_module` holds of each visual token besides its features, such as DeepStack's.
+        """Return the other tensors of the output of `projected_module` with one row per visual token.
 
-        Companions ride along with the features: a plan moves them in the same way, wherever it was made.
+        Examples are the features of DeepStack. A plan is applied to companions as to features.
         """
         return ()
 
     def companions(self, capture: Capture) -> tuple[tuple[Tensor, ...], ...]:
-        """The companions of each image, each `(N, D)` in token order; the same number for every image."""
+        """Return the companions of each image, each `(N, D)` in token order; the same number for every image."""
         return ((),) * len(capture.layouts)
 
     def container(self, features: Sequence[Tensor], companions: Sequence[Sequence[Tensor]] = ()) -> dict[str, Any]:
-        """What the model takes as `mm_encoder_outputs`, freshly made: `generate` changes it in place.
+        """Make what the model takes as `mm_encoder_outputs`; new for each call, since `generate` changes it in place.
 
         Args:
             features: per image `(M, D)`.
-            companions: per image, what rides along, each `(M, D)`.
+            companions: per image, each `(M, D)`.
         """
         from foveate.families.container import FeatureList, ImageFeatures
 
@@ -359,14 +360,14 @@ class Family(Decoder, ABC):
 
     @abstractmethod
     def gives(self, signal: Signal) -> bool:
-        """Whether this family can answer a request for `signal`."""
+        """Return whether this family can compute an encoder signal; reads the configuration alone."""
 
     @abstractmethod
     def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
-        """The answer to an encoder signal, per image, in token order."""
+        """Compute an encoder signal, per image, in token order."""
 
     def encoder_layer(self, layer: int) -> int:
-        """The index from zero of encoder layer `layer`, which may count from the end.
+        """Return the index from zero of encoder layer `layer`, which may count from the end.
 
         Raises:
             FoveateError: the encoder has no such layer.
@@ -394,13 +395,13 @@ class _NoModel:
 
 
 def find_core(model: nn.Module, class_name: str) -> nn.Module:
-    """The first module of a class of this name inside `model`, or the model itself.
+    """Find the first module of a class of this name inside `model`, or the model itself.
 
     Raises:
         UnsupportedFamily: there is none.
     """
     for module in model.modules():
-        # By name along the bases: FSDP2 gives a module a class of its own, derived from the model's.
+        # Compares names of base classes: FSDP2 derives a class of its own from the model's.
         if any(base.__name__ == class_name for base in type(module).__mro__):
             return module
     raise UnsupportedFamily(f"{type(model).__name__} has no {class_name} inside; pass the whole model")
@@ -409,14 +410,14 @@ def find_core(model: nn.Module, class_name: str) -> nn.Module:
 def cls_attention(
     query: Tensor, key: Tensor, scale: float, heads: Literal["mean", "full"] = "mean", bias: Tensor | None = None
 ) -> Tensor:
-    """Attention of one query row to every token.
+    """Compute the attention of one query row to every token.
 
     Args:
-        query: `(B, H, d)`, the row that looks.
+        query: `(B, H, d)`.
         key: `(B, H, T, d)`.
-        scale: what the scores of one head are multiplied with before the softmax.
+        scale: factor of the scores of one head before the softmax.
         heads: "mean" averages over heads; "full" takes them as one head of width H d, scaled by its own width.
-        bias: `(B, T)`, what is added to the scores of each token; None for nothing.
+        bias: `(B, T)`, added to the scores of each token, or None.
 
     Returns:
         `(B, T)` float32, rows sum to 1.
@@ -433,14 +434,14 @@ def cls_attention(
 def attention_received(
     query: Tensor, key: Tensor, scale: float, rows_at_once: int = 1024, heads: Literal["mean", "full"] = "mean"
 ) -> Tensor:
-    """Attention that each token receives from all tokens, summed over the rows that look.
+    """Compute the attention that each token receives, summed over all query rows.
 
-    The map is made in blocks of `rows_at_once` rows, so memory grows with the number of tokens and not with its square.
+    Blocks of `rows_at_once` rows at a time, so memory grows with the number of tokens and not with its square.
 
     Args:
         query: `(B, H, T, d)`.
         key: `(B, H, T, d)`.
-        scale: what the scores of one head are multiplied with before the softmax.
+        scale: factor of the scores of one head before the softmax.
         rows_at_once: how many query rows are scored at a time.
         heads: "mean" averages over heads; "full" takes them as one head of width H d, scaled by its own width.
 
@@ -448,7 +449,7 @@ def attention_received(
         `(B, T)` float32, rows sum to T.
     """
     if heads == "full":
-        query, key = (each.transpose(1, 2).flatten(2)[:, None] for each in (query, key))
+        query, key = (states.transpose(1, 2).flatten(2)[:, None] for states in (query, key))
         scale = query.shape[-1] ** -0.5
     received = query.new_zeros(query.shape[0], query.shape[2], dtype=torch.float32)
     for block in query.split(rows_at_once, dim=2):

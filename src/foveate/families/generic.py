@@ -1,4 +1,4 @@
-"""Any model that takes image features where transformers' own models take them; used where no family knows more."""
+"""The fallback for models that no family describes: any model that takes `mm_encoder_outputs`."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError, FoveateWarning, UnsupportedFamily
 from foveate.families.config_fields import kind_of
 from foveate.families.family import Capture, Family
-from foveate.tokens import Layout, Segment, Signal
+from foveate.layout import Layout, one_row
+from foveate.tokens import Signal
 
 _warned: weakref.WeakSet[type] = weakref.WeakSet()
 _SWITCHES = ("self", "kwargs", "vision_feature_layer", "vision_feature_select_strategy", "output_hidden_states")
 """Arguments of `get_image_features` that don't describe images."""
 _KINDS = {"full_attention", "sliding_attention", "conv"}
-"""What the decoder's layers may do with earlier columns."""
+"""The kinds of decoder layers that are supported."""
 _FIELDS = {"last_hidden_state", "pooler_output", "hidden_states", "attentions"}
-"""What `get_image_features` may return; anything else might hold something of each visual token."""
+"""The fields that `get_image_features` may return; any other might have one row per visual token."""
 
 
 class Generic(Family):
-    """A model that no family describes: its visual tokens are known, and nothing else about its images.
+    """A model that no family describes: only its visual tokens are known.
 
-    It needs what transformers' own models have: a module with `get_image_features` whose `forward` takes
-    `mm_encoder_outputs`, `image_token_id` in its configuration, and one-dimensional position ids. Methods that look at
-    features alone work at `@input`; where every layer of the decoder sees all earlier columns, methods work inside the
-    decoder, too. Rows and columns are unknown, so a run of placeholders is one row of tokens. Where a model puts text
-    between the tiles or the rows of an image, each of those is a run, and a number of tokens to keep is meant for each.
+    The model must have what models of transformers have: a module with `get_image_features` whose `forward` takes
+    `mm_encoder_outputs`, `image_token_id` in its configuration, and one-dimensional position ids. Methods that need
+    features alone work at `@input`, and also inside the decoder if every layer attends to all earlier columns. Rows and
+    columns are unknown, so a run of placeholders is one row of tokens. Where a model puts text between the tiles or the
+    rows of an image, each of those is a run, and a number of tokens to keep is for each run.
     """
 
     name = "generic"
@@ -49,9 +50,9 @@ class Generic(Family):
         self.config: Any = self.core.config
         self.title = type(self.core).__name__.removesuffix("Model")  # pyright: ignore[reportAttributeAccessIssue]
         arguments = inspect.signature(self.core.get_image_features).parameters  # pyright: ignore
-        self._encoder_inputs = tuple(each for each in arguments if each not in ("self", "kwargs"))
+        self._encoder_inputs = tuple(name for name in arguments if name not in ("self", "kwargs"))
         self.pixel_inputs = tuple(  # pyright: ignore[reportAttributeAccessIssue]
-            each for each in arguments if each not in _SWITCHES
+            name for name in arguments if name not in _SWITCHES
         )
         _refuse(self.core, self.config)
         if self._is_plain():
@@ -83,38 +84,38 @@ class Generic(Family):
         return family
 
     def _is_plain(self) -> bool:
-        """Whether the decoder is like most: every layer sees all columns before its own, under one rotary embedding."""
+        """Return whether every layer attends to all earlier columns, with one rotary embedding."""
         if set(self.layer_kinds()) != {"full_attention"} or not hasattr(self.decoder, "rotary_emb"):
             return False
         takes = inspect.signature(self.decoder_layers[0].forward).parameters
-        # Token types tell which columns look in both directions, and only the model itself makes that mask.
+        # With token types, some columns attend in both directions, and only the model makes that mask.
         return (
             "position_embeddings" in takes and "token_type_ids" not in inspect.signature(self.core.forward).parameters
         )
 
     @property
     def tower(self) -> nn.Module:
-        """What transformers takes for the vision encoder."""
+        """The vision encoder, as transformers finds it."""
         return self.core.get_encoder("image")  # pyright: ignore[reportCallIssue]
 
     @property
     def decoder(self) -> nn.Module:
-        """What transformers takes for the language model."""
+        """The language model, as transformers finds it."""
         return self.core.get_decoder()  # pyright: ignore[reportCallIssue]
 
     @property
     def encoder_attentions(self) -> Sequence[nn.Module]:
-        """None are known."""
+        """Unknown."""
         return ()
 
     @property
     def feature_module(self) -> nn.Module:
-        """Not known."""
+        """Unknown."""
         raise FoveateError(f"what the projector of {self.title} reads is not known; @input is")
 
     @property
     def projected_module(self) -> nn.Module:
-        """Not known: features are taken from what `get_image_features` returns."""
+        """Unknown: features are those that `get_image_features` returns."""
         raise FoveateError(f"the projector of {self.title} is not known")
 
     @property
@@ -125,86 +126,78 @@ class Generic(Family):
     # Layouts and positions
 
     def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """One row of tokens for each run of placeholders."""
-        return tuple(_row(length) for length in self.runs(inputs["input_ids"]))
+        """Return one row of tokens for each run of placeholders."""
+        return tuple(one_row(length) for length in self.runs(inputs["input_ids"]))
 
     def runs(self, input_ids: Tensor) -> list[int]:
-        """How long each run of placeholders is, row by row of the prompt `(B, S)`."""
-        held = torch.nn.functional.pad(input_ids == self.image_token, (1, 1)).int().diff(dim=1)
-        return ((held < 0).nonzero()[:, 1] - (held > 0).nonzero()[:, 1]).tolist()
+        """Return the length of each run of placeholders, row by row of the prompt `(B, S)`."""
+        edges = torch.nn.functional.pad(input_ids == self.image_token, (1, 1)).int().diff(dim=1)
+        return ((edges < 0).nonzero()[:, 1] - (edges > 0).nonzero()[:, 1]).tolist()
 
     def image_positions(self, layout: Layout) -> Tensor:
-        """0, 1, 2, ...: `(1, N)`."""
+        """Return 0, 1, 2, ...: `(1, N)`."""
         return torch.arange(layout.total)[None]
 
     def image_span(self, layout: Layout) -> int:
-        """As many positions as tokens."""
+        """Return the number of tokens."""
         return layout.total
 
     # Encoding
 
     def encoded(self, output: Any) -> Capture:
-        """The features of each image, or tile, or sample, as the model groups them."""
+        """Make a capture with the features of each image, tile or sample, as the model groups them."""
         features = getattr(output, "pooler_output", None)
         more = sorted(set(output.keys()) - _FIELDS)
         if more:
             raise FoveateError(
                 f"the encoder of {self.title} returns {', '.join(more)} besides features; only a family of its own "
-                "can tell what becomes of that"
+                "can handle that"
             )
         if isinstance(features, Tensor) and features.ndim == 3:
             features = features.unbind(0)
         width = self.core.get_input_embeddings().weight.shape[-1]  # pyright: ignore
-        if not isinstance(features, Sequence) or any(each.ndim != 2 or each.shape[1] != width for each in features):
+        if not isinstance(features, Sequence) or any(rows.ndim != 2 or rows.shape[1] != width for rows in features):
             raise FoveateError(
-                f"{self.title} keeps the features of its images in no form that is known; supported are a list with "
+                f"the features that {self.title} returns have an unknown form; supported are a list with "
                 f"(tokens, {width}) for each image, and a tensor (images, tokens, {width})"
             )
-        rows = tuple(_row(each.shape[0]) for each in features)
-        return Capture(layouts=rows, seen=rows, extra={"features": tuple(features)})
+        layouts = tuple(one_row(rows.shape[0]) for rows in features)
+        return Capture(layouts=layouts, seen=layouts, extra={"features": tuple(features)})
 
     def in_prompt(
         self, capture: Capture, order: Sequence[int], input_ids: Tensor | None
     ) -> tuple[Capture, Sequence[int]]:
-        """Cut what the model takes for one image into its runs of placeholders."""
+        """Split the features of one image into its runs of placeholders."""
         if input_ids is None:
             return capture, order
         runs = self.runs(input_ids)
         sizes = [layout.total for layout in capture.layouts]
         if sum(runs) != sum(sizes[image] for image in order):
             return capture, order
-        pieces: dict[int, list[int]] = {}
-        run = left = 0
-        for image in order:
-            need, mine = sizes[image], []
-            while need:
-                left = left or runs[run]
-                mine.append(min(need, left))
-                need, left = need - mine[-1], left - mine[-1]
-                run += not left
-            pieces[image] = mine
-        if all(len(mine) == 1 for mine in pieces.values()):
+        lengths = _runs_by_image(order, sizes, runs)
+        if all(len(pieces) == 1 for pieces in lengths.values()):
             return capture, order
         first: dict[int, int] = {}
-        for image in sorted(pieces):
-            first[image] = sum(len(pieces[earlier]) for earlier in first)
-        # The same one for the same prompt: plans are remembered by it.
-        cuts = capture.extra.setdefault("cuts", {})
-        key = tuple(tuple(pieces[image]) for image in sorted(pieces))
-        if key not in cuts:
-            rows = tuple(_row(length) for mine in key for length in mine)
-            parts = [part for image in sorted(pieces) for part in self.projected(capture)[image].split(pieces[image])]
-            cuts[key] = Capture(layouts=rows, seen=rows, extra={"features": tuple(parts)})
-        return cuts[key], [first[image] + part for image in order for part in range(len(pieces[image]))]
+        for image in sorted(lengths):
+            first[image] = sum(len(lengths[earlier]) for earlier in first)
+        # One object for equal prompts: plans are cached by it.
+        captures = capture.extra.setdefault("by_runs", {})
+        key = tuple(tuple(lengths[image]) for image in sorted(lengths))
+        if key not in captures:
+            layouts = tuple(one_row(length) for pieces in key for length in pieces)
+            features = self.projected(capture)
+            parts = tuple(part for image in sorted(lengths) for part in features[image].split(lengths[image]))
+            captures[key] = Capture(layouts=layouts, seen=layouts, extra={"features": parts})
+        return captures[key], [first[image] + part for image in order for part in range(len(lengths[image]))]
 
     def projected(self, capture: Capture) -> tuple[Tensor, ...]:
-        """The features of each image, `(N, D)`."""
+        """Return the features of each image, `(N, D)`."""
         return capture.extra["features"]
 
     # What is not known
 
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
-        """Nothing is read off a call of the encoder."""
+        """Never called: the tower is not hooked."""
         raise AssertionError("the tower of a generic family is not watched")
 
     def shrink(
@@ -215,36 +208,56 @@ class Generic(Family):
         sizes: Sequence[tuple[int, int]],
         mode: str,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """No way is known."""
+        """Refuse: the encoder is unknown."""
         raise FoveateError(f"how to shrink an image for {self.title} is not known")
 
     def grow(self, output: Any, capture: Capture, index: Sequence[Tensor]) -> Any:
-        """Never needed: nothing is shrunk."""
+        """Never called: nothing is resized."""
         raise AssertionError("nothing was shrunk")
 
     def features(self, capture: Capture) -> tuple[Tensor, ...]:
-        """Not known."""
+        """Unknown."""
         raise FoveateError(f"what the projector of {self.title} reads is not known; @input is")
 
     def project(self, features: Tensor) -> Tensor:
-        """Not known."""
+        """Unknown."""
         raise FoveateError(f"the projector of {self.title} is not known")
 
     def gives(self, signal: Signal) -> bool:
-        """No signal of the encoder."""
+        """Return False: the encoder is unknown."""
         return False
 
     def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
-        """None is known."""
+        """Refuse: the encoder is unknown."""
         raise FoveateError(f"{self.title} gives no {signal}")
 
 
-def _row(length: int) -> Layout:
-    return Layout((Segment(1, 1, length),))
+def _runs_by_image(order: Sequence[int], sizes: Sequence[int], runs: Sequence[int]) -> dict[int, list[int]]:
+    """Split the tokens of images into runs of placeholders, which follow one another in a prompt.
+
+    >>> _runs_by_image([0, 1], [5, 2], [3, 2, 2])
+    {0: [3, 2], 1: [2]}
+
+    Args:
+        order: the images of the prompt.
+        sizes: tokens of each image.
+        runs: lengths of the runs; they add up to the tokens of the images in `order`.
+    """
+    lengths: dict[int, list[int]] = {}
+    number = rest = 0
+    for image in order:
+        missing, pieces = sizes[image], []
+        while missing:
+            rest = rest or runs[number]
+            pieces.append(min(missing, rest))
+            missing, rest = missing - pieces[-1], rest - pieces[-1]
+            number += not rest
+        lengths[image] = pieces
+    return lengths
 
 
 def _core_of(model: nn.Module) -> nn.Module:
-    """The innermost module in which image features meet text."""
+    """Find the innermost module that puts image features among text."""
     found: nn.Module | None = None
     for module in model.modules():
         takes = hasattr(module, "get_image_features") and hasattr(module, "config")
@@ -260,7 +273,11 @@ def _core_of(model: nn.Module) -> nn.Module:
 
 
 def _refuse(core: nn.Module, config: Any) -> None:
-    """What the generic family can't do right."""
+    """Refuse models on which the generic family would be wrong.
+
+    Raises:
+        UnsupportedFamily: it is one of these.
+    """
     if getattr(config, "image_token_id", None) is None:
         raise UnsupportedFamily("its configuration has no image_token_id, so its placeholders are not known")
     if hasattr(core, "get_rope_index") or hasattr(core, "compute_3d_position_ids"):

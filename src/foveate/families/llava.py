@@ -21,11 +21,11 @@ from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signa
 class Llava(Family):
     """LLaVA with a CLIP tower: one grid of patches per image, [CLS] in row 0 of the encoder and dropped after it.
 
-    Position ids are one-dimensional. An image can be shrunk before the encoder in two ways: "interpolate" gives CLIP a
-    smaller image and interpolates its position embeddings, so fewer tokens come out; "enlarge" shrinks the image and
-    enlarges it again, which loses detail and saves no token.
+    Position ids are one-dimensional. An image can be resized before the encoder in two ways: "interpolate" gives CLIP a
+    smaller image and interpolates its position embeddings, so that fewer tokens come out; "enlarge" shrinks the image
+    and enlarges it again, which loses detail and saves no token.
 
-    A step at `@encoder` acts between CLIP's layers, up to the one that is read; [CLS] takes no part.
+    A step at `@encoder` acts between CLIP's layers, up to the one that is read, and never drops or merges [CLS].
     """
 
     name = "llava"
@@ -87,7 +87,7 @@ class Llava(Family):
 
     @property
     def encoder_keys(self) -> Sequence[nn.Module]:
-        """The projection of each CLIP layer that makes keys."""
+        """The key projection of each CLIP layer."""
         return [attention.k_proj for attention in self.encoder_attentions]  # pyright: ignore[reportReturnType]
 
     @property
@@ -99,7 +99,7 @@ class Llava(Family):
                 f"this {self.title} reads several layers of its encoder ({', '.join(map(str, read))}), so no patches "
                 "can go between them; use @features"
             )
-        # Counted with the embeddings in front of the first layer.
+        # The configuration counts the embeddings as the first.
         return read % (int(self.config.vision_config.num_hidden_layers) + 1) - 1
 
     @property
@@ -109,12 +109,12 @@ class Llava(Family):
 
     @property
     def projected_module(self) -> nn.Module:
-        """The projector again: what it returns goes into the decoder."""
+        """The projector, too: its output goes into the decoder."""
         return self.core.multi_modal_projector  # pyright: ignore[reportReturnType]
 
     @property
     def encoder_inputs(self) -> tuple[str, ...]:
-        """Pixels, and which layers of the tower are read."""
+        """Pixels, and the layers of the tower that are read."""
         return (*self.pixel_inputs, "vision_feature_layer", "vision_feature_select_strategy")
 
     @property
@@ -128,12 +128,12 @@ class Llava(Family):
         return read_number(self.config.vision_config, "image_size") // self.patch_size
 
     def check_feature_maps(self) -> None:
-        """Any LLaVA that reads one layer of its encoder can read features in its place."""
+        """Check that the model reads one layer of its encoder."""
         if not isinstance(self.config.vision_feature_layer, int):
             raise UnsupportedFamily("LLaVA that reads several layers of its encoder can't train on kept features yet")
 
     def read_feature_maps(self, rows: int, columns: int) -> None:
-        """A tower that returns its pixels, of one patch per feature."""
+        """Replace the tower by one that returns its pixels, with patches of one feature."""
         self.check_feature_maps()
         depth = self.config.vision_config.num_hidden_layers
         self.core.vision_tower = _FeatureMaps(depth)  # pyright: ignore[reportAttributeAccessIssue]
@@ -141,11 +141,11 @@ class Llava(Family):
         self.config.image_seq_length = rows * columns
 
     def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """One grid per row of `pixel_values` of shape `(images, channels, height, width)`."""
+        """Return one grid per image of `pixel_values`, `(images, channels, height, width)`."""
         return self.pixel_layouts(inputs["pixel_values"])
 
     def pixel_layouts(self, pixels: Tensor) -> tuple[Layout, ...]:
-        """One grid per image of `(images, channels, height, width)`."""
+        """Return one grid per image of `(images, channels, height, width)`."""
         if pixels.ndim != 4:
             raise FoveateError(
                 f"pixel_values of {self.title} must be (images, channels, height, width), not {tuple(pixels.shape)}"
@@ -154,15 +154,15 @@ class Llava(Family):
         return (Layout((grid,)),) * pixels.shape[0]
 
     def image_positions(self, layout: Layout) -> Tensor:
-        """0, 1, 2, ... in raster order: `(1, N)`."""
+        """Return 0, 1, 2, ... in raster order: `(1, N)`."""
         return torch.arange(layout.total)[None]
 
     def image_span(self, layout: Layout) -> int:
-        """As many positions as tokens."""
+        """Return the number of tokens."""
         return layout.total
 
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
-        """Read the images' layouts off the pixels that the tower is called with."""
+        """Read the layouts of the images from the pixels of the call."""
         layouts = self.pixel_layouts(args[0] if args else kwargs["pixel_values"])
         return Capture(layouts=layouts, seen=layouts)
 
@@ -174,7 +174,7 @@ class Llava(Family):
         sizes: Sequence[tuple[int, int]],
         mode: str,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Average pixels down to the target grid; "enlarge" brings them back to the tower's own size."""
+        """Average pixels down to the target grid; "enlarge" enlarges them to the tower's size again."""
         if len(set(sizes)) > 1:
             raise FoveateError(f"images of one {self.title} call share their size; {sorted(set(sizes))} were asked for")
         pixels = args[0] if args else kwargs["pixel_values"]
@@ -189,42 +189,43 @@ class Llava(Family):
         return ((small, *args[1:]), kwargs) if args else ((), {**kwargs, "pixel_values": small})
 
     def averaged(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Pixels `(images, C, H, W)` averaged down to as many as make `size` tokens, in float32."""
+        """Average pixels `(images, C, H, W)` down to those of `size` tokens, in float32."""
         height, width = size
         return interpolate(pixels.float(), size=(height * self.patch_size, width * self.patch_size), mode="area")
 
     def grow(self, output: Any, capture: Capture, index: Sequence[Tensor]) -> Any:
-        """`(images, n, D)` -> `(images, N, D)`: all images of a call share their size."""
+        """Repeat rows: `(images, n, D)` -> `(images, N, D)`, since all images of a call have one size."""
         rows = torch.stack(tuple(index)).to(output.device)
         return output.gather(1, rows[..., None].expand(-1, -1, output.shape[-1]))
 
     def features(self, capture: Capture) -> tuple[Tensor, ...]:
-        """The selected CLIP layer, per image `(N, D_encoder)`."""
+        """Return the selected CLIP layer, per image `(N, D_encoder)`."""
         assert capture.features is not None
         return capture.features.unbind(0)
 
     def projected(self, capture: Capture) -> tuple[Tensor, ...]:
-        """What the projector returned, per image `(N, D)`."""
+        """Return the projector's output, per image `(N, D)`."""
         assert capture.projected is not None
         return capture.projected.unbind(0)
 
     def project(self, features: Tensor) -> Tensor:
-        """The two-layer projector."""
+        """Apply the two-layer projector."""
         return self.core.multi_modal_projector(features)  # pyright: ignore[reportCallIssue]
 
     def gives(self, signal: Signal) -> bool:
-        """[CLS] attention and keys of every layer."""
+        """Return whether it is attention of [CLS], or keys; every layer gives both."""
         return isinstance(signal, EncoderAttention | EncoderKeys)
 
     def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
-        """[CLS] attention `(N,)` as the encoder's softmax gives it ([CLS] itself left out), or keys `(N, D_key)`.
+        """Compute attention of [CLS] `(N,)`, or keys `(N, D_key)`.
 
-        Only the row of [CLS] is scored, from the layer's captured input.
+        Attention is the encoder's softmax without the column of [CLS]. Only the row of [CLS] is computed, from the
+        captured input of the layer.
         """
         return self.crop_signal(signal, capture).unbind(0)
 
     def crop_signal(self, signal: Signal, capture: Capture) -> Tensor:
-        """The same for all images, or crops of images, of a call: `(images, N)` or `(images, N, D_key)`."""
+        """Compute the same for all images or crops of a call: `(images, N)` or `(images, N, D_key)`."""
         assert isinstance(signal, EncoderAttention | EncoderKeys)
         layer = self.encoder_layer(signal.layer)
         attention: Any = self.encoder_attentions[layer]
@@ -235,7 +236,7 @@ class Llava(Family):
         keys = keys.view(images, tokens, -1, attention.head_dim)
         if isinstance(signal, EncoderAttention):
             row = attention.q_proj(hidden[:, 0]).view(images, -1, attention.head_dim)
-            # Behind a step at `@encoder` a mask tells how much each token weighs, the same for every row.
+            # After a step at `@encoder` a mask weighs each token, the same for every row.
             mask = call.get("attention_mask")
             bias = None if mask is None else mask[:, 0, 0]
             return cls_attention(row, keys.transpose(1, 2), attention.scale, signal.heads, bias)[:, 1:]
@@ -244,14 +245,14 @@ class Llava(Family):
 
 
 class _FeatureMaps(nn.Module):
-    """In place of a tower: pixels `(images, D, rows, columns)` are the features of whatever layer is read."""
+    """Stands for a tower: pixels `(images, D, rows, columns)` are the features of every layer."""
 
     def __init__(self, depth: int) -> None:
         super().__init__()
         self.depth = depth
 
     def forward(self, pixel_values: Tensor, **_: Any) -> Any:
-        """A row for [CLS], which is never looked at, and the features in raster order."""
+        """Return a row for [CLS], which nothing reads, and the features in raster order."""
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 
         hidden = torch.nn.functional.pad(pixel_values.flatten(2).transpose(1, 2), (0, 0, 1, 0))

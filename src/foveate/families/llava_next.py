@@ -22,34 +22,33 @@ from foveate.tokens import Layout, Segment, Signal, Structural
 class LlavaNext(Llava):
     """LLaVA-NeXT with a CLIP tower: the whole image as one grid (the base), then a finer grid put together from tiles.
 
-    The encoder sees equally large crops: the whole image, then the tiles of the image resized and padded to the best of
-    the configuration's resolutions. The tiles' tokens are laid together to one grid, without what is padding, and a
-    newline token closes each of its rows. The base has no newlines. Position ids are one-dimensional.
+    The encoder sees crops of one size: the whole image, then the tiles of the image resized and padded to the best of
+    the configuration's resolutions. The tokens of the tiles form one grid without the padding, and a newline token ends
+    each of its rows. The base has no newlines. Position ids are one-dimensional.
 
-    Attention and keys come from the crop that a token was encoded in: [CLS] of each crop looks at that crop alone, so
-    attention sums to about 1 in each crop, and a crop as a whole weighs no more than another. (What of a crop is cut
-    away as padding takes its share of attention with it.)
+    Attention and keys come from the crop in which a token was encoded: [CLS] of each crop attends to that crop alone,
+    so attention sums to about 1 in each crop, less the share of tokens that are cut away as padding.
 
-    An image can be shrunk in two ways: "interpolate" gives the encoder smaller crops and interpolates its position
-    embeddings, so fewer tokens come out, and fewer newlines; all images of a call must then shrink to crops of one
-    size, as they do for a fraction. "enlarge" shrinks each crop and enlarges it again, which saves no token. Fewer
-    tiles of full detail are not a way to shrink: the configuration says which numbers of tiles the model knows.
+    An image can be resized in two ways: "interpolate" gives the encoder smaller crops and interpolates its position
+    embeddings, so that fewer tokens and newlines come out; all images of a call must then have crops of one size, as
+    they have with a fraction. "enlarge" shrinks each crop and enlarges it again, which saves no token. Dropping tiles
+    is not a way to resize: the configuration says which numbers of tiles the model knows.
     """
 
     name = "llava_next"
     title = "LLaVA-NeXT"
     core_class = "LlavaNextModel"
     places = Family.places
-    outside_encoder = "what is padding is cut out of its tiles behind the encoder, and may have been merged by then"
-    # The tower sees crops; which image they belong to is told by the images' sizes.
+    outside_encoder = "padding is cut out of its tiles after the encoder, and may have been merged by then"
+    # The tower sees crops; the sizes of the images tell which image a crop belongs to.
     encoder_arguments: ClassVar[tuple[str, ...]] = ("image_sizes",)
 
     def check_feature_maps(self) -> None:
-        """Not here: a tile's features are not all that is left of an image."""
+        """Refuse: one feature map per image does not hold the tiles."""
         Family.check_feature_maps(self)
 
     def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """Base and tiles for each `(height, width)` of `image_sizes`, the images' sizes before any resizing."""
+        """Return base and tiles for each `(height, width)` of `image_sizes`, the sizes before any resizing."""
         sizes = inputs.get("image_sizes")
         if sizes is None:
             raise FoveateError(f"{self.title} needs image_sizes beside pixel_values; the processor returns both")
@@ -81,13 +80,13 @@ class LlavaNext(Llava):
         return (base,) * _crops(layout)
 
     def shrunk(self, layout: Layout, size: tuple[int, int]) -> Layout:
-        """Every crop makes `size` tokens, and as much of the tiles' grid is left as of the full one, rounded down."""
+        """Return a layout with `size` tokens per crop; the tiles' grid shrinks in proportion, rounded down."""
         (height, width), tiles = size, layout.segments[1]
         visible = max(1, tiles.h * height // self.side), max(1, tiles.w * width // self.side)
         return _laid_out(size, (len(tiles.rows), len(tiles.columns)), visible)
 
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
-        """Read the images' layouts off their sizes."""
+        """Read the layouts of the images from their sizes."""
         layouts = self.layouts(kwargs)
         return Capture(layouts=layouts, seen=layouts)
 
@@ -99,7 +98,7 @@ class LlavaNext(Llava):
         sizes: Sequence[tuple[int, int]],
         mode: str,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Average every crop down to its image's target grid; "enlarge" brings it back to the tower's own size."""
+        """Average every crop down to its image's target grid; "enlarge" enlarges it to the tower's size again."""
         pixels = args[0] if args else kwargs["pixel_values"]
         crops = [_crops(layout) for layout in capture.layouts]
         if mode == "enlarge":
@@ -122,31 +121,31 @@ class LlavaNext(Llava):
         return ((small, *args[1:]), kwargs) if args else ((), {**kwargs, "pixel_values": small})
 
     def grow(self, output: Any, capture: Capture, index: Sequence[Tensor]) -> Any:
-        """`(crops, n, D)` -> `(crops, N, D)`: the model lays whole crops together."""
-        # The base comes first in every image, and is a crop like any other.
+        """Repeat rows of whole crops: `(crops, n, D)` -> `(crops, N, D)`."""
+        # The first crop of every image is the base, and all crops have one size.
         return output[:, index[0][: self.side**2].to(output.device)]
 
     def features(self, capture: Capture) -> tuple[Tensor, ...]:
-        """The selected CLIP layer, per image `(N, D_encoder)`."""
+        """Return the selected CLIP layer, per image `(N, D_encoder)`."""
         assert capture.features is not None
         return self.in_token_order(capture.features, capture)
 
     def projected(self, capture: Capture) -> tuple[Tensor, ...]:
-        """What the projector returned, per image `(N, D)`."""
+        """Return the projector's output, per image `(N, D)`."""
         assert capture.projected is not None
         return self.in_token_order(capture.projected, capture)
 
     def structural(self, capture: Capture) -> tuple[Tensor, ...]:
-        """The model's newline, once for each row of the tiles' grid: per image `(rows, D)`."""
+        """Return the model's newline, once for each row of the tiles' grid: per image `(rows, D)`."""
         newline: Tensor = self.core.image_newline  # pyright: ignore[reportAssignmentType]
         return tuple(newline.expand(len(layout.structural), -1) for layout in capture.layouts)
 
     def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
-        """[CLS] attention `(N,)` inside each token's own crop, or keys `(N, D_key)`."""
+        """Compute attention of [CLS] `(N,)` within each token's crop, or keys `(N, D_key)`."""
         return self.in_token_order(self.crop_signal(signal, capture), capture)
 
     def in_token_order(self, crops: Tensor, capture: Capture) -> tuple[Tensor, ...]:
-        """Values per patch of all crops `(crops, n, ...)` -> per image `(N, ...)`, as its tokens are laid out."""
+        """Order values per patch of all crops `(crops, n, ...)` as the tokens of each image `(N, ...)`."""
         parts = crops.split([_crops(layout) for layout in capture.layouts])
         return tuple(
             part.flatten(0, 1)[_patches(layout).to(crops.device)]
@@ -160,7 +159,7 @@ def _crops(layout: Layout) -> int:
 
 
 def _laid_out(crop: tuple[int, int], tiles: tuple[int, int], visible: tuple[int, int]) -> Layout:
-    """A base, and the visible middle of a grid of tiles with a newline behind each row; all in tokens, rows first."""
+    """Return a base and the middle of a grid of tiles with a newline after each row; sizes in tokens, rows first."""
     rows, columns = (_shares(*axis) for axis in zip(crop, tiles, visible, strict=True))
     base, grid = Segment(1, *crop), Segment(1, *visible, rows, columns)
     newlines = (
@@ -171,7 +170,7 @@ def _laid_out(crop: tuple[int, int], tiles: tuple[int, int], visible: tuple[int,
 
 
 def _shares(length: int, tiles: int, visible: int) -> tuple[int, ...]:
-    """How much each of some tiles of one length gives to what is visible in their middle.
+    """Return how many tokens each of several tiles of one length gives to the `visible` tokens in their middle.
 
     >>> _shares(24, 2, 36), _shares(24, 3, 24), _shares(7, 1, 2)
     ((18, 18), (0, 24, 0), (2,))
@@ -183,7 +182,7 @@ def _shares(length: int, tiles: int, visible: int) -> tuple[int, ...]:
 
 @remembered
 def _patches(layout: Layout) -> Tensor:
-    """Which patch each content token is, of all crops of its image one behind the other: `(N,)` int64."""
+    """Return the number of each content token's patch, counted through all crops of its image: `(N,)` int64."""
     base, grid = layout.segments
     tiles = len(grid.rows), len(grid.columns)
     whole = tiles[0] * base.h, tiles[1] * base.w

@@ -1,4 +1,4 @@
-"""What the Qwen-VL encoders have in common: patches in groups that become one visual token, M-RoPE, no [CLS]."""
+"""What the Qwen-VL families share: several patches per visual token, M-RoPE, no [CLS]."""
 
 from __future__ import annotations
 
@@ -21,14 +21,13 @@ from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signa
 class QwenVL(Family):
     """Images come as packed patches with `image_grid_thw`, and position ids have three axes: frame, row, column.
 
-    There is no [CLS]: `EncoderAttention` is the attention that a token's patches receive, summed, as a share of all
-    the attention that the image's patches give. An image is shrunk "exact": its pixels are averaged down to a smaller
-    grid, as if the processor had been given a smaller picture; or "enlarge", which brings it back to its size and
-    saves no token.
+    There is no [CLS]: `EncoderAttention` is the attention that the patches of a token receive, as a share of all
+    attention between the image's patches. "exact" resizes an image by averaging its pixels down to a smaller grid, as
+    if the processor had been given a smaller image; "enlarge" enlarges it to its size again, which saves no token.
     """
 
     position_axes = 3
-    outside_encoder = "the merger behind its encoder takes patches in blocks, which merging before would break up"
+    outside_encoder = "the merger after its encoder reads patches in blocks, which merging patches would break up"
     resize_modes = ("exact", "enlarge")
     pixel_inputs = ("pixel_values", "image_grid_thw")
     memories = ("rope_deltas",)
@@ -37,7 +36,7 @@ class QwenVL(Family):
 
     @property
     def tower(self) -> nn.Module:
-        """The vision transformer, its merger included."""
+        """The vision transformer with its merger."""
         return self.core.visual  # pyright: ignore[reportReturnType]
 
     @property
@@ -47,12 +46,12 @@ class QwenVL(Family):
 
     @property
     def projected_module(self) -> nn.Module:
-        """The tower: it returns merged features, back in token order."""
+        """The tower: it returns merged features in token order."""
         return self.tower
 
     @property
     def projectors(self) -> tuple[nn.Module, ...]:
-        """The merger, and what merges the features of earlier layers where a model has that."""
+        """The merger, and the mergers of DeepStack where a model has them."""
         visual: Any = self.core.visual
         return (visual.merger, *getattr(visual, "deepstack_merger_list", ()))
 
@@ -106,29 +105,29 @@ class QwenVL(Family):
         )
 
     def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """One grid per row `(t, h, w)` of `image_grid_thw`, which counts patches."""
+        """Return one grid per row `(t, h, w)` of `image_grid_thw`, which counts patches."""
         grids = inputs.get("image_grid_thw")
         if grids is None:
             raise FoveateError(f"{self.title} needs image_grid_thw beside pixel_values; the processor returns both")
         return self.grid_layouts(grids)
 
     def grid_layouts(self, grids: Tensor) -> tuple[Layout, ...]:
-        """One grid of visual tokens per `(t, h, w)` in patches."""
+        """Return one grid of visual tokens per `(t, h, w)` in patches."""
         return tuple(Layout((Segment(t, h // self.merge, w // self.merge),)) for t, h, w in grids.tolist())
 
     def image_positions(self, layout: Layout) -> Tensor:
-        """Frame, row and column of each token: `(3, N)`."""
+        """Return frame, row and column of each token: `(3, N)`."""
         (segment,) = layout.segments
         axes = torch.meshgrid(torch.arange(segment.t), torch.arange(segment.h), torch.arange(segment.w), indexing="ij")
         return torch.stack(axes).flatten(1)
 
     def image_span(self, layout: Layout) -> int:
-        """The longer side: text goes on behind the largest position of the image."""
+        """Return the longer side: text continues after the largest position of the image."""
         (segment,) = layout.segments
         return max(segment.h, segment.w)
 
     def text_position(self, position_ids: Tensor) -> int | None:
-        """The row of text positions before the three axes; or plain positions moved by the model's remembered delta."""
+        """Read the row of text positions above the three axes, or plain positions plus the model's `rope_deltas`."""
         if position_ids.ndim == 3 and position_ids.shape[0] == 4:
             return int(position_ids[0, 0, 0])
         if position_ids.ndim == 3 and position_ids.shape[0] == 1 and self.core.rope_deltas is not None:
@@ -136,7 +135,7 @@ class QwenVL(Family):
         return None
 
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
-        """Read the images' layouts off `grid_thw`."""
+        """Read the layouts of the images from `grid_thw`."""
         grids = args[1] if len(args) > 1 else kwargs["grid_thw"]
         layouts = self.grid_layouts(grids)
         return Capture(layouts=layouts, seen=layouts, extra={"grids": grids})
@@ -149,7 +148,7 @@ class QwenVL(Family):
         sizes: Sequence[tuple[int, int]],
         mode: str,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Put each image together from its patches, average it down, take it apart again."""
+        """Join the patches of each image, average its pixels down, and split it into patches again."""
         pixels = args[0] if args else kwargs["hidden_states"]
         grids: list[list[int]] = capture.extra["grids"].tolist()
         images, small_grids = [], []
@@ -171,9 +170,9 @@ class QwenVL(Family):
         return (torch.cat(images),), {**kwargs, "grid_thw": new_grids}
 
     def patchify(self, image: Tensor, frames: int) -> Tensor:
-        """`(t * 2, C, H, W)` pixels -> `(t * h * w, C * 2 * p * p)` patches, in the order that the tower expects.
+        """Split `(t * 2, C, H, W)` pixels into `(t * h * w, C * 2 * p * p)` patches, in the tower's order.
 
-        Four neighbours that become one visual token stand side by side; visual tokens are in raster order.
+        The four patches of a visual token are neighbours; visual tokens are in raster order.
         """
         patch, merge = int(self.config.vision_config.patch_size), self.merge
         depth = int(self.config.vision_config.temporal_patch_size)
@@ -184,7 +183,7 @@ class QwenVL(Family):
         return blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, channels * depth * patch * patch)
 
     def unpatchify(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """The inverse of `patchify`: patches of one image back to `(t * 2, C, H, W)` pixels."""
+        """Join patches of one image to `(t * 2, C, H, W)` pixels, the inverse of `patchify`."""
         patch, merge = int(self.config.vision_config.patch_size), self.merge
         depth = int(self.config.vision_config.temporal_patch_size)
         t, h, w = grid
@@ -198,35 +197,35 @@ class QwenVL(Family):
 
     @staticmethod
     def grown(rows: Tensor, capture: Capture, index: Sequence[Tensor]) -> Tensor:
-        """Rows of all images `(tokens, D)`, each image's repeated as `index` says."""
+        """Repeat the rows of each image as `index` says: `(tokens, D)` of all images."""
         images = rows.split([layout.total for layout in capture.seen])
         return torch.cat([image[i.to(image.device)] for image, i in zip(images, index, strict=True)])
 
     def features(self, capture: Capture) -> tuple[Tensor, ...]:
-        """Four normalised patches side by side, per image `(N, 4 * D_encoder)`."""
+        """Return four normalised patches side by side, per image `(N, 4 * D_encoder)`."""
         assert capture.features is not None
         return self.in_token_order(capture.features, capture)
 
     def projected(self, capture: Capture) -> tuple[Tensor, ...]:
-        """Merged features, per image `(N, D)`."""
+        """Return merged features, per image `(N, D)`."""
         assert capture.projected is not None
         return capture.projected.split([layout.total for layout in capture.seen])
 
     def in_token_order(self, rows: Tensor, capture: Capture) -> tuple[Tensor, ...]:
-        """Rows of all images in the encoder's order `(tokens, ...)` -> per image, in token order.
+        """Split rows of all images in the encoder's order `(tokens, ...)` by image, in token order.
 
-        Most encoders keep patches in token order throughout.
+        Most of these encoders keep patches in token order.
         """
         return rows.split([layout.total for layout in capture.seen])
 
     def gives(self, signal: Signal) -> bool:
-        """Attention received and keys of every layer."""
+        """Return whether it is attention or keys; every layer gives both."""
         return isinstance(signal, EncoderAttention | EncoderKeys)
 
     def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
-        """Attention received `(N,)`, each image summing to 1, or keys `(N, D_key)` averaged over four patches.
+        """Compute attention received `(N,)`, which sums to 1 per image, or keys `(N, D_key)`, means of four patches.
 
-        Queries and keys are made again from the layer's captured input; only windows meet windows.
+        Queries and keys are computed again from the captured input of the layer, within the layer's windows.
         """
         from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
@@ -241,7 +240,7 @@ class QwenVL(Family):
         key = torch.nn.functional.linear(hidden, weight[width : 2 * width], bias[width : 2 * width])
         key = key.view(patches, attention.num_heads, -1)
         if isinstance(signal, EncoderKeys):
-            # Before rotary: a key's content, not its place, is what methods compare.
+            # Before rotary embedding: methods compare the content of keys, not their positions.
             key = key.mean(dim=1) if signal.heads == "mean" else key.flatten(1)
             return self.in_token_order(key.view(-1, self.merge**2, key.shape[-1]).mean(dim=1), capture)
         query = torch.nn.functional.linear(hidden, weight[:width], bias[:width]).view(patches, attention.num_heads, -1)
@@ -255,9 +254,9 @@ class QwenVL(Family):
     def received_in_windows(
         query: Tensor, key: Tensor, boundaries: Tensor, scale: float, heads: Literal["mean", "full"] = "mean"
     ) -> Tensor:
-        """Attention that each patch receives inside its window: `(patches, H, d)` twice -> `(patches,)`.
+        """Compute the attention that each patch receives within its window: `(patches, H, d)` twice -> `(patches,)`.
 
-        Windows of one length are scored as one batch.
+        Windows of one length are one batch.
         """
         ends = boundaries.tolist()
         starts: dict[int, list[int]] = {}

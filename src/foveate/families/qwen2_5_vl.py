@@ -16,10 +16,10 @@ from foveate.families.vision_shape import VisionShape
 
 @register_family
 class Qwen25VL(QwenVL):
-    """Qwen2.5-VL: images of any size, four patches per visual token; most encoder layers look inside windows alone.
+    """Qwen2.5-VL: images of any size, four patches per visual token; most encoder layers attend within windows.
 
-    The encoder works on patches in window order; everything given out here is in the order of the visual tokens.
-    Attention is what patches give under the layer's own windows.
+    The encoder has patches in window order; this family returns everything in the order of the visual tokens.
+    Attention is that of the layer, so within its windows.
     """
 
     name = "qwen2_5_vl"
@@ -39,15 +39,15 @@ class Qwen25VL(QwenVL):
 
     @property
     def feature_module(self) -> nn.Module:
-        """The merger's MLP: it reads four normalised patches side by side."""
+        """The merger's MLP, which reads four normalised patches side by side."""
         return self.core.visual.merger.mlp  # pyright: ignore
 
     def project(self, features: Tensor) -> Tensor:
-        """The merger's MLP."""
+        """Apply the merger's MLP."""
         return self.core.visual.merger.mlp(features)  # pyright: ignore
 
     def in_token_order(self, rows: Tensor, capture: Capture) -> tuple[Tensor, ...]:
-        """Rows of all images in window order `(tokens, ...)` -> per image, in token order."""
+        """Split rows of all images in window order `(tokens, ...)` by image, in token order."""
         from transformers.vision_utils import get_vision_window_index
 
         tower: Any = self.tower

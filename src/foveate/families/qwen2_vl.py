@@ -12,7 +12,7 @@ from foveate.families.vision_shape import VisionShape
 
 @register_family
 class Qwen2VL(QwenVL):
-    """Qwen2-VL: images of any size, four patches per visual token, every patch of an image sees every other one."""
+    """Qwen2-VL: images of any size, four patches per visual token, full attention between the patches of an image."""
 
     name = "qwen2_vl"
     title = "Qwen2-VL"
@@ -26,9 +26,9 @@ class Qwen2VL(QwenVL):
 
     @property
     def feature_module(self) -> nn.Module:
-        """The merger's MLP: it reads four normalised patches side by side."""
+        """The merger's MLP, which reads four normalised patches side by side."""
         return self.core.visual.merger.mlp  # pyright: ignore
 
     def project(self, features: Tensor) -> Tensor:
-        """The merger's MLP."""
+        """Apply the merger's MLP."""
         return self.core.visual.merger.mlp(features)  # pyright: ignore

@@ -20,9 +20,9 @@ _DEEPSTACK = frozenset({"deepstack_visual_embeds", "visual_pos_masks"})
 class Qwen3VL(QwenVL):
     """Qwen3-VL: images of any size, four patches per visual token, features of several encoder layers per token.
 
-    DeepStack adds what earlier encoder layers saw of a token to the hidden states behind the first decoder layers.
-    Those features ride along with the token: whatever a plan makes of the projected features, it makes of them.
-    Position embeddings of the encoder are interpolated, so any grid is exact.
+    DeepStack adds features of earlier encoder layers to the hidden states after the first decoder layers. A plan is
+    applied to these features as to the projected ones. The encoder interpolates its position embeddings, so resizing is
+    exact for any grid.
     """
 
     name = "qwen3_vl"
@@ -41,31 +41,31 @@ class Qwen3VL(QwenVL):
 
     @property
     def feature_module(self) -> nn.Module:
-        """The first layer of the merger's MLP: it reads four normalised patches side by side."""
+        """The first layer of the merger's MLP, which reads four normalised patches side by side."""
         return self.core.visual.merger.linear_fc1  # pyright: ignore
 
     def project(self, features: Tensor) -> Tensor:
-        """The merger without its norm."""
+        """Apply the merger without its norm."""
         merger: Any = self.core.visual.merger  # pyright: ignore
         return merger.linear_fc2(merger.act_fn(merger.linear_fc1(features)))
 
     def output_companions(self, output: Any) -> tuple[Tensor, ...]:
-        """The DeepStack features of all images, per layer `(tokens, D)`."""
+        """Return the DeepStack features of all images, per layer `(tokens, D)`."""
         return tuple(output.deepstack_features)
 
     def companions(self, capture: Capture) -> tuple[tuple[Tensor, ...], ...]:
-        """DeepStack features, per image and layer `(N, D)`."""
+        """Return the DeepStack features, per image and layer `(N, D)`."""
         layers = [layer.split([layout.total for layout in capture.seen]) for layer in capture.companions]
         return tuple(tuple(layer[image] for layer in layers) for image in range(len(capture.seen)))
 
     def grow(self, output: Any, capture: Capture, index: Sequence[Tensor]) -> Any:
-        """Repeat merged rows, and the DeepStack rows with them, until each image has its full count."""
+        """Repeat merged rows and DeepStack rows up to each image's full count."""
         output = super().grow(output, capture, index)
         output.deepstack_features = [self.grown(layer, capture, index) for layer in output.deepstack_features]
         return output
 
     def container(self, features: Sequence[Tensor], companions: Sequence[Sequence[Tensor]] = ()) -> dict[str, Any]:
-        """Features per image, and DeepStack features per layer and image."""
+        """Make a container of features per image, and DeepStack features per layer and image."""
         from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
         layers = [list(layer) for layer in zip(*companions, strict=True)]
@@ -73,6 +73,6 @@ class Qwen3VL(QwenVL):
         return {"image": output}
 
     def take_additions(self, call: dict[str, Any]) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
-        """The DeepStack features, which the decoder's loop adds at the columns that it was called with."""
+        """Take out the DeepStack features, which the decoder adds at fixed columns."""
         without = {name: value for name, value in call.items() if name not in _DEEPSTACK}
         return without, tuple(call.get("deepstack_visual_embeds") or ())

@@ -10,7 +10,8 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.methods import Effort, Layout, Method, Plan, Positions, Segment, Signal, Text, VisualTokens, register
+from foveate.layout import one_row
+from foveate.methods import Effort, Method, Plan, Positions, Signal, Text, VisualTokens, register
 
 _EXHAUSTED = 1e-5
 """Share of a token's length outside the span of the picks below which float32 can't tell it from nothing."""
@@ -64,7 +65,7 @@ class CDPruner(Method):
 
     def effort(self, tokens: int, width: int) -> Effort:
         """The matrix of cosines, then a step per kept token over all steps before it."""
-        kept = self.count(Layout((Segment(1, 1, tokens),)))
+        kept = self.count(one_row(tokens))
         return Effort(2 * tokens**2 * width + kept**2 * tokens, 12 * kept + 20)
 
 

@@ -9,14 +9,13 @@ import torch
 from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
+from foveate.layout import one_row
 from foveate.methods import (
     Effort,
     EncoderAttention,
-    Layout,
     Method,
     Plan,
     Positions,
-    Segment,
     Signal,
     VisualTokens,
     register,
@@ -87,7 +86,7 @@ class Cluster(Method):
 
     def effort(self, tokens: int, width: int) -> Effort:
         """Every round compares all tokens with all centres and makes the means anew; the draws of k-means++ besides."""
-        kept, rounds = self.count(Layout((Segment(1, 1, tokens),))), self.iterations + 1
+        kept, rounds = self.count(one_row(tokens)), self.iterations + 1
         draws = kept if self.start == "plusplus" else 0
         work = rounds * (2 * tokens * kept * width + 2 * tokens * width) + draws * 3 * tokens * width
         return Effort(work, 20 * rounds + 8 * draws + 20)

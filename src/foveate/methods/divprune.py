@@ -9,7 +9,8 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.methods import Effort, Layout, Method, Plan, Positions, Segment, VisualTokens, register
+from foveate.layout import one_row
+from foveate.methods import Effort, Method, Plan, Positions, VisualTokens, register
 
 
 @register("divprune")
@@ -42,7 +43,7 @@ class DivPrune(Method):
 
     def effort(self, tokens: int, width: int) -> Effort:
         """The matrix of cosines, then three operations over all tokens per kept one."""
-        kept = self.count(Layout((Segment(1, 1, tokens),)))
+        kept = self.count(one_row(tokens))
         return Effort(2 * tokens**2 * width + 3 * kept * tokens, 3 * kept + 10)
 
 

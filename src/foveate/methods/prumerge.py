@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from foveate.layout import one_row
 from foveate.methods import (
     AUTO,
     Effort,
@@ -20,7 +21,6 @@ from foveate.methods import (
     Method,
     Plan,
     Positions,
-    Segment,
     Signal,
     VisualTokens,
     register,
@@ -106,7 +106,7 @@ class PruMerge(Method):
 
     def effort(self, tokens: int, width: int) -> Effort:
         """The keys of kept tokens against all keys, and the map from all tokens to kept ones."""
-        kept = self.count(Layout((Segment(1, 1, tokens),)))
+        kept = self.count(one_row(tokens))
         return Effort(2 * kept * tokens * width + 10 * kept * tokens, 40)
 
     def plan(self, tokens: VisualTokens) -> Plan:

@@ -15,7 +15,7 @@ from torch import Tensor
 from foveate.errors import FoveateError
 from foveate.method import Method
 from foveate.plan import Plan
-from foveate.tokens import Layout, Segment, VisualTokens
+from foveate.tokens import Layout, VisualTokens
 
 
 def plan_of(method: Method, tokens: VisualTokens) -> Plan:
@@ -56,15 +56,6 @@ def plan_of(method: Method, tokens: VisualTokens) -> Plan:
         plan = method.plan(batch)
         plans |= dict(zip(members, _rows(plan, index.shape[0])))
     return _joined([(indices[number], plans[number]) for number in range(len(tiles))], count)
-
-
-def one_row(count: int) -> Layout:
-    """Return the layout of `count` tokens whose rows and columns are unknown.
-
-    >>> one_row(3).segments
-    (Segment(t=1, h=1, w=3, rows=(), columns=()),)
-    """
-    return Layout((Segment(1, 1, count),))
 
 
 def known_tiles(method: Method, tiles: tuple[Layout, ...] | None) -> tuple[Layout, ...]:

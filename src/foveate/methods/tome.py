@@ -10,16 +10,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from foveate.layout import one_row
 from foveate.methods import (
     Effort,
     EncoderKeys,
     FoveateError,
     KeepError,
-    Layout,
     Method,
     Plan,
     Positions,
-    Segment,
     Signal,
     VisualTokens,
     register,
@@ -108,7 +107,7 @@ class ToMe(Method):
 
     def effort(self, tokens: int, width: int) -> Effort:
         """Each round compares half of the tokens with the other half, and moves all of them."""
-        kept, left, work = self.count(Layout((Segment(1, 1, tokens),))), tokens, 0.0
+        kept, left, work = self.count(one_row(tokens)), tokens, 0.0
         rounds = self._rounds(tokens, kept)
         for merges in rounds:
             work += left**2 * width / 2 + 4 * left * width

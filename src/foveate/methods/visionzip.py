@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from foveate.layout import one_row
 from foveate.methods import (
     Effort,
     EncoderAttention,
@@ -18,7 +19,6 @@ from foveate.methods import (
     Method,
     Plan,
     Positions,
-    Segment,
     Signal,
     VisualTokens,
     register,
@@ -74,7 +74,7 @@ class VisionZip(Method):
 
     def effort(self, tokens: int, width: int) -> Effort:
         """Each token's key against the targets' keys."""
-        kept = self.count(Layout((Segment(1, 1, tokens),)))
+        kept = self.count(one_row(tokens))
         return Effort(2 * tokens * self._contextual(kept) * width + 6 * tokens * width, 35)
 
     def _contextual(self, kept: int) -> int:

@@ -11,15 +11,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from foveate.layout import one_row
 from foveate.methods import (
     Effort,
     EncoderAttention,
     KeepError,
-    Layout,
     Method,
     Plan,
     Positions,
-    Segment,
     Signal,
     VisualTokens,
     register,
@@ -75,7 +74,7 @@ class VisPruner(Method):
 
     def effort(self, tokens: int, width: int) -> Effort:
         """The matrix of cosines, then rounds over a quarter of what is left of it."""
-        kept = self.count(Layout((Segment(1, 1, tokens),)))
+        kept = self.count(one_row(tokens))
         rounds = -(-(tokens - kept) // self.step)
         return Effort(2 * tokens**2 * width + rounds * (tokens**2 + tokens * kept + kept**2) / 12, 10 * rounds + 12)
 

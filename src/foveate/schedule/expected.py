@@ -10,8 +10,9 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from foveate.errors import KeepError
+from foveate.layout import one_row
 from foveate.methods import Method
-from foveate.methods.tiles import keeps_whole_tile, known_tiles, one_row, plan_of
+from foveate.methods.tiles import keeps_whole_tile, known_tiles, plan_of
 from foveate.plan import Plan
 from foveate.tokens import Layout, Origin, VisualTokens
 

@@ -9,8 +9,8 @@ from typing import TypeAlias
 from foveate.errors import FoveateError, KeepError
 from foveate.families import Family, families_at
 from foveate.fingerprint import model_fingerprint
+from foveate.layout import one_row
 from foveate.methods import Method, PixelMethod
-from foveate.methods.tiles import one_row
 from foveate.schedule.depth import scaled_layers
 from foveate.schedule.encoder_layers import encoder_needs
 from foveate.schedule.expected import ExpectedTokens
