@@ -233,7 +233,7 @@ def _check_place(placement: _Placement, family: Family) -> None:
             )
         known = " and ".join("the decoder's layers" if each == "decoder" else f"@{each}" for each in family.places)
         raise FoveateError(f"{step} acts at @{place}, and all that steps can reach in {family.title} is {known}")
-    if place == "decoder":
+    if step.method.place == "decoder" and not isinstance(place, int):
         layers = ",".join(map(str, scaled_layers(step.method.layers, family.decoder_depth)))
         raise FoveateError(
             f"{step} acts inside the decoder; say at the input of which layers, for instance {step.method}@{layers}"

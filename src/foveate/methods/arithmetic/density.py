@@ -15,9 +15,10 @@ def squared_distances(features: Float[Tensor, "B N D"]) -> Float32[Tensor, "B N 
     x = features.float()
     x = x - x.mean(dim=1, keepdim=True)
     length = x.square().sum(dim=-1)
-    away = torch.baddbmm(length[:, None], x, x.transpose(1, 2), alpha=-2)
-    away.add_(length[..., None]).clamp_(min=0).diagonal(dim1=1, dim2=2).zero_()
-    return away
+    away = torch.baddbmm(length[:, None] + length[..., None], x, x.transpose(1, 2), alpha=-2).clamp_(min=0)
+    # A product rounds the two distances of a pair apart. Nearest neighbours of each other must stay equally dense.
+    away = away.triu(diagonal=1)
+    return away + away.transpose(1, 2)
 
 
 def density_peaks(
