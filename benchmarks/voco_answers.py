@@ -18,8 +18,8 @@ from voco_rivals import Rival, load_rival, prefix_memories
 import foveate
 from foveate.engine import encode
 from foveate.families import Family, family_of
+from foveate.layout import Layout, one_row
 from foveate.scenes import Scene, clip, test_set
-from foveate.tokens import Layout, Segment
 from foveate.train import checkpoint
 from foveate.train.batches import Batches
 from foveate.train.recipe import Recipe, Voco
@@ -147,7 +147,7 @@ def rival_configuration(kind: str, recipe: Recipe, folder: Path) -> Configuratio
 
 def row_layouts(features: Tensor) -> list[Layout]:
     """Return layouts of one row for `(B, N, D)` features."""
-    return [Layout((Segment(1, 1, features.shape[1]),))] * len(features)
+    return [one_row(features.shape[1])] * len(features)
 
 
 # Answers

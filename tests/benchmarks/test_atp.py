@@ -1,6 +1,6 @@
 """The benchmark of learned budgets: it runs from end to end, goes on where it ended, and its page is what it wrote."""
 
-import importlib.util
+import importlib
 import json
 import shutil
 import sys
@@ -15,19 +15,24 @@ from foveate.scenes import test_set as scenes_of
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("atp_benchmark", ROOT / "benchmarks" / "atp.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["atp_benchmark"] = module
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("atp")
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return importlib.import_module("generators.atp")
 
 
 def test_it_runs_and_goes_on(
-    benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    benchmark: ModuleType,
+    page: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def call(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["atp.py", *arguments, "--work", str(tmp_path)])
@@ -40,13 +45,14 @@ def test_it_runs_and_goes_on(
     assert call("measure", *only) == ""
     call("points", *only)
     docs = tmp_path / "docs"
-    docs.mkdir()
-    (docs / "atp.md").write_text("before\n<!-- measured -->\nstale\n<!-- end -->\nbehind\n")
     call("report", "--out", str(docs))
     found = json.loads((docs / "measured" / "atp.json").read_text())
     assert found["questions"] == 4
     assert found["configurations"]["fastv_58_at_2"]["layers"] == [576] * 2 + [58] * 10
-    text = (docs / "atp.md").read_text()
+    (docs / "atp.md").write_text("before\n<!-- measured -->\nstale\n<!-- end -->\nbehind\n")
+    monkeypatch.setattr(page, "DOCS", docs)
+    monkeypatch.setattr(page, "MEASURED", docs / "measured")
+    text = page.pages()["atp.md"]
     assert text.startswith("before\n")
     assert text.endswith("behind\n")
     assert "| `fastv:58@2` |" in text
@@ -54,7 +60,7 @@ def test_it_runs_and_goes_on(
     assert "stale" not in text
 
 
-def test_it_draws(benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_draws(benchmark: ModuleType, page: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stays of scenes, layer by layer, and the budgets' two panels, from known figures."""
     shutil.copytree(ROOT / "src" / "foveate" / "embedded" / "atp", tmp_path / "144-tokens" / "atp")
     given = ["draw", "--questions", "30", "--work", str(tmp_path), "--out", str(tmp_path)]
@@ -80,13 +86,14 @@ def test_it_draws(benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.Mon
     apart = {skill: one["value"] for skill, one in need["by_skill"].items()}
     assert apart["count"] - apart["where"] == pytest.approx(50)
     assert need["by_skill"]["count"]["low"] < apart["count"] < need["by_skill"]["count"]["high"]
-    benchmark.plot(need, tmp_path / "atp.png")
+    page.draw_budgets(need, tmp_path / "atp.png")
     with Image.open(tmp_path / "atp.png") as drawn:
         assert len(drawn.convert("RGB").getcolors(1 << 20)) > 100
 
 
-def test_the_page_is_what_was_measured(benchmark: ModuleType) -> None:
+def test_the_page_is_what_was_measured(page: ModuleType) -> None:
     found = json.loads((ROOT / "docs" / "measured" / "atp.json").read_text())
-    page = (ROOT / "docs" / "atp.md").read_text()
-    assert page.partition(benchmark.BEGIN)[2].partition(benchmark.END)[0] == benchmark.tables(found)
+    text = (ROOT / "docs" / "atp.md").read_text()
+    measured = text.partition("<!-- measured -->\n")[2].partition("<!-- end -->\n")[0]
+    assert measured == page.measured_part(found), "run python docs/make.py atp"
     assert found["scenes"] == sum(1 for _ in scenes_of(found["questions"], found["skipped_scenes"]))

@@ -26,7 +26,7 @@ class PromptImage:
         layout: its grid.
         content: `(N,)` int64, the columns of its content tokens.
         structural: `(S,)` int64, the columns of its structural tokens, such as newlines.
-        places: where the image and its prompt's text stand, for signals.
+        columns: where the image and its prompt's text stand, for signals.
         gates: the masks of its content tokens.
     """
 
@@ -34,12 +34,12 @@ class PromptImage:
     layout: Layout
     content: Int64[Tensor, "N"]
     structural: Int64[Tensor, "S"]
-    places: ImageColumns
+    columns: ImageColumns
     gates: TokenGates
 
 
 def find_prompt_images(
-    family: Family, ids: Int64[Tensor, "B S"], mask: Tensor, layouts: Sequence[Layout], asked: WantedPredictions
+    family: Family, ids: Int64[Tensor, "B S"], mask: Tensor, layouts: Sequence[Layout], wanted: WantedPredictions
 ) -> list[PromptImage]:
     """Return the images of a batch of whole prompts, in prompt order.
 
@@ -48,7 +48,7 @@ def find_prompt_images(
         ids: `(B, S)` int64, the prompts.
         mask: `(B, S)`, 0 at padding.
         layouts: the batch's images, in prompt order.
-        asked: says where each image's prompt ends.
+        wanted: says where each image's prompt ends.
 
     Raises:
         FoveateError: placeholders don't fit the images, or an image has no text.
@@ -59,13 +59,13 @@ def find_prompt_images(
         raise FoveateError(
             f"{int(visual.sum())} placeholders came for images of {sum(sizes)} tokens; pass the processor's output"
         )
-    ends = asked.prompt_ends(ids, family.image_token, sizes)
-    rows, columns = visual.nonzero().unbind(1)
+    ends = wanted.prompt_ends(ids, family.image_token, sizes)
+    row_of, column_of = visual.nonzero().unbind(1)
     is_text = mask.cpu().bool() & ~visual
     device, begin = ids.device, 0
     images: list[PromptImage] = []
     for layout, size, end in zip(layouts, sizes, ends, strict=True):
-        own, row = columns[begin : begin + size], int(rows[begin])
+        own, row = column_of[begin : begin + size], int(row_of[begin])
         begin += size
         text = is_text[row, : end + 1].nonzero().squeeze(1)
         if not len(text):
@@ -73,9 +73,9 @@ def find_prompt_images(
         content = own[layout.places].to(device)
         structural = own[[token.place for token in layout.structural]].to(device)
         last = torch.tensor([end], device=device)
-        places = ImageColumns(torch.tensor([row], device=device), content[None], text[None].to(device), last)
+        columns = ImageColumns(torch.tensor([row], device=device), content[None], text[None].to(device), last)
         gates = TokenGates.open(layout.content, device)
-        images.append(PromptImage(row, layout, content, structural, places, gates))
+        images.append(PromptImage(row, layout, content, structural, columns, gates))
     return images
 
 

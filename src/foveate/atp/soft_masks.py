@@ -71,7 +71,7 @@ class SoftMasks:
         self.scores: dict[int, list[LayerScores]] = {layer: [] for layer in adapter.layers}
         self._model = model
         self._signature = inspect.signature(self.family.core.forward)
-        self._asked = WantedPredictions()
+        self._wanted = WantedPredictions()
         # What the call in progress has brought so far.
         self._images: list[PromptImage] = []
         self._mask = torch.zeros(0, 0)
@@ -105,7 +105,7 @@ class SoftMasks:
         return handles
 
     def _read_labels(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._asked = WantedPredictions(kwargs.get("labels"))
+        self._wanted = WantedPredictions(kwargs.get("labels"))
 
     def _begin_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Find the images of a call."""
@@ -126,7 +126,7 @@ class SoftMasks:
         mask = call.get("attention_mask")
         self._mask = torch.ones_like(ids) if mask is None else mask
         self._causal_mask = causal_mask(self._mask)
-        self._images = find_prompt_images(self.family, ids, self._mask, self.family.layouts(call), self._asked)
+        self._images = find_prompt_images(self.family, ids, self._mask, self.family.layouts(call), self._wanted)
 
     def _layer_hook(self, layer: int) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -158,7 +158,7 @@ class SoftMasks:
         method, previous = self.methods[layer], self._inputs.pop(layer - 1)
         shares: list[Tensor] = []
         for image in self._images:
-            signals = Signals({need: answer(need, image.places, here, previous, None) for need in method.needs})
+            signals = Signals({need: answer(need, image.columns, here, previous, None) for need in method.needs})
             tokens = VisualTokens(hidden[image.row, image.content][None], image.layout, signals)
             if self.scores_only:
                 redundancy, statistics = method.scores(tokens)

@@ -11,8 +11,8 @@ from foveate.engine import Encoded, encode
 from foveate.engine.images import plan_images
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families import Family
+from foveate.layout import Layout, one_row
 from foveate.schedule import schedule
-from foveate.tokens import Layout, Segment
 
 DENSE = "dense"
 """The spec that keeps all visual tokens."""
@@ -36,7 +36,7 @@ def reduced_features(family: Family, encoded: Encoded, spec: str) -> tuple[Seque
     if spec == DENSE:
         return encoded.projected, encoded.layouts
     plans = plan_images(family, schedule(spec, family), encoded)
-    return [plan.features for plan in plans], [Layout((Segment(1, 1, plan.after),)) for plan in plans]
+    return [plan.features for plan in plans], [one_row(plan.after) for plan in plans]
 
 
 def check_features_spec(family: Family, spec: str) -> None:
