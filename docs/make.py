@@ -54,7 +54,7 @@ def write(made: Mapping[str, str], docs: Path = DOCS) -> None:
 
 def surplus(made: Mapping[str, str], docs: Path = DOCS) -> list[str]:
     """Return the pages in the generators' own folders that no generator makes any more."""
-    folders = {Path(path).parent for path in made} - {Path()}
+    folders = {Path(path).parent for path in made} - {Path(), Path("..")}
     there = (page.relative_to(docs).as_posix() for folder in folders for page in (docs / folder).glob("*.md"))
     return sorted(set(there) - made.keys())
 

@@ -1,11 +1,8 @@
 """The package's face: lazy names, and nothing heavy behind `import foveate`."""
 
-import ast
 import importlib
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -46,17 +43,3 @@ def test_old_module_names_say_the_new_one(old: str, new: str):
     with pytest.raises(ImportError, match=rf"{old} was renamed; import {new} instead"):
         importlib.import_module(old)
     assert importlib.import_module(new)
-
-
-def test_the_code_in_the_readme_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    root = Path(__file__).parents[1]
-    blocks = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
-    first, trained = blocks
-    monkeypatch.chdir(root)
-    names: dict[str, object] = {}
-    exec(compile(first, "README.md", "exec"), names)
-    answer, *report = capsys.readouterr().out.strip().splitlines()
-    assert answer.strip() == "brown"
-    assert "cluster:64: 576 -> 64 visual tokens" in report[-1]
-    exec(compile(trained, "README.md", "exec"), names)
-    assert len(ast.literal_eval(capsys.readouterr().out.strip())) == 2

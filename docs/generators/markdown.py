@@ -74,14 +74,19 @@ def packages(environment: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
 
 
-def with_measured_part(page: str, measured: str) -> str:
-    """Return a page with new text between its lines `<!-- measured -->` and `<!-- end -->`.
+def with_part(page: str, name: str, text: str) -> str:
+    """Return a page with new text between its comments `<!-- NAME -->` and `<!-- end -->`.
 
-    >>> with_measured_part("by hand\\n<!-- measured -->\\nold\\n<!-- end -->\\n", "new\\n")
-    'by hand\\n<!-- measured -->\\nnew\\n<!-- end -->\\n'
+    >>> with_part("by hand <!-- list -->old<!-- end --> by hand", "list", "new")
+    'by hand <!-- list -->new<!-- end --> by hand'
     """
-    before, begin, rest = page.partition("<!-- measured -->\n")
-    _, end, after = rest.partition("<!-- end -->\n")
-    assert begin, "the page has no line <!-- measured -->"
-    assert end, "the page has no line <!-- end -->"
-    return before + begin + measured + end + after
+    before, begin, rest = page.partition(f"<!-- {name} -->")
+    _, end, after = rest.partition("<!-- end -->")
+    assert begin, f"the page has no comment <!-- {name} -->"
+    assert end, f"nothing ends <!-- {name} -->"
+    return before + begin + text + end + after
+
+
+def with_measured_part(page: str, measured: str) -> str:
+    """Return a page with new text between its lines `<!-- measured -->` and `<!-- end -->`."""
+    return with_part(page, "measured", "\n" + measured)

@@ -1,7 +1,6 @@
 """What the cost model tells, and what it refuses."""
 
 import itertools
-import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +30,6 @@ from foveate.spec import parse
 from foveate.tokens import Layout, Segment
 from generators.cost import calibrations
 
-DOCS = Path(__file__).parents[2] / "docs"
 LLAVA = "llava-1.5-7b"
 
 
@@ -472,12 +470,6 @@ def test_efforts_are_near_what_plans_take(spec: str) -> None:
     slack = 1e6
     assert counted / 2 - slack <= effort.flops <= 3 * counted + slack
     assert operations.count / 5 <= effort.launches <= max(60, 3 * operations.count)
-
-
-def test_the_code_on_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "cost.md").read_text(), re.DOTALL)
-    exec(compile(code, "cost.md", "exec"), {})
-    assert "1728 -> 64 visual tokens" in capsys.readouterr().out
 
 
 def test_a_layers_own_work_is_a_known_number() -> None:

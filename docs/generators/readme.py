@@ -1,0 +1,61 @@
+"""The lists of README.md that follow from the code: families and methods. The rest is written by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from foveate.bench.configurations import BASELINES
+from foveate.families import family_class, supported
+from foveate.listing import Listing, listing
+from foveate.methods import method_class
+from generators.folders import DOCS
+from generators.markdown import table, with_part
+
+GROUPS = (
+    "before the encoder",
+    "after the encoder, by its attention",
+    "after the encoder, by features",
+    "after the encoder, by position",
+    "inside the decoder",
+)
+
+
+def pages() -> dict[str, str]:
+    """Return README.md, whose path is seen from docs/."""
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    text = with_part(text, "families", _families())
+    return {"../README.md": with_part(text, "methods", "\n" + _methods())}
+
+
+def _families() -> str:
+    kinds = [family_class(_Kind(name)) for name in supported()]
+    titles = [kind.title for kind in kinds if kind.__module__.startswith("foveate.families.")]
+    return f"[{', '.join(titles[:-1])} or {titles[-1]}](docs/families.md)"
+
+
+class _Kind:
+    """As much of a configuration as names a family."""
+
+    def __init__(self, model_type: str) -> None:
+        self.model_type = model_type
+
+
+def _methods() -> str:
+    ours = [each for each in listing() if method_class(each.name).__module__.startswith("foveate.methods.")]
+    rows = [(group, _names([each for each in ours if _group(each) == group])) for group in GROUPS]
+    return table(("where they act", "methods"), rows, "ll")
+
+
+def _group(method: Listing) -> str:
+    if method.place == "pixels":
+        return GROUPS[0]
+    if method.place == "decoder":
+        return GROUPS[4]
+    if any(each.startswith("Encoder") for each in method.reads):
+        return GROUPS[1]
+    return GROUPS[3] if method_class(method.name).fixed else GROUPS[2]
+
+
+def _names(methods: Sequence[Listing]) -> str:
+    marks = {True: " °", False: ""}
+    return ", ".join(f"[`{each.name}`](docs/methods/{each.name}.md){marks[each.name in BASELINES]}" for each in methods)
