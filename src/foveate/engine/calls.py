@@ -1,8 +1,8 @@
 """What becomes of each call of a model under `apply`.
 
 `generate` and its callers go on to see the full prompt: ids, masks, labels and logits keep its length. The decoder sees
-the shorter one. `before_core` makes the shorter call, `after_core` restores the full length and notes on the cache what
-the cache now holds.
+the shorter one. Before the core the call is made shorter; after it the full length is restored, and the cache is marked
+with what it now holds.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class Conversation:
 
 @dataclass
 class PendingCall:
-    """What `after_core` must do for the call that is under way.
+    """What is left to do for the call that is under way.
 
     Attributes:
         restore: `(B, S)` int64, for each column that the core was to see the place whose hidden state stands for it.
@@ -154,14 +154,13 @@ class CoreCalls:
         self.schedule = schedule
         self.family = family
         self.builder = ReportBuilder(str(schedule.spec), len(family.decoder_layers))
-        self._model = model
         self._synchronise = synchronise
         self._window = family.window
         self._encoder_hooks = EncoderHooks(
             family, schedule.encoder_signals, bool(schedule.features), schedule.pixels, schedule.encoder
         )
         self._decoder_hooks = DecoderHooks(family)
-        self._core_hooks: CoreHooks | None = None
+        self._core_hooks = CoreHooks(model, family.core)
         self._signature = inspect.signature(family.core.forward)
         self._local = threading.local()
         self._device = next(family.core.parameters()).device
@@ -173,14 +172,19 @@ class CoreCalls:
         """Put the hooks on."""
         self._left_behind = {name: getattr(self.family.core, name) for name in self.family.memories}
         self._encoder_hooks.open()
-        self._core_hooks = CoreHooks(self._model, self.family.core, self)
+        self._core_hooks.open(
+            before_model=self._before_model,
+            after_model=self._after_model,
+            before_core=self._before_core,
+            after_core=self._after_core,
+            end_call=self._end_call,
+        )
 
     def close(self) -> None:
         """Take the hooks off, and put back what calls leave behind on the core."""
         self._encoder_hooks.close()
         self._decoder_hooks.close()
-        if self._core_hooks is not None:
-            self._core_hooks.remove()
+        self._core_hooks.close()
         for name, value in self._left_behind.items():
             setattr(self.family.core, name, value)
 
@@ -189,25 +193,29 @@ class CoreCalls:
 
     # What the hooks call
 
-    def before_model(self, args: tuple[Any, ...], kwargs: Call) -> None:
+    def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
         """Note which predictions the caller wants: they show where the prompt ends."""
         _check_labels(args, kwargs)
         last = kwargs.get("logits_to_keep")
         last = last if isinstance(last, int) and last > 0 else 1
         self._local.wanted = WantedPredictions(kwargs.get("labels"), last)
 
-    def after_model(self) -> None:
+    def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Forget what the caller wanted, whatever came of the call."""
         self._local.wanted = WantedPredictions()
 
-    def end_call(self) -> None:
+    def _end_call(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Drop what is kept of a call, even of one that failed."""
-        self._local.pending = None
-        self._decoder_hooks.start(None)
+        self._pend(None)
 
-    def before_core(self, args: tuple[Any, ...], kwargs: Call) -> Any:
+    def _pend(self, pending: PendingCall | None) -> None:
+        """Keep what is left to do for this thread's running call."""
+        self._local.pending = pending
+        self._decoder_hooks.start(None if pending is None else pending.decoder_pass)
+
+    def _before_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> Any:
         """Return the shorter call, or None where there is nothing to do."""
-        self.end_call()
+        self._pend(None)
         call = {**self._signature.bind_partial(*args).arguments, **kwargs} if args else dict(kwargs)
         refuse_video(self.family, call)
         output = (call.get("mm_encoder_outputs") or {}).get("image")
@@ -233,11 +241,10 @@ class CoreCalls:
         else:
             call, pending = self._call_with_text(call, conversation)
         pending.seen = passed - new
-        self._local.pending = pending
-        self._decoder_hooks.start(pending.decoder_pass)
+        self._pend(pending)
         return (), call
 
-    def after_core(self, output: Any) -> Any:
+    def _after_core(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Restore the full length, and note on the cache what it now holds."""
         pending: PendingCall | None = getattr(self._local, "pending", None)
         if pending is None:

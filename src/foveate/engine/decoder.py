@@ -27,11 +27,12 @@ from foveate.engine.state import CacheState, LayerState
 from foveate.engine.step import Arrival, make_plan
 from foveate.errors import FoveateError
 from foveate.families import Family
+from foveate.layout import Layout, one_row
 from foveate.methods import Method
 from foveate.plan import Plan
 from foveate.schedule import DecoderSteps, ExpectedTokens, Schedule
 from foveate.schedule.resizing import dense_slots
-from foveate.tokens import DecoderInput, Layout, Segment, Signal
+from foveate.tokens import DecoderInput, Signal
 from foveate.transformers_api import cache_of_call
 
 
@@ -304,7 +305,7 @@ class DecoderPass:
             layout, slot, dense = image.grid, None, torch.arange(image.grid.content)
             if image.plan is not None:
                 slot = image.plan.slot[0]
-                layout, dense = _one_row(len(slot)), slot.cpu()
+                layout, dense = one_row(len(slot)), slot.cpu()
             expected = schedule.foresee(
                 image.grid, None if slot is None else len(slot), len(self.family.decoder_layers)
             )
@@ -506,7 +507,7 @@ class DecoderPass:
             image = self.images[number]
             image.places = closing.landing[image.row, places]
             image.structural[1] = closing.landing[image.row, image.structural[1]]
-            image.layout = _one_row(len(places))
+            image.layout = one_row(len(places))
             image.expected = image.expected.after(image.methods[layer])
         if packs:
             self._pack(ends)
@@ -734,10 +735,6 @@ def _landing(index: Tensor, real: Tensor, shape: tuple[int, int]) -> Tensor:
 def _host_can_look(device: torch.device) -> bool:
     """Whether the host reads what lies on a device without waiting for it."""
     return device.type == "cpu"
-
-
-def _one_row(count: int) -> Layout:
-    return Layout((Segment(1, 1, count),))
 
 
 def _plan_rows(plan: Plan, index: Tensor) -> Plan:

@@ -42,54 +42,37 @@ class Handle(Protocol):
 # On the core, where image features meet text
 
 
-class CoreCallbacks(Protocol):
-    """What is called around the core, and around the model that calls it."""
-
-    def before_model(self, args: Arguments, kwargs: Keywords) -> None:
-        """Note what the caller of the model wants."""
-
-    def after_model(self) -> None:
-        """Forget what the caller wanted, whatever came of the call."""
-
-    def before_core(self, args: Arguments, kwargs: Keywords) -> Any:
-        """Return other arguments for the core, or None."""
-
-    def after_core(self, output: Any) -> Any:
-        """Return another output of the core, or None."""
-
-    def end_call(self) -> None:
-        """Drop what is kept of a call, even of one that failed."""
-
-
 class CoreHooks:
-    """Calls back before and after the core, and the module right around it.
+    """Calls hooks before and after the core, and before and after the module right around it.
 
     Args:
         model: as the caller passed it; adapters and wrappers around the real model may never be called themselves.
         core: the module in which image features meet text.
-        callbacks: what to call.
     """
 
-    def __init__(self, model: nn.Module, core: nn.Module, callbacks: CoreCallbacks) -> None:
+    def __init__(self, model: nn.Module, core: nn.Module) -> None:
+        self._core = core
+        self._around = next((each for each in model.modules() if any(part is core for part in each.children())), None)
         self._handles: list[Handle] = []
-        add = self._handles.append
-        around = next((each for each in model.modules() if any(part is core for part in each.children())), None)
-        if around is not None:
-            add(
-                around.register_forward_pre_hook(
-                    lambda module, args, kwargs: callbacks.before_model(args, kwargs), with_kwargs=True
-                )
-            )
-            add(around.register_forward_hook(lambda module, args, output: callbacks.after_model(), always_call=True))
-        add(
-            core.register_forward_pre_hook(
-                lambda module, args, kwargs: callbacks.before_core(args, kwargs), with_kwargs=True
-            )
-        )
-        add(core.register_forward_hook(lambda module, args, output: callbacks.after_core(output)))
-        add(core.register_forward_hook(lambda module, args, output: callbacks.end_call(), always_call=True))
 
-    def remove(self) -> None:
+    def open(
+        self,
+        before_model: Callable[[nn.Module, Arguments, Keywords], None],
+        after_model: Callable[[nn.Module, Arguments, Any], None],
+        before_core: Callable[[nn.Module, Arguments, Keywords], Any],
+        after_core: Callable[[nn.Module, Arguments, Any], Any],
+        end_call: Callable[[nn.Module, Arguments, Any], None],
+    ) -> None:
+        """Put the hooks on; `after_model` and `end_call` are called even if the call failed."""
+        add = self._handles.append
+        if self._around is not None:
+            add(self._around.register_forward_pre_hook(before_model, with_kwargs=True))
+            add(self._around.register_forward_hook(after_model, always_call=True))
+        add(self._core.register_forward_pre_hook(before_core, with_kwargs=True))
+        add(self._core.register_forward_hook(after_core))
+        add(self._core.register_forward_hook(end_call, always_call=True))
+
+    def close(self) -> None:
         """Take the hooks off."""
         while self._handles:
             self._handles.pop().remove()

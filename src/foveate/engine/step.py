@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from foveate.layout import Layout
+from foveate.layout import Layout, one_row
 from foveate.methods import Method
 from foveate.methods.tiles import plan_of
 from foveate.plan import Plan
-from foveate.tokens import Origin, Segment, Signal, Signals, VisualTokens
+from foveate.tokens import Origin, Signal, Signals, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def make_plan(
     if arrival.slot is None:
         layout, origin = arrival.layout, None
     else:
-        layout = Layout((Segment(1, 1, features.shape[1]),))
+        layout = one_row(features.shape[1])
         origin = Origin(arrival.layout, arrival.slot, arrival.tiles)
     with torch.set_grad_enabled(method.trained and torch.is_grad_enabled()):
         seen = features if method.trained else features.detach()
