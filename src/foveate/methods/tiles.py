@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from foveate.errors import FoveateError
+from foveate.layout import one_row
 from foveate.method import Method
 from foveate.plan import Plan
 from foveate.tokens import Layout, VisualTokens

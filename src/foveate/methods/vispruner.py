@@ -73,8 +73,11 @@ class VisPruner(Method):
         return (EncoderAttention(layer=self.layer),)
 
     def effort(self, tokens: int, width: int) -> Effort:
-        """The matrix of cosines, then rounds over a quarter of what is left of it."""
+        """Estimate the matrix of cosines, and rounds over a quarter of what is left of it."""
         kept = self.count(one_row(tokens))
+        if int(kept * self.important) == kept:
+            # The most important tokens alone: nothing is compared.
+            return super().effort(tokens, width)
         rounds = -(-(tokens - kept) // self.step)
         return Effort(2 * tokens**2 * width + rounds * (tokens**2 + tokens * kept + kept**2) / 12, 10 * rounds + 12)
 
