@@ -3,8 +3,8 @@
 
 Trains VoCo tokens for the embedded model by recipes/voco.yaml, and two rivals alike (the same images, questions, LoRA
 weights, learning rate, and steps unless --rival-steps says otherwise): average pooling with a linear layer, and a small
-Q-Former, one token each. Then asks all of them the questions of the test set, beside the dense model, the dense model
-without an image, and untrained VoCo tokens; and measures the time of a second question about an image.
+Q-Former, one token each. Then asks all of them the questions of the test set, and also the dense model, the dense
+model without an image, and untrained VoCo tokens; and measures the time of a second question about an image.
 
 Three more parts continue from the trained tokens. `longer` trains all three on other images by recipes/voco-longer.yaml
 (rivals for --rival-longer steps). `distil` trains them on with cross-entropy, and alike with half distillation. `clips`

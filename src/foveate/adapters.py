@@ -22,7 +22,7 @@ FORMAT: Final = 1
 
 
 class PretrainedAdapter:
-    """Save and load what was learned beside a base model: JSON settings, safetensors, and further files if any.
+    """Save and load what was learned for a base model: JSON settings, safetensors, and further files if any.
 
     A subclass sets `kind` and says what it consists of in `settings`, `tensors` and `from_files`. An adapter of kind
     "ATP" is the files `atp.json` and `atp.safetensors`.
@@ -34,7 +34,7 @@ class PretrainedAdapter:
     kind: ClassVar[str]
     """What errors call the adapter; in lower case, the name of its files."""
     further: ClassVar[tuple[str, ...]] = ()
-    """Names of files or folders that it may have besides."""
+    """Names of further files or folders that it may have."""
     base: str
 
     def settings(self) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def _move(new: Path, final: Path, names: Sequence[str]) -> None:
     """Move new files to `final` and old ones out of the way; after an error, move everything back."""
     old = new / ".old"
     old.mkdir()
-    # With settings beside them, files of these names belong to an older adapter and go; else only those in the way.
+    # If settings are there, all files of these names belong to an older adapter; else only those in the way go.
     replaces_adapter = (final / names[-1]).exists()
     removed: list[str] = []
     placed: list[str] = []

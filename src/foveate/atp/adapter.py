@@ -31,7 +31,7 @@ class ATP(LearnedThresholds):
         model: the base model.
         layers: the decoder layers at whose input tokens are dropped; None takes the authors' 4, 14 and 24 of 32, scaled
             to the model's depth.
-        question: whether thresholds depend on the question's hidden state, besides the scores.
+        question: whether thresholds depend on the question's hidden state and not only on the scores.
         width: the width of each predictor's hidden layer.
         parts: which scores count: "self", "cross", "spatial".
         seed: draws the initial weights.

@@ -199,6 +199,16 @@ def soft_masks(
     Raises:
         FoveateError: the attention takes no additive mask. Calls in the block raise it if they aren't for whole
             prompts, or if an image has no text.
+
+    >>> import foveate
+    >>> from PIL import Image
+    >>> model, processor = foveate.reference()
+    >>> image = Image.new("RGB", (192, 192))
+    >>> inputs = processor(text=["<bos>USER:<image>what is this ?"], images=[image], return_tensors="pt")
+    >>> with soft_masks(model, foveate.ATP.from_pretrained("shipped"), temperature=10.0) as masks:
+    ...     output = model(**inputs)
+    >>> masks.shares.shape
+    torch.Size([1, 3])
     """
     masks = SoftMasks(model, adapter, temperature, hard, acts_on, shift)
     handles = masks.register()

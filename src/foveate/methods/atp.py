@@ -231,7 +231,7 @@ class ATPLayer(ATPMethod):
         return (self.adapter.layers[self.number],)
 
     def check(self, places: Sequence[Place], base: Callable[[], str]) -> None:
-        """Check the layers and the model as the whole adapter does."""
+        """Check that the adapter was made for these layers and this model."""
         assert self.adapter is not None
         replaced = tuple(self.adapter.layers) if tuple(places) == self.places else places
         super().check(replaced, base)
@@ -250,7 +250,7 @@ class ATPLayer(ATPMethod):
         return predictor(statistics, question, self.shift)
 
     def __str__(self) -> str:
-        # Specs name whole adapters.
+        # Specs name adapters, not single layers of them.
         return written(ATPMethod(adapter=self.adapter))
 
 

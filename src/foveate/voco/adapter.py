@@ -62,9 +62,17 @@ class VoCo(PretrainedAdapter, nn.Module):
         FoveateError: `tokens` is below 1, or `start` comes with `shared`.
 
     >>> import foveate
+    >>> from PIL import Image
+    >>> model, processor = foveate.reference()
     >>> voco = foveate.VoCo.from_pretrained("shipped")
-    >>> voco.tokens
-    32
+    >>> part = {"type": "image", "image": Image.new("RGB", (192, 192))}
+    >>> chat = [{"role": "user", "content": [part]}]
+    >>> inputs = processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_tensors="pt")
+    >>> (memory,) = voco.encode(model, inputs)
+    >>> memory.tokens, memory.visual_tokens
+    (32, 576)
+    >>> voco.generate(model, memory.first(8), ["how many circles are there ?"], processor, max_new_tokens=1)
+    ['...']
     """
 
     kind: ClassVar[str] = "VoCo"
