@@ -1,4 +1,4 @@
-"""Adapters on disk and on the hub: whole or not at all."""
+"""Adapters are written to disk and to the hub completely or not at all."""
 
 import shutil
 from pathlib import Path
@@ -32,7 +32,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_an_adapter_is_replaced_whole_and_nothing_else(tmp_path):
-    """A model's own files stay, a folder may be one that can't be renamed, and nothing of the older adapter is left."""
+    """A model's own files stay, the folder itself isn't replaced, and no file of the older adapter remains."""
     home = tmp_path / "within" / "adapter"
     write(home, "old", "weights", "lora/config", "settings")
     (home / "model.safetensors").write_text("the model")
@@ -109,7 +109,7 @@ def test_what_fails_leaves_all_as_it_was(tmp_path, fail, error, text):
 
 @pytest.mark.parametrize("last", range(6))
 def test_the_old_one_is_put_back(tmp_path, monkeypatch, last):
-    """Whichever renaming is the one that fails; and the settings are never beside another adapter's files."""
+    """Whichever rename fails; and the settings are never together with another adapter's files."""
     write(tmp_path / "adapter", "old", "weights", "lora/config", "settings")
     before = contents(tmp_path)
     replace, done = Path.replace, []

@@ -1,4 +1,4 @@
-"""The soft masks are the hard rule in the limit, gradients get where they must, and budgets can be asked for."""
+"""Soft masks approach the hard rule, gradients reach thresholds and model, and means can be asked for."""
 
 from itertools import pairwise
 from typing import Any
@@ -31,7 +31,7 @@ def model(row):
 
 
 def adapter_of(model: Any, theta: tuple[float, float] = (0.45, 0.7), **options: Any) -> ATP:
-    """Thresholds that differ from image to image, about these."""
+    """Return an adapter whose thresholds are near `theta` and differ by image."""
     adapter = ATP(model, layers=(1, 2), **options)
     with torch.no_grad():
         generator = torch.Generator().manual_seed(3)
@@ -49,7 +49,7 @@ def text_logits(model: Any, inputs: dict[str, Any], row: Row) -> torch.Tensor:
 
 @pytest.mark.parametrize("parts", [PARTS, ("self", "cross"), ("cross", "spatial")], ids="+".join)
 def test_hard_equals_soft_as_the_temperature_grows(row, model, parts):
-    """Logits of text, and the tokens left of each image behind each layer."""
+    """Compare the text's logits, and the tokens left of each image after each layer."""
     if parts != PARTS and row.name != "llava":
         pytest.skip("one family is enough for that")
     adapter, inputs = adapter_of(model, parts=parts), row.inputs(*BATCH)
@@ -100,7 +100,7 @@ def test_gradient_reaches_both_heads_and_the_backbone(attention):
 
 
 def test_one_token_left_is_no_reason_for_a_loss_that_is_no_number():
-    """Nothing differs among one token, whatever those that are gone score."""
+    """Scores of a single token have no spread, whatever the dropped tokens score."""
     row = FAMILIES[0]
     model, inputs = row.model("sdpa"), row.inputs("t6 A t5")
     adapter = adapter_of(model, theta=(0.9, 0.9999))
@@ -150,7 +150,7 @@ def test_later_layers_cost_more():
 
 
 def test_fewer_stay_as_thresholds_rise(row, model):
-    """At one layer: behind a second one, scores are stretched over others."""
+    """At one layer: at a second one, scores are stretched over other tokens."""
     adapter, inputs = adapter_of(model), row.inputs(*BATCH)
     counts = []
     for shift in (-4.0, -1.0, -0.3, 0.0, 0.3, 1.0, 4.0, 40.0):
@@ -228,13 +228,13 @@ def test_means_can_be_asked_for_and_saved(row, tmp_path):
 
 
 def test_a_grid_stays_at_first():
-    """Where the budget has room for it, and what is left of the budget stays by redundancy."""
+    """If the budget has room for the grid; the rest of the budget stays by redundancy."""
     row = FAMILIES[0]
     model = row.model()
     inputs = [row.inputs(*(f"t{n} {letter} t5" for letter in "AB")) for n in (3, 6, 8)]
 
     def started(grid: int) -> tuple[list[int], list[float], list[float]]:
-        """Tokens that pass by their place, and thresholds of redundancy, per layer; shares left behind layers."""
+        """Return per layer the tokens that pass by their place, the redundancy threshold, and the share left."""
         adapter = ATP(model, layers=(1, 2))
         adapter.prepare(model, inputs, 0.45, grid)
         with torch.no_grad(), soft_masks(model, adapter, 1e7) as masks:
@@ -292,7 +292,7 @@ def test_what_is_refused(tmp_path):
 
 
 def test_what_it_takes():
-    """The thresholds are nothing beside the model; what they look at is queries of three layers, once more."""
+    """Thresholds have few weights, and their scores cost only the queries of three layers."""
     from foveate.costmodel import cost
 
     adapter, (model, _) = ATP.from_pretrained(), foveate.reference()

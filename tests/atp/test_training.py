@@ -1,4 +1,4 @@
-"""Thresholds on the trainer: alone or with the model, resumed to the same weights, and used by a spec."""
+"""Thresholds train alone or with the model, resume to the same weights, and are used by a spec."""
 
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def test_thresholds_alone_and_resumed(tiny: Path, tmp_path: Path) -> None:
 # Asked for by peft.
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_along_with_the_model(tiny: Path, tmp_path: Path) -> None:
-    """Its weights move, and the adapter is for the model as it is then."""
+    """Its weights change, and the adapter belongs to the trained model."""
     for train in ("full", "lora"):
         out = run(parse_recipe(given(tiny, train=train, steps=2, lr=1e-3)), tmp_path / train, say=lambda _: None)
         assert out == tmp_path / train / "model"
@@ -79,7 +79,7 @@ def test_along_with_the_model(tiny: Path, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_thresholds_have_a_learning_rate_of_their_own(tiny: Path, tmp_path: Path) -> None:
-    """The model's is next to nothing, so only they move."""
+    """The model's is almost zero, so only the thresholds change."""
     changes = {"train": "lora", "steps": 3, "lr": 1e-12, "save_every": 2, "atp": {**ATP, "lr": 0.05}}
     run(parse_recipe(given(tiny, **changes)), tmp_path, say=lambda _: None)
     learned = load_file(tmp_path / "atp" / "atp.safetensors")

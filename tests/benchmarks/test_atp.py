@@ -1,4 +1,4 @@
-"""The benchmark of learned budgets: it runs from end to end, goes on where it ended, and its page is what it wrote."""
+"""The benchmark of learned budgets runs from end to end and resumes, and the page shows its result."""
 
 import importlib
 import json
@@ -61,7 +61,7 @@ def test_it_runs_and_goes_on(
 
 
 def test_it_draws(benchmark: ModuleType, page: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What stays of scenes, layer by layer, and the budgets' two panels, from known figures."""
+    """Draw the tokens that stay of scenes, and the two panels of budgets from known figures."""
     shutil.copytree(ROOT / "src" / "foveate" / "embedded" / "atp", tmp_path / "144-tokens" / "atp")
     given = ["draw", "--questions", "30", "--work", str(tmp_path), "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["atp.py", *given])

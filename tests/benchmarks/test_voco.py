@@ -1,4 +1,4 @@
-"""The evidence for VoCo tokens: the whole of it in small, the intervals of retention, and the page that shows it."""
+"""The benchmark of VoCo tokens runs at a small size, its intervals are right, and the page shows its result."""
 
 import gc
 import importlib

@@ -1,4 +1,4 @@
-"""LoRA weights of an adapter: in the model while they are used, and no trace of them afterwards."""
+"""LoRA weights of an adapter are added to the model while they are used, and leave no trace."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ LAYERS = r".*language_model.*(q_proj|v_proj)"
 
 
 def tuned(seed: int, row: Row = ROW, **options: Any) -> Any:
-    """A model with random LoRA weights, in evaluation mode."""
+    """Return a model with random LoRA weights, in evaluation mode."""
     settings = {"r": 2, "lora_alpha": 3, "target_modules": LAYERS, **options}
     wrapped: Any = peft.get_peft_model(row.model(), peft.LoraConfig(**settings))
     torch.manual_seed(seed)
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def state(model: Any) -> dict[str, Any]:
-    """All that a block may have changed: modules, weights, what learns, and what is on."""
+    """Return all that a block may change: modules, hooks, weights, requires_grad, and enabled adapters."""
     return {
         "modules": [(name, type(module), module.training) for name, module in model.named_modules()],
         "hooks": [name for name, module in model.named_modules() if module._forward_hooks and name.endswith("_proj")],
@@ -51,7 +51,7 @@ def state(model: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name in ("llava", "qwen2_5_vl")], ids=lambda row: row.name)
 @pytest.mark.parametrize("options", [{}, {"use_rslora": True, "rank_pattern": {"q_proj": 3}}], ids=["plain", "ranks"])
 def test_the_weights_are_in_the_model_only_while_they_are_used(row, options, tmp_path):
-    """What peft computes with them is what comes out, and the model is then what it was, as it is on disk, too."""
+    """The result equals peft's; afterwards the model is unchanged, and can be saved."""
     model, wrapped = row.model(), tuned(1, row, **options)
     model.train()
     model.lm_head.weight.requires_grad_(False)
@@ -73,7 +73,7 @@ def test_the_weights_are_in_the_model_only_while_they_are_used(row, options, tmp
 
 @pytest.mark.parametrize("off", [False, True])
 def test_adapters_that_the_model_has_are_off_meanwhile_and_as_before_afterwards(folder, tmp_path, off):
-    """Those memories would carry the same names as others, of which they are not."""
+    """Else memories of another model would have the same fingerprints."""
     tuned(2).save_pretrained(tmp_path / "mine")
     model, plain = ROW.model(), ROW.model()
     model.load_adapter(str(tmp_path / "mine"), adapter_name="mine")
@@ -97,7 +97,7 @@ def test_adapters_that_the_model_has_are_off_meanwhile_and_as_before_afterwards(
 
 
 def test_blocks_in_blocks(folder):
-    """The inner adapter alone counts, once, and the outer one again behind it; what is cached serves training, too."""
+    """Only the innermost adapter counts, and the outer one again after it; cached weights can be trained with."""
     model, voco, bare = ROW.model(), VoCo.from_pretrained(folder), VoCo(ROW.model(), 2)
     inputs = ROW.inputs("t4 A t3")
     alone = [each.encode(model, inputs)[0].keys for each in (voco, bare)]
@@ -115,7 +115,7 @@ def test_blocks_in_blocks(folder):
 
 
 def test_a_loss_is_that_of_the_whole_adapter(folder):
-    """As peft computes it in its wrapper, which is left alone: its weights are what is trained."""
+    """It equals peft's in its wrapper, whose own weights are the ones that are trained."""
     model, voco, inputs = ROW.model(), VoCo.from_pretrained(folder), ROW.inputs("t4 A t3")
     inputs["labels"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == ROW.image_token, -100)
     for two in (True, False):
@@ -138,7 +138,7 @@ def test_a_wrapper_is_refused(folder):
 
 
 def test_where_an_adapter_is(folder, tmp_path, monkeypatch):
-    """Another working directory is nothing to it; weights that are gone or damaged are said to be."""
+    """It works from another working directory; missing or damaged weights raise an error that says so."""
     shutil.copytree(folder, tmp_path / "voco")
     monkeypatch.chdir(tmp_path)
     voco, model, inputs = VoCo.from_pretrained("voco"), ROW.model(), ROW.inputs("A")

@@ -1,4 +1,4 @@
-"""Who sees whom: the authors' mask, and what theirs can't do."""
+"""The VoCo mask is the authors' for one image, and hides each of several images."""
 
 import json
 from pathlib import Path

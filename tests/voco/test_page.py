@@ -1,4 +1,4 @@
-"""The page's examples run, on the embedded model."""
+"""The examples of docs/voco.md run on the embedded model."""
 
 import re
 from pathlib import Path

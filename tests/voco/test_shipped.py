@@ -1,4 +1,4 @@
-"""The adapter that comes with the embedded model: small, whole, and worth having."""
+"""The adapter that comes with the embedded model is small, complete, and better than no image."""
 
 import torch
 

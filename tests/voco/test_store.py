@@ -1,4 +1,4 @@
-"""Memories by what they were made from, in a bounded folder that two processes share."""
+"""A store finds memories by their image, is bounded in size, and can be shared by processes."""
 
 import os
 import resource
@@ -117,7 +117,7 @@ def test_what_a_killed_process_left_is_cleared_away_in_time(tmp_path):
 
 @contextmanager
 def limit(name: int, value: int) -> Iterator[None]:
-    """With less of something than the system gives."""
+    """Lower a limit of the process inside the block."""
     before = resource.getrlimit(name)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(name, (value, before[1]))
@@ -129,7 +129,7 @@ def limit(name: int, value: int) -> Iterator[None]:
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path):
-    """And what was just made is not lost for that."""
+    """The memory that was just made is returned all the same."""
     store = MemoryStore(tmp_path)
     store.put("a", memory(1.0))
     with limit(resource.RLIMIT_FSIZE, 512):
@@ -156,7 +156,7 @@ def test_a_file_that_cannot_be_opened_now_stays(tmp_path):
 
 
 def test_a_store_that_can_only_be_read(tmp_path, monkeypatch):
-    """What is whole is found, and what is damaged is left where it is."""
+    """Complete memories are read, and damaged ones are left in place."""
     store = MemoryStore(tmp_path)
     store.put("a", memory(1.0))
     keys = {name: torch.zeros(2, 2, 4, 8) for name in ("keys", "values", "frequencies")}
@@ -177,7 +177,7 @@ def test_a_store_that_can_only_be_read(tmp_path, monkeypatch):
 
 
 def test_what_is_found_fits_the_model(tmp_path):
-    """Made by a process in float32, and read by one in bfloat16 whose encoder is in float32."""
+    """Written by a float32 process, and read by a bfloat16 one whose encoder is in float32."""
     row = next(row for row in ROWS if row.name == "llava")
     wide, model = row.model(), row.model(dtype=torch.bfloat16)
     family = family_of(model)
@@ -198,7 +198,7 @@ def test_what_is_found_fits_the_model(tmp_path):
 
 
 def test_memories_of_two_devices_and_of_two_lengths_meet():
-    """The first one's device is taken, and the question's."""
+    """Joining takes the device of the first memory; the cache takes the question's."""
     far, near = memory(1.0).to("meta"), memory(2.0)
     joined = VoCoMemory.joined([far, near.first(2)])
     assert (joined.tokens, joined.keys.device.type, joined.adapter) == (6, "meta", "adapter")
@@ -226,7 +226,7 @@ def start(folder, seed: int, steps: int) -> subprocess.Popen:
 
 
 def test_two_processes_and_a_kill(tmp_path):
-    """Both evict what the other reads; one is killed in the middle; what is left is whole."""
+    """Both evict what the other reads; one is killed while it writes; no file is damaged."""
     steady, doomed = start(tmp_path, 0, 100), start(tmp_path, 3, 1_000_000)
     assert doomed.stdout.readline().strip() == "0"
     time.sleep(0.2)

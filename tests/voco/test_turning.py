@@ -1,4 +1,4 @@
-"""Memories are moved where the decoder's own code says that turning their keys is moving them, and nowhere else."""
+"""Memories can be moved if and only if the decoder's own code rotates keys as foveate does."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*Each run of its image placehol
 
 
 def apart(row: Other, prompt: str) -> float:
-    """How far the two passes are from the masked one."""
+    """Return the largest difference between the logits of two passes and of the masked pass."""
     model, inputs = row.model("eager"), row.inputs(prompt)
     voco = VoCo(model, 3, shared=False)
     with torch.no_grad():
@@ -40,7 +40,7 @@ def test_heads_that_are_turned_in_part_are_moved():
 
 @pytest.mark.parametrize("name", ["aya_vision", "gemma3"])
 def test_one_image_is_right_and_two_are_refused(name):
-    """Other pairs and layers that don't turn; and frequencies that differ from layer to layer."""
+    """One rotates other pairs and not all layers; the other has frequencies that differ by layer."""
     row = BY_NAME[name]
     assert apart(row, "t2 A t9") < 1e-4
     model = row.model()
@@ -68,7 +68,7 @@ def test_layers_that_remember_no_keys_are_refused():
 
 
 def test_asking_leaves_a_model_in_training_as_it_is():
-    """Half precision and dropout don't hide that keys turn; the modules' modes and the random numbers stay."""
+    """The check works in half precision and with dropout, and changes neither modes nor the random state."""
     model = BY_NAME["internvl"].model(dtype=torch.bfloat16).train()
     family = family_of(model)
     for layer in family.decoder_layers:

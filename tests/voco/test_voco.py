@@ -1,4 +1,4 @@
-"""Two passes are one, memories are what they stand for, and nothing else of the image gets through."""
+"""Two passes equal the masked pass, memories can be joined and moved, and text sees nothing else of an image."""
 
 import copy
 import json
@@ -68,7 +68,7 @@ def test_two_passes_equal_the_masked_pass(row, model, voco):
 
 
 def test_only_the_beginning_before_an_image_is_left_out(row, model, voco):
-    """Rows of text alone are the model's own, an answer may end with the same id, and a question may come with one."""
+    """Rows of text alone equal the model's; an answer may end with [BOS], and a question may begin with it."""
     bos = model.config.get_text_config().bos_token_id
     assert bos == 1
     text, behind = row.inputs("t9", "t3"), row.inputs("t4 A t9")
@@ -108,7 +108,7 @@ def test_gradients_of_both_ways_agree(row, model, voco):
 
 
 def test_the_image_reaches_the_text_through_voco_tokens_alone(row, model, voco):
-    """The memory held fast, the image columns get no gradient from the text: exactly zero; with it, they get some."""
+    """Features get their gradient through the memory, and another image changes the text's logits."""
     inputs = row.inputs("t4 A t6")
     encoded = encode(model, inputs)
     family = family_of(model)
@@ -143,7 +143,7 @@ def test_text_rows_give_image_columns_no_weight(row):
 
 
 def test_no_gradient_goes_from_the_text_to_image_columns(row):
-    """With VoCo tokens held fast behind every layer it is exactly zero; without, it comes through them."""
+    """With VoCo tokens detached after every layer it is exactly zero; else it passes through them."""
     model = row.model("eager")
     voco = VoCo(model, tokens=2)
     inputs = row.inputs("t4 A t6")
@@ -170,7 +170,7 @@ def test_no_gradient_goes_from_the_text_to_image_columns(row):
 
 
 def test_a_memory_moved_is_a_memory_made_there(row, model, voco):
-    """What the second image's memory is behind the first, in one masked pass, is the joined memory's second part."""
+    """In one masked pass, the second image's memory equals the second part of the joined memory."""
     a, b = voco.encode(model, row.inputs("A")) + voco.encode(model, row.inputs("B"))
     ab, ba = VoCoMemory.joined([a, b]), VoCoMemory.joined([b, a])
     assert ab.tokens == 2 * TOKENS
@@ -190,7 +190,7 @@ def test_a_memory_moved_is_a_memory_made_there(row, model, voco):
 
 
 def test_packed_images_stand_right_behind_one_another(row, model):
-    """Both ways to train agree, positions grow by the VoCo tokens alone, and order still matters."""
+    """One and two passes agree, positions grow by the VoCo tokens alone, and order matters."""
     voco = VoCo(model, TOKENS, shared=False, packed=True)
     inputs = with_labels(row, "t2 B t9 C t3")
     two, one = voco(model, inputs), voco(model, inputs, in_two_passes=False)
@@ -203,7 +203,7 @@ def test_packed_images_stand_right_behind_one_another(row, model):
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_video_is_remembered_as_it_comes(row, model, packed):
-    """Segment by segment is all at once, and every segment adds its tokens and nothing else."""
+    """Joining segment by segment equals joining all at once, and every segment adds only its tokens."""
     voco = VoCo(model, TOKENS, shared=False, packed=packed)
     segments = voco.encode(model, row.inputs("A t1 B t1 C"))
     streamed = segments[0]
@@ -219,7 +219,7 @@ def test_a_video_is_remembered_as_it_comes(row, model, packed):
 
 
 def test_decoding_from_a_memory_is_decoding_under_the_mask(row, model, voco):
-    """Greedy tokens, one by one, against full masked passes over ever longer text."""
+    """Greedy decoding equals masked passes over the text so far."""
     inputs = row.inputs("t4 A t6")
     (memory,) = voco.encode(model, inputs)
     ids = inputs["input_ids"][inputs["input_ids"] != row.image_token][None]
@@ -270,7 +270,7 @@ def test_the_first_tokens_of_a_memory_are_a_memory_of_fewer(row, model, voco):
 
 
 def test_images_read_behind_a_spec(row, model):
-    """What a spec leaves of an image is read, and the memory stands for all of it."""
+    """VoCo tokens read what a spec leaves of an image, and the memory counts all visual tokens."""
     spec = "pool2d:0.5:positions=pack@features"
     if row.name != "llava":
         with pytest.raises(UnsupportedFamily, match="rows and columns"):
@@ -418,7 +418,7 @@ def test_an_adapter_of_another_shape(row, model, voco, tmp_path, settings, said)
 
 
 def test_checkpointed_activations(row, voco):
-    """They leave no keys and values while a model trains; under the mask none are asked for."""
+    """They leave no keys and values in training; the masked pass needs none."""
     model, inputs = row.model(), with_labels(row, "t3 A t4")
     (memory,) = voco.encode(model, inputs)
     model.activation_checkpointing_enable()
@@ -465,7 +465,7 @@ def test_options_of_generate_that_can_not_be(row, model, voco, options, said):
 
 
 def test_options_of_generate_that_can(row, voco):
-    """What a dict would hold is cut, too, and a model that keeps no cache by itself answers the same."""
+    """A returned dict has only new ids, and a model whose cache is disabled answers the same."""
     model, ids = row.model(), row.inputs("t7")["input_ids"]
     (memory,) = voco.encode(model, row.inputs("A"))
     options = {"max_new_tokens": 4, "do_sample": False}
@@ -480,7 +480,7 @@ def test_options_of_generate_that_can(row, voco):
 
 
 def test_training_is_on_what_the_adapter_belongs_to(row, voco):
-    """A loss without the LoRA weights, of another model, or of a video taken for text would be no error to see."""
+    """Else the loss would be silently wrong: of another model, or of a video taken for text."""
     model, inputs = row.model(), with_labels(row, "t3 A t4")
     other = copy.deepcopy(model)
     with torch.no_grad():
