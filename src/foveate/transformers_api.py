@@ -1,7 +1,8 @@
-"""The one door to transformers: every name there that changes between versions is read here, off the model at hand.
+"""The one door to the insides of transformers: what may change between versions is used here only.
 
-Nothing below looks at a version to tell how a model is called; signatures and outputs say it. The version is looked at
-once, to warn where foveate was never tested.
+How a model is called is read from its signatures and outputs, not from a version. The version is looked at once, to
+warn where foveate was never tested. Beside this module, `loading.py` and `embedded/` load models by the public Auto
+classes, `train/` extends the public Trainer, and `costmodel/` builds models to measure them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,33 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling as FeaturesOutput
 
 from foveate.errors import FoveateError, FoveateWarning
+
+if TYPE_CHECKING:
+    from transformers import Cache
+
+__all__ = [
+    "FeaturesOutput",
+    "best_resolution",
+    "cache_argument",
+    "cache_name",
+    "cache_of_call",
+    "cache_of_output",
+    "cached_keys",
+    "cached_rows",
+    "causal_mask",
+    "check_version",
+    "deepstack_output",
+    "new_cache",
+    "rotate_patches",
+    "window_order",
+]
 
 OLDEST = (5, 18)
 """The first version whose models take image features in place of pixels (`mm_encoder_outputs`)."""
@@ -74,6 +99,96 @@ def cache_of_output(output: Any) -> Any:
     if isinstance(output, tuple):
         return next((value for value in output if hasattr(value, "get_seq_length")), None)
     return next((output[name] for name in _CACHE_NAMES if name in output), None)
+
+
+# Caches
+
+
+def new_cache(config: Any = None) -> Cache:
+    """Make an empty dynamic cache for a decoder of this configuration.
+
+    >>> new_cache().get_seq_length()
+    0
+    """
+    from transformers import DynamicCache
+
+    return DynamicCache() if config is None else DynamicCache(config=config)
+
+
+def cached_keys(cache: Any, layer: int) -> Tensor | None:
+    """Return the keys that a cache holds of a layer, `(B, H_keys, P, d)`; None if there are none."""
+    if cache is None or not int(cache.get_seq_length(layer)):
+        return None
+    return cache.layers[layer].keys
+
+
+def cached_rows(cache: Any) -> int:
+    """Return the rows of a filled cache; layers of linear attention, which hold no keys, are passed over."""
+    return next(layer.keys.shape[0] for layer in cache.layers if isinstance(getattr(layer, "keys", None), Tensor))
+
+
+# Attention
+
+
+def causal_mask(config: Any, hidden: Tensor, mask: Tensor, cache: Cache | None, layer: int) -> Any:
+    """Make the mask that a decoder layer takes, in the form that its attention implementation wants.
+
+    Args:
+        config: of the decoder.
+        hidden: `(B, S, D)`, what the layer is about to read.
+        mask: `(B, P + S)`, 0 at padding, over what the layer's cache holds and the S new columns.
+        cache: of the conversation, without the new columns in this layer; or None.
+        layer: whose cache is meant.
+    """
+    from transformers.masking_utils import create_causal_mask
+
+    return create_causal_mask(
+        config=config,
+        inputs_embeds=hidden,
+        attention_mask=mask,
+        position_ids=None,
+        layer_idx=layer,
+        **cache_argument(create_causal_mask, cache),
+    )
+
+
+def rotate_patches(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate queries and keys `(patches, H, d)` as Qwen's encoders do, by tables `(patches, d)`."""
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
+
+    return apply_rotary_pos_emb_vision(query, key, cos, sin)
+
+
+# Images
+
+
+def window_order(grids: Tensor, merge: int, window: int, patch: int) -> Tensor:
+    """Return, for each merged token of an encoder with windows, its place in the order of the image: `(tokens,)` int64.
+
+    Args:
+        grids: `(images, 3)` int64, frames, rows and columns of patches.
+        merge: patches along one side of a token.
+        window: pixels along one side of a window.
+        patch: pixels along one side of a patch.
+    """
+    from transformers.vision_utils import get_vision_window_index
+
+    index, _ = get_vision_window_index(grids, spatial_merge_size=merge, window_size=window, patch_size=patch)
+    return torch.argsort(index)
+
+
+def best_resolution(size: tuple[int, int], resolutions: Any) -> tuple[int, int]:
+    """Return the resolution, (height, width) in pixels, into which an image of this size is tiled."""
+    from transformers.image_processing_utils import select_best_resolution
+
+    return select_best_resolution(size, resolutions)
+
+
+def deepstack_output(features: list[Tensor], layers: list[list[Tensor]]) -> Any:
+    """Make the output of an encoder with DeepStack: features per image, and per layer and image what it adds later."""
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+    return BaseModelOutputWithDeepstackFeatures(pooler_output=features, deepstack_features=layers)  # pyright: ignore
 
 
 # The version

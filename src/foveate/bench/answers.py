@@ -20,7 +20,7 @@ from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.spec import Spec
-from foveate.transformers_api import cache_argument, cache_of_output
+from foveate.transformers_api import cache_argument, cache_of_output, new_cache
 
 CACHE_BYTES = 256 * 2**20
 """Keys and values that one batch of questions may take at its start."""
@@ -386,9 +386,7 @@ def _by_length(items: Iterable[tuple[int, Any]]) -> list[list[Any]]:
 
 def _selected(cache: Any, rows: Tensor) -> Any:
     """A new cache with some rows of another one; a row may come more than once."""
-    from transformers import DynamicCache
-
-    selected = DynamicCache()
+    selected = new_cache()
     for number, layer in enumerate(cache.layers):
         selected.update(layer.keys.index_select(0, rows), layer.values.index_select(0, rows), number)
     return selected

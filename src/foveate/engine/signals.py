@@ -26,6 +26,7 @@ from foveate.tokens import (
     Signal,
     Text,
 )
+from foveate.transformers_api import cached_keys
 
 _ELEMENTS_AT_ONCE = 2**25
 """Attention scores that are held at a time."""
@@ -125,10 +126,7 @@ class LayerInput:
 
     def _cached(self) -> Tensor | None:
         """Return the keys that the cache holds of the layer, `(B, H_keys, P or P + M, d)`; None if there are none."""
-        if self.cache is None or not int(self.cache.get_seq_length(self.layer)):
-            return None
-        kept: Tensor = self.cache.layers[self.layer].keys
-        return kept
+        return cached_keys(self.cache, self.layer)
 
 
 def attention(given: LayerInput, places: ImageColumns, columns: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from foveate.engine.columns import take_columns
 from foveate.errors import FoveateError
+from foveate.transformers_api import cached_rows
 
 if TYPE_CHECKING:
     from foveate.engine.calls import CoreCalls
@@ -198,8 +199,7 @@ class _RowMethod:
     def __call__(self, rows: Tensor) -> None:
         cache: Any = self._cache()
         state: CacheState | None = getattr(cache, _CACHE_STATE, None)
-        # Layers of linear attention hold no keys; a decoder has others, too.
-        before = next(layer.keys.shape[0] for layer in cache.layers if isinstance(getattr(layer, "keys", None), Tensor))
+        before = cached_rows(cache)
         getattr(type(cache), self._name)(cache, rows)
         if state is not None:
             state = state.rows(before)

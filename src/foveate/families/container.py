@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from foveate.transformers_api import FeaturesOutput
 
 
 class FeatureList(list[Tensor]):
@@ -26,7 +27,7 @@ class FeatureList(list[Tensor]):
         return torch.cat(self).reshape(*shape)
 
 
-class ImageFeatures(BaseModelOutputWithPooling):
+class ImageFeatures(FeaturesOutput):
     """A model's own container, in which `pooler_output` stays a `FeatureList`.
 
     `generate` repeats the images of a sample for its beams, and puts a plain list in place of what it found.

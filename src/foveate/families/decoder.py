@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +20,7 @@ from foveate.tokens import (
     Signal,
     Text,
 )
-from foveate.transformers_api import cache_argument
-
-if TYPE_CHECKING:
-    from transformers import Cache
+from foveate.transformers_api import causal_mask
 
 
 class Decoder:
@@ -162,25 +159,9 @@ class Decoder:
         """
         return call, ()
 
-    def causal_mask(self, hidden: Tensor, mask: Tensor, cache: Cache | None, layer: int) -> Any:
-        """The mask that a layer takes, in whatever form the attention implementation wants it.
-
-        Args:
-            hidden: `(B, S, D)`, what the layer is about to read.
-            mask: `(B, P + S)`, 0 at padding, over what the layer's cache holds and the S new columns.
-            cache: of the conversation, not holding the new columns in this layer yet; or None.
-            layer: whose cache is meant.
-        """
-        from transformers.masking_utils import create_causal_mask
-
-        return create_causal_mask(
-            config=self.decoder_config,
-            inputs_embeds=hidden,
-            attention_mask=mask,
-            position_ids=None,
-            layer_idx=layer,
-            **cache_argument(create_causal_mask, cache),
-        )
+    def causal_mask(self, hidden: Tensor, mask: Tensor, cache: Any, layer: int) -> Any:
+        """Make the mask that a layer takes; see `foveate.transformers_api.causal_mask`."""
+        return causal_mask(self.decoder_config, hidden, mask, cache, layer)
 
 
 def rotate(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from foveate.families.family import Capture, Family, cls_attention
 from foveate.families.registry import register_family
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
+from foveate.transformers_api import FeaturesOutput
 
 
 @register_family
@@ -253,7 +254,5 @@ class _FeatureMaps(nn.Module):
 
     def forward(self, pixel_values: Tensor, **_: Any) -> Any:
         """Return a row for [CLS], which nothing reads, and the features in raster order."""
-        from transformers.modeling_outputs import BaseModelOutputWithPooling
-
         hidden = torch.nn.functional.pad(pixel_values.flatten(2).transpose(1, 2), (0, 0, 1, 0))
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, hidden_states=(hidden,) * (self.depth + 1))  # pyright: ignore
+        return FeaturesOutput(last_hidden_state=hidden, hidden_states=(hidden,) * (self.depth + 1))  # pyright: ignore

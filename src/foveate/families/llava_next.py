@@ -16,6 +16,7 @@ from foveate.families.llava import Llava
 from foveate.families.registry import register_family
 from foveate.layout import remembered
 from foveate.tokens import Layout, Segment, Signal, Structural
+from foveate.transformers_api import best_resolution
 
 
 @register_family
@@ -56,9 +57,7 @@ class LlavaNext(Llava):
 
     def image_layout(self, height: int, width: int) -> Layout:
         """Return base and tiles of an image of `height` x `width` pixels, its size before any resizing."""
-        from transformers.image_processing_utils import select_best_resolution
-
-        best = select_best_resolution((height, width), self.config.image_grid_pinpoints)
+        best = best_resolution((height, width), self.config.image_grid_pinpoints)
         edge, side = int(self.config.vision_config.image_size), self.side
         down, across = best[0] // edge, best[1] // edge
         # The image fills one side of the tiles' area; on the other, the tokens of the padding are cut away evenly.

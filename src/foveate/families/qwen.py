@@ -16,6 +16,7 @@ from foveate.families.config_fields import read_number
 from foveate.families.family import Capture, Family, attention_received
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
+from foveate.transformers_api import rotate_patches
 
 
 class QwenVL(Family):
@@ -227,8 +228,6 @@ class QwenVL(Family):
 
         Queries and keys are computed again from the captured input of the layer, within the layer's windows.
         """
-        from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
-
         assert isinstance(signal, EncoderAttention | EncoderKeys)
         layer = self.encoder_layer(signal.layer)
         attention: Any = self.encoder_attentions[layer]
@@ -244,7 +243,7 @@ class QwenVL(Family):
             key = key.mean(dim=1) if signal.heads == "mean" else key.flatten(1)
             return self.in_token_order(key.view(-1, self.merge**2, key.shape[-1]).mean(dim=1), capture)
         query = torch.nn.functional.linear(hidden, weight[:width], bias[:width]).view(patches, attention.num_heads, -1)
-        query, key = apply_rotary_pos_emb_vision(query, key, *call["position_embeddings"])
+        query, key = rotate_patches(query, key, *call["position_embeddings"])
         received = self.received_in_windows(query, key, call["cu_seqlens"], attention.scaling, signal.heads)
         per_token = received.view(-1, self.merge**2).sum(dim=1)
         images = self.in_token_order(per_token, capture)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from foveate.families.config_fields import read_field, read_number
@@ -12,6 +11,7 @@ from foveate.families.family import Capture
 from foveate.families.qwen import QwenVL
 from foveate.families.registry import register_family
 from foveate.families.vision_shape import VisionShape
+from foveate.transformers_api import window_order
 
 
 @register_family
@@ -48,14 +48,6 @@ class Qwen25VL(QwenVL):
 
     def in_token_order(self, rows: Tensor, capture: Capture) -> tuple[Tensor, ...]:
         """Split rows of all images in window order `(tokens, ...)` by image, in token order."""
-        from transformers.vision_utils import get_vision_window_index
-
         tower: Any = self.tower
-        window_index, _ = get_vision_window_index(
-            capture.extra["grids"],
-            spatial_merge_size=self.merge,
-            window_size=tower.window_size,
-            patch_size=tower.patch_size,
-        )
-        order = torch.argsort(window_index).to(rows.device)
+        order = window_order(capture.extra["grids"], self.merge, tower.window_size, tower.patch_size).to(rows.device)
         return rows[order].split([layout.total for layout in capture.seen])

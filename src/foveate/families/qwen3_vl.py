@@ -12,6 +12,7 @@ from foveate.families.family import Capture
 from foveate.families.qwen import QwenVL
 from foveate.families.registry import register_family
 from foveate.families.vision_shape import VisionShape
+from foveate.transformers_api import deepstack_output
 
 _DEEPSTACK = frozenset({"deepstack_visual_embeds", "visual_pos_masks"})
 
@@ -66,11 +67,8 @@ class Qwen3VL(QwenVL):
 
     def container(self, features: Sequence[Tensor], companions: Sequence[Sequence[Tensor]] = ()) -> dict[str, Any]:
         """Make a container of features per image, and DeepStack features per layer and image."""
-        from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
-
         layers = [list(layer) for layer in zip(*companions, strict=True)]
-        output = BaseModelOutputWithDeepstackFeatures(pooler_output=list(features), deepstack_features=layers)  # pyright: ignore
-        return {"image": output}
+        return {"image": deepstack_output(list(features), layers)}
 
     def take_additions(self, call: dict[str, Any]) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
         """Take out the DeepStack features, which the decoder adds at fixed columns."""

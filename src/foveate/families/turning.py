@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from foveate.errors import UnsupportedFamily
 from foveate.families.decoder import rotate
 from foveate.families.family import Family
-from foveate.transformers_api import cache_argument
+from foveate.transformers_api import cache_argument, new_cache
 
 _STEP = 100
 _OFF = 0.05
@@ -60,14 +60,12 @@ def turned(keys: Float[Tensor, "*B d"], frequencies: Float[Tensor, "half"], step
 
 def _keys_at_two_positions(family: Family) -> list[Tensor]:
     """Of each layer, `(2, H, 1, d)`: the same token first at 0, then at `_STEP`. It sees nothing but itself."""
-    from transformers import DynamicCache
-
     decoder: Any = family.decoder
     table: Tensor = family.core.get_input_embeddings().weight  # pyright: ignore
     generator = torch.Generator().manual_seed(0)
     token = torch.randn(1, 1, table.shape[1], generator=generator).to(table.device, table.dtype)
     positions = torch.tensor([[0], [_STEP]], device=table.device)
-    cache: Any = DynamicCache(config=decoder.config)
+    cache: Any = new_cache(decoder.config)
     with torch.no_grad(), _evaluating(decoder):
         decoder(
             inputs_embeds=token.expand(2, -1, -1),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from foveate.families import Family
 from foveate.families.turning import frequencies
 from foveate.tokens import Layout
-from foveate.transformers_api import cache_argument
+from foveate.transformers_api import cache_argument, new_cache
 from foveate.voco.image_segments import decoder_positions, image_segments
 from foveate.voco.memory import VoCoMemory
 from foveate.voco.prompt_rows import PromptRow, padded_text
@@ -39,8 +39,6 @@ def read_images(
     Raises:
         UnsupportedFamily: a decoder layer caches something other than keys and values.
     """
-    from transformers import DynamicCache
-
     rotary = frequencies(family)
     groups: dict[Layout, list[int]] = {}
     for image, layout in enumerate(layouts):
@@ -49,7 +47,7 @@ def read_images(
     for layout, images in groups.items():
         segments = image_segments(family, torch.stack([features[image] for image in images]), layout, voco)
         rows, length = segments.embeddings.shape[:2]
-        cache = DynamicCache(config=family.decoder.config)  # pyright: ignore[reportArgumentType]
+        cache = new_cache(family.decoder.config)
         family.decoder(
             inputs_embeds=segments.embeddings,
             attention_mask=torch.ones(rows, length, dtype=torch.int64, device=segments.embeddings.device),
@@ -120,9 +118,7 @@ def memory_cache(
         The cache; its mask `(B, n)` int64; and the text's positions `(B, T)`, or `(axes, B, T)` if there are several
         axes.
     """
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=family.decoder.config)  # pyright: ignore[reportArgumentType]
+    cache = new_cache(family.decoder.config)
     given = [memory for memory in memories if memory is not None]
     longest = max((memory.tokens for memory in given), default=0)
     memory_mask = mask.new_zeros(mask.shape[0], longest)
