@@ -28,10 +28,10 @@ from atp_configurations import COMPARED, FIXED, LEARNED, STARTS, VARIANTS, confi
 from atp_inside import draw_kept, tokens_by_place
 
 import foveate
-from foveate.bench.results import write_whole
 from foveate.bench.statistics import difference_interval, mean_interval
 from foveate.costmodel import cost
 from foveate.families import family_of
+from foveate.files import write_json
 from foveate.train.batches import Batches
 from foveate.train.recipe import parse_recipe
 from foveate.train.run import run
@@ -66,7 +66,7 @@ def main() -> int:
         chosen = {name: each for name, each in chosen.items() if only is None or name in only}
         measure(chosen, work / "choice", CHOICE_QUESTIONS, CHOICE_SKIP)
         found = tokens_by_place(work, PLACE_QUESTIONS, CHOICE_SKIP)
-        write_whole(work / "choice" / "by-place.json", json.dumps(found) + "\n")
+        write_json(work / "choice" / "by-place.json", found, indent=None)
     elif arguments.part == "draw":
         draw_kept(work, arguments.out / "pictures" / "atp-kept.png", arguments.questions, SKIP)
     elif arguments.part == "report":
@@ -140,7 +140,7 @@ def report(work: Path, target: Path) -> None:
         history = work / name / "run.json"
         if history.exists():
             found.setdefault("training", {})[name] = json.loads(history.read_text())["history"]
-    write_whole(target, json.dumps(found, indent=1) + "\n")
+    write_json(target, found)
     for name, row in sorted(found["configurations"].items(), key=lambda pair: -pair[1]["accuracy"]["value"]):
         print(f"{name:45} {row['accuracy']['value']:.1%} {row['mean_tokens']:6.1f} {row['prefill_gflops']:.2f} GFLOPs")
 

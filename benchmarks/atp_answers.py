@@ -16,10 +16,11 @@ import torch
 from atp_configurations import Configuration, file_stem
 
 import foveate
-from foveate.bench.results import write_whole
 from foveate.engine import signals
 from foveate.families import family_of
+from foveate.files import write_text
 from foveate.loading import load
+from foveate.prompts import question_messages
 from foveate.scenes import Scene, test_set
 from foveate.train.batches import IGNORE, Batches
 from foveate.train.sources import Conversation
@@ -47,7 +48,7 @@ def measure(chosen: Mapping[str, Configuration], folder: Path, questions: int, s
             if done[name][scene.id]:
                 # An earlier run asked fewer questions, and stopped in this scene.
                 kept = [line for line in files[name].read_text().splitlines() if json.loads(line)["scene"] != scene.id]
-                write_whole(files[name], "".join(f"{line}\n" for line in kept))
+                write_text(files[name], "".join(f"{line}\n" for line in kept))
         if not missing:
             continue
         batch = batch_of(scene, collate)
@@ -74,7 +75,7 @@ def batch_of(scene: Scene, collate: Batches) -> dict[str, Any]:
     rows = []
     for question in scene.questions:
         messages = (
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question.text}]},
+            *question_messages(question.text),
             {"role": "assistant", "content": [{"type": "text", "text": question.answer}]},
         )
         rows.append((0, Conversation(scene.id, (scene.image,), messages)))

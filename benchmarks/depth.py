@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import itertools
-import json
 import os
 import platform
 import statistics
@@ -31,10 +30,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import foveate
-from foveate.bench.results import write_whole
 from foveate.costmodel.device import processor
 from foveate.engine import apply
 from foveate.families import family_of
+from foveate.files import write_json
 from foveate.schedule import tokens_per_layer
 from foveate.transformers_api import cache_argument
 
@@ -66,7 +65,7 @@ def main() -> int:
         "rows": rows,
         "environment": environment(arguments, time.perf_counter() - began),
     }
-    write_whole(arguments.out, json.dumps(result, indent=1) + "\n")
+    write_json(arguments.out, result)
     say(f"{len(rows)} measurements in {result['environment']['seconds']} s: {arguments.out}")
     return 0
 

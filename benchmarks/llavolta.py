@@ -32,12 +32,12 @@ from torch import nn
 import foveate
 from foveate.bench import scenes
 from foveate.bench.answers import Asker
-from foveate.bench.results import write_whole
 from foveate.bench.statistics import mean_interval
 from foveate.bench.tasks import Task, normalised
 from foveate.costmodel.device import processor
 from foveate.engine import encode
 from foveate.families import family_of
+from foveate.files import write_json
 from foveate.loading import load_model, load_processor
 from foveate.spec import Spec, parse
 from foveate.train.estimate import stage_flops
@@ -367,7 +367,7 @@ def environment() -> dict[str, Any]:
 
 def write(path: Path, value: Any) -> None:
     """Write plain data as JSON."""
-    write_whole(path, json.dumps(value, indent=1) + "\n")
+    write_json(path, value)
 
 
 def say(text: str) -> None:

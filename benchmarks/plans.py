@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import statistics
@@ -25,8 +24,8 @@ import torch
 from as_structured import RULES
 from torch import Tensor
 
-from foveate.bench.results import write_whole
 from foveate.costmodel.device import processor
+from foveate.files import write_json
 from foveate.methods import Method, PixelMethod, method_class, method_names
 from foveate.spec import parse
 from foveate.tokens import (
@@ -87,7 +86,7 @@ def main() -> int:
         "rows": [rounded(row) for row in rows],
         "environment": environment(arguments, time.perf_counter() - began),
     }
-    write_whole(arguments.out, json.dumps(result, indent=1) + "\n")
+    write_json(arguments.out, result)
     say(f"\n{len(rows)} measurements in {result['environment']['seconds']} s: {arguments.out}")
     return 0
 

@@ -37,13 +37,13 @@ from random_models import MODELS, REAL, Pictures, make, prompt
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from foveate.bench.results import write_whole
 from foveate.costmodel import cost_of_layouts, read_model
 from foveate.costmodel import device as device_of
 from foveate.costmodel.device import SIZES, processor
 from foveate.engine import apply, timed, timing
 from foveate.errors import FoveateError
 from foveate.families import family_of
+from foveate.files import write_json
 from foveate.spec import parse
 from foveate.tokens import Layout, Segment
 from foveate.transformers_api import cache_of_output
@@ -107,7 +107,7 @@ def main() -> int:
                 torch.cuda.empty_cache()
                 result["cells"].append({**asked, "out_of_memory": True, "rows": []})
             result["environment"]["seconds"] += round(time.perf_counter() - began - result["environment"]["seconds"])
-            write_whole(arguments.out, json.dumps(result, indent=1) + "\n")
+            write_json(arguments.out, result)
     say(f"\n{len(result['cells'])} cells: {arguments.out}" + (f"; {left} left, run this again" if left else ""))
     return 0
 

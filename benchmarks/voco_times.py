@@ -14,6 +14,7 @@ from voco_rivals import prefix_memories
 
 from foveate.engine import encode
 from foveate.families import Family, family_of
+from foveate.prompts import question_inputs
 from foveate.scenes import test_set
 from foveate.transformers_api import cache_argument
 from foveate.voco import VoCo, VoCoMemory
@@ -34,9 +35,7 @@ def times(threads: int, turns: int = 15) -> dict[str, Any]:
     model = embedded_model()
     family = family_of(model)
     (scene,) = test_set(1)
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}]
-    text = processor().apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-    inputs = dict(processor()(text=[text], images=[scene.image], return_tensors="pt"))
+    inputs = question_inputs(processor(), scene.image, QUESTION)
     voco = VoCo(model, 1)
     (row,) = prompt_rows(family, inputs, family.layouts(inputs))
     ids, mask, _ = padded_text([PromptRow((), row.text, None)])

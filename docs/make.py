@@ -28,7 +28,7 @@ if str(DOCS) not in sys.path:
     sys.path.insert(0, str(DOCS))
 
 import generators  # noqa: E402
-from foveate.bench.results import write_whole  # noqa: E402
+from foveate.files import write_text  # noqa: E402
 
 
 def found() -> dict[str, ModuleType]:
@@ -46,7 +46,7 @@ def write(made: Mapping[str, str], docs: Path = DOCS) -> None:
         docs: the folder of all pages.
     """
     for path, text in made.items():
-        write_whole(docs / path, text)
+        write_text(docs / path, text)
     for path in surplus(made, docs):
         (docs / path).unlink()
     print(f"wrote {next(iter(made)) if len(made) == 1 else f'{len(made)} pages'}", file=sys.stderr)

@@ -7,9 +7,10 @@ import pytest
 from rows import ROWS
 from safetensors import SafetensorError
 
-from foveate.adapters import atomic_files, downloaded
+from foveate.adapters import downloaded
 from foveate.atp import ATP
 from foveate.errors import FoveateError
+from foveate.files import atomic_files
 from foveate.voco import VoCo
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from foveate.bench.report import clearly_below, interval, points
-from foveate.bench.results import write_whole
+from foveate.files import write_json
 from generators.folders import MEASURED, PICTURES
+from generators.pictures import BASELINE, COLOURS, figure, plain, save
 
 HEAD = """\
 # What methods cost in accuracy
@@ -50,7 +51,6 @@ GROUPS = {
     "one layer, without attention": ("dart@", "cluster@", "tome@", "pool@"),
 }
 STYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 3, 1, 3, 1, 3)))
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 
 
 def pages() -> dict[str, str]:
@@ -170,9 +170,6 @@ def draw() -> None:
 
 def _draw(measured: Mapping[str, Any], name: str, count: str) -> None:
     """Draw one panel per group of methods; the baselines are grey in each."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     dense, *rows = measured["metrics"]["configurations"]
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -181,10 +178,9 @@ def _draw(measured: Mapping[str, Any], name: str, count: str) -> None:
     panels = panels_of([label for label in lines if label not in baselines])
     columns = 2 if len(panels) in (2, 4) else min(3, len(panels))
     down = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.5 * down), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    drawing = figure(4.2 * columns, 3.5 * down, layout="constrained")
     greys: list[Any] = []
-    grid = figure.subplots(down, columns, sharex=True, sharey=True, squeeze=False)
+    grid = drawing.subplots(down, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat:
         axes.set_visible(False)
     budgets = sorted(budgets_of(rows))
@@ -196,9 +192,7 @@ def _draw(measured: Mapping[str, Any], name: str, count: str) -> None:
         )
         greys = []
         for style, label in zip(STYLES, baselines, strict=False):
-            greys += axes.plot(
-                *_line(lines[label]), color="#8a8a8a", linewidth=1.1, linestyle=style, label=f"{label} °"
-            )
+            greys += axes.plot(*_line(lines[label]), color=BASELINE, linewidth=1.1, linestyle=style, label=f"{label} °")
         drawn: list[Any] = []
         for colour, label in zip(COLOURS, labels, strict=False):
             drawn += axes.plot(*_line(lines[label]), color=colour, linewidth=1.9, marker="o", markersize=4, label=label)
@@ -206,18 +200,17 @@ def _draw(measured: Mapping[str, Any], name: str, count: str) -> None:
         axes.set_xticks(budgets, [f"{budget:.0f}" for budget in budgets])
         axes.minorticks_off()
         axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold")
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
         axes.grid(axis="y", alpha=0.25)
         axes.tick_params(labelbottom=True)
         axes.legend(handles=drawn, fontsize=7.5, loc="lower right", framealpha=0.9, edgecolor="none")
         axes.set_ylim(top=92)
-    figure.legend(handles=greys, loc="outside upper center", ncols=6, fontsize=8.5, frameon=False)
+    drawing.legend(handles=greys, loc="outside upper center", ncols=6, fontsize=8.5, frameon=False)
     what = "visual tokens kept" if count == "tokens" else "budget: FLOPs of so many visual tokens"
-    figure.supxlabel(what, fontsize=10)
-    figure.supylabel("accuracy, %", fontsize=10)
+    drawing.supxlabel(what, fontsize=10)
+    drawing.supylabel("accuracy, %", fontsize=10)
     path = PICTURES / f"accuracy-{name}.png"
-    figure.savefig(path.with_suffix(".part.png"))
-    path.with_suffix(".part.png").replace(path)
+    save(drawing, path)
 
 
 def panels_of(labels: Sequence[str]) -> dict[str, list[str]]:
@@ -246,7 +239,7 @@ def take(folder: Path, name: str) -> Path:
         row.pop("time_ms")
         row.pop("time_ratio")
     path = MEASURED / f"accuracy-{name}.json"
-    write_whole(path, json.dumps({"command": command, **parts}, indent=1) + "\n")
+    write_json(path, {"command": command, **parts})
     return path
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from foveate.files import atomic_file
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195", "#8C6D31")
 """Colours of methods, in order of use."""
 DENSE = "#333333"
@@ -31,6 +33,5 @@ def plain(axes: Any) -> None:
 
 def save(made: Any, path: Path) -> None:
     """Save a figure as PNG atomically."""
-    unfinished = path.with_name(f".{path.name}.partial")
-    made.savefig(unfinished, format="png")
-    unfinished.replace(path)
+    with atomic_file(path) as partial:
+        made.savefig(partial, format="png")

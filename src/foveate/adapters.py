@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from torch import Tensor
 
 from foveate.errors import FoveateError
+from foveate.files import atomic_files
 
 SHIPPED: Final = "shipped"
 """The name of the embedded model's adapter, which comes with foveate."""
@@ -196,80 +195,3 @@ def downloaded(path: str | Path, what: str, **options: Any) -> Path:
         return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"], **options))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise FoveateError(f"there is no {what} at {path}, neither here nor on the hub") from error
-
-
-# Several files, atomically
-
-
-@contextmanager
-def atomic_files(directory: str | Path, names: Sequence[str]) -> Iterator[Path]:
-    """Yield a new folder to write into; its files move to `directory` together once all are written.
-
-    Other files in `directory` stay. After an error, `directory` is what it was.
-
-    Args:
-        directory: created if it is missing, with its parents.
-        names: the files and folders that may be written, the settings last: an adapter without settings isn't read,
-            so they are removed first and put in place last.
-
-    Raises:
-        FoveateError: the directory can't be written.
-
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with atomic_files(f"{folder}/adapter", ["settings.json"]) as new:
-    ...         _ = (new / "settings.json").write_text("{}")
-    ...     [str(path.relative_to(folder)) for path in Path(folder).glob("*/*")]
-    ['adapter/settings.json']
-    """
-    from safetensors import SafetensorError
-
-    final = Path(directory)
-    if final.exists() and not final.is_dir():
-        raise FoveateError(f"{directory} can't be written: it is a file; name another folder")
-    created = not final.exists()
-    new = None
-    try:
-        final.mkdir(parents=True, exist_ok=True)
-        # Inside `directory`, so that both are on one disk even where `directory` is a mount point.
-        new = Path(tempfile.mkdtemp(prefix=".", suffix=".partial", dir=final))
-        yield new
-        # safetensors creates files that only their owner can read; the settings have this user's usual mode.
-        mode = (new / names[-1]).stat().st_mode
-        for path in new.rglob("*.safetensors"):
-            path.chmod(mode)
-        _move(new, final, names)
-        created = False
-    except (OSError, SafetensorError) as error:
-        # A full disk can be either.
-        raise FoveateError(f"{directory} can't be written ({getattr(error, 'strerror', None) or error})") from error
-    finally:
-        if new is not None:
-            shutil.rmtree(new, ignore_errors=True)
-        if created:
-            with suppress(OSError):
-                final.rmdir()
-
-
-def _move(new: Path, final: Path, names: Sequence[str]) -> None:
-    """Move new files to `final` and old ones out of the way; after an error, move everything back."""
-    old = new / ".old"
-    old.mkdir()
-    # If settings are there, all files of these names belong to an older adapter; else only those in the way go.
-    replaces_adapter = (final / names[-1]).exists()
-    removed: list[str] = []
-    placed: list[str] = []
-    try:
-        for name in reversed(names):
-            if (final / name).exists() and (replaces_adapter or (new / name).exists()):
-                (final / name).replace(old / name)
-                removed.append(name)
-        for name in names:
-            if (new / name).exists():
-                (new / name).replace(final / name)
-                placed.append(name)
-    except OSError:
-        for name in placed:
-            (final / name).replace(new / name)
-        for name in reversed(removed):
-            (old / name).replace(final / name)
-        raise

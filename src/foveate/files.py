@@ -164,7 +164,7 @@ def _move(new: Path, final: Path, names: Sequence[str]) -> None:
     """Move new files to `final` and old ones out of the way; after an error, move everything back."""
     old = new / ".old"
     old.mkdir()
-    # With the last file beside them, files of these names belong to an older set and go; else only those in the way.
+    # If the last file is there, all files of these names belong to an older set; else only those in the way go.
     replaces_set = (final / names[-1]).exists()
     removed: list[str] = []
     placed: list[str] = []

@@ -19,6 +19,7 @@ from foveate.engine import Encoded, apply, compress, encoder_outputs, timed
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
+from foveate.prompts import chat_text, check_chat_template, processor_inputs, question_messages, tokenized
 from foveate.spec import Spec
 from foveate.transformers_api import cache_argument, cache_of_output, new_cache
 
@@ -95,8 +96,7 @@ class Asker:
     """
 
     def __init__(self, model: nn.Module, processor: Any, longest: int = 16) -> None:
-        if not getattr(processor, "chat_template", None):
-            raise FoveateError("the processor has no chat template to ask with; add chat_template.jinja to the model")
+        check_chat_template(processor)
         self.model: Any = model
         self.processor = processor
         self.longest = longest
@@ -116,16 +116,16 @@ class Asker:
             FoveateError: the image can't be read.
         """
         image = picture.load()
-        texts = [self._chat(asked.text) for asked in picture.questions]
-        first = self.processor(text=[texts[0]], images=[image], return_tensors="pt")
+        texts = [chat_text(self.processor, question_messages(asked.text)) for asked in picture.questions]
+        first = processor_inputs(self.processor, texts[0], [image], f"the model's processor refuses {picture.name}")
         family = self.family
         whole: list[int] = first["input_ids"][0].tolist()
         count = whole.count(family.image_token)
         rows = [whole]
         for text in texts[1:]:
-            ids: list[int] = self.processor.tokenizer(text)["input_ids"]
+            ids: list[int] = tokenized(self.processor, text)["input_ids"]
             if ids.count(family.image_token) != 1:
-                ids = self.processor(text=[text], images=[image], return_tensors="pt")["input_ids"][0].tolist()
+                ids = processor_inputs(self.processor, text, [image])["input_ids"][0].tolist()
             else:
                 at = ids.index(family.image_token)
                 ids = (
@@ -141,10 +141,6 @@ class Asker:
             shared = 0
         pixels = {name: first[name] for name in family.pixel_inputs if name in first}
         return Prompts(pixels, tuple(tuple(row) for row in rows), shared)
-
-    def _chat(self, question: str) -> str:
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 
     def pixels(self, prompts: Iterable[Prompts]) -> dict[str, Tensor]:
         """The images of several prompts, as one call of the encoder takes them."""

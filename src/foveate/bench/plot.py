@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from foveate.files import atomic_file
+
 COLOURS: Final = ("#8C6D31", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#0072B2", "#D55E00", "#7A5195")
 """Okabe and Ito's colours and two more: they stay apart for the colour-blind, and with lightness alone."""
 MARKERS: Final = "osD^vPX*"
@@ -16,7 +18,7 @@ def plot(metrics: Mapping[str, Any], path: Path) -> bool:
 
     Args:
         metrics: what metrics.json holds.
-        path: the file to write; it is there whole or not at all.
+        path: the file to write, atomically.
 
     Returns:
         Whether it was drawn: False without matplotlib, or if nothing but dense was measured.
@@ -130,9 +132,8 @@ def plot(metrics: Mapping[str, Any], path: Path) -> bool:
             color="#555555",
         )
         figure.subplots_adjust(left=0.075, right=0.86, top=0.87, bottom=0.12)
-        new = path.with_name(path.name + ".new")
-        canvas.print_png(str(new))
-        new.replace(path)
+        with atomic_file(path) as new, new.open("wb") as file:
+            canvas.print_png(file)
     return True
 
 

@@ -11,9 +11,7 @@ from typing import Any
 
 from foveate.bench.answers import Spent
 from foveate.errors import FoveateError
-
-PARTIAL = ".partial"
-"""What the name of a folder ends with as long as it isn't whole."""
+from foveate.files import PARTIAL, replace_folder, write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class ResultsFolder:
             raise FoveateError(f"{folder} is a file; name a folder with --out")
         file = folder / "config.json"
         if not file.is_file():
-            if any(not each.name.endswith(".new") for each in folder.iterdir()):
+            if any(not each.name.endswith(PARTIAL) for each in folder.iterdir()):
                 raise FoveateError(f"{folder} holds something that is no benchmark; name another folder with --out")
             return
         try:
@@ -114,7 +112,7 @@ class ResultsFolder:
                 f"{self.partial} can't be made ({error.strerror}); name another folder with --out"
             ) from None
         if not (self.partial / "config.json").exists():
-            write_whole(self.partial / "config.json", _pretty(self.config))
+            write_json(self.partial / "config.json", self.config)
         parts = self.parts()
         sizes = {(part.spec, part.chunk): part.spent.questions for part in parts}
         found: dict[tuple[str, int], dict[int, str]] = {}
@@ -122,8 +120,8 @@ class ResultsFolder:
             value = json.loads(line)
             found.setdefault((value["spec"], value["chunk"]), {})[value["number"]] = line
         kept = {key: list(lines.values()) for key, lines in found.items() if len(lines) == sizes.get(key)}
-        write_whole(self.partial / "predictions.jsonl", "".join(line for lines in kept.values() for line in lines))
-        write_whole(
+        write_text(self.partial / "predictions.jsonl", "".join(line for lines in kept.values() for line in lines))
+        write_text(
             self.partial / "parts.jsonl",
             "".join(_line(asdict(part)) for part in parts if (part.spec, part.chunk) in kept),
         )
@@ -161,24 +159,11 @@ class ResultsFolder:
             predictions: all of them, in the order that the file shall have.
             texts: per file name, its text; metrics.json among them.
         """
-        write_whole(self.partial / "predictions.jsonl", "".join(_line(asdict(each)) for each in predictions))
+        write_text(self.partial / "predictions.jsonl", "".join(_line(asdict(each)) for each in predictions))
         for name, text in texts.items():
-            write_whole(self.partial / name, text)
-        if self.path.is_dir():
-            self.path.rmdir()
-        self.partial.rename(self.path)
+            write_text(self.partial / name, text)
+        replace_folder(self.partial, self.path)
         self.whole = True
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that it is there whole or not at all; its folder is made if it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
 
 
 def _append(path: Path, text: str) -> None:
@@ -198,7 +183,3 @@ def _whole_lines(path: Path) -> list[str]:
 
 def _line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) + "\n"
-
-
-def _pretty(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=1) + "\n"

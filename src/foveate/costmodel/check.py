@@ -14,6 +14,7 @@ from foveate.costmodel.calibrate import Calibration, Probe, measure
 from foveate.costmodel.decoder_shape import DecoderShape, read_decoder
 from foveate.costmodel.device import CURVES, SIZES, Device
 from foveate.errors import FoveateError
+from foveate.files import atomic_file
 
 COUNTS = (16, 64, 128, 256, 576, 1024)
 """Numbers of tokens of the prefills."""
@@ -169,12 +170,5 @@ def draw(device: Device, points: Sequence[Point], path: Path) -> None:
                 axes.spines[side].set_visible(False)
         above.set_title(device.title, loc="left", fontsize=11)
         figure.tight_layout()
-        temporary = path.with_name(f".{path.name}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                canvas.print_png(file)
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise FoveateError(f"{path} cannot be written ({error})") from error
+        with atomic_file(path) as new, new.open("wb") as file:
+            canvas.print_png(file)

@@ -15,6 +15,7 @@ from typing import Any
 
 from foveate.costmodel.ops import CallPart, Op
 from foveate.errors import FoveateError
+from foveate.files import write_text
 
 _BUILT_IN = Path(__file__).with_name("devices.toml")
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -239,11 +240,4 @@ def save(device: Device, path: Path) -> None:
     found = read_devices(path) if path.is_file() else {}
     found[device.name] = device
     text = "# Devices measured by `foveate calibrate`.\n\n" + "\n".join(written(known) for known in found.values())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise FoveateError(f"{path} cannot be written ({error})") from error
+    write_text(path, text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from foveate.errors import FoveateError
+from foveate.files import atomic_file
 from foveate.plan import Plan
 from foveate.tokens import Layout, Segment
 
@@ -200,25 +200,14 @@ def writable(path: str | Path) -> Path:
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> Path:
-    """Write a picture whole or not at all.
+    """Write a picture atomically.
 
     Raises:
         FoveateError: the path is no picture's, or writing failed.
     """
     path = writable(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    try:
-        picture.save(name, optimize=True, quality=92)
-        # Temporary files are private to their owner; a picture is not.
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(name).chmod(0o666 & ~mask)
-        Path(name).replace(path)
-    except OSError as error:
-        raise FoveateError(f"{path} can't be written ({error.strerror or error})") from error
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with atomic_file(path) as new:
+        picture.save(new, format=Image.registered_extensions()[path.suffix.lower()], optimize=True, quality=92)
     return path
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveate.errors import FoveateError
 from foveate.families import Family
+from foveate.prompts import chat_ids, question_messages
 from foveate.transformers_api import cache_argument
 from foveate.voco.memory import VoCoMemory
 from foveate.voco.prompt_rows import padded_text, prompt_rows, without_bos
@@ -82,11 +83,7 @@ def question_ids(
         raise FoveateError("questions as texts need the model's processor; pass it, or pass token ids")
     rows = []
     for question in questions:
-        chat = [{"role": "user", "content": [{"type": "text", "text": question}]}]
-        prompt = processor.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        )
-        rows += prompt_rows(family, {"input_ids": prompt["input_ids"]}, ())
+        rows += prompt_rows(family, {"input_ids": chat_ids(processor, question_messages(question, images=0))}, ())
     ids, mask, _ = padded_text(rows)
     return ids.to(device), mask.to(device)
 

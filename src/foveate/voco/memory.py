@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.turning import turned
+from foveate.files import write_tensors
 
 _FORMAT = "foveate-voco-memory-1"
 
@@ -178,9 +178,6 @@ class VoCoMemory:
         Raises:
             FoveateError: the file can't be written.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
         path = Path(path)
         tensors = {
             "keys": self.keys.contiguous(),
@@ -196,17 +193,7 @@ class VoCoMemory:
             "base": self.base,
             "adapter": self.adapter,
         }
-        temporary: str | None = None
-        try:
-            handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", suffix=".partial", dir=path.parent)
-            os.close(handle)
-            save_file(tensors, temporary, metadata)
-            Path(temporary).replace(path)
-        except (OSError, SafetensorError) as error:
-            raise FoveateError(f"{path} can't be written ({getattr(error, 'strerror', None) or error})") from error
-        finally:
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+        write_tensors(path, tensors, metadata)
         return path
 
     @classmethod

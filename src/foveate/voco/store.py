@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError, FoveateWarning
 from foveate.families import family_of
+from foveate.files import PARTIAL
 from foveate.fingerprint import update_digest
 from foveate.voco.embeddings import decoder_device_and_dtype
 from foveate.voco.memory import DamagedMemory, VoCoMemory
@@ -157,7 +158,7 @@ class MemoryStore:
 
     def _evict(self, keep: Path) -> None:
         """Delete the least recently used memories until the store fits its size."""
-        for path in self.directory.glob(".*.partial"):
+        for path in self.directory.glob(f".*{PARTIAL}"):
             # Left by a process that was killed: writing takes seconds.
             with suppress(OSError):
                 if time.time() - path.stat().st_mtime > _STALE_SECONDS:
