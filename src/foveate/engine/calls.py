@@ -304,7 +304,7 @@ class CoreCalls:
         Raises:
             FoveateError: they don't.
         """
-        layers = {step.layer for step in self.schedule.depth}
+        layers = {step.layer for step in self.schedule.layers}
         if state is not None:
             layers |= {each.layer for each in state.layers}
         for layer in layers - {0} if cached else ():
@@ -382,7 +382,7 @@ class CoreCalls:
             texts = [in_prompt[order.index(number)] for number in range(len(capture.layouts))]
         images = plan_images(self.family, self.schedule, encoded, texts)
         entry = self.builder.add(images, (self._now() - began) * 1e3)
-        return KnownImages(images, entry, encoded.signals if self.schedule.depth else {})
+        return KnownImages(images, entry, encoded.signals if self.schedule.layers else {})
 
     def _call_with_images(
         self, call: Call, known: KnownImages, order: Sequence[int], conversation: Conversation
@@ -510,7 +510,7 @@ class CoreCalls:
         """
         state = conversation.state
         layers = {0} if state is None else {each.layer for each in state.layers}
-        layers |= {step.layer for step in self.schedule.depth}
+        layers |= {step.layer for step in self.schedule.layers}
         if len(layers) == 1:
             return None
         if getattr(cache_of_call(call), "is_compileable", False):

@@ -89,7 +89,7 @@ def compress(
     """
     family = family_of(model)
     steps = schedule(as_spec(spec), family)
-    if steps.depth:
+    if steps.layers:
         raise FoveateError(
             f"{steps.spec} acts inside the decoder, where shorter inputs can't reach; use foveate.apply, or a place "
             "up to @input"

@@ -250,8 +250,8 @@ class DecoderPass:
             FoveateError: a step won't find what it needs.
             KeepError: a step would keep more than arrives.
         """
-        self._steps = {step.layer: step.method for step in schedule.depth}
-        self._watched = {layer for step in schedule.depth for layer in watched(step.method.needs, step.layer)}
+        self._steps = {step.layer: step.method for step in schedule.layers}
+        self._watched = {layer for step in schedule.layers for layer in watched(step.method.needs, step.layer)}
         rows, width = cut.columns.shape
         index, is_visual = torch.stack([cut.columns, visual]).cpu().numpy()
         lengths = (index >= 0).sum(axis=1).tolist()
@@ -306,7 +306,7 @@ class DecoderPass:
             if image.plan is not None:
                 slot = image.plan.slot[0]
                 layout, dense = one_row(len(slot)), slot.cpu()
-            expected = schedule.foresee(
+            expected = schedule.decoder_steps(
                 image.grid, None if slot is None else len(slot), len(self.family.decoder_layers)
             )
             steps.append(expected)
@@ -322,7 +322,7 @@ class DecoderPass:
                     layout=layout,
                     seen=image.grid,
                     full=image.layout,
-                    expected=expected.remaining,
+                    expected=expected.entering,
                     dense=dense,
                     structural=structural,
                     slot=slot,
@@ -350,14 +350,14 @@ class DecoderPass:
         gone: dict[int, list[tuple[int, int]]] = {}
         for image, expected in zip(self.images, steps, strict=True):
             if not image.text:
-                for layer in expected.reached:
+                for layer in expected.reached_layers:
                     if any(map(reads_text, image.methods[layer].needs)):
                         raise FoveateError(
                             f"{self._steps[layer]} at layer {layer} reads the question, and an image came without any "
                             "text; put the question into the prompt"
                         )
-            if expected.reached and not expected.left:
-                gone.setdefault(image.row, []).append((expected.reached[-1], len(image.all_places)))
+            if expected.reached_layers and not expected.kept:
+                gone.setdefault(image.row, []).append((expected.reached_layers[-1], len(image.all_places)))
         for row, images in gone.items():
             if sum(count for _, count in images) == lengths[row]:
                 raise self._empty_row(max(layer for layer, _ in images))

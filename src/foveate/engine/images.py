@@ -45,7 +45,7 @@ def plan_images(
             raise FoveateError(f"{schedule.spec} reads the question, and image {image} came without any text")
         groups.setdefault((layout, seen, length), []).append(image)
     # What arrives at a step after a ragged one differs from image to image.
-    apart = any(method.ragged for method in schedule.ahead[:-1])
+    apart = any(method.ragged for method in schedule.before_decoder[:-1])
     compressed: dict[int, CompressedImage] = {}
     for members in groups.values():
         for batch in [[image] for image in members] if apart else [members]:
@@ -77,7 +77,7 @@ class _ImageGroup:
 
     def compressed(self) -> list[CompressedImage]:
         """Run the steps and lay out what is left of each image."""
-        untouched = not self.schedule.ahead and self.seen == self.layout and not self.encoded.inside
+        untouched = not self.schedule.before_decoder and self.seen == self.layout and not self.encoded.inside
         if untouched and not self.layout.structural:
             return [self._complete(image) for image in self.members]
         features = self._run_steps()
@@ -129,7 +129,7 @@ class _ImageGroup:
     def _laid_out(self, features: Tensor, companions: Sequence[Tensor]) -> list[CompressedImage]:
         """Place what is left of each image in its run of placeholders, with its position ids."""
         family, schedule, layout, seen, plan = self.family, self.schedule, self.layout, self.seen, self.plan
-        packed = any(method.positions == "pack" for method in schedule.ahead)
+        packed = any(method.positions == "pack" for method in schedule.before_decoder)
         small = schedule.pixels is not None and schedule.pixels.positions == "pack" and seen != layout
         base = seen if small else layout
         relative = family.image_positions(base)

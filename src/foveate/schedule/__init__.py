@@ -5,13 +5,13 @@ from __future__ import annotations
 from foveate.schedule.count import ImageTokens, StepTokens, count_tokens, tokens_after, tokens_between, tokens_per_layer
 from foveate.schedule.depth import scaled_layer, scaled_layers
 from foveate.schedule.expected import ExpectedTokens
-from foveate.schedule.steps import DecoderSteps, DepthStep, Schedule, SpecLike, schedule
+from foveate.schedule.steps import DecoderSteps, LayerStep, Schedule, SpecLike, schedule
 
 __all__ = [
     "DecoderSteps",
-    "DepthStep",
     "ExpectedTokens",
     "ImageTokens",
+    "LayerStep",
     "Schedule",
     "SpecLike",
     "StepTokens",

@@ -107,7 +107,7 @@ def count_tokens(plan: Schedule, family: Family, layout: Layout) -> ImageTokens:
             counter.pass_step(method, "features")
         for method in plan.inputs:
             counter.pass_step(method, "input")
-        for layer, method in plan.inside(counter.most.layout.content, family.decoder_depth).items():
+        for layer, method in plan.layer_methods(counter.most.layout.content, family.decoder_depth).items():
             counter.pass_step(method, layer)
     except KeepError as error:
         raise KeepError(f"{plan.spec}: {error}") from None

@@ -26,12 +26,12 @@ _PLACES = ("pixels", "encoder", "features", "input")
 
 
 @dataclass(frozen=True)
-class DepthStep:
+class LayerStep:
     """A method at the input of one decoder layer.
 
     Attributes:
-        layer: of the decoder, counted from zero; at least 1.
-        method: what acts there.
+        layer: number of the decoder layer, counted from zero; at least 1.
+        method: that acts there.
     """
 
     layer: int
@@ -43,16 +43,16 @@ class DecoderSteps:
     """The steps inside the decoder for images of one layout, computed before the first layer runs.
 
     Attributes:
-        remaining: the tokens that enter the decoder.
+        entering: the tokens that enter the decoder.
         methods: the method of each step, by layer.
-        reached: the layers whose step finds at least one token of the image.
-        left: content tokens after the last step; the most, if the content decides.
+        reached_layers: the layers whose step finds at least one token of the image.
+        kept: content tokens after the last step; the most, if the content decides.
     """
 
-    remaining: ExpectedTokens
+    entering: ExpectedTokens
     methods: dict[int, Method]
-    reached: tuple[int, ...]
-    left: int
+    reached_layers: tuple[int, ...]
+    kept: int
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Schedule:
         pixels: the step before the encoder, or None.
         features: the steps between encoder and projector, in order.
         inputs: the steps between projector and decoder, in order.
-        depth: the steps inside the decoder, first layer first.
+        layers: the steps inside the decoder, first layer first.
         encoding: the written form of the steps before and inside the encoder; "" without such steps.
         encoder: the step inside the encoder, or None.
     """
@@ -73,64 +73,66 @@ class Schedule:
     pixels: PixelMethod | None
     features: tuple[Method, ...]
     inputs: tuple[Method, ...]
-    depth: tuple[DepthStep, ...]
+    layers: tuple[LayerStep, ...]
     encoding: str
     encoder: Method | None = None
-    _foreseen: dict[tuple[Layout, int | None], DecoderSteps] = field(default_factory=dict, compare=False, repr=False)
+    _decoder_steps: dict[tuple[Layout, int | None], DecoderSteps] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
-    def ahead(self) -> tuple[Method, ...]:
+    def before_decoder(self) -> tuple[Method, ...]:
         """The steps after `@pixels` and in front of the decoder, in order."""
         return (*(() if self.encoder is None else (self.encoder,)), *self.features, *self.inputs)
 
-    def inside(self, arriving: int, layers: int) -> dict[int, Method]:
+    def layer_methods(self, arriving: int, depth: int) -> dict[int, Method]:
         """Return the method at each decoder layer that has a step, with a plain keep.
 
         Args:
             arriving: tokens of the image that enter the decoder.
-            layers: layers of the decoder.
+            depth: the number of decoder layers.
 
         Raises:
             KeepError: the layers of the step do not allow the mean over layers that it asks for.
         """
-        places = [step.layer for step in self.depth]
-        if not any(step.method.keep.mean is not None for step in self.depth):
-            return {step.layer: step.method for step in self.depth}
-        return dict(zip(places, self.depth[0].method.at_layers(places, arriving, layers), strict=True))
+        places = [step.layer for step in self.layers]
+        if not any(step.method.keep.mean is not None for step in self.layers):
+            return {step.layer: step.method for step in self.layers}
+        return dict(zip(places, self.layers[0].method.at_layers(places, arriving, depth), strict=True))
 
-    def foresee(self, seen: Layout, arriving: int | None, layers: int) -> DecoderSteps:
-        """Return the steps inside a decoder of `layers` layers; cached, since many images have one layout.
+    def decoder_steps(self, seen: Layout, arriving: int | None, depth: int) -> DecoderSteps:
+        """Return the steps inside the decoder for images of one layout; cached, since many images have one layout.
 
         Args:
             seen: the layout that the encoder saw.
-            arriving: how many tokens of the image enter the decoder; None for all, where no step acts ahead of it.
-            layers: layers of the decoder.
+            arriving: how many tokens of the image enter the decoder; None for all, where no step acts before it.
+            depth: the number of decoder layers.
 
         Raises:
             FoveateError: a step keeps per tile, and the number of tokens of each tile is unknown.
             KeepError: a step would keep more than arrives, or a mean over layers is out of reach.
         """
-        cached = self._foreseen.get((seen, arriving))
+        cached = self._decoder_steps.get((seen, arriving))
         if cached is not None:
             return cached
-        remaining = ExpectedTokens.of(seen)
-        left = remaining
+        entering = ExpectedTokens.of(seen)
+        tokens = entering
         if arriving is not None:
-            for method in self.ahead:
-                remaining = remaining.after(method)
-            left = replace(remaining, layout=one_row(arriving))
-        methods = self.inside(left.layout.content, layers)
+            for method in self.before_decoder:
+                entering = entering.after(method)
+            tokens = replace(entering, layout=one_row(arriving))
+        methods = self.layer_methods(tokens.layout.content, depth)
         reached: list[int] = []
         for layer, method in methods.items():
-            if not left.layout.content:
+            if not tokens.layout.content:
                 break
             reached.append(layer)
             try:
-                left = left.after(method)
+                tokens = tokens.after(method)
             except KeepError as error:
                 raise KeepError(f"{method} at layer {layer}: {error}") from None
-        steps = DecoderSteps(remaining, methods, tuple(reached), left.layout.content)
-        self._foreseen[seen, arriving] = steps
+        steps = DecoderSteps(entering, methods, tuple(reached), tokens.layout.content)
+        self._decoder_steps[seen, arriving] = steps
         return steps
 
     @property
@@ -141,9 +143,9 @@ class Schedule:
     @property
     def encoder_signals(self) -> tuple[Signal, ...]:
         """The signals of the encoder that methods need, each once."""
-        methods = (*self.features, *self.inputs, *(step.method for step in self.depth))
+        methods = (*self.features, *self.inputs, *(step.method for step in self.layers))
         needs = (signal for method in methods for signal in method.needs)
-        return tuple(dict.fromkeys(s for s in needs if isinstance(s, EncoderAttention | EncoderKeys)))
+        return tuple(dict.fromkeys(need for need in needs if isinstance(need, EncoderAttention | EncoderKeys)))
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,7 @@ def schedule(spec: SpecLike, family: Family) -> Schedule:
     >>> from foveate.families import Llava
     >>> from foveate.methods import Cluster, FastV
     >>> steps = schedule([Cluster(keep=64), FastV(keep=0.5).at(2)], Llava.of_config(load_config("llava-1.5-7b")))
-    >>> str(steps.inputs[0]), steps.depth[0].layer
+    >>> str(steps.inputs[0]), steps.layers[0].layer
     ('cluster:64', 2)
 
     Raises:
@@ -194,19 +196,17 @@ def schedule(spec: SpecLike, family: Family) -> Schedule:
         return [placement for placement in placements if placement.place in places]
 
     pixels, encoder = at("pixels"), at("encoder")
-    inside = tuple(DepthStep(each.place, each.method) for each in placements if isinstance(each.place, int))
-    features, inputs = (tuple(each.method for each in at(place)) for place in ("features", "input"))
-    ahead = tuple(each.method for each in encoder)
-    _check_budgets(spec, (*ahead, *features, *inputs, *(step.method for step in inside)))
-    return Schedule(
+    plan = Schedule(
         spec,
-        pixels[0].method if pixels else None,  # pyright: ignore[reportArgumentType]
-        features,
-        inputs,
-        inside,
-        encoding="+".join(str(each.step) for each in at("pixels", "encoder")),
-        encoder=ahead[0] if ahead else None,
+        pixels=pixels[0].method if pixels else None,  # pyright: ignore[reportArgumentType]
+        features=tuple(placement.method for placement in at("features")),
+        inputs=tuple(placement.method for placement in at("input")),
+        layers=tuple(LayerStep(item.place, item.method) for item in placements if isinstance(item.place, int)),
+        encoding="+".join(str(placement.step) for placement in (*pixels, *encoder)),
+        encoder=encoder[0].method if encoder else None,
     )
+    _check_budgets(spec, (*plan.before_decoder, *(step.method for step in plan.layers)))
+    return plan
 
 
 def _placements(step: Step) -> Iterator[_Placement]:
@@ -231,7 +231,7 @@ def _check_place(placement: _Placement, family: Family) -> None:
                 f"{step} acts at @encoder, and in {family.title} nothing can: {family.outside_encoder}; use @features "
                 f"or @input, or a model of {', '.join(families_at('encoder'))}"
             )
-        known = " and ".join("the decoder's layers" if each == "decoder" else f"@{each}" for each in family.places)
+        known = " and ".join("the decoder's layers" if name == "decoder" else f"@{name}" for name in family.places)
         raise FoveateError(f"{step} acts at @{place}, and all that steps can reach in {family.title} is {known}")
     if step.method.place == "decoder" and not isinstance(place, int):
         layers = ",".join(map(str, scaled_layers(step.method.layers, family.decoder_depth)))
