@@ -1,5 +1,6 @@
 """Rules that act inside the decoder, on every family: what they read there is theirs, whatever stands beside it."""
 
+import re
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from torch import Tensor
 from foveate.engine import apply
 from foveate.errors import FoveateError
 from foveate.families import family_of
+from foveate.listing import listing
 
-SPECS = (
+SCENARIOS = (
     "fastv:6@1",
     "fastv:0.3:rows=text@2",
     "pyramiddrop:0.5@1,2",
@@ -29,6 +31,15 @@ SPECS = (
     "vtw@2",
     "visionzip:8+fastv:0.5@1+vtw@2",
 )
+SPECS = (
+    *SCENARIOS,
+    *(
+        f"{method.spec.replace(':1.0', ':0.5')}@1"
+        for method in listing()
+        if method.place == "decoder" and not any(re.search(rf"(^|\+){method.name}[:@]", spec) for spec in SCENARIOS)
+    ),
+)
+"""With every other method that acts inside the decoder."""
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -5,12 +5,13 @@ import warnings
 from typing import Any
 
 import pytest
+import torch
 from others import OTHERS
 from rows import ROWS, Row
 from test_contract import CHAT, logits
 
 from foveate import FoveateWarning
-from foveate.engine import apply
+from foveate.engine import apply, compress
 from foveate.errors import FoveateError
 from foveate.families import Family, Generic, family_of
 from foveate.listing import Listing, listing
@@ -54,6 +55,9 @@ def test_every_method_on_every_family(row: Row, method: Listing) -> None:
     assert found.shape[1] == inputs["input_ids"].shape[1]
     (image,) = run.report().images
     assert image.before == row.count("A")
+    if method.place != "decoder":
+        short = compress(model, inputs, spec)
+        torch.testing.assert_close(logits(model, short)[:, -1], found[:, -1], atol=1e-4, rtol=1e-4)
     if method.adaptive and image.mean_over_layers == image.before:
         return  # the content may want all of it
     assert image.mean_over_layers < image.before

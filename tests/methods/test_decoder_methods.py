@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from foveate.errors import FoveateError, SpecError
+from foveate.layout import one_row
 from foveate.methods import DART, ATPMethod, FastV, PyramidDrop, SparseVLM, SparseVLMRank, method_class
 from foveate.methods.sparsevlm import raters
 from foveate.spec import parse
@@ -56,7 +57,7 @@ def test_which_layer_is_read() -> None:
 def test_one_rule_at_three_layers_keeps_a_share_of_what_arrives() -> None:
     counts, arrive = [], 576
     for _ in range(3):
-        arrive = PyramidDrop(keep=Keep.of(0.5)).count(Layout((Segment(1, 1, arrive),)))
+        arrive = PyramidDrop(keep=Keep.of(0.5)).count(one_row(arrive))
         counts.append(arrive)
     assert counts == [288, 144, 72]
 
@@ -89,7 +90,7 @@ def test_vtw_takes_no_keep(text: str) -> None:
 @given(st.integers(1, 700), st.data())
 def test_merged_tokens_within_the_budget(arrive: int, data: st.DataObject) -> None:
     remain = data.draw(st.integers(1, arrive))
-    layout = Layout((Segment(1, 1, arrive),))
+    layout = one_row(arrive)
     method = SparseVLM(keep=Keep.of(remain))
     assert method.count(layout) == remain
     kept, merged = method.split(arrive)
@@ -267,7 +268,7 @@ def test_where_a_token_stood_decides_its_spatial_score() -> None:
 
     answers = {each: at(given_tokens.signals[each]) for each in method.needs}
     features = given_tokens.features.gather(1, left[..., None].expand(-1, -1, 8))
-    strip = Layout((Segment(1, 1, 6),))
+    strip = one_row(6)
     later = VisualTokens(features, strip, Signals(answers), Origin(given_tokens.layout, left))
     assert left[0][method.plan(later).slot[0]].tolist() == [18, 22, 54]
 

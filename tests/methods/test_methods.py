@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 from given import tokens
-from variants import spec_of, variants
+from variants import keeps_its_budget, spec_of, variants
 
 from foveate.errors import KeepError, SpecError
-from foveate.methods import SparseVLM, method_names
+from foveate.methods import method_names
 from foveate.plan import Plan
 from foveate.spec import parse
 from foveate.tokens import Layout, Segment, VisualTokens
@@ -26,8 +26,8 @@ def test_a_plan_is_what_it_says(grid: tuple[int, int], spec: str, keep: float) -
     plan = method.plan(given)
     count = method.count(given.layout)
     assert plan.slot.shape == (3, count)
-    beside = isinstance(method, SparseVLM) and method.recycle == "beside"
-    assert count <= given.layout.content if beside else count <= method.keep.count(given.layout.content)
+    content = given.layout.content
+    assert count <= (method.keep.count(content) if keeps_its_budget(method) or method.ragged else content)
     assert plan.slot.dtype == torch.int64
     assert (plan.slot.diff(dim=1) > 0).all()
     assert plan.slot.min() >= 0

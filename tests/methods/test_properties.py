@@ -9,7 +9,7 @@ from given import tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from variants import variants
+from variants import keeps_its_budget, variants
 
 from foveate.methods import Cls, Cluster, Method, Pool, Random, method_class, method_names
 from foveate.methods.sparsevlm import SparseVLM
@@ -100,7 +100,11 @@ def test_equal_tokens_stay_what_they_are(name: str, options: dict[str, Any]) -> 
 def test_two_methods_compose(data: st.DataObject) -> None:
     """The plan of both, over all tokens, does what the two do one after the other."""
     # The second is given as many tokens as the first is told to keep.
-    names = [option for option in OPTIONS if option[0] not in GRIDS and option[1].get("recycle") != "beside"]
+    names = [
+        option
+        for option in OPTIONS
+        if option[0] not in GRIDS and keeps_its_budget(method_class(option[0])(**option[1]))
+    ]
     (first, first_options), (second, second_options) = data.draw(st.tuples(*[st.sampled_from(names)] * 2))
     count = data.draw(st.integers(2, 20))
     some = data.draw(st.integers(1, count))

@@ -9,8 +9,8 @@ import torch
 from given import tokens
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_methods import SPECS
 from torch import Tensor
+from variants import keeps_its_budget, spec_of, variants
 
 from foveate.errors import FoveateError, KeepError, SpecError
 from foveate.methods import Method
@@ -28,6 +28,9 @@ quick = settings(deadline=None, max_examples=60)
 
 def method_of(text: str) -> Any:
     return parse(text).steps[0].method
+
+
+SPECS = [spec for spec in map(spec_of, variants()) if keeps_its_budget(method_of(spec.format(k=5)))]
 
 
 def alone(whole: VisualTokens, segment: Segment, index: Tensor) -> VisualTokens:

@@ -49,6 +49,11 @@ def variants() -> tuple[Variant, ...]:
     return (*found, *NUMBERS)
 
 
+def keeps_its_budget(method: Any) -> bool:
+    """Whether no more tokens remain than a method is told, and equally many of each image."""
+    return not method.ragged and getattr(method, "recycle", None) != "beside"
+
+
 def spec_of(variant: Variant) -> str:
     """The spec of a variant, with `{k}` in place of the keep."""
     name, options = variant

@@ -14,7 +14,7 @@ import foveate
 from foveate.engine import encode
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families import family_of
-from foveate.tokens import Layout, Segment
+from foveate.layout import one_row
 from foveate.voco import VoCo, VoCoMemory
 from foveate.voco.losses import distillation
 from foveate.voco.two_pass import read_images
@@ -282,7 +282,7 @@ def test_images_read_behind_a_spec(row, model):
     assert memory.end < VoCo(model, 2).encode(model, row.inputs("A"))[0].end
     kept = foveate.compress(model, row.inputs("A"), spec).images[0].features
     assert 1 < kept.shape[0] <= row.count("A") // 2
-    layout = Layout((Segment(1, 1, kept.shape[0]),))
+    layout = one_row(kept.shape[0])
     with torch.no_grad():
         (expected,) = read_images(family_of(model), [kept], [layout], voco.embeddings(2), "", "")
     torch.testing.assert_close(memory.keys, expected.keys, atol=1e-5, rtol=1e-5)

@@ -15,7 +15,7 @@ from typing import Any
 from foveate.discovery import Discovery
 from foveate.errors import FoveateError, KeepError, SpecError, unknown
 from foveate.keep import Keep
-from foveate.layout import Layout, Segment, Structural
+from foveate.layout import Layout, Segment, Structural, one_row
 from foveate.method import (
     ALL,
     AUTO,
@@ -66,6 +66,7 @@ __all__ = [
     "Layout",
     "Segment",
     "Structural",
+    "one_row",
     "Origin",
     "Signal",
     "Signals",

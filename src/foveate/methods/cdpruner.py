@@ -10,8 +10,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.layout import one_row
-from foveate.methods import Effort, Method, Plan, Positions, Signal, Text, VisualTokens, register
+from foveate.methods import Effort, Method, Plan, Positions, Signal, Text, VisualTokens, one_row, register
 
 _EXHAUSTED = 1e-5
 """Share of a token's length outside the span of the picks below which float32 can't tell it from nothing."""

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
-from foveate.layout import one_row
 from foveate.methods import (
     Effort,
     EncoderAttention,
@@ -18,6 +17,7 @@ from foveate.methods import (
     Positions,
     Signal,
     VisualTokens,
+    one_row,
     register,
 )
 from foveate.methods.arithmetic.groups import highest, in_order, middles, sizes

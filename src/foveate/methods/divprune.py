@@ -9,8 +9,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.layout import one_row
-from foveate.methods import Effort, Method, Plan, Positions, VisualTokens, register
+from foveate.methods import Effort, Method, Plan, Positions, VisualTokens, one_row, register
 
 
 @register("divprune")

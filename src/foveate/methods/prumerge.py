@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.layout import one_row
 from foveate.methods import (
     AUTO,
     Effort,
@@ -23,6 +22,7 @@ from foveate.methods import (
     Positions,
     Signal,
     VisualTokens,
+    one_row,
     register,
 )
 

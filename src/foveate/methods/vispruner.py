@@ -11,7 +11,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.layout import one_row
 from foveate.methods import (
     Effort,
     EncoderAttention,
@@ -21,6 +20,7 @@ from foveate.methods import (
     Positions,
     Signal,
     VisualTokens,
+    one_row,
     register,
 )
 
