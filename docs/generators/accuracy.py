@@ -10,33 +10,37 @@ from typing import Any
 from foveate.bench.report import clearly_below, interval, points
 from foveate.files import write_json
 from generators.folders import MEASURED, PICTURES
+from generators.markdown import bullets
 from generators.pictures import BASELINE, COLOURS, figure, plain, save
 
 HEAD = """\
 # What methods cost in accuracy
 
-Every method of this version on the embedded model, with nothing trained for it, beside the dense model and four plain
-baselines. This page is made by `python docs/make.py accuracy` from committed results; a test fails when the two
-differ. Read it with care: a model of 8 million parameters on drawn scenes says how methods differ in what they keep. It
-does not rank them for your model: `foveate bench --model DIR --data FILE` does.
+Accuracy of every method on the embedded model, untrained, beside the dense model and four plain baselines.
 
-Accuracy is in %, with half the width of its 95 % interval, clustered by image. Comparisons are paired, question by
-question. **Bold** is clearly above every baseline of the same budget, ↓ is clearly below at least one: the 95 %
-interval of the paired difference leaves zero out. Of a hundred such comparisons, two or three fall on either side by
-chance alone. In square brackets is the real number of tokens where it is not the budget. ° marks a baseline.
+FOLLOWS
+These results show how methods differ in what they keep. They come from a model of 8 million parameters on generated
+scenes and do not rank methods for your model; `foveate bench --model DIR --data FILE` does.
+
+**How to read the tables.** Accuracy is in %, with half the width of its 95 % interval, clustered by image. Comparisons
+are paired by question. **Bold** means clearly above every baseline of the same budget, ↓ clearly below at least one:
+the 95 % interval of the paired difference excludes zero. In each direction, two or three of a hundred such comparisons
+do so by chance. Square brackets show the real number of tokens where it differs from the budget. ° marks a baseline.
+
+`python docs/make.py accuracy` makes this page from committed results.
 """
 
 SECTIONS = {
     "before": (
         "## Before the decoder",
-        "All of these act once, behind the encoder. The images are not those that any default was chosen on.",
+        "Each of these acts once, after the encoder. No default was chosen on these images.",
         "tokens",
     ),
     "inside": (
         "## Inside the decoder, at equal FLOPs",
-        "Here a budget is the FLOPs of a call with so many visual tokens at the decoder's input, as the cost model "
-        "counts them. Each spec got the keep that meets it best, so one that acts at a later layer keeps fewer tokens "
-        "there. `pool@1` acts at the input of decoder layer 1 of 12.",
+        "A budget is the FLOPs, by the cost model, of a call with that many visual tokens at the decoder's input. Each "
+        "spec has the keep that meets the budget best, so a spec at a later layer keeps fewer tokens there. `pool@1` "
+        "acts at the input of decoder layer 1 of 12.",
         "budget",
     ),
 }
@@ -60,7 +64,7 @@ def pages() -> dict[str, str]:
 
 def page() -> str:
     """Return the text of docs/accuracy.md."""
-    parts = [HEAD]
+    parts = [HEAD.replace("FOLLOWS\n", what_follows())]
     for name, (title, text, count) in SECTIONS.items():
         path = MEASURED / f"accuracy-{name}.json"
         if path.exists():
@@ -68,13 +72,48 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def what_follows() -> str:
+    """Return the conclusions that the results allow, as lists."""
+    parts: list[str] = []
+    for name, (title, _, count) in SECTIONS.items():
+        path = MEASURED / f"accuracy-{name}.json"
+        if not path.exists():
+            continue
+        dense, *rows = json.loads(path.read_text(encoding="utf-8"))["metrics"]["configurations"]
+        total = dense["tokens"]["before"]
+        unit = f"{{}} of {total:.0f} tokens" if count == "tokens" else f"the FLOPs of {{}} of {total:.0f} tokens"
+        above = {budget: _clear_winners(rows, budget) for budget in sorted(budgets_of(rows), reverse=True)}
+        without = " or ".join(f"{budget:.0f}" for budget, winners in above.items() if not winners)
+        points = [f"With {unit.format(without)}, no method is clearly above every baseline."] if without else []
+        for budget, labels in above.items():
+            if not labels:
+                continue
+            methods = [row for row in rows if row["budget"] == budget and not row["baseline"]]
+            best = max(methods, key=lambda row: row["accuracy"]["value"])
+            total_measured = f"of {len(methods)} methods"
+            named = " and ".join(f"`{label}`" for label in labels) if len(labels) < 3 else f"{len(labels)}"
+            points.append(
+                f"With {unit.format(f'{budget:.0f}')}, {named} {total_measured} "
+                f"{'is' if len(labels) == 1 else 'are'} clearly above every baseline. The best is `{best['label']}`: "
+                f"{best['accuracy']['value']:.1%} (dense: {dense['accuracy']['value']:.1%})."
+            )
+        parts.append(f"**{title.lstrip('# ')}:**\n\n{bullets(*points)}")
+    return "\n".join(parts) + "\n"
+
+
+def _clear_winners(rows: Sequence[Mapping[str, Any]], budget: float) -> list[str]:
+    return [row["label"] for row in rows if row["budget"] == budget and _above(row)]
+
+
 def section(measured: Mapping[str, Any], name: str, title: str, text: str, count: str) -> str:
-    """One set of results: picture, table, who wins, who loses."""
+    """Return one set of results: picture, table, winners, losers."""
     metrics = measured["metrics"]
     dense, *rows = metrics["configurations"]
     environment = measured["environment"]
     packages = ", ".join(f"{package} {version}" for package, version in environment["packages"].items())
-    floor = "" if metrics["floor"] is None else f" Without looking, {metrics['floor']['overall']:.1%} can be had."
+    floor = (
+        "" if metrics["floor"] is None else f" Answering without the image scores {metrics['floor']['overall']:.1%}."
+    )
     lines = [
         f"{title}\n",
         f"{text} {metrics['questions']} questions about {metrics['images']} images; dense has "
@@ -86,7 +125,7 @@ def section(measured: Mapping[str, Any], name: str, title: str, text: str, count
         *_or_none(winners(rows)),
         "\n### Clearly below a baseline\n",
         *_or_none(losers(rows)),
-        f"\n{sum(len(row['against']) for row in rows if not row['baseline'])} comparisons in all. Made by\n",
+        f"\n{sum(len(row['against']) for row in rows if not row['baseline'])} comparisons in all. Measured by\n",
         f"```text\n{measured['command']}\n```\n",
         f"on {environment['processor']}; {packages}.\n",
     ]
@@ -94,7 +133,7 @@ def section(measured: Mapping[str, Any], name: str, title: str, text: str, count
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Methods by what they reach on the middle budget, baselines below."""
+    """Return the table of methods, best on the middle budget first and baselines last."""
     budgets = sorted(budgets_of(rows), reverse=True)
     rows = [row for row in rows if row["budget"] in budgets]
     methods: dict[str, dict[float, Mapping[str, Any]]] = {}
@@ -116,17 +155,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def budgets_of(rows: Sequence[Mapping[str, Any]]) -> set[float]:
-    """The budgets that baselines were measured at."""
+    """Return the budgets that baselines were measured at."""
     return {row["budget"] for row in rows if row["baseline"]}
 
 
 def own_counts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What can't be told a budget, or decides for itself, by mean tokens over layers."""
+    """Return the table of specs without a given budget, by mean tokens over layers."""
     alone = [row for row in rows if row["budget"] not in budgets_of(rows)]
     if not alone:
         return []
     lines = [
-        "These choose their own counts, so no baseline stands beside them; tokens are means over layers.\n",
+        "These choose their own number of tokens, so no baseline has the same budget; tokens are means over layers.\n",
         "| spec | tokens | accuracy | difference to dense |",
         "|:--|--:|--:|--:|",
     ]
@@ -138,7 +177,7 @@ def own_counts(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def winners(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each method that is clearly above all baselines somewhere."""
+    """Return a line for each method that is clearly above all baselines at some budget."""
     found: dict[str, list[str]] = {}
     for row in rows:
         if _above(row):
@@ -151,7 +190,7 @@ def winners(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def losers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A line for each method that is clearly below a baseline somewhere."""
+    """Return a line for each method that is clearly below a baseline at some budget."""
     found: dict[str, list[str]] = {}
     for row in rows:
         texts = [f"{_name(name)} ({points(each['value'])})" for name, each in clearly_below(row).items()]
@@ -214,7 +253,7 @@ def _draw(measured: Mapping[str, Any], name: str, count: str) -> None:
 
 
 def panels_of(labels: Sequence[str]) -> dict[str, list[str]]:
-    """Methods by group; what no group names comes last, and groups of one are put together."""
+    """Return methods by group; those in no group come last, and groups of one are joined."""
     panels: dict[str, list[str]] = {}
     # The longest beginning decides: tome@1 is not tome.
     begins = sorted(((begin, group) for group in GROUPS for begin in GROUPS[group]), key=lambda each: -len(each[0]))
@@ -228,7 +267,7 @@ def panels_of(labels: Sequence[str]) -> dict[str, list[str]]:
 
 
 def take(folder: Path, name: str) -> Path:
-    """Copy what the page needs of a results folder."""
+    """Copy what the page needs from a results folder to docs/measured."""
     command = (folder / "table.md").read_text(encoding="utf-8").rsplit("```", 2)[1].strip()
     command = "foveate bench" + command.partition(" bench")[2]
     parts = {
@@ -249,7 +288,7 @@ def _line(rows: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
 
 
 def _place(row: Mapping[str, Any]) -> float:
-    """Where on the axis: the budget, or the mean over layers of a spec that chooses its own count."""
+    """Return the place on the axis: the budget, or the mean over layers of a spec that chooses its own count."""
     return row["budget"] if row["against"] else row["tokens"]["mean_over_layers"]
 
 
@@ -275,7 +314,7 @@ def _above(row: Mapping[str, Any]) -> bool:
 
 
 def _name(spec: str) -> str:
-    """A spec without its count: `stride@1`."""
+    """Return a spec without its count: `stride@1`."""
     name, _, rest = spec.partition(":")
     return f"`{name}{'@' + rest.partition('@')[2] if '@' in rest else ''}`"
 

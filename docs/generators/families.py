@@ -10,20 +10,20 @@ from foveate.families import Family, Generic, family_class, supported
 HEAD = """\
 # Families
 
-A family is what foveate knows of one architecture. This page and those that it links are made from the families' own
-docstrings by `python docs/make.py families`; a test fails when the two differ. Which method works on which family
-is a table of its own: [support](support.md).
+A family holds what foveate knows about one model architecture. [Support](support.md) shows which method works on which.
 
-**places** are where steps of a spec can act: `@pixels` is before the encoder, `@encoder` between its layers,
+**Places** are where the steps of a spec can act: `@pixels` is before the encoder, `@encoder` between its layers,
 `@features` between encoder and projector, `@input` between projector and decoder, and a number is the input of that
-decoder layer. Clips are refused everywhere for now: pass frames as images.
+decoder layer. Video inputs are refused for now: pass frames as images.
+
+`python docs/make.py families` makes this page and those of the families from their docstrings.
 
 | family | models of type | places | ways to shrink an image | axes of position ids |
 |---|---|---|---|---|
 """
 
 OTHERS = """
-Your own family is one file, here or in a package of its own: [add a family](add-a-family.md).
+A new family takes one file, here or in your own package: [add a family](add-a-family.md).
 """
 
 
@@ -59,7 +59,7 @@ def _places(family: type[Family]) -> str:
 
 
 def _page(family: type[Family]) -> str:
-    title = family.title if family is not Generic else "Models that no family describes"
+    title = family.title if family is not Generic else "Models without a family"
     parts = [f"# {title}", _doc(inspect.getmodule(family)).partition("\n")[0], _doc(family)]
     # What families share they say in a class of their own, which takes no models.
     parts += [_doc(base) for base in family.__mro__[1:] if issubclass(base, Family) and not _takes_models(base)]
@@ -80,15 +80,15 @@ def _facts(family: type[Family]) -> dict[str, str]:
         "encoder": _line(family, "tower"),
         "layout of an image": _line(family, "layouts"),
         "position ids inside an image": _line(family, "image_positions"),
-        "what an image moves the text by": _line(family, "image_span"),
+        "how far an image shifts text positions": _line(family, "image_span"),
     }
     if "features" in family.places:
         facts["`@features`"] = _line(family, "feature_module")
-        facts["what makes them features of `@input`"] = _line(family, "project")
+        facts["what turns them into features at `@input`"] = _line(family, "project")
     if "encoder" in family.places:
-        facts["`@encoder`"] = f"in front of each layer but the first, up to this one: {_line(family, 'encoder_reads')}"
+        facts["`@encoder`"] = f"before each layer except the first, up to this one: {_line(family, 'encoder_reads')}"
     else:
-        facts["`@encoder`"] = f"not here: {family.outside_encoder}"
+        facts["`@encoder`"] = f"not supported: {family.outside_encoder}"
     if family.resize_modes:
         ways = ", ".join(f"`{mode}`" for mode in family.resize_modes)
         facts["shrinking an image"] = f"{ways}. {_line(family, 'shrink')}"
@@ -97,9 +97,9 @@ def _facts(family: type[Family]) -> dict[str, str]:
         facts["what they are"] = _line(family, "encoder_signal")
     for name, method in (
         ("structural tokens", "structural"),
-        ("what rides along with the features", "companions"),
+        ("companion features", "companions"),
         ("images in the prompt", "in_prompt"),
-        ("what the decoder adds itself", "take_additions"),
+        ("added inside the decoder", "take_additions"),
     ):
         if getattr(family, method) is not getattr(Family, method):
             facts[name] = _line(family, method)
@@ -107,11 +107,11 @@ def _facts(family: type[Family]) -> dict[str, str]:
 
 
 def _line(family: type[Family], member: str) -> str:
-    """The first paragraph of a member's docstring, as a cell of a table."""
+    """Return the first paragraph of a member's docstring as a cell of a table."""
     return " ".join(_doc(inspect.getattr_static(family, member)).split("\n\n")[0].split()).replace("|", "\\|")
 
 
 def _doc(thing: object) -> str:
     doc = inspect.getdoc(thing)
-    assert doc, f"{thing} says nothing about itself"
+    assert doc, f"{thing} has no docstring"
     return re.sub(r"\n\s*Raises:.*", "", doc, flags=re.DOTALL)

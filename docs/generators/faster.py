@@ -77,7 +77,7 @@ def shapes(name: str) -> Model:
 
 @cache
 def told(name: str, spec: str | None, side: int, pictures: int, text: int, new: int, batch: int, on: Device) -> Cost:
-    """What the cost model tells of square pictures."""
+    """Return what the cost model computes for square images."""
     model = shapes(name)
     shown = [Layout((Segment(1, side, side),))] * pictures
     return cost_of_layouts(model, spec, shown, text, new, batch, on, "bfloat16")
@@ -112,25 +112,34 @@ def pages() -> dict[str, str]:
 
 def page() -> str:
     """Return the text of docs/faster.md."""
-    parts = (_short_answer, _methods, _growth, _encoder, _batches, _layouts, _published, _predicted, _no, _targets)
+    parts = (
+        _short_answer,
+        lambda: SOURCES,
+        _methods,
+        _growth,
+        _encoder,
+        _batches,
+        _layouts,
+        _published,
+        _predicted,
+        _no,
+        _targets,
+    )
     return "\n".join([HEAD, *filter(None, (part() for part in parts))])
 
 
 HEAD = """\
 # Is it really faster?
 
-Often, and less than the number of tokens says. This page tells for every method from how many visual tokens on, at
-which batch size and on which device it pays, and where it does not. It is made by
+Often, but by less than the number of tokens suggests. This page shows for every method from how many visual tokens on,
+at which batch size and on which device it pays off, and where it doesn't.
+"""
 
-```text
-python benchmarks/speed.py ...        (below, beside what each run measured)
-python docs/make.py faster
-```
-
-from [measurements](measured) and the [cost model](cost.md); a test fails when it is out of date. **Measured** tables
-are from one CPU, by the clock of the process, with one thread. **Predicted** tables are from the cost model and name
-the device; no GPU was at hand, so GPU times are lower bounds from data sheets, with 5 us per kernel assumed. Speed does
-not depend on what the weights are, so all models here have random ones.
+SOURCES = """\
+**Sources.** *Measured* tables are process times of one CPU thread. *Predicted* tables come from the [cost
+model](cost.md) and name the device. Nothing was measured on a GPU: GPU times are lower bounds from data sheets, with
+5 us assumed per kernel. All models have random weights, since speed doesn't depend on their values. `python
+benchmarks/speed.py` measures (each section shows its command), and `python docs/make.py faster` makes this page.
 """
 
 
@@ -144,18 +153,19 @@ def _short_answer() -> str:
     most, least = max(made, key=lambda each: each[1]), min(made, key=lambda each: each[1])
     maps = f"{least[1]:.1f} ({least[0]}) to {most[1]:.1f} ({most[0]})"
     return _list(
-        f"**The first token comes sooner.** {cell.model} on this CPU, one picture of 576 tokens, 64 kept: "
-        f"{dense['first_token']:,.0f} ms become {best:,.0f}, that is {1 - best / dense['first_token']:.0%} less.",
-        f"**Then the encoder is what is left.** It takes {dense['encoder'] / dense['first_token']:.0%} of the time to "
-        f"the first token before, and {dense['encoder'] / best:.0%} after. Only what acts before the encoder, or in "
-        f"it, goes further: `resize` brings the same call to {shrunk:,.0f} ms.",
-        "**Later tokens hardly change** at batch 1: reading the weights is what takes time. LLaVA-1.5-7B on an H100 "
-        f"takes {whole.per_token * 1e3:.2f} ms a token dense, {short.per_token * 1e3:.2f} with 64 (predicted). With "
-        "large batches they do change, because the cache is read too, and more requests fit.",
-        "**Small pictures on fast devices gain nothing**: kernels take as long to start as to run. The tables of "
-        "predictions tell where that begins.",
-        f"**Attention maps are dear** where a method asks the model for them: with them the dense prefill takes {maps} "
-        "times as long (measured). No method here asks for them.",
+        f"**The first token comes sooner.** With 64 of 576 tokens of one image, {cell.model} on this CPU takes "
+        f"{best:,.0f} ms instead of {dense['first_token']:,.0f}: {1 - best / dense['first_token']:.0%} less.",
+        f"**Then the encoder dominates.** Its share of the time to the first token grows from "
+        f"{dense['encoder'] / dense['first_token']:.0%} to {dense['encoder'] / best:.0%}. Only methods before or "
+        f"inside the encoder save more: with `resize` the same call takes {shrunk:,.0f} ms.",
+        "**Later tokens take almost as long as before** at batch 1, because reading the weights takes the time. "
+        f"LLaVA-1.5-7B on an H100 takes {whole.per_token * 1e3:.2f} ms per token dense and "
+        f"{short.per_token * 1e3:.2f} ms with 64 visual tokens (predicted). Large batches gain, because the cache is "
+        "read too, and more requests fit into memory.",
+        "**Small images on fast devices gain nothing**, because kernels take as long to start as to run. The predicted "
+        "tables show where the gain begins.",
+        f"**Attention maps are expensive**: returning them makes the dense prefill take {maps} times as long "
+        "(measured). No method here needs them from the model.",
     )
 
 
@@ -192,7 +202,7 @@ def _texts(cell: Cell, spec: str) -> dict[str, str]:
         "batch": f"{cell.batch}",
         "text tokens": f"{cell.text_tokens}",
         "spec": f"`{spec}`",
-        "left": f"{row['kept']:,}",
+        "kept": f"{row['kept']:,}",
         "mean over layers": f"{row['mean_over_layers']:,.0f}",
         "compressor, ms": f"{row['compressor']:,.1f}" if short else "",
         "of the saved": f"{_part_of_saved(cell, spec):.1%}" if short else "",
@@ -207,22 +217,22 @@ def _texts(cell: Cell, spec: str) -> dict[str, str]:
 
 def _methods() -> str:
     cell = _main()
-    columns = ["spec", "left", "mean over layers", "compressor, ms", "of the saved", "prefill, ms", "by hand"]
+    columns = ["spec", "kept", "mean over layers", "compressor, ms", "of the saved", "prefill, ms", "by hand"]
     columns += ["first token, ms", "sooner", "of what is possible", "cache, MB", "peak, MB"]
     same = [row["encoder"] for spec, row in cell.rows.items() if not spec.startswith("resize")]
     noise = (
-        f"The encoder does the same work in every row but `resize`'s, and took between {min(same):,.0f} and "
-        f"{max(same):,.0f} ms: differences of that size are noise."
+        f"The encoder does the same work in every row except `resize`, and took between {min(same):,.0f} and "
+        f"{max(same):,.0f} ms. Differences of that size are noise."
     )
     return f"""\
-## Measured: every method, one picture of 576 tokens
+## Measured: every method, one image of 576 tokens
 
 {_filled(_where([cell]))}
 
-Each method leaves about a ninth of the tokens in the last layer. "By hand" is the prefill of the same decoder given as
-many tokens with nothing to decide. "Sooner" is how much less time passes until the first token. "Of what is possible"
-compares the speed-up with the one that the cost model has for this machine if the compressor took nothing. "Of the
-saved" is the compressor's time beside the prefill that is saved. The peak is of tensors beside the weights.
+Each method leaves about a ninth of the tokens in the last layer. "By hand" is the prefill of the same decoder when it
+is given that many tokens directly. "Sooner" is the time saved until the first token, as a share. "Of what is possible"
+is the measured speed-up divided by the cost model's speed-up for this machine with a compressor that takes no time. "Of
+the saved" is the compressor's time divided by the prefill time that it saves. Peak memory excludes the weights.
 
 {_filled(noise)}
 
@@ -241,16 +251,16 @@ def _growth() -> str:
         return f"{row['first_token']:,.0f} ({row['encoder'] / row['first_token']:.0%})"
 
     columns = ["visual tokens", *(f"`{spec}`" for spec in specs)]
-    where = _where(mine) + " Up to 576 tokens are one picture; beyond, they are several of 576, as frames or tiles are."
+    where = _where(mine) + " Up to 576 tokens are one image; more are several images of 576, as frames or tiles are."
     return f"""\
-## How cost grows with work
+## How time grows with the number of tokens
 
 {_filled(where)}
 
 ![Time to the first token and the encoder's share, over visual tokens](pictures/faster.png)
 
-Lines are predicted from the shortest times that the calibration saw; points are medians on a machine that did other
-things too, so they lie higher, dense and compressed alike.
+Lines are predictions from the shortest times of the calibration. Points are medians on a machine that did other work
+too, so they lie higher, dense and compressed alike.
 
 {_commands(mine)}
 Time to the first token in ms; in brackets the encoder's share of it:
@@ -265,16 +275,16 @@ def _encoder() -> str:
     found = [cell for cell in cells() if any("@encoder" in spec for spec in cell.rows)]
     if not found:
         return ""
-    columns = ["spec", "left", "encoder, ms", "compressor, ms", "prefill, ms", "by hand", "first token, ms", "sooner"]
+    columns = ["spec", "kept", "encoder, ms", "compressor, ms", "prefill, ms", "by hand", "first token, ms", "sooner"]
     columns += ["of what is possible", "peak, MB"]
     return f"""\
 ## Measured: fewer patches in the encoder
 
 {_filled(_where(found))}
 
-Once the decoder sees 64 tokens, the encoder is what takes time. Two things make it shorter: a smaller picture
-(`resize`, at `@pixels`), and patches that are merged between the encoder's layers (`tome@encoder`, whose time is in the
-encoder's). What they cost in accuracy is another question: [accuracy](accuracy.md).
+Once the decoder sees only 64 tokens, the encoder takes most of the time. Two things shorten it: a smaller image
+(`resize`, at `@pixels`) and patches merged between the encoder's layers (`tome@encoder`, whose time is included in the
+encoder's). [Accuracy](accuracy.md) shows what they cost.
 
 {_commands(found)}
 {_table(columns, [_texts(cell, spec) for cell in found for spec in cell.rows])}"""
@@ -305,7 +315,7 @@ def _batches() -> str:
     return f"""\
 ## Measured: batches and longer texts
 
-{_filled(f"{_where(found)} One picture of {found[0].tokens} tokens per prompt.")}
+{_filled(f"{_where(found)} One image of {found[0].tokens} tokens per prompt.")}
 
 {_commands(found)}
 {_table(columns, rows)}"""
@@ -318,10 +328,10 @@ def _layouts() -> str:
     text = "Dimensions of released models, random weights, " + _where(found).partition(", ")[2]
     if any(cell.told.get("shared_weights") for cell in found):
         text += (
-            " To fit into a small machine, all layers share one layer's weights; one layer is larger than the "
-            "processor's caches, so it is read from memory each time all the same."
+            " To fit into a small machine, all layers share one layer's weights. One layer is larger than the "
+            "processor's caches, so it is still read from memory each time."
         )
-    columns = ["model", "visual tokens", "batch", "spec", "left", "encoder, ms", "compressor, ms", "of the saved"]
+    columns = ["model", "visual tokens", "batch", "spec", "kept", "encoder, ms", "compressor, ms", "of the saved"]
     columns += ["prefill, ms", "by hand", "first token, ms", "sooner", "per token, ms", "cache, MB"]
     return f"""\
 ## Measured: layouts of released models
@@ -364,12 +374,12 @@ def _published() -> str:
     return f"""\
 ## Against the published structure
 
-Methods that read attention are published on top of eager attention that returns its maps. What that costs before any
-token is dropped, measured in the same runs, dense, in ms:
+Published code of methods that read attention runs the model with eager attention that returns its maps. What that costs
+before any token is dropped, dense, in the same runs, in ms:
 
 {_table(list(maps[0]), maps)}
-Here one layer's queries and keys are made again from its input, and only the rows that are asked for. Rules that are
-published as loops, one token or cluster after the other, beside ours ([all methods](speed.md)), in ms:
+foveate recomputes one layer's queries and keys from its input instead, and only the rows that a method reads. Methods
+whose published code loops over tokens or clusters, beside ours ([all methods](speed.md)), in ms:
 
 {_table(list(loops[0]), loops)}"""
 
@@ -396,11 +406,11 @@ def _predicted() -> str:
         tables.append(f"{title}:\n\n{_table(['method', *places], rows)}")
     sizes = ", ".join(f"{side * side:,}" for side in SIDES)
     intro = (
-        f"LLaVA-1.5-7B's shapes in bfloat16, one square picture, {TEXT} text tokens, a ninth of the tokens left. Each "
-        f"entry: from how many visual tokens on at least {WORTH:.0%} of the time is saved, at every larger size too; "
-        f'and how much is saved at 576. "no": at no size. Sizes tried: {sizes}. "CPU" is the machine of the '
-        "measurements, as calibrated. The other devices' times are lower bounds: a real kernel is slower, which "
-        "favours fewer tokens, and takes longer to start, which favours none."
+        f"LLaVA-1.5-7B's shapes in bfloat16, one square image, {TEXT} text tokens, a ninth of the tokens kept. Each "
+        f"entry: from how many visual tokens on at least {WORTH:.0%} of the time is saved, at that and every larger "
+        f'size, and how much is saved at 576. "no" means at no size. Sizes tried: {sizes}. "CPU" is the measured '
+        "machine, as calibrated. Times of the other devices are lower bounds: real kernels run longer, which favours "
+        "fewer tokens, and take longer to start, which favours neither."
     )
     return "## Predicted: from how many tokens on, at which batch size, on which device\n\n" + "\n".join(
         [_filled(intro) + "\n", *tables, _others()]
@@ -435,15 +445,15 @@ def _no() -> str:
                 first = min((start for start in starts.values() if start is not None), default=None)
                 where = f"{model} on {on.title}, batch {batch} (predicted): "
                 if first is None:
-                    lines.append(where + "nothing pays at any size.")
+                    lines.append(where + "nothing pays off at any size.")
                 elif first > SIDES[0] ** 2 or late:
                     named = (
                         "nothing" if len(late) == len(specs) else ", ".join(f"`{re.split('[:@]', s)[0]}`" for s in late)
                     )
                     below = (
-                        f"nothing pays below {first:,} tokens"
+                        f"nothing pays off below {first:,} tokens"
                         if first > SIDES[0] ** 2
-                        else "the first pays from the start"
+                        else "some methods pay off at every size"
                     )
                     lines.append(where + below + (f", and {named} not yet at 576." if late and first <= 576 else "."))
     small = _curve()[0]
@@ -451,15 +461,15 @@ def _no() -> str:
     low = min((spec for spec in gains if spec != "dense"), key=lambda spec: gains[spec])
     return "## Where the answer is no\n\n" + _list(
         *lines,
-        f"Small pictures: at {small.tokens} tokens `{low}` saves {gains[low]:.0%} of the time to the first token "
+        f"Small images: at {small.tokens} tokens `{low}` saves {gains[low]:.0%} of the time to the first token "
         "(measured).",
-        "Long answers at batch 1: a token of the answer takes as long as before. What is saved is saved once, before "
+        "Long answers at batch 1: each token of the answer takes as long as before. Time is saved only once, before "
         "the first token.",
-        "Many questions about one picture: a method that reads the question begins again for each; one that doesn't "
-        "keeps the features and the cache of the compressed picture.",
-        "Where the encoder takes most of the time, dropping tokens behind it can't help much: see the encoder's share.",
-        "Steps at layer k of the decoder save less than the same step before it: layers 0 to k-1 hold everything, in "
-        'arithmetic and in the cache ("mean over layers").',
+        "Many questions about one image: a method that reads the question has to run again for each; with one that "
+        "doesn't, the compressed image's features and cache can be reused.",
+        "Where the encoder takes most of the time, dropping tokens after it helps little: see the encoder's share.",
+        "A step at decoder layer k saves less than the same step before the decoder: layers 0 to k-1 still compute and "
+        'cache all tokens ("mean over layers").',
     )
 
 
@@ -473,15 +483,15 @@ def _targets() -> str:
     reached = {spec: _reached(cell, spec) for spec in specs}
     low = min(reached, key=lambda spec: reached[spec])
     under = [f"`{spec}`" for spec, value in reached.items() if value < 0.9]
-    return "## The targets, and what is reached\n\n" + _list(
-        "The compressor takes at most 1 % of the prefill that it saves, on a CPU. "
-        + (f"Beyond that here, in {cell.dtype}: {', '.join(beyond)}." if beyond else f"All do, in {cell.dtype}.")
-        + " bfloat16 makes this processor's prefill several times faster than float32, and plans no faster; in "
-        "float32, see [what a plan costs](speed.md).",
-        "The prefill takes no more than 5 % longer than that of the same tokens given by hand. At worst "
-        f"`{worst}`, {hand[worst] - 1:+.1%}; the middle is {sorted(hand.values())[len(hand) // 2] - 1:+.1%}.",
-        "The speed-up to the first token is at least 0.9 of what the cost model says is possible. At least "
-        f"{reached[low]:.2f} (`{low}`)" + (f"; below 0.9: {', '.join(under)}." if under else "."),
+    return "## Targets and results\n\n" + _list(
+        "Target: on a CPU, the compressor takes at most 1 % of the prefill time that it saves. "
+        + (f"Missed here, in {cell.dtype}, by {', '.join(beyond)}." if beyond else f"All meet it, in {cell.dtype}.")
+        + " bfloat16 makes this processor's prefill several times faster than float32 but plans no faster; for "
+        "float32 see [the time of a plan](speed.md).",
+        "Target: the prefill takes at most 5 % longer than with the same tokens given by hand. The worst is "
+        f"`{worst}`, {hand[worst] - 1:+.1%}; the median is {sorted(hand.values())[len(hand) // 2] - 1:+.1%}.",
+        "Target: the speed-up to the first token is at least 0.9 of what the cost model says is possible. The lowest "
+        f"is {reached[low]:.2f} (`{low}`)" + (f"; below 0.9: {', '.join(under)}." if under else "."),
     )
 
 
@@ -569,7 +579,7 @@ def draw() -> None:
         left.set_xscale("log", base=2)
         left.set_yscale("log")
         left.set_ylabel("time to the first token, s")
-        left.legend(frameon=False, title="points measured, lines predicted", alignment="left")
+        left.legend(frameon=False, title="points measured, lines predicted", alignment="kept")
         left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         right.set_xscale("log", base=2)
         right.set_ylim(0, 1)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from generators.folders import MEASURED
+from generators.markdown import bullets
 
 TARGET = 1.05
 """How much longer than the ideal a prefill may take."""
@@ -15,22 +16,27 @@ TARGET = 1.05
 HEAD = """\
 # Inside the decoder: what a plan at a layer costs
 
-`fastv:0.5@2` leaves half of the visual tokens from decoder layer 2 on. This page says what that takes beside what it
-saves: the prefill under `apply` beside the dense one and beside the *ideal*, which makes embeddings of ids and features
-and then runs the same layers in a loop, each given as many columns as the plan leaves it, with no plan made, no prompt
-read and no hook on. Each prefill is the second of two in a row. A step of decoding stands beside the dense one. What
-methods inside the decoder cost in accuracy is in [accuracy.md](accuracy.md), and how they work in
-[design.md](design.md#inside-the-decoder).
+`fastv:0.5@2` leaves half of the visual tokens from decoder layer 2 on. How much of the time that this saves does
+foveate's own work take up again?
 
+TOLD
+This page compares the prefill under `apply` with the dense prefill and with an *ideal*: embeddings of ids and features,
+then the same layers in a loop, each with as many columns as the plan leaves it, without hooks, without making a plan
+and without reading the prompt. Each measured prefill is the second of two in a row. Decoding steps are compared with
+dense ones. [Accuracy](accuracy.md) shows what these methods cost, and [the design](design.md#inside-the-decoder) how
+they work.
+
+"Embedded" is the embedded model, whose prefill takes about as long as one layer of the other. "0.5B" is a decoder of
+Qwen2-0.5B's shape with random weights. Each prompt holds one image of 576 tokens and WORDS tokens of text.
+"""
+
+TAIL = """\
 ```text
 COMMAND
 python docs/make.py inside
 ```
 
 DEVICE
-
-"Reference" is the embedded model; its whole prefill takes about as long as one layer of the other. "0.5B" is a decoder
-of Qwen2-0.5B's shape with random weights. Each prompt holds one image of 576 tokens and WORDS tokens of text.
 """
 
 
@@ -45,17 +51,18 @@ def page() -> str:
     rows: list[dict[str, Any]] = measured["rows"]
     environment = measured["environment"]
     command = "python benchmarks/depth.py --out docs/measured/depth.json"
-    clock = "Times are those of a clock on the wall."
+    clock = "Times are wall-clock times."
     if measured["clock"] == "cpu":
         command += f" --clock cpu --threads {environment['threads']}"
-        clock = "Times are the processor's own, so other work on the machine hardly shows in them."
+        clock = "Times are process times, so other work on the machine hardly affects them."
     device = (
         f"On {environment.get('processor', environment['device'])}, {environment['threads']} thread(s); "
         f"torch {environment['torch']}, transformers {environment['transformers']}. {clock} "
-        f"Milliseconds are medians; ratios are medians of each turn's own, of {environment['turns']} turns or more."
+        f"Milliseconds are medians; ratios are medians of per-round ratios, over {environment['turns']} rounds or more."
     )
-    text = HEAD.replace("COMMAND", command).replace("WORDS", str(measured["text_tokens"]))
-    return "\n".join([text.replace("DEVICE", textwrap.fill(device, 120)), _table(rows), _told(rows)])
+    head = HEAD.replace("WORDS", str(measured["text_tokens"])).replace("TOLD\n", _told(rows) + "\n")
+    tail = TAIL.replace("COMMAND", command).replace("DEVICE", textwrap.fill(device, 120))
+    return "\n".join([head, _table(rows), tail])
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
@@ -66,7 +73,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     ]
     for row in rows:
         cells = [
-            row["decoder"],
+            _decoder(row),
             str(row["prompts"]),
             f"`{row['spec']}`",
             f"{row['mean_over_layers']:.0f}",
@@ -78,28 +85,33 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _told(rows: Sequence[dict[str, Any]]) -> str:
-    """What the target is, and who misses it."""
+    """Return the target and which rows miss it, as a list."""
     beyond = [row for row in rows if row["ours_to_ideal"] > TARGET]
     extra = [row["ours_ms"] - row["ideal_ms"] for row in rows if row["decoder"] == "reference" and row["prompts"] == 1]
-    text = f"The target is a prefill within {TARGET - 1:.0%} of the ideal. "
+    points = [f"Target: a prefill within {TARGET - 1:.0%} of the ideal. All {len(rows)} configurations meet it."]
     if beyond:
-        text += f"{len(rows) - len(beyond)} of {len(rows)} meet it; these don't: " + ", ".join(
-            f"{row['decoder']} with {row['prompts']} prompt{'s' if row['prompts'] > 1 else ''} under `{row['spec']}` "
+        missed = ", ".join(
+            f"{_decoder(row)} with {row['prompts']} prompt{'s' if row['prompts'] > 1 else ''} under `{row['spec']}` "
             f"({row['ours_to_ideal']:.2f})"
             for row in beyond
         )
-        text += ". "
-    else:
-        text += "All meet it. "
-    text += (
-        f"On one prompt of the reference model {min(extra):.0f} to {max(extra):.0f} ms are added: small operations "
-        "that read the prompt, make the plan, cut the columns and give the caller all of them back. Their "
-        "number doesn't grow with the model. "
+        points = [
+            f"Target: a prefill within {TARGET - 1:.0%} of the ideal. {len(rows) - len(beyond)} of {len(rows)} "
+            f"configurations meet it. These miss it: {missed}."
+        ]
+    points.append(
+        f"On one prompt of the embedded model, foveate adds {min(extra):.0f} to {max(extra):.0f} ms: small operations "
+        "that read the prompt, make the plan, cut the columns and return all of them to the caller. Their number does "
+        "not grow with the model."
     )
     slow = [row for row in rows if row["step_to_dense"] > 1]
-    text += (
-        f"A step of decoding is slower than dense in {len(slow)} of {len(rows)}."
+    points.append(
+        f"Decoding steps are slower than dense in {len(slow)} of {len(rows)} configurations."
         if slow
-        else "No step of decoding is slower than dense."
+        else "No decoding step is slower than dense."
     )
-    return textwrap.fill(text, 120) + "\n"
+    return bullets(*points)
+
+
+def _decoder(row: dict[str, Any]) -> str:
+    return {"reference": "embedded"}.get(row["decoder"], row["decoder"])

@@ -11,18 +11,18 @@ from foveate.methods import method_class
 HEAD = """\
 # Methods
 
-One page per method that comes with foveate. This page and those that it links are made from the methods' own docstrings
-and fields by `python docs/make.py methods`; a test fails when the two differ. `foveate methods` prints the same
-table, and `foveate methods --json` the whole cards.
+Every method has a page of its own. `foveate methods` prints this table; `foveate methods --json` prints everything.
 
-**keep** is how much remains: a whole number is tokens per image, a number with a dot is the fraction of what arrives
-(`1` is one token, `1.0` is all of them). A method that looks at the content also takes `auto`. **positions** says
-whether kept tokens keep their position ids (`keep`) or get new ones without gaps (`pack`). Options are written
+**Keep** says how much remains: an integer is tokens per image, a number with a dot is a share of the tokens that arrive
+(`1` is one token, `1.0` is all of them). Adaptive methods also take `auto`, and decide from the content. **Positions**
+says whether kept tokens keep their position ids (`keep`) or get consecutive new ones (`pack`). Options are written
 `name=value`: `cluster:64:start=plusplus:seed=3`.
 
-Each method is written from formulas, and no code was copied. Where the authors' code could be run on arrays, tests
-compare with what it makes of fixed inputs: [golden cases](../tests/golden/README.md). A page says where a method
-departs from that code or from its paper, and why. "Our reading" means that neither was seen.
+Methods are written from formulas; no code was copied. Where the authors' code can run on arrays, tests compare with its
+outputs on fixed inputs ([golden cases](../tests/golden/README.md)). Each page says where a method differs from that
+code or from the paper, and why. "Our reading" means that we have seen neither.
+
+`python docs/make.py methods` makes these pages from docstrings and options.
 
 | method | what it does | acts at | reads | count | from |
 |---|---|---|---|---|---|
@@ -39,9 +39,9 @@ def pages() -> dict[str, str]:
 
 
 def _row(method: Listing) -> str:
-    reads = ", ".join(dict.fromkeys(each.partition("(")[0] for each in method.reads)) or "features or nothing"
-    told = "told" if method_class(method.name).takes_keep else "none are left"
-    count = "`auto`, or told" if method.adaptive else told
+    reads = ", ".join(dict.fromkeys(each.partition("(")[0] for each in method.reads)) or "features only"
+    told = "given" if method_class(method.name).takes_keep else "none remain"
+    count = "given, or `auto`" if method.adaptive else told
     place = "decoder layers" if method.place == "decoder" else f"`@{method.place}`"
     name = f"[`{method.name}`](methods/{method.name}.md)"
     return f"| {name} | {method.what} | {place} | {reads} | {count} | {_source(method)} |\n"
@@ -59,7 +59,7 @@ def _page(method: Listing) -> str:
 
 
 def _own(method: Listing) -> list[tuple[str, dict[str, Any]]]:
-    """Its options, those that mean nothing to it left out."""
+    """Return the options that apply to a method."""
     takes = method_class(method.name).takes_keep
     return [(name, of) for name, of in method.options.items() if name != "keep" or takes]
 
@@ -73,29 +73,29 @@ def _facts(method: Listing) -> dict[str, str]:
     if method.place == "decoder":
         layers = ", ".join(map(str, method.layers))
         facts["written"] = f"`{method.spec}@{layers.replace(' ', '')}`"
-        facts["acts at"] = f"the input of the decoder layers that a spec names; its authors take {layers} of 32"
-    facts["reads"] = ", ".join(f"`{each}`" for each in method.reads) or "features, or only where they stand"
+        facts["acts at"] = f"the input of the decoder layers in the spec; the authors use {layers} of 32"
+    facts["reads"] = ", ".join(f"`{each}`" for each in method.reads) or "features or positions only"
     facts["the question"] = (
-        "is read: what is left serves this question alone"
+        "is read: the result serves this question only"
         if method.query_aware
-        else "is not read: what is left serves every question"
+        else "is not read: the result serves every question"
     )
-    facts["count"] = "told, or left to the content with `auto`" if method.adaptive else "known from the layout"
-    facts["positions"] = {"keep": "kept", "pack": "made anew, without gaps"}[method.positions]
-    facts["weights of its own"] = "yes" if method.trained else "none"
+    facts["count"] = "given, or decided from the content with `auto`" if method.adaptive else "known from the layout"
+    facts["positions"] = {"keep": "kept", "pack": "renumbered without gaps"}[method.positions]
+    facts["own weights"] = "yes" if method.trained else "none"
     return facts
 
 
 def _leads(card: str) -> str:
-    """Paragraphs that begin with what they are about, such as "Budget:", begin in bold."""
+    """Set the lead of a paragraph in bold, such as "Budget:"."""
     return re.sub(r"(?m)(?<=\n\n)([A-Z][A-Za-z' ]{2,40}:)(?= )", r"**\1**", card)
 
 
 def _values(name: str, option: dict[str, Any]) -> str:
     if name == "keep":
-        return "tokens per image, or a fraction with a dot" + (", or `auto`" if option["default"] == "auto" else "")
+        return "tokens per image, or a share with a dot" + (", or `auto`" if option["default"] == "auto" else "")
     if name == "adapter":
-        return "`none`, or the directory of one that was trained; `shipped` is the embedded model's"
+        return "`none`, or the directory of a trained adapter; `shipped` is the embedded model's"
     if "choices" in option:
         return ", ".join(f"`{_text(value)}`" for value in option["choices"])
     kinds = {bool: "`true`, `false`", int: "a whole number", float: "a number", str: "text"}
@@ -107,7 +107,7 @@ def _text(value: Any) -> str:
 
 
 def _source(method: Listing) -> str:
-    """A link to the paper, or that there is none."""
+    """Return a link to the paper, or "a baseline"."""
     return re.sub(r"arXiv (\d{4}\.\d{4,5})", r"[arXiv \1](https://arxiv.org/abs/\1)", method.paper) or "a baseline"
 
 

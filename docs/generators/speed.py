@@ -12,12 +12,23 @@ TARGET = 0.01
 """The share of the prefill it saves that a compressor may take, on a CPU."""
 
 HEAD = """\
-# What a plan costs
+# The time of a plan
 
-A compressor should be invisible beside what it saves. This page shows, for every method behind the encoder, the time to
-make the plans of one image and of eight and to apply them, and what share that is of the saved prefill: the dense
-prefill of a decoder of SIZE parameters less its prefill of the kept tokens, each with WORDS tokens of text, in
-the same run. The prefill of eight images is taken as eight times that of one.
+Compression should take far less time than it saves. The target on a CPU is 1 % of the saved prefill time:
+
+BEYOND
+For every method after the encoder, this page shows the time to make and apply the plans of one image and of eight, and
+its share of the saved prefill. That is the dense prefill of a decoder of SIZE parameters minus its prefill with the
+kept tokens, each with WORDS tokens of text, in the same run; eight images count as eight times one.
+
+Features of width 1024 are what this decoder (width 896) would read. Features of width 4096 belong to a decoder about
+fourteen times as large, whose prefill would make their shares smaller; they show how the time grows with the width.
+Times exclude the capture of attention and keys. `foveate ask` and `foveate bench` print the compressor's whole time,
+and `foveate cost` estimates it.
+
+"As structured" is the same method with the loops of its authors' code: image by image, and token by token or cluster by
+cluster. We wrote it from the formulas (`benchmarks/as_structured.py`), and a test shows that it keeps and merges the
+same tokens.
 
 ```text
 COMMAND
@@ -25,15 +36,6 @@ python docs/make.py speed
 ```
 
 DEVICE
-
-The target on a CPU is 1 %. Features of width 1024 are what this decoder (width 896) would read; those of width 4096
-belong to a decoder about fourteen times as large, and are shown because what methods do with features grows with their
-width: beside their own decoder they would weigh less. What it takes to capture attention and keys is not in these
-times. `foveate ask` and `foveate bench` print the compressor's whole time, and `foveate cost` estimates it.
-
-"As structured" is the same rule in the structure of its authors' code, one image and one token or cluster after the
-other, written by us from the formulas (`benchmarks/as_structured.py`); a test shows that it keeps and merges the same
-tokens.
 """
 
 
@@ -48,9 +50,9 @@ def page() -> str:
     rows, again = _newest(measured)
     environment = measured["environment"]
     clock = {
-        "cpu": "Times are the processor's own, of the whole process on one thread, so other work on the machine hardly "
-        f"shows in them (its load was {environment['load']} when the run ended).",
-        "wall": f"Times are those of a clock on the wall, with {environment['threads']} threads.",
+        "cpu": "Times are process times of one thread, so other work on the machine hardly affects them (its load was "
+        f"{environment['load']} when the run ended).",
+        "wall": f"Times are wall-clock times, with {environment['threads']} threads.",
     }[measured["clock"]]
     packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     machine = environment["processor"] if environment["device"] == "cpu" else environment["device"]
@@ -60,14 +62,14 @@ def page() -> str:
     text = HEAD.replace("SIZE", {"0.5B": "0.5 billion", "7B": "7 billion"}[measured["decoder"]])
     text = text.replace("WORDS", str(measured["words"])).replace("COMMAND", command)
     text = text.replace("DEVICE", textwrap.fill(f"Medians, on {machine}; {packages}. {clock}", 120) + again)
-    parts = [text, _beyond(rows)]
+    parts = [text.replace("BEYOND\n", _beyond(rows) + "\n")]
     for tokens in sorted({row["tokens"] for row in rows}):
         kept = next(row["kept"] for row in rows if row["tokens"] == tokens)
         saved = measured["prefill_ms"][str(tokens)] - measured["prefill_ms"][str(kept)]
         parts.append(
             f"## {tokens} tokens, {kept} kept\n\n"
             f"The prefill takes {measured['prefill_ms'][str(tokens)]:,.0f} ms dense and "
-            f"{measured['prefill_ms'][str(kept)]:,.0f} ms with the kept tokens: {saved:,.0f} ms are saved per image.\n"
+            f"{measured['prefill_ms'][str(kept)]:,.0f} ms with the kept tokens: each image saves {saved:,.0f} ms.\n"
         )
         for width in sorted({row["width"] for row in rows}):
             parts.append(_table([row for row in rows if (row["tokens"], row["width"]) == (tokens, width)], width))
@@ -75,7 +77,7 @@ def page() -> str:
 
 
 def _newest(measured: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
-    """Rows, those of methods that were measured again later in place of the old; and a sentence that says which."""
+    """Return the rows, with later measurements in place of earlier ones, and a sentence that says which these are."""
     later: dict[tuple[Any, ...], dict[str, Any]] = {}
     for path in sorted(MEASURED.glob("plans-*.json")):
         for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
@@ -91,14 +93,14 @@ def _newest(measured: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
         return rows, ""
     names = sorted({method for method, *_ in later})
     text = (
-        f"{', '.join(f'`{name}`' for name in names)} changed and was measured again later, plans alone: add `--methods "
-        f"{','.join(names)} --decoder tiny`. The share is of the same prefill as that of the others."
+        f"{', '.join(f'`{name}`' for name in names)} changed later and was measured again, plans only: add `--methods "
+        f"{','.join(names)} --decoder tiny`. Its share is of the same prefill as that of the others."
     )
     return rows, "\n" + textwrap.fill(text, 120) + "\n"
 
 
 def _beyond(rows: list[dict[str, Any]]) -> str:
-    """Which methods miss the target at the width that fits the decoder."""
+    """Return which methods miss the target at the width that fits the decoder, as a list."""
     width = min(row["width"] for row in rows)
     sentences = []
     for tokens in sorted({row["tokens"] for row in rows}):
@@ -109,7 +111,7 @@ def _beyond(rows: list[dict[str, Any]]) -> str:
         named = ", ".join(f"`{name}` ({share:.1%})" for name, share in sorted(worst.items(), key=lambda each: -each[1]))
         sentences.append(
             f"* With {tokens} tokens of width {width}, "
-            + (f"these take more than 1 %, at worst: {named}." if named else "every method takes less than 1 %.")
+            + (f"these take more than 1 % (worst case): {named}." if named else "every method takes less than 1 %.")
         )
     return "\n".join(sentences) + "\n"
 

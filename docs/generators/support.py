@@ -19,11 +19,12 @@ from foveate.schedule import schedule
 HEAD = """\
 # Which method works on which family
 
-Made by `python docs/make.py support`, which asks the engine; a test fails when the two differ. `tests/families`
-runs every pair on a tiny random model of the real architecture. The number behind a no is its reason, below the table.
+FOLLOWS. On models [without a family](families/generic.md), which the last two columns
+show, methods that need to know the encoder are refused: "plain" is a model whose decoder layers see all earlier
+columns, and the last one has sliding windows. The number after a no is its reason, listed below the table.
 
-The last two columns are models that [no family describes](families/generic.md): one whose decoder layers see all
-earlier columns ("plain"), and one with sliding windows.
+`python docs/make.py support` asks the engine for each entry, and `tests/families` runs every pair on a tiny random
+model of the real architecture.
 """
 
 UNDESCRIBED = {"internvl": "other, plain", "gemma3": "other"}
@@ -48,11 +49,13 @@ def page() -> str:
         rows.append(f"| {name} | {' | '.join(cells)} |")
     head = f"| method | {' | '.join(titles)} |\n|{'---|' * (len(titles) + 1)}"
     notes = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
-    return "\n".join([HEAD, head, *rows, "", notes, ""])
+    refused = any("no (" in cell for row in rows for cell in row.split("|")[2 : 2 + len(supported())])
+    follows = "Some methods are refused on some families" if refused else "Every method works on every model family"
+    return "\n".join([HEAD.replace("FOLLOWS", follows), head, *rows, "", notes, ""])
 
 
 def spec_of(method: Listing, layers: int) -> str:
-    """A method as it is by default, inside a decoder of so many layers if it acts there."""
+    """Return a method's default spec; if it acts inside the decoder, at its authors' layers as far as they exist."""
     if method.place != "decoder":
         return method.spec
     places = [layer for layer in method.layers if layer < layers] or [1]
@@ -68,7 +71,7 @@ def _cell(method: Listing, family: Family, reasons: dict[str, int]) -> str:
 
 
 def _reason(error: str, family: Family) -> str:
-    """The error, said of all methods and models that it is said of."""
+    """Return the error without the names of method and model, so that equal reasons get one number."""
     if isinstance(family, Generic):
         error = error.replace(family.title, "this model")
     error = re.sub(r"^\S+ (acts|asks)", r"It \1", error)
