@@ -43,8 +43,8 @@ from voco_rivals import RIVALS, WEIGHTS, train_rival
 from voco_times import times
 
 from foveate.bench.statistics import difference_interval, mean_interval
+from foveate.files import write_json
 from foveate.scenes import CLIP_SKILLS, clip, test_set
-from foveate.train import checkpoint
 from foveate.train.recipe import Recipe, parse_recipe, read_mapping
 from foveate.train.run import run
 
@@ -71,8 +71,8 @@ def main() -> int:
     if "times" in arguments.parts:
         target = arguments.runs / "times.json"
         if not target.exists():
-            checkpoint.write_json(times(arguments.threads), target)
-    checkpoint.write_json(summary(recipe, arguments), arguments.out)
+            write_json(target, times(arguments.threads))
+    write_json(arguments.out, summary(recipe, arguments))
     say(f"wrote {arguments.out}")
     return 0
 
@@ -182,7 +182,7 @@ def train_parts(recipe: Recipe, arguments: argparse.Namespace) -> None:
         train("clips", clips_recipe(recipe, arguments), runs)
         target = runs / "answers-clips.json"
         if not target.exists():
-            checkpoint.write_json(ask_clips(runs / "clips" / "voco", arguments.clips), target)
+            write_json(target, ask_clips(runs / "clips" / "voco", arguments.clips))
 
 
 def train(name: str, recipe: Recipe, runs: Path) -> None:
@@ -218,7 +218,7 @@ def answer(recipe: Recipe, arguments: argparse.Namespace) -> None:
     for name, make in made.items():
         target = runs / f"answers-{name}.json"
         if not target.exists():
-            checkpoint.write_json(ask(make(), recipe, arguments.questions, images), target)
+            write_json(target, ask(make(), recipe, arguments.questions, images))
             say(f"{name}: answered {arguments.questions} questions")
 
 

@@ -18,9 +18,9 @@ from voco_rivals import Rival, load_rival, prefix_memories
 import foveate
 from foveate.engine import encode
 from foveate.families import Family, family_of
+from foveate.files import write_tensors
 from foveate.layout import Layout, one_row
 from foveate.scenes import Scene, clip, test_set
-from foveate.train import checkpoint
 from foveate.train.batches import Batches
 from foveate.train.recipe import Recipe, Voco
 from foveate.train.run import choose_parameters
@@ -246,7 +246,7 @@ def encoded_images(recipe: Recipe, path: Path, scenes: Sequence[Scene]) -> Itera
                 reduced.append(torch.stack([image.features for image in short.images]).half())
         every = torch.cat(dense)
         # The names are those of files that were written before.
-        checkpoint.write_tensors({"dense": every, "left": torch.cat(reduced) if reduced else every.clone()}, path)
+        write_tensors(path, {"dense": every, "left": torch.cat(reduced) if reduced else every.clone()})
     kept = load_file(path)
     for start in range(0, len(scenes), IMAGES_AT_ONCE):
         part = slice(start, start + IMAGES_AT_ONCE)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from foveate.families import Family
+from foveate.files import write_tensors
 from foveate.tokens import Layout
 from foveate.train import checkpoint
 from foveate.train.recipe import Recipe, Voco
@@ -124,7 +125,7 @@ def train_rival(kind: str, recipe: Recipe, out: Path, before: Path | None, say: 
     finally:
         switch.close()
     trained = {name: weight.detach().contiguous() for name, weight in rival.named_parameters() if weight.requires_grad}
-    checkpoint.write_tensors(trained, out / WEIGHTS)
+    write_tensors(out / WEIGHTS, trained)
 
 
 def load_rival(rival: Rival, folder: Path) -> None:

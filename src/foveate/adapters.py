@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final, Self
 from torch import Tensor
 
 from foveate.errors import FoveateError
-from foveate.files import atomic_files
+from foveate.files import atomic_files, write_json
 
 SHIPPED: Final = "shipped"
 """The name of the embedded model's adapter, which comes with foveate."""
@@ -110,8 +110,7 @@ class PretrainedAdapter:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
         save_file(tensors, folder / self.weights_name())
         settings = {"format": FORMAT, **self.settings(), **self.write_further(folder, **options)}
-        text = json.dumps(settings, indent=2) + "\n"
-        (folder / self.settings_name()).write_text(text, encoding="utf-8")
+        write_json(folder / self.settings_name(), settings, indent=2)
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -173,12 +173,11 @@ class VoCoMemory:
             )
 
     def save(self, path: str | Path) -> Path:
-        """Write the memory to one safetensors file, atomically.
+        """Write the memory to one safetensors file, atomically; its folder is created if it is missing.
 
         Raises:
             FoveateError: the file can't be written.
         """
-        path = Path(path)
         tensors = {
             "keys": self.keys.contiguous(),
             "values": self.values.contiguous(),
@@ -194,7 +193,7 @@ class VoCoMemory:
             "adapter": self.adapter,
         }
         write_tensors(path, tensors, metadata)
-        return path
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> VoCoMemory:
