@@ -21,7 +21,7 @@ def test_import_is_light():
 
 def test_help_does_not_load_a_framework():
     code = (
-        "import sys\nfrom foveate.cli import main\nsys.argv = ['foveate', '--help']\n"
+        "import sys\nfrom foveate.commands import main\nsys.argv = ['foveate', '--help']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\nprint(sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert _run(code).splitlines()[-1] == "[]"
@@ -34,7 +34,7 @@ def test_every_public_name_is_there():
 
 
 def test_cost_and_reference_stay_functions():
-    code = "import foveate, foveate.costmodel, foveate.embedded; import foveate.costmodel.command; "
+    code = "import foveate, foveate.costmodel, foveate.embedded; import foveate.commands.cost; "
     assert _run(code + "print(type(foveate.cost).__name__, type(foveate.reference).__name__)") == "function function"
 
 

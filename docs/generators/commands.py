@@ -23,7 +23,7 @@ def reference() -> str:
     """Return the page."""
     import typer
 
-    from foveate.cli import app
+    from foveate.commands import app
 
     program = typer.main.get_command(app)
     commands = list(_commands("foveate", program))

@@ -1,6 +1,6 @@
-"""`python -m foveate`: the command `foveate`, for where scripts aren't on the path."""
+"""`python -m foveate`: the program `foveate`, where scripts are not on the path."""
 
-from foveate.cli import main
+from foveate.commands import main
 
 if __name__ == "__main__":
     main()

@@ -8,6 +8,7 @@ from importlib.abc import MetaPathFinder
 from typing import Any
 
 NEW_NAMES = {
+    "foveate.cli": "foveate.commands",
     "foveate.cost": "foveate.costmodel",
     "foveate.engine.count": "foveate.schedule",
     "foveate.engine.schedule": "foveate.schedule",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from foveate.cli import app
+from foveate.commands import app
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

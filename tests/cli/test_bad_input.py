@@ -176,7 +176,7 @@ def test_what_nobody_foresaw_keeps_its_traceback(run, monkeypatch):
 
 def test_from_a_shell():
     done = subprocess.run(
-        [sys.executable, "-m", "foveate.cli", "ask", str(IMAGE), "what colour ?", "--spec", "clustre:64@2"],
+        [sys.executable, "-m", "foveate", "ask", str(IMAGE), "what colour ?", "--spec", "clustre:64@2"],
         capture_output=True,
         text=True,
     )

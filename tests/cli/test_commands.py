@@ -93,8 +93,8 @@ def test_help_and_version_are_quick(run):
     assert run("--version").startswith("foveate 0.")
     version = subprocess.run([sys.executable, "-m", "foveate", "--version"], check=True, capture_output=True, text=True)
     assert version.stdout == run("--version")
-    program = "import sys, foveate.cli; sys.argv = ['foveate', '--help']\n"
-    program += "try: foveate.cli.main()\nexcept SystemExit: pass\n"
+    program = "import sys, foveate.commands; sys.argv = ['foveate', '--help']\n"
+    program += "try: foveate.commands.main()\nexcept SystemExit: pass\n"
     program += "assert not {'torch', 'transformers', 'PIL', 'numpy'} & set(sys.modules), sorted(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from commands import Commands
 
-from foveate.cli import app
+from foveate.commands import app
 from foveate.costmodel import published
 from foveate.costmodel.device import read_devices
 from foveate.embedded import PATH

@@ -8,7 +8,7 @@ import yaml
 from tiny import recipe
 from typer.testing import CliRunner
 
-from foveate.cli import app
+from foveate.commands import app
 
 
 def call(*arguments: str) -> tuple[int, str]:

@@ -1,0 +1,188 @@
+"""`foveate ask`: a question about an image, answered dense and compressed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foveate.commands.options import (
+    DEFAULT_SPECS,
+    DeviceOption,
+    ImageArgument,
+    JsonOption,
+    MaxNewTokensOption,
+    ModelOption,
+    SpecsOption,
+    model_title,
+    usable_device,
+)
+from foveate.commands.output import (
+    JSON_HINT,
+    add_number_columns,
+    console,
+    print_json,
+    silence_transformers,
+    spinner,
+    table,
+)
+from foveate.errors import FoveateError
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from rich.table import Table
+
+    from foveate.asking import Answer
+    from foveate.spec import Spec
+
+
+def ask(
+    image: ImageArgument,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.", show_default=False)],
+    model: ModelOption = None,
+    spec: SpecsOption = DEFAULT_SPECS,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--picture", metavar="FILE", help="Draw which tokens are kept over the image, for instance a PNG."
+        ),
+    ] = None,
+    max_new_tokens: MaxNewTokensOption = 16,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask a question about an image, dense and compressed.
+
+    Prints answers, visual tokens, and the time of encoder, compressor, prefill and decode side by side.
+    """
+    from foveate.images import open_image
+
+    with spinner("Reading the image"):
+        from foveate import asking
+        from foveate.families import family_of
+        from foveate.loading import load_model, load_processor, skeleton
+        from foveate.schedule import tokens_after
+        from foveate.spec import as_spec
+        from foveate.view import writable
+
+        # All input is checked before the model is loaded.
+        question = asking.check_question(question)
+        specs = [as_spec(text) for text in spec or ()]
+        if picture is not None and writable(picture).resolve() == image.resolve():
+            raise FoveateError(f"--picture would overwrite {image}; choose another name")
+        opened = open_image(image)
+        place = usable_device(device)
+        silence_transformers()
+        processor, bare_model = load_processor(model), skeleton(model)
+        inputs = asking.prompt(processor, opened, question)
+        family, layout = family_of(bare_model), asking.image_layout(bare_model, inputs)
+        if picture is not None and not family.knows_grids:
+            raise FoveateError(
+                f"no picture can be drawn: where the tokens of {family.title} are in the image is unknown; ask without "
+                "--picture"
+            )
+        for each in specs:
+            tokens_after(each, family, layout)
+
+    with spinner("Loading the model"):
+        network = load_model(model).to(place)
+    answers: list[Answer] = []
+    for each in (None, *specs):
+        with spinner(f"Asking: {each or 'dense'}"):
+            answers.append(asking.ask(network, processor, inputs, each, max_new_tokens))
+    if picture is not None:
+        with spinner("Drawing"):
+            from foveate.view import save_picture
+
+            save_picture(_panels(network, processor, inputs, opened, question, specs, answers), picture)
+
+    dtype = str(network.dtype).removeprefix("torch.")
+    if as_json:
+        import torch
+
+        print_json(
+            {
+                "image": str(image),
+                "question": question,
+                "model": model_title(model),
+                "device": place,
+                "dtype": dtype,
+                "threads": torch.get_num_threads(),
+                "answers": [answer.to_dict() for answer in answers],
+                "picture": None if picture is None else str(picture),
+            }
+        )
+        return
+    screen = console()
+    screen.print(_answer_table(question, answers))
+    screen.print(f"Model: {model_title(model)}, {dtype} on {place}.", style="dim", highlight=False)
+    screen.print(
+        f"Times are milliseconds, the median of {_runs(answers)} after a warm-up.", style="dim", highlight=False
+    )
+    if picture is not None:
+        screen.print(f"Picture: {picture}", highlight=False)
+    screen.print(JSON_HINT, style="dim", highlight=False)
+
+
+def _answer_table(question: str, answers: Sequence[Answer]) -> Table:
+    from rich.markup import escape
+
+    shown = table("spec", "answer", title=escape(question))
+    add_number_columns(shown, "visual tokens", "of dense", "mean over layers")
+    add_number_columns(shown, "encoder", "compressor", "prefill", "decode", "total ms")
+    for answer in answers:
+        times = (answer.encoder, answer.compressor, answer.prefill, answer.decode, answer.total)
+        shown.add_row(
+            escape(answer.spec),
+            f"[bold]{escape(answer.text)}[/]",
+            f"{answer.tokens_after}",
+            f"{answer.tokens_after / answer.tokens_before:.1%}",
+            f"{answer.mean_over_layers:.1f}",
+            *(f"{milliseconds:.1f}" for milliseconds in times),
+        )
+    return shown
+
+
+def _runs(answers: Sequence[Answer]) -> str:
+    """Say how many runs were timed.
+
+    >>> from types import SimpleNamespace
+    >>> _runs([SimpleNamespace(runs=4), SimpleNamespace(runs=5)])
+    '4 to 5 runs'
+    """
+    fewest, most = min(answer.runs for answer in answers), max(answer.runs for answer in answers)
+    if most == 1:
+        return "one run"
+    return f"{most} runs" if fewest == most else f"{fewest} to {most} runs"
+
+
+def _panels(
+    model: Any,
+    processor: Any,
+    inputs: dict[str, Any],
+    image: Image.Image,
+    question: str,
+    specs: Sequence[Spec],
+    answers: Sequence[Answer],
+) -> Image.Image:
+    """Draw a panel for each answer, dense first."""
+    import torch
+
+    from foveate.asking import image_layout, seen_part
+    from foveate.engine import compress
+    from foveate.view import Panel, draw
+
+    layout = image_layout(model, inputs)
+    vision = model.config.vision_config
+    patch = int(vision.patch_size) * int(getattr(vision, "spatial_merge_size", 1))
+    panels = [Panel(layout, "dense", f'{layout.total} tokens: "{answers[0].text}"', patch=patch)]
+    device = next(model.parameters()).device
+    inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    for spec, answer in zip(specs, answers[1:], strict=True):
+        with torch.inference_mode():
+            (kept,) = compress(model, inputs, spec).images
+        note = f'{kept.after} of {kept.before} tokens: "{answer.text}"'
+        panels.append(Panel(layout, str(spec), note, kept.plan, kept.seen, patch))
+    return draw(seen_part(processor, image), panels, question)

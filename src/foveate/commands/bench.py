@@ -1,0 +1,144 @@
+"""`foveate bench`: accuracy, tokens and time, dense and compressed."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foveate.commands.options import JsonOption, MaxNewTokensOption, ModelOption, QuestionsFileOption
+from foveate.commands.output import console, notes, print_json, progress_bar, silence_transformers, spinner
+from foveate.errors import FoveateError
+
+if TYPE_CHECKING:
+    from foveate.bench import Benchmark, Task
+
+
+def bench(
+    spec: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--spec",
+            metavar="SPEC",
+            help="What to measure: cluster at every budget of --keep, cluster:64 at its own. Repeat for more.",
+            show_default="cluster, cls and the baselines",
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            "--keep",
+            metavar="BUDGETS",
+            help="Budgets for specs without one: tokens per image (64) or fractions (0.25).",
+            show_default="288,144,64,16,4",
+        ),
+    ] = None,
+    data: QuestionsFileOption = None,
+    match: Annotated[
+        str | None,
+        typer.Option(
+            "--match",
+            metavar="WHAT",
+            help="Choose keeps so that specs at any place equal a budget at @input in this: mean (tokens over layers) "
+            "or flops (of the prefill).",
+        ),
+    ] = None,
+    model: ModelOption = None,
+    questions: Annotated[
+        int | None,
+        typer.Option(
+            "--questions", metavar="N", help="How many questions.", show_default="500 about scenes; all of --data"
+        ),
+    ] = None,
+    skip: Annotated[int, typer.Option("--skip", metavar="N", help="Skip the first N images.")] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Where to write the results.", show_default="a new folder in results/"
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="The seed of methods that have one, such as random.")
+    ] = None,
+    max_new_tokens: MaxNewTokensOption = 16,
+    skills: Annotated[bool, typer.Option("--skills", help="Print accuracy per skill as well.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure what compression costs and saves, on questions.
+
+    Compares accuracy, tokens and time of each spec with the dense model, paired by question, with 95% intervals.
+    Give the same command again to continue an interrupted run.
+    """
+    from foveate.bench import configurations as choices
+
+    if match not in (None, "mean", "flops"):
+        raise FoveateError(f"--match {match} is unknown; match mean (tokens over layers) or flops (of the prefill)")
+    keep = keep or choices.BUDGETS
+    specs = choices.configurations(spec or (), keep, seed)
+    budgets: dict[str, float] = {}
+    if questions is not None and questions < 1:
+        raise FoveateError(f"--questions is {questions}; it must be at least 1")
+    task = _task(data, questions, skip)
+    from foveate.bench.match import matched
+    from foveate.bench.plot import plot
+    from foveate.bench.report import losses, skills_table, table
+    from foveate.bench.runner import Benchmark
+    from foveate.loading import load
+
+    silence_transformers()
+    with spinner("Loading the model"):
+        loaded, processor = load(model)
+        lacking: list[str] = []
+        if match is not None:
+            size = task.pictures[0].load().size
+            specs, budgets, lacking = matched(spec or choices.METHODS, keep, match, loaded.config, size, seed=seed)
+        run = Benchmark(loaded, processor, task, specs, out, max_new_tokens, _typed_command(), budgets)
+    for line in lacking:
+        notes().print(line, highlight=False)
+    metrics = _measure(run, task.questions * len(specs))
+    picture = run.folder.path / "accuracy.png"
+    if not picture.exists():
+        plot(metrics, picture)
+    if as_json:
+        print_json({**metrics, "config": run.config, "results": str(run.folder.path)})
+        return
+    screen = console()
+    screen.print(table(metrics, screen.width))
+    for line in losses(metrics):
+        screen.print(line, style="red", highlight=False)
+    several_budgets = len({row["budget"] for row in metrics["configurations"][1:]}) > 1
+    per_skill = skills_table(metrics) if skills or not several_budgets else None
+    if per_skill is not None:
+        screen.print()
+        screen.print(per_skill)
+    screen.print()
+    files = ["metrics.json", "predictions.jsonl", "table.md", *(["accuracy.png"] if picture.exists() else [])]
+    screen.print(f"Results: {run.folder.path} ({', '.join(files)})", highlight=False, soft_wrap=True)
+
+
+def _task(data: Path | None, questions: int | None, skip: int) -> Task:
+    from foveate.bench.tasks import jsonl, scenes
+
+    with spinner("Drawing the test scenes" if data is None else "Reading questions and images"):
+        if data is None:
+            return scenes(500 if questions is None else questions, skip)
+        return jsonl(data, questions, skip)
+
+
+def _measure(run: Benchmark, answers: int) -> dict[str, Any]:
+    """Run what is left of a benchmark, and return its metrics."""
+    if run.folder.whole:
+        notes().print(f"All {answers:,} answers exist already; nothing is measured again.", highlight=False)
+    elif run.done:
+        notes().print(f"Continuing: {run.done} of {run.parts} parts exist already.", highlight=False)
+    with progress_bar() as advance:
+        advance(run.done, run.parts, "")
+        return run.run(lambda what, done, total: advance(done, total, what))
+
+
+def _typed_command() -> str:
+    """Return the command line as typed, without the folder that the program is in."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

@@ -1,0 +1,223 @@
+"""`foveate cost`: what a call costs, dense and compressed, without running it."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foveate.commands.options import DEFAULT_SPECS, JsonOption, SpecsOption, model_title
+from foveate.commands.output import (
+    JSON_HINT,
+    add_number_columns,
+    console,
+    notes,
+    print_json,
+    silence_transformers,
+    table,
+)
+from foveate.errors import FoveateError, FoveateWarning
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from foveate.costmodel import BreakEven, Cost, Device, Model
+
+CONVENTION = (
+    "1 multiply-add = 2 FLOPs. Attention is counted as the full square of queries and keys. Encoder, projector and "
+    "head are included. Compressor and peak memory are estimates."
+)
+
+_DEFAULT_IMAGES = ["336x336"]
+
+
+def cost(
+    spec: SpecsOption = DEFAULT_SPECS,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="A model folder, a config.json, or a name that --devices lists.",
+            show_default="the embedded model",
+        ),
+    ] = None,
+    image: Annotated[
+        list[str], typer.Option("--image", metavar="WxH", help="The size of an image in pixels. Repeat for more.")
+    ] = _DEFAULT_IMAGES,
+    text_tokens: Annotated[int, typer.Option("--text-tokens", metavar="N", help="Text tokens of the prompt.")] = 60,
+    new_tokens: Annotated[int, typer.Option("--new-tokens", metavar="N", help="Tokens of the answer.")] = 64,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Equal prompts in one batch.")] = 1,
+    device_name: Annotated[
+        str,
+        typer.Option(
+            "--device", metavar="DEVICE", help="A name that --devices lists, or a file that `foveate calibrate` wrote."
+        ),
+    ] = "h100",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE",
+            help="bfloat16, float16 or float32.",
+            show_default="bfloat16 if the device has it",
+        ),
+    ] = None,
+    list_devices: Annotated[
+        bool, typer.Option("--devices", help="List the devices and the models that have names, and exit.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict FLOPs, cache, memory and time of a call.
+
+    Reads the model's configuration only: nothing is run, no weights are needed, and the device can be another one.
+    """
+    if list_devices:
+        _list_devices(as_json)
+        return
+    from foveate.costmodel.device import device
+
+    place = device(device_name)
+    sizes = [_image_size(text) for text in image]
+    from foveate import costmodel
+    from foveate.spec import as_spec
+
+    specs = [as_spec(text) for text in spec or ()]
+    silence_transformers()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FoveateWarning)
+        shapes = costmodel.read_model(model)
+    for warning in caught:
+        notes().print(f"{warning.message}.", highlight=False, soft_wrap=True)
+    call: dict[str, Any] = {"text_tokens": text_tokens, "new_tokens": new_tokens, "batch": batch, "dtype": dtype}
+    costs = [costmodel.cost(shapes, each, images=sizes, device=place, **call) for each in (None, *specs)]
+    break_evens = [costmodel.break_even(shapes, each, device=place, **call) for each in specs]
+    if as_json:
+        print_json(
+            {
+                "model": model_title(model),
+                "images": [list(size) for size in sizes],
+                "device": vars(place) | {"rates": dict(place.rates)},
+                "convention": CONVENTION,
+                "costs": [
+                    each.to_dict() | {"break_even": None if even is None else vars(even)}
+                    for each, even in zip(costs, [None, *break_evens], strict=True)
+                ],
+            }
+        )
+        return
+    screen = console()
+    screen.print(_cost_table(costs, model, sizes))
+    for line in _conclusions(costs, break_evens, shapes, place):
+        screen.print(line, highlight=False)
+    screen.print(CONVENTION, style="dim", highlight=False)
+    screen.print(JSON_HINT, style="dim", highlight=False)
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    """Read WIDTHxHEIGHT.
+
+    >>> _image_size("1344x1008")
+    (1344, 1008)
+
+    Raises:
+        FoveateError: the text is something else.
+    """
+    found = re.fullmatch(r"\s*([+-]?[0-9]{1,9})\s*[xX]\s*([+-]?[0-9]{1,9})\s*", text)
+    if found is None:
+        raise FoveateError(f"--image {text!r} is not a size; write WIDTHxHEIGHT in pixels, for instance 1344x1008")
+    return int(found[1]), int(found[2])
+
+
+def _list_devices(as_json: bool) -> None:
+    from foveate.costmodel import devices, published
+
+    known = devices()
+    if as_json:
+        print_json(
+            {
+                "devices": [vars(device) | {"rates": dict(device.rates)} for device in known.values()],
+                "models": list(published()),
+            }
+        )
+        return
+    shown = table("device", "what it is")
+    add_number_columns(shown, "bfloat16 TFLOP/s", "float32", "GB/s", "memory GB")
+    shown.add_column("source", overflow="fold")
+    for device in known.values():
+        rates = (f"{device.rates[kind] / 1e12:g}" if kind in device.rates else "-" for kind in ("bfloat16", "float32"))
+        shown.add_row(
+            f"[bold]{device.name}[/]",
+            device.title,
+            *rates,
+            f"{device.bandwidth / 1e9:,.0f}",
+            f"{device.memory / 1e9:,.0f}",
+            device.source,
+        )
+    screen = console()
+    screen.print(shown)
+    screen.print("Models for --model: " + ", ".join(published()), highlight=False)
+    screen.print("Add this machine: foveate calibrate", style="dim", highlight=False)
+
+
+def _cost_table(costs: list[Cost], model: str | None, sizes: list[tuple[int, int]]) -> Table:
+    dense = costs[0]
+    images = ", ".join(f"{width} x {height}" for width, height in sizes)
+    title = (
+        f"{model_title(model)}, image {images}, {dense.text_tokens} text and {dense.new_tokens} new tokens, "
+        f"batch {dense.batch}, {dense.dtype} on {dense.device}"
+    )
+    shown = table(title=title)
+    # A spec must not be cut short.
+    shown.add_column("spec", no_wrap=True, min_width=max(len(each.spec) for each in costs))
+    add_number_columns(shown, "visual tokens", "mean over layers", "TFLOPs", "KV MB", "peak GB")
+    add_number_columns(shown, "encoder", "compressor", "prefill", "first token", "per token", "total ms")
+    for each in costs:
+        at_most = "<= " if each.adaptive else ""
+        times = (
+            each.part("encoder").seconds + each.part("projector").seconds,
+            each.part("compressor").seconds,
+            each.part("prefill").seconds,
+            each.first_token,
+            each.per_token,
+            each.seconds,
+        )
+        shown.add_row(
+            each.spec,
+            f"{at_most}{each.kept_tokens}",
+            f"{at_most}{each.mean_over_layers:.1f}",
+            f"{each.flops / 1e12:.3g}",
+            f"{each.kv_bytes / 1e6:.1f}",
+            f"{each.peak_bytes / 1e9:.2f}",
+            *(f"{seconds * 1e3:.2f}" for seconds in times),
+        )
+    return shown
+
+
+def _conclusions(costs: list[Cost], break_evens: list[BreakEven], model: Model, device: Device) -> list[str]:
+    """Say from which size of an image on each spec saves time, and what does not fit."""
+    lines = []
+    for each, even in zip(costs[1:], break_evens, strict=True):
+        if even.tokens is None:
+            lines.append(f"{each.spec} saves no time here, up to {even.largest:,} visual tokens in one square image.")
+        else:
+            lines.append(
+                f"{each.spec} saves time from {even.tokens:,} visual tokens on, in one square image; at "
+                f"{even.largest:,} tokens it saves {even.saved:.0%}."
+            )
+    longest = model.decoder.longest
+    length = costs[0].visual_tokens + costs[0].text_tokens + costs[0].new_tokens
+    if longest is not None and length > longest:
+        lines.append(f"[yellow]The dense prompt and answer take {length:,} positions; the model has {longest:,}.[/]")
+    for each in costs:
+        if not each.fits:
+            needed, there = each.peak_bytes / 1e9, each.memory / 1e9
+            lines.append(f"[yellow]{each.spec} does not fit: it takes {needed:.1f} GB of {there:.0f} GB.[/]")
+    if device.measured:
+        origin = "times come from measurements."
+    else:
+        origin = f"times are lower bounds, from peak figures and an assumed {device.launch * 1e6:g} us per kernel."
+    lines.append(f"[dim]{device.title}: {origin} Source: {device.source}.[/]")
+    return lines

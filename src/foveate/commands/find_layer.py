@@ -1,0 +1,77 @@
+"""`foveate find-layer`: the decoder layer from which on a method no longer changes the answer."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from foveate.commands.options import (
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    QuestionsFileOption,
+    model_title,
+    usable_device,
+)
+from foveate.commands.output import (
+    add_number_columns,
+    console,
+    print_json,
+    progress_bar,
+    silence_transformers,
+    spinner,
+    table,
+)
+from foveate.errors import FoveateError
+
+
+def find_layer(
+    rule: Annotated[str, typer.Argument(metavar="SPEC", help="One step without a place: vtw or pool:0.25.")] = "vtw",
+    below: Annotated[
+        float, typer.Option("--below", metavar="NATS", help="The largest mean divergence that counts as no change.")
+    ] = 0.003,
+    data: QuestionsFileOption = None,
+    questions: Annotated[
+        int, typer.Option("--questions", metavar="N", help="How many questions, each about another image.")
+    ] = 20,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Find the decoder layer from which on a method no longer changes answers.
+
+    Tries the method at the input of each layer and compares the distributions of the answer's first token with the
+    dense model's: KL divergence in nats, mean over the questions.
+    """
+    with spinner("Reading the questions"):
+        from foveate.bench import layers
+        from foveate.bench.tasks import jsonl
+        from foveate.loading import load_model, load_processor
+
+        # All input is checked before the model is loaded.
+        rule = str(layers.rule_of(rule).method)
+        if not below >= 0:
+            raise FoveateError(f"--below is {below:g}; it must be at least 0, as divergences are")
+        asked = list(layers.practice(questions)) if data is None else list(jsonl(data).pictures[:questions])
+        place = usable_device(device)
+        silence_transformers()
+        processor = load_processor(model)
+    with spinner("Loading the model"):
+        network = load_model(model).to(place)
+    with progress_bar() as advance:
+        found = layers.find_layer(network, processor, rule, asked, below, lambda done, total: advance(done, total, ""))
+    if as_json:
+        print_json({"model": model_title(model), **found.to_dict()})
+        return
+    shown = table(title=f"{found.rule} at the input of one decoder layer, {found.questions} questions")
+    add_number_columns(shown, "layer", "divergence (nats)", "same first token")
+    for effect in found.effects:
+        style = "bold" if found.layer is not None and effect.layer >= found.layer else ""
+        shown.add_row(f"{effect.layer}", f"{effect.divergence:.5f}", f"{effect.same:.0%}", style=style)
+    screen = console()
+    screen.print(shown)
+    if found.spec is None:
+        screen.print(f"No layer: the divergence of the last one is above {below:g}.", highlight=False)
+    else:
+        screen.print(f"{found.spec}: from this layer on the divergence is at most {below:g}.", highlight=False)

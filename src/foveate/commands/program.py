@@ -1,0 +1,93 @@
+"""The program `foveate`: its commands, and how errors and interruptions end one."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+# Modules of commands import torch and transformers inside their functions, so that --help is quick.
+from foveate.commands.ask import ask
+from foveate.commands.bench import bench
+from foveate.commands.calibrate import calibrate
+from foveate.commands.cost import cost
+from foveate.commands.count import count
+from foveate.commands.find_layer import find_layer
+from foveate.commands.methods import methods
+from foveate.errors import FoveateError
+from foveate.train.command import train
+
+_INTERRUPTED = {
+    "bench": "interrupted; run the same command again to continue",
+    "train": "interrupted; run the same command with --resume to continue from the last checkpoint",
+}
+"""What to print when Ctrl-C stops a command that can continue later."""
+
+
+class _Program(TyperGroup):
+    """Ends commands on errors and interruptions: one line on stderr, exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except FoveateError as error:
+            typer.echo(str(error), err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo(_interrupted(ctx.invoked_subcommand), err=True)
+            raise typer.Exit(2) from None
+
+
+def _interrupted(command: str | None) -> str:
+    return _INTERRUPTED.get(command or "", "interrupted; no partial files were left behind")
+
+
+app = typer.Typer(
+    cls=_Program,
+    name="foveate",
+    help="Give vision-language models fewer visual tokens, and measure what that saves and costs.",
+    epilog="Without --model, commands use the small model that comes with foveate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"foveate {version('foveate')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+for _panel, _commands in {
+    "Try methods": (ask, count, methods),
+    "Measure and predict": (bench, find_layer, cost, calibrate),
+    "Train": (train,),
+}.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
+
+
+def main() -> None:
+    """Run the program with the words of the command line."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.echo(_interrupted(None), err=True)
+        sys.exit(2)
