@@ -133,7 +133,7 @@ def test_the_picture(refuse, tmp_path):
     assert "doesn't end like a picture" in refuse(*ask, tmp_path / "out.doc")
     assert "is a directory" in refuse("ask", IMAGE, "what ?", "--picture", _made(tmp_path / "folder.png"))
     before = IMAGE.read_bytes()
-    assert "would be written over" in refuse(*ask, IMAGE)
+    assert "would overwrite" in refuse(*ask, IMAGE)
     assert IMAGE.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["folder.png"]
 
@@ -162,7 +162,7 @@ def test_an_interruption_is_one_line(refuse, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("foveate.images.open_image", interrupted)
-    assert refuse("count", IMAGE) == "interrupted; nothing half-written was left behind"
+    assert refuse("count", IMAGE) == "interrupted; no partial files were left behind"
 
 
 def test_what_nobody_foresaw_keeps_its_traceback(run, monkeypatch):

@@ -5,6 +5,7 @@ import sys
 
 from commands import EXAMPLES, Commands
 
+from foveate.bench.configurations import BUDGETS
 from foveate.images import open_image
 from foveate.methods import method_names
 
@@ -99,20 +100,19 @@ def test_help_and_version_are_quick(run):
     subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_bench_is_handed_on(monkeypatch):
-    """With its own options and help, and with the same way of refusing."""
-    import foveate.bench.command as module
-
+def test_bench_help_errors_and_interruptions(monkeypatch):
     run = Commands()
     assert "--skills" in run("bench", "--help")
     assert "--nothing" in run.refused("bench", "--nothing")
     assert "keep 0 leaves nothing" in run.refused("bench", "--spec", "cluster:0")
 
-    def interrupted(keep: int = 1) -> None:
+    assert f"default: ({BUDGETS})" in run("bench", "--help").replace("\n", "")
+
+    def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "bench", interrupted)
-    assert run.refused("bench", "--keep", "3").endswith("interrupted; nothing half-written was left behind")
+    monkeypatch.setattr(sys.modules["foveate.bench.configurations"], "configurations", interrupted)
+    assert run.refused("bench", "--keep", "3") == "interrupted; run the same command again to continue"
 
 
 def test_bench_at_equal_terms(run, tmp_path):

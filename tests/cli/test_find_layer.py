@@ -17,6 +17,6 @@ def test_what_leaves_nothing_to_search(refuse, tmp_path):
     assert "asks nothing" in refuse("find-layer", "vtw", "--questions", "0")
     assert "before the encoder" in refuse("find-layer", "resize:0.5")
     assert "several steps" in refuse("find-layer", "cluster:16+vtw")
-    assert "--below -1" in refuse("find-layer", "--below", "-1")
+    assert "--below is -1; it must be at least 0" in refuse("find-layer", "--below", "-1")
     assert "there is no file" in refuse("find-layer", "--data", tmp_path / "none.jsonl")
     assert 'did you mean "vtw"' in refuse("find-layer", "vtv")

@@ -23,7 +23,7 @@ def test_a_table(run: Commands) -> None:
         "dense",
         "pyramiddrop:0.5@8,16,24",
         "1 multiply-add = 2 FLOPs",
-        "cluster:64 pays here from",
+        "cluster:64 saves time from 324 visual tokens on",
         "NVIDIA H100",
         "lower bounds",
         "270.0",
@@ -93,7 +93,7 @@ def test_a_model_of_which_only_the_decoder_is_known(run: Commands, tmp_path: Pat
     [
         (("--model", "llava-2"), "there is no llava-2; name a model directory, a config.json, or one of llava-1.5-13b"),
         (("--device", "a1000"), 'no device is called "a1000"; did you mean "a100"?'),
-        (("--image", "336"), "'336' is no size of an image; write WIDTHxHEIGHT in pixels"),
+        (("--image", "336"), "--image '336' is not a size; write WIDTHxHEIGHT in pixels"),
         (("--image", "0x336"), "0 x 336 pixels does not exist"),
         (("--image", "-5x336"), "-5 x 336 pixels does not exist"),
         (("--image", "99999x99999"), "9,999,800,001 pixels, and the limit is 100,000,000"),
@@ -114,9 +114,9 @@ def test_bad_input(run: Commands, words: tuple[str, ...], said: str) -> None:
     ("words", "said"),
     [
         (("--device", "warp"), "this machine has no device 'warp'"),
-        (("--threads", "0"), "--threads 0 does nothing"),
-        (("--seconds", "-1"), "--seconds -1 is no time to measure"),
-        (("--name", "my machine"), "'my machine' is no name for a device"),
+        (("--threads", "0"), "--threads is 0; it must be at least 1"),
+        (("--seconds", "-1"), "--seconds is -1; it must be from 0 to 3600"),
+        (("--name", "my machine"), "--name 'my machine' is not valid"),
         (("--dtype", "int4"), "there is no data type 'int4' here"),
     ],
 )

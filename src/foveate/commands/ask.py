@@ -55,7 +55,7 @@ def ask(
 ) -> None:
     """Ask a question about an image, dense and compressed.
 
-    Prints answers, visual tokens, and the time of encoder, compressor, prefill and decode side by side.
+    Prints side by side: answers, visual tokens, and the times of all parts.
     """
     from foveate.images import open_image
 
@@ -131,7 +131,7 @@ def _answer_table(question: str, answers: Sequence[Answer]) -> Table:
 
     shown = table("spec", "answer", title=escape(question))
     add_number_columns(shown, "visual tokens", "of dense", "mean over layers")
-    add_number_columns(shown, "encoder", "compressor", "prefill", "decode", "total ms")
+    add_number_columns(shown, "encode", "compress", "prefill", "decode", "total ms")
     for answer in answers:
         times = (answer.encoder, answer.compressor, answer.prefill, answer.decode, answer.total)
         shown.add_row(

@@ -69,15 +69,17 @@ def bench(
 ) -> None:
     """Measure what compression costs and saves, on questions.
 
-    Compares accuracy, tokens and time of each spec with the dense model, paired by question, with 95% intervals.
-    Give the same command again to continue an interrupted run.
+    Compares accuracy, tokens and time of each spec with the dense model:
+    paired by question, with 95% confidence intervals.
+
+    To continue an interrupted run, give the same command again.
     """
-    from foveate.bench import configurations as choices
+    from foveate.bench.configurations import BUDGETS, METHODS, configurations
 
     if match not in (None, "mean", "flops"):
         raise FoveateError(f"--match {match} is unknown; match mean (tokens over layers) or flops (of the prefill)")
-    keep = keep or choices.BUDGETS
-    specs = choices.configurations(spec or (), keep, seed)
+    keep = keep or BUDGETS
+    specs = configurations(spec or (), keep, seed)
     budgets: dict[str, float] = {}
     if questions is not None and questions < 1:
         raise FoveateError(f"--questions is {questions}; it must be at least 1")
@@ -94,7 +96,7 @@ def bench(
         lacking: list[str] = []
         if match is not None:
             size = task.pictures[0].load().size
-            specs, budgets, lacking = matched(spec or choices.METHODS, keep, match, loaded.config, size, seed=seed)
+            specs, budgets, lacking = matched(spec or METHODS, keep, match, loaded.config, size, seed=seed)
         run = Benchmark(loaded, processor, task, specs, out, max_new_tokens, _typed_command(), budgets)
     for line in lacking:
         notes().print(line, highlight=False)

@@ -62,7 +62,8 @@ def calibrate(
 ) -> None:
     """Measure this machine, so that `foveate cost` predicts its times.
 
-    Measures matrix products, attention, memory bandwidth and kernel launches, and writes them to a device file.
+    Measures matrix products, attention, memory bandwidth and kernel launches,
+    and writes them to a device file.
     """
     from foveate.costmodel.device import read_devices, save, user_file
 

@@ -72,7 +72,7 @@ def cost(
 ) -> None:
     """Predict FLOPs, cache, memory and time of a call.
 
-    Reads the model's configuration only: nothing is run, no weights are needed, and the device can be another one.
+    Nothing is run: only the model's configuration is read, for any device.
     """
     if list_devices:
         _list_devices(as_json)
@@ -173,7 +173,7 @@ def _cost_table(costs: list[Cost], model: str | None, sizes: list[tuple[int, int
     # A spec must not be cut short.
     shown.add_column("spec", no_wrap=True, min_width=max(len(each.spec) for each in costs))
     add_number_columns(shown, "visual tokens", "mean over layers", "TFLOPs", "KV MB", "peak GB")
-    add_number_columns(shown, "encoder", "compressor", "prefill", "first token", "per token", "total ms")
+    add_number_columns(shown, "encode", "compress", "prefill", "first token", "per token", "total ms")
     for each in costs:
         at_most = "<= " if each.adaptive else ""
         times = (

@@ -39,10 +39,11 @@ def find_layer(
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Find the decoder layer from which on a method no longer changes answers.
+    """Find the first layer from which on a method changes no answers.
 
-    Tries the method at the input of each layer and compares the distributions of the answer's first token with the
-    dense model's: KL divergence in nats, mean over the questions.
+    Tries the method at the input of each layer. The divergence is the KL
+    divergence of the answer's first token from the dense model's, in nats,
+    mean over the questions.
     """
     with spinner("Reading the questions"):
         from foveate.bench import layers
