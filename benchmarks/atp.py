@@ -33,7 +33,7 @@ from foveate.costmodel import cost
 from foveate.families import family_of
 from foveate.files import write_json
 from foveate.train.batches import Batches
-from foveate.train.recipe import parse_recipe
+from foveate.train.objectives import parse_recipe
 from foveate.train.run import run
 from foveate.train.sources import Scenes
 

@@ -41,8 +41,12 @@ from foveate.files import write_json
 from foveate.loading import load_model, load_processor
 from foveate.spec import Spec, parse
 from foveate.train.estimate import stage_flops
-from foveate.train.recipe import DENSE, Recipe, parse_recipe
-from foveate.train.run import choose_parameters, prepare, run
+from foveate.train.objectives import parse_recipe
+from foveate.train.parameters import choose_parameters
+from foveate.train.prepared import prepare
+from foveate.train.recipe import Recipe
+from foveate.train.run import run
+from foveate.train.settings import DENSE
 from foveate.train.timetable import published
 
 LAYERS = 12

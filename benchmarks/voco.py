@@ -45,8 +45,10 @@ from voco_times import times
 from foveate.bench.statistics import difference_interval, mean_interval
 from foveate.files import write_json
 from foveate.scenes import CLIP_SKILLS, clip, test_set
-from foveate.train.recipe import Recipe, parse_recipe, read_mapping
+from foveate.train.objectives import parse_recipe
+from foveate.train.recipe import Recipe
 from foveate.train.run import run
+from foveate.train.settings import read_mapping
 
 ROOT = Path(__file__).parents[1]
 LONGER = ("press-longer", "pool-longer", "qformer-longer")

@@ -22,12 +22,12 @@ from foveate.files import write_tensors
 from foveate.layout import Layout, one_row
 from foveate.scenes import Scene, clip, test_set
 from foveate.train.batches import Batches
-from foveate.train.recipe import Recipe, Voco
-from foveate.train.run import choose_parameters
+from foveate.train.parameters import choose_parameters
+from foveate.train.recipe import Recipe
 from foveate.train.sources import read_conversation
-from foveate.train.voco import VoCoTrainee, alike
 from foveate.voco import VoCo, VoCoMemory
 from foveate.voco.embeddings import embedding_table
+from foveate.voco.objective import VoCoTrainee, alike
 from foveate.voco.prompt_rows import IGNORED, PromptRow, prompt_rows
 from foveate.voco.two_pass import read_images, text_logits
 
@@ -134,7 +134,7 @@ def rival_configuration(kind: str, recipe: Recipe, folder: Path) -> Configuratio
         folder: of its run.
     """
     model = embedded_model()
-    trainee = VoCoTrainee(choose_parameters(model, recipe), VoCo(model, 1, shared=False), recipe.voco or Voco())
+    trainee = VoCoTrainee(choose_parameters(model, recipe), VoCo(model, 1, shared=False), recipe.objective.settings)
     rival = Rival(trainee, kind)
     load_rival(rival, folder)
     rival.eval()

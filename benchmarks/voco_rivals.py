@@ -18,12 +18,13 @@ from foveate.families import Family
 from foveate.files import write_tensors
 from foveate.tokens import Layout
 from foveate.train import checkpoint
-from foveate.train.recipe import Recipe, Voco
-from foveate.train.run import make_trainer, prepare
-from foveate.train.voco import VoCoTrainee
+from foveate.train.prepared import prepare
+from foveate.train.recipe import Recipe
+from foveate.train.run import make_trainer
 from foveate.transformers_api import cache_argument
 from foveate.voco import VoCoMemory
 from foveate.voco.embeddings import embedding_table
+from foveate.voco.objective import VoCoSettings, VoCoTrainee
 from foveate.voco.prompt_rows import PromptRow
 
 RIVALS = ("pool", "qformer")
@@ -40,7 +41,7 @@ class Rival(VoCoTrainee):
     """
 
     def __init__(self, trainee: VoCoTrainee, kind: str) -> None:
-        super().__init__(trainee.model, trainee.voco, Voco(shared=False, apart=True))
+        super().__init__(trainee.model, trainee.voco, VoCoSettings(shared=False, apart=True))
         width = trainee.voco.embedding.shape[1]
         torch.manual_seed(1)
         self.presser = MeanPooling(width) if kind == "pool" else QFormer(width)
@@ -113,7 +114,8 @@ def train_rival(kind: str, recipe: Recipe, out: Path, before: Path | None, say: 
     """
     if (out / WEIGHTS).exists():
         return
-    trainer, switch, _ = make_trainer(prepare(recipe), out, say, flops=False)
+    training = make_trainer(prepare(recipe), out, say, flops=False)
+    trainer: Any = training.trainer
     trainee: Any = trainer.model
     rival = Rival(trainee, kind)
     if before is not None:
@@ -123,7 +125,7 @@ def train_rival(kind: str, recipe: Recipe, out: Path, before: Path | None, say: 
     try:
         trainer.train(resume_from_checkpoint=str(kept[-1]) if kept else None)
     finally:
-        switch.close()
+        training.switch.close()
     trained = {name: weight.detach().contiguous() for name, weight in rival.named_parameters() if weight.requires_grad}
     write_tensors(out / WEIGHTS, trained)
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from foveate.bench.statistics import Interval, difference_interval
 from foveate.costmodel import read_model
-from foveate.train.estimate import Sample, measure
-from foveate.train.recipe import DENSE, Recipe, parse_recipe
+from foveate.train.estimate import ConversationSize, measure
+from foveate.train.objectives import parse_recipe
+from foveate.train.recipe import Recipe
+from foveate.train.settings import DENSE
 from foveate.train.timetable import PUBLISHED, published
 from generators.folders import MEASURED
 
@@ -398,7 +400,7 @@ def seven_billion(schedule: str, text: int) -> float:
     """FLOPs of a conversation of LLaVA-1.5-7B, averaged over a published schedule's stages."""
     config = read_model("llava-1.5-7b")
     recipe: Recipe = parse_recipe({"stages": schedule, "data": {"scenes": 1}, "steps": 1})
-    one = Sample(text, 576, ((336, 336),))
+    one = ConversationSize(text, 576, ((336, 336),))
     stages = published(schedule, len(config.decoder.layers))
     return fmean(measure(config, recipe, stage.spec, one)[1] for stage in stages)
 

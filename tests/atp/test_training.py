@@ -11,8 +11,9 @@ from tiny import TOKENS, recipe, write_tiny
 import foveate
 from foveate.loading import load
 from foveate.train.batches import Batches
-from foveate.train.recipe import RecipeError, parse_recipe
+from foveate.train.objectives import parse_recipe
 from foveate.train.run import run
+from foveate.train.settings import RecipeError
 from foveate.train.sources import Scenes
 
 ATP = {"target": 0.6, "layers": [1, 2], "calibrate": 8, "mean": 5.0}

@@ -70,8 +70,9 @@ def test_training_rivals_answers_and_times(
     sizes = found["times"]["bytes"]
     assert sizes["dense"] == 576 * sizes["1"] == 18 * sizes["32"] == 576 * 12 * 3 * 64 * 2 * 4
     # The dense model answers as it does in its own evaluation.
+    from recipes.reference.evaluate import right_answers
+
     from foveate.scenes import test_set
-    from foveate.train.evaluate import right_answers
 
     answers = importlib.import_module("voco_answers")
     own = right_answers(answers.embedded_model(), list(test_set(12)))

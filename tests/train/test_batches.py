@@ -13,7 +13,8 @@ from foveate.families import family_of
 from foveate.loading import load_processor, skeleton
 from foveate.scenes import scene
 from foveate.train.batches import IGNORE, Batches, check_row
-from foveate.train.recipe import Data, RecipeError
+from foveate.train.recipe import Data
+from foveate.train.settings import RecipeError
 from foveate.train.sources import Conversation, Lines, Scenes, conversations, read_conversation
 
 

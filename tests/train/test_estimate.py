@@ -12,8 +12,9 @@ import foveate
 from foveate.loading import load
 from foveate.train.batches import Batches
 from foveate.train.estimate import estimate, sampled
-from foveate.train.recipe import parse_recipe
-from foveate.train.run import choose_parameters, prepare
+from foveate.train.objectives import parse_recipe
+from foveate.train.parameters import choose_parameters
+from foveate.train.prepared import prepare
 
 STAGES = [{"share": "1/2", "spec": "pool:0.25@2"}, {"share": "1/4", "spec": "pool:0.25"}, {"share": "1/4"}]
 

@@ -16,8 +16,10 @@ from foveate.loading import load
 from foveate.train import features as features_module
 from foveate.train.batches import Batches
 from foveate.train.features import FeatureBatches, KeptFeatures, check_features
-from foveate.train.recipe import RecipeError, parse_recipe
-from foveate.train.run import prepare, run
+from foveate.train.objectives import parse_recipe
+from foveate.train.prepared import prepare
+from foveate.train.run import run
+from foveate.train.settings import RecipeError
 from foveate.train.sources import Scenes
 
 SPEC = "pool2d:9:positions=pack@features"

@@ -1,13 +1,13 @@
 """The page about training is true: its recipe can be read, its tables name every key and every schedule."""
 
-import dataclasses
 import json
 import re
 from pathlib import Path
 
 import yaml
 
-from foveate.train.recipe import Data, Recipe, parse_recipe
+from foveate.train.objectives import names, parse_recipe
+from foveate.train.recipe import Data, Recipe
 from foveate.train.run import FREE
 from foveate.train.sources import read_conversation
 from foveate.train.timetable import published
@@ -29,8 +29,8 @@ def test_its_recipe_is_one() -> None:
 
 def test_every_key_is_in_the_table() -> None:
     named = {word for line in re.findall(r"^\| (`[^|]*)\|", PAGE, re.MULTILINE) for word in re.findall(r"`(\w+)", line)}
-    assert {field.name for field in dataclasses.fields(Recipe)} <= named
-    assert {field.name for field in dataclasses.fields(Data)} <= {*re.findall(r"`(\w+)[:`]", PAGE)}
+    assert {*Recipe.model_fields, *names()} <= named
+    assert {*Data.model_fields} <= {*re.findall(r"`(\w+)[:`]", PAGE)}
     assert all(f"`{name}`" in PAGE for name in FREE)
 
 

@@ -6,8 +6,9 @@ import pytest
 from tiny import recipe
 
 from foveate.errors import FoveateError
-from foveate.train.recipe import RecipeError, parse_recipe, read_mapping
-from foveate.train.run import prepare
+from foveate.train.objectives import parse_recipe
+from foveate.train.prepared import prepare
+from foveate.train.settings import RecipeError, read_mapping
 from foveate.train.trainer import training_arguments
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.train.recipe import DENSE, RecipeError, Stage
+from foveate.train.recipe import Stage
+from foveate.train.settings import DENSE, RecipeError
 from foveate.train.timetable import PUBLISHED, Timetable, ending_warning, published
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -21,7 +22,7 @@ def test_stages_are_the_authors_with_their_first_one_a_call_shorter(name: str) -
     calls = len(case["stride_per_forward"])
     edges = [0, *pivots, calls]
     stages = tuple(
-        Stage(Fraction(end - begin, calls), DENSE if stride == 1 else f"pool:{1 / stride}@{layer}")
+        Stage(share=Fraction(end - begin, calls), spec=DENSE if stride == 1 else f"pool:{1 / stride}@{layer}")
         for begin, end, stride, layer in zip(edges, edges[1:], strides, layers)
     )
     table = Timetable.of(stages, calls)
@@ -62,11 +63,12 @@ def test_every_step_has_a_stage_and_lengths_add_up(steps: int) -> None:
 
 def test_a_stage_without_steps_is_an_error() -> None:
     with pytest.raises(RecipeError, match="stage 2"):
-        Timetable.of((Stage(Fraction(9, 10)), Stage(Fraction(1, 10), "pool:0.5")), 4)
+        Timetable.of((Stage(share=Fraction(9, 10)), Stage(share=Fraction(1, 10), spec="pool:0.5")), 4)
 
 
 def test_shipped_schedules_are_the_published_ones() -> None:
-    from foveate.train.recipe import parse_recipe, read_mapping
+    from foveate.train.objectives import parse_recipe
+    from foveate.train.settings import read_mapping
 
     folder = Path(__file__).parents[2] / "recipes" / "llavolta"
     assert sorted(path.stem for path in folder.glob("*.yaml")) == sorted(PUBLISHED)

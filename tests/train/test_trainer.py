@@ -16,14 +16,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from tiny import recipe
+from transformers.trainer_pt_utils import safe_globals
 
 from foveate.errors import FoveateError
 from foveate.scenes import scene
 from foveate.train import checkpoint
 from foveate.train import run as run_module
 from foveate.train.checkpoint import checkpoints
-from foveate.train.recipe import RecipeError, parse_recipe
-from foveate.train.run import prepare, run
+from foveate.train.objectives import parse_recipe
+from foveate.train.prepared import prepare
+from foveate.train.run import run
+from foveate.train.settings import RecipeError
 
 PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # its own
 
@@ -66,9 +69,20 @@ def test_a_run_leaves_a_plain_directory_and_no_pickles(whole: Path, tiny_model: 
     assert all(torch.equal(before[name], stored[name]) for name in before if "vision_tower" in name)
     assert any(not torch.equal(before[name], stored[name]) for name in before if "language_model" in name)
     assert any(not torch.equal(before[name], stored[name]) for name in before if "projector" in name)
-    kinds = {path.suffix for path in whole.rglob("*") if path.is_file()}
-    assert kinds <= {".safetensors", ".json", ".jinja"}
+    files = [path for path in whole.rglob("*") if path.is_file()]
+    kept = [path for path in files if path.parent.name.startswith("checkpoint-")]
+    assert {path.suffix for path in {*files} - {*kept}} <= {".safetensors", ".json", ".jinja"}
     assert [path.name for path in checkpoints(whole)] == ["checkpoint-4", "checkpoint-6"]
+    # Checkpoints have the Trainer's own files, too, which hold nothing but tensors and plain data.
+    assert {path.name for path in kept if path.suffix not in (".safetensors", ".json")} == {
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+    }
+    with safe_globals():  # numpy's arrays, in the random state
+        for path in kept:
+            if path.suffix in (".pt", ".pth"):
+                torch.load(path, weights_only=True)
     told = json.loads((whole / "run.json").read_text())
     assert told["stages"] == [
         {"spec": "pool:0.25@2", "first_step": 0, "steps": 3},
@@ -79,6 +93,36 @@ def test_a_run_leaves_a_plain_directory_and_no_pickles(whole: Path, tiny_model: 
     logged = [each for each in told["history"] if "loss" in each]
     assert len(logged) == 6
     assert all(each["tokens_per_second"] > 0 and 0 < each["flops_saved"] < 1 for each in logged)
+
+
+class _Runs:
+    """Something whose pickle runs code when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_checkpoint_that_would_run_code_is_not_opened(
+    whole: Path, tiny_model: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(whole / "checkpoint-4", tmp_path / "run" / "checkpoint-4")
+    torch.save(_Runs(tmp_path / "ran"), tmp_path / "run" / "checkpoint-4" / name)
+    with pytest.raises(FoveateError, match="could run code, so it was not opened"):
+        trained(tmp_path / "run", recipe(tiny_model), resume=True)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "trained.safetensors", "trainer_state.json"])
+def test_a_checkpoint_that_lacks_a_file_is_refused(whole: Path, tiny_model: Path, tmp_path: Path, name: str) -> None:
+    """Without an optimiser's state, say, transformers would go on with a new one."""
+    shutil.copytree(whole / "checkpoint-4", tmp_path / "run" / "checkpoint-4")
+    (tmp_path / "run" / "checkpoint-4" / name).unlink()
+    with pytest.raises(FoveateError, match=f"checkpoint-4 has no {name}"):
+        trained(tmp_path / "run", recipe(tiny_model), resume=True)
 
 
 def test_accumulation_changes_nothing_but_rounding(whole: Path, tiny_model: Path, tmp_path: Path) -> None:

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from recipes.reference.build import build_config, build_processor
 from transformers import CLIPImageProcessorPil, LlavaForConditionalGeneration
-
-from foveate.train.build import build_config, build_processor
 
 TOKENS = 36
 

@@ -37,7 +37,7 @@ class Batches:
         tokenizer = processor.tokenizer
         if not getattr(tokenizer, "is_fast", False):
             raise FoveateError("training needs a fast tokenizer, which tells where in the text each token stands")
-        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self.padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     def __call__(self, rows: Sequence[tuple[int, Conversation]]) -> dict[str, Any]:
         """Make one batch.
@@ -49,7 +49,7 @@ class Batches:
             FoveateError: an image is cut off or brings no tokens, or a row has nothing to learn.
         """
         made = [self.row(one) for _, one in rows]
-        batch = pad(made, self._pad)
+        batch = pad(made, self.padding)
         return {**batch, "rows": [number for number, _ in rows], "tokens": int(batch["attention_mask"].sum())}
 
     def row(self, one: Conversation) -> dict[str, Tensor]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from foveate.errors import FoveateError
 
 
 def train(
@@ -27,39 +31,39 @@ def train(
     steps: Annotated[
         int | None, typer.Option("--steps", help="This many optimiser steps instead of the recipe's length.")
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="Real pictures for the reference model's recipe.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option("--data", hidden=True)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON and nothing else.")] = False,
 ) -> None:
     """Train a model under compression, by a recipe: stages, data, what is trained, seeds.
 
-    Several processes: accelerate launch -m foveate.train RECIPE, with the same options. After an interruption, also
-    by kill -9, the same command with --resume ends in the same weights.
+    For several processes: accelerate launch -m foveate.train RECIPE, with the same options. After an interruption,
+    even by kill -9, the same command with --resume ends in the same weights.
     """
-    from foveate.errors import FoveateError
-    from foveate.train.recipe import RecipeError, at_least, parse_recipe, read_mapping
+    from foveate.train.objectives import parse_recipe
+    from foveate.train.settings import RecipeError, read_mapping
 
     if as_json and not dry_run:
         raise FoveateError("--json prints the table of --dry-run; give both")
     given = read_mapping(recipe)
     folder = out or Path("runs") / recipe.stem
-    _quiet()
-    _set_threads()
-    builds = given.pop("builds", None)
-    if builds not in (None, "reference"):
-        raise RecipeError(f"{recipe}: builds is reference, or left out to train a model that is there; not {builds!r}")
-    if builds is not None:
-        from foveate.train.reference import command
-
-        command(given, folder, data, resume=resume, dry_run=dry_run, model=model, steps=steps)
-        return
+    prepare_process()
     if data is not None:
-        raise RecipeError("--data belongs to the recipe of the reference model; other recipes name data themselves")
+        raise RecipeError(
+            "--data belongs to the recipe of the reference model (python -m recipes.reference.train); other recipes "
+            "name data themselves"
+        )
+    if given.get("builds") == "reference":
+        raise RecipeError(
+            f"{recipe} makes the embedded model from nothing; in a checkout of foveate run: python -m "
+            f"recipes.reference.train {recipe}"
+        )
+    if "builds" in given:
+        raise RecipeError(f"{recipe}: builds is reference, or left out to train a model that exists")
     if model is not None:
         given["model"] = model
     if steps is not None:
-        at_least(steps, 1, "--steps")
+        if steps < 1:
+            raise RecipeError(f"--steps is a whole number from 1 on, not {steps}")
         given.pop("epochs", None)
         given["steps"] = steps
     try:
@@ -80,18 +84,28 @@ def _say(text: str) -> None:
     typer.echo(text)
 
 
-def _set_threads() -> None:
-    """One thread per process where several share a machine without a GPU."""
+def prepare_process() -> None:
+    """Use one thread where several processes share the CPUs, and silence transformers' progress bars and advice."""
+    from transformers.utils import logging
+
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         import torch
 
         if not torch.cuda.is_available():
             torch.set_num_threads(1)
-
-
-def _quiet() -> None:
-    """Keep transformers' own progress bars and advice out of our output."""
-    from transformers.utils import logging
-
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def call(command: Callable[..., None], name: str) -> None:
+    """Run a function as a command of its own and end the process; errors are one line."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    app.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
+    try:
+        app(prog_name=name)
+    except FoveateError as error:
+        typer.echo(str(error), err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command with --resume goes on at the last checkpoint", err=True)
+        sys.exit(2)

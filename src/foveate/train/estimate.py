@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from foveate.costmodel import cost, read_model
-from foveate.train.recipe import DENSE, Recipe
+from foveate.loading import skeleton
+from foveate.train.batches import Batches
+from foveate.train.parameters import choose_parameters
+from foveate.train.prepared import Prepared, prepare
+from foveate.train.recipe import CHECKPOINTING, Recipe
+from foveate.train.settings import DENSE
+from foveate.train.trainer import accumulation
 
 SAMPLE: Final = 8
 """Conversations that lengths and images are taken from."""
 
 _FLOAT32 = 4
-
-_VOCO: Final = "these figures are those of dense training; VoCo tokens add their own, and text stands apart from images"
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ConversationSize:
     """A conversation's measures: text tokens, and the sizes of its images in pixels, (width, height)."""
 
     text: int
@@ -132,14 +136,10 @@ def estimate(recipe: Recipe, processes: int = 1) -> Estimate:
     Raises:
         FoveateError: something in the recipe is missing, broken, or can't be done on its model.
     """
-    from foveate.loading import skeleton
-    from foveate.train.run import choose_parameters, directory, prepare
-    from foveate.train.trainer import accumulation
-
     ready = prepare(recipe)
     at_once, _ = accumulation(recipe.batch, recipe.per_device, processes)
     sample = sampled(ready)
-    shell = skeleton(directory(recipe))
+    shell = skeleton(recipe.directory)
     stored = 2 if str(shell.dtype).endswith(("float16", "bfloat16")) and recipe.precision != "fp32" else _FLOAT32
     wrapped = choose_parameters(shell, recipe)
     trained = sum(weight.numel() for weight in wrapped.parameters() if weight.requires_grad)
@@ -170,16 +170,13 @@ def estimate(recipe: Recipe, processes: int = 1) -> Estimate:
         trained,
         parameters,
         _mean([measure(config, recipe, DENSE, one)[1] for one in sample]),
-        ready.warnings + ((_VOCO,) if recipe.voco is not None else ()),
+        ready.warnings + ((recipe.objective.uncounted,) if recipe.objective.uncounted else ()),
     )
 
 
-def stage_flops(ready: Any) -> tuple[tuple[float, ...], float]:
+def stage_flops(ready: Prepared) -> tuple[tuple[float, ...], float]:
     """FLOPs of one conversation, forward and backward, under each stage's spec and without compression."""
-    from foveate.loading import skeleton
-    from foveate.train.run import directory
-
-    sample, config = sampled(ready), read_model(skeleton(directory(ready.recipe)).config)
+    sample, config = sampled(ready), read_model(skeleton(ready.recipe.directory).config)
 
     def flops(spec: str) -> float:
         return _mean([measure(config, ready.recipe, spec, one)[1] for one in sample])
@@ -187,20 +184,18 @@ def stage_flops(ready: Any) -> tuple[tuple[float, ...], float]:
     return tuple(flops(spec) for spec in ready.timetable.specs), flops(DENSE)
 
 
-def sampled(ready: Any) -> list[Sample]:
+def sampled(ready: Prepared) -> list[ConversationSize]:
     """The measures of the first conversations."""
-    from foveate.train.batches import Batches
-
     batches, out = Batches(ready.processor, ready.family, ready.recipe.max_length), []
     for index in range(min(SAMPLE, len(ready.rows))):
         one = ready.rows[index]
         ids = batches.row(one)["input_ids"]
         visual = int((ids == ready.family.image_token).sum())
-        out.append(Sample(ids.numel() - visual, visual, tuple(image.size for image in one.pictures())))
+        out.append(ConversationSize(ids.numel() - visual, visual, tuple(image.size for image in one.pictures())))
     return out
 
 
-def measure(config: Any, recipe: Recipe, spec: str, one: Sample) -> tuple[tuple[int, ...], float, float]:
+def measure(config: Any, recipe: Recipe, spec: str, one: ConversationSize) -> tuple[tuple[int, ...], float, float]:
     """One conversation under one spec.
 
     Args:
@@ -219,7 +214,7 @@ def measure(config: Any, recipe: Recipe, spec: str, one: Sample) -> tuple[tuple[
     full = recipe.train == "full"
     # Forward once; backward once through what is passed, and once more for what is trained.
     through = 3 if full else 2
-    again = bool(recipe.trainer.get("gradient_checkpointing") or recipe.trainer.get("activation_checkpointing"))
+    again = any(recipe.trainer.get(key) for key in CHECKPOINTING)
     encoder = 0 if kept is not None else found.part("encoder").flops * (3 if recipe.train_encoder else 1)
     projector = found.part("projector").flops * (1 if recipe.train == "lora" else 3)
     flops = (
@@ -233,7 +228,7 @@ def measure(config: Any, recipe: Recipe, spec: str, one: Sample) -> tuple[tuple[
     return found.layers, flops, _activations(config.decoder, found.layers, one.text, length, recipe.precision, again)
 
 
-def _arriving(config: Any, kept: str, one: Sample) -> int:
+def _arriving(config: Any, kept: str, one: ConversationSize) -> int:
     return cost(config, kept, images=one.images, text_tokens=one.text, new_tokens=1).layers[0]
 
 

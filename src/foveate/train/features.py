@@ -25,7 +25,8 @@ from foveate.loading import load_model
 from foveate.schedule import Schedule, schedule
 from foveate.train.batches import Batches
 from foveate.train.checkpoint import write_tensors
-from foveate.train.recipe import DENSE, Recipe, RecipeError, Stage
+from foveate.train.recipe import Recipe, Stage
+from foveate.train.settings import DENSE, RecipeError
 from foveate.train.sources import Conversation, Conversations
 
 SHARD: Final = 256
@@ -238,7 +239,6 @@ def with_encoder(trained: nn.Module, directory: Path | None) -> Any:
 def _weights(recipe: Recipe) -> list[Any]:
     """What tells the weights of two model directories apart without reading them."""
     from foveate.embedded import PATH
-    from foveate.train.run import directory
 
-    found = sorted((directory(recipe) or PATH).glob("*.safetensors"))
+    found = sorted((recipe.directory or PATH).glob("*.safetensors"))
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found]

@@ -1,184 +1,237 @@
-"""What the stages of the reference model learn: batches made from numbers alone, and the loss of each."""
+"""What training optimises: one interface for the model's own loss, foveate's learned methods, and other packages'.
+
+An objective decides what is trained (`prepare`), makes batches (`collate`), puts a module around the model that gives
+the loss (`wrap`), and writes what training made (`save`). A recipe names one by a key: `voco: {tokens: 4}` has the
+objective `voco` with these settings. A recipe without such a key trains on the model's own loss.
+
+Packages add objectives under the entry point group `foveate.objectives`; the entry's name is the recipe's key:
+
+    [project.entry-points."foveate.objectives"]
+    mine = "my_package.objective:MyObjective"
+"""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
-from typing import Any
+import importlib
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import LlavaForConditionalGeneration
+from torch import nn
+from transformers import TrainerCallback
 
-from foveate.scenes import SKILLS
-from foveate.train.decoder import DecoderTrainer, SymbolTable, Text, answer_loss, attention_mask, pack, pick_patches
-from foveate.train.encoder import EncoderTrainer, Mixture, encoder_loss, pixel_values, windows
-from foveate.train.reference_recipe import Stage
-from foveate.train.targets import GRID, dense_targets, letter_targets, presence
+from foveate.errors import FoveateError
+from foveate.train.batches import Batches
+from foveate.train.parameters import choose_parameters
+from foveate.train.prepared import Prepared
+from foveate.train.recipe import PARTS, Recipe
+from foveate.train.settings import DENSE, RecipeError, Settings, nearest
+from foveate.train.sources import Conversation, Conversations
 
-ALL_SKILLS: tuple[str, ...] = (*SKILLS, "digits", "photos", "easy_open", "easy_yes_no")
+GROUP: Final = "foveate.objectives"
+"""The entry point group of objectives in other packages."""
 
-
-class Numbers(Dataset[int]):
-    """The whole numbers below a length: scenes are drawn from their numbers."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> int:
-        return index
+OWN: Final[dict[str, str]] = {
+    "voco": "foveate.voco.objective:VoCoObjective",
+    "atp": "foveate.atp.objective:ATPObjective",
+}
+"""foveate's own objectives, imported when a recipe names them: they lie above this module."""
 
 
-class Trainee(nn.Module):
-    """The model and what only training needs: the encoder's heads and the table of symbols."""
-
-    def __init__(self, model: LlavaForConditionalGeneration) -> None:
-        super().__init__()
-        self.model = model
-        heads = EncoderTrainer(model.model.vision_tower)
-        self.norm, self.head, self.presence, self.letters = heads.norm, heads.head, heads.presence, heads.letters
-        self.symbols = SymbolTable(model.model.language_model.embed_tokens.embedding_dim)
-
-    def heads(self) -> list[nn.Module]:
-        """The parts that only the encoder's objective needs."""
-        return [self.norm, self.head, self.presence, self.letters]
-
-    def encoder(self) -> EncoderTrainer:
-        """The encoder's trainer over this trainee's own parts."""
-        out = EncoderTrainer.__new__(EncoderTrainer)
-        nn.Module.__init__(out)
-        out.encoder, out.norm, out.head = self.model.model.vision_tower, self.norm, self.head
-        out.presence, out.letters = self.presence, self.letters
-        return out
+class NoSettings(Settings):
+    """The settings of an objective that has none."""
 
 
-def distance(visual: Tensor, symbols: Tensor, dense: Tensor) -> Tensor:
-    """Mean squared distance in units of the symbols' own spread; centres count four times."""
-    weight = 1.0 + 3.0 * (dense[..., 1] == 1).float()
-    each = (visual.float() - symbols).square().mean(-1) / symbols.var().clamp(min=1e-6)
-    return (each * weight).sum() / weight.sum()
+@dataclass(frozen=True)
+class Loaded:
+    """What a run has loaded when its objective wraps and saves the model.
+
+    Attributes:
+        ready: the recipe, checked, with processor and stages.
+        base: the model, without any wrapper.
+        rows: the conversations that are trained on.
+        batches: makes batches of them for the model's own loss.
+    """
+
+    ready: Prepared
+    base: nn.Module
+    rows: Conversations
+    batches: Batches
 
 
-class EncoderObjective(nn.Module):
-    """An encoder stage: dense targets, letters and presence; with `align`, the projector learns the symbols."""
+class Objective:
+    """Train on the model's own loss; the base class of all objectives.
 
-    def __init__(self, trainee: Trainee, stage: Stage) -> None:
-        super().__init__()
-        self.trainee, self.align = trainee, stage.align
+    A subclass overrides what differs. Methods are called in this order: `check`, `prepare`, `wrap`, `rates` and
+    `callbacks`, then `collate` for each batch, then `save`.
 
-    def forward(
-        self, images: Tensor, patches: Tensor, dense: Tensor, letters: Tensor, present: Tensor
-    ) -> dict[str, Any]:
-        """The loss of a batch of windows, and numbers for the log."""
-        parts = self.trainee.encoder()
-        with torch.autocast(images.device.type, torch.bfloat16):
-            h = parts.features(images, patches)
-            told = parts.told(h)
-            # The projector follows the encoder here; it does not steer it.
-            visual = self.trainee.model.model.multi_modal_projector(h[:, 1:].detach()) if self.align else None
-        loss, numbers = encoder_loss(told, dense, letters, present)
-        if visual is not None:
-            far = distance(visual, self.trainee.symbols(dense).detach(), dense)
-            numbers["far"] = far.item()
-            loss = loss + self.align * far
-        return {"loss": loss, "numbers": numbers}
+    Args:
+        settings: what the recipe says under the objective's name.
+    """
+
+    name: ClassVar[str] = ""
+    """The recipe's key."""
+    Settings: ClassVar[type[Settings]] = NoSettings
+    """What that key holds."""
+    alone: ClassVar[str] = ""
+    """What the recipe's `train` says for training the objective's own weights and nothing of the model."""
+    staged: ClassVar[bool] = True
+    """Whether stages' specs can be applied while it trains; without them the recipe has one stage, dense."""
+    file: ClassVar[str] = ""
+    """The last file that `save` writes, in the run's folder; a run that leaves the model as it was is finished then."""
+    uncounted: ClassVar[str] = ""
+    """What the cost model doesn't count, as a warning for estimates; if any, logs have no share of FLOPs saved."""
+
+    def __init__(self, settings: Any = None) -> None:
+        self.settings: Any = self.Settings() if settings is None else settings
+
+    def check(self, recipe: Recipe) -> None:
+        """Check the rest of the recipe.
+
+        Raises:
+            RecipeError: it doesn't go with this objective.
+        """
+        if not self.staged and not recipe.dense:
+            raise RecipeError(f"{self.name} goes with no other compression; leave stages and test out")
+
+    def keeps_model(self, recipe: Recipe) -> bool:
+        """Whether training leaves the model as it was, so that only `save` writes something."""
+        return recipe.train not in PARTS
+
+    def prepare(self, model: nn.Module, ready: Prepared) -> nn.Module:
+        """Choose what is trained and freeze the rest; return the model, or a wrapper of it such as peft's.
+
+        The model is whole here, on the CPU: an objective's own weights are made now, too.
+        """
+        return choose_parameters(model, ready.recipe)
+
+    def collate(self, batches: Batches, rows: Sequence[tuple[int, Conversation]]) -> dict[str, Any]:
+        """Make a batch: what the module of `wrap` takes by name, with `rows`, their numbers, and `tokens`, a count.
+
+        Args:
+            batches: makes batches for the model's own loss.
+            rows: conversations with their numbers.
+        """
+        return batches(rows)
+
+    def wrap(self, model: nn.Module, loaded: Loaded) -> nn.Module:
+        """Return what is trained: a module that takes a batch and returns `loss`, and for the log `numbers`.
+
+        Args:
+            model: what `prepare` returned.
+            loaded: what the run has loaded.
+        """
+        return model
+
+    def rates(self) -> Mapping[str, float]:
+        """Return learning rates for parameters of the module whose names begin so; the recipe's holds for the rest."""
+        return {}
+
+    def callbacks(self, module: nn.Module) -> list[TrainerCallback]:
+        """Return callbacks for the Trainer.
+
+        Args:
+            module: what `wrap` returned.
+        """
+        return []
+
+    def save(self, module: nn.Module, model: nn.Module, loaded: Loaded, out: Path) -> None:
+        """Write what training made beside the model.
+
+        Args:
+            module: what `wrap` returned, as it was trained.
+            model: what `prepare` returned; or, if training changed the model, the whole model with adapters merged.
+            loaded: what the run has loaded.
+            out: the run's folder.
+
+        Raises:
+            FoveateError: it can't be written.
+        """
+
+    def use(self, ready: Prepared, out: Path) -> str:
+        """Say in half a sentence how the result is used."""
+        return f"use it under {ready.used_under}"
 
 
-class EncoderBatches:
-    """Makes the batches of an encoder stage from the numbers of its scenes."""
-
-    def __init__(self, stage: Stage, draw: Mixture) -> None:
-        self.stage, self.draw = stage, draw
-
-    def __call__(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """The windows of these scenes, which follow each other."""
-        count = len(numbers) * self.stage.per_scene
-        w = windows(self.draw, numbers[0], count, self.stage.side, self.stage.per_scene)
-        tensors = {"images": w.images, "patches": w.rows, "dense": w.dense, "letters": w.letters, "present": w.present}
-        return {"rows": list(numbers), **tensors}
+def names() -> list[str]:
+    """List the names of all objectives: foveate's own, then those of installed packages."""
+    return list(dict.fromkeys([*OWN, *(entry.name for entry in importlib.metadata.entry_points(group=GROUP))]))
 
 
-class AnswerObjective(nn.Module):
-    """An answer stage: right answers and captions, on symbols or on what encoder and projector make of pixels."""
+def find(name: str) -> type[Objective]:
+    """Import the objective of a name.
 
-    def __init__(self, trainee: Trainee, stage: Stage) -> None:
-        super().__init__()
-        self.trainee, self.stage = trainee, stage
-
-    def forward(
-        self, places: Tensor, dense: Tensor, text: dict[str, Tensor], mask: Tensor, **more: Tensor
-    ) -> dict[str, Any]:
-        """The loss of a batch of images with their packed questions, and numbers for the log."""
-        stage, trainee = self.stage, self.trainee
-        model = trainee.model
-        decoder = DecoderTrainer(model)
-        extra: Tensor | float = 0.0
-        numbers: dict[str, float] = {}
-        with torch.autocast(places.device.type, torch.bfloat16):
-            if stage.visual == "symbols":
-                visual = trainee.symbols(dense.masked_fill(more["unsure"], -100)) + 0.03 * more["shake"]
-            else:
-                parts, images = trainee.encoder(), more["images"]
-                every = torch.arange(GRID * GRID, device=images.device).expand(len(images), -1)
-                with torch.set_grad_enabled(stage.train_encoder):
-                    h = parts.features(images, every)
-                patches = h[:, 1:].gather(1, places[..., None].expand(-1, -1, h.shape[-1]))
-                visual = model.model.multi_modal_projector(patches)
-                if stage.train_encoder:
-                    told, found = encoder_loss(parts.told(h), more["whole"], more["letters"], more["present"])
-                    numbers.update({k: found[k] for k in ("shape", "word", "units", "photo", "cls")})
-                    numbers["dense"] = told.item()
-                    extra = 0.15 * told
-            logits = decoder(visual, places, text["ids"], text["positions"], mask)
-        loss, answered = answer_loss(logits, Text(**text), ALL_SKILLS)
-        numbers["answers"] = loss.item()
-        if stage.visual == "features" and stage.align:
-            far = distance(visual, trainee.symbols(dense).detach(), dense)
-            numbers["far"] = far.item()
-            extra = extra + stage.align * far
-        return {"loss": loss + extra, "numbers": {**numbers, **answered}}
+    Raises:
+        FoveateError: there is none, or its package doesn't have what its entry point says.
+    """
+    if name in OWN:
+        module, _, attribute = OWN[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    entries = [*importlib.metadata.entry_points(group=GROUP, name=name)]
+    if not entries:
+        raise FoveateError(f'no objective is called "{name}"; there are {", ".join(names())}')
+    try:
+        found = entries[0].load()
+    except (ImportError, AttributeError) as error:
+        raise FoveateError(f"the objective {name} ({entries[0].value}) can't be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Objective)):
+        raise FoveateError(f"the objective {name} ({entries[0].value}) is no subclass of {__name__}.Objective")
+    return found
 
 
-class AnswerBatches:
-    """Makes the batches of an answer stage from the numbers of its scenes."""
+def parse_recipe(given: Any) -> Recipe:
+    """Read a recipe from plain data, such as YAML's.
 
-    def __init__(self, stage: Stage, draw: Mixture, width: int) -> None:
-        self.stage, self.draw, self.width = stage, draw, width
+    Raises:
+        RecipeError: for unknown keys, missing ones and impossible values.
 
-    def __call__(self, numbers: Sequence[int]) -> dict[str, Any]:
-        """These scenes, their questions packed, and which patches the decoder sees."""
-        stage, first = self.stage, numbers[0]
-        scenes = [self.draw(number) for number in numbers]
-        rng, noise = random.Random(first), np.random.default_rng(first)
-        text = pack(scenes, stage.text, ALL_SKILLS, rng, captions=stage.captions)
-        whole = [dense_targets(s.things) for s in scenes]
-        flat = np.stack([w.reshape(GRID * GRID, -1) for w in whole])
-        if stage.patches < GRID * GRID:
-            chosen = np.stack([pick_patches(f, stage.patches, noise) for f in flat])
-        else:
-            chosen = np.broadcast_to(np.arange(GRID * GRID), flat.shape[:2]).copy()
-        dense = torch.from_numpy(np.take_along_axis(flat, chosen[..., None], 1))
-        batch: dict[str, Any] = {
-            "rows": list(numbers),
-            "places": torch.from_numpy(chosen),
-            "dense": dense,
-            "text": vars(text),
-            "mask": attention_mask(text.segment, stage.patches, torch.bfloat16),
-        }
-        if stage.visual == "symbols":
-            # A real encoder is unsure of things at times: some values are unknown, and all tokens are noisy.
-            unsure = torch.from_numpy(noise.random(dense.shape) < 0.02)
-            unsure[..., -2:] = False
-            shake = torch.randn(*dense.shape[:2], self.width, generator=torch.Generator().manual_seed(first))
-            return {**batch, "unsure": unsure, "shake": shake}
-        batch["images"] = torch.from_numpy(np.stack([pixel_values(s.image) for s in scenes]))
-        if stage.train_encoder:
-            batch["whole"] = torch.from_numpy(flat)
-            batch["letters"] = torch.from_numpy(np.stack([letter_targets(s.things).reshape(-1) for s in scenes]))
-            batch["present"] = torch.from_numpy(np.stack([presence(w) for w in whole]))
-        return batch
+    >>> stages = [{"share": "1/3", "spec": "pool:0.25"}, {"share": "2/3", "spec": "dense"}]
+    >>> recipe = parse_recipe({"data": {"scenes": 8}, "stages": stages, "steps": 30})
+    >>> [str(stage.share) for stage in recipe.stages]
+    ['1/3', '2/3']
+    >>> parse_recipe({"data": {"scenes": 8}, "stages": stages, "stepps": 30})
+    Traceback (most recent call last):
+    foveate.train.settings.RecipeError: the recipe has no key "stepps"; did you mean "steps"?
+    """
+    if not isinstance(given, dict):
+        return Recipe.model_validate(given)
+    listed = names()
+    named = [name for name in listed if given.get(name) is not None]
+    if len(named) > 1:
+        raise RecipeError(f"{' and '.join(named)} are objectives, and a recipe has one; leave the others out")
+    objective = Objective()
+    if named:
+        kind = find(named[0])
+        objective = kind(kind.Settings.model_validate(given[named[0]]))
+    rest = {key: value for key, value in given.items() if key not in listed}
+    for key in rest:
+        if key not in Recipe.model_fields:
+            known = [*Recipe.model_fields, *listed]
+            raise RecipeError(f'the recipe has no key "{key}"; {nearest(str(key), known)}')
+    if not objective.staged:
+        rest = {"stages": [{"share": 1, "spec": DENSE}], **rest}
+    recipe = Recipe.model_validate(rest).with_objective(objective)
+    _check_trained(recipe, objective)
+    objective.check(recipe)
+    if objective.keeps_model(recipe) and not objective.file:
+        raise FoveateError(
+            f"the objective {objective.name} leaves the model as it was and has no `file` that it writes"
+        )
+    return recipe
+
+
+def _check_trained(recipe: Recipe, objective: Objective) -> None:
+    """Check what the recipe says that it trains.
+
+    Raises:
+        RecipeError: nobody trains that, or only another objective does.
+    """
+    if recipe.train in PARTS or (objective.alone and recipe.train == objective.alone):
+        return
+    owner = next((name for name in names() if find(name).alone == recipe.train), None)
+    if owner is not None:
+        raise RecipeError(f"train: {recipe.train} trains what {owner} adds to a model, and the recipe has no {owner}")
+    known = [*PARTS, *([objective.alone] if objective.alone else [])]
+    raise RecipeError(f"train is one of {', '.join(known)}, not {recipe.train!r}")

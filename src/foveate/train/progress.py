@@ -97,22 +97,6 @@ class Progress(TrainerCallback):
         return round(1 - spent / (self._dense * steps), 9) + 0.0
 
 
-def shares(sums: dict[str, float], count: int) -> dict[str, float]:
-    """Means of what was summed `count` times, and the shares of pairs `name:right` and `name:asked`.
-
-    >>> shares({"near": 3.0, "where:right": 2.0, "where:asked": 8.0}, 2)
-    {'near': 1.5, 'where': 0.25}
-    """
-    out: dict[str, float] = {}
-    for key, value in sums.items():
-        name, _, part = key.partition(":")
-        if part == "right":
-            out[name] = value / sums[f"{name}:asked"]
-        elif not part:
-            out[name] = value / count
-    return out
-
-
 def duration(seconds: float) -> str:
     """A time for people.
 

@@ -1,9 +1,9 @@
-"""Run a recipe: model and data from their directories, stages on the Trainer, the trained model to a directory."""
+"""Run a recipe: load model and data, train its stages on the Trainer, write what training made."""
 
 from __future__ import annotations
 
+import functools
 import json
-import math
 import os
 import shutil
 import time
@@ -12,115 +12,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import nn
+from transformers import TrainingArguments
 
 from foveate.errors import FoveateError
-from foveate.families import Family, family_of
-from foveate.loading import load_model, load_processor, skeleton
-from foveate.schedule import schedule
+from foveate.families import family_of
+from foveate.loading import load_model
 from foveate.train import checkpoint as files
 from foveate.train.batches import Batches
+from foveate.train.estimate import stage_flops
+from foveate.train.features import train_on_features, with_encoder
+from foveate.train.objectives import Loaded
+from foveate.train.prepared import Prepared, prepare
 from foveate.train.progress import Progress, duration
-from foveate.train.recipe import DENSE, LAST, Recipe, RecipeError, Stage
-from foveate.train.sources import Conversations, conversations
+from foveate.train.recipe import Recipe
+from foveate.train.settings import RecipeError
 from foveate.train.switch import StageSwitch
-from foveate.train.timetable import Timetable, ending_warning, published
 from foveate.train.trainer import Passes, SafeTrainer, accumulation, training_arguments
-
-SHIPPED: Final = "shipped"
 
 FREE: Final = ("per_device", "save_every", "keep_checkpoints", "log_every", "workers", "trackers")
 """Keys of a recipe that may change between an interruption and its `--resume`."""
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A recipe whose every part is known to be there and to fit, before any weight is loaded.
+class Training:
+    """A recipe that is ready to train.
 
     Attributes:
-        recipe: as it was read.
-        family: of the model's skeleton.
-        processor: the model's own.
-        rows: the conversations.
-        stages: of the recipe, or those of the published schedule that it names, for this model's depth.
-        timetable: the stages over the run's steps.
-        test: the spec that the trained model will be used under, behind its features' one if there is that.
-        warnings: what people should know before they start.
+        trainer: the Trainer.
+        switch: the callback that applies the stages' specs; close it when training ends, however it ends.
+        loaded: model and data.
+        model: what the objective's `prepare` returned: the model, or a wrapper of it such as peft's.
     """
 
-    recipe: Recipe
-    family: Family
-    processor: Any
-    rows: Conversations
-    stages: tuple[Stage, ...]
-    timetable: Timetable
-    test: str
-    warnings: tuple[str, ...]
-
-    @property
-    def used_under(self) -> str:
-        """The whole spec that the trained model is meant for: what its features were cut by, and then `test`."""
-        parts = [spec for spec in (self.recipe.data.features, self.test) if spec not in (None, DENSE)]
-        return "+".join(parts) if parts else DENSE
-
-
-def directory(recipe: Recipe) -> Path | None:
-    """Where the model is; None is the embedded one."""
-    return None if recipe.model == SHIPPED else Path(recipe.model)
+    trainer: SafeTrainer
+    switch: StageSwitch
+    loaded: Loaded
+    model: nn.Module
 
 
 def finished(recipe: Recipe, out: Path) -> Path:
-    """The file that is there, whole, when a run is finished: of the model that it ends in, or of an adapter."""
-    if _changes_model(recipe):
-        return out / "model" / "config.json"
-    return out / "voco" / "voco.json" if recipe.voco is not None else out / "atp" / "atp.json"
-
-
-def _changes_model(recipe: Recipe) -> bool:
-    """Whether the model that training began with is another one at its end; adapters for VoCo tokens stay beside it."""
-    if recipe.atp is not None:
-        return recipe.train != "thresholds"
-    return recipe.voco is None or recipe.train in ("full", "projector")
-
-
-def prepare(recipe: Recipe) -> Prepared:
-    """Check a recipe against its model and data.
-
-    Raises:
-        FoveateError: something is missing, broken, or can't be done on this model.
-    """
-    shell = skeleton(directory(recipe))
-    family = family_of(shell)
-    processor = load_processor(directory(recipe))
-    stages = recipe.stages
-    if isinstance(stages, str):
-        stages = published(stages, len(family.decoder_layers))
-    if recipe.data.features is not None:
-        from foveate.train.features import check_features
-
-        check_features(family, recipe.data.features, stages)
-    for number, stage in enumerate(stages, start=1):
-        _check_spec(stage.spec, family, f"stage {number}")
-    test = stages[-1].spec if recipe.test == LAST else recipe.test
-    _check_spec(test, family, "test")
-    rows = conversations(recipe.data)
-    steps = recipe.steps
-    if steps is None:
-        assert recipe.epochs is not None
-        steps = max(1, math.ceil(recipe.epochs * len(rows) / recipe.batch))
-    warning = ending_warning(stages, test)
-    warnings = () if warning is None else (warning,)
-    return Prepared(recipe, family, processor, rows, stages, Timetable.of(stages, steps), test, warnings)
-
-
-def _check_spec(spec: str, family: Family, where: str) -> None:
-    if spec == DENSE:
-        return
-    try:
-        schedule(spec, family)
-    except FoveateError as error:
-        raise RecipeError(f"{where}:\n{error}") from None
+    """Return the file that exists when a run is finished: of the model, or of what the objective writes."""
+    return out / (recipe.objective.file if recipe.objective.keeps_model(recipe) else "model/config.json")
 
 
 def run(
@@ -134,15 +67,16 @@ def run(
         recipe: what to do.
         out: the run's folder: checkpoints in it, the trained model in `out/model`.
         resume: go on from the latest checkpoint in `out`; from the beginning if there is none yet.
-        say: what prints progress, in the first process.
+        say: prints progress, in the first process.
         flops: count what compression saves, which takes the cost model a moment.
 
     Returns:
-        The directory of the trained model, with its processor: what every command takes as `--model`; or that of a VoCo
+        The directory of the trained model, with its processor: what every command takes as `--model`; or that of an
         adapter, if training left the model as it was.
 
     Raises:
-        FoveateError: the recipe can't be done, `out` holds another run, the loss is no number, or the disk is full.
+        FoveateError: the recipe can't be done, `out` holds another run, the loss is NaN or infinite, or the disk is
+            full.
     """
     first = int(os.environ.get("RANK", "0")) == 0
     tell = say if first else _silent
@@ -158,50 +92,36 @@ def run(
     ready = prepare(recipe)
     for warning in ready.warnings:
         tell(f"warning: {warning}")
-    trainer, switch, model = make_trainer(ready, out, tell, flops=flops)
+    training = make_trainer(ready, out, tell, flops=flops)
+    trainer = training.trainer
     if resume:
         tell(f"going on at {kept[-1].name}" if kept else "no checkpoint has been written yet; starting anew")
     began = time.time()
     try:
         trainer.train(resume_from_checkpoint=str(kept[-1]) if resume and kept else None)
     finally:
-        switch.close()
+        training.switch.close()
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
-        save_model(ready, model, trainer, out)
-        files.write_json(
-            {
-                "recipe": recipe.to_dict(),
-                "stages": [
-                    {"spec": spec, "first_step": start, "steps": ready.timetable.length(i)}
-                    for i, (spec, start) in enumerate(zip(ready.timetable.specs, ready.timetable.starts))
-                ],
-                "use_under": ready.used_under,
-                "history": trainer.state.log_history,
-                "processes": trainer.args.world_size,
-                "seconds_of_this_call": round(time.time() - began, 1),
-            },
-            out / "run.json",
-        )
+        save_result(training, out)
+        _save_history(training, out, time.time() - began)
     trainer.accelerator.wait_for_everyone()
-    how = f"use it under {ready.used_under}" if recipe.voco is None else f"its VoCo tokens are in {out / 'voco'}"
-    how = how if recipe.atp is None else f"use it under atp:adapter={out / 'atp'}"
-    tell(f"{done.parent}: trained in {duration(time.time() - began)}; {how}")
+    tell(f"{done.parent}: trained in {duration(time.time() - began)}; {recipe.objective.use(ready, out)}")
     return done.parent
 
 
 def same_recipe(before: dict[str, Any], recipe: Recipe, where: Path) -> None:
-    """Whether a checkpoint was made by this recipe, or one that differs in nothing that changes weights.
+    """Check that a checkpoint was made by this recipe, or one that differs in nothing that changes weights.
 
     Raises:
         RecipeError: it wasn't; the text names a key and both values.
     """
     now = json.loads(json.dumps(recipe.to_dict()))
-    for name, value in now.items():
-        if name not in FREE and before.get(name) != value:
+    for name in dict.fromkeys([*now, *before]):
+        if name not in FREE and before.get(name) != now.get(name):
             raise RecipeError(
-                f"{where} was made with {name}: {before.get(name)!r}, and the recipe says {value!r}; put it back, or "
-                "name another --out"
+                f"{where} was made with {name}: {before.get(name)!r}, and the recipe says {now.get(name)!r}; put it "
+                "back, or name another --out"
             )
 
 
@@ -209,27 +129,50 @@ def _silent(text: str) -> None:
     pass
 
 
-def make_trainer(
-    ready: Prepared, out: Path, say: Callable[[str], None], *, flops: bool = True
-) -> tuple[SafeTrainer, StageSwitch, nn.Module]:
-    """Load the model, choose what is trained, and put the Trainer together.
+def make_trainer(ready: Prepared, out: Path, say: Callable[[str], None], *, flops: bool = True) -> Training:
+    """Load the model, let the recipe's objective choose what is trained, and put the Trainer together.
 
-    Returns:
-        The Trainer, the callback that applies the stages' specs (close it when training ends, however it ends), and
-        the model without wrappers.
+    Args:
+        ready: the recipe, checked.
+        out: the run's folder.
+        say: prints progress.
+        flops: count what compression saves.
     """
-    recipe, timetable = ready.recipe, ready.timetable
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    at_once, times = accumulation(recipe.batch, recipe.per_device, processes)
-    arguments = training_arguments(
+    recipe, timetable, objective = ready.recipe, ready.timetable, ready.recipe.objective
+    arguments = _arguments(ready, out)
+    base: nn.Module = load_model(recipe.directory)
+    model = objective.prepare(base, ready)
+    loaded = _loaded(ready, base, out, say, arguments)
+    module = objective.wrap(model, loaded)
+    switch = StageSwitch(base, timetable)
+    progress = Progress(say, timetable, *(_flops(ready, say) if flops and not objective.uncounted else ()))
+    trainer = SafeTrainer(
+        module,
+        arguments,
+        data_collator=functools.partial(objective.collate, loaded.batches),
+        train_dataset=Passes(loaded.rows, timetable.steps * recipe.batch, recipe.seed),
+        callbacks=[switch, *objective.callbacks(module), progress],
+        note=recipe.to_dict(),
+        describe=lambda numbers: ", ".join(loaded.rows.name(number) for number in numbers),
+        rates=objective.rates(),
+    )
+    trainer.progress = progress
+    return Training(trainer, switch, loaded, model)
+
+
+def _arguments(ready: Prepared, out: Path) -> TrainingArguments:
+    """Write a recipe as transformers' own arguments."""
+    recipe, steps = ready.recipe, ready.timetable.steps
+    at_once, times = accumulation(recipe.batch, recipe.per_device, int(os.environ.get("WORLD_SIZE", "1")))
+    return training_arguments(
         out,
         recipe.trainer,
         {
-            "max_steps": timetable.steps,
+            "max_steps": steps,
             "per_device_train_batch_size": at_once,
             "gradient_accumulation_steps": times,
             "learning_rate": recipe.lr,
-            "warmup_steps": round(recipe.warmup * timetable.steps),
+            "warmup_steps": round(recipe.warmup * steps),
             "lr_scheduler_type": recipe.decay,
             "weight_decay": recipe.weight_decay,
             "max_grad_norm": recipe.clip,
@@ -245,143 +188,55 @@ def make_trainer(
         # A batch of text alone leaves the projector without gradients, in one process and not in the others.
         {"ddp_find_unused_parameters": recipe.data.scenes is None},
     )
-    model: nn.Module = load_model(directory(recipe))
-    voco = None
-    if recipe.voco is not None:
-        from foveate.train.voco import VoCoBatches, make_trainee, make_voco
-
-        voco = make_voco(model, recipe, ready.processor)
-    collator: Any = Batches(ready.processor, family_of(model), recipe.max_length)
-    rows: Any = ready.rows
-    if recipe.data.features is not None:
-        from foveate.train.features import train_on_features
-
-        rows, collator = train_on_features(model, ready.processor, ready.rows, recipe, out / "features", say, arguments)
-    wrapped = choose_parameters(model, recipe)
-    if voco is not None:
-        assert recipe.voco is not None
-        collator = VoCoBatches(collator, recipe.voco, ready.processor.tokenizer.pad_token_id)
-        wrapped = make_trainee(wrapped, voco, recipe, directory(recipe))
-    clock: list[Any] = []
-    rates: dict[str, float] = {}
-    if recipe.atp is not None:
-        from foveate.train.atp import Sharpening
-        from foveate.train.atp import make_trainee as make_atp
-
-        wrapped = make_atp(model, wrapped, recipe.atp, rows, collator, recipe.seed)
-        clock = [Sharpening(wrapped)]
-        rates = {} if recipe.atp.lr is None else {"adapter.": recipe.atp.lr}
-    switch = StageSwitch(model, timetable)
-    spent, dense = (), 0.0
-    if flops and voco is None and recipe.atp is None:
-        from foveate.train.estimate import stage_flops
-
-        try:
-            spent, dense = stage_flops(ready)
-        except FoveateError as error:
-            say(f"the share of FLOPs that is saved can't be told: {error}")
-    progress = Progress(say, timetable, spent, dense)
-    trainer = SafeTrainer(
-        wrapped,
-        arguments,
-        data_collator=collator,
-        train_dataset=Passes(rows, timetable.steps * recipe.batch, recipe.seed),
-        callbacks=[switch, *clock, progress],
-        note=recipe.to_dict(),
-        describe=lambda numbers: ", ".join(rows.name(number) for number in numbers),
-        rates=rates,
-    )
-    trainer.progress = progress
-    return trainer, switch, model
 
 
-def choose_parameters(model: nn.Module, recipe: Recipe) -> nn.Module:
-    """Let a recipe train its own parts and nothing else; returns the model, or peft's wrapper around it.
-
-    What is trained is float32, whatever precision the products have; frozen parts keep theirs under bf16 and fp16.
-    """
-    family = family_of(model)
-    model.requires_grad_(False)
-    if recipe.precision == "fp32":
-        model.float()
-    if recipe.train == "lora":
-        return _with_lora(model, family, recipe)
-    if recipe.train in ("embedding", "thresholds"):
-        return model
-    parts: list[nn.Module] = list(family.projectors)
-    if recipe.train == "full":
-        parts.append(family.decoder)
-        head = getattr(model, "lm_head", None)
-        if head is not None:
-            parts.append(head)
-        if recipe.train_encoder:
-            parts.append(family.tower)
-    if not recipe.train_encoder:
-        for weight in family.tower.parameters():
-            weight.requires_grad_(False)
-    for part in parts:
-        part.float()
-        part.requires_grad_(True)
-    return model
+def _loaded(
+    ready: Prepared, base: nn.Module, out: Path, say: Callable[[str], None], arguments: TrainingArguments
+) -> Loaded:
+    """Put the conversations beside the model: as they are, or as features, which replace the model's encoder."""
+    recipe = ready.recipe
+    if recipe.data.features is None:
+        return Loaded(ready, base, ready.rows, Batches(ready.processor, family_of(base), recipe.max_length))
+    rows, batches = train_on_features(base, ready.processor, ready.rows, recipe, out / "features", say, arguments)
+    return Loaded(ready, base, rows, batches)
 
 
-def _with_lora(model: nn.Module, family: Family, recipe: Recipe) -> nn.Module:
+def _flops(ready: Prepared, say: Callable[[str], None]) -> tuple[tuple[float, ...], float]:
+    """Count FLOPs per stage and without compression; nothing if this model's can't be counted."""
     try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError:
-        raise RecipeError('train: lora needs peft: pip install "foveate[train]"') from None
-    inside = {id(module) for module in family.decoder.modules()}
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in inside]
-    if not names:
-        raise RecipeError("train: lora found no linear layer in the decoder of this model")
-    config = LoraConfig(
-        r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, lora_dropout=recipe.lora.dropout, target_modules=names
-    )
-    with torch.random.fork_rng(devices=[]):
-        # Adapters begin at random, and the Trainer sets its seed later.
-        torch.manual_seed(recipe.seed)
-        return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+        return stage_flops(ready)
+    except FoveateError as error:
+        say(f"the share of FLOPs that is saved can't be counted: {error}")
+        return (), 0.0
 
 
-def save_model(ready: Prepared, model: nn.Module, trainer: SafeTrainer, out: Path) -> None:
-    """Write the trained model with its processor, whole or not at all; adapters beside it, merged into it.
+def save_result(training: Training, out: Path) -> None:
+    """Write what the objective has trained; and, unless it left the model as it was, the model with its processor.
 
-    VoCo tokens go beside the model, before it. Where the model stayed as it was, they go alone, with their adapters.
+    LoRA adapters go to `out/adapter` and are merged into the model. The model is written to another folder and renamed.
+
+    Raises:
+        FoveateError: the disk is full.
     """
-    trained: Any = trainer.accelerator.unwrap_model(trainer.model)
-    voco = None
-    if ready.recipe.voco is not None:
-        from foveate.train.voco import save_voco
-
-        voco, trained = trained.voco, trained.model
-        if not _changes_model(ready.recipe):
-            save_voco(voco, trained, None, out)
-            return
-    trainee = None
-    if ready.recipe.atp is not None:
-        from foveate.train.atp import save_atp
-
-        trainee, trained = trained, trained.model
-        if not _changes_model(ready.recipe):
-            save_atp(trainee, trained, ready, out)
-            return
+    loaded, trained = training.loaded, training.model
+    ready, objective = loaded.ready, loaded.ready.recipe.objective
+    module = training.trainer.accelerator.unwrap_model(training.trainer.model)
+    if objective.keeps_model(ready.recipe):
+        objective.save(module, trained, loaded, out)
+        return
     aside = out / files.WRITING / "model"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
-        if hasattr(trained, "merge_and_unload"):
-            trained.save_pretrained(out / "adapter")
-            trained = trained.merge_and_unload()
+        model: Any = trained
+        if hasattr(model, "merge_and_unload"):
+            model.save_pretrained(out / "adapter")
+            model = model.merge_and_unload()
         if ready.recipe.data.features is not None:
-            from foveate.train.features import with_encoder
-
-            trained = with_encoder(trained, directory(ready.recipe))
-        if trainee is not None:
-            save_atp(trainee, trained, ready, out)
-        if voco is not None:
-            save_voco(voco, trained, trained, out)
-        trained.config.use_cache = True
-        trained.save_pretrained(aside)
+            model = with_encoder(model, ready.recipe.directory)
+        objective.save(module, model, loaded, out)
+        model.config.use_cache = True
+        model.save_pretrained(aside)
         ready.processor.save_pretrained(aside)
         shutil.rmtree(out / "model", ignore_errors=True)
         aside.rename(out / "model")
@@ -391,3 +246,23 @@ def save_model(ready: Prepared, model: nn.Module, trainer: SafeTrainer, out: Pat
             "run the same command with --resume"
         ) from error
     shutil.rmtree(out / files.WRITING, ignore_errors=True)
+
+
+def _save_history(training: Training, out: Path, seconds: float) -> None:
+    """Write `run.json`: the recipe, the stages in steps, the losses."""
+    ready, trainer = training.loaded.ready, training.trainer
+    table = ready.timetable
+    files.write_json(
+        {
+            "recipe": ready.recipe.to_dict(),
+            "stages": [
+                {"spec": spec, "first_step": start, "steps": table.length(number)}
+                for number, (spec, start) in enumerate(zip(table.specs, table.starts))
+            ],
+            "use_under": ready.used_under,
+            "history": trainer.state.log_history,
+            "processes": trainer.args.world_size,
+            "seconds_of_this_call": round(seconds, 1),
+        },
+        out / "run.json",
+    )

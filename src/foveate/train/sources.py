@@ -14,7 +14,8 @@ from PIL import Image
 from foveate.errors import FoveateError
 from foveate.images import open_image
 from foveate.scenes import caption, clip, scene
-from foveate.train.recipe import Data, RecipeError
+from foveate.train.recipe import Data
+from foveate.train.settings import RecipeError
 
 Message = dict[str, Any]
 """A turn as chat templates take it: `role`, and `content` as a list of parts."""

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from foveate.engine import apply
-from foveate.train.recipe import DENSE
+from foveate.train.settings import DENSE
 from foveate.train.timetable import Timetable
 
 

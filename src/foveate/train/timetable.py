@@ -13,7 +13,8 @@ from itertools import pairwise
 from typing import Final
 
 from foveate.schedule import scaled_layer
-from foveate.train.recipe import DENSE, RecipeError, Stage, nearest
+from foveate.train.recipe import Stage
+from foveate.train.settings import DENSE, RecipeError, nearest
 
 # (layer K of 32, stride S) of each stage; None is no compression. All stages of a schedule are equally long.
 _PUBLISHED: Final[dict[str, tuple[tuple[int, int] | None, ...]]] = {
@@ -46,7 +47,7 @@ def published(name: str, layers: int) -> tuple[Stage, ...]:
     parts = _PUBLISHED[name]
     share = Fraction(1, len(parts))
     specs = [DENSE if part is None else f"pool:{1 / part[1]}@{scaled_layer(part[0], layers)}" for part in parts]
-    return tuple(Stage(share, spec) for spec in specs)
+    return tuple(Stage(share=share, spec=spec) for spec in specs)
 
 
 @dataclass(frozen=True)

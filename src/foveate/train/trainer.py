@@ -1,32 +1,44 @@
-"""transformers' Trainer with three things of ours: pickle-free whole checkpoints, a stop at a loss that is no number,
-and data in an order that depends on the seed alone.
+"""transformers' Trainer with three additions: checkpoints that are whole, a stop at NaN or infinite losses, and data in
+an order that depends on the seed alone.
 
 Processes, accumulation, mixed precision, sharding, optimisers and trackers are the Trainer's own.
 """
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import get_total_norm
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from foveate.errors import FoveateError
 from foveate.train import checkpoint as files
-from foveate.train.progress import Progress, shares
-from foveate.train.recipe import RecipeError
+from foveate.train.progress import Progress
+from foveate.train.settings import RecipeError, nearest
 
 _LESS = "look at these rows, or lower lr, lengthen warmup, or train in bf16 or fp32 instead of fp16"
+
+_FULL = ("PytorchStreamWriter", "unexpected pos", "inline_container")
+"""Words in the RuntimeErrors of `torch.save` when a file can't be written."""
 
 
 class Passes(Dataset[Any]):
@@ -62,11 +74,14 @@ class Passes(Dataset[Any]):
 
 
 class SafeTrainer(Trainer):
-    """The one Trainer of foveate.
+    """The one Trainer of foveate: whole checkpoints of what is trained, and a stop at NaN or infinite losses.
+
+    Two private methods of transformers are overridden, `_save_checkpoint` and `_load_from_checkpoint`; docs/training.md
+    says why.
 
     Args:
         note: goes beside every checkpoint as `recipe.json`: what made it.
-        describe: names the rows of a batch, for the message about a loss that is no number.
+        describe: names the rows of a batch, for the error about a loss.
         rates: learning rates of their own, for parameters whose names begin so.
         kwargs: as for `transformers.Trainer`.
     """
@@ -85,24 +100,41 @@ class SafeTrainer(Trainer):
         self.numbers: dict[str, float] = {}
         """Sums of what the model's outputs name in `numbers`, since the last log line."""
         self.counted = 0
+        """How many outputs are in these sums."""
         self.tokens = 0
         """Tokens of the whole prompts that this process has trained on in this call."""
         self.progress: Progress | None = None
-        """What measures speed and savings for the log, and says them."""
-        self._aside: Path | None = None
+        """What measures speed and savings for the log, and prints them."""
         super().__init__(*args, **kwargs)
-        # `Progress` does the talking.
+        # `Progress` prints.
         self.remove_callback(PrinterCallback)
+        self.add_callback(_FiniteGradients(self))
 
     @property
     def folder(self) -> Path:
         """Where checkpoints go."""
         return Path(str(self.args.output_dir))
 
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """Train, from the beginning or from a checkpoint.
+
+        Raises:
+            FoveateError: the checkpoint holds something else than tensors and plain data, or is incomplete.
+        """
+        if resume_from_checkpoint is not None:
+            files.check_complete(Path(resume_from_checkpoint))
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except UnpicklingError as error:
+            raise FoveateError(
+                f"{resume_from_checkpoint} holds something else than tensors and plain data, which could run code, so "
+                f"it was not opened ({str(error).splitlines()[0]}); go on from a checkpoint that foveate wrote"
+            ) from error
+
     # Learning rates
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Transformers' own, with a group of its own for each learning rate of its own."""
+        """Make transformers' optimiser, with one more group for each learning rate of its own."""
         made = self.optimizer is not None
         optimiser = super().create_optimizer(model)
         if made or not self.rates:
@@ -126,7 +158,7 @@ class SafeTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The model's loss, if it is a number.
+        """Return the model's loss, if it is finite.
 
         Raises:
             FoveateError: it isn't; the text names step and rows, and the last checkpoint.
@@ -137,25 +169,17 @@ class SafeTrainer(Trainer):
         try:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         except FoveateError as error:
-            raise self._stopped(str(error), rows) from error
+            raise self.stopped(str(error), rows) from error
         if not math.isfinite(loss.item()):
-            raise self._stopped(f"the loss is {loss.item()}; {_LESS}", rows)
+            raise self.stopped(f"the loss is {loss.item()}; {_LESS}", rows)
         numbers = outputs.get("numbers") if isinstance(outputs, dict) else None
         for name, value in (numbers or {}).items():
             self.numbers[name] = self.numbers.get(name, 0.0) + value
         self.counted += 1
         return (loss, outputs) if return_outputs else loss
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)
-        # A finite loss can have gradients that aren't; weights would be lost before the next loss tells. Under fp16
-        # that is expected now and then, and the scaler leaves the step out.
-        value = float(norm)  # pyright: ignore[reportArgumentType]
-        if not math.isfinite(value) and getattr(self.accelerator, "scaler", None) is None:
-            raise self._stopped(f"the norm of the gradient is {value}; {_LESS}", None)
-        return norm
-
-    def _stopped(self, why: str, rows: list[int] | None) -> FoveateError:
+    def stopped(self, why: str, rows: list[int] | None = None) -> FoveateError:
+        """Write the error that stops a run: where it stopped, why, and which checkpoint is from before."""
         where = f"step {self.state.global_step + 1} of {self.state.max_steps}"
         if rows is not None:
             where += f", {self.describe(rows) if self.describe else f'rows {rows}'}"
@@ -163,23 +187,26 @@ class SafeTrainer(Trainer):
         last = f"the last checkpoint, {kept[-1]}, is from before" if kept else "no checkpoint has been written yet"
         return FoveateError(f"{where}: {why}. Training stops here; {last}")
 
+    def averages(self) -> dict[str, float]:
+        """Return what the log has of `numbers`: their means since the last line."""
+        return {name: value / self.counted for name, value in self.numbers.items()}
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log the loss together with what `Progress` measures, so that trackers get both."""
         if "loss" in logs and self.progress is not None:
             tokens = self.tokens * self.args.world_size
-            logs |= self.progress.measure(self.state, tokens, shares(self.numbers, self.counted))
+            logs |= self.progress.measure(self.state, tokens, self.averages())
             self.numbers, self.counted = {}, 0
         super().log(logs, start_time)
 
-    # Checkpoints: Trainer decides when, `_save_checkpoint` is what it calls
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._aside) if self._aside is not None else super()._get_output_dir(trial)
+    # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        aside = self.folder / files.WRITING
+        """Let transformers write a checkpoint into another folder, then flush and rename it."""
+        out = self.folder
+        aside = out / files.WRITING
         name = f"checkpoint-{self.state.global_step}"
-        self._aside = aside
+        self.args.output_dir = str(aside)
         try:
             if self.args.should_save:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -190,25 +217,26 @@ class SafeTrainer(Trainer):
                 files.write_json(self.note, aside / name / "recipe.json")
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                files.publish(aside / name, self.folder / name, self.args.save_total_limit or 2)
+                files.publish(aside / name, out / name, self.args.save_total_limit or 2)
                 shutil.rmtree(aside, ignore_errors=True)
             self.accelerator.wait_for_everyone()
-        except (OSError, safetensors.SafetensorError) as error:
+        except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not any(word in str(error) for word in _FULL):
+                raise
             shutil.rmtree(aside, ignore_errors=True)
-            kept = files.checkpoints(self.folder)
+            kept = files.checkpoints(out)
             last = f"{kept[-1]} is whole" if kept else "no earlier one exists"
             raise FoveateError(
-                f"{name} could not be written to {self.folder} ({str(error).splitlines()[0]}); {last}. Make room there "
-                "and run the same command with --resume"
+                f"{name} could not be written to {out} ({str(error).splitlines()[0]}); {last}. Make room there and run "
+                "the same command with --resume"
             ) from error
         finally:
-            self._aside = None
+            self.args.output_dir = str(out)
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """The trained weights; frozen ones come from where they came from before.
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the trained weights by the module's own names; frozen weights stay where they came from.
 
-        Not `save_pretrained`: that gives many weights other names, and Trainer, when it resumes, looks for the model's
-        own names and goes on with whatever was there when it finds none.
+        `save_pretrained` gives the weights of many vision-language models other names.
         """
         if self.args.should_save:
             folder = Path(output_dir or self.folder)
@@ -219,44 +247,8 @@ class SafeTrainer(Trainer):
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        folder = Path(output_dir)
-        if self.args.should_save:
-            optimiser: Any = self.optimizer
-            schedule: Any = self.lr_scheduler
-            files.save_optimiser(optimiser.state_dict(), folder / files.OPTIMISER)
-            files.write_json(schedule.state_dict(), folder / files.SCHEDULER)
-
-    def _save_scaler(self, output_dir: str) -> None:
-        scaler = getattr(self.accelerator, "scaler", None)
-        if scaler is not None and self.args.should_save:
-            files.write_json(scaler.state_dict(), Path(output_dir) / files.SCALER)
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        files.save_random(folder / f"random-{self.args.process_index}.safetensors")
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None:
-            return
-        optimiser: Any = self.optimizer
-        schedule: Any = self.lr_scheduler
-        optimiser.load_state_dict(files.load_optimiser(Path(checkpoint) / files.OPTIMISER))
-        schedule.load_state_dict(json.loads((Path(checkpoint) / files.SCHEDULER).read_text(encoding="utf-8")))
-
-    def _load_scaler(self, checkpoint: str | None) -> None:
-        scaler = getattr(self.accelerator, "scaler", None)
-        path = Path(checkpoint or "", files.SCALER)
-        if checkpoint is not None and scaler is not None and path.exists():
-            scaler.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        path = Path(checkpoint or "", f"random-{self.args.process_index}.safetensors")
-        if checkpoint is not None and path.exists():
-            files.load_random(path)
-
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load what `save_model` wrote, every weight of it; transformers would skip names that it doesn't find."""
         path = Path(resume_from_checkpoint, files.WEIGHTS)
         stored, trained = load_file(path), dict(self._trained())
         if stored.keys() != trained.keys():
@@ -265,6 +257,26 @@ class SafeTrainer(Trainer):
         with torch.no_grad():
             for name, weight in trained.items():
                 weight.copy_(stored[name])
+
+
+class _FiniteGradients(TrainerCallback):
+    """Stops a run before a step with NaN or infinite gradients, which a finite loss can have.
+
+    Under fp16 they are expected now and then: the scaler leaves the step out.
+    """
+
+    def __init__(self, trainer: SafeTrainer) -> None:
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if getattr(self._trainer.accelerator, "scaler", None) is not None:
+            return
+        model: Any = self._trainer.model
+        norm = float(get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None]))
+        if not math.isfinite(norm):
+            raise self._trainer.stopped(f"the norm of the gradient is {norm}; {_LESS}")
 
 
 def training_arguments(
@@ -281,10 +293,6 @@ def training_arguments(
     Raises:
         RecipeError: `given` has a name that `TrainingArguments` lacks, or one that the recipe has a key of its own for.
     """
-    import dataclasses
-
-    from foveate.train.recipe import nearest
-
     known = {each.name for each in dataclasses.fields(TrainingArguments)}
     fixed: dict[str, Any] = {
         "output_dir": str(folder),

@@ -1,6 +1,6 @@
 """Measure a reference VLM: accuracy per skill on the fixed test set and on held-out real pixels, beside its floor.
 
-``python -m foveate.train.evaluate [MODEL_DIR] [--data DIR] [--questions N] [--random 64] [--json]``
+``python -m recipes.reference.evaluate [MODEL_DIR] [--data DIR] [--questions N] [--random 64] [--json]``
 
 All questions of an image are answered in one pass: an answer counts as right when the model's most likely token is the
 right one at every step up to and including the end of the answer, which is when greedy decoding gives exactly it.
@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from recipes.reference.decoder import DecoderTrainer, attention_mask, pack
+from recipes.reference.encoder import pixel_values
+from recipes.reference.pixels import Pixels
+from recipes.reference.targets import GRID
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from foveate.embedded import PATH
 from foveate.scenes import SKILLS, Question, Scene, question_only_floor, scene, test_set
-from foveate.train.decoder import DecoderTrainer, attention_mask, pack
-from foveate.train.encoder import pixel_values
-from foveate.train.pixels import Pixels
-from foveate.train.targets import GRID
 
 REAL: tuple[str, ...] = ("digits", "photos", "easy_open", "easy_yes_no")
 
@@ -126,7 +126,7 @@ def measure(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m foveate.train.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m recipes.reference.evaluate", description=__doc__)
     parser.add_argument("model", type=Path, nargs="?", default=PATH)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--questions", type=int)

@@ -5,15 +5,15 @@ import random
 import numpy as np
 import pytest
 import torch
+from recipes.reference.build import build_config, build_processor, build_tokenizer, deepen, initialise_decoder
+from recipes.reference.decoder import CAPTION, DecoderTrainer, attention_mask, encode, pack, pick_patches
+from recipes.reference.encoder import initialise, pixel_values
+from recipes.reference.evaluate import accuracy, right_answers
+from recipes.reference.pixels import Pixels
+from recipes.reference.targets import TARGETS, dense_targets, letter_targets, presence
 from transformers import LlavaForConditionalGeneration
 
 from foveate.scenes import SKILLS, Question, Scene, Thing, scene
-from foveate.train.build import build_config, build_processor, build_tokenizer, deepen, initialise_decoder
-from foveate.train.decoder import CAPTION, DecoderTrainer, attention_mask, encode, pack, pick_patches
-from foveate.train.encoder import initialise, pixel_values
-from foveate.train.evaluate import accuracy, right_answers
-from foveate.train.pixels import Pixels
-from foveate.train.targets import TARGETS, dense_targets, letter_targets, presence
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from typing import Final
 import numpy as np
 import torch
 import torch.nn.functional as F
+from recipes.reference.build import build_tokenizer
+from recipes.reference.targets import GRID, IGNORE, TARGETS
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from foveate.scenes import Question, Scene, caption
-from foveate.train.build import build_tokenizer
-from foveate.train.targets import GRID, IGNORE, TARGETS
 
 PREFIX: Final = 2
 """Tokens before the image: <bos> and USER:"""

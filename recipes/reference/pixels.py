@@ -13,11 +13,11 @@ from typing import Final, Literal
 
 import numpy as np
 from PIL import Image
+from recipes.reference.targets import PHOTOS
 
 from foveate.scenes import COLOURS, PLACES, Question, Scene, Thing
 from foveate.scenes.draw import background
 from foveate.scenes.questions import balanced
-from foveate.train.targets import PHOTOS
 
 Part = Literal["train", "held_out"]
 

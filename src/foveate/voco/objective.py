@@ -1,4 +1,4 @@
-"""Train VoCo tokens: a model that presses images into them, batches for it, and the adapter that comes of it."""
+"""The training objective of VoCo tokens: images are compressed into them, and text learns to answer from them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
+from pydantic import Field, model_validator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -18,7 +19,11 @@ from foveate.families import Family, family_of
 from foveate.loading import load_model
 from foveate.tokens import Layout
 from foveate.train.batches import Batches, pad
-from foveate.train.recipe import DENSE, Recipe, RecipeError, Voco
+from foveate.train.objectives import Loaded, Objective
+from foveate.train.parameters import choose_parameters
+from foveate.train.prepared import Prepared
+from foveate.train.recipe import CHECKPOINTING, Recipe
+from foveate.train.settings import DENSE, Count, Counts, Number, RecipeError, Settings
 from foveate.train.sources import Conversation
 from foveate.voco import VoCo, VoCoMemory
 from foveate.voco.lora import LORA_WEIGHTS
@@ -27,21 +32,131 @@ from foveate.voco.one_pass import one_pass_logits
 from foveate.voco.prompt_rows import IGNORED, PromptRow, prompt_rows
 from foveate.voco.two_pass import read_images, text_logits
 
+TRAINED_ALONE: Final = "embedding"
+"""What a recipe's `train` says for training the VoCo tokens' embeddings and nothing of the model."""
+
+
+class VoCoSettings(Settings):
+    """How images are compressed into VoCo tokens: text sees them, and nothing else of the image."""
+
+    place = "voco"
+
+    tokens: Count = 1
+    """VoCo tokens per image."""
+    elastic: Counts = ()
+    """How many of them conversations (or questions) see, in turns; without it, all of them always."""
+    shared: bool = True
+    """One embedding for all VoCo tokens; without it, each has its own."""
+    words: str | None = None
+    """Text whose tokens' embeddings the VoCo tokens start from, where each has its own; without it, at random."""
+    apart: bool = False
+    """Every question of a conversation is asked by itself, after the same image."""
+    packed: bool = False
+    """VoCo tokens of several images have consecutive positions, for long videos."""
+    adapter: str | None = None
+    """A trained adapter to go on from, such as one for images on the way to one for clips."""
+    two_passes: bool = True
+    """Images first, then text with their keys and values as its past; without it, one pass under the mask."""
+    distil: Number = Field(0.0, ge=0, le=1, description="a weight")
+    """Weight of the divergence from the dense teacher; the cross-entropy has the rest."""
+    temperature: Number = Field(1.0, gt=0)
+    """Softens student and teacher."""
+    teacher: str | None = None
+    """A model directory; without it, the model that training starts from."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> VoCoSettings:
+        for count in self.elastic:
+            if count > self.tokens:
+                raise ValueError(f"elastic has {count}, and there are {self.tokens} tokens")
+        if self.adapter is not None and self.words is not None:
+            raise ValueError("words say where new VoCo tokens start, and adapter brings trained ones; leave one out")
+        if self.words is not None and self.shared:
+            raise ValueError("words give each VoCo token a start of its own, and shared gives all of them one")
+        if self.apart and self.distil:
+            raise ValueError("distil compares whole conversations with a dense teacher's, so it excludes apart")
+        if not self.two_passes and (self.apart or self.elastic):
+            raise ValueError("apart and elastic need two_passes: true")
+        return self
+
+
+class VoCoObjective(Objective):
+    """Train VoCo tokens: alone, with LoRA weights on the decoder, or with the model.
+
+    Training two passes, images first and text after their keys and values, is the paper's mask without the work that
+    the mask hides.
+    """
+
+    name = "voco"
+    Settings = VoCoSettings
+    alone = TRAINED_ALONE
+    staged = False
+    file = "voco/voco.json"
+    uncounted = (
+        "these figures are those of dense training; VoCo tokens add their own, and text is run apart from images"
+    )
+
+    def __init__(self, settings: VoCoSettings | None = None) -> None:
+        super().__init__(settings)
+        self.voco: VoCo | None = None
+
+    def check(self, recipe: Recipe) -> None:
+        """Check the rest of the recipe.
+
+        Raises:
+            RecipeError: there are stages, or activations are checkpointed, which keep no keys and values.
+        """
+        if not recipe.dense:
+            raise RecipeError("with voco, text sees VoCo tokens alone; leave stages and test out")
+        if self.settings.two_passes and any(recipe.trainer.get(key) for key in CHECKPOINTING):
+            raise RecipeError(
+                "checkpointed activations keep no keys and values for a second pass; write two_passes: false in voco, "
+                "or leave them out"
+            )
+
+    def keeps_model(self, recipe: Recipe) -> bool:
+        """LoRA weights stay in the adapter."""
+        return recipe.train in (TRAINED_ALONE, "lora")
+
+    def prepare(self, model: nn.Module, ready: Prepared) -> nn.Module:
+        """Make the VoCo tokens for the whole model, and choose what else is trained."""
+        self.voco = make_voco(model, ready.recipe, self.settings, ready.processor)
+        return choose_parameters(model, ready.recipe)
+
+    def collate(self, batches: Batches, rows: Sequence[tuple[int, Conversation]]) -> dict[str, Any]:
+        """Make a batch of whole conversations, or of questions asked apart."""
+        return VoCoBatches(batches, self.settings)(rows)
+
+    def wrap(self, model: nn.Module, loaded: Loaded) -> VoCoTrainee:
+        """Put the VoCo tokens, and a teacher if there is one, beside the model."""
+        assert self.voco is not None
+        return make_trainee(model, self.voco, loaded.ready.recipe, self.settings)
+
+    def save(self, module: nn.Module, model: nn.Module, loaded: Loaded, out: Path) -> None:
+        """Write the adapter to `out/voco`."""
+        assert self.voco is not None
+        changed = not self.keeps_model(loaded.ready.recipe)
+        save_voco(self.voco, model, model if changed else None, out)
+
+    def use(self, ready: Prepared, out: Path) -> str:
+        """Say where the adapter is."""
+        return f"its VoCo tokens are in {out / 'voco'}"
+
 
 class VoCoTrainee(nn.Module):
-    """A model and its VoCo tokens, as one thing to train: images in, loss of the text behind their memories out.
+    """A model and its VoCo tokens as one module: images in, loss of the text after their memories out.
 
     Args:
         model: the base model, or peft's wrapper around it.
         voco: made for the base model.
-        recipe: how they are trained.
+        settings: how they are trained.
         teacher: what is dense, and stays as it is; None for the base model without its adapters.
     """
 
-    def __init__(self, model: nn.Module, voco: VoCo, recipe: Voco, teacher: nn.Module | None = None) -> None:
+    def __init__(self, model: nn.Module, voco: VoCo, settings: VoCoSettings, teacher: nn.Module | None = None) -> None:
         super().__init__()
-        self.model, self.voco, self._recipe = model, voco, recipe
-        # In a list: it is no part of what is trained or moved about with it.
+        self.model, self.voco, self._settings = model, voco, settings
+        # In a list, so that it isn't a submodule: it is neither trained nor saved.
         self._teacher = [teacher]
 
     def forward(
@@ -75,8 +190,8 @@ class VoCoTrainee(nn.Module):
         if behind is not None:
             rows = [replace(row, images=rows[at].images) for row, at in zip(rows, behind.tolist(), strict=True)]
         seen = [self.voco.tokens] * len(rows) if counts is None else counts.tolist()
-        dense = self._dense(inputs) if self._recipe.distil else None
-        if self._recipe.two_passes:
+        dense = self._dense(inputs) if self._settings.distil else None
+        if self._settings.two_passes:
             memories = self.memories(family, features, layouts) if layouts else []
             held = [self.held(row, memories, count) for row, count in zip(rows, seen, strict=True)]
             parts = [
@@ -93,10 +208,10 @@ class VoCoTrainee(nn.Module):
             one, known = _summed(logits, told)
             if dense is not None and known:
                 away = known * distillation(
-                    VoCoOutput(logits, told, None), dense[group], labels[group], self._recipe.temperature
+                    VoCoOutput(logits, told, None), dense[group], labels[group], self._settings.temperature
                 )
                 far += float(away.detach())
-                one = (1 - self._recipe.distil) * one + self._recipe.distil * away
+                one = (1 - self._settings.distil) * one + self._settings.distil * away
             total, learned = total + one, learned + known
         if not learned:
             raise FoveateError("no label is left to learn from; labels must hold the answer, -100 elsewhere")
@@ -148,12 +263,11 @@ class VoCoBatches:
 
     Args:
         batches: makes them of whole conversations.
-        recipe: whether questions are asked apart, and how many VoCo tokens each sees.
-        padding: the tokenizer's padding id.
+        settings: whether questions are asked apart, and how many VoCo tokens each sees.
     """
 
-    def __init__(self, batches: Batches, recipe: Voco, padding: int) -> None:
-        self._batches, self._recipe, self._padding = batches, recipe, padding
+    def __init__(self, batches: Batches, settings: VoCoSettings) -> None:
+        self._batches, self._settings = batches, settings
 
     def __call__(self, rows: Sequence[tuple[int, Conversation]]) -> dict[str, Any]:
         """Make one batch; see `VoCoTrainee.forward` for `behind` and `counts`.
@@ -161,7 +275,7 @@ class VoCoBatches:
         Raises:
             FoveateError: as `Batches`; or questions are asked apart, and a later one brings an image.
         """
-        if not self._recipe.apart:
+        if not self._settings.apart:
             return {**self._batches(rows), **self._counts([number for number, _ in rows])}
         parts = [questions_apart(one) for _, one in rows]
         batch = self._batches([(number, each[0]) for (number, _), each in zip(rows, parts)])
@@ -175,12 +289,12 @@ class VoCoBatches:
                 made.append(Batches.row(self._batches, one))
                 behind.append(at)
                 turns.append(rows[at][0] + turn)
-        padded = pad(made, self._padding)
+        padded = pad(made, self._batches.padding)
         tokens = int(padded["attention_mask"].sum())
         return {**batch, **padded, "behind": torch.tensor(behind), "tokens": tokens, **self._counts(turns)}
 
     def _counts(self, turns: Sequence[int]) -> dict[str, Tensor]:
-        elastic = self._recipe.elastic
+        elastic = self._settings.elastic
         return {"counts": torch.tensor([elastic[turn % len(elastic)] for turn in turns])} if elastic else {}
 
 
@@ -209,14 +323,12 @@ def questions_apart(one: Conversation) -> list[Conversation]:
     return found
 
 
-def make_voco(model: nn.Module, recipe: Recipe, processor: Any) -> VoCo:
+def make_voco(model: nn.Module, recipe: Recipe, given: VoCoSettings, processor: Any) -> VoCo:
     """The VoCo tokens of a recipe, for a model that is still whole.
 
     Raises:
         FoveateError: the recipe's words hold no token, or the family can't be read so.
     """
-    given = recipe.voco
-    assert given is not None
     if given.adapter is not None:
         voco = VoCo.from_pretrained(given.adapter)
         voco.check(model)
@@ -248,9 +360,8 @@ def make_voco(model: nn.Module, recipe: Recipe, processor: Any) -> VoCo:
     )
 
 
-def make_trainee(wrapped: nn.Module, voco: VoCo, recipe: Recipe, directory: Path | None) -> VoCoTrainee:
+def make_trainee(wrapped: nn.Module, voco: VoCo, recipe: Recipe, settings: VoCoSettings) -> VoCoTrainee:
     """What the trainer trains: the model as the recipe chose its parameters, with VoCo tokens."""
-    assert recipe.voco is not None
     if not torch.cuda.is_available():
         # The backward pass of the fused kernel for CPUs takes longer than all the rest of a step.
         model: Any = wrapped.get_base_model() if hasattr(wrapped, "peft_config") else wrapped  # pyright: ignore
@@ -258,13 +369,13 @@ def make_trainee(wrapped: nn.Module, voco: VoCo, recipe: Recipe, directory: Path
     if voco.lora is not None:
         _continue_lora(wrapped, voco.lora)
     teacher = None
-    if recipe.voco.distil and (recipe.voco.teacher is not None or recipe.train in ("full", "projector")):
-        named = recipe.voco.teacher
-        teacher = load_model(directory if named is None else Path(named)).eval()
+    if settings.distil and (settings.teacher is not None or recipe.train in ("full", "projector")):
+        named = settings.teacher
+        teacher = load_model(recipe.directory if named is None else Path(named)).eval()
         teacher.requires_grad_(False)
         if recipe.data.features is not None:
             _read_features_alike(teacher, wrapped)
-    return VoCoTrainee(wrapped, voco, recipe.voco, teacher)
+    return VoCoTrainee(wrapped, voco, settings, teacher)
 
 
 def _continue_lora(wrapped: nn.Module, folder: Path) -> None:

@@ -13,12 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import CLIPVisionModel
-
-from foveate.scenes import Scene, scene
-from foveate.train.pixels import Pixels
-from foveate.train.targets import (
+from recipes.reference.pixels import Pixels
+from recipes.reference.targets import (
     GRID,
     IGNORE,
     LETTERS,
@@ -29,6 +25,10 @@ from foveate.train.targets import (
     letter_targets,
     presence,
 )
+from torch import Tensor, nn
+from transformers import CLIPVisionModel
+
+from foveate.scenes import Scene, scene
 
 WEIGHTS: dict[str, float] = {
     "kind": 1.0, "centre": 1.5, "colour": 1.0, "shape": 1.5, "size": 0.5, "word": 1.0,

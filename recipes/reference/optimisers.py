@@ -11,10 +11,10 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """Steps and learning rate: a linear warm-up, a plateau, and a linear fall over the last ``fall`` of the steps.
+class LearningRates:
+    """Learning rates by step: a linear warm-up, a plateau, and a linear fall over the last ``fall`` of the steps.
 
-    >>> s = Schedule(steps=100, lr=1.0, warmup=10, fall=0.5)
+    >>> s = LearningRates(steps=100, lr=1.0, warmup=10, fall=0.5)
     >>> [round(s.at(step), 2) for step in (0, 9, 40, 75, 99)]
     [0.1, 1.0, 1.0, 0.5, 0.02]
     """

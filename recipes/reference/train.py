@@ -1,7 +1,8 @@
-"""Train the reference VLM: `foveate train recipes/reference.yaml [--data DIR]`.
+"""Train the embedded model: `python -m recipes.reference.train recipes/reference.yaml [--data DIR]`, in a checkout.
 
-Each stage is a run of the one Trainer, with an objective, an optimiser and a batch size of its own; its checkpoints are
-in `OUT/<stage>`. Under `torchrun --nproc-per-node 2 -m foveate.train ...` two processes share every batch.
+Each stage is a run of foveate's Trainer, with an objective, an optimiser and a batch size of its own; its checkpoints
+are in `OUT/<stage>`. Under `torchrun --nproc-per-node 2 -m recipes.reference.train ...` two processes share every
+batch.
 """
 
 from __future__ import annotations
@@ -10,25 +11,27 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import typer
+from recipes.reference import attention
+from recipes.reference.build import build_config, deepen, initialise_decoder, save_directory
+from recipes.reference.encoder import Mixture, initialise
+from recipes.reference.optimisers import LearningRates, MuonAndAdamW
+from recipes.reference.pixels import Pixels
+from recipes.reference.recipe import Recipe, Stage, parse_reference
+from recipes.reference.stages import AnswerBatches, AnswerObjective, EncoderBatches, EncoderObjective, Numbers, Trainee
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
 from foveate.embedded import PATH
-from foveate.train import attention
 from foveate.train import checkpoint as files
-from foveate.train.build import build_config, deepen, initialise_decoder, save_directory
-from foveate.train.encoder import Mixture, initialise
-from foveate.train.objectives import AnswerBatches, AnswerObjective, EncoderBatches, EncoderObjective, Numbers, Trainee
-from foveate.train.optimisers import MuonAndAdamW, Schedule
-from foveate.train.pixels import Pixels
+from foveate.train.command import call, prepare_process
 from foveate.train.progress import Progress
-from foveate.train.recipe import RecipeError
-from foveate.train.reference_recipe import Recipe, Stage, parse_reference
+from foveate.train.settings import RecipeError, read_mapping
 from foveate.train.trainer import SafeTrainer, training_arguments
 
 LAST = "trainee.safetensors"
@@ -166,6 +169,30 @@ def run(
     return trainee.model
 
 
+class StageTrainer(SafeTrainer):
+    """foveate's Trainer, whose log has the share of right answers per skill."""
+
+    def averages(self) -> dict[str, float]:
+        """Return means, and the shares of pairs `name:right` and `name:asked`."""
+        return shares(self.numbers, self.counted)
+
+
+def shares(sums: dict[str, float], count: int) -> dict[str, float]:
+    """Return means of what was summed `count` times, and the shares of pairs `name:right` and `name:asked`.
+
+    >>> shares({"near": 3.0, "where:right": 2.0, "where:asked": 8.0}, 2)
+    {'near': 1.5, 'where': 0.25}
+    """
+    out: dict[str, float] = {}
+    for key, value in sums.items():
+        name, _, part = key.partition(":")
+        if part == "right":
+            out[name] = value / sums[f"{name}:asked"]
+        elif not part:
+            out[name] = value / count
+    return out
+
+
 def stage_trainer(
     trainee: Trainee,
     stage: Stage,
@@ -175,7 +202,7 @@ def stage_trainer(
     folder: Path,
     compiled: bool,
     say: Callable[[str], None],
-) -> SafeTrainer:
+) -> StageTrainer:
     """The Trainer of one stage, with its objective, batches and optimiser."""
     scenes = stage.batch // stage.per_scene
     if stage.objective == "encoder":
@@ -188,7 +215,7 @@ def stage_trainer(
         # Layer by layer: one compilation serves them all, and a whole model at once takes minutes.
         for layer in (*trainee.model.model.language_model.layers, *trainee.model.model.vision_tower.encoder.layers):
             layer.compile(dynamic=False)
-    schedule = Schedule(stage.steps, stage.lr, stage.warmup, stage.fall)
+    schedule = LearningRates(stage.steps, stage.lr, stage.warmup, stage.fall)
     optimiser = MuonAndAdamW(trainee, stage.lr)
     rates = LambdaLR(optimiser, lambda step: schedule.at(min(step, stage.steps - 1)) / stage.lr)
     arguments = training_arguments(
@@ -205,7 +232,7 @@ def stage_trainer(
         },
     )
     progress = Progress(say)
-    trainer = SafeTrainer(
+    trainer = StageTrainer(
         objective,
         arguments,
         data_collator=batches,
@@ -222,29 +249,28 @@ def _silent(text: str) -> None:
     pass
 
 
-def command(
-    given: dict[str, Any],
-    out: Path,
-    data: Path | None,
-    *,
-    resume: bool,
-    dry_run: bool,
-    model: str | None,
-    steps: int | None,
-    say: Callable[[str], None] = print,
+def main(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, such as recipes/reference.yaml.", show_default=False)],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="The run's folder.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Real pictures.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages and stop.")] = False,
 ) -> None:
-    """What `foveate train` does with a recipe that says `builds: reference`.
-
-    Raises:
-        RecipeError: the recipe is broken, or an option makes no sense for it.
-    """
-    if model is not None or steps is not None:
-        raise RecipeError("this recipe makes the reference model from nothing: --model and --steps don't go with it")
-    recipe = parse_reference(given)
+    """Train the embedded model from nothing, stage by stage."""
+    given = read_mapping(recipe)
+    if given.pop("builds", None) != "reference":
+        raise RecipeError(f"{recipe} has no `builds: reference`; train by it with `foveate train {recipe}`")
+    parsed = parse_reference(given)
     if dry_run:
-        for stage in recipe.stages:
+        for stage in parsed.stages:
             windows = f"windows of {stage.side} x {stage.side} patches"
             what = windows if stage.objective == "encoder" else f"answers from {stage.patches} {stage.visual}"
-            say(f"{stage.name}: {stage.steps} steps of {stage.batch}, {what}")
+            typer.echo(f"{stage.name}: {stage.steps} steps of {stage.batch}, {what}")
         return
-    run(recipe, out, data or (Path(recipe.data) if recipe.data else None), resume=resume, say=say)
+    prepare_process()
+    folder = data or (Path(parsed.data) if parsed.data else None)
+    run(parsed, out or Path("runs") / recipe.stem, folder, resume=resume, say=typer.echo)
+
+
+if __name__ == "__main__":
+    call(main, "python -m recipes.reference.train")

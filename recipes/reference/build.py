@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from recipes.reference.targets import PHOTOS
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import (
@@ -23,7 +24,6 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from foveate.scenes import COLOURS, PLACES, SHAPES, SIZES, WORDS
 from foveate.scenes.questions import plural
-from foveate.train.targets import PHOTOS
 
 SPECIAL: Final[tuple[str, ...]] = ("<pad>", "<unk>", "<bos>", "<eos>", "<image>", "USER:", "ASSISTANT:")
 
