@@ -34,12 +34,15 @@ HEAD = """\
 # LLaVolta: training under compression that relaxes
 
 [LLaVolta](https://arxiv.org/abs/2406.20092) (Visual Context Compressor, NeurIPS 2024) trains a model while its visual
-tokens are averaged inside the decoder, heavily at first and lightly or not at all at the end. This page tells what the
-paper claims, what we measured, and where the two differ. It is made from committed results; how to train so yourself is
-in [training.md](training.md).
+tokens are averaged inside the decoder, heavily at first and lightly or not at all at the end. This page compares the
+paper's claims with our measurements on the embedded model. [training.md](training.md) shows how to train so yourself.
+"""
+
+COMMANDS = """\
+## How to measure it again
 
 ```text
-timeout 590 python benchmarks/llavolta.py --report docs/measured/llavolta.json     again, until it says that all is done
+timeout 590 python benchmarks/llavolta.py --report docs/measured/llavolta.json     # repeat until all is done
 python docs/make.py llavolta
 ```
 """
@@ -55,9 +58,9 @@ order from a decoder layer on; [training.md](training.md) lists the schedules' s
 """
 
 CLAIM_AFTER = """
-* `last-stage-compression`, the only one that stays compressed in use, has the best mean and trains in 19 % less time.
-* A model must see its test setting at the end. Trained under compression to the last step and then tested with all
-  tokens, GQA falls from 62.6 to 55.9 and MMBench from 65.3 to 47.4 (Table 9).
+* `last-stage-compression`, the only one that is used compressed, has the best mean and trains in 19 % less time.
+* The last stage must be the setting that the model is tested in. Trained under compression to the last step and then
+  tested with all tokens, GQA falls from 62.6 to 55.9 and MMBench from 65.3 to 47.4 (Table 9).
 * Averaging is worse than clustering before any training with it (53.0 against 54.0 at the same number of tokens), and
   better after (60.4 against 57.9; Table 3).
 """
@@ -74,6 +77,7 @@ def page() -> str:
     rows = [f"| `{n}` | {hours:.1f} | {mean:.1f} | {ms:.1f} |" for n, (hours, mean, ms) in PAPER.items()]
     parts = [
         HEAD,
+        _conclusions(results),
         CLAIM + "\n".join(rows) + "\n" + CLAIM_AFTER,
         _setting(results),
         _table(results),
@@ -84,6 +88,7 @@ def page() -> str:
         _seven_billion(),
         _differ(results),
         _missing(results),
+        COMMANDS,
     ]
     return "\n".join(parts)
 
@@ -162,8 +167,8 @@ def points(found: Interval) -> str:
 def verdict(found: Interval, more: str, less: str, open_: str) -> str:
     """One of three sentences: the interval is above zero, below it, or has it inside.
 
-    >>> verdict(Interval(0.1, -0.1, 0.3), "more", "less", "can't be told")
-    "can't be told"
+    >>> verdict(Interval(0.1, -0.1, 0.3), "more", "less", "no measurable difference")
+    'no measurable difference'
     """
     assert found.low is not None
     assert found.high is not None
@@ -179,6 +184,51 @@ def _wrap(text: str) -> str:
     )
 
 
+def _conclusions(results: Results) -> str:
+    """Return what follows from the measurements, for somebody who chooses a schedule."""
+    title = "## What follows\n\n"
+    name = "last-stage-compression"
+    if not results.has("single", name, "always-pool", "always-cluster"):
+        return title + "Too little is measured yet.\n"
+    light, heavy, cluster = (results.spec(each) for each in (name, "always-pool", "always-cluster"))
+    used = results.difference((name, light), ("single", DENSE))
+    other = results.difference(("always-pool", DENSE), ("single", DENSE))
+    rules = results.difference(("always-pool", heavy), ("always-cluster", cluster))
+    ending = [each for each in PUBLISHED if each not in ("single", name) and results.has(each)]
+    differences = [results.difference((each, DENSE), ("single", DENSE)) for each in ending]
+    open_ = all(
+        found.low is not None and found.high is not None and found.low <= 0 <= found.high for found in differences
+    )
+    points_listed = [100 * found.value for found in differences]
+    times = [100 * (1 - results.time(each)) for each in ending]
+    parts = [
+        f"To save training time and inference time, use `{name}`: it takes {results.time(name):.0%} of the time of a "
+        f"dense run, and its model, used under `{light}`, is {points(used)} from the dense one: "
+        + verdict(used, "better.", "worse.", "no measurable difference."),
+        f"To save training time alone, use any schedule that ends dense: they save {min(times):.0f} to "
+        f"{max(times):.0f} % of the time, and their models are {min(points_listed):+.1f} to {max(points_listed):+.1f} "
+        "points from the dense one"
+        + (
+            ", none by a measurable difference." if open_ else "; the text below says which differences are measurable."
+        ),
+        f"End with the setting that you will use: trained under `{heavy}` to the last step and used dense, a model is "
+        f"{points(other)} from the dense one.",
+        "For heavy compression, train with "
+        + verdict(rules, "averages", "clusters", "averages or clusters")
+        + f": at the same number of tokens, averaging is {points(rules)} from clustering after training.",
+    ]
+    return (
+        title
+        + "\n".join(
+            textwrap.fill(
+                part, 120, initial_indent="* ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
+            for part in parts
+        )
+        + "\n"
+    )
+
+
 def _setting(results: Results) -> str:
     measured, setting = results.measured, results.measured["setting"]
     loss = next((each["loss"] for each in results.runs.values() if each.get("schedule") == "single"), [[0, 0.0]])
@@ -186,8 +236,8 @@ def _setting(results: Results) -> str:
     start = results.accuracy("start", DENSE)
     text = (
         "The start is the embedded model, moved to 144 visual tokens per image: groups of four of its 576 tokens are "
-        "averaged in front of the projector. It was not trained for that, and answers "
-        f"{start:.1%} of the questions there. So there is something to learn back. Every run begins there and makes "
+        "averaged before the projector. It was not trained for that, and answers "
+        f"{start:.1%} of the questions so. Every run begins there and makes "
         f"{setting['steps']} steps of {setting['batch']} conversations of up to eight questions; "
         "decoder and projector are trained (AdamW, learning rate "
         f"{setting['lr']:g} with a cosine, {setting['precision']}), and the encoder is frozen. A seed decides the "
@@ -197,7 +247,7 @@ def _setting(results: Results) -> str:
         f"Each trained model answers the first {measured['questions']} questions of the fixed test set, about "
         f"{len(measured['questions_per_image'])} images: without compression (that is: with its 144 tokens), under the "
         "setting that `last-stage-compression` ends with, and some under the heavy ones. Intervals are 95 %, paired "
-        "question by question and clustered by image; they tell what other questions would change, and nothing about "
+        "question by question and clustered by image; they cover other questions, not "
         f"other seeds. Measured on {where['processor'] if where['device'] == 'cpu' else where['device']}, "
         + ", ".join(f"{name} {version}" for name, version in where["packages"].items())
         + "."
@@ -261,7 +311,7 @@ def _keeps_its_place(results: Results) -> str:
             whole,
             "it is better, as in the paper.",
             "it is worse, and the paper's claim does not hold here.",
-            "no difference that these questions can tell. In the paper it is 0.3 points better.",
+            "no measurable difference. In the paper it is 0.3 points better.",
         )
         + f" Against the dense run put under the same `{light}` without having been trained for it, it is "
         f"{points(free)}: "
@@ -269,8 +319,8 @@ def _keeps_its_place(results: Results) -> str:
             free,
             "training under the setting pays.",
             "training under the setting costs accuracy even there: its first two stages see only a sixteenth of the "
-            "tokens, and so few steps don't make that good.",
-            "so training for the setting gains nothing that could be told here; averaging that deep in the decoder "
+            "tokens, and these few steps don't recover that.",
+            "training for the setting has no measurable effect here; averaging that deep in the decoder "
             "hardly hurts a model that was not trained for it.",
         )
     )
@@ -289,9 +339,8 @@ def _collapse(results: Results) -> str:
         return title + "Not measured yet.\n"
     mild = results.difference(("last-stage-compression", DENSE), ("single", DENSE))
     text = (
-        "`last-stage-compression` never sees all tokens behind the middle of the decoder. Tested with all of them, it "
-        f"is {points(mild)} from the dense run: "
-        + verdict(mild, "better.", "a loss.", "no collapse that could be told.")
+        "`last-stage-compression` never sees all tokens after the middle of the decoder. Tested with all of them, it "
+        f"is {points(mild)} from the dense run: " + verdict(mild, "better.", "a loss.", "no measurable collapse.")
     )
     if results.has("always-pool"):
         heavy = results.spec("always-pool")
@@ -301,13 +350,13 @@ def _collapse(results: Results) -> str:
         text += (
             f"\n\nTrained under `{heavy}` from the first step to the last, and tested dense, the model is "
             f"{points(hard)} from the dense run, "
-            + verdict(hard, "better.", "a collapse as published.", "which can't be told from nothing.")
+            + verdict(hard, "better.", "a collapse as published.", "no measurable difference.")
             + f" That is {points(own)} beside the same model under `{heavy}`, and {points(begin)} beside the start: "
             + verdict(
                 begin,
                 "what it learnt under averages still helps with all tokens, but far less than training with them.",
                 "training under compression alone made it worse with all tokens than no training at all.",
-                "all that training left the dense use where it was.",
+                "that training neither helped nor hurt dense use measurably.",
             )
             + " The trainer warns of a recipe that ends in another setting than its `test`."
         )
@@ -323,7 +372,7 @@ def _pool_or_cluster(results: Results) -> str:
         f"At the same number of tokens from the same layer on (`{pool}` and `{cluster}`), before any training, "
         f"averaging is {points(before)} from clustering ({results.accuracy('start', pool):.1%} against "
         f"{results.accuracy('start', cluster):.1%}): "
-        + verdict(before, "better, unlike in the paper.", "worse, as published.", "no difference could be told.")
+        + verdict(before, "better, unlike in the paper.", "worse, as published.", "no measurable difference.")
     )
     if results.has("single"):
         dense = results.difference(("single", pool), ("single", cluster)) if 1 in results.seeds("single") else None
@@ -339,7 +388,7 @@ def _pool_or_cluster(results: Results) -> str:
                 after,
                 "better, as published.",
                 "still worse, unlike in the paper, where it overtakes by 2.5 points.",
-                "no difference could be told; in the paper averaging overtakes by 2.5 points.",
+                "no measurable difference; in the paper averaging overtakes by 2.5 points.",
             )
         )
         gain = {
@@ -355,15 +404,15 @@ def _pool_or_cluster(results: Results) -> str:
 
 
 def _time(results: Results) -> str:
-    title = "## What saving in training time is real?\n\n"
+    title = "## How much training time is saved?\n\n"
     steps = results.measured["steps"]
     lines = ["| spec | step beside dense |", "|:--|--:|"]
     lines += [f"| `{spec}` | {results.step(spec):.0%} |" for spec in steps["seconds"]]
     names = [each for each in PUBLISHED if each != "single" and results.has(each)]
     text = (
         f"A forward and backward pass over {steps['conversations']} conversations, "
-        f"{steps['clock']}, medians of turns. The encoder runs once for all and is in none of these; neither is the "
-        "optimiser. What does not shrink (text, logits, norms, layers in front of the averaging) makes time fall less "
+        f"{steps['clock']}, medians of turns. The times leave out the encoder, which runs once for all, and the "
+        "optimiser. What does not shrink (text, logits, norms, layers before the averaging) makes time fall less "
         "than FLOPs do"
         + (
             ": "
@@ -389,8 +438,8 @@ def _seven_billion() -> str:
         lines.append(f"| `{name}` | " + " | ".join(f"{each:.0%}" for each in saved) + f" | {hours:.0%} |")
     text = (
         "Saved FLOPs of one conversation with one picture, forward and backward, decoder and projector trained, from "
-        "`foveate.cost` for LLaVA-1.5-7B. The paper does not tell how long its conversations are, and hours hold what "
-        "no schedule shrinks: the encoder, the optimiser, traffic between GPUs with sharded weights. So its hours "
+        "`foveate.cost` for LLaVA-1.5-7B. The paper does not say how long its conversations are, and its hours include "
+        "what no schedule shrinks: the encoder, the optimiser, traffic between GPUs with sharded weights. So its hours "
         "fall less than FLOPs would let them."
     )
     return "## What the cost model says for 7 B\n\n" + "\n".join(lines) + "\n\n" + _wrap(text)
@@ -409,10 +458,10 @@ def _differ(results: Results) -> str:
     setting = results.measured["setting"]
     return "## Why the two differ\n\n" + _wrap(
         "Ours is a decoder of 12 layers and 5 million weights that already knows the questions and learns to see with "
-        "a quarter of its tokens; the paper's is one of 32 layers and 7 billion that meets pictures for the second "
-        f"time. Our runs are {setting['steps']} steps, the paper's 5,197, so a stage that teaches nothing for the test "
-        "setting costs more here: it is time taken from few steps. Our 144 tokens are averages already, and the layers "
-        "are scaled: layer 2 of 32 is our layer 1, with one layer in front of it. Questions about generated scenes ask "
+        "a quarter of its tokens; the paper's is one of 32 layers and 7 billion that has been trained on images once "
+        f"before. Our runs are {setting['steps']} steps, the paper's 5,197, so a stage that doesn't train for the test "
+        "setting costs more here. Our 144 tokens are averages already, and the layers "
+        "are scaled: layer 2 of 32 is our layer 1, with one layer before it. Questions about generated scenes ask "
         "for single small things. An average of eight neighbours takes in two thirds of a row of our 12 x 12 tokens, "
         "and a third of a row of the paper's 24 x 24."
     )
@@ -425,7 +474,7 @@ def _missing(results: Results) -> str:
         )
     names = ", ".join(f"`{name}`" for name in results.missing)
     return "## What is missing\n\n" + _wrap(
-        f"Planned and not run yet: {names}. The same command makes them and leaves alone what is done. Differences "
-        "that rest on one seed hold for that order of the conversations. The set-up with all 576 tokens and the "
+        f"Planned and not run yet: {names}. The same command runs them, and skips what is done. Differences "
+        "that rest on one seed are for that order of the conversations. The set-up with all 576 tokens and the "
         "encoder in every step (`--full`) is for a GPU and has not been run."
     )

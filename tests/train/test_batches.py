@@ -113,14 +113,14 @@ def test_three_ways_to_write_a_conversation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2 is no JSON"),
-        ("[1]", "line 2 is no JSON object"),
+        ("{", "line 2 is not JSON"),
+        ("[1]", "line 2 is not a JSON object"),
         ('{"image": "b.png", "question": "?", "answer": "a"}', "there is no image"),
         ('{"question": "?"}', 'needs "question" and "answer"'),
         ('{"messages": [{"role": "user", "content": "?"}]}', "nothing to learn"),
         ('{"messages": [{"role": "robot", "content": "?"}]}', "not 'robot'"),
         ('{"messages": {"role": "user"}}', "is a list of turns"),
-        ('{"question": "<image> ?", "answer": "a"}', "speaks of 1 images and brings 0"),
+        ('{"question": "<image> ?", "answer": "a"}', "has 1 image placeholders and 0 images"),
         ('{"image": 3, "question": "?", "answer": "a"}', "no path and no picture"),
     ],
 )

@@ -1,14 +1,20 @@
 """The page about training is true: its recipe can be read, its tables name every key and every schedule."""
 
+import importlib.metadata
 import json
 import re
+import sys
+import types
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
+from tiny import recipe
 
-from foveate.train.objectives import names, parse_recipe
+from foveate.train.objectives import GROUP, names, parse_recipe
 from foveate.train.recipe import Data, Recipe
-from foveate.train.run import FREE
+from foveate.train.run import FREE, run
 from foveate.train.sources import read_conversation
 from foveate.train.timetable import published
 
@@ -23,8 +29,8 @@ def block(language: str) -> str:
 
 
 def test_its_recipe_is_one() -> None:
-    recipe = parse_recipe(yaml.safe_load(block("yaml")))
-    assert [stage.spec for stage in recipe.stages] == [s.spec for s in published("last-stage-compression", 12)]
+    found = parse_recipe(yaml.safe_load(block("yaml")))
+    assert [stage.spec for stage in found.stages] == [s.spec for s in published("last-stage-compression", 12)]
 
 
 def test_every_key_is_in_the_table() -> None:
@@ -47,3 +53,21 @@ def test_its_schedules_are_the_ones_that_ship() -> None:
 def test_its_commands_name_files_that_are_there() -> None:
     for path in re.findall(r"recipes/[\w/-]+\.yaml", PAGE):
         assert (ROOT / path).exists(), path
+
+
+def test_its_objective_trains(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {"__name__": "zloss"}
+    exec(compile(block("python"), "docs/training.md", "exec"), made)
+    entry = importlib.metadata.EntryPoint("zloss", "zloss:ZLoss", GROUP)
+    assert f'{entry.name} = "my_package:ZLoss"' in block("toml")
+    monkeypatch.setitem(sys.modules, "zloss", types.SimpleNamespace(**made))
+    found = importlib.metadata.entry_points
+    monkeypatch.setattr(
+        importlib.metadata,
+        "entry_points",
+        lambda **given: importlib.metadata.EntryPoints([entry]) if given.get("group") == GROUP else found(**given),
+    )
+    given = recipe(tiny_model, zloss={"weight": 1e-3}, steps=2)
+    assert run(parse_recipe(given), tmp_path, say=lambda _: None) == tmp_path / "model"
+    history = json.loads((tmp_path / "run.json").read_text())["history"]
+    assert all(each["z"] > 0 for each in history if "loss" in each)

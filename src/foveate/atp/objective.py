@@ -117,29 +117,29 @@ class ATPObjective(Objective):
 
 
 class ATPTrainee(nn.Module):
-    """A model and its thresholds, as one thing to train: the answers' loss under soft masks, and what tokens cost.
+    """A model and its thresholds as one module: the answers' loss under soft masks, and what tokens cost.
 
     Args:
         model: the base model, or peft's wrapper around it.
         adapter: made for the base model.
         settings: how they are trained.
-        depth: layers of the decoder.
+        depth: the number of decoder layers.
     """
 
     def __init__(self, model: nn.Module, adapter: ATP, settings: ATPSettings, depth: int) -> None:
         super().__init__()
         self.model, self.adapter, self.depth = model, adapter, depth
         self.part = 0.0
-        """How much of the training is done, from 0 to 1."""
+        """The part of the steps that is done, from 0 to 1."""
         self._settings = settings
 
     def temperature(self) -> float:
-        """Of the masks now: it grows by the same factor in each step."""
+        """Return the current mask temperature, which grows by the same factor in each step."""
         first, last = self._settings.temperature, self._settings.sharpest
         return first * (last / first) ** min(1.0, self.part / max(1e-9, 1 - self._settings.hard))
 
     def forward(self, labels: Tensor, num_items_in_batch: Tensor | int | None = None, **inputs: Any) -> dict[str, Any]:
-        """The loss of a batch.
+        """Return the loss of a batch.
 
         Args:
             labels: `(B, S)` int64.
@@ -164,14 +164,14 @@ class ATPTrainee(nn.Module):
             budget = budget_loss(
                 masks.shares, layers, self.depth, settings.target, later=settings.later, mean=settings.mean
             )
-            # What the answers' loss is divided by tells which part of a step this batch is.
+            # The budget's loss is weighted by the part of a step's labels that this batch has.
             loss = loss + budget * (1.0 if num_items_in_batch is None else items / num_items_in_batch)
             numbers["tokens"] = float(mean_share(masks.shares.detach(), layers, self.depth).mean())
         return {"loss": loss, "numbers": numbers}
 
 
 class Sharpening(TrainerCallback):
-    """Tells a trainee how much of the training is done, which decides how hard its masks are."""
+    """Sets the part of the steps that is done, which decides how hard a trainee's masks are."""
 
     def __init__(self, trainee: ATPTrainee) -> None:
         self._trainee = trainee
@@ -186,24 +186,24 @@ class Sharpening(TrainerCallback):
 def make_trainee(
     model: nn.Module, wrapped: nn.Module, settings: ATPSettings, rows: Any, collate: Any, seed: int
 ) -> ATPTrainee:
-    """Thresholds for a model, started near their target, and the model with them.
+    """Make thresholds for a model, start them near their target, and put them beside the model.
 
     Args:
         model: the base model.
         wrapped: the same, or peft's wrapper around it.
-        settings: which thresholds.
-        rows: the conversations; the last of them are looked at, here and by `save_atp`.
+        settings: which thresholds, and how they are trained.
+        rows: the conversations; the last of them are used here and by `save_atp`.
         collate: makes batches of them.
         seed: of the thresholds.
     """
     layers = settings.layers or None
     adapter = ATP(model, layers, question=settings.question, width=settings.width, parts=settings.parts, seed=seed)
-    adapter.prepare(model, looked_at(settings, rows, collate), settings.target, settings.grid)
+    adapter.prepare(model, calibration_batches(settings, rows, collate), settings.target, settings.grid)
     return ATPTrainee(wrapped, adapter, settings, len(family_of(model).decoder_layers))
 
 
-def looked_at(settings: ATPSettings, rows: Any, collate: Any) -> Iterator[Mapping[str, Any]]:
-    """The last conversations of a data set, in batches, without what only training needs."""
+def calibration_batches(settings: ATPSettings, rows: Any, collate: Any) -> Iterator[Mapping[str, Any]]:
+    """Make batches of the last conversations, without what only training needs."""
     numbers = list(range(max(0, len(rows) - settings.calibrate), len(rows)))
     for start in range(0, len(numbers), _AT_ONCE):
         batch = collate([(number, rows[number]) for number in numbers[start : start + _AT_ONCE]])
@@ -227,7 +227,7 @@ def save_atp(trainee: ATPTrainee, model: nn.Module, settings: ATPSettings, loade
     adapter.set_base_model(model)
     model.eval()
     device = next(model.parameters()).device
-    batches = looked_at(settings, loaded.rows, loaded.batches)
+    batches = calibration_batches(settings, loaded.rows, loaded.batches)
     adapter.calibrate(model, ({name: value.to(device) for name, value in batch.items()} for batch in batches))
     model.train(training)
     adapter.save_pretrained(out / "atp")

@@ -1,4 +1,4 @@
-"""Conversations to batches: the model's own template and processor, labels on what the assistant says, padding."""
+"""Make batches of conversations: the model's own template and processor, labels on the assistant's turns, padding."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ IGNORE = -100
 """The label of a token that is not learned."""
 
 PADDING = {"attention_mask": 0, "labels": IGNORE, "token_type_ids": 0, "mm_token_type_ids": 0}
-"""What stands at padding in inputs with one value per token; `input_ids` have the tokenizer's own."""
+"""Values of padding in inputs with one value per token; `input_ids` have the tokenizer's own."""
 
 
 class Batches:
     """Makes batches of conversations; a collator for data loaders.
 
-    Labels are the assistant's turns, with what the template puts behind them (the end of the turn); every other token
+    Labels are the assistant's turns, with what the template writes after them (the end of the turn); every other token
     is `IGNORE`. Rows are padded on the right.
 
     Args:
@@ -36,7 +36,7 @@ class Batches:
         self._image = family.image_token
         tokenizer = processor.tokenizer
         if not getattr(tokenizer, "is_fast", False):
-            raise FoveateError("training needs a fast tokenizer, which tells where in the text each token stands")
+            raise FoveateError("training needs a fast tokenizer, which gives the place of each token in the text")
         self.padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
     def __call__(self, rows: Sequence[tuple[int, Conversation]]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Batches:
         return {**batch, "rows": [number for number, _ in rows], "tokens": int(batch["attention_mask"].sum())}
 
     def row(self, one: Conversation) -> dict[str, Tensor]:
-        """The inputs and labels of one conversation, `(1, S)` each, and its images."""
+        """Return the inputs and labels of one conversation, `(1, S)` int64 each, and its images."""
         text, spans = self.spoken(one)
         images = self.images(one)
         try:
@@ -65,30 +65,30 @@ class Batches:
         return self.labelled(inputs, text, spans, one.name, expected)
 
     def spoken(self, one: Conversation) -> tuple[str, list[tuple[int, int]]]:
-        """The text of a conversation, and where in it the assistant speaks."""
+        """Return the text of a conversation, and the spans of the assistant's turns in it."""
         return spoken(self._processor, one.messages, one.name)
 
     def images(self, one: Conversation) -> Sequence[Any]:
-        """The images of a conversation as the processor takes them."""
+        """Return the images of a conversation as the processor takes them."""
         return one.pictures()
 
     def labelled(
         self, inputs: dict[str, Tensor], text: str, spans: Sequence[tuple[int, int]], name: str, expected: int
     ) -> dict[str, Tensor]:
-        """Add labels to the inputs of one row, and cut it to the longest length; `expected` placeholders must be left.
+        """Add labels to the inputs of one row, and cut it to `max_length`; `expected` placeholders must be left.
 
         Raises:
             FoveateError: as in `__call__`.
         """
         ids = inputs["input_ids"]
-        told = self._processor.tokenizer(text, return_offsets_mapping=True)
+        tokenized = self._processor.tokenizer(text, return_offsets_mapping=True)
         # The processor writes many placeholders where the text has one; all other tokens are the same in both.
-        plain = [(i, at) for i, at in zip(told["input_ids"], told["offset_mapping"]) if i != self._image]
+        plain = [(i, at) for i, at in zip(tokenized["input_ids"], tokenized["offset_mapping"]) if i != self._image]
         here = (ids[0] != self._image).nonzero()[:, 0]
         if ids[0, here].tolist() != [i for i, _ in plain]:
             raise FoveateError(
-                f"{name}: the processor's tokens are not the tokenizer's, so it can't be told which of them the "
-                "assistant speaks"
+                f"{name}: the processor's tokens are not the tokenizer's, so the assistant's turns can't be found in "
+                "them"
             )
         labels = torch.full_like(ids, IGNORE)
         learned = [any(b < end and e > begin and e > b for begin, end in spans) for _, (b, e) in plain]
@@ -105,7 +105,7 @@ class Batches:
 def check_row(
     inputs: Mapping[str, Tensor], image_token: int, expected: int, name: str, max_length: int | None = None
 ) -> None:
-    """Whether a row can be trained on.
+    """Check that a row can be trained on.
 
     Args:
         inputs: with `input_ids` and `labels`, `(1, S)` int64.
@@ -135,7 +135,7 @@ def check_row(
 
 
 def spoken(processor: Any, messages: Sequence[Message], name: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text of a conversation by the model's chat template, and where in it the assistant speaks.
+    """Write a conversation by the model's chat template, and find the spans of the assistant's turns in the text.
 
     Raises:
         FoveateError: the template is missing, or changes earlier turns when later ones come.
@@ -152,18 +152,18 @@ def spoken(processor: Any, messages: Sequence[Message], name: str) -> tuple[str,
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, behind = written(messages[:number], True), written(messages[: number + 1], False)
-        if not (whole.startswith(behind) and behind.startswith(before)):
+        before, after = written(messages[:number], True), written(messages[: number + 1], False)
+        if not (whole.startswith(after) and after.startswith(before)):
             raise FoveateError(
-                f"{name}: the chat template writes earlier turns differently when later ones follow, so it can't be "
-                "told where the assistant speaks"
+                f"{name}: the chat template writes earlier turns differently when later ones follow, so the "
+                "assistant's turns can't be found"
             )
-        spans.append((len(before), len(behind)))
+        spans.append((len(before), len(after)))
     return whole, spans
 
 
 def pad(rows: Sequence[Mapping[str, Tensor]], pad_token: int) -> dict[str, Tensor]:
-    """Rows of one conversation each, as one batch padded on the right; images one behind the other."""
+    """Join rows of one conversation each to one batch, padded on the right; images follow each other."""
     longest = max(row["input_ids"].shape[1] for row in rows)
     batch: dict[str, Tensor] = {}
     for key in dict.fromkeys(key for row in rows for key in row):
@@ -175,7 +175,7 @@ def pad(rows: Sequence[Mapping[str, Tensor]], pad_token: int) -> dict[str, Tenso
             )
             continue
         if given[0].ndim > 2 and len({value.shape[1] for value in given}) > 1:
-            # Tiles of an image: as many places as the image with the most tiles has.
+            # Images have as many tiles as the image with the most of them; the rest is padding.
             most = max(value.shape[1] for value in given)
             given = [
                 torch.nn.functional.pad(value, (0, 0) * (value.ndim - 2) + (0, most - value.shape[1]))

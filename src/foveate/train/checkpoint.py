@@ -21,7 +21,7 @@ WRITING: Final = ".writing"
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first. Each is whole: an unfinished one has no such name."""
+    """Return the checkpoints of a run, oldest first. Each is complete: an unfinished one has another name."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
@@ -41,7 +41,7 @@ def check_complete(checkpoint: Path) -> None:
 
 
 def publish(written: Path, final: Path, keep: int) -> None:
-    """Give a written checkpoint its name, at once, and remove all but the last `keep`.
+    """Flush a written checkpoint, give it its name, and remove all but the last `keep`.
 
     Args:
         written: a folder on the same disk as `final`.
@@ -58,7 +58,7 @@ def publish(written: Path, final: Path, keep: int) -> None:
     _flush(final.parent)
     shutil.rmtree(aside, ignore_errors=True)
     for old in checkpoints(final.parent)[:-keep]:
-        # Renamed first: what a kill leaves of it is no checkpoint.
+        # Renamed first: a kill while it is removed leaves no damaged checkpoint.
         old.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -68,21 +68,21 @@ def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
-    except OSError:  # some file systems know no such thing for folders
+    except OSError:  # some file systems can't flush folders
         pass
     finally:
         os.close(handle)
 
 
 def write_json(value: Any, path: Path) -> None:
-    """Write plain data, whole or not at all."""
+    """Write plain data as JSON, atomically."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
     partial.replace(path)
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, whole or not at all.
+    """Write tensors as safetensors, atomically.
 
     Args:
         tensors: contiguous, and none shares its memory with another.

@@ -1,4 +1,4 @@
-"""What a recipe will take, before it runs: tokens, FLOPs and memory of each stage."""
+"""Estimate what a recipe takes before it runs: tokens, FLOPs and memory of each stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from foveate.train.settings import DENSE
 from foveate.train.trainer import accumulation
 
 SAMPLE: Final = 8
-"""Conversations that lengths and images are taken from."""
+"""The number of conversations whose lengths and images are measured."""
 
 _FLOAT32 = 4
 
@@ -83,7 +83,7 @@ class Estimate:
         return 1 - self.flops / (steps * self.batch * self.dense_flops)
 
     def to_json(self) -> str:
-        """The same as JSON."""
+        """Return the same as JSON."""
         return json.dumps({**dataclasses.asdict(self), "flops": self.flops, "saved": self.saved}, indent=1)
 
     def __str__(self) -> str:
@@ -123,7 +123,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ConversationSize:
-    """A conversation's measures: text tokens, and the sizes of its images in pixels, (width, height)."""
+    """The size of a conversation: text tokens, visual tokens, and its images in pixels, (width, height)."""
 
     text: int
     visual: int
@@ -131,7 +131,7 @@ class ConversationSize:
 
 
 def estimate(recipe: Recipe, processes: int = 1) -> Estimate:
-    """Estimate a recipe, after everything in it has been checked; no weights are loaded.
+    """Estimate a recipe, after checking everything in it; no weights are loaded.
 
     Raises:
         FoveateError: something in the recipe is missing, broken, or can't be done on its model.
@@ -175,7 +175,7 @@ def estimate(recipe: Recipe, processes: int = 1) -> Estimate:
 
 
 def stage_flops(ready: Prepared) -> tuple[tuple[float, ...], float]:
-    """FLOPs of one conversation, forward and backward, under each stage's spec and without compression."""
+    """Count FLOPs of one conversation, forward and backward, under each stage's spec and without compression."""
     sample, config = sampled(ready), read_model(skeleton(ready.recipe.directory).config)
 
     def flops(spec: str) -> float:
@@ -185,7 +185,7 @@ def stage_flops(ready: Prepared) -> tuple[tuple[float, ...], float]:
 
 
 def sampled(ready: Prepared) -> list[ConversationSize]:
-    """The measures of the first conversations."""
+    """Measure the first conversations."""
     batches, out = Batches(ready.processor, ready.family, ready.recipe.max_length), []
     for index in range(min(SAMPLE, len(ready.rows))):
         one = ready.rows[index]
@@ -196,11 +196,11 @@ def sampled(ready: Prepared) -> list[ConversationSize]:
 
 
 def measure(config: Any, recipe: Recipe, spec: str, one: ConversationSize) -> tuple[tuple[int, ...], float, float]:
-    """One conversation under one spec.
+    """Count what one conversation takes under one spec.
 
     Args:
         config: the model's shapes, from `foveate.costmodel.read_model`.
-        recipe: what is trained, and what features were kept of.
+        recipe: what is trained, and which features are kept.
         spec: what is applied.
         one: the conversation.
 
@@ -212,7 +212,7 @@ def measure(config: Any, recipe: Recipe, spec: str, one: ConversationSize) -> tu
     found = cost(config, "+".join(steps) or None, images=one.images, text_tokens=one.text, new_tokens=1)
     length = one.text + (found.visual_tokens if kept is None else _arriving(config, kept, one))
     full = recipe.train == "full"
-    # Forward once; backward once through what is passed, and once more for what is trained.
+    # Forward once; backward once for activations, and once more for weights that are trained.
     through = 3 if full else 2
     again = any(recipe.trainer.get(key) for key in CHECKPOINTING)
     encoder = 0 if kept is not None else found.part("encoder").flops * (3 if recipe.train_encoder else 1)
@@ -233,7 +233,7 @@ def _arriving(config: Any, kept: str, one: ConversationSize) -> int:
 
 
 def _activations(decoder: Any, visual: tuple[int, ...], text: int, length: int, precision: str, again: bool) -> float:
-    """Bytes that the decoder keeps for its backward pass; with checkpointing, one layer's and every layer's input."""
+    """Count bytes that the decoder keeps for its backward pass; with checkpointing, one layer's and all inputs."""
     half = _FLOAT32 if precision == "fp32" else 2
     each = []
     for layer, tokens in zip(decoder.layers, visual):

@@ -1,7 +1,7 @@
-"""Train on kept features: a frozen encoder runs once per image, and never again.
+"""Train on kept features: a frozen encoder runs once per image.
 
 What a spec at `@features` leaves of an image is written to the run's folder, in half precision, and the model reads it
-in place of pixels. Whatever trains behind the encoder trains as if the encoder had run.
+in place of pixels. Projector and decoder are trained as if the encoder had run.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from foveate.train.settings import DENSE, RecipeError
 from foveate.train.sources import Conversation, Conversations
 
 SHARD: Final = 256
-"""Conversations in one file of features."""
+"""The number of conversations in one file of features."""
 
 _AT_ONCE: Final = 16
 
 
 def check_features(family: Family, spec: str, stages: Sequence[Stage] = ()) -> Schedule:
-    """A spec whose results can be kept, and stages that can train on them.
+    """Check that the results of a spec can be kept, and that stages can train on them.
 
     Raises:
         RecipeError: it acts at other places than `@features`, lets the content decide how much remains, or leaves gaps
@@ -64,17 +64,17 @@ def check_features(family: Family, spec: str, stages: Sequence[Stage] = ()) -> S
 
 
 class KeptFeatures:
-    """The conversations of a recipe, each with what is left of its images.
+    """The conversations of a recipe, each with the features that are left of its images.
 
     Args:
-        folder: where the files are; those that are missing are made.
+        folder: where the files are; missing ones are made.
         rows: the conversations, with any number of images each.
         model: with its encoder.
         processor: the model's own.
-        spec: what is left.
-        key: what the features depend on beside that; features of another key are not taken.
+        spec: which features are left.
+        key: what else the features depend on; features of another key are not used.
         share: this process's number and how many there are: each makes its share of the files.
-        say: what tells how far it is.
+        say: prints progress.
     """
 
     def __init__(
@@ -108,17 +108,17 @@ class KeptFeatures:
         return len(self._rows)
 
     def name(self, index: int) -> str:
-        """What messages call a row."""
+        """Return what errors call a row."""
         return self._rows.name(index)
 
     def __getitem__(self, index: int) -> Conversation:
-        """The conversation, without its images."""
+        """Return the conversation without its images."""
         number, at = divmod(index, SHARD)
         self._file(number)
         return Conversation(self.name(index), (), tuple(self._messages[number][at]))
 
     def features(self, index: int) -> Tensor:
-        """What is left of the images of a conversation: (images, D, 1, M) float16."""
+        """Return the features of a conversation's images: (images, D, 1, M) float16."""
         number, at = divmod(index, SHARD)
         file = self._file(number)
         begin, end = self._begins[number][at : at + 2]
@@ -126,7 +126,7 @@ class KeptFeatures:
 
     @property
     def tokens(self) -> int:
-        """How many are left of every image."""
+        """How many features every image has."""
         return self._file(0).get_slice("features").get_shape()[-1]
 
     def _path(self, number: int) -> Path:
@@ -135,10 +135,10 @@ class KeptFeatures:
     def _file(self, number: int) -> Any:
         if number not in self._open:
             self._open[number] = safe_open(self._path(number), framework="pt")
-            told = self._open[number].metadata()
-            self._messages[number] = json.loads(told["messages"])
-            # Files from before there could be several images don't tell: there is one in every conversation.
-            images = json.loads(told["images"]) if "images" in told else [1] * len(self._messages[number])
+            header = self._open[number].metadata()
+            self._messages[number] = json.loads(header["messages"])
+            # Files of earlier versions have one image in every conversation and no numbers of images.
+            images = json.loads(header["images"]) if "images" in header else [1] * len(self._messages[number])
             self._begins[number] = list(accumulate(images, initial=0))
         return self._open[number]
 
@@ -159,11 +159,11 @@ class KeptFeatures:
             raise FoveateError(
                 f"{listed[0].name} to {listed[-1].name} have no image; leave data.features out for text alone"
             )
-        told = {
+        header = {
             "messages": json.dumps([one.messages for one in listed]),
             "images": json.dumps([len(one.images) for one in listed]),
         }
-        write_tensors({"features": torch.cat(made).contiguous()}, self._path(number), told)
+        write_tensors({"features": torch.cat(made).contiguous()}, self._path(number), header)
 
 
 class FeatureBatches(Batches):
@@ -189,11 +189,11 @@ class FeatureBatches(Batches):
         return {**batch, "pixel_values": features} if len(features) else batch
 
     def row(self, one: Conversation) -> dict[str, Tensor]:
-        """The text of one conversation, with as many placeholders as its images have features."""
+        """Return the text of one conversation, with as many placeholders as its images have features."""
         text, spans = self.spoken(one)
         images = sum(part["type"] == "image" for message in one.messages for part in message["content"])
-        told = self._processor.tokenizer(text.replace(self._word, self._word * self._count), return_tensors="pt")
-        inputs = {name: told[name] for name in ("input_ids", "attention_mask")}
+        tokenized = self._processor.tokenizer(text.replace(self._word, self._word * self._count), return_tensors="pt")
+        inputs = {name: tokenized[name] for name in ("input_ids", "attention_mask")}
         return self.labelled(inputs, text, spans, one.name, images * self._count)
 
 
@@ -206,10 +206,10 @@ def train_on_features(
     say: Callable[[str], None],
     arguments: Any,
 ) -> tuple[KeptFeatures, FeatureBatches]:
-    """Keep the features of all images, and make the model read them in place of pixels.
+    """Keep the features of all images, and let the model read them in place of pixels.
 
     Returns:
-        The conversations with their features, and what makes batches of them. The model's encoder is gone.
+        The conversations with their features, and what makes batches of them. The model has no encoder any more.
     """
     spec = recipe.data.features
     assert spec is not None
@@ -225,7 +225,7 @@ def train_on_features(
 
 
 def with_encoder(trained: nn.Module, directory: Path | None) -> Any:
-    """The whole model again: what was trained on kept features, behind the encoder that made them."""
+    """Return the whole model: what was trained on kept features, with the encoder that made them."""
     whole = load_model(directory).float()
     tower = {id(weight) for weight in family_of(whole).tower.parameters()}
     theirs = {name for name, weight in whole.named_parameters(remove_duplicate=False) if id(weight) not in tower}
@@ -237,7 +237,7 @@ def with_encoder(trained: nn.Module, directory: Path | None) -> Any:
 
 
 def _weights(recipe: Recipe) -> list[Any]:
-    """What tells the weights of two model directories apart without reading them."""
+    """Return what distinguishes the weights of two model directories without reading them."""
     from foveate.embedded import PATH
 
     found = sorted((recipe.directory or PATH).glob("*.safetensors"))

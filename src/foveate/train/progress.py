@@ -1,4 +1,4 @@
-"""One line now and then: step, loss, tokens per second, what is saved, and how long it will take."""
+"""Print lines of progress: step, loss, tokens per second, FLOPs saved, and the time that is left."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Progress(TrainerCallback):
         say: what prints it.
         timetable: which stage a step belongs to.
         flops: of one conversation's forward and backward pass, per stage; the share that is saved is counted against
-            `dense`. Empty: that share is not told.
+            `dense`. Empty: that share isn't printed.
         dense: the same without compression.
     """
 
@@ -41,12 +41,12 @@ class Progress(TrainerCallback):
         self._tokens = 0
 
     def measure(self, state: TrainerState, tokens: int, numbers: dict[str, float]) -> dict[str, float]:
-        """What there is to say about the steps since the last time.
+        """Measure the steps since the last call.
 
         Args:
-            state: of the Trainer, behind a step.
+            state: of the Trainer, after a step.
             tokens: that all processes have trained on since training began.
-            numbers: whatever else the model told.
+            numbers: other numbers of the model's outputs.
 
         Returns:
             Seconds per step, tokens per second, the share of FLOPs saved so far, and `numbers`.
@@ -73,32 +73,32 @@ class Progress(TrainerCallback):
         """Print the line."""
         if logs is None or "loss" not in logs or not state.is_world_process_zero:
             return
-        told = [f"step {state.global_step}/{state.max_steps}", f"loss {logs['loss']:.4f}"]
+        parts = [f"step {state.global_step}/{state.max_steps}", f"loss {logs['loss']:.4f}"]
         if self._timetable is not None and len(self._timetable.specs) > 1:
             stage = self._timetable.stage(state.global_step - 1)
-            told.append(f"stage {stage + 1}/{len(self._timetable.specs)} {self._timetable.specs[stage]}")
-        told += [f"lr {logs.get('learning_rate', 0.0):.1e}", f"{logs['seconds_per_step']:.2f} s/step"]
+            parts.append(f"stage {stage + 1}/{len(self._timetable.specs)} {self._timetable.specs[stage]}")
+        parts += [f"lr {logs.get('learning_rate', 0.0):.1e}", f"{logs['seconds_per_step']:.2f} s/step"]
         if "tokens_per_second" in logs:
-            told.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+            parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
         if "flops_saved" in logs:
-            told.append(f"{logs['flops_saved']:.0%} of FLOPs saved")
-        told += [f"{name} {logs[name]:.3f}" for name in self._shown]
+            parts.append(f"{logs['flops_saved']:.0%} of FLOPs saved")
+        parts += [f"{name} {logs[name]:.3f}" for name in self._shown]
         spent = time.perf_counter() - self._began
         left = spent / max(1, state.global_step - self._first) * (state.max_steps - state.global_step)
-        told.append(f"{duration(left)} left" if state.global_step < state.max_steps else "done")
-        self._say("  ".join(told))
+        parts.append(f"{duration(left)} left" if state.global_step < state.max_steps else "done")
+        self._say("  ".join(parts))
 
     def saved(self, steps: int) -> float | None:
-        """The share of the FLOPs of the first `steps` steps that compression saved; None if it isn't known."""
+        """Return the share of the FLOPs of the first `steps` steps that compression saved; None if it isn't known."""
         if not self._flops or self._timetable is None or not self._dense:
             return None
         spent = sum(self._flops[self._timetable.stage(step)] for step in range(steps))
-        # Rounded, so that nothing saved isn't printed as -0 %.
+        # Rounded, so that zero isn't printed as -0 %.
         return round(1 - spent / (self._dense * steps), 9) + 0.0
 
 
 def duration(seconds: float) -> str:
-    """A time for people.
+    """Write a time in words.
 
     >>> duration(8), duration(400), duration(9000)
     ('8 s', '7 min', '2 h 30 min')

@@ -145,7 +145,8 @@ def make_trainer(ready: Prepared, out: Path, say: Callable[[str], None], *, flop
     loaded = _loaded(ready, base, out, say, arguments)
     module = objective.wrap(model, loaded)
     switch = StageSwitch(base, timetable)
-    progress = Progress(say, timetable, *(_flops(ready, say) if flops and not objective.uncounted else ()))
+    spent, dense = _flops(ready, say) if flops and not objective.uncounted else ((), 0.0)
+    progress = Progress(say, timetable, spent, dense)
     trainer = SafeTrainer(
         module,
         arguments,

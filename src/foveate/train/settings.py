@@ -58,7 +58,7 @@ class Settings(BaseModel):
         try:
             super().__init__(**given)
         except ValidationError as error:
-            raise _told(error) from None
+            raise _own_error(error) from None
 
     @classmethod
     def model_validate(cls, obj: Any, **more: Any) -> Self:
@@ -66,7 +66,7 @@ class Settings(BaseModel):
         try:
             return super().model_validate(obj, **more)
         except ValidationError as error:
-            raise _told(error) from None
+            raise _own_error(error) from None
 
     @model_validator(mode="wrap")
     @classmethod
@@ -166,7 +166,7 @@ _ORDER: Final = ("model_type", "extra_forbidden", "missing")
 """Of several errors the first of these kinds is reported: a misspelt key explains the missing one."""
 
 
-def _told(error: ValidationError) -> RecipeError:
+def _own_error(error: ValidationError) -> RecipeError:
     """Return the error that a model's own validator has raised, which pydantic puts into one of its own."""
     return error.errors(include_url=False)[0].get("ctx", {})["error"]
 
@@ -188,8 +188,9 @@ def _line(kind: type[Settings], error: ValidationError) -> str:
         return f'{kind.place} has no key "{name}"; {nearest(str(name), kind.model_fields)}'
     if what == "missing":
         return f'{kind.place} lacks "{name}"'
-    told = ", number ".join([str(name), *(str(item + 1) if isinstance(item, int) else str(item) for item in items)])
-    return f"{inside}{told} is {_wanted(kind, str(name), what, context)}, not {value!r}"
+    places = [str(item + 1 if isinstance(item, int) else item) for item in items]
+    item_name = ", number ".join([str(name), *places])
+    return f"{inside}{item_name} is {_wanted(kind, str(name), what, context)}, not {value!r}"
 
 
 def each_of(kind: type[Settings], given: list[Any], place: str) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Where conversations come from: generated scenes, a file of JSON lines, a Hugging Face dataset."""
+"""Read conversations: generated scenes and clips, a file of JSON lines, a Hugging Face dataset."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Conversation:
-    """One training example: turns of user and assistant, and the images that they speak of.
+    """One training example: turns of user and assistant, and their images.
 
     Attributes:
-        name: where it comes from, for messages to people.
+        name: where it comes from, for errors.
         images: each a picture or the path of one, in the order of the image parts.
         messages: the turns.
     """
@@ -36,7 +36,7 @@ class Conversation:
     messages: tuple[Message, ...]
 
     def pictures(self) -> list[Image.Image]:
-        """The images, opened.
+        """Open the images.
 
         Raises:
             FoveateError: one can't be read; the text names the conversation.
@@ -53,7 +53,7 @@ class Conversations(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Conversation: ...
     def name(self, index: int) -> str:
-        """What messages call a row."""
+        """Return what errors call a row."""
         ...
 
 
@@ -72,13 +72,13 @@ class Scenes:
         return self.count
 
     def name(self, index: int) -> str:
-        """`scene` and its seed."""
+        """Return `scene` and its seed."""
         return f"scene {self.first + index}"
 
     def __getitem__(self, index: int) -> Conversation:
         one = scene(self.first + index)
         asked = [(question.text, question.answer) for question in one.questions]
-        # Which questions come first changes from scene to scene: the first one of a conversation is what tests ask.
+        # The first question differs from scene to scene: tests ask one question, the first of a conversation.
         turn = index % max(1, len(asked))
         asked = (asked[turn:] + asked[:turn])[: self.turns]
         if not asked or random.Random(f"caption {self.first + index}").random() < self.captions:
@@ -101,7 +101,7 @@ class Clips:
         return self.count
 
     def name(self, index: int) -> str:
-        """`clip` and its seed."""
+        """Return `clip` and its seed."""
         return f"clip {self.first + index}"
 
     def __getitem__(self, index: int) -> Conversation:
@@ -113,7 +113,7 @@ class Clips:
 class Lines:
     """The conversations of a file: one JSON object a line, or one JSON list.
 
-    All lines are read and checked here, and images are looked for; pictures are opened when they are asked for.
+    All lines are read and checked here, and images must exist; they are opened when a row is used.
 
     Args:
         path: the file.
@@ -142,7 +142,7 @@ class Lines:
         return len(self._rows)
 
     def name(self, index: int) -> str:
-        """The line."""
+        """Return the line's number."""
         return f"line {self._rows[index][0]}"
 
     def __getitem__(self, index: int) -> Conversation:
@@ -187,7 +187,7 @@ class HuggingFace:
         return len(self._rows)
 
     def name(self, index: int) -> str:
-        """The row."""
+        """Return the row's number."""
         return f"row {index}"
 
     def __getitem__(self, index: int) -> Conversation:
@@ -195,7 +195,7 @@ class HuggingFace:
 
 
 def conversations(data: Data) -> Conversations:
-    """What a recipe's `data` names.
+    """Return the conversations that a recipe's `data` names.
 
     Raises:
         FoveateError: it isn't there or is broken.
@@ -212,12 +212,12 @@ def conversations(data: Data) -> Conversations:
 
 
 def read_conversation(value: Mapping[str, Any], where: str, folder: Path) -> Conversation:
-    """One conversation from any of the three forms that people keep them in.
+    """Read one conversation from any of the three common forms.
 
     Args:
         value: `image` or `images` (or none), and either `question` and `answer`; or `messages` with `role` and
             `content`; or LLaVA's `conversations` with `from` and `value`.
-        where: what messages to people begin with.
+        where: what errors begin with.
         folder: where paths start.
 
     Raises:
@@ -248,7 +248,7 @@ def read_conversation(value: Mapping[str, Any], where: str, folder: Path) -> Con
             raise FoveateError(f"{where} has an image and no turn of the user")
         first["content"][:0] = [{"type": "image"}] * len(images)
     elif placed != len(images):
-        raise FoveateError(f"{where} speaks of {placed} images and brings {len(images)}")
+        raise FoveateError(f"{where} has {placed} image placeholders and {len(images)} images")
     return Conversation(where, images, messages)
 
 
@@ -301,7 +301,7 @@ def _objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         try:
             numbered = list(enumerate(json.loads(text), start=1))
         except json.JSONDecodeError as error:
-            raise FoveateError(f"{path} is no JSON ({error.msg} in line {error.lineno})") from None
+            raise FoveateError(f"{path} is not JSON ({error.msg} in line {error.lineno})") from None
     else:
         numbered = []
         for number, line in enumerate(text.splitlines(), start=1):
@@ -310,9 +310,9 @@ def _objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     numbered.append((number, json.loads(line)))
                 except json.JSONDecodeError as error:
                     raise FoveateError(
-                        f"{path}, line {number} is no JSON ({error.msg} at character {error.pos + 1})"
+                        f"{path}, line {number} is not JSON ({error.msg} at character {error.pos + 1})"
                     ) from None
     for number, value in numbered:
         if not isinstance(value, Mapping):
-            raise FoveateError(f"{path}, line {number} is no JSON object")
+            raise FoveateError(f"{path}, line {number} is not a JSON object")
         yield number, value

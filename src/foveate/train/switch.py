@@ -1,4 +1,4 @@
-"""The spec of each stage, applied while its steps are made."""
+"""Apply the spec of each stage during its steps."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from foveate.train.timetable import Timetable
 
 
 class StageSwitch(TrainerCallback):
-    """Applies the spec that a timetable has for the step to come.
+    """Applies the spec that a timetable has for the next step.
 
-    Stages are counted in optimiser steps, so neither accumulation nor the number of processes moves them. Which one it
-    is follows from the step alone: a resumed run needs to know nothing more.
+    Stages are counted in optimiser steps, so neither accumulation nor the number of processes moves them. The step
+    alone decides, so checkpoints store nothing about stages.
 
     Args:
         model: what is trained, or the model inside it that a family takes.
@@ -44,7 +44,7 @@ class StageSwitch(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Take the hooks off, also when training was broken off."""
+        """Remove the hooks; call it when training fails, too."""
         self._open.close()
         self.stage = -1
 

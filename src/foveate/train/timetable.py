@@ -1,7 +1,7 @@
-"""When in training: stages by optimiser step, and the published schedules.
+"""Lay stages over optimiser steps, and the published schedules of stages.
 
 LLaVolta: Chen et al., Efficient Large Multi-modal Models via Visual Context Compression, NeurIPS 2024,
-arXiv 2406.20092, Table 1. Its decoder has 32 layers; here a layer is the same part of the depth of any decoder.
+arXiv 2406.20092, Table 1. Its decoder has 32 layers; here a layer is scaled to the depth of the decoder.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PUBLISHED: Final[tuple[str, ...]] = tuple(_PUBLISHED)
 
 
 def published(name: str, layers: int) -> tuple[Stage, ...]:
-    """The stages of a published schedule for a decoder of `layers` layers.
+    """Return the stages of a published schedule for a decoder of `layers` layers.
 
     Raises:
         RecipeError: no schedule has the name.
@@ -69,7 +69,7 @@ class Timetable:
         """Lay stages over `steps` steps; a boundary that falls between two steps goes to the nearest, halves up.
 
         Raises:
-            RecipeError: a stage is left without a step.
+            RecipeError: a stage gets no step.
 
         >>> Timetable.of(published("three-deeper", 32), 100).starts
         (0, 33, 67)
@@ -87,16 +87,16 @@ class Timetable:
         return cls(steps, tuple(stage.spec for stage in stages), tuple(edges[:-1]))
 
     def stage(self, step: int) -> int:
-        """The number of the stage, counted from 0, in which step `step` (counted from 0) is made."""
+        """Return the number of the stage of a step; both are counted from 0."""
         return sum(start <= step for start in self.starts) - 1
 
     def length(self, stage: int) -> int:
-        """How many steps a stage has."""
+        """Return how many steps a stage has."""
         return (*self.starts, self.steps)[stage + 1] - self.starts[stage]
 
 
 def ending_warning(stages: tuple[Stage, ...], test: str) -> str | None:
-    """What to tell people whose schedule ends in another setting than the model will be used in; None if it doesn't.
+    """Write a warning if the last stage is another setting than the model will be used in; else return None.
 
     >>> ending_warning(published("two-compression", 32), "dense") is None
     True

@@ -150,7 +150,7 @@ class VoCoTrainee(nn.Module):
         model: the base model, or peft's wrapper around it.
         voco: made for the base model.
         settings: how they are trained.
-        teacher: what is dense, and stays as it is; None for the base model without its adapters.
+        teacher: the dense model, which isn't trained; None for the base model without its adapters.
     """
 
     def __init__(self, model: nn.Module, voco: VoCo, settings: VoCoSettings, teacher: nn.Module | None = None) -> None:
@@ -167,11 +167,11 @@ class VoCoTrainee(nn.Module):
         num_items_in_batch: Tensor | int | None = None,
         **inputs: Any,
     ) -> dict[str, Any]:
-        """The loss of a batch.
+        """Return the loss of a batch.
 
         Args:
             labels: `(B, S)` int64.
-            behind: `(B,)` int64, the row whose images each row is asked behind; None for its own.
+            behind: `(B,)` int64, the row whose images come before each row's text; None for its own.
             counts: `(B,)` int64, how many VoCo tokens per image each row sees; None for all.
             num_items_in_batch: labels in the whole step, which the loss is divided by; None for those in this batch.
             inputs: what the base model takes, without its labels.
@@ -219,16 +219,16 @@ class VoCoTrainee(nn.Module):
         return {"loss": loss, "numbers": {"distance": far / learned} if dense is not None else {}}
 
     def memories(self, family: Family, features: Sequence[Tensor], layouts: Sequence[Layout]) -> list[VoCoMemory]:
-        """The first pass: one memory per image, with gradients."""
+        """Run the first pass: one memory per image, with gradients."""
         return read_images(family, features, layouts, self.voco.embeddings(self.voco.tokens), "", "")
 
     def held(self, row: PromptRow, memories: Sequence[VoCoMemory], count: int) -> VoCoMemory | None:
-        """What a row is asked behind: `count` tokens of each of its images; None if it has none."""
+        """Return the memory before a row's text: `count` tokens of each of its images; None if it has none."""
         return self.voco.join([memories[image].first(count) for image in row.images]) if row.images else None
 
     @torch.no_grad()
     def _dense(self, inputs: Mapping[str, Any]) -> Tensor:
-        """The teacher's logits, `(B, S, vocabulary)`."""
+        """Return the teacher's logits, `(B, S, vocabulary)`."""
         teacher: Any = self._teacher[0]
         if teacher is not None:
             return teacher(**inputs).logits
@@ -240,14 +240,14 @@ class VoCoTrainee(nn.Module):
 
 
 def _summed(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
-    """The cross-entropy summed over all labels, and how many there are."""
+    """Return the cross-entropy summed over all labels, and how many there are."""
     known = labels[:, 1:] != IGNORED
     chosen = logits[:, :-1][known].float()
     return nn.functional.cross_entropy(chosen, labels[:, 1:][known], reduction="sum"), chosen.shape[0]
 
 
 def alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Which texts go together, so that none is padded to more than twice its length.
+    """Group texts of similar length, so that none is padded to more than twice its length.
 
     >>> alike([9, 12, 60, 10])
     [[0, 1, 3], [2]]
@@ -259,7 +259,7 @@ def alike(lengths: Sequence[int]) -> list[list[int]]:
 
 
 class VoCoBatches:
-    """Makes batches for `VoCoTrainee`: a collator for data loaders.
+    """Makes batches for `VoCoTrainee`.
 
     Args:
         batches: makes them of whole conversations.
@@ -279,13 +279,13 @@ class VoCoBatches:
             return {**self._batches(rows), **self._counts([number for number, _ in rows])}
         parts = [questions_apart(one) for _, one in rows]
         batch = self._batches([(number, each[0]) for (number, _), each in zip(rows, parts)])
-        # Rows of text are many and short: they get the padding of the rows with images, which training strips.
+        # Rows of text are many and short: they are padded like rows with images, and training strips the padding.
         text = [name for name, value in batch.items() if isinstance(value, Tensor) and _per_token(value, batch)]
         made = [{name: batch[name][at : at + 1] for name in text} for at in range(len(rows))]
         behind, turns = list(range(len(rows))), [number for number, _ in rows]
         for at, each in enumerate(parts):
             for turn, one in enumerate(each[1:], start=1):
-                # By the base class: subclasses put an image into every row.
+                # The base class's method: subclasses put an image into every row.
                 made.append(Batches.row(self._batches, one))
                 behind.append(at)
                 turns.append(rows[at][0] + turn)
@@ -303,7 +303,7 @@ def _per_token(value: Tensor, batch: Mapping[str, Any]) -> bool:
 
 
 def questions_apart(one: Conversation) -> list[Conversation]:
-    """Each turn of the user with its answer as a conversation of its own; the images are the first one's.
+    """Make each turn of the user, with its answer, a conversation of its own; the images go to the first one.
 
     Raises:
         FoveateError: a later turn of the user brings an image.
@@ -324,7 +324,7 @@ def questions_apart(one: Conversation) -> list[Conversation]:
 
 
 def make_voco(model: nn.Module, recipe: Recipe, given: VoCoSettings, processor: Any) -> VoCo:
-    """The VoCo tokens of a recipe, for a model that is still whole.
+    """Make the VoCo tokens of a recipe, for a model that still has its encoder.
 
     Raises:
         FoveateError: the recipe's words hold no token, or the family can't be read so.
@@ -361,9 +361,9 @@ def make_voco(model: nn.Module, recipe: Recipe, given: VoCoSettings, processor: 
 
 
 def make_trainee(wrapped: nn.Module, voco: VoCo, recipe: Recipe, settings: VoCoSettings) -> VoCoTrainee:
-    """What the trainer trains: the model as the recipe chose its parameters, with VoCo tokens."""
+    """Put VoCo tokens, and a teacher if the settings ask for one, beside a model whose parameters are chosen."""
     if not torch.cuda.is_available():
-        # The backward pass of the fused kernel for CPUs takes longer than all the rest of a step.
+        # On CPUs the fused kernel's backward pass takes longer than the rest of a step.
         model: Any = wrapped.get_base_model() if hasattr(wrapped, "peft_config") else wrapped  # pyright: ignore
         model.set_attn_implementation({"text_config": "eager"})
     if voco.lora is not None:
@@ -379,10 +379,10 @@ def make_trainee(wrapped: nn.Module, voco: VoCo, recipe: Recipe, settings: VoCoS
 
 
 def _continue_lora(wrapped: nn.Module, folder: Path) -> None:
-    """Begin with an adapter's LoRA weights.
+    """Start from an adapter's LoRA weights.
 
     Raises:
-        RecipeError: the recipe's have another rank, or stand at other layers.
+        RecipeError: the recipe's LoRA weights have another rank or are at other layers.
     """
     from peft import set_peft_model_state_dict
 
@@ -396,7 +396,7 @@ def _continue_lora(wrapped: nn.Module, folder: Path) -> None:
 
 
 def _read_features_alike(teacher: nn.Module, model: nn.Module) -> None:
-    """Make the teacher read kept features as the model does."""
+    """Let the teacher read kept features as the model does."""
     family_of(teacher).read_feature_maps(1, family_of(model).config.image_seq_length)
 
 
