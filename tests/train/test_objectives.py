@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny import recipe
 from torch import nn
-from transformers import TrainerCallback
 
 from foveate.errors import FoveateError
 from foveate.train.batches import Batches
@@ -55,10 +54,9 @@ class Length(Objective):
         """Put the head beside the model."""
         return WithHead(model, self.head, self.settings.weight)
 
-    def callbacks(self, module: nn.Module) -> list[TrainerCallback]:
-        """Count the steps."""
-        self.steps = _Steps()
-        return [self.steps]
+    def begin_step(self, module: nn.Module, step: int, steps: int) -> None:
+        """Remember the steps."""
+        self.steps = [*getattr(self, "steps", []), (step, steps)]
 
     def rates(self) -> dict[str, float]:
         """Let the head learn faster."""
@@ -69,14 +67,6 @@ class Length(Objective):
         (out / "length").mkdir()
         weights = {name: value.contiguous() for name, value in self.head.state_dict().items()}
         save_file(weights, out / "length" / "head.safetensors")
-
-
-class _Steps(TrainerCallback):
-    def __init__(self) -> None:
-        self.count = 0
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.count += 1
 
 
 class WithHead(nn.Module):
@@ -117,7 +107,7 @@ def test_a_package_brings_its_own(tiny_model: Path, tmp_path: Path) -> None:
     given = recipe(tiny_model, length={"width": 3}, train="projector", steps=4)
     parsed = parse_recipe(given)
     assert run(parsed, tmp_path / "whole", say=lambda _: None) == tmp_path / "whole" / "model"
-    assert parsed.objective.steps.count == 4
+    assert parsed.objective.steps == [(0, 4), (1, 4), (2, 4), (3, 4)]
     told = json.loads((tmp_path / "whole" / "run.json").read_text())
     assert told["recipe"]["length"] == {"width": 3, "weight": 1.0}
     logs = [each for each in told["history"] if "loss" in each]

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from foveate.atp import ATP, budget_loss, mean_share, soft_masks
 from foveate.families import family_of
@@ -101,10 +100,10 @@ class ATPObjective(Objective):
         """Return the thresholds' own learning rate, if they have one."""
         return {} if self.settings.lr is None else {"adapter.": self.settings.lr}
 
-    def callbacks(self, module: nn.Module) -> list[TrainerCallback]:
+    def begin_step(self, module: nn.Module, step: int, steps: int) -> None:
         """Let the masks get harder from step to step."""
         assert isinstance(module, ATPTrainee)
-        return [Sharpening(module)]
+        module.part = step / max(1, steps)
 
     def save(self, module: nn.Module, model: nn.Module, loaded: Loaded, out: Path) -> None:
         """Calibrate the thresholds on the model as it is now, and write them to `out/atp`."""
@@ -168,19 +167,6 @@ class ATPTrainee(nn.Module):
             loss = loss + budget * (1.0 if num_items_in_batch is None else items / num_items_in_batch)
             numbers["tokens"] = float(mean_share(masks.shares.detach(), layers, self.depth).mean())
         return {"loss": loss, "numbers": numbers}
-
-
-class Sharpening(TrainerCallback):
-    """Sets the part of the steps that is done, which decides how hard a trainee's masks are."""
-
-    def __init__(self, trainee: ATPTrainee) -> None:
-        self._trainee = trainee
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """The step alone decides, so a resumed run goes on as it would have."""
-        self._trainee.part = state.global_step / max(1, state.max_steps)
 
 
 def make_trainee(

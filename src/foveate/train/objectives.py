@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from torch import nn
-from transformers import TrainerCallback
 
 from foveate.errors import FoveateError
 from foveate.train.batches import Batches
@@ -64,8 +63,8 @@ class Loaded:
 class Objective:
     """Train on the model's own loss; the base class of all objectives.
 
-    A subclass overrides what differs. Methods are called in this order: `check`, `prepare`, `wrap`, `rates` and
-    `callbacks`, then `collate` for each batch, then `save`.
+    A subclass overrides what differs. Methods are called in this order: `check`, `prepare`, `wrap` and `rates`, then
+    `begin_step` for each step and `collate` for each batch, then `save`.
 
     Args:
         settings: what the recipe says under the objective's name.
@@ -129,13 +128,14 @@ class Objective:
         """Return learning rates for parameters of the module whose names begin so; the recipe's holds for the rest."""
         return {}
 
-    def callbacks(self, module: nn.Module) -> list[TrainerCallback]:
-        """Return callbacks for the Trainer.
+    def begin_step(self, module: nn.Module, step: int, steps: int) -> None:
+        """Do what has to be done before an optimiser step; it is called after an interruption as it was before.
 
         Args:
             module: what `wrap` returned.
+            step: the number of the step, counted from 0.
+            steps: how many the run has.
         """
-        return []
 
     def save(self, module: nn.Module, model: nn.Module, loaded: Loaded, out: Path) -> None:
         """Write what training made beside the model.

@@ -128,7 +128,7 @@ class Recipe(Settings):
     one more word, for training its own weights alone."""
     train_encoder: bool = False
     """Train the vision encoder too (with `full`)."""
-    lora: Lora = Lora()
+    lora: Lora = Lora()  # pyright: ignore[reportCallIssue]
     steps: Count | None = None
     """Optimiser steps."""
     epochs: Number | None = Field(None, gt=0)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from foveate.errors import FoveateError
 from foveate.families import family_of
@@ -22,7 +22,7 @@ from foveate.train import checkpoint as files
 from foveate.train.batches import Batches
 from foveate.train.estimate import stage_flops
 from foveate.train.features import train_on_features, with_encoder
-from foveate.train.objectives import Loaded
+from foveate.train.objectives import Loaded, Objective
 from foveate.train.prepared import Prepared, prepare
 from foveate.train.progress import Progress, duration
 from foveate.train.recipe import Recipe
@@ -152,13 +152,23 @@ def make_trainer(ready: Prepared, out: Path, say: Callable[[str], None], *, flop
         arguments,
         data_collator=functools.partial(objective.collate, loaded.batches),
         train_dataset=Passes(loaded.rows, timetable.steps * recipe.batch, recipe.seed),
-        callbacks=[switch, *objective.callbacks(module), progress],
+        callbacks=[switch, _Steps(objective, module), progress],
         note=recipe.to_dict(),
         describe=lambda numbers: ", ".join(loaded.rows.name(number) for number in numbers),
         rates=objective.rates(),
     )
     trainer.progress = progress
     return Training(trainer, switch, loaded, model)
+
+
+class _Steps(TrainerCallback):
+    """Calls an objective before each step."""
+
+    def __init__(self, objective: Objective, module: nn.Module) -> None:
+        self._objective, self._module = objective, module
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._objective.begin_step(self._module, state.global_step, state.max_steps)
 
 
 def _arguments(ready: Prepared, out: Path) -> TrainingArguments:
