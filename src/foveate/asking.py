@@ -1,4 +1,4 @@
-"""Ask one question about one image, dense and compressed, and time the parts."""
+"""Answer one question about one image, dense or compressed, and time the parts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import family_of
 from foveate.schedule import tokens_after
-from foveate.spec import Spec
+from foveate.spec import SpecLike, as_spec
 from foveate.tokens import Layout
 
-__all__ = ["Answer", "ask", "check_question", "image_layout", "prompt", "seen_part"]
+__all__ = ["Answer", "ask", "layout_of_prompt", "seen_part"]
 
 _ENOUGH_SECONDS = 2.0
 _MOST_RUNS = 5
@@ -29,21 +29,21 @@ _MOST_RUNS = 5
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said, and what it cost. Times are those of the middle one of `runs` by its total, in milliseconds.
+    """An answer and what it cost. Times are milliseconds, all from the run whose total is the median.
 
     Attributes:
-        spec: what was applied; "dense" for nothing.
+        spec: the spec that was applied; "dense" for none.
         text: the answer.
         tokens_before: visual tokens of the uncompressed prompt.
-        tokens_after: visual tokens behind the last step.
+        tokens_after: visual tokens after the last step.
         mean_over_layers: visual tokens per decoder layer, averaged over layers.
         encoder: time of the vision encoder.
-        compressor: our own time, from signals to the shorter prompt.
+        compressor: time of foveate, from signals to the shorter prompt.
         prefill: time of the decoder over the prompt.
         decode: time of the decoder over the answer.
-        total: time of the whole `generate`, which also embeds, makes logits and picks tokens.
+        total: time of the whole `generate`, with embeddings, logits and picking tokens.
         new_tokens: tokens of the answer.
-        runs: how often it was timed, after one run to warm up.
+        runs: how many runs were timed, after one to warm up.
     """
 
     spec: str
@@ -60,70 +60,33 @@ class Answer:
     runs: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data, for JSON."""
+        """Return plain data, for JSON."""
         return asdict(self)
 
 
-def check_question(question: str) -> str:
-    """The question without blanks around it.
-
-    Raises:
-        FoveateError: it is empty.
-    """
-    if not question.strip():
-        raise FoveateError('the question is empty; ask something, for instance "what colour is the circle ?"')
-    return question.strip()
-
-
-def prompt(processor: Any, image: Image.Image, question: str) -> dict[str, Any]:
-    """Turn an image and a question into the inputs of a model, by its own chat template.
+def layout_of_prompt(model: nn.Module, inputs: Mapping[str, Any]) -> Layout:
+    """Return the layout of a prompt's one image.
 
     Args:
-        processor: the model's processor.
-        image: mode "RGB".
-        question: text, not empty.
-
-    Returns:
-        What the processor returns for a batch of one: input_ids `(1, S)` int64, attention_mask, pixel_values, ...
+        model: of a supported family; a `loading.skeleton` is enough.
+        inputs: from `prompts.question_inputs`.
 
     Raises:
-        FoveateError: the question is empty or holds the model's image placeholder, the processor has no chat template,
-            or it refuses the image.
-    """
-    question = check_question(question)
-    placeholder = getattr(processor, "image_token", None)
-    if isinstance(placeholder, str) and placeholder in question:
-        raise FoveateError(f"the question holds {placeholder}, which stands for the image in prompts; leave it out")
-    turn = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-    try:
-        text = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    except ValueError as error:
-        raise FoveateError(f"the model's processor has no usable chat template ({_line(error)})") from error
-    try:
-        return dict(processor(images=[image], text=[text], return_tensors="pt"))
-    except ValueError as error:
-        raise FoveateError(f"the model's processor refuses this image ({_line(error)})") from error
-
-
-def image_layout(model: nn.Module, inputs: Mapping[str, Any]) -> Layout:
-    """The layout of the one image of a prompt; the model may be a `skeleton`.
-
-    Raises:
-        FoveateError: of a model that no family describes, the image comes in several parts.
+        FoveateError: the model has no family of its own, and its image comes in several parts.
         UnsupportedFamily: the model is of no supported family.
     """
     family = family_of(model)
     layouts = family.layouts(inputs)
     if len(layouts) != 1:
         raise FoveateError(
-            f"this image is {len(layouts)} runs of visual tokens to {family.title}, which no family describes, and the "
-            "commands are for images of one; foveate.apply takes it"
+            f"this image makes {len(layouts)} runs of visual tokens in {family.title}, which has no family of "
+            "its own; commands take models with one run per image, foveate.apply takes this one too"
         )
     return layouts[0]
 
 
 def seen_part(processor: Any, image: Image.Image) -> Image.Image:
-    """The part of an image that reaches the encoder: its middle, where the processor crops."""
+    """Return the part of an image that reaches the encoder: its centre, if the processor crops."""
     rules = processor.image_processor
     if not getattr(rules, "do_center_crop", False) or not getattr(rules, "crop_size", None):
         return image
@@ -146,28 +109,30 @@ def ask(
     model: nn.Module,
     processor: Any,
     inputs: Mapping[str, Any],
-    spec: str | Spec | None = None,
+    spec: SpecLike | None = None,
     max_new_tokens: int = 16,
 ) -> Answer:
-    """Answer one prompt, greedily, and time the parts.
+    """Answer a prompt greedily, and time the parts.
 
-    A short run warms up first. Fast models are then timed several times.
+    One run of at most two tokens warms up. Then up to five runs are timed, as many as fit into two seconds.
 
     Args:
         model: a model of a supported family.
-        processor: its processor, which turns ids back into text.
-        inputs: from `prompt`.
-        spec: what to apply; None is dense.
+        processor: its processor, which turns ids into text.
+        inputs: from `prompts.question_inputs`.
+        spec: how to compress, in any form that `as_spec` reads; None is dense.
         max_new_tokens: the longest answer.
 
     Raises:
-        FoveateError: the spec can't be done on this model and image, or the prompt is longer than the model takes.
+        SpecError: the spec can't be read.
+        FoveateError: the model can't do the spec on this image, or prompt and answer are longer than the model takes.
     """
     family = family_of(model)
     device = next(model.parameters()).device
     inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-    layout = image_layout(model, inputs)
+    layout = layout_of_prompt(model, inputs)
     if spec is not None:
+        spec = as_spec(spec)
         tokens_after(spec, family, layout)
     length = int(inputs["input_ids"].shape[1])
     longest = getattr(family.config.get_text_config(), "max_position_embeddings", None)
@@ -176,30 +141,30 @@ def ask(
             f"prompt and answer take {length} + {max_new_tokens} tokens and the model has room for {longest}; "
             "shorten the question or the answer"
         )
-    mark = getattr(processor.tokenizer, "pad_token_id", None)
-    plain: dict[str, Any] = {"do_sample": False, "num_beams": 1}
-    if mark is not None:
-        plain["pad_token_id"] = mark
+    pad = getattr(processor.tokenizer, "pad_token_id", None)
+    greedy: dict[str, Any] = {"do_sample": False, "num_beams": 1}
+    if pad is not None:
+        greedy["pad_token_id"] = pad
     generate: Any = model.generate
 
     with apply(model, spec) if spec is not None else nullcontext():
-        generate(**inputs, **plain, max_new_tokens=min(2, max_new_tokens))
+        generate(**inputs, **greedy, max_new_tokens=min(2, max_new_tokens))
 
     runs: list[tuple[float, float, float, float, float]] = []
     began = time.perf_counter()
     while True:
         with apply(model, spec, synchronise=True) if spec is not None else nullcontext() as run, timed(model) as times:
             start = now(device)
-            ids = generate(**inputs, **plain, max_new_tokens=max_new_tokens)
+            ids = generate(**inputs, **greedy, max_new_tokens=max_new_tokens)
             total = (now(device) - start) * 1e3
         report = None if run is None else run.report()
         compressor = 0.0 if report is None else report.milliseconds
-        # What steps inside the decoder take is measured as the compressor's, so it is not the prefill's.
+        # Steps inside the decoder are counted as the compressor's time, not as prefill.
         prefill = times.prefill - (0.0 if report is None else report.inside)
         runs.append((times.encoder, compressor, prefill, times.decode, total))
         if len(runs) == _MOST_RUNS or time.perf_counter() - began > _ENOUGH_SECONDS:
             break
-    # Parts of one run, so that they add up; medians of their own need not.
+    # All parts are one run's, so that they add up; medians of each part need not.
     encoder, compressor, prefill, decode, total = sorted(runs, key=itemgetter(-1))[(len(runs) - 1) // 2]
     new = ids[0, length:]
     return Answer(
@@ -216,7 +181,3 @@ def ask(
         new_tokens=int(new.shape[0]),
         runs=len(runs),
     )
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""Errors for people: what was wrong, what was expected, what to do."""
+"""Errors that callers can fix: each text says what was wrong, what was expected and what to do."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from collections.abc import Sequence
 
 
 class FoveateError(ValueError):
-    """Anything that the person who called can put right; its text says how."""
+    """An error that the caller can fix; its text says how."""
 
 
 class SpecError(FoveateError):
-    """A spec that can't be read; its text shows the place."""
+    """Raised for a spec that can't be read; the text marks the place."""
 
 
 class KeepError(FoveateError):
-    """A keep that is no number of tokens and no share of them, or more than there is."""
+    """Raised for an invalid keep, or one larger than the number of tokens."""
 
 
 class PlanError(FoveateError):
-    """A plan that doesn't fit the tokens it is given."""
+    """Raised for a plan that doesn't fit its tokens."""
 
 
 class SignalError(FoveateError):
-    """A method asked for a signal that nobody captured."""
+    """Raised when a method asks for a signal that was not captured."""
 
 
 class UnsupportedFamily(FoveateError):
-    """A model that no family takes; its text names the ones that are supported."""
+    """Raised for a model of no supported family; the text names the families."""
 
 
 class FoveateWarning(UserWarning):
-    """Something that works, and that the person who called should know."""
+    """Warns of something that works, but that the caller should know."""
 
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
-    """Say that a name is none of those that are known, for an error's text, and which one may be meant.
+    """Return an error text for an unknown name that suggests the nearest known one.
 
     >>> unknown("method is called", "clustre", ("cluster", "pool"))
     'no method is called "clustre"; did you mean "cluster"?'
@@ -46,7 +46,7 @@ def unknown(what: str, name: str, known: Sequence[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """Write a value that was refused for an error's text: short, with its type.
+    """Return a refused value for an error text: short, with its type.
 
     >>> shown(64), shown(FoveateError)
     ('64 (int)', 'the class FoveateError')
@@ -55,3 +55,12 @@ def shown(value: object) -> str:
         return f"the class {value.__name__}"
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of another error's text, without a full stop, to be quoted in one of foveate's.
+
+    >>> first_line(ValueError("too long.\\nTry truncation=True.")), first_line(KeyError())
+    ('too long', 'KeyError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

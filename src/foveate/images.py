@@ -1,4 +1,4 @@
-"""Open any picture file safely, as the RGB image that a person would see."""
+"""Open image files safely, as RGB, the way a viewer shows them."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from foveate.errors import FoveateError
 __all__ = ["LIMIT", "open_image"]
 
 LIMIT: Final = 100_000_000
-"""Pixels that an image may have at most: about 400 MB decoded."""
+"""The largest number of pixels of an image: about 400 MB decoded."""
 
-# By name, because Pillow knows formats whose reading starts other programs (EPS) or that hold whole documents.
+# A list of names, because Pillow also opens formats that start other programs (EPS) or that are documents.
 _FORMATS: Final = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _DEEP_GREY: Final = {"I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "I;16N": 65535.0, "I": 65535.0}
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Read a picture: turned upright, transparency over white, the first frame of an animation.
+    """Open an image: upright by its EXIF tag, transparency over white, the first frame of an animation.
 
-    The size is checked before anything is decoded.
+    Checks the size before it decodes anything.
 
     Args:
-        path: a PNG, JPEG, WebP, GIF, BMP, TIFF, PPM or AVIF file.
+        path: a PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF file.
 
     Returns:
         An image of mode "RGB", fully read.
 
     Raises:
-        FoveateError: there is no such file, it is no picture, it is damaged, or it has more than `LIMIT` pixels.
+        FoveateError: the file is missing, is not an image, is damaged, or has more than `LIMIT` pixels.
 
     >>> open_image("holiday.png")
     Traceback (most recent call last):
@@ -48,7 +48,7 @@ def open_image(path: str | Path) -> Image.Image:
         raise FoveateError(f"{path} is not a file; name an image file")
     try:
         with warnings.catch_warnings():
-            # Pillow warns at a limit of its own; ours is checked below.
+            # Pillow warns at its own limit; LIMIT is checked below.
             warnings.simplefilter("ignore")
             opened = Image.open(path, formats=[name for name in _FORMATS if _known(name)])
     except Image.DecompressionBombError as error:
@@ -69,19 +69,19 @@ def open_image(path: str | Path) -> Image.Image:
                 warnings.simplefilter("ignore")
                 opened.load()
                 return _rgb(ImageOps.exif_transpose(opened))
-        except Exception as error:  # decoders fail with whatever Python error broken bytes lead them to
+        except Exception as error:  # on broken bytes, decoders raise all kinds of errors
             raise _damaged(path, error) from error
 
 
 def _known(name: str) -> bool:
-    """Whether this Pillow was built with a format; it refuses to be asked for others."""
+    """Return whether this Pillow was built with a format; Image.open refuses names of others."""
     Image.init()
     return name in Image.OPEN
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in _DEEP_GREY:
-        # Pillow would clip 16 bits to 8 and give a white picture.
+        # Pillow would clip 16-bit values at 255, so the image would be white.
         return image.point(lambda value: value * (255.0 / _DEEP_GREY[image.mode]), "F").convert("L").convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -97,4 +97,4 @@ def _too_large(path: Path, size: str) -> FoveateError:
 def _damaged(path: Path, error: Exception) -> FoveateError:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     reason = reason.splitlines()[0].rstrip(".")
-    return FoveateError(f"{path} cannot be read ({reason}); get the file again or save it anew")
+    return FoveateError(f"{path} cannot be read ({reason}); get the file again or save it again")

@@ -1,4 +1,4 @@
-"""Load a model directory: the embedded one or any other on this machine, and nothing that could run code."""
+"""Load models and processors from directories of this machine, without running code from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from foveate.embedded import PATH
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, first_line
 
 __all__ = ["load", "load_model", "load_processor", "skeleton"]
 
@@ -18,24 +18,28 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 def load(path: str | Path | None = None) -> tuple[Any, Any]:
     """Load a vision-language model and its processor from a local directory.
 
-    Only safetensors are read, only this machine is asked, and code in the directory is never run.
+    Reads safetensors only, never downloads, and never runs code from the directory.
 
     Args:
-        path: a Hugging Face model directory; None is the embedded reference model.
+        path: a Hugging Face model directory; None is the embedded model.
 
     Returns:
-        The model on the CPU, in evaluation mode (the reference in float32, others in the dtype they were saved in),
-        and its processor.
+        The model on the CPU in evaluation mode, and its processor. The embedded model is float32; others keep the
+        dtype that they were saved in.
 
     Raises:
         FoveateError: the directory is missing, damaged or incomplete, or its weights are pickles.
-        UnsupportedFamily: no family takes models of this type.
+        UnsupportedFamily: the model is of no supported family.
+
+    >>> model, processor = load()
+    >>> model.config.model_type
+    'llava'
     """
     return load_model(path), load_processor(path)
 
 
 def load_model(path: str | Path | None = None) -> Any:
-    """The model of a directory alone; see `load`."""
+    """Load the model of a directory without its processor; see `load`."""
     import torch
     from transformers import AutoModelForImageTextToText
 
@@ -68,15 +72,17 @@ def load_model(path: str | Path | None = None) -> Any:
 
 
 def load_processor(path: str | Path | None = None) -> Any:
-    """The processor of a directory alone; see `load`."""
+    """Load the processor of a directory without its model; see `load`."""
     from transformers import AutoProcessor
 
     directory = _checked(path)
     try:
         processor: Any = AutoProcessor.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except ImportError as error:
-        # Qwen's processors want torchvision, some tokenizers sentencepiece; neither is needed by all.
-        raise FoveateError(f"the processor of {directory} needs a package that is missing: {_line(error)}") from error
+        # Qwen's processors need torchvision, and some tokenizers sentencepiece; foveate does not depend on them.
+        raise FoveateError(
+            f"the processor of {directory} needs a package that is missing: {first_line(error)}"
+        ) from error
     except Exception as error:
         raise _broken(directory, "processor", error) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
@@ -88,11 +94,13 @@ def load_processor(path: str | Path | None = None) -> Any:
 
 
 def skeleton(path: str | Path | None = None) -> Any:
-    """The model of a directory without its weights, which needn't be there: enough to ask for layouts.
+    """Build the model of a directory on the meta device, without its weights: enough for layouts and schedules.
+
+    The directory needs a config.json, but no weights.
 
     Raises:
         FoveateError: the directory is missing or damaged.
-        UnsupportedFamily: no family takes models of this type.
+        UnsupportedFamily: the model is of no supported family.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
@@ -111,7 +119,7 @@ def skeleton(path: str | Path | None = None) -> Any:
 
 
 def _checked(path: str | Path | None) -> Path:
-    """The directory, if it is one of a supported family."""
+    """Return the directory, if it holds a model of a supported family."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     from foveate.families import family_class
@@ -125,13 +133,13 @@ def _checked(path: str | Path | None) -> Path:
         raise FoveateError(f"{directory} is a file; name the directory that holds the model's config.json")
     settings = directory / "config.json"
     if not settings.is_file():
-        raise FoveateError(f"{directory} has no config.json, so it is no Hugging Face model directory")
+        raise FoveateError(f"{directory} has no config.json, so it is not a Hugging Face model directory")
     try:
         config = json.loads(settings.read_text(encoding="utf-8"))
         kind = config.get("model_type")
     except (ValueError, AttributeError, OSError) as error:
         raise FoveateError(f"{settings} cannot be read ({error}); download the model again") from error
-    # A model that no family describes may still work, if it reads images and text.
+    # A model without a family of its own may still work, if it takes images and text.
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         family_class(SimpleNamespace(model_type=kind))
     return directory
@@ -151,8 +159,4 @@ def _check_weights(directory: Path) -> None:
 
 
 def _broken(directory: Path, what: str, error: Exception) -> FoveateError:
-    return FoveateError(f"the {what} of {directory} cannot be loaded ({_line(error)}); is the download complete?")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return FoveateError(f"the {what} of {directory} cannot be loaded ({first_line(error)}); is the download complete?")

@@ -15,7 +15,7 @@ from rows import ROWS, grid
 from versions import CACHE, cache_of_output
 
 from foveate import FoveateWarning
-from foveate.asking import image_layout
+from foveate.asking import layout_of_prompt
 from foveate.engine import apply, compress, encode
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families import Generic, family_of, generic
@@ -339,9 +339,9 @@ def test_commands_on_a_model_that_no_family_describes() -> None:
     """`foveate ask` and `foveate count` ask for the layout of the one image."""
     row = BY_NAME["internvl"]
     model = shared(row)
-    assert image_layout(model, row.inputs(contract.CHAT)) == grid(1, 9)
+    assert layout_of_prompt(model, row.inputs(contract.CHAT)) == grid(1, 9)
     with pytest.raises(FoveateError, match="2 runs of visual tokens"):
-        image_layout(model, row.inputs("t4 A t2 B t5"))
+        layout_of_prompt(model, row.inputs("t4 A t2 B t5"))
     assert not family_of(model).knows_grids
 
 

@@ -63,12 +63,13 @@ def ask(
         from foveate import asking
         from foveate.families import family_of
         from foveate.loading import load_model, load_processor, skeleton
+        from foveate.prompts import check_question, question_inputs
         from foveate.schedule import tokens_after
         from foveate.spec import as_spec
         from foveate.view import writable
 
         # All input is checked before the model is loaded.
-        question = asking.check_question(question)
+        question = check_question(question)
         specs = [as_spec(text) for text in spec or ()]
         if picture is not None and writable(picture).resolve() == image.resolve():
             raise FoveateError(f"--picture would overwrite {image}; choose another name")
@@ -76,8 +77,8 @@ def ask(
         place = usable_device(device)
         silence_transformers()
         processor, bare_model = load_processor(model), skeleton(model)
-        inputs = asking.prompt(processor, opened, question)
-        family, layout = family_of(bare_model), asking.image_layout(bare_model, inputs)
+        inputs = question_inputs(processor, opened, question)
+        family, layout = family_of(bare_model), asking.layout_of_prompt(bare_model, inputs)
         if picture is not None and not family.knows_grids:
             raise FoveateError(
                 f"no picture can be drawn: where the tokens of {family.title} are in the image is unknown; ask without "
@@ -170,11 +171,11 @@ def _panels(
     """Draw a panel for each answer, dense first."""
     import torch
 
-    from foveate.asking import image_layout, seen_part
+    from foveate.asking import layout_of_prompt, seen_part
     from foveate.engine import compress
     from foveate.view import Panel, draw
 
-    layout = image_layout(model, inputs)
+    layout = layout_of_prompt(model, inputs)
     vision = model.config.vision_config
     patch = int(vision.patch_size) * int(getattr(vision, "spatial_merge_size", 1))
     panels = [Panel(layout, "dense", f'{layout.total} tokens: "{answers[0].text}"', patch=patch)]

@@ -27,9 +27,10 @@ def count(
     from foveate.images import open_image
 
     with spinner("Counting"):
-        from foveate.asking import image_layout, prompt
+        from foveate.asking import layout_of_prompt
         from foveate.families import family_of
         from foveate.loading import load_processor, skeleton
+        from foveate.prompts import question_inputs
         from foveate.schedule import tokens_between, tokens_per_layer
         from foveate.spec import as_spec
 
@@ -37,7 +38,7 @@ def count(
         opened = open_image(image)
         silence_transformers()
         processor, bare_model = load_processor(model), skeleton(model)
-        layout = image_layout(bare_model, prompt(processor, opened, "?"))
+        layout = layout_of_prompt(bare_model, question_inputs(processor, opened, "?"))
         family = family_of(bare_model)
         counts = [
             (str(spec), *tokens_between(spec, family, layout), tokens_per_layer(spec, family, layout)) for spec in specs

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 # Modules of commands import torch and transformers inside their functions, so that --help is quick.
+from foveate import __version__
 from foveate.commands.ask import ask
 from foveate.commands.bench import bench
 from foveate.commands.calibrate import calibrate
@@ -60,9 +61,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
-
-        typer.echo(f"foveate {version('foveate')}")
+        typer.echo(f"foveate {__version__}")
         raise typer.Exit
 
 
