@@ -14,23 +14,20 @@ in a LLaVA). On a GPU: --device cuda, with the shape of Vicuna-7B.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import itertools
 import os
-import platform
 import statistics
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from _common import CLOCKS, Clock, say
 from torch import Tensor
 from transformers import DynamicCache
 
 import foveate
-from foveate.costmodel.device import processor
+from foveate.bench.environment import environment
 from foveate.engine import apply
 from foveate.families import family_of
 from foveate.files import write_json
@@ -63,7 +60,7 @@ def main() -> int:
         "text_tokens": arguments.words,
         "clock": arguments.clock,
         "rows": rows,
-        "environment": environment(arguments, time.perf_counter() - began),
+        "environment": {**environment(arguments.device, time.perf_counter() - began), "turns": arguments.turns},
     }
     write_json(arguments.out, result)
     say(f"{len(rows)} measurements in {result['environment']['seconds']} s: {arguments.out}")
@@ -90,7 +87,7 @@ def read() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=16, help="of decoding, per turn")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
-        "--clock", choices=["wall", "cpu"], default="wall", help="cpu counts the processor's time of all threads"
+        "--clock", choices=CLOCKS, default="wall", help="cpu counts the processor's time of all threads"
     )
     parser.add_argument("--out", type=Path, default=Path("results/depth.json"))
     arguments = parser.parse_args()
@@ -130,25 +127,6 @@ def specs_for(texts: list[str], layers: int) -> list[str]:
             text = f"{before}{max(1, round(layers * int(part) / int(whole)))}{after}"
         found.append(text)
     return found
-
-
-class Clock:
-    """Milliseconds of a call; on a GPU the device is waited for."""
-
-    def __init__(self, device: str, name: str) -> None:
-        self._device = device
-        self._now = time.process_time if name == "cpu" else time.perf_counter
-
-    def __call__(self, run: Callable[[], object]) -> float:
-        self._wait()
-        began = self._now()
-        run()
-        self._wait()
-        return (self._now() - began) * 1e3
-
-    def _wait(self) -> None:
-        if self._device == "cuda":
-            torch.cuda.synchronize()
 
 
 def make(name: str, device: str) -> tuple[Any, int]:
@@ -284,24 +262,6 @@ def line(row: dict[str, Any]) -> str:
         f"plan {row['plan_ms']:>6.2f}  ours/ideal {row['ours_to_ideal']:.3f}  ours/dense {row['ours_to_dense']:.3f}  "
         f"step {row['our_step_ms']:>7.2f} ms, {row['step_to_dense']:.3f} of dense"
     )
-
-
-def environment(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    return {
-        "device": arguments.device,
-        "processor": torch.cuda.get_device_name() if arguments.device == "cuda" else processor(),
-        "threads": arguments.threads,
-        "turns": arguments.turns,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": importlib.metadata.version("transformers"),
-        "foveate": importlib.metadata.version("foveate"),
-        "seconds": round(seconds),
-    }
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

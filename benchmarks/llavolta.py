@@ -15,10 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -27,14 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _common import CLOCKS, say
 from torch import nn
 
 import foveate
 from foveate.bench import scenes
 from foveate.bench.answers import Asker
+from foveate.bench.environment import environment
 from foveate.bench.statistics import mean_interval
 from foveate.bench.tasks import Task, normalised
-from foveate.costmodel.device import processor
 from foveate.engine import encode
 from foveate.families import family_of
 from foveate.files import write_json
@@ -130,7 +128,7 @@ def main() -> int:
     wanted = [each for each in RUNS if not arguments.only or label(*each) in arguments.only]
     if not arguments.only:
         if not (out / "steps.json").exists():
-            write(out / "steps.json", step_times(setting, out))
+            write_json(out / "steps.json", step_times(setting, out))
         test(out / "start", load_model(None), task, setting, say)
         write_report(out, setting, task, arguments)
     for name, seed in wanted:
@@ -175,7 +173,7 @@ def same_setting(out: Path, setting: Setting, arguments: argparse.Namespace) -> 
     path = out / "setting.json"
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != told:
         sys.exit(f"{out} holds runs of another setting ({path}); name another folder with --out")
-    write(path, told)
+    write_json(path, told)
 
 
 # Training
@@ -196,7 +194,7 @@ def train(folder: Path, setting: Setting, name: str, seed: int) -> None:
     table = ready.timetable
     logs = [each for each in json.loads((folder / "run.json").read_text(encoding="utf-8"))["history"] if "loss" in each]
     edges = [0, *(each["step"] for each in logs)]
-    write(
+    write_json(
         folder / "trained.json",
         {
             "schedule": name,
@@ -238,7 +236,7 @@ def step_times(setting: Setting, out: Path) -> dict[str, Any]:
     batch = {name: value.to(device) for name, value in batch.items() if name not in ("rows", "tokens")}
     specs = [DENSE, *dict.fromkeys(spec for name in SCHEDULES for spec in specs_of(name) if spec != DENSE)]
     times: dict[str, list[float]] = {spec: [] for spec in specs}
-    clock = time.process_time if device == "cpu" else time.perf_counter
+    clock = CLOCKS["cpu" if device == "cpu" else "wall"]
     for turn in range(4):
         for spec in specs:
             with foveate.apply(model, spec) if spec != DENSE else contextlib.nullcontext():
@@ -322,7 +320,7 @@ def test(folder: Path, model: nn.Module, task: Task, setting: Setting, say: Any)
     for each in missing:
         found = mean_interval(right[each], clusters).to_dict()
         # One bit per question, so that models can be compared pair by pair.
-        write(folder / f"{slug(each)}.json", {"spec": each, **found, "right": "".join(map(str, right[each]))})
+        write_json(folder / f"{slug(each)}.json", {"spec": each, **found, "right": "".join(map(str, right[each]))})
         say(f"{folder.name} under {each}: {found['value']:.1%} ({spent[each]:.0f} s)")
 
 
@@ -340,7 +338,7 @@ def write_report(out: Path, setting: Setting, task: Task, arguments: argparse.Na
         tests = [json.loads((folder / f"{slug(each)}.json").read_text(encoding="utf-8")) for each in settings_of(name)]
         runs.append({"name": name, **known, "tests": tests})
     steps = json.loads((out / "steps.json").read_text(encoding="utf-8")) if (out / "steps.json").exists() else None
-    write(
+    write_json(
         arguments.report,
         {
             "what": "a start and what it becomes under schedules of compression; right: one digit per question",
@@ -351,31 +349,9 @@ def write_report(out: Path, setting: Setting, task: Task, arguments: argparse.Na
             "planned": [label(*each) for each in RUNS],
             "steps": steps,
             "runs": runs,
-            "environment": environment(),
+            "environment": environment("cuda" if torch.cuda.is_available() else "cpu"),
         },
     )
-
-
-def environment() -> dict[str, Any]:
-    """Where this ran; nothing that names a person or a machine."""
-    cuda = torch.cuda.is_available()
-    return {
-        "processor": processor(),
-        "processors": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(0) if cuda else "cpu",
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in ("foveate", "torch", "transformers")},
-    }
-
-
-def write(path: Path, value: Any) -> None:
-    """Write plain data as JSON."""
-    write_json(path, value)
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 def quiet() -> None:

@@ -10,21 +10,18 @@ on a GPU 7 billion (Vicuna-7B's). The rules that their authors' code writes as l
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
-import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from _common import CLOCKS, Clock, say
 from as_structured import RULES
 from torch import Tensor
 
-from foveate.costmodel.device import processor
+from foveate.bench.environment import environment
 from foveate.files import write_json
 from foveate.methods import Method, PixelMethod, method_class, method_names
 from foveate.spec import parse
@@ -69,7 +66,7 @@ def main() -> int:
         for tokens in arguments.tokens:
             kept = max(1, round(tokens * arguments.keep))
             for count in (tokens, kept):
-                prefill[count] = clock.milliseconds(lambda count=count: decoder(count + WORDS))
+                prefill[count] = clock.median(lambda count=count: decoder(count + WORDS))
                 say(f"prefill of {count} visual and {WORDS} text tokens: {prefill[count]:.1f} ms")
             for width in arguments.widths:
                 for images in arguments.images:
@@ -84,7 +81,7 @@ def main() -> int:
         "clock": clock.name,
         "prefill_ms": {str(count): round(value, 2) for count, value in prefill.items()},
         "rows": [rounded(row) for row in rows],
-        "environment": environment(arguments, time.perf_counter() - began),
+        "environment": environment(arguments.device, time.perf_counter() - began),
     }
     write_json(arguments.out, result)
     say(f"\n{len(rows)} measurements in {result['environment']['seconds']} s: {arguments.out}")
@@ -104,7 +101,7 @@ def read() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--clock",
-        choices=["wall", "cpu"],
+        choices=CLOCKS,
         default="wall",
         help="cpu counts the processor's time, for machines that do other things; with one thread",
     )
@@ -124,36 +121,6 @@ def read() -> argparse.Namespace:
 def can_be_planned(name: str) -> bool:
     """Whether a method acts on tokens and is told how many to keep."""
     return not issubclass(method_class(name), PixelMethod) and method_class(name).takes_keep
-
-
-class Clock:
-    """Times calls: on a GPU the device is waited for."""
-
-    def __init__(self, device: str, name: str) -> None:
-        self.name = name
-        self.device = device
-        self._now = time.process_time if name == "cpu" else time.perf_counter
-
-    def milliseconds(self, run: Callable[[], object]) -> float:
-        """The median of up to seven runs after one more; of runs beyond two seconds, the first alone."""
-        first = self._once(run)
-        if first > 2000:
-            return first
-        times: list[float] = []
-        while len(times) < 3 or (len(times) < 7 and sum(times) < 1000):
-            times.append(self._once(run))
-        return statistics.median(times)
-
-    def _once(self, run: Callable[[], object]) -> float:
-        self._wait()
-        began = self._now()
-        run()
-        self._wait()
-        return (self._now() - began) * 1e3
-
-    def _wait(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
 
 
 class Decoder:
@@ -200,14 +167,14 @@ def measure(
             return method.plan(given).apply(given.features)
 
         row: dict[str, Any] = {"method": name, "tokens": tokens, "kept": kept, "width": width, "images": images}
-        row["ms"] = clock.milliseconds(compress)
+        row["ms"] = clock.median(compress)
         if (
             name in RULES
             and arguments.device == "cpu"
             and images == 1
             and tokens <= STRUCTURED_AT_MOST.get(name, tokens)
         ):
-            row["structured_ms"] = clock.milliseconds(lambda name=name: RULES[name](features[0], text[0], kept))
+            row["structured_ms"] = clock.median(lambda name=name: RULES[name](features[0], text[0], kept))
         rows.append(row)
     return rows
 
@@ -270,23 +237,6 @@ def line(row: dict[str, Any]) -> str:
     share = "" if row["share"] is None else f"{row['share']:8.2%} of what it saves"
     shape = f"{row['images']} x {row['tokens']} x {row['width']} -> {row['kept']}"
     return f"{row['method']:16} {shape:24} {row['ms']:9.1f} ms {share}{structured}"
-
-
-def environment(arguments: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """Where this ran; nothing that names a person or a machine."""
-    return {
-        "seconds": round(seconds, 1),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor(),
-        "threads": torch.get_num_threads(),
-        "load": round(os.getloadavg()[0], 1),
-        "device": torch.cuda.get_device_name() if arguments.device == "cuda" else "cpu",
-        "packages": {name: importlib.metadata.version(name) for name in ("foveate", "torch", "transformers")},
-    }
-
-
-def say(text: str) -> None:
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

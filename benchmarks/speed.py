@@ -18,11 +18,9 @@ ends it in time.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import itertools
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -32,14 +30,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _common import CLOCKS, say
 from every_method import every
 from random_models import MODELS, REAL, Pictures, make, prompt
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from foveate.bench.environment import environment
 from foveate.costmodel import cost_of_layouts, read_model
 from foveate.costmodel import device as device_of
-from foveate.costmodel.device import SIZES, processor
+from foveate.costmodel.device import SIZES
 from foveate.engine import apply, timed, timing
 from foveate.errors import FoveateError
 from foveate.families import family_of
@@ -79,8 +79,7 @@ class Row:
 def main() -> int:
     arguments = read()
     torch.set_num_threads(arguments.threads)
-    if arguments.clock == "cpu":
-        timing.clock = time.process_time
+    timing.clock = CLOCKS[arguments.clock]
     began = time.perf_counter()
     result = begin(arguments)
     done = {key(cell) for cell in result["cells"]}
@@ -136,7 +135,7 @@ def read() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
         "--clock",
-        choices=["wall", "cpu"],
+        choices=CLOCKS,
         default="wall",
         help="cpu counts the processor's time, for machines that do other things; with one thread",
     )
@@ -184,10 +183,12 @@ def key(cell: dict[str, Any]) -> tuple[Any, ...]:
 
 def begin(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was measured before on this machine, or nothing."""
-    told = environment(arguments)
+    told = {**environment(arguments.device, 0), "clock": arguments.clock}
     if arguments.out.is_file():
         held = json.loads(arguments.out.read_text(encoding="utf-8"))
-        differs = [name for name in ("device", "threads", "clock") if held["environment"].get(name) != told[name]]
+        differs = [
+            name for name in ("device", "processor", "threads", "clock") if held["environment"].get(name) != told[name]
+        ]
         if differs:
             sys.exit(f"{arguments.out} was measured with another {' and '.join(differs)}; give another --out")
         return held
@@ -340,22 +341,6 @@ def with_maps(
         return {"encoder": round(found[-1].encoder, 3), "prefill": round(found[-1].prefill, 3), "bytes": maps}
     finally:
         network.set_attn_implementation("sdpa")
-
-
-def environment(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Where this runs; nothing that names a person or a machine."""
-    return {
-        "device": torch.cuda.get_device_name() if arguments.device.startswith("cuda") else processor(),
-        "threads": arguments.threads,
-        "clock": arguments.clock,
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "foveate")},
-        "python": platform.python_version(),
-        "seconds": 0,
-    }
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

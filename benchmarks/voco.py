@@ -17,10 +17,8 @@ docs/measured/voco.json, from which `python docs/make.py voco` makes the tables 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import math
-import platform
 import random
 import statistics
 from collections import Counter
@@ -29,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _common import say
 from voco_answers import (
     COUNTS,
     Configuration,
@@ -42,6 +41,7 @@ from voco_answers import (
 from voco_rivals import RIVALS, WEIGHTS, train_rival
 from voco_times import times
 
+from foveate.bench.environment import environment
 from foveate.bench.statistics import difference_interval, mean_interval
 from foveate.files import write_json
 from foveate.scenes import CLIP_SKILLS, clip, test_set
@@ -246,11 +246,7 @@ def summary(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, Any]:
         "further": arguments.further if "plain:1" in found else None,
         "clips": clips_summary(recipe, arguments),
         "times": json.loads(measured.read_text(encoding="utf-8")) if measured.exists() else None,
-        "environment": {
-            "machine": platform.machine(),
-            "torch": torch.__version__,
-            "transformers": importlib.metadata.version("transformers"),
-        },
+        "environment": environment(),
     }
 
 
@@ -373,11 +369,6 @@ def retention(
 def plain(interval: Any) -> dict[str, Any]:
     """Return an interval as rounded data."""
     return {name: None if value is None else round(value, 4) for name, value in interval.to_dict().items()}
-
-
-def say(text: str) -> None:
-    """Print a line at once."""
-    print(text, flush=True)
 
 
 if __name__ == "__main__":

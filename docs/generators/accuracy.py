@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.bench.report import clearly_below, interval, points
+from foveate.bench.formatting import interval, points
+from foveate.bench.report import clearly_below
 from foveate.files import write_json
 from generators.folders import MEASURED, PICTURES
 from generators.markdown import bullets

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from foveate.bench.formatting import percent_text
 from generators.benchmarks import benchmark
 from generators.folders import DOCS, MEASURED, PICTURES
 from generators.markdown import fill, table, with_measured_part
@@ -127,7 +128,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         right = sum(skill["accuracy"] * skill["questions"] for skill in skills)
         shares.append(f"{right / questions:.1%}" if questions else "")
     accuracy, tokens, flops = row["accuracy"]["value"], row["mean_tokens"], row["prefill_gflops"]
-    return [f"{accuracy:.1%}", _interval(row["to_dense"]), f"{tokens:.0f}", f"{flops:.2f}", *shares]
+    return [f"{accuracy:.1%}", percent_text(row["to_dense"]), f"{tokens:.0f}", f"{flops:.2f}", *shares]
 
 
 def _differences(about: Any, rows: Mapping[str, Any], mean: int) -> Iterable[str]:
@@ -143,7 +144,8 @@ def _differences(about: Any, rows: Mapping[str, Any], mean: int) -> Iterable[str
     for text, name in shown.items():
         compared = {title: own for title, own in columns.items() if name in own and _compares(title, name)}
         if compared:
-            cells.append([text, *(_interval(own[name]) if title in compared else "" for title, own in columns.items())])
+            differences = (percent_text(own[name]) if title in compared else "" for title, own in columns.items())
+            cells.append([text, *differences])
     if cells:
         yield table(["difference to", *columns], cells, "l" + "r" * len(columns))
 
@@ -157,7 +159,7 @@ def _variants(about: Any, rows: Mapping[str, Any]) -> Iterable[str]:
     """Yield the table of adapters that were trained otherwise."""
     differences = rows.get("learned 144 144-tokens", {}).get("to_rivals", {})
     names = {name: f"learned 144 {name}" for name in about.VARIANTS if f"learned 144 {name}" in differences}
-    cells = [[TITLES[name], _interval(differences[row]), *_cells(rows[row])] for name, row in names.items()]
+    cells = [[TITLES[name], percent_text(differences[row]), *_cells(rows[row])] for name, row in names.items()]
     if cells:
         yield table(["trained otherwise, at 144", "ours minus it", *COLUMNS], cells, "l" + "r" * (len(COLUMNS) + 1))
 
@@ -171,7 +173,7 @@ def _grids(choice: Mapping[str, Any]) -> Iterable[str]:
         fill(
             f"On {choice['questions']} questions about {choice['scenes']} other scenes, a start with the grid open has "
             f"{opened:.1%} and one with the grid closed {closed:.1%}, difference "
-            f"{_interval(choice['open_minus_closed'])}."
+            f"{percent_text(choice['open_minus_closed'])}."
         )
         + "\n"
     )
@@ -202,12 +204,6 @@ def _ordered(counts: Mapping[str, Any]) -> str:
     """Return means by name, the largest first."""
     descending = sorted(counts.items(), key=lambda pair: -pair[1]["value"])
     return ", ".join(f"{name} {count['value']:.0f}" for name, count in descending)
-
-
-def _interval(difference: Mapping[str, float | None]) -> str:
-    """Return a difference of shares with its interval: "-3.6% [-6.3%, -1.0%]"."""
-    low, high = (0.0 if difference[end] is None else difference[end] for end in ("low", "high"))
-    return f"{difference['value']:+.1%} [{low:+.1%}, {high:+.1%}]"
 
 
 def draw_budgets(need: Mapping[str, Any], path: Path) -> None:

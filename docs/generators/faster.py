@@ -14,6 +14,7 @@ from foveate.errors import KeepError
 from foveate.tokens import Layout, Segment
 from generators.benchmarks import benchmark
 from generators.folders import MEASURED, PICTURES
+from generators.markdown import machine
 from generators.pictures import figure as new_figure
 from generators.pictures import save
 
@@ -518,7 +519,7 @@ def _where(found: list[Cell]) -> str:
     threads = f"{cell.threads} thread{'s' if cell.threads > 1 else ''}"
     fewest, most = (pick(each.rounds for each in found) for pick in (min, max))
     rounds = f"of {fewest} round{'s' if fewest > 1 else ''}" if fewest == most else f"of {fewest} to {most} rounds"
-    return f"{title}, {cell.dtype}, on {cell.environment['device']}, {threads}; medians {rounds}."
+    return f"{title}, {cell.dtype}, on {machine(cell.environment)}, {threads}; medians {rounds}."
 
 
 def _commands(found: list[Cell], specs: str | None = None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from generators.folders import MEASURED
-from generators.markdown import bullets
+from generators.markdown import bullets, machine
 
 TARGET = 1.05
 """How much longer than the ideal a prefill may take."""
@@ -50,14 +50,15 @@ def page() -> str:
     measured: dict[str, Any] = json.loads((MEASURED / "depth.json").read_text(encoding="utf-8"))
     rows: list[dict[str, Any]] = measured["rows"]
     environment = measured["environment"]
+    versions = environment["packages"]
     command = "python benchmarks/depth.py --out docs/measured/depth.json"
     clock = "Times are wall-clock times."
     if measured["clock"] == "cpu":
         command += f" --clock cpu --threads {environment['threads']}"
         clock = "Times are process times, so other work on the machine hardly affects them."
     device = (
-        f"On {environment.get('processor', environment['device'])}, {environment['threads']} thread(s); "
-        f"torch {environment['torch']}, transformers {environment['transformers']}. {clock} "
+        f"On {machine(environment)}, {environment['threads']} thread(s); "
+        f"torch {versions['torch']}, transformers {versions['transformers']}. {clock} "
         f"Milliseconds are medians; ratios are medians of per-round ratios, over {environment['turns']} rounds or more."
     )
     head = HEAD.replace("WORDS", str(measured["text_tokens"])).replace("TOLD\n", _told(rows) + "\n")

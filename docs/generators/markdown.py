@@ -74,6 +74,11 @@ def packages(environment: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
 
 
+def machine(environment: Mapping[str, Any]) -> str:
+    """Return the name of the processor or the GPU on which something was measured."""
+    return environment["processor"] if environment["device"] == "cpu" else environment["device"]
+
+
 def with_part(page: str, name: str, text: str) -> str:
     """Return a page with new text between its comments `<!-- NAME -->` and `<!-- end -->`.
 

@@ -7,6 +7,7 @@ import textwrap
 from typing import Any
 
 from generators.folders import MEASURED
+from generators.markdown import machine, packages
 
 TARGET = 0.01
 """The share of the prefill it saves that a compressor may take, on a CPU."""
@@ -54,14 +55,13 @@ def page() -> str:
         f"{environment['load']} when the run ended).",
         "wall": f"Times are wall-clock times, with {environment['threads']} threads.",
     }[measured["clock"]]
-    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
-    machine = environment["processor"] if environment["device"] == "cpu" else environment["device"]
     command = "python benchmarks/plans.py --out docs/measured/plans.json"
     if measured["clock"] == "cpu":
         command += " --clock cpu --threads 1"
     text = HEAD.replace("SIZE", {"0.5B": "0.5 billion", "7B": "7 billion"}[measured["decoder"]])
     text = text.replace("WORDS", str(measured["words"])).replace("COMMAND", command)
-    text = text.replace("DEVICE", textwrap.fill(f"Medians, on {machine}; {packages}. {clock}", 120) + again)
+    where = f"Medians, on {machine(environment)}; {packages(environment)}. {clock}"
+    text = text.replace("DEVICE", textwrap.fill(where, 120) + again)
     parts = [text.replace("BEYOND\n", _beyond(rows) + "\n")]
     for tokens in sorted({row["tokens"] for row in rows}):
         kept = next(row["kept"] for row in rows if row["tokens"] == tokens)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from foveate.bench.formatting import points_text, share_text
 from generators.folders import DOCS, MEASURED
 from generators.markdown import table, with_measured_part
 
@@ -62,7 +63,8 @@ def _accuracy(found: Mapping[str, Any]) -> str:
             title += f", after its first {steps:,} steps"
         count = "dense" if name == "dense:dense" else name.partition(":")[2] or "1"
         kv = f"{size[count] / 1024:,.0f} KB" if count in size else ""
-        cells.append([title, kv, *(_share(row.get(key)) for key in ("accuracy", "retention", "ratio"))])
+        shares = [row.get(key) for key in ("accuracy", "retention", "ratio")]
+        cells.append([title, kv, *("" if share is None else share_text(share) for share in shares)])
     return table(["what", "KV of an image", "accuracy", "retention", "ratio"], cells, "lrrrr")
 
 
@@ -85,7 +87,7 @@ def _differences(found: Mapping[str, Any]) -> list[str]:
     row = _rows(found).get(f"press{LONGER}:1" if found.get("longer") else "press:1", {})
     titles = {"over_pool": "average pooling", "over_qformer": "the Q-Former"}
     return [
-        f"One VoCo token less {title}, paired by question: {_points(row[key], 'points ')}.\n"
+        f"One VoCo token less {title}, paired by question: {points_text(row[key])}.\n"
         for key, title in titles.items()
         if key in row
     ]
@@ -99,7 +101,7 @@ def _distillation(found: Mapping[str, Any]) -> str:
         [
             count,
             *(f"{rows[f'{run}:{count}']['accuracy']['value']:.1%}" for run in ("press", "plain", "distil")),
-            _points(rows[f"distil:{count}"]["over_plain"]),
+            points_text(rows[f"distil:{count}"]["over_plain"], unit=""),
         ]
         for count in counts
     ]
@@ -117,7 +119,7 @@ def _clips(found: Mapping[str, Any]) -> str:
             str(row["tokens"]),
             title,
             *(f"{row[skill][order]['value']:.1%}" for order in ("in_order", "shuffled")),
-            _points(row[skill]["difference"]),
+            points_text(row[skill]["difference"], unit=""),
             f"{found['commonest_answer'][skill]:.1%}",
         ]
         for row in found["rows"]
@@ -139,13 +141,3 @@ def _times(found: Mapping[str, Any]) -> str:
         ["one VoCo token, on the first question", f"{took['voco_first']:.1f} ms"],
     ]
     return table(["to the first token of an answer", "processor time"], cells, "lr")
-
-
-def _share(interval: Mapping[str, float] | None) -> str:
-    return "" if interval is None else "{value:.1%} ({low:.1%} to {high:.1%})".format(**interval)
-
-
-def _points(interval: Mapping[str, float], unit: str = "") -> str:
-    """Return a difference in percentage points with its interval: "+9.7 points (+6.3 to +13.1)"."""
-    value, low, high = (100 * interval[name] for name in ("value", "low", "high"))
-    return f"{value:+.1f} {unit}({low:+.1f} to {high:+.1f})"

@@ -8,6 +8,8 @@ from typing import Any, Final
 from rich.table import Table
 from rich.text import Text
 
+from foveate.bench.formatting import count, interval, points, share_text
+
 NOTE = (
     "Differences are paired with dense, question by question; intervals are 95 %, clustered by image. Times are "
     "milliseconds for one question about a new image: whole batches, divided by what is in them; medians over batches."
@@ -167,8 +169,8 @@ def _title(metrics: Mapping[str, Any]) -> str:
 def _markdown_cells(row: Mapping[str, Any]) -> list[str]:
     cells = cells_of(row)
     accuracy = row["accuracy"]
-    bounds = "" if accuracy["low"] is None else f" ({accuracy['low']:.1%} to {accuracy['high']:.1%})"
-    return [_code(row), *cells[1:4], cells[4] + bounds, f"{cells[6]} {cells[7]}".strip(), *cells[8:]]
+    measured = cells[4] if accuracy["low"] is None else share_text(accuracy)
+    return [_code(row), *cells[1:4], measured, f"{cells[6]} {cells[7]}".strip(), *cells[8:]]
 
 
 def _code(row: Mapping[str, Any]) -> str:
@@ -178,29 +180,6 @@ def _code(row: Mapping[str, Any]) -> str:
 def _rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(heads) + " |", "|:--" + "|--:" * (len(heads) - 1) + "|"]
     return lines + ["| " + " | ".join(cells) + " |" for cells in rows]
-
-
-def count(tokens: float) -> str:
-    """A number of tokens: whole if it is the same for all images.
-
-    >>> count(64.0), count(63.52)
-    ('64', '63.5')
-    """
-    return f"{tokens:.0f}" if tokens == round(tokens) else f"{tokens:.1f}"
-
-
-def points(share: float) -> str:
-    """A difference of shares in points of a hundred, with its sign.
-
-    >>> points(-0.104), points(0.0)
-    ('-10.4', '0.0')
-    """
-    return f"{share * 100:+.1f}" if round(share * 100, 1) else "0.0"
-
-
-def interval(bounds: Mapping[str, float]) -> str:
-    """The bounds of a difference, in points of a hundred."""
-    return f"[{points(bounds['low'])}, {points(bounds['high'])}]"
 
 
 def _skill(accuracy: Mapping[str, Any]) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,11 +16,11 @@ from torch import nn
 
 from foveate.bench.answers import Asker, Prompts, fingerprint
 from foveate.bench.configurations import DENSE, name_of
+from foveate.bench.environment import environment
 from foveate.bench.metrics import measure
 from foveate.bench.report import markdown
 from foveate.bench.results import Part, Prediction, ResultsFolder
 from foveate.bench.tasks import Picture, Task, normalised
-from foveate.costmodel.device import processor
 from foveate.engine import Encoded, encode
 from foveate.errors import FoveateError
 from foveate.schedule import schedule
@@ -132,10 +130,10 @@ class Benchmark:
         order = {name: number for number, name in enumerate(self.specs)}
         predictions = sorted(self.folder.predictions(), key=lambda each: (order[each.spec], each.number))
         metrics = measure(self.task, self.specs, predictions, self.folder.parts(), floor, self.budgets)
-        environment = _environment(self.asker.device, time.monotonic() - began)
+        where = environment(self.asker.device, time.monotonic() - began)
         texts = {
             "metrics.json": json.dumps(metrics, ensure_ascii=False, indent=1) + "\n",
-            "environment.json": json.dumps(environment, indent=1) + "\n",
+            "environment.json": json.dumps(where, indent=1) + "\n",
             "table.md": markdown(metrics, self.command),
         }
         self.folder.finish(predictions, texts)
@@ -219,19 +217,3 @@ class Benchmark:
         """One question dense, so that the first part isn't charged for what only happens once."""
         encoded, _ = self._encode(self._first, [DENSE])
         self.asker.answer(self._first, DENSE, encoded)
-
-
-def _environment(device: torch.device, seconds: float) -> dict[str, Any]:
-    """Where and how long this ran; nothing that names a person or a machine."""
-    packages = ("foveate", "torch", "transformers", "numpy", "pillow")
-    return {
-        "seconds": round(seconds, 1),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor(),
-        "processors": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "packages": {name: importlib.metadata.version(name) for name in packages},
-    }

@@ -8,9 +8,9 @@ from typing import Final
 
 from PIL import Image, ImageDraw
 
+from foveate.fonts import FONTS
 from foveate.scenes.draw import (
     FONT_SHARES,
-    FONTS,
     RGB,
     background,
     contrast,

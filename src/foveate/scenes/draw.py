@@ -5,32 +5,19 @@ from __future__ import annotations
 import functools
 import math
 import random
-from pathlib import Path
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from foveate.fonts import font
 
 RGB = tuple[int, int, int]
 
-FONTS: Final[tuple[str, ...]] = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSerif")
-"""The embedded fonts (printable ASCII only); their licence is in ``fonts/LICENSE``."""
-
 FONT_SHARES: Final[tuple[int, ...]] = (9, 5, 3, 3)
-"""How often each font is drawn."""
+"""How often each of `fonts.FONTS` is drawn."""
 
 _OVERSAMPLE: Final = 4
-
-
-@functools.lru_cache(maxsize=256)
-def font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    """Load an embedded font at a size in pixels.
-
-    >>> font("DejaVuSans", 12).size
-    12
-    """
-    path = Path(__file__).parent / "fonts" / f"{name}.ttf"
-    return ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
 
 
 def contrast(a: RGB, b: RGB) -> float:

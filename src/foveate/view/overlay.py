@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from foveate.errors import FoveateError
 from foveate.files import atomic_file
+from foveate.fonts import font
 from foveate.plan import Plan
 from foveate.tokens import Layout, Segment
 
@@ -297,19 +298,17 @@ def _write(
 ) -> None:
     """As much of a text as fits into one line of `width` pixels."""
     text = " ".join(text.split())
-    font = _font(size, bold, text.isascii())
+    letters = _font(size, bold, text.isascii())
     shown = text
-    while shown and font.getlength(shown) > width:
+    while shown and letters.getlength(shown) > width:
         text = text[:-1]
         shown = text.rstrip() + "..."
-    pen.text(place, shown, colour, font)
+    pen.text(place, shown, colour, letters)
 
 
 @cache
 def _font(size: int, bold: bool, plain: bool) -> ImageFont.FreeTypeFont:
-    """Our own fonts hold ASCII only; Pillow's holds the letters of European languages."""
+    """Return foveate's own font for ASCII, and Pillow's for texts with the letters of other European languages."""
     if not plain:
         return ImageFont.load_default(size)  # pyright: ignore[reportReturnType]
-    fonts = Path(__file__).parent.parent / "scenes" / "fonts"
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(fonts / name), size, layout_engine=ImageFont.Layout.BASIC)
+    return font("DejaVuSans-Bold" if bold else "DejaVuSans", size)
