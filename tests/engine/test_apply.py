@@ -103,6 +103,12 @@ def test_what_is_no_spec_is_refused(model: Any) -> None:
         pass
 
 
+def test_what_was_called_cut_says_its_new_name(model: Any, inputs: dict[str, Any]) -> None:
+    (image,) = foveate.compress(model, inputs, "cluster:4").images
+    with pytest.raises(AttributeError, match=r"write image\.slot for image\.cut\.slot"):
+        _ = image.cut
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 @torch.no_grad()
 def test_plans_say_which_tokens_are_kept_and_where_the_others_went(row: Any) -> None:

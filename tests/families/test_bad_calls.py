@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from rows import Row
+from test_contract import dense_positions
 from versions import CACHE, cache_of_output
 
 from foveate.engine import apply, compress, encode, timed
@@ -143,3 +144,23 @@ def test_an_image_after_a_padded_text_turn(row: Row, model: Any) -> None:
         together = turns(firsts)
         for number, text in enumerate(firsts):
             torch.testing.assert_close(together[:, number], turns((text,))[:, 0], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("spec", ["stride:4", "stride:0.5@1"])
+def test_rows_of_several_documents_are_refused(row: Row, any_model: Any, spec: str) -> None:
+    """Dense, transformers keeps them apart by their positions; a compressed row could not."""
+    first, second = row.inputs("t6 A t5"), row.inputs("t2 A t3")
+    positions = [dense_positions(any_model, each) for each in (first, second)]
+    packed = {name: torch.cat([first[name], second[name]]) for name in first if name in PIXELS}
+    packed["input_ids"] = torch.cat([first["input_ids"], second["input_ids"]], dim=1)
+    packed["position_ids"] = torch.cat(positions, dim=-1)
+    if row.token_types:
+        packed["mm_token_type_ids"] = (packed["input_ids"] == row.image_token).int()
+    with apply(any_model, spec), pytest.raises(FoveateError, match="several packed documents"):
+        any_model(**packed, use_cache=False)
+    if "@1" not in spec:
+        with pytest.raises(FoveateError, match="several packed documents"):
+            compress(any_model, packed, spec)
+        with pytest.raises(FoveateError, match="several packed documents"):
+            compress(any_model, first | {"cu_seq_lens_q": torch.tensor([0, 4])}, spec)

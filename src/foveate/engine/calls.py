@@ -22,7 +22,15 @@ from foveate.engine.decoder import DecoderPass
 from foveate.engine.encode import Encoded, encoded_from
 from foveate.engine.hooks import CoreHooks, DecoderHooks, EncoderHooks
 from foveate.engine.images import plan_images
-from foveate.engine.prompt import PER_COLUMN, CompressedImage, CutPrompt, WantedPredictions, cut_prompt, texts_of
+from foveate.engine.prompt import (
+    PER_COLUMN,
+    CompressedImage,
+    CutPrompt,
+    WantedPredictions,
+    cut_prompt,
+    refuse_packed,
+    texts_of,
+)
 from foveate.engine.report import ReportBuilder
 from foveate.engine.state import CacheState, LayerState, cache_state, capture_of, encoded_of, set_cache_state
 from foveate.engine.timing import now
@@ -570,8 +578,10 @@ def _check_call(call: Call, brings_images: bool) -> None:
             "apply needs a 2-D attention mask; a prepared one comes from a static cache or from the caller. Use the "
             "dynamic cache, or foveate.compress, whose shorter inputs take any cache"
         )
-    if brings_images and call.get("input_ids") is None:
-        raise FoveateError("images with inputs_embeds are not supported; pass input_ids")
+    if brings_images:
+        if call.get("input_ids") is None:
+            raise FoveateError("images with inputs_embeds are not supported; pass input_ids")
+        refuse_packed(call)
 
 
 def _check_labels(args: tuple[Any, ...], kwargs: Call) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from foveate.engine.calls import refuse_video
 from foveate.engine.encode import Encoded, encode_for
 from foveate.engine.images import plan_images
-from foveate.engine.prompt import PER_COLUMN, CompressedImage, cut_prompt, texts_of
+from foveate.engine.prompt import PER_COLUMN, CompressedImage, cut_prompt, refuse_packed, texts_of
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
@@ -95,6 +95,7 @@ def compress(
             "up to @input"
         )
     refuse_video(family, inputs)
+    refuse_packed(inputs)
     if inputs.get("input_ids") is None:
         raise FoveateError("compress needs input_ids; inputs_embeds alone don't show where the images are")
     if inputs.get("mm_encoder_outputs"):

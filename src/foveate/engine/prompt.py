@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,15 @@ class CompressedImage:
         """The layout that the plan is over."""
         return self.layout if self.seen is None else self.seen
 
+    @property
+    def cut(self) -> CompressedImage:
+        """Refuse a name of version 0.1.
+
+        Raises:
+            AttributeError: always; it names what to write instead.
+        """
+        raise AttributeError("image.cut is gone: write image.slot for image.cut.slot, and so for its other members")
+
 
 @dataclass(frozen=True)
 class CutPrompt:
@@ -99,6 +109,26 @@ class CutPrompt:
     def restore_index(self) -> Tensor:
         """Return, for each column of the full prompt, the place that stands for it: `(B, S)` int64."""
         return standing_for(self.columns, self.keep, self.padded)
+
+
+def refuse_packed(inputs: Mapping[str, Any]) -> None:
+    """Refuse rows that hold several documents, whose images and texts would see each other after the cut.
+
+    transformers reads them off position ids that start again, without a mask and without a cache, or off `cu_seq_lens`.
+
+    Raises:
+        FoveateError: a row holds several documents.
+    """
+    positions = inputs.get("position_ids")
+    packed = any(name.startswith("cu_seq_lens") and value is not None for name, value in inputs.items())
+    if not packed and positions is not None and inputs.get("attention_mask") is None:
+        axis = positions if positions.ndim == 2 else positions[0]
+        packed = bool((axis.diff(dim=-1) < 0).any())
+    if packed:
+        raise FoveateError(
+            "a row holds several packed documents (position ids that start again, or cu_seq_lens), and compressed rows "
+            "can't keep them apart; pass one document per row, padded, or train without packing"
+        )
 
 
 def check_prompt(family: Family, placeholder: Tensor, layouts: Sequence[Layout]) -> list[int]:

@@ -40,10 +40,10 @@ def density_peaks(
     Returns:
         `(B, kept)` int64, the centres, highest product first; `(B, N)` int64, the number of each token's centre.
 
-    >>> features = torch.tensor([[[0.0], [0.1], [5.0], [5.1], [5.2]]])
+    >>> features = torch.tensor([[[0.0], [0.1], [5.0], [5.1], [5.3]]])
     >>> centre, group = density_peaks(features, kept=2, neighbours=2)
     >>> centre.tolist(), group.tolist()
-    ([[0, 3]], [[0, 0, 1, 1, 1]])
+    ([[2, 0]], [[1, 1, 0, 0, 0]])
     """
     images, count, width = features.shape
     away = squared_distances(features)
