@@ -91,8 +91,9 @@ def what_follows() -> str:
                 continue
             methods = [row for row in rows if row["budget"] == budget and not row["baseline"]]
             best = max(methods, key=lambda row: row["accuracy"]["value"])
-            total_measured = f"of {len(methods)} methods"
-            named = " and ".join(f"`{label}`" for label in labels) if len(labels) < 3 else f"{len(labels)}"
+            named = " and ".join(f"`{label}`" for label in labels) + ","
+            named = named if len(labels) < 3 else f"{len(labels)}"
+            total_measured = f"of {len(methods)} methods{',' if len(labels) < 3 else ''}"
             points.append(
                 f"With {unit.format(f'{budget:.0f}')}, {named} {total_measured} "
                 f"{'is' if len(labels) == 1 else 'are'} clearly above every baseline. The best is `{best['label']}`: "

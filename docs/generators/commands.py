@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from typing import Any
 
+from generators.folders import DOCS
 from generators.markdown import table
 
 HEAD = """\
@@ -23,9 +26,8 @@ def reference() -> str:
     """Return the page."""
     import typer
 
-    from foveate.commands import app
-
-    program = typer.main.get_command(app)
+    scripts = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    program = typer.main.get_command(importlib.import_module(scripts["foveate"].partition(":")[0]).app)
     commands = list(_commands("foveate", program))
     overview = [(f"[`{name}`](#{_anchor(name)})", _first(command.help)) for name, command in commands]
     return HEAD + "\n".join([table(("command", "what it does"), overview), *(_section(*each) for each in commands)])
@@ -44,15 +46,16 @@ def _commands(name: str, command: Any) -> Iterator[tuple[str, Any]]:
 def _section(name: str, command: Any) -> str:
     context = command.make_context(name, [], resilient_parsing=True)
     usage = " ".join([name, *filter(None, command.collect_usage_pieces(context))])
-    parts = [f"## {name}", _help(command.help), f"```text\n{usage}\n```"]
     rows = []
     for parameter in command.get_params(context):
         record = parameter.get_help_record(context)
         if record is not None:
             rows.append((f"`{record[0].strip()}`", _cell(record[1])))
+    title = f"## {name}\n\n{_help(command.help)}\n\n"
+    if rows:
+        return f"{title}```text\n{usage}\n```\n\n{table(('option', 'meaning'), rows)}"
     # Some commands read their options themselves; their help is shown as it is printed.
-    parts.append(table(("option", "meaning"), rows) if rows else f"```text\n{_printed(name)}\n```\n")
-    return "\n\n".join(parts)
+    return f"{title}```text\n{_printed(name)}\n```\n"
 
 
 def _printed(name: str) -> str:
