@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from typing import Any
 
-from generators.folders import DOCS
 from generators.markdown import table
 
 HEAD = """\
@@ -26,8 +23,9 @@ def reference() -> str:
     """Return the page."""
     import typer
 
-    scripts = tomllib.loads((DOCS.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-    program = typer.main.get_command(importlib.import_module(scripts["foveate"].partition(":")[0]).app)
+    from foveate.commands import app
+
+    program = typer.main.get_command(app)
     commands = list(_commands("foveate", program))
     overview = [(f"[`{name}`](#{_anchor(name)})", _first(command.help)) for name, command in commands]
     return HEAD + "\n".join([table(("command", "what it does"), overview), *(_section(*each) for each in commands)])
