@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,21 @@ def test_the_signatures_in_the_design_are_the_real_ones() -> None:
                     assert written == list(inspect.signature(value).parameters), f"{node.name}.{member.name}"
                     shown += 1
     assert shown > 30
+
+
+def test_the_layers_in_the_design_are_the_checked_ones() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    assert "```text\n" + "\n".join(layers) + "\n```" in (DOCS / "design.md").read_text()
+
+
+def test_every_file_and_folder_of_the_package_is_in_the_tree_of_the_design() -> None:
+    page = (DOCS / "design.md").read_text()
+    tree = page[page.index("```text\nsrc/foveate/") :].split("```")[1]
+    package = ROOT / "src" / "foveate"
+    names = {f"{path.name}/" if path.is_dir() else path.name for path in package.iterdir()}
+    missing = {name for name in names if name not in tree} - {"__pycache__/", "__main__.py", "py.typed"}
+    assert not missing
 
 
 def test_the_code_in_the_design_runs(capsys: pytest.CaptureFixture[str]) -> None:
