@@ -43,3 +43,12 @@ def test_old_module_names_say_the_new_one(old: str, new: str):
     with pytest.raises(ImportError, match=rf"{old} was renamed; import {new} instead"):
         importlib.import_module(old)
     assert importlib.import_module(new)
+
+
+@pytest.mark.parametrize(("old", "new"), renamed.NEW_HOMES.items())
+def test_old_names_say_the_new_one(old: str, new: str):
+    module, _, name = old.rpartition(".")
+    with pytest.raises(ImportError, match=rf"{old} was renamed; use {new} instead"):
+        exec(f"from {module} import {name}")
+    module, _, name = new.rpartition(".")
+    assert getattr(importlib.import_module(module), name)

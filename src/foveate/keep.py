@@ -14,7 +14,7 @@ from foveate.errors import KeepError
 
 @dataclass(frozen=True)
 class Keep:
-    """How much remains: a number of tokens per image, an exact fraction of what arrives, or what the content asks for.
+    """How many tokens a method keeps: a number per image, an exact fraction of those that arrive, or "auto".
 
     One rounding rule: a fraction of N tokens is rounded to the nearest whole number, halves up, and is at least 1.
     A step at several decoder layers may have one keep for each ("300/200/110"), or the mean over all layers of the
@@ -31,11 +31,11 @@ class Keep:
     tokens: int | None = None
     share: Fraction | None = None
     auto: bool = False
-    """Left to the method, which looks at the content: only adaptive methods can."""
+    """The method decides from the content; only adaptive methods can."""
     layers: tuple[Keep, ...] = ()
     """One keep per layer."""
     mean: int | None = None
-    """Tokens per layer, the mean over all layers of the decoder."""
+    """Mean number of tokens per layer, over all layers of the decoder."""
 
     def __post_init__(self) -> None:
         if self.layers or self.mean is not None:
@@ -68,10 +68,10 @@ class Keep:
 
     @classmethod
     def of(cls, value: Keep | float | str) -> Keep:
-        """Read a keep: an int is a number of tokens, a float a fraction; of text, what has a dot is a fraction.
+        """Read a keep: an int is a number of tokens, a float a fraction; text with a dot is a fraction.
 
         Raises:
-            KeepError: it is neither, nor "auto", nor one of them per layer ("300/200"), nor a mean ("mean=64").
+            KeepError: the value is none of these, nor "auto", one keep per layer ("300/200") or a mean ("mean=64").
         """
         if isinstance(value, Keep):
             return value
@@ -85,31 +85,31 @@ class Keep:
         if isinstance(value, bool) or not re.fullmatch(
             r"[+-]?([0-9]+|[0-9]*\.[0-9]*|[0-9]+(\.[0-9]+)?e-[0-9]{1,3})|[+-]?(nan|inf)", text
         ):
-            raise KeepError(f"{value!r} is no keep; write a number of tokens (64) or a fraction of them (0.25)")
+            raise KeepError(f"invalid keep {value!r}; write a number of tokens (64) or a fraction of them (0.25)")
         if re.fullmatch(r"[+-]?[0-9]+", text):
             return cls(tokens=int(text))
         try:
             share = Fraction(text)
         except (ValueError, ZeroDivisionError):
             raise KeepError(
-                f"{text!r} is no keep; write a number of tokens (64) or a fraction of them (0.25)"
+                f"invalid keep {text!r}; write a number of tokens (64) or a fraction of them (0.25)"
             ) from None
         if not 0 < share <= 1:
             raise KeepError(f"keep {text} is no fraction above 0 and up to 1.0; a number of tokens has no dot (64)")
         return cls(share=share)
 
     def count(self, tokens: int) -> int:
-        """How many of `tokens` remain.
+        """Compute how many of `tokens` tokens are kept.
 
         Raises:
-            KeepError: more would remain than there are, or the content decides.
+            KeepError: the keep is more than `tokens`, or the content decides.
         """
         if self.layers or self.mean is not None:
             raise KeepError(
                 f"keep {self} is for a step at several decoder layers; write one for each, as in 300/200@8,16"
             )
         if self.auto:
-            raise KeepError("keep auto says nothing by itself; the method's `bounds` tell how many may remain")
+            raise KeepError("keep auto gives no number; the method's `bounds` give the fewest and the most tokens")
         if self.share is not None:
             return max(1, math.floor(self.share * tokens + Fraction(1, 2)))
         assert self.tokens is not None
@@ -135,7 +135,7 @@ class Keep:
 
 
 def _digits(share: Fraction) -> int | None:
-    """How many decimal places write a fraction exactly, at least 1; None if none do."""
+    """Return how many decimal places write a fraction exactly, at least 1; None if no number does."""
     rest, twos, fives = share.denominator, 0, 0
     while rest % 2 == 0:
         rest, twos = rest // 2, twos + 1
@@ -145,7 +145,7 @@ def _digits(share: Fraction) -> int | None:
 
 
 def spread(budget: int, weights: Sequence[int]) -> list[int]:
-    """Share `budget` out in proportion to `weights`, at least 1 each, by largest remainders.
+    """Divide `budget` in proportion to `weights`, at least 1 each, by largest remainders.
 
     >>> spread(10, [1, 1, 2])
     [3, 2, 5]

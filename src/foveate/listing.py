@@ -1,4 +1,4 @@
-"""What every method says about itself: the rows of `foveate methods`, and the pages about methods."""
+"""Describe every method from its class: the rows of `foveate methods` and the pages about methods."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Listing:
         card: all that its docstring says, without the example; Markdown.
         example: code that runs, as in a session.
         spec: how it is written with everything at its default.
-        place: where it acts by nature; "decoder" is at the input of decoder layers, which a spec names.
+        place: default place; "decoder" means the input of decoder layers, which a spec names.
         layers: for those, the layers of 32 where its authors have it act.
         positions: "keep" or "pack", its default.
         reads: what it looks at besides the features, as it is by default.
@@ -54,12 +54,12 @@ class Listing:
     options: dict[str, dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data, for JSON."""
+        """Return the same as plain data, for JSON."""
         return dataclasses.asdict(self)
 
 
 def listing() -> tuple[Listing, ...]:
-    """Every method, by name.
+    """Describe every method, sorted by name.
 
     >>> [each.name for each in listing() if each.place == "pixels"]
     ['resize']
@@ -68,7 +68,7 @@ def listing() -> tuple[Listing, ...]:
 
 
 def card(name: str) -> Listing:
-    """One method, by its name or an alias.
+    """Describe one method, by its name or an alias.
 
     >>> card("fastervlm").name, card("fastervlm").reads
     ('cls', ("EncoderAttention(layer=-2, heads='mean')",))

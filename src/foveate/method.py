@@ -1,4 +1,4 @@
-"""What every method is: a frozen dataclass that makes plans."""
+"""The base classes of methods: frozen dataclasses that make plans; and a step, which is a method at some places."""
 
 from __future__ import annotations
 
@@ -28,11 +28,13 @@ AUTO = Keep.of("auto")
 
 
 class Effort(NamedTuple):
-    """What making the plan of one image takes, roughly: for the cost model, which adds signals and the plan's use.
+    """A rough estimate of the work of planning one image, for the cost model.
+
+    The cost model adds signals and the application of the plan itself.
 
     Attributes:
         flops: FLOPs, one multiply-add being 2.
-        launches: tensor operations one behind another; images of a batch share them.
+        launches: tensor operations in sequence; images of a batch share them.
     """
 
     flops: float
@@ -41,17 +43,17 @@ class Effort(NamedTuple):
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """One idea: from visual tokens to a plan. It never sees a model, a prompt's length or a device.
+    """A rule that makes a plan from visual tokens. It never sees a model, a prompt's length or a device.
 
     Attributes:
-        keep: how much remains: an int is tokens per image, a float the fraction of what arrives; an adaptive method
-            also takes "auto", and looks at the content.
+        keep: how many tokens remain: an int is tokens per image, a float the fraction of those that arrive; an adaptive
+            method also takes "auto", and decides from the content.
         positions: whether kept tokens keep their position ids ("keep") or get new ones without gaps ("pack").
         per: whether `keep` is the budget of an image or of each of its tiles; a tile that has fewer tokens than a
-            budget keeps all. The engine sees to it (`foveate.methods.tiles`), `count` and `plan` know of one budget.
-        place: where it acts by nature; "decoder" is at the input of one decoder layer or of several.
-        layers: of a method of the decoder, the layers where its authors have it act, of 32.
-        fixed: whether the layout alone decides which tokens remain.
+            budget keeps all. The engine splits tiles (`foveate.methods.tiles`); `count` and `plan` handle one budget.
+        place: default place; "decoder" means the input of one decoder layer or several, which a step names.
+        layers: of a method of the decoder, the layers that its authors use, in a decoder of 32.
+        fixed: whether the layout alone decides which tokens are kept.
         takes_keep: False if the rule alone decides how much remains; specs then leave the keep out.
     """
 
@@ -72,7 +74,9 @@ class Method(ABC):
     def __post_init__(self) -> None:
         object.__setattr__(self, "keep", Keep.of(self.keep))
         if self.keep.auto and not self.adaptive:
-            raise KeepError(f"{self.name} is told how much to keep; write a number of tokens (64) or a fraction (0.25)")
+            raise KeepError(
+                f"{self.name} must be told how much to keep; write a number of tokens (64) or a fraction (0.25)"
+            )
         if not self.takes_keep and self.keep != ALL:
             raise KeepError(f"{self.name} takes no keep: its rule decides how much remains; leave {self.keep} out")
         if self.keep.mean is not None and self.per == "tile":
@@ -83,7 +87,7 @@ class Method(ABC):
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """Where it acts by nature, with these options; a spec that says nothing of places means these."""
+        """The default places with these options; a step without places acts there."""
         return (self.place,)
 
     def at(self, *places: Place) -> Step:
@@ -103,46 +107,48 @@ class Method(ABC):
         return Step(self, places)
 
     def check(self, places: Sequence[Place], base: Callable[[], str]) -> None:
-        """Whether it can act there; methods with weights look at whose they are. Anything goes, as it stands.
+        """Check that the method can act at these places; the default accepts all.
+
+        Methods with weights check that the weights were made for this model.
 
         Args:
             places: of its step.
-            base: tells the fingerprint of the model; "" where the model has no weights.
+            base: returns the fingerprint of the model; "" if the model has no weights.
 
         Raises:
-            FoveateError: it can't.
+            FoveateError: it can't act there.
         """
         return
 
     @property
     def needs(self) -> tuple[Signal, ...]:
-        """The signals it looks at."""
+        """The signals that the method reads."""
         return ()
 
     @property
     def ragged(self) -> bool:
-        """Whether, with these options, images of one layout may differ in how many tokens remain."""
+        """Whether, with these options, images of one layout may keep different numbers of tokens."""
         return self.adaptive
 
     def count(self, layout: Layout) -> int:
-        """Tokens that remain of an image of this layout, before any pixel is seen; if the content decides, the most.
+        """Compute how many tokens of an image of this layout are kept; if the content decides, the most.
 
         Raises:
-            KeepError: more would remain than there are.
+            KeepError: the keep is more than there are tokens.
         """
         return self.keep.count(layout.content)
 
     def bounds(self, layout: Layout) -> tuple[int, int]:
-        """The fewest and the most tokens that may remain of an image of this layout: one number unless `ragged`.
+        """Compute the fewest and the most tokens of an image of this layout that may be kept: equal unless `ragged`.
 
         Raises:
-            KeepError: more would remain than there are.
+            KeepError: the keep is more than there are tokens.
         """
         count = self.count(layout)
         return count, count
 
     def at_layers(self, places: Sequence[Place], arriving: int, layers: int) -> tuple[Method, ...]:
-        """The method as it acts at each of its places, with a plain keep.
+        """Return the method for each of its places, with one number or fraction as its keep.
 
         Args:
             places: decoder layers, ascending, where keep is one per layer or a mean over them.
@@ -150,7 +156,7 @@ class Method(ABC):
             layers: of the decoder.
 
         Raises:
-            KeepError: the mean over layers that is asked for can't be had from these layers.
+            KeepError: no keep at these layers gives the mean that is asked for.
         """
         if self.keep.layers:
             return tuple(replace(self, keep=keep) for keep in self.keep.layers)
@@ -162,30 +168,30 @@ class Method(ABC):
         )
 
     def in_encoder(self, arriving: int, layers: int) -> tuple[Method, ...]:
-        """The method as it acts at the inputs of `layers` encoder layers, one behind another, with a plain keep.
+        """Return the method for the input of each of `layers` encoder layers, with one number as its keep.
 
-        Equally many tokens go at each, as near as whole tokens come.
+        Each drops equally many tokens, rounded to whole tokens.
 
         >>> from foveate.methods.tome import ToMe
         >>> [str(each.keep) for each in ToMe(keep=0.25).in_encoder(576, 4)]
         ['468', '360', '252', '144']
 
         Args:
-            arriving: tokens of the image in front of the first of them.
+            arriving: tokens of the image before the first of them.
             layers: of the encoder.
 
         Raises:
             FoveateError: the rule can't act there.
-            KeepError: more would remain than there are, or it can't be had in so many layers.
+            KeepError: the keep is more than there are tokens, or can't be reached in so many layers.
         """
         if self.ragged:
             raise FoveateError(
-                f"{self} lets the content decide how much remains, and inside the encoder all images of a batch keep "
-                "equally many; write a number or a fraction"
+                f"{self} lets the content decide how many tokens remain, and inside the encoder all images of a batch "
+                "keep equally many; write a number or a fraction"
             )
         if self.fixed:
             raise FoveateError(
-                f"{self.name} looks at the grid alone, which is gone behind the first step inside the encoder; use "
+                f"{self.name} reads the grid alone, and after the first step inside the encoder there is none; use "
                 "@features or @input"
             )
         gone = arriving - self.keep.count(arriving)
@@ -194,16 +200,16 @@ class Method(ABC):
         )
 
     def budgets(self, places: Sequence[int], arriving: int, layers: int) -> tuple[int, ...]:
-        """Tokens to keep at each layer, so that the mean over all layers of the decoder is `keep.mean`.
+        """Compute the tokens to keep at each layer, so that the mean over all decoder layers is `keep.mean`.
 
-        The same fraction of what arrives at each, as near as whole tokens come.
+        Each layer keeps the same fraction of the tokens that arrive, rounded to whole tokens.
 
         >>> from foveate.methods.pool import Pool
         >>> Pool(keep="mean=270").budgets((8, 16, 24), 576, 32)
         (288, 144, 72)
 
         Raises:
-            KeepError: it can't be had from these layers.
+            KeepError: no fraction at these layers gives that mean.
         """
         assert self.keep.mean is not None
         spans = [end - begin for begin, end in pairwise((*places, layers))]
@@ -222,15 +228,16 @@ class Method(ABC):
         return tuple(max(1, math.floor(arriving * high ** (number + 1) + 0.5)) for number in range(len(spans)))
 
     def effort(self, tokens: int, width: int) -> Effort:
-        """An estimate of what `plan` takes for one image of `tokens` tokens, each `width` wide.
+        """Estimate the work of `plan` for one image of `tokens` tokens, each `width` wide.
 
-        As it stands: look at each feature once, sort, pick. Override it where products of tokens or loops are made.
+        The default reads each feature once, sorts and selects. Override it if `plan` multiplies tokens with tokens, or
+        loops.
         """
         return Effort(2 * tokens * width, 12)
 
     @abstractmethod
     def plan(self, tokens: VisualTokens) -> Plan:
-        """What becomes of these tokens."""
+        """Decide which tokens are kept and what is merged into them."""
 
     def __str__(self) -> str:
         return written(self)
@@ -241,39 +248,39 @@ class ScoredMethod(Method):
 
     @abstractmethod
     def score(self, tokens: VisualTokens) -> Float[Tensor, "B N"]:
-        """How much each token matters: `(B, N)`, higher stays."""
+        """Score each token: `(B, N)`; the highest scores are kept."""
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """Top-k by score."""
+        """Keep the tokens with the highest scores."""
         # Not topk: which of equal scores it takes differs between devices, and half precision makes many equal.
         order = self.score(tokens).argsort(dim=1, descending=True, stable=True)
         return Plan(slot=order[:, : self.count(tokens.layout)].sort(dim=1).values)
 
 
 class PixelMethod(Method):
-    """Acts on the image before the encoder; the family knows how."""
+    """A method that shrinks the image before the encoder; the family does the resizing."""
 
     place = "pixels"
     mode: ResizeMode
 
     @abstractmethod
     def shrink(self, layout: Layout) -> tuple[int, int]:
-        """Rows and columns of visual tokens that an image of this layout is shrunk to."""
+        """Compute the rows and columns of visual tokens that an image of this layout is shrunk to."""
 
     def count(self, layout: Layout) -> int:
-        """Tokens that remain."""
+        """Count the tokens of the shrunk image."""
         height, width = self.shrink(layout)
         return height * width * layout.segments[0].t
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """Nothing is left to plan behind the encoder."""
+        """Keep all tokens: the encoder made no more."""
         slots = torch.arange(tokens.features.shape[1], device=tokens.features.device)
         return Plan(slot=slots.expand(tokens.features.shape[0], -1))
 
 
 @dataclass(frozen=True)
 class Step:
-    """One method at one or more places; no places means its natural one."""
+    """A method at one or more places; without places, at its default."""
 
     method: Method
     places: tuple[Place, ...] = ()

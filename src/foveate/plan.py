@@ -1,4 +1,4 @@
-"""A plan: which tokens survive, where they sit, and what flowed into them.  Pure data, no model in it."""
+"""A plan: which tokens are kept, at which slots, and which tokens are merged into them.  Pure data, no model."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Plan:
 
     @classmethod
     def keeping(cls, mask: Bool[Tensor, "B N"], kept: int | None = None) -> Plan:
-        """The selection of what a mask marks: `(B, N)` bool; ragged where images differ in how much they keep.
+        """Make the selection that a mask marks: `(B, N)` bool; ragged if images differ in how many tokens they keep.
 
-        `kept` is how many every image keeps, if that is known; else the counts are looked at on the host, once. Behind
-        an image's last slot, padding repeats it.
+        `kept` is how many tokens every image keeps, if that is known; otherwise the counts are copied to the host once.
+        Padding repeats an image's last slot.
 
         >>> plan = Plan.keeping(torch.tensor([[True, False, True], [False, True, False]]))
         >>> plan.slot.tolist(), plan.valid.tolist()
@@ -60,7 +60,7 @@ class Plan:
 
     @classmethod
     def batch(cls, plans: Sequence[Plan]) -> Plan:
-        """Plans over equally many tokens, which keep equally many, as one batch; the other way round is `image`."""
+        """Join plans over equally many tokens, which keep equally many, into one batch; the inverse of `image`."""
 
         def of(values: list[Tensor | None]) -> Tensor | None:
             found = [each for each in values if each is not None]
@@ -71,24 +71,33 @@ class Plan:
         rest = {name: of([getattr(plan, name) for plan in plans]) for name in names}
         return cls(torch.cat([plan.slot for plan in plans]), **rest)
 
-    def image(self, number: int, kept: int | None = None) -> Plan:
-        """The plan of one image, a batch of one, without the padding of a ragged one.
+    def rows(self, index: slice | Int64[Tensor, " R"]) -> Plan:
+        """Take the plans of some images, in the order of `index`; an image may come more than once.
 
-        Args:
-            number: of the image in the batch.
-            kept: how many tokens it keeps; None is as many as each.
+        >>> plan = Plan(slot=torch.tensor([[0, 2], [1, 3]]))
+        >>> plan.rows(torch.tensor([1, 1, 0])).slot.tolist()
+        [[1, 3], [1, 3], [0, 2]]
         """
 
         def of(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values[number : number + 1]
+            return None if values is None else values[index]
 
-        mix = of(self.mix)
-        # Kept tokens come first, so what is behind them is padding; groups never point there.
-        mix = None if mix is None else mix[:, :kept]
-        return Plan(self.slot[number : number + 1, :kept], of(self.group), of(self.weight), mix)
+        return Plan(self.slot[index], of(self.group), of(self.weight), of(self.mix), of(self.valid))
+
+    def image(self, number: int, kept: int | None = None) -> Plan:
+        """Take the plan of one image, as a batch of one without padding.
+
+        Args:
+            number: of the image in the batch.
+            kept: how many tokens the image keeps; None if all images keep equally many.
+        """
+        plan = self.rows(slice(number, number + 1))
+        # Kept tokens come first, so what follows them is padding; groups never point there.
+        mix = None if plan.mix is None else plan.mix[:, :kept]
+        return Plan(plan.slot[:, :kept], plan.group, plan.weight, mix)
 
     def apply(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
-        """Features of the kept tokens: `(B, N, D)` -> `(B, M, D)`, in the dtype of `x`; sums are made in float32."""
+        """Compute features of the kept tokens: `(B, N, D)` -> `(B, M, D)`, in the dtype of `x`; sums are in float32."""
         if self.mix is not None:
             return torch.bmm(self.mix.to(torch.promote_types(x.dtype, torch.float32)), _wide(x)).to(x.dtype)
         if self.group is None:
@@ -105,12 +114,12 @@ class Plan:
         out = wide.new_zeros(images * kept, x.shape[2]).index_add(0, rows.flatten(), wide.flatten(0, 1))
         out = out.view(images, kept, -1)[:, 1:]
         if self.weight is None:
-            # A mean: fewer numbers are divided behind the sum than would be before it.
+            # A mean: dividing after the sum divides fewer numbers.
             out = out / _counts(self.group, kept - 1).clamp(min=1)[..., None]
         return out.to(x.dtype)
 
     def select(self, x: Shaped[Tensor, "B N *rest"]) -> Shaped[Tensor, "B M *rest"]:
-        """What stands at the slots: `(B, N, ...)` -> `(B, M, ...)`, for position ids, signals, labels, mask columns."""
+        """Take the values at the slots: `(B, N, ...)` -> `(B, M, ...)`; position ids, signals, labels, mask columns."""
         if x.ndim == 2:
             return x.gather(1, self.slot)
         # Whole rows are copied several times faster than their elements are gathered.
@@ -118,7 +127,7 @@ class Plan:
         return x.flatten(0, 1).index_select(0, rows.flatten()).view(*self.slot.shape, *x.shape[2:])
 
     def size(self) -> Int64[Tensor, "B M"]:
-        """How many tokens each kept token stands for: `(B, M)` int64, 0 at padding."""
+        """Count the tokens that each kept token stands for: `(B, M)` int64, 0 at padding."""
         if self.mix is not None:
             size = (self.mix != 0).sum(dim=2)
         elif self.group is None:
@@ -128,7 +137,7 @@ class Plan:
         return size if self.valid is None else size * self.valid
 
     def weights(self) -> Float[Tensor, "B N"]:
-        """The coefficient of each token: `(B, N)` float, 0 where it is dropped. Not for plans with `mix`."""
+        """Return the coefficient of each token: `(B, N)` float, 0 where it is dropped. Not for plans with `mix`."""
         assert self.group is not None
         kept = self.group >= 0
         if self.weight is not None:
@@ -137,7 +146,7 @@ class Plan:
         return kept / counts.gather(1, self.group.clamp(min=0))
 
     def grouped(self, tokens: int) -> Plan:
-        """The same plan with `group` and `weight` spelled out, over `tokens` tokens. Not for plans with `mix`."""
+        """Return the same plan with explicit `group` and `weight`, over `tokens` tokens. Not for plans with `mix`."""
         if self.group is not None:
             return Plan(self.slot, self.group, self.weights(), None, self.valid)
         numbers = torch.arange(self.slot.shape[1], device=self.slot.device).expand_as(self.slot)
@@ -149,7 +158,7 @@ class Plan:
         return Plan(self.slot, group, (group >= 0).float(), None, self.valid)
 
     def matrix(self, tokens: int | None = None) -> Float32[Tensor, "B M N"]:
-        """The whole map: `(B, M, N)` float32. A selection needs to be told N (`tokens`)."""
+        """Return the dense map: `(B, M, N)` float32. A selection needs N (`tokens`)."""
         if self.mix is not None:
             return self.mix.float()
         if self.group is None:
@@ -159,9 +168,9 @@ class Plan:
         return (self.group[:, None] == numbers[None, :, None]) * self.weights()[:, None].float()
 
     def compose(self, later: Plan, tokens: int | None = None) -> Plan:
-        """This plan, then a later one over what it kept: one plan over the first one's tokens.
+        """Compose this plan with a later one over the tokens that it keeps: one plan over this plan's tokens.
 
-        `tokens` is N; only a selection doesn't know it by itself, and needs it when the later plan merges.
+        `tokens` is N; it is needed only if this plan is a selection and the later plan merges.
         """
         slot = self.slot.gather(1, later.slot)
         valid = later.valid

@@ -23,6 +23,7 @@ from foveate.keep import Keep
 from foveate.method import Method, Step
 from foveate.methods import aliases, method_class, method_names
 from foveate.options import expected, read_value
+from foveate.renamed import refuse_old_name
 from foveate.tokens import PLACES, Place
 
 __all__ = ["Spec", "SpecLike", "Step", "as_spec", "parse"]
@@ -159,3 +160,8 @@ def _places(text: str, where: str, begin: int) -> tuple[Place, ...]:
             raise _fail(text, begin, len(piece), f'no place is called "{place}"; {meant}')
         begin += len(piece) + 1
     return tuple(places)
+
+
+def __getattr__(name: str) -> Any:
+    refuse_old_name(__name__, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

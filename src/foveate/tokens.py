@@ -1,4 +1,4 @@
-"""What a method sees: features, signals, and how much to keep.  No model in here."""
+"""What a method reads: features, a layout and signals.  No model in here."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def test_gradients_pass_with_and_without_checkpointing() -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("stride:9@encoder", "looks at the grid alone"),
+        ("stride:9@encoder", "reads the grid alone"),
         ("prumerge:auto@encoder", "lets the content decide"),
         ("cdpruner:9@encoder", "which nobody can give at @encoder"),
         ("tome:20@encoder+tome:9@encoder", "at most one step at @encoder"),

@@ -351,5 +351,7 @@ def test_a_rank_is_at_most_all_there_is() -> None:
 
 
 def test_the_old_name_says_the_new_one() -> None:
-    with pytest.raises(ImportError, match="import ATPMethod, or"):
+    with pytest.raises(
+        ImportError, match=r"foveate\.methods\.ATP was renamed; use foveate\.methods\.ATPMethod instead"
+    ):
         from foveate.methods import ATP  # noqa: F401

@@ -557,7 +557,7 @@ class DecoderPass:
         else:
             plan = self._make_plan(method, [members[position] for position in own], features, here)
             self.plans.append(plan)
-        return plan if index is None else _plan_rows(plan, index)
+        return plan if index is None else plan.rows(index)
 
     def _make_plan(
         self, method: Method, members: Sequence[int], features: Tensor, here: Callable[[], LayerInput]
@@ -735,15 +735,6 @@ def _landing(index: Tensor, real: Tensor, shape: tuple[int, int]) -> Tensor:
 def _host_can_look(device: torch.device) -> bool:
     """Whether the host reads what lies on a device without waiting for it."""
     return device.type == "cpu"
-
-
-def _plan_rows(plan: Plan, index: Tensor) -> Plan:
-    """Take some images of a plan; one may come more than once."""
-
-    def rows(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values[index]
-
-    return Plan(plan.slot[index], rows(plan.group), rows(plan.weight), rows(plan.mix), rows(plan.valid))
 
 
 def _rotary_at(table: Tensor, places: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from foveate.method import (
 )
 from foveate.plan import Plan
 from foveate.registry import ALIASES, METHODS, register
+from foveate.renamed import refuse_old_name
 from foveate.tokens import (
     Behind,
     DecoderAttention,
@@ -122,14 +123,11 @@ def aliases_of(name: str) -> tuple[str, ...]:
 
 def __getattr__(name: str) -> Any:
     """Find the class of a method in this folder, such as `foveate.methods.Cluster`."""
-    if name == "ATP":
-        raise ImportError(
-            "foveate.methods.ATP was renamed; import ATPMethod, or foveate.ATP for the adapter", name=name
-        )
     if not name.startswith("_"):
         for cls in _classes():
             if cls.__name__ == name:
                 return cls
+        refuse_old_name(__name__, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -26,7 +26,7 @@ class DpcKnn(Method):
     the prefill that it saves on a CPU: `docs/speed.md`.
 
     >>> import torch
-    >>> features = torch.tensor([[[0.0], [0.1], [5.0], [5.1], [5.2]]])
+    >>> features = torch.tensor([[[0.0], [0.1], [5.0], [5.2], [5.3]]])
     >>> plan = DpcKnn(keep=2, neighbours=2).plan(VisualTokens.of(features, (1, 5)))
     >>> plan.slot.tolist(), plan.size().tolist()
     ([[0, 3]], [[2, 3]])

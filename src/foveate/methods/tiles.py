@@ -80,21 +80,7 @@ def keeps_whole_tile(method: Method, count: int) -> bool:
 
 def _rows(plan: Plan, images: int) -> list[Plan]:
     """Split the plan of a batch that holds several tiles of the same images, one tile after the other."""
-    starts = range(0, plan.slot.shape[0], images)
-
-    def of(values: Tensor | None, start: int) -> Tensor | None:
-        return None if values is None else values[start : start + images]
-
-    return [
-        Plan(
-            plan.slot[start : start + images],
-            of(plan.group, start),
-            of(plan.weight, start),
-            of(plan.mix, start),
-            of(plan.valid, start),
-        )
-        for start in starts
-    ]
+    return [plan.rows(slice(start, start + images)) for start in range(0, plan.slot.shape[0], images)]
 
 
 def _joined(parts: list[tuple[Int64[Tensor, "B _"], Plan]], tokens: int) -> Plan:
