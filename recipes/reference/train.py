@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
+from foveate.commands.program import run_training
+from foveate.commands.train import prepare_process
 from foveate.embedded import PATH
 from foveate.train import checkpoint as files
-from foveate.train.command import call, prepare_process
 from foveate.train.progress import Progress
 from foveate.train.settings import RecipeError, read_mapping
 from foveate.train.trainer import SafeTrainer, training_arguments
@@ -273,4 +274,4 @@ def main(
 
 
 if __name__ == "__main__":
-    call(main, "python -m recipes.reference.train")
+    run_training(main, "python -m recipes.reference.train")

@@ -1,6 +1,8 @@
 """`foveate train` as people meet it: the table, the lines, and one line for whatever they can put right."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,7 +57,7 @@ def test_a_run_tells_where_it_is(path: Path, tmp_path: Path) -> None:
     [
         (("nowhere.yaml",), "there is no recipe nowhere.yaml"),
         (("RECIPE", "--json"), "give both"),
-        (("RECIPE", "--steps", "0"), "from 1 on"),
+        (("RECIPE", "--steps", "0"), "--steps is 0; it must be at least 1"),
         (("RECIPE", "--data", "x"), "--data belongs to the recipe of the reference model"),
         (("RECIPE", "--model", "nowhere"), "no model directory nowhere"),
     ],
@@ -82,3 +84,21 @@ def test_the_reference_recipe_is_told_apart(path: Path) -> None:
     path.write_text(yaml.safe_dump({"builds": "castle"}))
     code, text = call(str(path))
     assert (code, "builds is reference" in text) == (2, True)
+
+
+def test_an_interruption_says_how_to_continue(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("foveate.train.run.run", interrupted)
+    code, text = call(str(path))
+    assert (code, text.strip()) == (
+        2,
+        "interrupted; run the same command with --resume to continue from the last checkpoint",
+    )
+
+
+def test_the_old_module_names_the_new_command(path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "foveate.train", str(path)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "python -m foveate train" in done.stderr

@@ -154,7 +154,7 @@ def test_two_processes_are_one(tiny_model: Path, tmp_path: Path) -> None:
     one = trained(tmp_path / "one", given)
     launch = [str(Path(sys.executable).parent / "accelerate"), "launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [*launch, "-m", "foveate.train", str(path), "--out", str(tmp_path / "two")]
+    command = [*launch, "-m", "foveate", "train", str(path), "--out", str(tmp_path / "two")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]

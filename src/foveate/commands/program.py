@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 # Modules of commands import torch and transformers inside their functions, so that --help is quick.
 from foveate import __version__
@@ -17,8 +19,10 @@ from foveate.commands.cost import cost
 from foveate.commands.count import count
 from foveate.commands.find_layer import find_layer
 from foveate.commands.methods import methods
+from foveate.commands.train import train
 from foveate.errors import FoveateError
-from foveate.train.command import train
+
+_HELP = {"help_option_names": ["-h", "--help"]}
 
 _INTERRUPTED = {
     "bench": "interrupted; run the same command again to continue",
@@ -27,23 +31,39 @@ _INTERRUPTED = {
 """What to print when Ctrl-C stops a command that can continue later."""
 
 
-class _Program(TyperGroup):
-    """Ends commands on errors and interruptions: one line on stderr, exit code 2."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Run a command."""
-        try:
-            return super().invoke(ctx)
-        except FoveateError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(2) from None
-        except KeyboardInterrupt:
-            typer.echo(_interrupted(ctx.invoked_subcommand), err=True)
-            raise typer.Exit(2) from None
+@contextmanager
+def _one_line(context: Any) -> Iterator[None]:
+    """End the program with one line on stderr and exit code 2: on errors that users can fix, and on Ctrl-C."""
+    try:
+        yield
+    except FoveateError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo(_interrupted(context.invoked_subcommand or context.command.name), err=True)
+        raise typer.Exit(2) from None
 
 
 def _interrupted(command: str | None) -> str:
     return _INTERRUPTED.get(command or "", "interrupted; no partial files were left behind")
+
+
+class _Program(TyperGroup):
+    """Several commands."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named."""
+        with _one_line(ctx):
+            return super().invoke(ctx)
+
+
+class _Command(TyperCommand):
+    """A command that is a program of its own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run it."""
+        with _one_line(ctx):
+            return super().invoke(ctx)
 
 
 app = typer.Typer(
@@ -55,7 +75,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings=_HELP,
 )
 
 
@@ -90,3 +110,15 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo(_interrupted(None), err=True)
         sys.exit(2)
+
+
+def run_training(command: Callable[..., None], name: str) -> None:
+    """Run a function that trains as a program of its own; its errors and interruptions end as those of `foveate train`.
+
+    Args:
+        command: a function whose arguments typer reads, `--resume` among them.
+        name: how the program is started, for its help.
+    """
+    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    program.command("train", cls=_Command, context_settings=_HELP)(command)
+    program(prog_name=name)

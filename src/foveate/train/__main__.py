@@ -1,6 +1,7 @@
-"""`accelerate launch -m foveate.train RECIPE`: what `foveate train RECIPE` does, in several processes."""
+"""`python -m foveate.train`: the old name of `python -m foveate train`."""
 
-from foveate.train.command import call, train
+import sys
 
 if __name__ == "__main__":
-    call(train, "python -m foveate.train")
+    print("foveate.train is no longer a command; give the same options to: python -m foveate train", file=sys.stderr)
+    sys.exit(2)

@@ -1,43 +1,56 @@
-"""`foveate train`: run a recipe."""
+"""`foveate train`: train a model under compression, by a recipe."""
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from foveate.commands.options import JsonOption
+from foveate.commands.output import silence_transformers
 from foveate.errors import FoveateError
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe; recipes/ has examples.", show_default=False)],
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A YAML recipe; recipes/ has examples.", show_default=False)
+    ],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="The run's folder: checkpoints, and the trained model in DIR/model."),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Where to write checkpoints, and the trained model in DIR/model.",
+            show_default="runs/RECIPE",
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the latest checkpoint, or begin if there is none yet.")
+        bool, typer.Option("--resume", help="Continue from the latest checkpoint, or start if there is none.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and print tokens, FLOPs and memory per stage; stop.")
+        bool,
+        typer.Option("--dry-run", help="Check everything, print tokens, FLOPs and memory of each stage, and exit."),
     ] = False,
     model: Annotated[
         str | None, typer.Option("--model", metavar="DIR", help="Train this model instead of the recipe's.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option("--steps", help="This many optimiser steps instead of the recipe's length.")
+        int | None,
+        typer.Option("--steps", metavar="N", help="Run N optimiser steps instead of the recipe's number."),
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", hidden=True)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON and nothing else.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Train a model under compression, by a recipe: stages, data, what is trained, seeds.
+    """Train a model under compression, by a recipe.
 
-    For several processes: accelerate launch -m foveate.train RECIPE, with the same options. After an interruption,
-    even by kill -9, the same command with --resume ends in the same weights.
+    A recipe names data, stages of compression, the weights to train, and seeds.
+
+    With several GPUs: accelerate launch -m foveate train RECIPE [OPTIONS].
+
+    After an interruption, even a kill -9, the same command with --resume ends
+    in the same weights.
     """
     from foveate.train.objectives import parse_recipe
     from foveate.train.settings import RecipeError, read_mapping
@@ -63,7 +76,7 @@ def train(
         given["model"] = model
     if steps is not None:
         if steps < 1:
-            raise RecipeError(f"--steps is a whole number from 1 on, not {steps}")
+            raise RecipeError(f"--steps is {steps}; it must be at least 1")
         given.pop("epochs", None)
         given["steps"] = steps
     try:
@@ -77,35 +90,14 @@ def train(
         return
     from foveate.train.run import run
 
-    run(parsed, folder, resume=resume, say=_say)
-
-
-def _say(text: str) -> None:
-    typer.echo(text)
+    run(parsed, folder, resume=resume, say=typer.echo)
 
 
 def prepare_process() -> None:
-    """Use one thread where several processes share the CPUs, and silence transformers' progress bars and advice."""
-    from transformers.utils import logging
-
+    """Set up one process of a run: one CPU thread if processes share the CPUs, and no output of transformers."""
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         import torch
 
         if not torch.cuda.is_available():
             torch.set_num_threads(1)
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-
-
-def call(command: Callable[..., None], name: str) -> None:
-    """Run a function as a command of its own and end the process; errors are one line."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-    app.command(context_settings={"help_option_names": ["-h", "--help"]})(command)
-    try:
-        app(prog_name=name)
-    except FoveateError as error:
-        typer.echo(str(error), err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; the same command with --resume goes on at the last checkpoint", err=True)
-        sys.exit(2)
+    silence_transformers()
