@@ -5,7 +5,7 @@
     keep := 64 | 0.25 | auto | 300/200/110 (one per layer) | mean=64 (over all layers of the decoder)
 
 Everything that changes a result is in it. `str(parse(text))` is canonical: options in the order the method declares
-them, those at their default and a method's natural place left out.
+them; options at their default and a method's default places are left out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["Spec", "SpecLike", "Step", "as_spec", "parse"]
 
 @dataclass(frozen=True)
 class Spec:
-    """Steps, in the order they act."""
+    """A sequence of steps, in the order in which they act."""
 
     steps: tuple[Step, ...]
 

@@ -78,7 +78,7 @@ class DecoderAttention:
         rows: "last" is the last token of the prompt: `(B, N)`; "text" is every text token of the prompt, in order, 0
             where it stands before the image: `(B, T, N)`.
         layer: "here" is the layer whose input is compressed; "previous" is the one before it.
-        heads: "mean", or "each" with an axis of heads behind the first: `(B, H, N)` or `(B, H, T, N)`.
+        heads: "mean", or "each" with an axis of heads after the first: `(B, H, N)` or `(B, H, T, N)`.
     """
 
     rows: Literal["last", "text"] = "last"
@@ -88,7 +88,7 @@ class DecoderAttention:
 
 @dataclass(frozen=True)
 class DecoderLogits:
-    """Mean pre-softmax attention logit that each visual token gets from the visual tokens at or behind it: `(B, N)`."""
+    """Mean pre-softmax attention logit that each visual token gets from itself and later visual tokens: `(B, N)`."""
 
     layer: Literal["here", "previous"] = "here"
 
@@ -130,7 +130,7 @@ class RotaryLogits:
 
 @dataclass(frozen=True)
 class Behind:
-    """Which of the tokens that `Text` gives stand behind the image, and so see it: `(B, T)` bool."""
+    """Which of the tokens that `Text` gives come after the image, and so attend to it: `(B, T)` bool."""
 
 
 Signal = (
@@ -184,7 +184,7 @@ class Signals(Mapping[Any, Tensor]):
         raise SignalError(f"{request} was not captured (captured: {known}); list it in the method's `needs`")
 
     def parts(self, indices: Sequence[Int64[Tensor, "B n"]], tokens: int) -> Signals:
-        """The answers for parts of the tokens, equally large, one behind the other: B images become P * B.
+        """Take the answers for equally large parts of the tokens, one part after the other: B images become P * B.
 
         Args:
             indices: per part `(B, n)` int64, which tokens are its own.
@@ -301,7 +301,7 @@ class VisualTokens:
         return cls(features, layout, Signals(signals, of_kind))
 
     def parts(self, indices: Sequence[Int64[Tensor, "B n"]], layout: Layout) -> VisualTokens:
-        """Parts of these tokens as images of their own, one part behind the other: B images become P * B.
+        """Take parts of these tokens as images of their own, one part after the other: B images become P * B.
 
         Args:
             indices: per part `(B, n)` int64, which tokens are its own.
