@@ -338,7 +338,7 @@ def test_numbers(numbers: dict[str, object], words: str) -> None:
         ("cluster:600", KeepError, "more than the 576 tokens there are"),
         ("cluster:64+stride:65", KeepError, "more than the 64 tokens there are"),
         ("pool:0.5@32", FoveateError, "acts at layer 32, and this decoder has 32 layers; name one from 0 to 31"),
-        ("pool:0.5@16+cluster:64", FoveateError, "stands behind a later place"),
+        ("pool:0.5@16+cluster:64", FoveateError, "comes after a step that acts later"),
         ("pool:0.5@8,8", FoveateError, "names layer 8 twice"),
         ("fastv:0.5", FoveateError, "of which layers"),
         ("fastv:0.5@input", FoveateError, "of which layers"),

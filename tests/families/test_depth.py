@@ -629,7 +629,7 @@ def test_a_cache_that_a_failed_call_has_half_filled_is_refused(spec: str) -> Non
         ("random:6@1,1", "names layer 1 twice"),
         ("random:6@1+pool:3@1", "names layer 1 twice"),
         ("pool:mean=9@1+pool:0.5@2", "must be the only one inside the decoder"),
-        ("random:6@2,1", "stands behind a later place"),
+        ("random:6@2,1", "comes after a step that acts later"),
         ("resize:0.5@1", "cannot act at @1"),
         ("cluster:8+pool:16@1", "keep 16 is more than the 8 tokens"),
         ("random:8@1+pool:16@2", "keep 16 is more than the 8 tokens"),

@@ -241,9 +241,9 @@ def test_gradients_pass_with_and_without_checkpointing() -> None:
     [
         ("stride:9@encoder", "reads the grid alone"),
         ("prumerge:auto@encoder", "lets the content decide"),
-        ("cdpruner:9@encoder", "which nobody can give at @encoder"),
+        ("cdpruner:9@encoder", "which no encoder gives at @encoder"),
         ("tome:20@encoder+tome:9@encoder", "at most one step at @encoder"),
-        ("tome:9@features+tome:5@encoder", "behind a later place"),
+        ("tome:9@features+tome:5@encoder", "comes after a step that acts later"),
     ],
 )
 def test_what_cannot_act_there(spec: str, said: str) -> None:

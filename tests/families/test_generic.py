@@ -283,7 +283,7 @@ def test_what_is_not_known_is_refused(spec: str, words: str) -> None:
     ("kind", "words"),
     [
         ("glm4v", "several axes"),
-        ("granite_docling", "behind its first layers"),
+        ("granite_docling", "image features after its first layers"),
         ("florence2", "encoder of text"),
         ("mllama", "no module with get_image_features"),
         ("llama4", "language model is not where"),

@@ -107,7 +107,7 @@ def _decoder_signal(signal: Signal, step: StepTokens, model: Model, text: int, i
     layer = step.place if isinstance(step.place, int) else 0
     mixer = decoder.layers[min(layer, len(decoder.layers) - 1)].mixer
     if not isinstance(mixer, Attention):
-        raise FoveateError(f"{step.method.name} looks at attention, and decoder layer {layer} has none")
+        raise FoveateError(f"{step.method.name} needs attention, and decoder layer {layer} has none")
     tokens, ops = step.arriving + text, list[Op]()
     # Keys of the layer before are in the cache by then.
     if signal.layer == "here":

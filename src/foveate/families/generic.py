@@ -288,4 +288,4 @@ def _refuse(core: nn.Module, config: Any) -> None:
     extra = {"visual_pos_masks", "deepstack_visual_embeds", "deepstack_features"}
     extra &= set(inspect.signature(decoder.forward).parameters)
     if extra:
-        raise UnsupportedFamily("its decoder takes image features behind its first layers, too")
+        raise UnsupportedFamily("its decoder also takes image features after its first layers")

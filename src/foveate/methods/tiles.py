@@ -31,16 +31,17 @@ def plan_of(method: Method, tokens: VisualTokens) -> Plan:
     if origin is None:
         parts = tokens.layout.tiles
         tiles = [segment for segment, _ in parts]
-        index = torch.cat([each for _, each in parts]).to(tokens.features.device).expand(tokens.features.shape[0], -1)
+        order = torch.cat([numbers for _, numbers in parts]).to(tokens.features.device)
+        index = order.expand(tokens.features.shape[0], -1)
     else:
         parts = origin.layout.tiles
-        left = None if origin.left is None else tuple(map(one_row, origin.left))
+        layouts = None if origin.left is None else tuple(map(one_row, origin.left))
         if len(parts) == 1:
-            left = (one_row(count),)
-        tiles = [layout.segments[0] for layout in known_tiles(method, left)]
+            layouts = (one_row(count),)
+        tiles = [layout.segments[0] for layout in known_tiles(method, layouts)]
         tile = torch.empty(origin.layout.content, dtype=torch.int64)
-        for number, (_, each) in enumerate(parts):
-            tile[each] = number
+        for number, (_, numbers) in enumerate(parts):
+            tile[numbers] = number
         index = tile.to(origin.slot.device)[origin.slot].argsort(dim=1, stable=True)
     if len(tiles) == 1:
         return method.plan(tokens)
@@ -50,8 +51,8 @@ def plan_of(method: Method, tokens: VisualTokens) -> Plan:
     for segment in dict.fromkeys(tiles):
         members = [number for number, tile in enumerate(tiles) if tile == segment]
         if keeps_whole_tile(method, segment.count):
-            whole = torch.arange(segment.count, device=index.device).expand(index.shape[0], -1)
-            plans |= dict.fromkeys(members, Plan(slot=whole))
+            everything = torch.arange(segment.count, device=index.device).expand(index.shape[0], -1)
+            plans |= dict.fromkeys(members, Plan(slot=everything))
             continue
         batch = tokens.parts([indices[number] for number in members], Layout((segment,)))
         plan = method.plan(batch)
@@ -113,11 +114,11 @@ def _joined(parts: list[tuple[Int64[Tensor, "B _"], Plan]], tokens: int) -> Plan
     weight = torch.zeros(group.shape, device=slot.device) if weighted else None
     begin = 0
     for index, plan in parts:
-        whole = plan.grouped(index.shape[1]) if plan.group is None else plan
-        assert whole.group is not None
-        into = rank.gather(1, whole.group.clamp(min=0) + begin)
-        group = group.scatter(1, index, into.masked_fill(whole.group < 0, -1))
+        grouped = plan.grouped(index.shape[1]) if plan.group is None else plan
+        assert grouped.group is not None
+        into = rank.gather(1, grouped.group.clamp(min=0) + begin)
+        group = group.scatter(1, index, into.masked_fill(grouped.group < 0, -1))
         if weight is not None:
-            weight = weight.scatter(1, index, whole.weights().to(weight.dtype))
+            weight = weight.scatter(1, index, grouped.weights().to(weight.dtype))
         begin += plan.slot.shape[1]
     return Plan(slot, group, weight, None, valid)

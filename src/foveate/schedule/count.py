@@ -38,7 +38,7 @@ class ImageTokens:
     Attributes:
         layout: of the image without any step.
         seen: the layout that the encoder sees: a smaller one after a step at `@pixels`.
-        steps: the steps behind `@pixels`, in order.
+        steps: the steps after `@pixels`, in order.
         patches: patches in each encoder layer up to the one that is read; () without a step inside the encoder.
         layers: the fewest and the most visual tokens in each decoder layer, structural ones included.
     """
@@ -129,7 +129,7 @@ class _Counter:
         self.layers = [self._with_structural()] * family.decoder_depth
 
     def pass_encoder(self, method: Method) -> None:
-        """Count the patches in front of and behind each encoder layer."""
+        """Count the patches in each encoder layer."""
         counts = [self.seen.content]
         here = encoder_methods(method, self.seen, self.family.encoder_reads)
         for layer in range(1, self.family.encoder_reads + 1):
@@ -143,7 +143,7 @@ class _Counter:
         self._keep(method, 0)
 
     def pass_step(self, method: Method, place: Place) -> None:
-        """Count the tokens that a step behind the encoder gets and keeps."""
+        """Count the tokens that a step after the encoder gets and keeps."""
         arriving = self.most.layout.content
         self._keep(method, place if isinstance(place, int) else 0)
         self.steps.append(StepTokens(method, place, arriving, self.most.layout.content))
@@ -161,6 +161,6 @@ class _Counter:
             return fewest, most
         if all(method.fixed for method in self.methods):
             kept = dense_slots(self.seen, self.layout)[kept_slots(self.methods, self.seen)]
-            held = int(self.layout.held(kept).sum())
-            return fewest + held, most + held
+            structural = int(self.layout.held(kept).sum())
+            return fewest + structural, most + structural
         return fewest + self.seen.held_between(fewest)[0], most + self.seen.held_between(most)[1]

@@ -67,8 +67,8 @@ def kept_slots(methods: Sequence[Method], layout: Layout) -> Int64[Tensor, " M"]
     for number, method in enumerate(methods):
         blank = torch.zeros(1, plan.slot.shape[1], 1)
         tiles = remaining.tiles
-        left = None if tiles is None else tuple(tile.content for tile in tiles)
-        tokens = VisualTokens(blank, remaining.layout, origin=Origin(layout, plan.slot, left) if number else None)
+        counts = None if tiles is None else tuple(tile.content for tile in tiles)
+        tokens = VisualTokens(blank, remaining.layout, origin=Origin(layout, plan.slot, counts) if number else None)
         plan = plan.compose(Plan(slot=plan_of(method, tokens).slot))
         remaining = remaining.after(method)
     return plan.slot[0]

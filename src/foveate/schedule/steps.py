@@ -281,7 +281,7 @@ def _check_order(placement: _Placement, earlier: Sequence[_Placement], spec: Spe
     reached = earlier[-1].rank if earlier else 0
     if placement.rank < reached:
         raise FoveateError(
-            f"{placement.step} stands behind a later place; write the steps of {spec} in the order they act"
+            f"{placement.step} comes after a step that acts later; write the steps of {spec} in the order they act"
         )
     if placement.rank == reached and isinstance(placement.place, int):
         raise FoveateError(f"{placement.step} names layer {placement.place} twice; each layer takes one step")
@@ -326,7 +326,7 @@ def _check_inside_encoder(step: Step, method: Method, family: Family) -> None:
         )
     for signal in encoder_needs(method):
         if not isinstance(signal, EncoderAttention | EncoderKeys):
-            raise FoveateError(f"{method.name} asks for {signal}, which nobody can give at @encoder")
+            raise FoveateError(f"{method.name} asks for {signal}, which no encoder gives at @encoder")
 
 
 def _check_counts(placements: Sequence[_Placement], spec: Spec) -> None:
@@ -352,15 +352,15 @@ def _check_budgets(spec: Spec, methods: Sequence[Method]) -> None:
     Raises:
         KeepError: a step does not.
     """
-    left: ExpectedTokens | None = None
+    arriving: ExpectedTokens | None = None
     for method in methods:
         tokens, mean = method.keep.tokens, method.keep.mean
-        if left is None:
+        if arriving is None:
             # A step that keeps a number of tokens per image leaves that many of an image of any size.
             if tokens is not None and method.per == "image":
-                left = ExpectedTokens(one_row(tokens), None, not method.ragged)
+                arriving = ExpectedTokens(one_row(tokens), None, not method.ragged)
             continue
-        most = left.layout.content
+        most = arriving.layout.content
         if mean is not None and mean > most:
             raise KeepError(
                 f"{spec}: a mean of {mean} tokens over layers, and no more than {most} arrive; ask for less"
@@ -369,7 +369,7 @@ def _check_budgets(spec: Spec, methods: Sequence[Method]) -> None:
         if mean is not None or method.per == "tile" or not most:
             continue
         try:
-            left = left.after(method)
+            arriving = arriving.after(method)
         except KeepError as error:
             raise KeepError(f"{spec}: {error}") from None
 
