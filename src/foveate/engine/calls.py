@@ -90,7 +90,7 @@ class UncachedPrompt:
 
 
 @dataclass(frozen=True)
-class Conversation:
+class CachedPrefix:
     """What a cache holds before a call.
 
     Attributes:
@@ -238,16 +238,16 @@ class CoreCalls:
         _check_call(call, brings_images)
         rows, passed = _passed(call).shape[:2]
         new = passed
-        conversation = Conversation(None, cached)
+        prefix = CachedPrefix(None, cached)
         if state is not None:
-            conversation = self._conversation(cache, state, cached, rows)
-            new = self._new_tokens(call, conversation, passed)
+            prefix = self._cached_prefix(cache, state, cached, rows)
+            new = self._new_tokens(call, prefix, passed)
             call = _last(call, new)
         if brings_images:
             known, order = self._images(self.family.encode(call) if output is None else output, call)
-            call, pending = self._call_with_images(call, known, order, conversation)
+            call, pending = self._call_with_images(call, known, order, prefix)
         else:
-            call, pending = self._call_with_text(call, conversation)
+            call, pending = self._call_with_text(call, prefix)
         pending.seen = passed - new
         self._pend(pending)
         return (), call
@@ -290,7 +290,7 @@ class CoreCalls:
 
     # What the cache holds
 
-    def _conversation(self, cache: Any, state: CacheState, cached: int, rows: int) -> Conversation:
+    def _cached_prefix(self, cache: Any, state: CacheState, cached: int, rows: int) -> CachedPrefix:
         """Return what a cache with a compressed beginning holds, for a call of so many rows.
 
         Raises:
@@ -304,7 +304,7 @@ class CoreCalls:
             set_cache_state(cache, state)
             tail = 0
         self._check_layers(cache, cached, state, tail)
-        return Conversation(state, cached, tail)
+        return CachedPrefix(state, cached, tail)
 
     def _check_layers(self, cache: Any, cached: int, state: CacheState | None, tail: int) -> None:
         """Check that the layers of a cache hold as many tokens as they should, `cached` being those of the first.
@@ -324,7 +324,7 @@ class CoreCalls:
                     "inside the decoder; begin again with an empty cache"
                 )
 
-    def _new_tokens(self, call: Call, conversation: Conversation, passed: int) -> int:
+    def _new_tokens(self, call: Call, prefix: CachedPrefix, passed: int) -> int:
         """Return how many of the tokens that were passed are new to the conversation.
 
         `generate`, given the full conversation and a cache, passes what comes after the cache's own length, which is
@@ -333,7 +333,7 @@ class CoreCalls:
         Raises:
             FoveateError: the attention mask doesn't fit.
         """
-        past, cached = conversation.full_length, conversation.cached
+        past, cached = prefix.full_length, prefix.cached
         mask = call.get("attention_mask")
         if mask is not None:
             new = mask.shape[1] - past
@@ -393,7 +393,7 @@ class CoreCalls:
         return KnownImages(images, entry, encoded.signals if self.schedule.layers else {})
 
     def _call_with_images(
-        self, call: Call, known: KnownImages, order: Sequence[int], conversation: Conversation
+        self, call: Call, known: KnownImages, order: Sequence[int], prefix: CachedPrefix
     ) -> tuple[Call, PendingCall]:
         """Shorten a call that brings images, at the start of a conversation or later in it."""
         began = self._now()
@@ -401,14 +401,14 @@ class CoreCalls:
         ids: Tensor = call["input_ids"]
         full_mask: Tensor | None = call.get("attention_mask")
         images = [known.images[number] for number in order]
-        if conversation.cached and call.get("token_type_ids") is not None:
+        if prefix.cached and call.get("token_type_ids") is not None:
             raise FoveateError(
                 "an image in a later turn is not supported for models whose images look in both directions: their "
                 "token types would have to describe the cache, too; pass the full conversation without a cache"
             )
-        if conversation.state is None and conversation.cached:
-            conversation = self._plain_beginning(call, conversation.cached)
-        state, tail, past = conversation.state, conversation.tail, conversation.full_length
+        if prefix.state is None and prefix.cached:
+            prefix = self._plain_beginning(call, prefix.cached)
+        state, tail, past = prefix.state, prefix.tail, prefix.full_length
         cut = cut_prompt(
             family,
             ids,
@@ -428,7 +428,7 @@ class CoreCalls:
         first = LayerState(0, columns, cut.following, padded)
         length = past + ids.shape[1]
         after = CacheState(length, (first,), _text_at_end(cut, visual))
-        decoder_pass = self._decoder_pass(call, conversation, full_mask, length)
+        decoder_pass = self._decoder_pass(call, prefix, full_mask, length)
         prompt = None
         if decoder_pass is not None:
             wanted: WantedPredictions = getattr(self._local, "wanted", WantedPredictions())
@@ -441,7 +441,7 @@ class CoreCalls:
         restore = None if complete else cut.restore_index()
         return call, PendingCall(restore, after, decoder_pass, known, order, prompt)
 
-    def _plain_beginning(self, call: Call, cached: int) -> Conversation:
+    def _plain_beginning(self, call: Call, cached: int) -> CachedPrefix:
         """Return a conversation that began with plain text, of which every cached place is its own column."""
         ids: Tensor = call["input_ids"]
         mask = call.get("attention_mask")
@@ -450,7 +450,7 @@ class CoreCalls:
         # A model whose plain positions count padding has no padding in those that `generate` passes.
         if mask is not None and not (self.family.counts_padding and call.get("position_ids") is None):
             following = mask[:, :cached].sum(dim=1)
-        return Conversation(CacheState(cached, (LayerState(0, columns, following, padded=False),)), cached)
+        return CachedPrefix(CacheState(cached, (LayerState(0, columns, following, padded=False),)), cached)
 
     def _uncached(
         self, call: Call, known: KnownImages, decoder_pass: DecoderPass, wanted: WantedPredictions
@@ -483,16 +483,16 @@ class CoreCalls:
 
     # Text
 
-    def _call_with_text(self, call: Call, conversation: Conversation) -> tuple[Call, PendingCall]:
+    def _call_with_text(self, call: Call, prefix: CachedPrefix) -> tuple[Call, PendingCall]:
         """Fit a call of plain text to a compressed beginning: a step of decoding, or a second turn."""
-        state, tail = conversation.state, conversation.tail
+        state, tail = prefix.state, prefix.tail
         assert state is not None
         first, new = state.first, _passed(call).shape[1]
         full_mask: Tensor | None = call.get("attention_mask")
         start = first.following + tail
         new_mask = None if full_mask is None or new == 1 else full_mask[:, -new:]
         call["position_ids"] = text_positions(start, new, new_mask, self.family.position_axes)
-        length = conversation.full_length + new
+        length = prefix.full_length + new
         after = None
         if full_mask is not None or first.padded:
             call["attention_mask"] = first.mask(full_mask, state.full_length, tail + new)
@@ -503,20 +503,20 @@ class CoreCalls:
             after = CacheState(length, (LayerState(0, columns, following, first.padded),))
         decoder_pass = None
         if len(state.layers) > 1:
-            decoder_pass = self._decoder_pass(call, conversation, full_mask, length)
+            decoder_pass = self._decoder_pass(call, prefix, full_mask, length)
             assert decoder_pass is not None
             decoder_pass.start_text(new, new_mask)
         return call, PendingCall(None, after, decoder_pass)
 
     def _decoder_pass(
-        self, call: Call, conversation: Conversation, full_mask: Tensor | None, length: int
+        self, call: Call, prefix: CachedPrefix, full_mask: Tensor | None, length: int
     ) -> DecoderPass | None:
         """Return what happens inside the decoder of a conversation that is then `length` tokens long; None: nothing.
 
         Raises:
             FoveateError: its layers can't hold different numbers of tokens.
         """
-        state = conversation.state
+        state = prefix.state
         layers = {0} if state is None else {each.layer for each in state.layers}
         layers |= {step.layer for step in self.schedule.layers}
         if len(layers) == 1:
@@ -532,7 +532,7 @@ class CoreCalls:
                 f"the conversation has {length} tokens and this decoder's layers see {window}; after a step inside "
                 "the decoder their windows would hold other tokens, so use @input, or shorten it"
             )
-        return DecoderPass(self.family, sorted(layers), state, conversation.tail, full_mask, clock=self._now)
+        return DecoderPass(self.family, sorted(layers), state, prefix.tail, full_mask, clock=self._now)
 
 
 # A caller's arguments
