@@ -30,6 +30,7 @@ from transformers import AutoModelForImageTextToText, LlavaForConditionalGenerat
 from foveate.commands.program import run_training
 from foveate.commands.train import prepare_process
 from foveate.embedded import PATH
+from foveate.files import write_json, write_tensors
 from foveate.train import checkpoint as files
 from foveate.train.progress import Progress
 from foveate.train.settings import RecipeError, read_mapping
@@ -157,16 +158,14 @@ def run(
         kept = files.checkpoints(folder)
         trainer.train(resume_from_checkpoint=str(kept[-1]) if kept else None)
         if first:
-            files.write_json(
-                {"steps": stage.steps, "seconds_of_this_call": round(time.time() - began)}, folder / "done.json"
-            )
-            files.write_tensors(_unshared(trainee), folder / LAST)
+            write_json(folder / "done.json", {"steps": stage.steps, "seconds_of_this_call": round(time.time() - began)})
+            write_tensors(folder / LAST, _unshared(trainee))
         trainer.accelerator.wait_for_everyone()
     if first:
         save_directory(trainee.model, out / "model")
         # What only training needs, beside the model: a later run with ``init_from`` finds it there.
         rest = {k: v.to(torch.bfloat16).contiguous() for k, v in trainee.state_dict().items() if k[:6] != "model."}
-        files.write_tensors(rest, out / "training.safetensors")
+        write_tensors(out / "training.safetensors", rest)
     return trainee.model
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from foveate.errors import FoveateError
 from foveate.families import Family
-from foveate.train.sources import Conversation, Message
+from foveate.prompts import Message, chat_text, processor_inputs, tokenized
+from foveate.train.sources import Conversation
 
 IGNORE = -100
 """The label of a token that is not learned."""
@@ -56,11 +57,8 @@ class Batches:
         """Return the inputs and labels of one conversation, `(1, S)` int64 each, and its images."""
         text, spans = self.spoken(one)
         images = self.images(one)
-        try:
-            found = self._processor(text=[text], return_tensors="pt", **({"images": images} if len(images) else {}))
-        except ValueError as error:
-            raise FoveateError(f"{one.name}: the processor refuses it ({str(error).splitlines()[0]})") from error
-        inputs = {name: value for name, value in dict(found).items() if isinstance(value, Tensor)}
+        found = processor_inputs(self._processor, text, images, f"{one.name}: the processor refuses it")
+        inputs = {name: value for name, value in found.items() if isinstance(value, Tensor)}
         expected = sum(layout.total for layout in self._family.layouts(inputs)) if "pixel_values" in inputs else 0
         return self.labelled(inputs, text, spans, one.name, expected)
 
@@ -81,9 +79,9 @@ class Batches:
             FoveateError: as in `__call__`.
         """
         ids = inputs["input_ids"]
-        tokenized = self._processor.tokenizer(text, return_offsets_mapping=True)
+        encoded = tokenized(self._processor, text, return_offsets_mapping=True)
         # The processor writes many placeholders where the text has one; all other tokens are the same in both.
-        plain = [(i, at) for i, at in zip(tokenized["input_ids"], tokenized["offset_mapping"]) if i != self._image]
+        plain = [(i, at) for i, at in zip(encoded["input_ids"], encoded["offset_mapping"]) if i != self._image]
         here = (ids[0] != self._image).nonzero()[:, 0]
         if ids[0, here].tolist() != [i for i, _ in plain]:
             raise FoveateError(
@@ -140,19 +138,13 @@ def spoken(processor: Any, messages: Sequence[Message], name: str) -> tuple[str,
     Raises:
         FoveateError: the template is missing, or changes earlier turns when later ones come.
     """
-
-    def written(turns: Sequence[Message], prompt: bool) -> str:
-        try:
-            return processor.apply_chat_template(list(turns), add_generation_prompt=prompt, tokenize=False)
-        except ValueError as error:
-            raise FoveateError(f"the processor has no usable chat template ({str(error).splitlines()[0]})") from error
-
-    whole = written(messages, False)
+    whole = chat_text(processor, messages, generation_prompt=False)
     spans: list[tuple[int, int]] = []
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before, after = written(messages[:number], True), written(messages[: number + 1], False)
+        before = chat_text(processor, messages[:number])
+        after = chat_text(processor, messages[: number + 1], generation_prompt=False)
         if not (whole.startswith(after) and after.startswith(before)):
             raise FoveateError(
                 f"{name}: the chat template writes earlier turns differently when later ones follow, so the "

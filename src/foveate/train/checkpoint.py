@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from safetensors.torch import save_file
-from torch import Tensor
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from foveate.errors import FoveateError
+from foveate.files import replace_folder
 
 WEIGHTS: Final = "trained.safetensors"
 WRITING: Final = ".writing"
@@ -48,47 +44,10 @@ def publish(written: Path, final: Path, keep: int) -> None:
         final: the name, `checkpoint-<step>`.
         keep: how many checkpoints stay.
     """
-    for path in [*written.rglob("*"), written]:
-        _flush(path)
+    replace_folder(written, final)
     aside = written.parent / "old"
-    shutil.rmtree(aside, ignore_errors=True)
-    if final.exists():
-        final.rename(aside)
-    written.rename(final)
-    _flush(final.parent)
     shutil.rmtree(aside, ignore_errors=True)
     for old in checkpoints(final.parent)[:-keep]:
         # Renamed first: a kill while it is removed leaves no damaged checkpoint.
         old.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError:  # some file systems can't flush folders
-        pass
-    finally:
-        os.close(handle)
-
-
-def write_json(value: Any, path: Path) -> None:
-    """Write plain data as JSON, atomically."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    partial.replace(path)
-
-
-def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors as safetensors, atomically.
-
-    Args:
-        tensors: contiguous, and none shares its memory with another.
-        path: of the file.
-        metadata: texts for its header.
-    """
-    partial = path.with_name(path.name + ".partial")
-    save_file(dict(tensors), partial, metadata=None if metadata is None else dict(metadata))
-    partial.replace(path)

@@ -21,10 +21,11 @@ from foveate.engine.encode import encode_for
 from foveate.engine.images import plan_images
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
+from foveate.files import write_tensors
 from foveate.loading import load_model
+from foveate.prompts import tokenized
 from foveate.schedule import Schedule, schedule
 from foveate.train.batches import Batches
-from foveate.train.checkpoint import write_tensors
 from foveate.train.recipe import Recipe, Stage
 from foveate.train.settings import DENSE, RecipeError
 from foveate.train.sources import Conversation, Conversations
@@ -163,7 +164,7 @@ class KeptFeatures:
             "messages": json.dumps([one.messages for one in listed]),
             "images": json.dumps([len(one.images) for one in listed]),
         }
-        write_tensors({"features": torch.cat(made).contiguous()}, self._path(number), header)
+        write_tensors(self._path(number), {"features": torch.cat(made).contiguous()}, header)
 
 
 class FeatureBatches(Batches):
@@ -192,8 +193,8 @@ class FeatureBatches(Batches):
         """Return the text of one conversation, with as many placeholders as its images have features."""
         text, spans = self.spoken(one)
         images = sum(part["type"] == "image" for message in one.messages for part in message["content"])
-        tokenized = self._processor.tokenizer(text.replace(self._word, self._word * self._count), return_tensors="pt")
-        inputs = {name: tokenized[name] for name in ("input_ids", "attention_mask")}
+        encoded = tokenized(self._processor, text.replace(self._word, self._word * self._count), return_tensors="pt")
+        inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
         return self.labelled(inputs, text, spans, one.name, images * self._count)
 
 

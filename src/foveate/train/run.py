@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from foveate.errors import FoveateError
 from foveate.families import family_of
+from foveate.files import replace_folder, write_json
 from foveate.loading import load_model
 from foveate.train import checkpoint as files
 from foveate.train.batches import Batches
@@ -249,8 +250,7 @@ def save_result(training: Training, out: Path) -> None:
         model.config.use_cache = True
         model.save_pretrained(aside)
         ready.processor.save_pretrained(aside)
-        shutil.rmtree(out / "model", ignore_errors=True)
-        aside.rename(out / "model")
+        replace_folder(aside, out / "model")
     except OSError as error:
         raise FoveateError(
             f"the trained model could not be written to {out} ({error}); its last checkpoint is whole: make room and "
@@ -263,7 +263,8 @@ def _save_history(training: Training, out: Path, seconds: float) -> None:
     """Write `run.json`: the recipe, the stages in steps, the losses."""
     ready, trainer = training.loaded.ready, training.trainer
     table = ready.timetable
-    files.write_json(
+    write_json(
+        out / "run.json",
         {
             "recipe": ready.recipe.to_dict(),
             "stages": [
@@ -275,5 +276,4 @@ def _save_history(training: Training, out: Path, seconds: float) -> None:
             "processes": trainer.args.world_size,
             "seconds_of_this_call": round(seconds, 1),
         },
-        out / "run.json",
     )

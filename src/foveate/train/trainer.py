@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from foveate.errors import FoveateError
+from foveate.files import write_json
 from foveate.train import checkpoint as files
 from foveate.train.progress import Progress
 from foveate.train.settings import RecipeError, nearest
@@ -214,13 +215,13 @@ class SafeTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
             if self.args.should_save:
-                files.write_json(self.note, aside / name / "recipe.json")
+                write_json(aside / name / "recipe.json", self.note)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 files.publish(aside / name, out / name, self.args.save_total_limit or 2)
                 shutil.rmtree(aside, ignore_errors=True)
             self.accelerator.wait_for_everyone()
-        except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        except (OSError, safetensors.SafetensorError, RuntimeError, FoveateError) as error:
             if isinstance(error, RuntimeError) and not any(word in str(error) for word in _FULL):
                 raise
             shutil.rmtree(aside, ignore_errors=True)
