@@ -10,9 +10,9 @@ from typing import Any
 from foveate.bench.formatting import interval, points
 from foveate.bench.report import clearly_below
 from foveate.files import write_json
+from foveate.plots import BASELINE, COLOURS, figure, plain, save
 from generators.folders import MEASURED, PICTURES
 from generators.markdown import bullets
-from generators.pictures import BASELINE, COLOURS, figure, plain, save
 
 HEAD = """\
 # What methods cost in accuracy

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from foveate.bench.formatting import percent_text
+from foveate.plots import BASELINE, COLOURS, figure, plain, save
 from generators.benchmarks import benchmark
 from generators.folders import DOCS, MEASURED, PICTURES
 from generators.markdown import fill, table, with_measured_part
-from generators.pictures import BASELINE, COLOURS, figure, plain, save
 
 TITLES = {
     "144-tokens": "**learned**, `mean={mean}`",

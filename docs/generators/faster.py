@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from foveate import plots
 from foveate.costmodel import Cost, Device, Model, check, cost_of_layouts, device, read_model
 from foveate.errors import KeepError
 from foveate.tokens import Layout, Segment
 from generators.benchmarks import benchmark
 from generators.folders import MEASURED, PICTURES
 from generators.markdown import machine
-from generators.pictures import figure as new_figure
-from generators.pictures import save
 
 every = benchmark("every_method").every
 random_models = benchmark("random_models")
@@ -544,14 +543,13 @@ def _commands(found: list[Cell], specs: str | None = None) -> str:
 
 def draw() -> None:
     """Draw the time to the first token and the encoder's share of it, over visual tokens."""
-    import matplotlib
     from matplotlib.ticker import FuncFormatter
 
     mine = _curve()
     wanted = [None, *(spec for spec in mine[0].rows if spec.startswith(("cluster", "fastv", "resize")))]
-    colours = ("#333333", "#0072B2", "#D55E00", "#009E73")
-    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 11, "axes.linewidth": 0.8}):
-        figure = new_figure(10, 4.6)
+    colours = (plots.DENSE, *plots.COLOURS)
+    with plots.style():
+        figure = plots.figure(10, 4.6)
         left, right = figure.subplots(1, 2)
         for spec, colour in zip(wanted, colours, strict=False):
             predicted = []
@@ -580,7 +578,7 @@ def draw() -> None:
         left.set_xscale("log", base=2)
         left.set_yscale("log")
         left.set_ylabel("time to the first token, s")
-        left.legend(frameon=False, title="points measured, lines predicted", alignment="kept")
+        left.legend(frameon=False, title="points measured, lines predicted", alignment="left")
         left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         right.set_xscale("log", base=2)
         right.set_ylim(0, 1)
@@ -588,9 +586,6 @@ def draw() -> None:
         for axes in (left, right):
             axes.set_xlabel("visual tokens of the prompt (logarithmic)")
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-            axes.grid(axis="y", color="#dddddd", linewidth=0.7)
-            axes.set_axisbelow(True)
-            for side in ("top", "right"):
-                axes.spines[side].set_visible(False)
+            plots.plain(axes, grid=True)
         figure.tight_layout()
-        save(figure, PICTURES / "faster.png")
+        plots.save(figure, PICTURES / "faster.png")

@@ -14,7 +14,7 @@ import dataclasses
 import difflib
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -26,7 +26,7 @@ from foveate.options import expected, read_value
 from foveate.renamed import refuse_old_name
 from foveate.tokens import PLACES, Place
 
-__all__ = ["Spec", "SpecLike", "Step", "as_spec", "parse"]
+__all__ = ["Spec", "SpecLike", "Step", "as_spec", "parse", "spec_list"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,17 @@ def as_spec(value: SpecLike) -> Spec:
         f'a spec is text such as "cluster:64", a method object such as Cluster(keep=64), a Step, a Spec, or a list '
         f"of these, not {shown(value)}"
     )
+
+
+def spec_list(specs: SpecLike | Iterable[SpecLike]) -> list[SpecLike]:
+    """Return several specs as a list, and a single one as a list of one.
+
+    A list counts as several specs; as an item of a list, it is one spec of several steps.
+
+    >>> spec_list("cluster:64"), spec_list(["cluster:64", "fastv:0.5@2"])
+    (['cluster:64'], ['cluster:64', 'fastv:0.5@2'])
+    """
+    return [specs] if isinstance(specs, str | Spec | Step | Method) else list(specs)
 
 
 _EMPTY = 'an empty spec; write a method and how much to keep, for instance "cluster:64"'

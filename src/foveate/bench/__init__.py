@@ -1,11 +1,12 @@
-"""Benchmarks: what fewer visual tokens cost in accuracy, and what they save in time.
+"""Measure what fewer visual tokens cost in accuracy and save in time.
 
 >>> from foveate.bench import configurations, scenes
 >>> task = scenes(20)  # the first questions of the fixed test set
 >>> len(task.pictures), [str(spec) or "dense" for spec in configurations(["cluster"], "64,16")]
 (2, ['dense', 'cluster:64', 'cluster:16'])
 
-``Benchmark(model, processor, task, specs).run()`` then answers them all and writes a results folder.
+``Benchmark(model, processor, task, specs).run()`` answers all questions and writes a results folder. Specs may be
+text, `Spec` or method objects, alone or in a list.
 """
 
 from foveate.bench.configurations import configurations

@@ -1,40 +1,40 @@
-"""Which configurations are measured: the defaults, and what `--spec` and `--keep` make of them."""
+"""Choose the configurations of a benchmark: the defaults, or specs crossed with budgets."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from foveate.errors import FoveateError
-from foveate.spec import Spec, Step, parse
+from foveate.spec import Spec, SpecLike, Step, as_spec, parse, spec_list
 from foveate.tokens import Keep
 
 METHODS: Final = ("random", "stride", "pool", "pool2d", "resize", "cluster", "cls")
-"""What is measured when nothing is asked for."""
+"""The default methods."""
 
 BASELINES: Final = frozenset({"random", "stride", "pool2d", "resize"})
-"""What every claim must beat; marked in tables."""
+"""Methods that every other one should beat; tables mark them."""
 
 BUDGETS: Final = "288,144,64,16,4"
-"""The budgets when nothing is asked for: of 576, the half, a quarter, a ninth, and very little."""
+"""The default budgets: of 576 tokens a half, a quarter, a ninth, and very few."""
 
 DENSE: Spec = Spec(())
-"""No step at all: the untouched model."""
+"""The spec without steps: the untouched model."""
 
 
 def name_of(spec: Spec) -> str:
-    """The written form of a configuration, "dense" without any step."""
+    """Return a configuration as text, "dense" if it has no step."""
     return str(spec) or "dense"
 
 
 def is_baseline(spec: Spec) -> bool:
-    """Whether a configuration is one of the baselines, alone."""
+    """Return whether a configuration is a baseline method alone."""
     return len(spec.steps) == 1 and spec.steps[0].method.name in BASELINES
 
 
 def label_of(spec: Spec) -> str:
-    """A configuration without its budget: what one line of a plot is called.
+    """Return a configuration without its budget, as lines of plots are called.
 
     >>> label_of(parse("cluster:64")), label_of(parse("cluster:0.25:seed=3")), label_of(DENSE)
     ('cluster', 'cluster:seed=3', 'dense')
@@ -48,7 +48,7 @@ def label_of(spec: Spec) -> str:
 
 
 def budget_of(spec: Spec, before: float, after: float) -> float:
-    """The tokens that a configuration was allowed: its keep; where that isn't one number, what was left."""
+    """Return the budget of a configuration in tokens: its keep, or the tokens left if that isn't one number."""
     if len(spec.steps) != 1 or len(spec.steps[0].places) > 1:
         return after
     keep = spec.steps[0].method.keep
@@ -70,25 +70,37 @@ def read_budgets(text: str) -> tuple[Keep, ...]:
     return tuple(dict.fromkeys(Keep.of(piece) for piece in pieces))
 
 
-def configurations(specs: Sequence[str] = (), keep: str = BUDGETS, seed: int | None = None) -> tuple[Spec, ...]:
-    """All configurations of a run, dense first, each once.
+def configurations(
+    specs: SpecLike | Iterable[SpecLike] = (), keep: str = BUDGETS, seed: int | None = None
+) -> tuple[Spec, ...]:
+    """Return all configurations of a run, dense first, each once.
 
     Args:
-        specs: written specs; one without a budget ("cluster") gets every budget of `keep`, one with ("cluster:64")
-            stands alone. None at all means the default methods.
-        keep: budgets, parted by commas.
-        seed: given to every method that has a seed and wasn't given one in its spec; it becomes part of the spec.
+        specs: one configuration, or a list with one per item; each in any form that `as_spec` reads. Text without a
+            budget ("cluster") gets every budget of `keep`; text with one ("cluster:64") and objects are measured as
+            they are. An empty list means the default methods.
+        keep: budgets, separated by commas.
+        seed: for every method that has a seed and whose text sets none; it becomes part of the spec.
 
     Raises:
         SpecError: a spec can't be read.
         KeepError: a budget can't be read.
+
+    >>> from foveate.methods import Cluster, FastV
+    >>> [name_of(spec) for spec in configurations([Cluster(keep=64), [Cluster(keep=288), FastV(keep=0.5).at(2)]])]
+    ['dense', 'cluster:64', 'cluster:288+fastv:0.5@2']
 
     >>> [name_of(spec) for spec in configurations(["cluster", "cls:0.5"], "64,4")]
     ['dense', 'cluster:64', 'cluster:4', 'cls:0.5']
     """
     budgets = read_budgets(keep)
     found: dict[str, Spec] = {name_of(DENSE): DENSE}
-    for text in specs or METHODS:
+    for given in spec_list(specs) or METHODS:
+        if not isinstance(given, str):
+            spec = as_spec(given)
+            found.setdefault(name_of(spec), spec)
+            continue
+        text = given
         spec = seeded(parse(text), text, seed)
         crossed = len(spec.steps) == 1 and not has_keep(text) and spec.steps[0].method.takes_keep
         for each in _crossed(spec, budgets) if crossed else [spec]:
@@ -104,13 +116,13 @@ def _crossed(spec: Spec, budgets: Sequence[Keep]) -> list[Spec]:
 
 
 def has_keep(text: str) -> bool:
-    """Whether a written spec says itself how much to keep, in its first step."""
+    """Return whether the text of a spec sets a keep in its first step."""
     options = text.partition("@")[0].split(":")[1:]
     return any("=" not in option or option.strip().startswith(("keep", "mean")) for option in options)
 
 
 def seeded(spec: Spec, text: str, seed: int | None) -> Spec:
-    """A spec whose methods have this seed, if they have one and its text doesn't give it."""
+    """Return the spec with this seed for every method that has one and whose text sets none."""
     return spec if seed is None else Spec(tuple(_seeded(step, text, seed) for step in spec.steps))
 
 

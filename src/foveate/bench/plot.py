@@ -1,15 +1,14 @@
-"""Accuracy against visual tokens, one line per method."""
+"""Plot accuracy over visual tokens, one line per method."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from foveate.files import atomic_file
+from foveate import plots
 
-COLOURS: Final = ("#8C6D31", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#0072B2", "#D55E00", "#7A5195")
-"""Okabe and Ito's colours and two more: they stay apart for the colour-blind, and with lightness alone."""
 MARKERS: Final = "osD^vPX*"
 
 
@@ -23,9 +22,7 @@ def plot(metrics: Mapping[str, Any], path: Path) -> bool:
     Returns:
         Whether it was drawn: False without matplotlib, or if nothing but dense was measured.
     """
-    try:
-        import matplotlib
-    except ImportError:
+    if importlib.util.find_spec("matplotlib") is None:
         return False
     rows = metrics["configurations"]
     lines: dict[str, list[Mapping[str, Any]]] = {}
@@ -33,21 +30,16 @@ def plot(metrics: Mapping[str, Any], path: Path) -> bool:
         lines.setdefault(row["label"], []).append(row)
     if not lines:
         return False
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
     dense = rows[0]
     counts = sorted({row["tokens"]["mean_over_layers"] for row in rows[1:]})
-    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 11, "axes.linewidth": 0.8}):
-        figure = Figure(figsize=(8, 5), dpi=200)
-        canvas = FigureCanvasAgg(figure)
+    with plots.style():
+        figure = plots.figure(8, 5, dpi=200)
         axes = figure.add_subplot()
         ends: list[tuple[float, str, str, bool]] = []
         # Points of one budget stand side by side, so that error bars can be told apart.
         step = 1.022
         for number, (label, points) in enumerate(lines.items()):
-            colour = COLOURS[number % len(COLOURS)]
+            colour = plots.COLOURS[number % len(plots.COLOURS)]
             points = sorted(points, key=lambda row: row["tokens"]["mean_over_layers"])
             shift = step ** (number - (len(lines) - 1) / 2)
             x = [row["tokens"]["mean_over_layers"] * shift for row in points]
@@ -73,7 +65,7 @@ def plot(metrics: Mapping[str, Any], path: Path) -> bool:
 
         full = dense["tokens"]["before"]
         left, right = counts[0] / 1.35, max(counts[-1] * 1.12, counts[-1] + 0.5)
-        axes.set_xscale("log", base=2)
+        plots.log2_axis(axes, _ticks([_tick(row) for row in rows[1:]]))
         axes.set_xlim(left, right)
         value = dense["accuracy"]["value"] * 100
         if dense["accuracy"]["low"] is not None:
@@ -105,16 +97,9 @@ def plot(metrics: Mapping[str, Any], path: Path) -> bool:
         bottom, top = axes.get_ylim()
         axes.set_ylim(max(-3.0, bottom - 4), min(103.0, top + 3))
         _label_ends(axes, ends, right)
-        ticks = _ticks([_tick(row) for row in rows[1:]])
-        axes.xaxis.set_major_locator(FixedLocator(ticks))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f} %"))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
         axes.set_xlabel("visual tokens per image, mean over layers (logarithmic)")
-        axes.grid(axis="y", color="#dddddd", linewidth=0.7)
-        axes.set_axisbelow(True)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
+        plots.plain(axes, ("top", "right", "left"), grid=True)
         axes.tick_params(axis="y", length=0)
         axes.set_title(
             f"Accuracy on {metrics['task']}: {metrics['questions']:,} questions, {metrics['images']:,} images",
@@ -132,13 +117,12 @@ def plot(metrics: Mapping[str, Any], path: Path) -> bool:
             color="#555555",
         )
         figure.subplots_adjust(left=0.075, right=0.86, top=0.87, bottom=0.12)
-        with atomic_file(path) as new, new.open("wb") as file:
-            canvas.print_png(file)
+        plots.save(figure, path)
     return True
 
 
 def _label_ends(axes: Any, ends: list[tuple[float, str, str, bool]], right: float) -> None:
-    """Name each line behind its last point, pushed apart where names would overlap."""
+    """Write the name of each line after its last point; names that would overlap are pushed apart."""
     bottom, top = axes.get_ylim()
     gap = (top - bottom) * 0.052
     order = sorted(ends, key=lambda end: end[0])
@@ -177,14 +161,14 @@ def _label_ends(axes: Any, ends: list[tuple[float, str, str, bool]], right: floa
 
 
 def _tick(row: Mapping[str, Any]) -> float:
-    """Where a configuration is marked: at its budget, or what all layers see of it on average, if they differ."""
+    """Return where a configuration is marked: its budget, or the mean over layers if layers differ."""
     tokens = row["tokens"]
     inside = tokens["mean_over_layers"] != tokens["after"]
     return round(tokens["mean_over_layers"]) if inside else row["budget"]
 
 
 def _ticks(budgets: list[float]) -> list[float]:
-    """The budgets, as long as they are few; else powers of two."""
+    """Return the budgets, or powers of two if there are more than eight."""
     whole = sorted(set(budgets))
     if len(whole) <= 8:
         return whole

@@ -1,4 +1,4 @@
-"""Run a benchmark: every configuration on every picture, picture by picture, so that all meet the same machine."""
+"""Run a benchmark: all configurations on a chunk of images, then the next, so that all share the machine's load."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,36 +24,47 @@ from foveate.bench.tasks import Picture, Task, normalised
 from foveate.engine import Encoded, encode
 from foveate.errors import FoveateError
 from foveate.schedule import schedule
-from foveate.spec import Spec
+from foveate.spec import Spec, SpecLike, as_spec, spec_list
 
 CHUNK = 8
-"""Pictures that are encoded and answered together: little memory, and little is lost by an interruption."""
+"""Images that are encoded and answered together; few, so that an interruption loses little."""
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and how much there is."""
+"""A callback for progress: what runs now, how many parts are done, and how many there are."""
 
 
 def _quiet(what: str, done: int, whole: int) -> None:
-    """Tell nobody."""
+    """Report no progress."""
 
 
 class Benchmark:
-    """One model, one task, some configurations, one results folder.
+    """Measure configurations of one model on one task, and write a results folder.
 
     Args:
         model: of a supported family, in evaluation mode.
         processor: its own.
-        task: what is asked.
-        specs: the configurations; dense is measured anyway.
+        task: images with questions.
+        specs: one configuration, or a list with one per item; each as text, a `Spec`, a method object, or a list of
+            these whose steps act one after another. Dense is always measured.
         out: the results folder; None names it after the task and the config, inside `results`.
         longest: the most tokens that an answer may have.
-        command: the line that made this, for the report.
-        budgets: the budget that a configuration is shown under, by name, where its keep doesn't tell.
+        command: the command line, for the report.
+        budgets: by configuration, the budget that tables show it under if its keep isn't it.
 
     Raises:
-        FoveateError: a configuration can't be done on this model or on these pictures, or the folder holds something
-            else. Nothing has been written then.
+        FoveateError: a configuration doesn't work on this model or on these images, or the folder holds something
+            else. Nothing is written then.
         UnsupportedFamily: the model is of no supported family.
+
+    >>> import foveate
+    >>> from foveate.bench import scenes
+    >>> from foveate.methods import Cluster
+    >>> model, processor = foveate.reference()
+    >>> benchmark = Benchmark(model, processor, scenes(20), [Cluster(keep=64), "fastv:0.5@2"])
+    >>> list(benchmark.specs), benchmark.parts
+    (['dense', 'cluster:64', 'fastv:0.5@2'], 3)
+
+    `benchmark.run()` then answers all questions, writes the folder and returns what metrics.json holds.
     """
 
     def __init__(
@@ -61,7 +72,7 @@ class Benchmark:
         model: nn.Module,
         processor: Any,
         task: Task,
-        specs: Sequence[Spec],
+        specs: SpecLike | Iterable[SpecLike],
         out: Path | None = None,
         longest: int = 16,
         command: str = "",
@@ -72,7 +83,8 @@ class Benchmark:
         self.task = task
         self.command = command
         self.budgets = dict(budgets or {})
-        self.specs = {name_of(spec): spec for spec in (DENSE, *specs)}
+        read = [DENSE, *(as_spec(spec) for spec in spec_list(specs))]
+        self.specs = {name_of(spec): spec for spec in read}
         self.encoding = {name: schedule(spec, self.asker.family).encoding for name, spec in self.specs.items()}
         self.config = {
             "task": task.name,
@@ -101,20 +113,20 @@ class Benchmark:
 
     @property
     def parts(self) -> int:
-        """How many parts there are: each configuration on each chunk of pictures."""
+        """The number of parts: each configuration on each chunk of images."""
         return len(self.specs) * len(self._chunks)
 
     def run(self, tell: Progress = _quiet) -> dict[str, Any]:
-        """Measure what isn't measured yet, and write the results folder.
+        """Measure the parts that are missing, and write the results folder.
 
         Args:
-            tell: is called as the work goes on.
+            tell: is called with the progress.
 
         Returns:
             What metrics.json holds.
 
         Raises:
-            FoveateError: a configuration can't be done on one of the pictures; what was measured stays, unfinished.
+            FoveateError: a configuration doesn't work on one of the images; finished parts stay on the disk.
         """
         if self.folder.whole:
             return json.loads((self.folder.path / "metrics.json").read_text(encoding="utf-8"))
@@ -150,7 +162,7 @@ class Benchmark:
     def _chunk(
         self, chunk: int, pictures: Sequence[Picture], missing: Sequence[str], done: int, tell: Progress
     ) -> None:
-        """Some pictures under all configurations that are missing for them; each way of encoding runs once."""
+        """Measure the missing configurations on some images; each way of encoding runs once."""
         if not missing:
             return
         prompts = [self.asker.prompts(picture) for picture in pictures]
@@ -167,7 +179,7 @@ class Benchmark:
         tell("", done, self.parts)
 
     def _encode(self, prompts: Sequence[Prompts], specs: Sequence[Spec]) -> tuple[Encoded, float]:
-        """The encoded pictures, and the milliseconds that signals cost beyond the encoder."""
+        """Return the encoded images, and the milliseconds that signals took beside the encoder."""
         began = time.perf_counter()
         with torch.inference_mode():
             encoded = encode(self.model, self.asker.pixels(prompts), specs)
@@ -203,7 +215,7 @@ class Benchmark:
         self.folder.add(Part(name, chunk, before, after, answered.spent, mean), predictions)
 
     def _refuse_more_than_there_is(self) -> None:
-        """Look at the first picture's layout, before the encoder runs and anything is written."""
+        """Check budgets against the first image, before the encoder runs and anything is written."""
         layout = self.asker.family.layouts(self._first[0].pixels)[0]
         for name, spec in self.specs.items():
             try:
@@ -214,6 +226,6 @@ class Benchmark:
                 raise FoveateError(f"{name}: {error}") from None
 
     def _warm_up(self) -> None:
-        """One question dense, so that the first part isn't charged for what only happens once."""
+        """Answer one question dense, so that one-time costs aren't charged to the first part."""
         encoded, _ = self._encode(self._first, [DENSE])
         self.asker.answer(self._first, DENSE, encoded)

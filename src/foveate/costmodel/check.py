@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
+from foveate import plots
 from foveate.costmodel.calibrate import Calibration, Probe, measure
 from foveate.costmodel.decoder_shape import DecoderShape, read_decoder
 from foveate.costmodel.device import CURVES, SIZES, Device
 from foveate.errors import FoveateError
-from foveate.files import atomic_file
 
 COUNTS = (16, 64, 128, 256, 576, 1024)
 """Numbers of tokens of the prefills."""
@@ -128,47 +128,31 @@ def draw(device: Device, points: Sequence[Point], path: Path) -> None:
     Raises:
         FoveateError: matplotlib is missing, or the file can't be written.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise FoveateError('pictures need matplotlib; install it with pip install "foveate[bench]"') from None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-
     lines: dict[str, list[Point]] = {}
     for point in points:
         lines.setdefault(point.decoder, []).append(point)
-    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 11, "axes.linewidth": 0.8}):
-        figure = Figure(figsize=(8, 6), dpi=150)
-        canvas = FigureCanvasAgg(figure)
+    with plots.style():
+        figure = plots.figure(8, 6)
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         ticks = sorted({point.tokens for point in points})
         for number, (title, line) in enumerate(lines.items()):
-            colour, marker = ("#0072B2", "#D55E00")[number % 2], "os"[number % 2]
+            colour, marker = plots.COLOURS[number % 2], "os"[number % 2]
             x = [point.tokens for point in line]
             above.plot(x, [point.predicted * 1e3 for point in line], color=colour, linewidth=1.8)
             above.plot(x, [point.measured * 1e3 for point in line], marker, color=colour, label=title)
             below.plot(x, [point.ratio for point in line], marker=marker, color=colour, linewidth=1.2)
         above.set_yscale("log")
         above.set_ylabel("prefill, ms")
-        above.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        above.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         above.legend(frameon=False, title="points measured, lines predicted", loc="upper left", alignment="left")
         below.axhspan(0.85, 1.15, color="black", alpha=0.07, linewidth=0)
         below.axhline(1, color="black", linewidth=0.8)
         below.set_ylim(0.5, 1.5)
         below.set_ylabel("predicted / measured")
-        below.set_xscale("log", base=2)
-        below.xaxis.set_major_locator(FixedLocator(ticks))
-        below.xaxis.set_minor_locator(NullLocator())
-        below.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}"))
+        plots.log2_axis(below, ticks)
         below.set_xlabel("tokens of the prompt (logarithmic)")
         for axes in (above, below):
-            axes.grid(axis="y", color="#dddddd", linewidth=0.7)
-            axes.set_axisbelow(True)
-            for side in ("top", "right"):
-                axes.spines[side].set_visible(False)
+            plots.plain(axes, grid=True)
         above.set_title(device.title, loc="left", fontsize=11)
         figure.tight_layout()
-        with atomic_file(path) as new, new.open("wb") as file:
-            canvas.print_png(file)
+        plots.save(figure, path)

@@ -16,10 +16,9 @@ from foveate.engine.state import capture_of
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Capture, Family, family_of
-from foveate.methods import Method, Step
 from foveate.plan import Plan
 from foveate.schedule import Schedule, schedule
-from foveate.spec import Spec, SpecLike, as_spec
+from foveate.spec import SpecLike, as_spec, spec_list
 from foveate.tokens import Layout, Signal
 
 
@@ -113,8 +112,7 @@ def encode(model: nn.Module, inputs: Mapping[str, Any], specs: SpecLike | Iterab
     family = family_of(model)
     if inputs.get("pixel_values") is None:
         raise FoveateError("there is no image to encode; pass what the processor returned for a prompt with images")
-    several = [specs] if isinstance(specs, str | Spec | Step | Method) else specs
-    schedules = [schedule(as_spec(spec), family) for spec in several]
+    schedules = [schedule(as_spec(spec), family) for spec in spec_list(specs)]
     if len({each.encoding for each in schedules}) > 1:
         raise FoveateError("specs with different steps at @pixels or @encoder need one encode() each")
     return encode_for(family, inputs, schedules)
