@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,16 +47,7 @@ def _section(name: str, command: Any) -> str:
         if record is not None:
             rows.append((f"`{record[0].strip()}`", _cell(record[1])))
     title = f"## {name}\n\n{_help(command.help)}\n\n"
-    if rows:
-        return f"{title}```text\n{usage}\n```\n\n{table(('option', 'meaning'), rows)}"
-    # Some commands read their options themselves; their help is shown as it is printed.
-    return f"{title}```text\n{_printed(name)}\n```\n"
-
-
-def _printed(name: str) -> str:
-    command = [sys.executable, "-m", *name.split(), "--help"]
-    environment = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1"}
-    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.strip()
+    return f"{title}```text\n{usage}\n```\n\n{table(('option', 'meaning'), rows)}"
 
 
 def _help(text: str | None) -> str:

@@ -1,4 +1,4 @@
-"""How the tests give a command: in this process, and told apart by what it printed and where."""
+"""Runs commands in the process of the tests, and returns what they print."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ class Commands:
         self.runner = CliRunner()
 
     def __call__(self, *words: object, code: int = 0) -> str:
-        """What a command prints on stdout."""
+        """Return what a command prints on stdout."""
         result = self.runner.invoke(app, [str(word) for word in words])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
@@ -28,7 +28,7 @@ class Commands:
         return json.loads(self(*words, "--json"))
 
     def refused(self, *words: object) -> str:
-        """What a command says on stderr when it refuses, having printed nothing else."""
+        """Return the error of a command that must exit with code 2 and print nothing on stdout."""
         result = self.runner.invoke(app, [str(word) for word in words])
         assert isinstance(result.exception, SystemExit), repr(result.exception)
         assert result.exit_code == 2

@@ -15,7 +15,7 @@ def reference_model():
 
 @pytest.fixture
 def run(monkeypatch, reference_model):
-    """Commands on the embedded model; its parts are handed out instead of loaded again."""
+    """Commands on the embedded model, which is loaded once for all tests."""
     import foveate.loading as module
 
     model, processor = reference_model

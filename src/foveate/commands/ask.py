@@ -56,6 +56,8 @@ def ask(
     """Ask a question about an image, dense and compressed.
 
     Prints side by side: answers, visual tokens, and the times of all parts.
+
+    Example: foveate ask photo.jpg "what is this ?" --spec cluster:64
     """
     from foveate.images import open_image
 

@@ -24,7 +24,7 @@ def bench(
             "--spec",
             metavar="SPEC",
             help="What to measure: cluster at every budget of --keep, cluster:64 at its own. Repeat for more.",
-            show_default="cluster, cls and the baselines",
+            show_default="pool, cluster, cls and the baselines",
         ),
     ] = None,
     keep: Annotated[
@@ -73,6 +73,8 @@ def bench(
     paired by question, with 95% confidence intervals.
 
     To continue an interrupted run, give the same command again.
+
+    Example: foveate bench --spec cluster --spec cls:64 --questions 200
     """
     from foveate.bench.configurations import BUDGETS, METHODS, configurations
 

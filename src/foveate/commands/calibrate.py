@@ -64,6 +64,8 @@ def calibrate(
 
     Measures matrix products, attention, memory bandwidth and kernel launches,
     and writes them to a device file.
+
+    Example: foveate calibrate --name my-laptop
     """
     from foveate.costmodel.device import read_devices, save, user_file
 

@@ -73,6 +73,8 @@ def cost(
     """Predict FLOPs, cache, memory and time of a call.
 
     Nothing is run: only the model's configuration is read, for any device.
+
+    Example: foveate cost --model llava-1.5-7b --spec cluster:64 --device h100
     """
     if list_devices:
         _list_devices(as_json)

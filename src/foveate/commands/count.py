@@ -23,6 +23,8 @@ def count(
     """Count the visual tokens of an image, dense and compressed.
 
     Nothing is run, and the model's weights are not needed.
+
+    Example: foveate count photo.jpg --spec cluster:64 --spec prumerge:auto
     """
     from foveate.images import open_image
 

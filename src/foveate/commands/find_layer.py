@@ -44,6 +44,8 @@ def find_layer(
     Tries the method at the input of each layer. The divergence is the KL
     divergence of the answer's first token from the dense model's, in nats,
     mean over the questions.
+
+    Example: foveate find-layer pool:0.25 --questions 20
     """
     with spinner("Reading the questions"):
         from foveate.bench import layers
@@ -65,12 +67,13 @@ def find_layer(
     if as_json:
         print_json({"model": model_title(model), **found.to_dict()})
         return
-    shown = table(title=f"{found.rule} at the input of one decoder layer, {found.questions} questions")
+    screen = console()
+    screen.print(f"{found.rule} at the input of one decoder layer, {found.questions} questions", style="bold")
+    shown = table()
     add_number_columns(shown, "layer", "divergence (nats)", "same first token")
     for effect in found.effects:
         style = "bold" if found.layer is not None and effect.layer >= found.layer else ""
         shown.add_row(f"{effect.layer}", f"{effect.divergence:.5f}", f"{effect.same:.0%}", style=style)
-    screen = console()
     screen.print(shown)
     if found.spec is None:
         screen.print(f"No layer: the divergence of the last one is above {below:g}.", highlight=False)

@@ -51,12 +51,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing
 
 
 def model_title(model: Path | str | None) -> str:
-    """Return what results call a model.
+    """Return the name of a model in results.
 
     >>> model_title(None)
-    'the embedded reference model'
+    'the embedded model'
     """
-    return "the embedded reference model" if model is None else str(model)
+    return "the embedded model" if model is None else str(model)
 
 
 def usable_device(name: str) -> str:

@@ -51,6 +51,8 @@ def train(
 
     After an interruption, even a kill -9, the same command with --resume ends
     in the same weights.
+
+    Example: foveate train recipes/llavolta/last-stage-compression.yaml --dry-run
     """
     from foveate.train.objectives import parse_recipe
     from foveate.train.settings import RecipeError, read_mapping

@@ -1,8 +1,8 @@
-"""The reference VLM: a small LLaVA that comes with the package, so that everything can be tried at once.
+"""The embedded model: a small LLaVA that comes with the package, to try everything without a download.
 
 A plain Hugging Face directory (CLIP-style encoder with a trained [CLS], projector, Llama-style decoder; 576 visual
-tokens per image) that ``AutoModelForImageTextToText.from_pretrained`` loads with no code of ours. Its card is
-``model/README.md``; the recipe that trained it is ``recipes/reference.yaml``.
+tokens per image) that ``AutoModelForImageTextToText.from_pretrained`` loads like any other. Its card is
+``model/README.md``; ``recipes/reference.yaml`` trains it.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ PATH: Final = Path(__file__).parent / "model"
 
 
 def reference() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """Load the embedded VLM in fp32, ready to answer, and its processor.
+    """Load the embedded model in float32, and its processor.
 
     Returns:
-        The model in evaluation mode, a fresh one at each call, and its processor.
+        The model in evaluation mode, a new one at each call, and its processor.
 
     Raises:
-        FileNotFoundError: when the package was installed without the weights.
+        FileNotFoundError: the package was installed without the weights.
 
     >>> model, processor = reference()
     >>> model.config.image_seq_length, len(model.model.language_model.layers)
     (576, 12)
     """
     if not (PATH / "model.safetensors").exists():
-        raise FileNotFoundError(f"the weights of the reference model are missing from {PATH}; install foveate again")
+        raise FileNotFoundError(f"the weights of the embedded model are missing from {PATH}; install foveate again")
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
