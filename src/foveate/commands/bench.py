@@ -95,7 +95,7 @@ def bench(
     silence_transformers()
     with spinner("Loading the model"):
         loaded, processor = load(model)
-        lacking: list[str] = []
+        lacking: tuple[str, ...] = ()
         if match is not None:
             size = task.pictures[0].load().size
             specs, budgets, lacking = matched(spec or METHODS, keep, match, loaded.config, size, seed=seed)
