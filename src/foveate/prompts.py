@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, first_line
 
 __all__ = [
     "Message",
@@ -74,7 +74,7 @@ def chat_text(processor: Any, messages: Sequence[Message], *, generation_prompt:
     try:
         return processor.apply_chat_template(list(messages), add_generation_prompt=generation_prompt, tokenize=False)
     except ValueError as error:
-        raise _no_template(_first_line(error)) from error
+        raise _no_template(first_line(error)) from error
 
 
 def chat_ids(processor: Any, messages: Sequence[Message]) -> Int64[Tensor, "1 S"]:
@@ -107,7 +107,7 @@ def processor_inputs(
     try:
         return dict(processor(text=[text], return_tensors="pt", **given, **_special_tokens(processor, text)))
     except ValueError as error:
-        raise FoveateError(f"{refusal} ({_first_line(error)})") from error
+        raise FoveateError(f"{refusal} ({first_line(error)})") from error
 
 
 def tokenized(processor: Any, text: str, **options: Any) -> Any:
@@ -154,7 +154,3 @@ def _no_template(reason: str) -> FoveateError:
     return FoveateError(
         f"the model's processor has no usable chat template ({reason}); add chat_template.jinja to the model"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

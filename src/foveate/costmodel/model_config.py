@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, first_line
 
 PUBLISHED = Path(__file__).parent / "published"
 """Configurations of released models: only their sizes, and where these were read."""
@@ -54,8 +54,7 @@ def load_config(source: Any) -> Any:
     try:
         config = AutoConfig.for_model(kind, **data)
     except Exception as error:
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise FoveateError(f"the configuration of {kind} is damaged ({line})") from error
+        raise FoveateError(f"the configuration of {kind} is damaged ({first_line(error)})") from error
     return _checked(config)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, first_line
 from foveate.images import open_image
 from foveate.scenes import caption, clip, scene
 from foveate.train.recipe import Data
@@ -176,8 +176,7 @@ class HuggingFace:
             else:
                 loaded = datasets.load_dataset(name, split=split)
         except Exception as error:
-            line = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise RecipeError(f"the dataset {name} (split {split}) can't be loaded: {line}") from error
+            raise RecipeError(f"the dataset {name} (split {split}) can't be loaded: {first_line(error)}") from error
         self._rows, self._name, self._images = loaded, name, images or Path()
         if not len(loaded):
             raise RecipeError(f"the dataset {name} (split {split}) is empty")
