@@ -1,17 +1,25 @@
-"""What several benchmarks need: clocks and a line of progress."""
+"""What several benchmarks need: clocks and their options, decoders of a given shape, lines of progress."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import torch
 
 CLOCKS: Final = {"wall": time.perf_counter, "cpu": time.process_time}
 """Clocks by the name that `--clock` takes; "cpu" counts the time of all threads of this process."""
+
+DECODER_SHAPES: Final = {
+    "0.5B": {"hidden": 896, "layers": 24, "heads": 14, "kv_heads": 2, "ffn": 4864},
+    "7B": {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "ffn": 11008},
+}
+"""Sizes of Llama-style decoders, by name."""
 
 
 class Clock:
@@ -48,6 +56,42 @@ class Clock:
     def _wait(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+
+
+def add_clock_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--threads` and `--clock`."""
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu counts the processor's time of all threads, for machines that do other things",
+    )
+
+
+def check_clock(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Refuse the processor's time where it isn't the time that a call takes: with several threads or on a GPU."""
+    if arguments.clock == "cpu" and (arguments.threads > 1 or arguments.device != "cpu"):
+        parser.error("--clock cpu counts the time of all threads: use it on the CPU with --threads 1")
+
+
+def llama_config(shape: Mapping[str, int], **options: Any) -> Any:
+    """Return the configuration of a Llama-style decoder.
+
+    Args:
+        shape: its sizes: hidden, layers, heads, kv_heads, ffn.
+        **options: further fields of transformers' `LlamaConfig`.
+    """
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
+        hidden_size=shape["hidden"],
+        num_hidden_layers=shape["layers"],
+        num_attention_heads=shape["heads"],
+        num_key_value_heads=shape["kv_heads"],
+        intermediate_size=shape["ffn"],
+        **options,
+    )
 
 
 def say(text: str) -> None:

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from _common import CLOCKS, Clock, say
+from _common import DECODER_SHAPES, Clock, add_clock_options, llama_config, say
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -35,8 +34,7 @@ from foveate.schedule import tokens_per_layer
 from foveate.transformers_api import cache_argument
 
 SHAPES = {
-    "0.5B": {"hidden": 896, "layers": 24, "heads": 14, "kv_heads": 2, "ffn": 4864},
-    "7B": {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "ffn": 11008},
+    **DECODER_SHAPES,
     "tiny": {"hidden": 64, "layers": 4, "heads": 2, "kv_heads": 2, "ffn": 128},
 }
 
@@ -85,10 +83,7 @@ def read() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=4, help="at least")
     parser.add_argument("--seconds", type=float, default=15, help="at least, so small decoders take more turns")
     parser.add_argument("--steps", type=int, default=16, help="of decoding, per turn")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="cpu counts the processor's time of all threads"
-    )
+    add_clock_options(parser)
     parser.add_argument("--out", type=Path, default=Path("results/depth.json"))
     arguments = parser.parse_args()
     arguments.decoders = arguments.decoders or (
@@ -134,21 +129,12 @@ def make(name: str, device: str) -> tuple[Any, int]:
     if name == "reference":
         model, _ = foveate.reference()
         return model.to(device).eval(), int(model.config.vision_config.image_size)
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    shape = SHAPES[name]
     vision = CLIPVisionConfig(
         hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=336, patch_size=14
     )
-    text = LlamaConfig(
-        vocab_size=1024,
-        hidden_size=shape["hidden"],
-        num_hidden_layers=shape["layers"],
-        num_attention_heads=shape["heads"],
-        num_key_value_heads=shape["kv_heads"],
-        intermediate_size=shape["ffn"],
-        max_position_embeddings=4096,
-    )
+    text = llama_config(SHAPES[name], vocab_size=1024, max_position_embeddings=4096)
     torch.manual_seed(0)
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=5)
     with torch.device(device):

@@ -33,6 +33,7 @@ from foveate.bench.answers import Asker
 from foveate.bench.environment import environment
 from foveate.bench.statistics import mean_interval
 from foveate.bench.tasks import Task, normalised
+from foveate.commands.output import silence_transformers
 from foveate.engine import encode
 from foveate.families import family_of
 from foveate.files import write_json
@@ -117,7 +118,7 @@ FULL = Setting(None, 20_000, 624, 32, 32, 5.0e-4)
 def main() -> int:
     arguments = read()
     torch.set_num_threads(arguments.threads)
-    quiet()
+    silence_transformers()
     setting = FULL if arguments.full else SMALL
     if arguments.tiny:
         setting = Setting(setting.features, 32, 8, 4, 4, 1e-3)
@@ -352,13 +353,6 @@ def write_report(out: Path, setting: Setting, task: Task, arguments: argparse.Na
             "environment": environment("cuda" if torch.cuda.is_available() else "cpu"),
         },
     )
-
-
-def quiet() -> None:
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ on a GPU 7 billion (Vicuna-7B's). The rules that their authors' code writes as l
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from _common import CLOCKS, Clock, say
+from _common import DECODER_SHAPES, Clock, add_clock_options, check_clock, llama_config, say
 from as_structured import RULES
 from torch import Tensor
 
@@ -45,8 +44,7 @@ WORDS = 64
 """Text tokens of the prompt."""
 HEADS = 8
 DECODERS = {
-    "0.5B": {"hidden": 896, "layers": 24, "heads": 14, "kv_heads": 2, "ffn": 4864},
-    "7B": {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "ffn": 11008},
+    **DECODER_SHAPES,
     "tiny": {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 2, "ffn": 128},
 }
 STRUCTURED_AT_MOST = {"agglomerative": 600}
@@ -98,18 +96,11 @@ def read() -> argparse.Namespace:
     parser.add_argument("--images", default=[1, 8], **integers, help="planned as one batch")
     parser.add_argument("--keep", type=float, default=1 / 9, help="share that is kept")
     parser.add_argument("--methods", type=lambda text: text.split(","), help="names; all if left out")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument(
-        "--clock",
-        choices=CLOCKS,
-        default="wall",
-        help="cpu counts the processor's time, for machines that do other things; with one thread",
-    )
+    add_clock_options(parser)
     parser.add_argument("--out", type=Path, default=Path("results/plans.json"))
     arguments = parser.parse_args()
     arguments.decoder = arguments.decoder or ("7B" if arguments.device == "cuda" else "0.5B")
-    if arguments.clock == "cpu" and (arguments.threads > 1 or arguments.device != "cpu"):
-        parser.error("--clock cpu counts the time of all threads: use it on the CPU with --threads 1")
+    check_clock(parser, arguments)
     known = [name for name in method_names() if can_be_planned(name)]
     unknown = sorted(set(arguments.methods or []) - set(known))
     if unknown:
@@ -127,22 +118,13 @@ class Decoder:
     """A Llama-style decoder with random weights, without its head."""
 
     def __init__(self, name: str, device: str, dtype: torch.dtype) -> None:
-        from transformers import LlamaConfig, LlamaModel
+        from transformers import LlamaModel
 
-        shape = DECODERS[name]
-        config = LlamaConfig(
-            vocab_size=8,
-            hidden_size=shape["hidden"],
-            num_hidden_layers=shape["layers"],
-            num_attention_heads=shape["heads"],
-            num_key_value_heads=shape["kv_heads"],
-            intermediate_size=shape["ffn"],
-            max_position_embeddings=8192,
-        )
+        config = llama_config(DECODERS[name], vocab_size=8, max_position_embeddings=8192)
         torch.manual_seed(0)
         with torch.device(device):
             self.model: Any = LlamaModel(config).to(dtype).eval()
-        self.width: int = shape["hidden"]
+        self.width: int = config.hidden_size
 
     def __call__(self, tokens: int) -> object:
         parameter = next(self.model.parameters())

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
 import sys
 import time
@@ -30,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import CLOCKS, say
+from _common import CLOCKS, add_clock_options, check_clock, say
 from every_method import every
 from random_models import MODELS, REAL, Pictures, make, prompt
 from torch import Tensor
@@ -132,13 +131,7 @@ def read() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--enough", type=float, default=60, help="seconds of a cell behind which no round begins")
     parser.add_argument("--within", type=float, default=float("inf"), help="seconds behind which no cell begins")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument(
-        "--clock",
-        choices=CLOCKS,
-        default="wall",
-        help="cpu counts the processor's time, for machines that do other things; with one thread",
-    )
+    add_clock_options(parser)
     parser.add_argument("--share", action="store_true", help="one layer's weights for all: for small memories")
     parser.add_argument("--out", type=Path, default=Path("results/speed.json"), help="goes on if it is there")
     arguments = parser.parse_args()
@@ -160,8 +153,7 @@ def read() -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} must be 1 or more")
     if arguments.new_tokens < 2:
         parser.error("--new-tokens must be 2 or more: the first comes from the prefill, and decoding is measured too")
-    if arguments.clock == "cpu" and (arguments.threads > 1 or gpu):
-        parser.error("--clock cpu counts the time of all threads: use it on the CPU with --threads 1")
+    check_clock(parser, arguments)
     if arguments.specs == ["every"]:
         arguments.specs = every(24, KEEP)
     try:
