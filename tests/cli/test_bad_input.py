@@ -130,7 +130,7 @@ def test_weights_of_another_model(run, directory):
 def test_the_picture(refuse, tmp_path):
     ask = ("ask", IMAGE, "what ?", "--picture")
     assert "there is no folder" in refuse(*ask, tmp_path / "none" / "out.png")
-    assert "doesn't end like a picture" in refuse(*ask, tmp_path / "out.doc")
+    assert "has no suffix of a picture" in refuse(*ask, tmp_path / "out.doc")
     assert "is a directory" in refuse("ask", IMAGE, "what ?", "--picture", _made(tmp_path / "folder.png"))
     before = IMAGE.read_bytes()
     assert "would overwrite" in refuse(*ask, IMAGE)

@@ -1,4 +1,4 @@
-"""Answer many questions about few images, greedily: each compressed image is prefilled once, for all its questions.
+"""Answer many questions about few images, greedily: each compressed image is prefilled once for all its questions.
 
 What stands before the questions, up to the last visual token, is the same for every question about an image. With
 methods that don't read the question, its keys and values are made once and repeated for the questions. Methods that do
@@ -24,7 +24,7 @@ from foveate.spec import Spec
 from foveate.transformers_api import cache_argument, cache_of_output, new_cache
 
 CACHE_BYTES = 256 * 2**20
-"""Keys and values that one batch of questions may take at its start."""
+"""Largest size in bytes of the cache with which one batch of questions starts."""
 ROWS_AT_ONCE = 128
 PLAIN_ROWS = 16
 """Rows of a batch that goes through `generate`."""
@@ -32,7 +32,7 @@ PLAIN_ROWS = 16
 
 @dataclass(frozen=True)
 class Prompts:
-    """The questions about one image, as the model reads them.
+    """The prompts of all questions about one image, as token ids.
 
     Attributes:
         pixels: the processor's inputs that describe the image.
@@ -47,7 +47,7 @@ class Prompts:
 
 @dataclass
 class Spent:
-    """Milliseconds of one configuration on some images, and over how much each is to be divided.
+    """Milliseconds that one configuration took on some images, and the counts by which they are divided.
 
     `prefix` is the prefill of what all questions of an image share, `question` that of what is left, `decode` all later
     steps; `compressions` counts how often an image was compressed: once each, or once per question.
@@ -83,7 +83,7 @@ class Answered:
 
 
 class Asker:
-    """A model with its processor, ready to be asked.
+    """Answers questions with a model and its processor.
 
     Args:
         model: of a supported family, in evaluation mode.
@@ -143,7 +143,7 @@ class Asker:
         return Prompts(pixels, tuple(tuple(row) for row in rows), shared)
 
     def pixels(self, prompts: Iterable[Prompts]) -> dict[str, Tensor]:
-        """The images of several prompts, as one call of the encoder takes them."""
+        """Return the images of several prompts as the inputs of one call of the encoder."""
         every = [each.pixels for each in prompts]
         return {name: torch.cat([pixels[name] for pixels in every]).to(self.device) for name in every[0]}
 
@@ -175,7 +175,7 @@ class Asker:
         answered = Answered([[""] * len(each.rows) for each in prompts], none[:], none[:], none[:])
         answered.spent.images = len(prompts)
         answered.spent.questions = sum(len(each.rows) for each in prompts)
-        # Rows of one length need no padding, and padding is what families disagree about.
+        # Rows of one length need no padding, which families handle differently.
         if reuse:
             for group in _by_length((each.shared, index) for index, each in enumerate(prompts)):
                 self._reusing(prompts, group, spec, encoded, answered)
@@ -196,7 +196,7 @@ class Asker:
         """Prefill images whose prompts are equally long, then answer their questions."""
         spent = answered.spent
         shared = prompts[group[0]].shared
-        # One column more than what is shared: its position id is where the questions begin.
+        # One column more than the shared ones: its position id is where the questions begin.
         inputs = self._whole([prompts[index].rows[0][: shared + 1] for index in group])
         short = compress(self.model, inputs, spec, encoded.pick(group))
         spent.compressor += short.milliseconds["compressor"]
@@ -220,7 +220,7 @@ class Asker:
 
         held = sum(layer.keys[0].nbytes + layer.values[0].nbytes for layer in cache.layers)
         at_once = max(1, min(ROWS_AT_ONCE, CACHE_BYTES // held))
-        # Questions of like length answer together, so that little is padding.
+        # Questions of similar length share a batch, so that there is little padding.
         rows = [(row, n) for row, index in enumerate(group) for n in range(len(prompts[index].rows))]
         rows.sort(key=lambda each: len(prompts[group[each[0]]].rows[each[1]]))
         for start in range(0, len(rows), at_once):
@@ -234,7 +234,7 @@ class Asker:
     def _decode(
         self, cache: Any, mask: Tensor, start: Tensor, ends: Sequence[Sequence[int]], spent: Spent
     ) -> list[str]:
-        """Greedy answers of rows whose beginning is in the cache.
+        """Return greedy answers for rows whose beginning is in the cache.
 
         Args:
             cache: keys and values of R rows; it grows.
@@ -274,7 +274,7 @@ class Asker:
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             positions = positions[..., -1:] + 1
             if len(open_rows) <= len(rows) // 2:
-                # Answers that have ended leave; what is left of their cache isn't dragged along.
+                # Rows whose answers have ended are removed from the cache.
                 cache = _selected(cache, open_rows)
                 ids, mask, rows = ids[open_rows], mask[open_rows], rows[open_rows]
                 positions = positions.index_select(-2, open_rows)
@@ -307,7 +307,7 @@ class Asker:
         """Answer whole prompts of one length with `generate` under `apply`, where steps inside the decoder act."""
         spent = answered.spent
         inputs = self._whole([prompts[index].rows[n] for index, n in group])
-        # What else describes the images may be needed for their positions.
+        # Position ids may need the other inputs that describe the images.
         inputs |= self.pixels(prompts[index] for index, _ in group)
         del inputs["pixel_values"]
         inputs["mm_encoder_outputs"] = encoder_outputs(self.model, encoded.pick([index for index, _ in group]))
@@ -315,13 +315,13 @@ class Asker:
             texts = self._generated(inputs, spent)
         report = run.report()
         spent.compressor += report.milliseconds
-        # What steps inside the decoder take is a part of its prefill, and is not counted twice.
+        # Steps inside the decoder run during its prefill; their time is not counted twice.
         spent.question -= report.inside
         counts = [(image.before, image.after, image.mean_over_layers) for image in report.images]
         _record(prompts, group, texts, counts, answered)
 
     def _generated(self, inputs: Mapping[str, Any], spent: Spent) -> list[str]:
-        """What the model's own `generate` says to prompts of one length; `spent` gets the time."""
+        """Return the answers of the model's own `generate` to prompts of one length; `spent` gets the time."""
         with timed(self.model) as times:
             output = self.model.generate(
                 **inputs, max_new_tokens=self.longest, do_sample=False, num_beams=1, pad_token_id=self.pad
@@ -339,7 +339,7 @@ class Asker:
         return torch.tensor(self.ends, dtype=torch.int64, device=self.device)
 
     def _texts(self, ids: Tensor) -> list[str]:
-        """What rows of new ids say before their end; a row may have gone on behind it, for the sake of others."""
+        """Return rows of new ids as text up to their end; batches go on until all rows have ended."""
         ended = torch.isin(ids, self._stop).long().cumsum(dim=1) > 0
         return self.processor.batch_decode(ids.masked_fill(ended, self.pad), skip_special_tokens=True)
 
@@ -351,7 +351,7 @@ def _record(
     counts: Sequence[tuple[int, int, float]],
     answered: Answered,
 ) -> None:
-    """Put answers to single questions where they belong.
+    """Store answers to single questions at their image and question.
 
     Args:
         prompts: of all pictures.
@@ -369,7 +369,7 @@ def _record(
 
 
 def _after_last(ids: Sequence[int], family: Family) -> int:
-    """How many ids stand behind the last visual token."""
+    """Return the number of ids after the last visual token."""
     return list(reversed(ids)).index(family.image_token)
 
 
@@ -381,7 +381,7 @@ def _by_length(items: Iterable[tuple[int, Any]]) -> list[list[Any]]:
 
 
 def _selected(cache: Any, rows: Tensor) -> Any:
-    """A new cache with some rows of another one; a row may come more than once."""
+    """Return a new cache with some rows of another one; a row may occur more than once."""
     selected = new_cache()
     for number, layer in enumerate(cache.layers):
         selected.update(layer.keys.index_select(0, rows), layer.values.index_select(0, rows), number)
@@ -389,7 +389,7 @@ def _selected(cache: Any, rows: Tensor) -> Any:
 
 
 def fingerprint(model: nn.Module, processor: Any) -> str:
-    """What tells two models apart: SHA-256 over the configuration, a sample of every weight, and the way of asking.
+    """Return a fingerprint of a model: SHA-256 over its configuration, a sample of every weight, and its prompts.
 
     Of each parameter 4,096 evenly spread values are read, so a model of many gigabytes takes seconds, too.
     """
@@ -397,7 +397,7 @@ def fingerprint(model: nn.Module, processor: Any) -> str:
 
     digest = hashlib.sha256()
     config: Mapping[str, Any] = model.config.to_dict()  # pyright: ignore
-    # Where it was loaded from, and by what, makes no other model of it.
+    # The folder and the version that it was loaded with do not change the model.
     digest.update(repr(sorted((k, str(v)) for k, v in config.items() if k not in _INCIDENTAL)).encode())
     for name, weight in model.named_parameters():
         flat = weight.detach().flatten()

@@ -1,4 +1,4 @@
-"""From which decoder layer on a rule may act: how far it moves the next token, layer by layer."""
+"""Find the decoder layer from which on a method may act: measure how much it changes the next token, by layer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from foveate.bench.tasks import Asked, Picture
 from foveate.engine import apply
 from foveate.errors import FoveateError
 from foveate.scenes import scene
-from foveate.spec import Spec, Step, parse
+from foveate.spec import Spec, SpecLike, Step, as_spec
 
 
 @dataclass(frozen=True)
 class LayerEffect:
-    """What a rule does to the first token of the answer if it acts at the input of one layer.
+    """The effect of a method on the first token of the answer if it acts at the input of one layer.
 
     Attributes:
         layer: of the decoder, counted from zero.
@@ -35,11 +35,11 @@ class LayerEffect:
 
 @dataclass(frozen=True)
 class LayerSearch:
-    """What was found.
+    """The result of a search.
 
     Attributes:
-        rule: the rule, without a layer.
-        below: the largest mean divergence that counts as none.
+        rule: the method as a spec without a layer.
+        below: the largest mean divergence that counts as no effect, in nats.
         questions: how many were asked.
         effects: of every layer that was tried, first layer first.
     """
@@ -61,22 +61,22 @@ class LayerSearch:
 
     @property
     def spec(self) -> str | None:
-        """The rule at that layer."""
+        """The method at that layer, as a spec; None if there is none."""
         return None if self.layer is None else f"{self.rule}@{self.layer}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as plain data, for JSON."""
+        """Return the search as JSON data."""
         return {**asdict(self), "layer": self.layer, "spec": self.spec}
 
 
-def rule_of(spec: str | Spec) -> Step:
-    """The one step of a spec that says what, and leaves open at which layer.
+def rule_of(spec: SpecLike) -> Step:
+    """Return the step of a spec that has one method and no place.
 
     Raises:
         SpecError: the spec can't be read.
         FoveateError: it has several steps, or names a place.
     """
-    spec = parse(spec) if isinstance(spec, str) else spec
+    spec = as_spec(spec)
     (step, *more) = spec.steps
     if more:
         raise FoveateError(f"{spec} has several steps; the search takes one rule, for instance vtw")
@@ -91,7 +91,7 @@ def rule_of(spec: str | Spec) -> Step:
 def find_layer(
     model: nn.Module,
     processor: Any,
-    rule: str | Spec,
+    rule: SpecLike,
     pictures: Sequence[Picture],
     below: float = 0.003,
     step: Callable[[int, int], None] = lambda done, whole: None,
@@ -104,10 +104,10 @@ def find_layer(
     Args:
         model: of a supported family.
         processor: its processor.
-        rule: a spec of one step without a place: "vtw", "pool:0.25".
-        pictures: one question is asked about each; of the first its first, of the second its second, and so on.
-        below: the largest mean divergence that counts as none, in nats.
-        step: told how many prefills are done, of how many.
+        rule: a spec of one step without a place, such as "vtw", "pool:0.25" or `VTW()`.
+        pictures: one question is asked about each: the first about the first, the second about the second, and so on.
+        below: the largest mean divergence that counts as no effect, in nats.
+        step: is called with the number of finished prefills and of all.
 
     Raises:
         UnsupportedFamily: the model is of no supported family.
@@ -117,7 +117,7 @@ def find_layer(
     if not pictures:
         raise FoveateError("there is no picture to ask about")
     if not below >= 0:
-        raise FoveateError(f"a divergence of at most {below} can't be had; write 0 or more")
+        raise FoveateError(f"the divergence must be at least 0, not {below}")
     asker = Asker(model, processor)
     layers = range(1, len(asker.family.decoder_layers))
     away = torch.zeros(len(layers), dtype=torch.float64)
@@ -142,12 +142,12 @@ def find_layer(
 
 
 def _next_token(model: Any, inputs: dict[str, Any]) -> Tensor:
-    """Log-probabilities of the first token of the answer: `(V,)` float32."""
+    """Return the log-probabilities of the first token of the answer: `(V,)` float32."""
     return model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float().log_softmax(dim=-1)
 
 
 def practice(questions: int) -> Iterator[Picture]:
-    """Pictures that no test asks about: scenes of the training split, one for each question.
+    """Yield scenes of the training split, which no test asks about, one for each question.
 
     Raises:
         FoveateError: fewer than one is asked for.

@@ -1,4 +1,4 @@
-"""Compare at equal terms: which keep makes a spec cost what another one costs.
+"""Compare at equal cost: choose keeps so that specs have the same mean of tokens or the same FLOPs.
 
 Papers count tokens where it suits them: at the decoder's input, or averaged over its layers. A method that drops half
 of the tokens at layer 16 and one that drops them before layer 0 are not at "50 %" together. Here the keep of each spec
@@ -20,7 +20,7 @@ Measure = Literal["mean", "flops"]
 TITLES: Final = {"mean": "mean tokens over layers", "flops": "FLOPs of the prefill"}
 
 _STEPS = 10_000
-"""A share is looked for in ten-thousandths: finer than one token of most images."""
+"""Shares are searched in steps of 1 / 10,000, which is finer than one token of most images."""
 
 
 def matched(
@@ -32,7 +32,7 @@ def matched(
     text_tokens: int = 20,
     seed: int | None = None,
 ) -> tuple[tuple[Spec, ...], dict[str, float], tuple[str, ...]]:
-    """Configurations that are equal in what `measure` says, dense first.
+    """Return configurations that are equal in `measure`, dense first.
 
     Args:
         specs: written specs; one without a keep is given one per budget, one with a keep stands as it is, and so does
@@ -45,7 +45,7 @@ def matched(
         seed: given to every method that has a seed and wasn't given one in its spec.
 
     Returns:
-        The configurations; the budget that each belongs to, by name; a line for each pair that can't be had.
+        The configurations; the budget that each belongs to, by name; a line per pair without a solution.
 
     Raises:
         FoveateError: the cost model doesn't know the model.
@@ -98,15 +98,15 @@ def matched(
 
 
 _NEAR = 0.01
-"""How far from a budget's target a spec may be that belongs to it."""
+"""The largest relative distance between a spec and the budget that it belongs to."""
 
 
 def _nearest(spec: Spec, target: float, value: Callable[[Spec], float]) -> Spec | None:
-    """The spec with the share that comes nearest to the target; None if the smallest one is more than 1 % above it."""
+    """Return the spec with the share nearest to the target, or None if the smallest is more than 1 % above it."""
     low, high = 1, _STEPS
     if value(_with_keep(spec, _share(low))) > target * (1 + _NEAR):
         return None
-    # What a spec costs grows with its keep.
+    # The cost of a spec grows with its keep.
     while high - low > 1:
         middle = (low + high) // 2
         if value(_with_keep(spec, _share(middle))) <= target:
@@ -121,7 +121,7 @@ def _share(parts: int) -> Keep:
 
 
 def _with_keep(spec: Spec, keep: Keep) -> Spec:
-    """The same keep for every step that takes one."""
+    """Return the spec with this keep in every step that takes one."""
 
     def changed(method: Any) -> Any:
         return dataclasses.replace(method, keep=keep) if method.takes_keep else method

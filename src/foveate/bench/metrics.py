@@ -1,4 +1,4 @@
-"""From answers and times to what a table shows."""
+"""Compute metrics from answers and times."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def measure(
     floor: Mapping[str, float] | None = None,
     budgets: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Everything that metrics.json holds, as plain data.
+    """Return the contents of metrics.json.
 
     Args:
-        task: what was asked.
+        task: the images and questions.
         specs: the configurations by name, "dense" among them.
         predictions: every configuration's answer to every question.
         parts: tokens and times.
         floor: accuracy per skill of answering without looking.
-        budgets: the budget that a configuration belongs to, by name, where its keep doesn't tell.
+        budgets: by configuration, the budget that it belongs to if its keep isn't it.
 
     Returns:
         "configurations": one entry each, dense first, then by budget, with "against": the paired difference to each
         baseline of its budget; "floor"; counts. Times are milliseconds per
-        question about an image that nobody has asked about before; shares are between 0 and 1.
+        question about a new image; shares are between 0 and 1.
     """
     answers: dict[str, list[Prediction]] = {}
     for each in predictions:
@@ -101,7 +101,7 @@ def _configuration(
 def _against(
     row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], answers: Mapping[str, Sequence[Prediction]]
 ) -> dict[str, Any]:
-    """The paired difference of a configuration to each other baseline of its budget; answers are in one order."""
+    """Return the paired difference of a configuration to each other baseline of its budget."""
     if row["spec"] == "dense":
         return {}
 
@@ -128,7 +128,7 @@ def _accuracy(own: Sequence[Prediction], dense: Sequence[Prediction]) -> dict[st
 
 
 def _times(parts: Sequence[Part]) -> dict[str, float]:
-    """Medians over parts: other work on the machine slows some of them, and never speeds one up."""
+    """Return medians over parts, since other work on the machine slows some of them."""
     spent = [part.spent for part in parts]
     times = {
         "encoder": median(each.encoder / each.images for each in spent),
@@ -144,6 +144,6 @@ def _ratio(value: float, base: float) -> float | None:
 
 
 def _floor(floor: Mapping[str, float], dense: Sequence[Prediction]) -> dict[str, float]:
-    """Per skill, and overall with as many questions of each skill as were asked."""
+    """Return the floor per skill, and overall, weighted by the questions of each skill."""
     overall = sum(floor[each.skill] for each in dense if each.skill is not None) / len(dense)
     return {"overall": overall, **floor}

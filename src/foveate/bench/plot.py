@@ -36,7 +36,7 @@ def plot(metrics: Mapping[str, Any], path: Path) -> bool:
         figure = plots.figure(8, 5, dpi=200)
         axes = figure.add_subplot()
         ends: list[tuple[float, str, str, bool]] = []
-        # Points of one budget stand side by side, so that error bars can be told apart.
+        # Points of one budget are shifted, so that their error bars do not overlap.
         step = 1.022
         for number, (label, points) in enumerate(lines.items()):
             colour = plots.COLOURS[number % len(plots.COLOURS)]

@@ -1,4 +1,4 @@
-"""Tables of a benchmark: for the terminal and as Markdown."""
+"""Make the tables of a benchmark: for the terminal and as Markdown."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ HEADS: Final = (
     *("spec", "tokens", "kept", "layers", "accuracy", "± 95 %", "Δ dense", "95 % interval", "loyal"),
     *("encode", "compress", "prefill", "decode", "time"),
 )
-"""Columns of the main table; "layers" are mean tokens over layers, "time" is the whole as a multiple of dense."""
+"""Columns of the main table; "layers" are mean tokens over layers, "time" is the total relative to dense."""
 NARROW: Final = ("spec", "tokens", "kept", "accuracy", "Δ dense", "95 % interval", "loyal", "time")
 WIDE: Final = 132
-"""Columns of a terminal that all of the table needs."""
+"""The width in characters at which the table shows all columns."""
 
 
 def table(metrics: Mapping[str, Any], width: int = WIDE) -> Table:
-    """The main table for a terminal of `width` columns; a narrow one doesn't get every column."""
+    """Return the main table for a terminal of `width` characters; narrow ones get fewer columns."""
     heads = HEADS if width >= WIDE else NARROW
     made = Table(
         title=_title(metrics),
@@ -57,7 +57,7 @@ def table(metrics: Mapping[str, Any], width: int = WIDE) -> Table:
 
 
 def cells_of(row: Mapping[str, Any]) -> list[str]:
-    """One configuration as text, one cell per column of `HEADS`."""
+    """Return a configuration as text, one cell per column of `HEADS`."""
     accuracy, difference = row["accuracy"], row["difference"]
     times = row["time_ms"]
     return [
@@ -76,7 +76,7 @@ def cells_of(row: Mapping[str, Any]) -> list[str]:
 
 
 def skills_table(metrics: Mapping[str, Any]) -> Table | None:
-    """Accuracy per skill, one column per skill; None if the questions have no skills."""
+    """Return the table of accuracy per skill, or None if the questions have no skills."""
     rows = metrics["configurations"]
     skills = list(rows[0]["skills"])
     if not skills:
@@ -102,7 +102,7 @@ def skills_table(metrics: Mapping[str, Any]) -> Table | None:
 
 
 def markdown(metrics: Mapping[str, Any], command: str = "") -> str:
-    """The main table and the one per skill in Markdown, with the command that made them."""
+    """Return the main table and the one per skill as Markdown, with the command that made them."""
     lines = [f"**{_title(metrics)}**", ""]
     heads = ["spec", "visual tokens", "kept", "mean over layers", "accuracy (95 %)", "difference to dense (95 %)"]
     heads += ["loyalty", "encode ms", "compress ms", "prefill ms", "decode ms", "time / dense"]
@@ -125,7 +125,7 @@ def markdown(metrics: Mapping[str, Any], command: str = "") -> str:
 
 
 def caption(metrics: Mapping[str, Any]) -> str:
-    """What the columns mean, and the floor where it is known."""
+    """Return what the columns mean, and the question-only floor if it is known."""
     parts = []
     if any(row["baseline"] for row in metrics["configurations"]):
         parts.append("° baseline.")
@@ -136,7 +136,7 @@ def caption(metrics: Mapping[str, Any]) -> str:
 
 
 def losses(metrics: Mapping[str, Any]) -> list[str]:
-    """A line for each configuration that is clearly worse than a baseline of its budget."""
+    """Return a line for each configuration that is clearly worse than a baseline of its budget."""
     lines = []
     for row in metrics["configurations"]:
         worse = [f"{name} ({points(each['value'])} {interval(each)})" for name, each in clearly_below(row).items()]
@@ -146,7 +146,7 @@ def losses(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def clearly_below(row: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The baselines of its budget that a configuration is clearly worse than, each with the paired difference.
+    """Return the baselines that a configuration is clearly worse than, each with the paired difference.
 
     Clearly: the difference's 95 % interval leaves zero out. Baselines are not held against each other.
 
@@ -156,7 +156,7 @@ def clearly_below(row: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """
     if row["baseline"]:
         return {}
-    # One image has no interval.
+    # A single image has no interval.
     against = row.get("against", {})
     return {name: each for name, each in against.items() if each["high"] is not None and each["high"] < 0}
 
@@ -189,7 +189,7 @@ def _skill(accuracy: Mapping[str, Any]) -> str:
 
 
 def _style(row: Mapping[str, Any], head: str) -> str:
-    """Green and red only where the interval leaves no doubt about the sign."""
+    """Return green or red if the interval excludes zero."""
     difference = row["difference"]
     if head not in {"Δ dense", "95 % interval"} or difference is None or difference["low"] is None:
         return "bold" if row["spec"] == "dense" else ""

@@ -1,4 +1,4 @@
-"""The results folder: grows under a temporary name, survives an interruption, and is renamed when it is whole."""
+"""Write the results folder: under a temporary name, so that an interrupted run can go on; renamed once complete."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Part:
-    """One configuration on some of the images: what is done and written at once.
+    """One configuration on some of the images, which is measured and written at once.
 
     Attributes:
         spec: the configuration.
@@ -61,17 +61,17 @@ class Part:
 
 
 class ResultsFolder:
-    """One run on disk.
+    """The folder of one run.
 
-    While it runs, everything is in `<path>.partial`: answers are added to predictions.jsonl, and a line in
-    parts.jsonl then says that they are whole. After an interruption, whatever that line is missing for is thrown away.
+    During the run, all files are in `<path>.partial`: answers are added to predictions.jsonl, and then a line to
+    parts.jsonl, which marks them as complete. After an interruption, answers without that line are dropped.
 
     Args:
         path: the folder's final name.
-        config: what the run is made of; a folder of another config is refused.
+        config: everything that decides the results; a folder of another config is refused.
 
     Raises:
-        FoveateError: there is something else at `path`, or the results of another config.
+        FoveateError: `path` holds something else, or the results of another config.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
@@ -104,7 +104,7 @@ class ResultsFolder:
             )
 
     def open(self) -> None:
-        """Begin, or go on after an interruption: what isn't known to be whole is thrown away."""
+        """Create the folder, or continue an interrupted run; incomplete parts are dropped."""
         try:
             self.partial.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -127,7 +127,7 @@ class ResultsFolder:
         )
 
     def parts(self) -> list[Part]:
-        """What is done, each part once."""
+        """Return the finished parts, each once."""
         folder = self.path if self.whole else self.partial
         found: dict[tuple[str, int], Part] = {}
         for line in _whole_lines(folder / "parts.jsonl"):
@@ -143,7 +143,7 @@ class ResultsFolder:
         _append(self.partial / "parts.jsonl", _line(asdict(part)))
 
     def predictions(self) -> list[Prediction]:
-        """All answers so far."""
+        """Return all answers so far."""
         folder = self.path if self.whole else self.partial
         found = []
         for line in _whole_lines(folder / "predictions.jsonl"):
@@ -153,7 +153,7 @@ class ResultsFolder:
         return found
 
     def finish(self, predictions: Sequence[Prediction], texts: Mapping[str, str]) -> None:
-        """Write the answers in order and the other files, then give the folder its name.
+        """Write the answers in order and the other files, then rename the folder.
 
         Args:
             predictions: all of them, in the order that the file shall have.
@@ -174,7 +174,7 @@ def _append(path: Path, text: str) -> None:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """The lines of a file that end as lines do and hold JSON; the last one may have been cut."""
+    """Return the complete lines of a file; a kill may have cut the last one."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)

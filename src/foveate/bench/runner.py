@@ -166,7 +166,7 @@ class Benchmark:
         if not missing:
             return
         prompts = [self.asker.prompts(picture) for picture in pictures]
-        # Each chunk begins with another one, so that none is always timed at the same place.
+        # Each chunk begins with another configuration, so that none is always timed first.
         turn = chunk * (len(missing) // len(self._chunks) + 1) % len(missing)
         missing = [*missing[turn:], *missing[:turn]]
         for encoding in dict.fromkeys(self.encoding[name] for name in missing):
@@ -201,7 +201,7 @@ class Benchmark:
             raise FoveateError(f"{name} on {pictures[0].name} to {pictures[-1].name}: {error}") from None
         answered.spent.encoder = encoded.milliseconds
         if schedule(spec, self.asker.family).encoder_signals:
-            # A method pays for what it looks at; with several signals in one run this is an upper bound.
+            # A method is charged for its signals; with several signals in one run this is an upper bound.
             answered.spent.compressor += signals
         predictions = []
         for offset, (picture, texts) in enumerate(zip(pictures, answered.texts, strict=True)):
@@ -219,7 +219,7 @@ class Benchmark:
         layout = self.asker.family.layouts(self._first[0].pixels)[0]
         for name, spec in self.specs.items():
             try:
-                # What arrives at later steps is for them to say.
+                # Later steps check their tokens when they run.
                 for step in spec.steps[:1]:
                     step.method.count(layout)
             except FoveateError as error:

@@ -1,4 +1,4 @@
-"""Intervals for means of questions that come in clusters: questions about one image are not independent."""
+"""Compute confidence intervals of means over clustered questions: those about one image are not independent."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class Interval:
     high: float | None
 
     def to_dict(self) -> dict[str, float | None]:
-        """The same as plain data."""
+        """Return the interval as JSON data."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
 def mean_interval(right: Sequence[float], clusters: Sequence[Hashable]) -> Interval:
-    """The share of right answers, with a Wilson interval for as many questions as the clusters are worth.
+    """Return the share of right answers with a Wilson interval for the effective number of questions.
 
-    The cluster-robust variance V says how many independent questions would be as sure, p (1 - p) / V, at most the real
-    number. Where all or none are right, V knows nothing, and each cluster counts once.
+    The effective number is that of independent questions with the same variance, p (1 - p) / V, where V is
+    cluster-robust; at most the real number. If all or none are right, V is zero, and each cluster counts once.
 
     Args:
         right: one 0 or 1 per question.
-        clusters: which image each question is about.
+        clusters: the image of each question.
 
     >>> mean_interval([1, 0, 1, 1], "aabb").value
     0.75
@@ -48,15 +48,15 @@ def mean_interval(right: Sequence[float], clusters: Sequence[Hashable]) -> Inter
 
 
 def difference_interval(right: Sequence[float], reference: Sequence[float], clusters: Sequence[Hashable]) -> Interval:
-    """The paired difference of two shares of right answers, `right` minus `reference`, question by question.
+    """Return the paired difference of two shares of right answers, `right` minus `reference`.
 
     The interval is value +- t standard errors, cluster-robust, with one degree of freedom less than there are
-    clusters. Where all differences are the same, it reaches as far as that many clusters can rule out.
+    clusters. If all differences are equal, its width is the smallest that this number of clusters can rule out.
 
     Args:
         right: one 0 or 1 per question.
-        reference: the same questions, answered otherwise.
-        clusters: which image each question is about.
+        reference: the same questions under the other configuration.
+        clusters: the image of each question.
 
     >>> difference_interval([1, 0, 1, 1], [1, 1, 1, 1], "aabb").value
     -0.25
@@ -72,7 +72,7 @@ def difference_interval(right: Sequence[float], reference: Sequence[float], clus
 
 
 def _clustered(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float, int]:
-    """Mean, cluster-robust variance of the mean, number of clusters.
+    """Return the mean, its cluster-robust variance, and the number of clusters.
 
     V = G / (G - 1) * sum over clusters of (sum over its questions of (x - mean))^2 / N^2.
     """

@@ -1,4 +1,4 @@
-"""What is asked: the scenes' test set, or a JSONL file of images, questions and answers."""
+"""Read tasks: the scenes' test set, or a JSONL file of images, questions and answers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FLOOR_SCENES: Final = 1_000
 
 @dataclass(frozen=True)
 class Asked:
-    """One question with its answer, and the skill that it tests (None if nobody said)."""
+    """One question with its answer, and the skill that it tests, if that is known."""
 
     text: str
     answer: str
@@ -31,7 +31,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Picture:
-    """One image with all its questions: the cluster of the statistics, and what is encoded once.
+    """One image with all its questions. It is encoded once, and is one cluster of the statistics.
 
     Attributes:
         name: the scene's id, or the path as the file gives it.
@@ -44,7 +44,7 @@ class Picture:
     questions: tuple[Asked, ...]
 
     def load(self) -> Image.Image:
-        """The image, RGB.
+        """Return the image, mode "RGB".
 
         Raises:
             FoveateError: it can't be read.
@@ -61,7 +61,7 @@ class Task:
         pictures: each image once.
         digest: SHA-256 over images, questions and answers, hexadecimal.
         skills: in the order tables have them; empty if questions have none.
-        floor: makes the accuracy per skill of answering without looking; None where that isn't known.
+        floor: computes the accuracy per skill of answering without the image; None if it isn't known.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Task:
 
     @property
     def questions(self) -> int:
-        """Questions about all pictures."""
+        """The number of questions about all images."""
         return sum(len(picture.questions) for picture in self.pictures)
 
 
@@ -115,9 +115,9 @@ def scenes(questions: int = 500, skip: int = 0) -> Task:
 
 
 def jsonl(path: Path, questions: int | None = None, skip: int = 0) -> Task:
-    """The questions of a file with one JSON object a line: image, question, answer, and maybe skill.
+    """Read a file with one JSON object per line: image, question, answer, and optionally skill.
 
-    Every image is opened and decoded here, so that a broken one is known before any work.
+    Every image is opened and decoded here, so that a damaged one is found before the work begins.
 
     Args:
         path: the file; image paths are relative to its folder. Empty lines are skipped.
@@ -175,18 +175,18 @@ def _read_line(line: str, where: str) -> tuple[str, Asked]:
     try:
         value: Any = json.loads(line)
     except json.JSONDecodeError as error:
-        raise FoveateError(f"{where} is no JSON ({error.msg} at character {error.pos + 1})") from None
+        raise FoveateError(f"{where} is not JSON ({error.msg} at character {error.pos + 1})") from None
     if not isinstance(value, dict):
-        raise FoveateError(f'{where} is no JSON object; write {{"image": ..., "question": ..., "answer": ...}}')
+        raise FoveateError(f'{where} is not a JSON object; write {{"image": ..., "question": ..., "answer": ...}}')
     if type(value.get("answer")) in {int, float}:
         value["answer"] = str(value["answer"])
     for key in ("image", "question", "answer"):
         if not isinstance(value.get(key), str) or not value[key].strip():
-            state = "is empty or no text" if key in value else "is missing"
+            state = "is empty or not text" if key in value else "is missing"
             raise FoveateError(f'{where}: "{key}" {state}; each line needs "image", "question" and "answer"')
     skill = value.get("skill")
     if skill is not None and not isinstance(skill, str):
-        raise FoveateError(f'{where}: "skill" is no text; leave it out or write a name')
+        raise FoveateError(f'{where}: "skill" is not text; leave it out or write a name')
     return str(value["image"]), Asked(str(value["question"]).strip(), str(value["answer"]), skill)
 
 

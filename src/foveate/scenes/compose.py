@@ -39,19 +39,19 @@ def _jitter(rng: random.Random, rgb: RGB, by: int = 12) -> RGB:
 
 
 def _colours(base: RGB) -> list[str]:
-    """The colours that can be told from a background."""
+    """Return the colours that differ enough from a background."""
     return [name for name, rgb in COLOURS.items() if contrast(rgb, base) > 48]
 
 
 def _ink(rng: random.Random, base: RGB) -> list[str]:
-    """The colours that make small text legible on a background, in random order."""
+    """Return the colours in which small text is legible on a background, in random order."""
     names = [name for name, rgb in COLOURS.items() if contrast(rgb, base) > 90]
     rng.shuffle(names)
     return names
 
 
 class _Board:
-    """Finds free boxes for things that may not touch."""
+    """Finds free boxes for things that must not touch."""
 
     def __init__(self, rng: random.Random, gap: float = 3.0) -> None:
         self.rng, self.gap, self.taken = rng, gap, list[Box]()
@@ -115,7 +115,7 @@ def _place_text(
 
 
 def _shapes(rng: random.Random, picture: Image.Image, base: RGB) -> list[Thing]:
-    """Three to nine shapes of all sizes."""
+    """Draw three to nine shapes of all sizes."""
     colours, board = _colours(base), _Board(rng)
     palette = rng.sample(colours, min(len(colours), rng.randint(2, 6)))
     forms = rng.sample(SHAPES, rng.randint(2, 6))
@@ -126,7 +126,7 @@ def _shapes(rng: random.Random, picture: Image.Image, base: RGB) -> list[Thing]:
 
 
 def _crowd(rng: random.Random, picture: Image.Image, base: RGB) -> list[Thing]:
-    """Twenty and more little shapes of a few colours and forms."""
+    """Draw twenty or more small shapes of a few colours and forms."""
     palette = rng.sample(_colours(base), rng.randint(3, 5))
     forms = rng.sample(SHAPES, rng.randint(3, 5))
     board = _Board(rng, gap=2.0)
@@ -139,7 +139,7 @@ def _crowd(rng: random.Random, picture: Image.Image, base: RGB) -> list[Thing]:
 
 
 def _words(rng: random.Random, picture: Image.Image, base: RGB) -> list[Thing]:
-    """Words and numbers of several fonts, sizes and colours, among a few shapes."""
+    """Draw words and numbers in several fonts, sizes and colours, among a few shapes."""
     board, inks = _Board(rng, gap=4.0), _ink(rng, base)
     texts = rng.sample(WORDS, rng.randint(1, 4)) + [str(n) for n in rng.sample(range(1, 100), rng.randint(1, 3))]
     rng.shuffle(texts)
@@ -154,7 +154,7 @@ def _words(rng: random.Random, picture: Image.Image, base: RGB) -> list[Thing]:
 
 
 def _list(rng: random.Random, picture: Image.Image, base: RGB) -> list[Thing]:
-    """Dense small text: rows of a word and a number, in one or two columns, like a receipt."""
+    """Draw dense small text: rows of a word and a number, in one or two columns, like a receipt."""
     name, points = rng.choices(FONTS, FONT_SHARES)[0], rng.choice((11, 12, 12, 13))
     two = rng.random() < 0.5
     pitch = points + rng.randint(3, 7)
@@ -185,7 +185,7 @@ def _list(rng: random.Random, picture: Image.Image, base: RGB) -> list[Thing]:
 
 
 def _chart(rng: random.Random, picture: Image.Image, base: RGB) -> list[Thing]:
-    """A bar chart of three to six coloured bars with values from 1 to 9, ruled lines and, at times, printed values."""
+    """Draw a bar chart: three to six coloured bars, values from 1 to 9, ruled lines and sometimes printed values."""
     pen = ImageDraw.Draw(picture)
     count = rng.randint(3, 6)
     unit = rng.uniform(9.0, 15.0)
@@ -225,7 +225,7 @@ def _chart(rng: random.Random, picture: Image.Image, base: RGB) -> list[Thing]:
 
 
 def _tiny(rng: random.Random, picture: Image.Image, base: RGB) -> list[Thing]:
-    """Large shapes with little digits on them, and one tiny shape."""
+    """Draw large shapes with small digits on them, and one tiny shape."""
     board, colours = _Board(rng), _colours(base)
     pairs = [(s, c) for s in SHAPES if s not in ("ring", "cross", "star") for c in colours]
     chosen = rng.sample(pairs, rng.randint(2, 4))
@@ -243,7 +243,7 @@ _COMPOSERS: Final[dict[str, Callable[[random.Random, Image.Image, RGB], Sequence
 
 
 def compose(rng: random.Random, kind: str) -> tuple[Image.Image, tuple[Thing, ...]]:
-    """Draw a scene of a kind; returns the image (192 x 192, RGB) and its things.
+    """Draw a scene of a kind; return the image (192 x 192, RGB) and its things.
 
     >>> picture, things = compose(random.Random(0), "crowd")
     >>> len(things) >= 15

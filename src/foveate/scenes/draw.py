@@ -1,4 +1,4 @@
-"""Drawing: textured backgrounds, anti-aliased shapes at fractional positions, text in four fonts."""
+"""Draw scenes: textured backgrounds, anti-aliased shapes at fractional positions, text in four fonts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OVERSAMPLE: Final = 4
 
 
 def contrast(a: RGB, b: RGB) -> float:
-    """Tell how far apart two colours look: Euclidean distance with the usual weights of the eye, 0 to about 255.
+    """Return the contrast of two colours: Euclidean distance with the usual weights of the eye, 0 to about 255.
 
     >>> contrast((0, 0, 0), (255, 255, 255))
     255.0
@@ -69,7 +69,7 @@ def background(rng: random.Random, canvas: int) -> tuple[Image.Image, RGB]:
 
 @functools.lru_cache(maxsize=512)
 def _outline(shape: str, turn: int) -> tuple[tuple[float, float], ...]:
-    """Corners in the unit circle; ``turn`` in degrees."""
+    """Return the corners of a shape in the unit circle; ``turn`` in degrees."""
     if shape == "triangle":
         points = [(math.sin(a), -math.cos(a)) for a in (0, 2 * math.pi / 3, 4 * math.pi / 3)]
     elif shape == "star":
@@ -127,7 +127,7 @@ def draw_shape(picture: Image.Image, shape: str, centre: tuple[float, float], si
 
 
 def text_size(text: str, name: str, size: int) -> tuple[int, int]:
-    """Tell the width and height of the ink of a text, in pixels.
+    """Return the width and height of the ink of a text, in pixels.
 
     >>> width, height = text_size("cat", "DejaVuSans", 12)
     >>> width > height > 0

@@ -62,7 +62,7 @@ def scene(seed: int, *, split: Split = "train", kind: str | None = None, boost: 
 
 
 def test_set(n_questions: int | None = None, skip: int = 0) -> Iterator[Scene]:  # noqa: PT028
-    """Go through the fixed test set: 4,800 questions and a few, or the first ``n_questions`` behind ``skip`` scenes.
+    """Yield the fixed test set: about 4,800 questions, or the first ``n_questions`` after ``skip`` scenes.
 
     >>> sum(len(one.questions) for one in test_set(50))
     50
@@ -77,11 +77,11 @@ def test_set(n_questions: int | None = None, skip: int = 0) -> Iterator[Scene]: 
         yield one
 
 
-test_set.__test__ = False  # type: ignore[attr-defined]  # its name is not a test's, whatever test runners think
+test_set.__test__ = False  # type: ignore[attr-defined]  # pytest must not collect it
 
 
 def question_only_floor(train: Iterable[Question], test: Iterable[Question]) -> dict[str, float]:
-    """Measure what can be had without looking: each question text answered with its most frequent training answer.
+    """Measure accuracy without the image: each question gets its most frequent answer of the training scenes.
 
     A text that training never asked gets the most frequent answer of its skill. Returns the accuracy per skill.
 

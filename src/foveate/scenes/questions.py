@@ -29,7 +29,7 @@ class Question:
 
 
 def plural(shape: str) -> str:
-    """Name several of a shape.
+    """Return the plural of a shape.
 
     >>> plural("cross"), plural("star")
     ('crosses', 'stars')
@@ -38,7 +38,7 @@ def plural(shape: str) -> str:
 
 
 def _described(things: Sequence[Thing]) -> Iterator[tuple[Thing, str]]:
-    """Every way to name exactly one thing: (thing, "the red circle")."""
+    """Return every way to name exactly one thing: (thing, "the red circle")."""
     names: dict[str, list[Thing]] = defaultdict(list)
     for t in things:
         if t.kind == "shape":
@@ -174,7 +174,7 @@ def _relation(rng: random.Random, things: Sequence[Thing]) -> Iterator[Question]
                 text = f"is the {a.colour} bar {side} than the {b.colour} bar ?"
                 yield Question(text, "yes" if right else "no", "relation")
         if bars[-1].value != bars[-2].value:
-            for _ in range(2):  # twice: open questions should not drown among the yes/no ones
+            for _ in range(2):  # twice, so that open questions are not outnumbered by yes/no ones
                 yield Question("what colour is the tallest bar ?", str(bars[-1].colour), "relation")
         if bars[0].value != bars[1].value:
             yield Question("what colour is the shortest bar ?", str(bars[0].colour), "relation")
@@ -252,7 +252,7 @@ def balanced(rng: random.Random, pool: Sequence[Question], count: int) -> list[Q
         fresh = [a for a in sorted(by_answer) if by_answer[a]]
         if not fresh:
             break
-        # An answer that this scene has used already makes way for the others.
+        # Answers that this scene has not used yet come first.
         used = Counter(q.answer for q in chosen)
         least = min(used[a] for a in fresh)
         candidates = by_answer[rng.choice([a for a in fresh if used[a] == least])]
@@ -261,7 +261,7 @@ def balanced(rng: random.Random, pool: Sequence[Question], count: int) -> list[Q
 
 
 def ask(rng: random.Random, kind: str, things: Sequence[Thing], boost: int = 1) -> tuple[Question, ...]:
-    """Ask about a scene of a kind; returns about ten questions (times ``boost``), all different.
+    """Ask about a scene of a kind; return about ten questions (times ``boost``), all different.
 
     >>> from foveate.scenes.compose import compose
     >>> rng = random.Random(0)

@@ -1,4 +1,4 @@
-"""What a scene holds: things with a place, and where among the nine places they are."""
+"""Describe the things in a scene: their boxes, and which of the nine places they are at."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Thing:
         return max(x1 - x0, y1 - y0)
 
     def place(self, canvas: int, margin: float = 0.0) -> str | None:
-        """Name the third of the canvas that holds the centre; None when it is within ``margin`` of a border of thirds.
+        """Return the place that holds the centre, one of nine; None if it is within ``margin`` of a border of thirds.
 
         >>> Thing("digit", (0, 0, 20, 20), value=3).place(192)
         'top-left'

@@ -1,4 +1,4 @@
-"""Draw plans over the image they were made for: what is kept is lit, what is dropped is dimmed."""
+"""Draw plans over their image: kept tokens are lit, dropped ones dimmed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TINT: Final = 0.42
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of a row.
+    """One plan to draw, with its captions.
 
     Attributes:
         layout: the grids of the uncompressed image.
@@ -54,7 +54,7 @@ class Panel:
 
 
 def draw_panel(image: Image.Image, panel: Panel, side: int = 672) -> Image.Image:
-    """One plan over its image.
+    """Draw one plan over its image.
 
     Kept tokens are lit and dropped ones dimmed. Tokens that are merged have the colour of the token that they flow
     into, whose slot is outlined. A shrunk image shows the detail it has left, under its coarser grid.
@@ -112,7 +112,7 @@ def _grid(
     side: int,
     patch: int,
 ) -> Image.Image:
-    """One grid of tokens over the whole image; `colours` are those of the groups, None if nothing is merged."""
+    """Draw one grid of tokens over the whole image; `colours` are those of the groups, None if nothing is merged."""
     rows, columns = seen.h, seen.w
     scale = side / max(image.size)
     cell = (max(2, round(image.width * scale / columns)), max(2, round(image.height * scale / rows)))
@@ -128,7 +128,7 @@ def _grid(
     alone = colours is None
     shown = _wide((owner >= 0)[..., None].astype(np.float32), cell)
     dim = pixels.mean(axis=2, keepdims=True) * _DIM + np.array(_GROUND, dtype=np.float32) * 0.6
-    # Enough of the picture stays to see what was merged with what.
+    # The image stays visible under the colours of the groups.
     lit = pixels if colours is None else (1 - _TINT) * pixels + _TINT * _wide(colours[owner.clip(0)], cell)
     picture = Image.fromarray((shown * lit + (1 - shown) * dim).clip(0, 255).astype(np.uint8), "RGB")
 
@@ -140,7 +140,7 @@ def _grid(
 
 
 def draw(image: Image.Image, panels: Sequence[Panel], heading: str = "", side: int | None = None) -> Image.Image:
-    """Several plans over one image, side by side with captions.
+    """Draw several plans over one image, side by side with captions.
 
     Args:
         image: mode "RGB", what the encoder saw.
@@ -154,7 +154,7 @@ def draw(image: Image.Image, panels: Sequence[Panel], heading: str = "", side: i
     across = len(panels) if len(panels) <= 4 else -(-len(panels) // (-(-len(panels) // 4)))
     side = side or {1: 672, 2: 672, 3: 528}.get(across, 408)
     drawn = [draw_panel(image, panel, side) for panel in panels]
-    # A column is never so narrow that captions lose their answers, however tall the image is.
+    # Captions need a minimal width, even over tall images.
     width = max(round(side * 0.72), *(each.width for each in drawn))
     height = max(each.height for each in drawn)
     margin, gap = round(side * 0.05), round(side * 0.045)
@@ -183,14 +183,14 @@ def draw(image: Image.Image, panels: Sequence[Panel], heading: str = "", side: i
 
 
 def writable(path: str | Path) -> Path:
-    """A path that a picture can be written to.
+    """Return the path if a picture can be written to it.
 
     Raises:
         FoveateError: its folder is missing or it doesn't end like an image.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise FoveateError(f"{path} doesn't end like a picture; end it with {', '.join(SUFFIXES)}")
+        raise FoveateError(f"{path} has no suffix of a picture; use {', '.join(SUFFIXES)}")
     if path.is_dir():
         raise FoveateError(f"{path} is a directory; name a picture in it")
     if not path.parent.is_dir():
@@ -204,7 +204,7 @@ def save_picture(picture: Image.Image, path: str | Path) -> Path:
     """Write a picture atomically.
 
     Raises:
-        FoveateError: the path is no picture's, or writing failed.
+        FoveateError: the name has no suffix of a picture, or the file can't be written.
     """
     path = writable(path)
     with atomic_file(path) as new:
@@ -213,7 +213,7 @@ def save_picture(picture: Image.Image, path: str | Path) -> Path:
 
 
 def _groups(plan: Plan | None, count: int) -> tuple[np.ndarray, list[int]]:
-    """Which kept token each token flows into (most), -1 = dropped; and the slots."""
+    """Return per token the kept token that gets most of it, -1 if it is dropped; and the slots."""
     if plan is None:
         return np.arange(count), list(range(count))
     slots = plan.slot[0].tolist()
@@ -226,7 +226,7 @@ def _groups(plan: Plan | None, count: int) -> tuple[np.ndarray, list[int]]:
 
 
 def _palette(count: int) -> np.ndarray:
-    """Colours that differ between neighbours in number: `(count, 3)` float32, 0 to 255."""
+    """Return colours in which consecutive numbers differ clearly: `(count, 3)` float32, 0 to 255."""
     colours = [
         colorsys.hsv_to_rgb((number * _GOLDEN) % 1.0, (0.62, 0.85, 0.5)[number % 3], (0.95, 0.8, 1.0)[number % 3])
         for number in range(count)
@@ -235,12 +235,12 @@ def _palette(count: int) -> np.ndarray:
 
 
 def _wide(values: np.ndarray, cell: tuple[int, int]) -> np.ndarray:
-    """`(rows, columns, C)` -> one value per pixel."""
+    """Enlarge `(rows, columns, C)` to one value per pixel."""
     return values.repeat(cell[1], axis=0).repeat(cell[0], axis=1)
 
 
 def _ruled(picture: Image.Image, rows: int, columns: int, cell: tuple[int, int], strength: float) -> Image.Image:
-    """The grid, laid over."""
+    """Draw the lines of the grid."""
     lines = Image.new("L", picture.size, 0)
     pen = ImageDraw.Draw(lines)
     for column in range(1, columns):
@@ -251,7 +251,7 @@ def _ruled(picture: Image.Image, rows: int, columns: int, cell: tuple[int, int],
 
 
 def _borders(picture: Image.Image, owner: np.ndarray, cell: tuple[int, int]) -> Image.Image:
-    """Dark lines where one group meets another."""
+    """Draw dark lines between groups."""
     lines = Image.new("L", picture.size, 0)
     pen = ImageDraw.Draw(lines)
     thick = 2 if min(cell) >= 12 else 1
@@ -267,7 +267,7 @@ def _borders(picture: Image.Image, owner: np.ndarray, cell: tuple[int, int]) -> 
 def _outlined(
     picture: Image.Image, slots: Sequence[int], columns: int, cell: tuple[int, int], alone: bool
 ) -> Image.Image:
-    """A frame around each slot; thin around tokens that stand for themselves alone."""
+    """Draw a frame around each slot; a thin one around tokens that are not merged."""
     pen = ImageDraw.Draw(picture)
     thick = 1 if alone or min(cell) < 14 else 2
     inset = 0 if alone else max(1, min(cell) // 7)
@@ -296,7 +296,7 @@ def _write(
     colour: tuple[int, int, int],
     bold: bool = False,
 ) -> None:
-    """As much of a text as fits into one line of `width` pixels."""
+    """Write as much of a text as fits into `width` pixels."""
     text = " ".join(text.split())
     letters = _font(size, bold, text.isascii())
     shown = text
