@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from foveate.bench.formatting import points_text
 from foveate.bench.statistics import Interval, difference_interval
 from foveate.costmodel import read_model
 from foveate.train.estimate import ConversationSize, measure
@@ -16,6 +17,7 @@ from foveate.train.recipe import Recipe
 from foveate.train.settings import DENSE
 from foveate.train.timetable import PUBLISHED, published
 from generators.folders import MEASURED
+from generators.markdown import machine, packages
 
 PAPER: dict[str, tuple[float, float, float]] = {
     "single": (15.3, 61.8, 68.5),
@@ -154,14 +156,10 @@ class Results:
 
 
 def points(found: Interval) -> str:
-    """A difference with its interval, in percentage points.
-
-    >>> points(Interval(-0.012, -0.031, 0.007))
-    '-1.2 points (-3.1 to +0.7)'
-    """
+    """Return a difference with its interval, in percentage points."""
     assert found.low is not None
     assert found.high is not None
-    return f"{100 * found.value:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    return points_text({"value": found.value, "low": found.low, "high": found.high})
 
 
 def verdict(found: Interval, more: str, less: str, open_: str) -> str:
@@ -248,9 +246,7 @@ def _setting(results: Results) -> str:
         f"{len(measured['questions_per_image'])} images: without compression (that is: with its 144 tokens), under the "
         "setting that `last-stage-compression` ends with, and some under the heavy ones. Intervals are 95 %, paired "
         "question by question and clustered by image; they cover other questions, not "
-        f"other seeds. Measured on {where['processor'] if where['device'] == 'cpu' else where['device']}, "
-        + ", ".join(f"{name} {version}" for name, version in where["packages"].items())
-        + "."
+        f"other seeds. Measured on {machine(where)}, " + packages(where) + "."
     )
     return "## What we measured\n\n" + _wrap(text)
 

@@ -24,6 +24,8 @@ NEW_NAMES = {
 """The module that each old one became."""
 
 NEW_HOMES = {
+    "foveate.bench.Asked": "foveate.bench.TaskQuestion",
+    "foveate.bench.Picture": "foveate.bench.TaskImage",
     "foveate.methods.ATP": "foveate.methods.ATPMethod",  # foveate.ATP is the adapter
     "foveate.spec.aliases_of": "foveate.methods.aliases_of",
     "foveate.spec.register": "foveate.methods.register",

@@ -11,14 +11,14 @@ from foveate.bench.metrics import measure
 from foveate.bench.plot import plot
 from foveate.bench.report import WIDE, losses, markdown, skills_table, table
 from foveate.bench.results import Part, Prediction
-from foveate.bench.tasks import Asked, Picture, Task
+from foveate.bench.tasks import Task, TaskImage, TaskQuestion
 
 
 @pytest.fixture
 def metrics() -> Any:
     """Two images of two questions; what each configuration gets right is written by hand."""
-    asked = (Asked("what ?", "red", "colour"), Asked("where ?", "left", "place"))
-    task = Task("hand", tuple(Picture(name, Path(name), asked) for name in "ab"), "", ("colour", "place"))
+    asked = (TaskQuestion("what ?", "red", "colour"), TaskQuestion("where ?", "left", "place"))
+    task = Task("hand", tuple(TaskImage(name, Path(name), asked) for name in "ab"), "", ("colour", "place"))
     specs = {name_of(spec): spec for spec in configurations(["random:4", "cluster:4", "stride:9"])}
     right = {"dense": "1111", "random:4": "1010", "cluster:4": "1110", "stride:9": "0111"}
     predictions = []
@@ -74,8 +74,8 @@ def test_plot_is_whole_or_not_there(metrics: Any, tmp_path: Path) -> None:
 
 def test_who_loses_to_a_baseline_is_said() -> None:
     """Six images; of each, the method has nothing right and the baseline of its budget everything."""
-    asked = (Asked("what ?", "red", None), Asked("where ?", "left", None))
-    task = Task("hand", tuple(Picture(name, Path(name), asked) for name in "abcdef"), "")
+    asked = (TaskQuestion("what ?", "red", None), TaskQuestion("where ?", "left", None))
+    task = Task("hand", tuple(TaskImage(name, Path(name), asked) for name in "abcdef"), "")
     specs = {name_of(spec): spec for spec in configurations(["random:4", "cluster:4", "cluster:9"])}
     predictions = []
     for name in specs:

@@ -9,8 +9,16 @@
 text, `Spec` or method objects, alone or in a list.
 """
 
+from typing import Any
+
 from foveate.bench.configurations import configurations
 from foveate.bench.runner import Benchmark
-from foveate.bench.tasks import Asked, Picture, Task, jsonl, scenes
+from foveate.bench.tasks import Task, TaskImage, TaskQuestion, jsonl, scenes
+from foveate.renamed import refuse_old_name
 
-__all__ = ["Benchmark", "configurations", "scenes", "jsonl", "Task", "Picture", "Asked"]
+__all__ = ["Benchmark", "configurations", "scenes", "jsonl", "Task", "TaskImage", "TaskQuestion"]
+
+
+def __getattr__(name: str) -> Any:
+    refuse_old_name(__name__, name)
+    raise AttributeError(f"module 'foveate.bench' has no attribute {name!r}")

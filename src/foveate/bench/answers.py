@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.bench.tasks import Picture
+from foveate.bench.tasks import TaskImage
 from foveate.engine import Encoded, apply, compress, encoder_outputs, timed
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
@@ -109,7 +109,7 @@ class Asker:
 
     # Prompts
 
-    def prompts(self, picture: Picture) -> Prompts:
+    def prompts(self, picture: TaskImage) -> Prompts:
         """Prepare all questions about a picture; the image goes through the processor once.
 
         Raises:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from foveate.bench.answers import Asker
-from foveate.bench.tasks import Asked, Picture
+from foveate.bench.tasks import TaskImage, TaskQuestion
 from foveate.engine import apply
 from foveate.errors import FoveateError
 from foveate.scenes import scene
@@ -92,7 +92,7 @@ def find_layer(
     model: nn.Module,
     processor: Any,
     rule: SpecLike,
-    pictures: Sequence[Picture],
+    pictures: Sequence[TaskImage],
     below: float = 0.003,
     step: Callable[[int, int], None] = lambda done, whole: None,
 ) -> LayerSearch:
@@ -146,7 +146,7 @@ def _next_token(model: Any, inputs: dict[str, Any]) -> Tensor:
     return model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float().log_softmax(dim=-1)
 
 
-def practice(questions: int) -> Iterator[Picture]:
+def practice(questions: int) -> Iterator[TaskImage]:
     """Yield scenes of the training split, which no test asks about, one for each question.
 
     Raises:
@@ -156,4 +156,4 @@ def practice(questions: int) -> Iterator[Picture]:
         raise FoveateError(f"--questions {questions} asks nothing; ask at least 1")
     for seed in range(questions):
         one = scene(seed)
-        yield Picture(one.id, one.image, tuple(Asked(q.text, q.answer, q.skill) for q in one.questions))
+        yield TaskImage(one.id, one.image, tuple(TaskQuestion(q.text, q.answer, q.skill) for q in one.questions))

@@ -20,7 +20,7 @@ from foveate.bench.environment import environment
 from foveate.bench.metrics import measure
 from foveate.bench.report import markdown
 from foveate.bench.results import Part, Prediction, ResultsFolder
-from foveate.bench.tasks import Picture, Task, normalised
+from foveate.bench.tasks import Task, TaskImage, normalised
 from foveate.engine import Encoded, encode
 from foveate.errors import FoveateError
 from foveate.schedule import schedule
@@ -160,7 +160,7 @@ class Benchmark:
     # The work
 
     def _chunk(
-        self, chunk: int, pictures: Sequence[Picture], missing: Sequence[str], done: int, tell: Progress
+        self, chunk: int, pictures: Sequence[TaskImage], missing: Sequence[str], done: int, tell: Progress
     ) -> None:
         """Measure the missing configurations on some images; each way of encoding runs once."""
         if not missing:
@@ -189,7 +189,7 @@ class Benchmark:
         self,
         name: str,
         chunk: int,
-        pictures: Sequence[Picture],
+        pictures: Sequence[TaskImage],
         prompts: Sequence[Prompts],
         encoded: Encoded,
         signals: float,

@@ -21,7 +21,7 @@ FLOOR_SCENES: Final = 1_000
 
 
 @dataclass(frozen=True)
-class Asked:
+class TaskQuestion:
     """One question with its answer, and the skill that it tests, if that is known."""
 
     text: str
@@ -30,7 +30,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Picture:
+class TaskImage:
     """One image with all its questions. It is encoded once, and is one cluster of the statistics.
 
     Attributes:
@@ -41,7 +41,7 @@ class Picture:
 
     name: str
     source: Image.Image | Path
-    questions: tuple[Asked, ...]
+    questions: tuple[TaskQuestion, ...]
 
     def load(self) -> Image.Image:
         """Return the image, mode "RGB".
@@ -65,7 +65,7 @@ class Task:
     """
 
     name: str
-    pictures: tuple[Picture, ...]
+    pictures: tuple[TaskImage, ...]
     digest: str
     skills: tuple[str, ...] = ()
     floor: Callable[[], dict[str, float]] | None = None
@@ -101,9 +101,9 @@ def scenes(questions: int = 500, skip: int = 0) -> Task:
     digest = hashlib.sha256()
     pictures = []
     for one in found:
-        asked = tuple(Asked(each.text, each.answer, each.skill) for each in one.questions)
+        asked = tuple(TaskQuestion(each.text, each.answer, each.skill) for each in one.questions)
         digest.update(one.image.tobytes() + repr([(each.text, each.answer, each.skill) for each in asked]).encode())
-        pictures.append(Picture(one.id, one.image, asked))
+        pictures.append(TaskImage(one.id, one.image, asked))
 
     def floor() -> dict[str, float]:
         known = (each for seed in range(FLOOR_SCENES) for each in scene(seed).questions)
@@ -137,7 +137,7 @@ def jsonl(path: Path, questions: int | None = None, skip: int = 0) -> Task:
         raise FoveateError(f"there is no file {path}; --data takes a JSONL file of questions") from None
     except (OSError, UnicodeDecodeError) as error:
         raise FoveateError(f"{path} can't be read as UTF-8 text: {error}") from None
-    by_image: dict[str, list[Asked]] = {}
+    by_image: dict[str, list[TaskQuestion]] = {}
     first_line: dict[str, int] = {}
     skipped: set[str] = set()
     for number, line in enumerate(lines, start=1):
@@ -166,12 +166,12 @@ def jsonl(path: Path, questions: int | None = None, skip: int = 0) -> Task:
         except FoveateError as error:
             raise FoveateError(f"{path}, line {first_line[image]}: {error}") from None
         digest.update(where.read_bytes() + repr([(each.text, each.answer, each.skill) for each in asked]).encode())
-        pictures.append(Picture(image, where, tuple(asked)))
+        pictures.append(TaskImage(image, where, tuple(asked)))
     skills = sorted({each.skill for picture in pictures for each in picture.questions if each.skill is not None})
     return Task(path.stem, tuple(pictures), digest.hexdigest(), tuple(skills))
 
 
-def _read_line(line: str, where: str) -> tuple[str, Asked]:
+def _read_line(line: str, where: str) -> tuple[str, TaskQuestion]:
     try:
         value: Any = json.loads(line)
     except json.JSONDecodeError as error:
@@ -187,7 +187,7 @@ def _read_line(line: str, where: str) -> tuple[str, Asked]:
     skill = value.get("skill")
     if skill is not None and not isinstance(skill, str):
         raise FoveateError(f'{where}: "skill" is not text; leave it out or write a name')
-    return str(value["image"]), Asked(str(value["question"]).strip(), str(value["answer"]), skill)
+    return str(value["image"]), TaskQuestion(str(value["question"]).strip(), str(value["answer"]), skill)
 
 
 def _check_skip(skip: int) -> None:
