@@ -1,4 +1,4 @@
-"""The same rules in the structure of their authors' code: one image, one token or cluster after the other.
+"""Methods in the structure of their authors' code: one image, one token or cluster at a time.
 
 Written from the formulas, to be timed beside the plans of foveate and to agree with them.
 """
@@ -95,4 +95,4 @@ RULES: dict[str, Callable[[Tensor, Tensor, int], object]] = {
     "agglomerative": lambda features, text, kept: agglomerative(features, kept),
     "cluster": lambda features, text, kept: cluster(features, kept),
 }
-"""Per method: features `(N, D)`, text `(T, D)` and how many are kept -> whatever it makes."""
+"""By method: a function of features `(N, D)`, text `(T, D)` and the number of kept tokens."""

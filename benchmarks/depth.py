@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""What plans inside the decoder cost and save: `python benchmarks/depth.py`.
+"""Measure what plans inside the decoder cost and save: `python benchmarks/depth.py`.
 
-A prompt with one image of 576 tokens, or several such prompts. The prefill under `apply` stands beside the dense one
-and beside the ideal: ids and features to embeddings, then the same layers, each given as many columns as the plan
-leaves it, with no plan made and no hook on. A step of decoding stands beside the dense one. All take turns in one
-process, so what else the machine does hits them alike; ratios are medians of each turn's own ratio. Each kind of
-prefill runs twice in its turn and the second one counts, as in a process that serves one prompt after another.
+A prompt with one image of 576 tokens, or several such prompts. The prefill under `apply` is compared with the dense one
+and with the ideal: ids and features to embeddings, then the same layers, each on as many columns as the plan leaves,
+without plans and hooks. A step of decoding is compared with the dense one. All take turns in one process, so other work
+on the machine affects them alike; ratios are medians of per-turn ratios. Each kind of prefill runs twice in its turn
+and the second one counts, as in a process that serves one prompt after another.
 
 The decoders: the embedded reference model's, and one of 0.5 billion parameters with random weights (Qwen2-0.5B's shape
 in a LLaVA). On a GPU: --device cuda, with the shape of Vicuna-7B.
@@ -98,7 +98,7 @@ def read() -> argparse.Namespace:
 
 
 def decoder_of(text: str) -> tuple[str, int]:
-    """A decoder's name, and how many prompts it is given at once.
+    """Return a decoder's name and its number of prompts per batch.
 
     >>> decoder_of("reference*8"), decoder_of("0.5B")
     (('reference', 8), ('0.5B', 1))
@@ -108,7 +108,7 @@ def decoder_of(text: str) -> tuple[str, int]:
 
 
 def specs_for(texts: list[str], layers: int) -> list[str]:
-    """Layers written as shares of the depth, made numbers.
+    """Replace layers written as shares of the depth by numbers.
 
     >>> specs_for(["pool:0.25@{1/12}", "stride:0.5@{1/4},{1/2}"], 24)
     ['pool:0.25@2', 'stride:0.5@6,12']
@@ -125,7 +125,7 @@ def specs_for(texts: list[str], layers: int) -> list[str]:
 
 
 def make(name: str, device: str) -> tuple[Any, int]:
-    """A model, and the side of its images in pixels; 576 visual tokens."""
+    """Return a model with 576 visual tokens, and the side of its images in pixels."""
     if name == "reference":
         model, _ = foveate.reference()
         return model.to(device).eval(), int(model.config.vision_config.image_size)
@@ -145,7 +145,7 @@ def make(name: str, device: str) -> tuple[Any, int]:
 def measure(
     model: Any, image_size: int, spec: str, prompts: int, arguments: argparse.Namespace, clock: Clock
 ) -> dict[str, Any]:
-    """One spec on one decoder: turns of dense, ideal and compressed, with so many prompts at once."""
+    """Measure one spec on one decoder: turns of dense, ideal and compressed."""
     family = family_of(model)
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
@@ -224,7 +224,7 @@ def measure(
 
 
 def by_hand(model: Any, ids: Tensor, features: Tensor, lengths: list[int]) -> Tensor:
-    """The decoder's layers, each on its own number of columns; logits of the last one."""
+    """Run the decoder's layers, each on its own number of columns; return the logits of the last column."""
     family = family_of(model)
     decoder: Any = family.decoder
     cache = DynamicCache(config=model.config.get_text_config())

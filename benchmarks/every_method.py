@@ -1,4 +1,4 @@
-"""One spec for every method, all leaving about the same share of the tokens in the last layer."""
+"""Write one spec for every method, so that all keep about the same share of the tokens in the last layer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from foveate.schedule import scaled_layers
 
 
 def every(depth: int, keep: float) -> list[str]:
-    """A spec per method of the package, as it is by default.
+    """Return a spec per method of the package, at its default place.
 
     Args:
         depth: layers of the decoder. Authors name layers of one of 32; theirs are scaled.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What making a plan costs, beside the prefill that it saves: `python benchmarks/plans.py`.
+"""Measure the time of a plan against the prefill that it saves: `python benchmarks/plans.py`.
 
 Every method that acts behind the encoder makes the plans of one image and of several, and applies them; beside it, in
 the same run, the dense prefill of a decoder with random weights: on a CPU 0.5 billion parameters (Qwen2-0.5B's shape),
@@ -48,7 +48,7 @@ DECODERS = {
     "tiny": {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 2, "ffn": 128},
 }
 STRUCTURED_AT_MOST = {"agglomerative": 600}
-"""Rules whose structured form takes minutes beyond this many tokens."""
+"""The most tokens for rules whose structured form takes minutes on more."""
 
 
 def main() -> int:
@@ -104,13 +104,13 @@ def read() -> argparse.Namespace:
     known = [name for name in method_names() if can_be_planned(name)]
     unknown = sorted(set(arguments.methods or []) - set(known))
     if unknown:
-        parser.error(f"no method behind the encoder is called {', '.join(unknown)}; there are {', '.join(known)}")
+        parser.error(f"no method after the encoder is called {', '.join(unknown)}; there are {', '.join(known)}")
     arguments.methods = arguments.methods or known
     return arguments
 
 
 def can_be_planned(name: str) -> bool:
-    """Whether a method acts on tokens and is told how many to keep."""
+    """Return whether a method acts on tokens and takes a keep."""
     return not issubclass(method_class(name), PixelMethod) and method_class(name).takes_keep
 
 
@@ -137,7 +137,7 @@ class Decoder:
 def measure(
     arguments: argparse.Namespace, clock: Clock, tokens: int, kept: int, width: int, images: int, dtype: torch.dtype
 ) -> list[dict[str, Any]]:
-    """All methods on one shape."""
+    """Measure all methods on features of one shape."""
     features = picture(images, tokens, width).to(arguments.device, dtype)
     text = torch.randn(images, WORDS, width, generator=torch.Generator().manual_seed(1)).to(arguments.device, dtype)
     rows: list[dict[str, Any]] = []
@@ -162,7 +162,7 @@ def measure(
 
 
 def picture(images: int, tokens: int, width: int) -> Tensor:
-    """Features that are alike where they are near, as those of pictures are, with some noise: `(B, N, D)`."""
+    """Return features `(B, N, D)` that are similar where they are near, as those of images are, with some noise."""
     generator = torch.Generator().manual_seed(0)
     things = torch.randn(images, 64, width, generator=generator)
     place = torch.linspace(0, 63, tokens)[:, None] - torch.arange(64)
@@ -171,7 +171,7 @@ def picture(images: int, tokens: int, width: int) -> Tensor:
 
 
 def visual_tokens(method: Method, features: Tensor, text: Tensor) -> VisualTokens:
-    """The features, and made-up answers to whatever the method asks for."""
+    """Return the features with random signals of every kind that the method needs."""
     images, count, width = features.shape
     generator = torch.Generator().manual_seed(2)
 
@@ -205,7 +205,7 @@ def visual_tokens(method: Method, features: Tensor, text: Tensor) -> VisualToken
 
 
 def sides(count: int) -> tuple[int, int]:
-    """Rows and columns of a picture of this many tokens, as near to a square as can be."""
+    """Return rows and columns of a grid of this many tokens, as square as possible."""
     rows = next(rows for rows in range(int(count**0.5), 0, -1) if count % rows == 0)
     return rows, count // rows
 

@@ -1,4 +1,4 @@
-"""Models of real shapes with random weights, and prompts for them.  Speed does not depend on the weights' values."""
+"""Make models of real shapes with random weights, and prompts for them: speed does not depend on the weights."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LLAVAS: dict[str, dict[str, dict[str, int]]] = {
         "vision": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
     },
 }
-"""LLaVAs whose decoder is none that was released with one: Qwen2-0.5B's shape behind CLIP-L/14."""
+"""A LLaVA that was not released: a decoder of Qwen2-0.5B's shape after CLIP-L/14."""
 REAL = ("llava-1.5-7b", "qwen2.5-vl-7b", "qwen3-vl-8b")
 """Published configurations."""
 TINY = {
@@ -64,7 +64,7 @@ MODELS = (*LLAVAS, *TINY, *REAL)
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a prompt shows: so many pictures of so many visual tokens, each a square.
+    """The images of a prompt: square, each with the same number of visual tokens.
 
     >>> Pictures.read("4x576"), Pictures.read("64").total
     (Pictures(count=4, tokens=576), 64)
@@ -83,12 +83,12 @@ class Pictures:
 
     @property
     def side(self) -> int:
-        """Visual tokens along one side."""
+        """Return the visual tokens along one side."""
         return round(self.tokens**0.5)
 
     @property
     def total(self) -> int:
-        """Visual tokens of a prompt."""
+        """Return the visual tokens of a prompt."""
         return self.count * self.tokens
 
     def __str__(self) -> str:
@@ -96,7 +96,7 @@ class Pictures:
 
 
 def make(name: str, pictures: Pictures, device: str, dtype: torch.dtype, share: bool) -> Any:
-    """A model for such pictures, in evaluation mode.
+    """Return a model for such images, in evaluation mode.
 
     Args:
         name: one of `MODELS`.
@@ -129,18 +129,18 @@ def make(name: str, pictures: Pictures, device: str, dtype: torch.dtype, share: 
 
 
 def decoder_layers(network: Any) -> nn.ModuleList:
-    """The layers of the language model."""
+    """Return the layers of the language model."""
     return network.model.language_model.layers
 
 
 def encoder_layers(network: Any) -> nn.ModuleList:
-    """The layers of the encoder."""
+    """Return the layers of the encoder."""
     inner = network.model
     return inner.visual.blocks if hasattr(inner, "visual") else inner.vision_tower.encoder.layers
 
 
 def prompt(network: Any, pictures: Pictures, batch: int, text_tokens: int) -> dict[str, Tensor]:
-    """Text, pictures, text, as a processor would return them; `text_tokens` are at least as many as pictures."""
+    """Return inputs of text, images and text as a processor does; `text_tokens` is at least the number of images."""
     config = network.config
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(100, 30_000, (batch, text_tokens), generator=generator)
@@ -169,7 +169,7 @@ def prompt(network: Any, pictures: Pictures, batch: int, text_tokens: int) -> di
 
 
 def configuration(name: str, pictures: Pictures) -> Any:
-    """The configuration of one of `MODELS`, for pictures of this size."""
+    """Return the configuration of one of `MODELS`, for images of this size."""
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
     if name in LLAVAS:
@@ -193,7 +193,7 @@ def configuration(name: str, pictures: Pictures) -> Any:
 
 
 def _depths(part: Any) -> dict[str, Any]:
-    """The fields of a configuration that tell how many layers there are."""
+    """Return the fields of a configuration that set numbers of layers."""
     names = ("num_hidden_layers", "depth", "layer_types")
     return {name: getattr(part, name) for name in names if getattr(part, name, None) is not None}
 
@@ -205,7 +205,7 @@ def _set_depths(config: Any, depths: list[dict[str, Any]]) -> None:
 
 
 def _repeat(layers: nn.ModuleList, times: int) -> None:
-    """So many copies of the first layer, all with its weights."""
+    """Return copies of the first layer that share its weights."""
     first = layers[0]
     for number in range(len(layers), times):
         layer = copy.deepcopy(first, {id(weight): weight for weight in first.parameters()})

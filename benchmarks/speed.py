@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Where the time of a call goes, dense and compressed, in one run: `python benchmarks/speed.py`.
+"""Measure the parts of a call's time, dense and compressed, in one run: `python benchmarks/speed.py`.
 
 Models of real shapes with random weights answer prompts of pictures. Per spec: encoder, compressor, prefill, time to
 the first token, decode per token, KV cache and peak memory, over numbers of visual tokens and batches.
@@ -55,7 +55,7 @@ SPECS = (
 )
 PARTS = ("encoder", "compressor", "prefill", "first_token", "per_token")
 _MAPS_AT_MOST = 3 << 30
-"""Bytes of attention maps, kept from all layers, beyond which the published structure is left out."""
+"""The most bytes of attention maps of all layers; beyond them the published structure is not measured."""
 
 
 @dataclass
@@ -129,8 +129,8 @@ def read() -> argparse.Namespace:
     parser.add_argument("--text-tokens", type=int, default=60)
     parser.add_argument("--new-tokens", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--enough", type=float, default=60, help="seconds of a cell behind which no round begins")
-    parser.add_argument("--within", type=float, default=float("inf"), help="seconds behind which no cell begins")
+    parser.add_argument("--enough", type=float, default=60, help="seconds of a cell after which no round begins")
+    parser.add_argument("--within", type=float, default=float("inf"), help="seconds after which no cell begins")
     add_clock_options(parser)
     parser.add_argument("--share", action="store_true", help="one layer's weights for all: for small memories")
     parser.add_argument("--out", type=Path, default=Path("results/speed.json"), help="goes on if it is there")
@@ -169,12 +169,12 @@ def dtype(arguments: argparse.Namespace) -> torch.dtype:
 
 
 def key(cell: dict[str, Any]) -> tuple[Any, ...]:
-    """What tells one cell from another."""
+    """Return what identifies a cell."""
     return tuple(cell[name] for name in ("model", "pictures", "batch", "text_tokens", "dtype")) + tuple(cell["specs"])
 
 
 def begin(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What was measured before on this machine, or nothing."""
+    """Return the earlier measurements of this machine, or an empty result."""
     told = {**environment(arguments.device, 0), "clock": arguments.clock}
     if arguments.out.is_file():
         held = json.loads(arguments.out.read_text(encoding="utf-8"))
@@ -193,7 +193,7 @@ def begin(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(arguments: argparse.Namespace, network: Any, asked: dict[str, Any], pictures: Pictures) -> dict[str, Any]:
-    """One cell: all specs in turn, as many rounds as were asked for, after one to warm up and to see memory."""
+    """Measure one cell: all specs in turn, round by round, after one round for warm-up and memory."""
     batch = asked["batch"]
     inputs = prompt(network, pictures, batch, arguments.text_tokens)
     shapes = read_model(network.config)
@@ -233,7 +233,7 @@ def measure(arguments: argparse.Namespace, network: Any, asked: dict[str, Any], 
 
 
 class FirstToken:
-    """Notes when the first logits are there; generate takes it for one that changes them."""
+    """Records when the first logits are there; a logits processor that changes nothing."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -249,7 +249,7 @@ class FirstToken:
 def once(
     arguments: argparse.Namespace, network: Any, inputs: dict[str, Tensor], row: Row, keep: bool = False
 ) -> dict[str, float]:
-    """One call of one spec; one that isn't kept sees memory instead of time."""
+    """Run one call of one spec; if it isn't kept, measure memory instead of time."""
     device = inputs["input_ids"].device
     applied = nullcontext() if row.spec == "dense" else apply(network, row.spec, synchronise=True)
     first = FirstToken(device)
@@ -277,7 +277,7 @@ def once(
 
 
 class Peak:
-    """The most bytes of tensors that were alive at once in the block, beside those that were there before."""
+    """Measure the peak bytes of tensors in the block, without those that existed before."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -305,7 +305,7 @@ class Peak:
 
 @torch.inference_mode()
 def by_hand(arguments: argparse.Namespace, network: Any, kept: int, batch: int) -> float:
-    """The prefill of a prompt that has the kept tokens alone, given by hand."""
+    """Run the prefill of a prompt that has only the kept tokens."""
     width = network.config.text_config.hidden_size
     embeds = torch.randn(batch, kept + arguments.text_tokens, width, device=arguments.device).to(dtype(arguments))
     with timed(network) as times:
@@ -317,7 +317,7 @@ def by_hand(arguments: argparse.Namespace, network: Any, kept: int, batch: int) 
 def with_maps(
     arguments: argparse.Namespace, network: Any, inputs: dict[str, Tensor], asked: dict[str, Any]
 ) -> dict[str, float] | None:
-    """Encoder and dense prefill with eager attention that returns its maps; None if they would fill the memory."""
+    """Measure encoder and dense prefill with eager attention that returns its maps; None if memory is too small."""
     text = network.config.text_config
     rows, columns = inputs["input_ids"].shape
     maps = text.num_hidden_layers * text.num_attention_heads * rows * columns**2 * SIZES[arguments.dtype]
