@@ -22,7 +22,7 @@ class Plan:
         group: `(B, N)` int64: which kept token each token flows into, -1 = dropped; None = selection.
         weight: `(B, N)`, the raw coefficients: out_m = sum of w_n x_n over its group; None = 1 / group size.
         mix: `(B, M, N)`, only where one token flows into several; out = mix x. Used in place of group and weight.
-        valid: `(B, M)` bool when counts differ between images: kept tokens first, padding behind them.
+        valid: `(B, M)` bool when counts differ between images: kept tokens first, then padding.
 
     >>> plan = Plan(slot=torch.tensor([[0, 2]]), group=torch.tensor([[0, 0, 1, 1]]))
     >>> plan.apply(torch.tensor([[[1.0], [3.0], [5.0], [7.0]]])).flatten().tolist()

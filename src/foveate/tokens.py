@@ -174,7 +174,7 @@ class Signals(Mapping[Any, Tensor]):
         """The answer to a request.
 
         Raises:
-            SignalError: nobody captured it.
+            SignalError: it was not captured.
         """
         if request in self._answers:
             return self._answers[request]

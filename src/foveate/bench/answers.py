@@ -70,7 +70,7 @@ class Answered:
     Attributes:
         texts: per picture, per question.
         before: per picture, visual tokens of the whole prompt.
-        after: per picture, visual tokens behind the last step (for methods that read the question: on average).
+        after: per picture, visual tokens after the last step (for methods that read the question: on average).
         mean: per picture, visual tokens per decoder layer, averaged over layers (and questions).
         spent: where the time went; the encoder's is for the caller to fill in.
     """
@@ -357,7 +357,7 @@ def _record(
         prompts: of all pictures.
         group: per answer, the picture and the number of its question.
         texts: the answers.
-        counts: per answer, visual tokens of the whole prompt, behind the last step, and per decoder layer on average.
+        counts: per answer, visual tokens of the full prompt, after the last step, and per decoder layer on average.
         answered: gets them; what questions of a picture differ in is averaged over them.
     """
     answered.spent.compressions += len(group)

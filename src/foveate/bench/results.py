@@ -47,7 +47,7 @@ class Part:
         spec: the configuration.
         chunk: which images, from 0.
         before: visual tokens of these images in whole prompts, added up.
-        after: those behind the last step, added up.
+        after: those after the last step, added up.
         spent: where the time went.
         mean: those per decoder layer, averaged over layers and added up; None in results that are older.
     """

@@ -86,7 +86,7 @@ def normalised(answer: str) -> str:
 
 
 def scenes(questions: int = 500, skip: int = 0) -> Task:
-    """The first questions of the fixed test set of scenes, behind `skip` scenes.
+    """Return the first questions of the fixed test set of scenes, after `skip` scenes.
 
     Raises:
         FoveateError: fewer than one question is asked for.

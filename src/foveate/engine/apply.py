@@ -39,8 +39,8 @@ def apply(model: nn.Module, spec: SpecLike, *, synchronise: bool = False) -> Run
         synchronise: wait for the device around the compressor, so that its time in the report is right on CUDA.
 
     Returns:
-        A `Run`, which acts from now on. It ends with its `with` block, with `close()`, or, with a warning, when nobody
-        holds it any more.
+        A `Run`, which acts from now on. It ends with its `with` block, with `close()`, or, with a warning, when it is
+        garbage-collected.
 
     Raises:
         FoveateError: the model can't run the spec, or an `apply` on it is open already.
@@ -71,7 +71,7 @@ class Run:
     def __init__(self, calls: CoreCalls) -> None:
         self._calls = calls
         self._entered = False
-        # Hooks hold `calls` and not this handle, so a handle that nobody holds is noticed.
+        # Hooks hold `calls` and not this handle, so the handle is collected when its last reference goes.
         self._finalizer = weakref.finalize(self, _close_forgotten, calls)
         self._finalizer.atexit = False
 
@@ -114,7 +114,7 @@ def _close(calls: CoreCalls) -> None:
 
 
 def _close_forgotten(calls: CoreCalls) -> None:
-    """End an `apply` whose handle nobody holds, and say so."""
+    """End an `apply` whose handle was garbage-collected, and warn."""
     _close(calls)
     text = str(calls.schedule.spec)
     warnings.warn(

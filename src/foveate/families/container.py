@@ -19,11 +19,11 @@ class FeatureList(list[Tensor]):
     """
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
-        """All images, one behind the other, moved as `Tensor.to` moves."""
+        """Concatenate all images and move them as `Tensor.to` does."""
         return torch.cat(self).to(*args, **kwargs)
 
     def reshape(self, *shape: int) -> Tensor:
-        """All images, one behind the other, reshaped."""
+        """Concatenate all images and reshape them."""
         return torch.cat(self).reshape(*shape)
 
 

@@ -137,7 +137,7 @@ class Decoder:
         return getattr(self.decoder_config, "attn_logit_softcapping", None)
 
     def _attended(self, layer: int, hidden: Tensor) -> Tensor:
-        """What the attention of a layer reads: the layer's input behind its first norm."""
+        """Return what the attention of a layer reads: the layer's input after its first norm."""
         return self.decoder_layers[layer].input_layernorm(hidden)  # pyright: ignore[reportCallIssue]
 
     @staticmethod
@@ -149,7 +149,7 @@ class Decoder:
     # What the loop over the layers does
 
     def take_additions(self, call: dict[str, Any]) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
-        """Take out of a call of the decoder what its own loop adds to the visual tokens behind its first layers.
+        """Take out of a call of the decoder what its own loop adds to the visual tokens after its first layers.
 
         Args:
             call: the arguments of the decoder, by name.
@@ -165,7 +165,7 @@ class Decoder:
 
 
 def rotate(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding, halves as pairs: `(..., d)` with tables `(..., r)`; what is behind r stays."""
+    """Apply rotary embedding, halves as pairs: `(..., d)` with tables `(..., r)`; numbers after the first r stay."""
     width = cos.shape[-1]
     turned, rest = values[..., :width], values[..., width:]
     first, second = turned.chunk(2, dim=-1)

@@ -1,4 +1,4 @@
-"""Whether the keys of a decoder can be turned to other positions behind its back, and by how much."""
+"""Find out whether cached keys can be rotated to other positions from outside a decoder, and by how much."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def frequencies(family: Family) -> Float[Tensor, "half"]:
     """
     decoder: Any = family.decoder
     rotary = getattr(decoder, "rotary_emb", None)
-    # These follow the length of the conversation, so what holds at its beginning doesn't hold behind it.
+    # These change with the length of the conversation, so what holds at its beginning doesn't hold later.
     moving = any(name in str(getattr(rotary, "rope_type", "")) for name in ("dynamic", "longrope"))
     found = None if moving else getattr(rotary, "inv_freq", None)
     if decoder not in _turns:

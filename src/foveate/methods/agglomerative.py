@@ -94,7 +94,7 @@ def _tree(
 ) -> tuple[Int64[Tensor, "B nodes"], Float32[Tensor, "B nodes"]]:
     """The whole hierarchy: the parent of each node, and the height at which it was made.
 
-    Nodes 0 to N - 1 are tokens, N to 2N - 2 are merges, made after what they merge; node 2N - 1 is nobody's.
+    Nodes 0 to N - 1 are tokens, N to 2N - 2 are merges, made after what they merge; node 2N - 1 stands for none.
     """
     images, count, _ = distances.shape
     between = distances if linkage == "ward" else distances.sqrt_()

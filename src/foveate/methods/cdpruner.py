@@ -101,7 +101,7 @@ def likeliest_subset(
     images, count, _ = cosine.shape
     weight = relevance.square()
     outside = torch.ones_like(weight)
-    # Tokens inside the span of the picks come behind all others.
+    # Tokens inside the span of the picks come after all others.
     behind = weight - weight.amax(dim=1, keepdim=True) - 1
     factor = cosine.new_empty(images, kept, count)
     picks: list[Tensor] = []

@@ -81,7 +81,7 @@ class Cluster(Method):
         assert plan.group is not None
         total = torch.zeros_like(plan.slot, dtype=torch.float32).scatter_add(1, plan.group, attention)
         total = total.gather(1, plan.group)
-        # Where nobody looks at any member, the plain mean.
+        # Where no member gets any attention, the plain mean.
         return replace(plan, weight=torch.where(total > 0, attention / total, plan.weights()))
 
     def effort(self, tokens: int, width: int) -> Effort:

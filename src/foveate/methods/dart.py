@@ -30,15 +30,15 @@ class DART(Method):
     """Pivots are the tokens with the largest keys; each then keeps the visual tokens that are least like it.
 
     Visual pivots are the `pivots` visual tokens whose keys in the layer before have the largest L1 norm over all heads,
-    text pivots the `text_pivots` such text tokens behind the image. Visual pivots stay. Then pivot after pivot, visual
-    ones first, larger norms first, takes its equal share of the rest of the budget from what nobody has taken: the
-    tokens whose hidden states have the lowest cosine with its own. Reads keys and features, no attention; text pivots
+    text pivots the `text_pivots` such text tokens after the image. Visual pivots stay. Then pivot after pivot, visual
+    ones first, larger norms first, takes an equal share of the remaining budget from the tokens that are not taken yet:
+    those whose hidden states have the lowest cosine with its own. Reads keys and features, no attention; text pivots
     make it depend on the question. Acts at `@2` of 32 in the code; kept tokens keep their positions.
 
     Compared with a port of the authors' code (theirs was not found), it differs so: pivots are served in the order
     above (there: the order of a Python set of numbers); cosines are of hidden states as they arrive (there: behind the
     decoder's last norm, whose weights differ per channel); what doesn't divide goes to the first pivots, so that the
-    budget is met exactly. Where less text than asked for stands behind the image, text before it serves.
+    budget is met exactly. Where less text than asked for follows the image, text before it is used.
 
     >>> features = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.2]]])
     >>> keys = torch.tensor([[[2.0], [0.0], [0.0], [0.0]]])
@@ -69,7 +69,7 @@ class DART(Method):
         return (visual, DecoderKeys("text", "previous"), Text(), Behind()) if self.text_pivots else (visual,)
 
     def effort(self, tokens: int, width: int) -> Effort:
-        """All tokens are compared with the pivots, which are served one behind another."""
+        """All tokens are compared with the pivots, which choose one after another."""
         pivots = self.pivots + self.text_pivots
         return Effort(2 * (pivots + 1) * tokens * width, 16 + 4 * pivots)
 

@@ -20,7 +20,7 @@ class FastV(ScoredMethod):
     tokens. Kept tokens keep their positions. Reads the question, so its result serves that question alone.
 
     `rows=last`, the authors' code, reads the row of the prompt's last token. `rows=text` takes the mean over all text
-    behind the image, which is nearer to the paper's text. Keep is what remains from layer k on; papers that compare
+    after the image, which is nearer to the paper's text. Keep is what remains from layer k on; papers that compare
     with FastV often print the mean over layers instead.
 
     Differs from the authors' code: a fraction is rounded half up (theirs: to even, 22 of 90 x 0.25), the rule acts on

@@ -31,7 +31,7 @@ class HiRED(Method):
 
     Against the authors' code: theirs lets runs vote also where tiles lie side by side, so a tile on the right gets the
     budget of a stripe; here a token votes for the tile that it is in. Its default `alpha` is 1.0, which leaves to the
-    tiles what the whole image can't take; 0.5 gives each a half. Acts behind the projector, which changes nothing,
+    tiles what the whole image can't take; 0.5 gives each a half. Acts after the projector, which changes nothing,
     because nothing is merged.
 
     >>> from foveate.tokens import Segment
@@ -88,7 +88,7 @@ class HiRED(Method):
         return Plan.keeping(chosen) if self.ragged else Plan(slot=filled_up(chosen, late, kept))
 
     def _whole(self, layout: Layout) -> int:
-        """Tokens of the whole image: at least one where nothing fills up behind it."""
+        """Return the tokens of the full image: at least one where no tile fills up the rest."""
         return min(max(int(self.count(layout) * self.alpha), int(self.ragged)), layout.segments[0].count)
 
 

@@ -21,7 +21,7 @@ class Pool(Method):
 
     Equal runs where the count divides. Otherwise `remainder` says what happens: with "spread" every token counts, in
     runs whose lengths differ by one; with "drop", as in the authors' code, runs have one length (N // kept) and the
-    tokens behind the last run are lost: few where many are pooled, but keeping 300 of 576 is the first 300.
+    tokens after the last run are lost: few where many are pooled, but keeping 300 of 576 is the first 300.
     A pooled token takes the middle place of its run, the floor of its mean position, as in the paper. (The authors
     take that mean in float16, so theirs is off by one or two past position 1024; here it is exact.)
 
@@ -54,7 +54,7 @@ class Pool(Method):
 
 @functools.lru_cache(maxsize=256)
 def _runs(count: int, kept: int, remainder: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The run of each token, -1 = none, and the middle place of each run; nobody may change them."""
+    """The run of each token, -1 = none, and the middle place of each run; do not change them in place."""
     if remainder == "spread":
         return axis(count, kept)
     run = count // kept

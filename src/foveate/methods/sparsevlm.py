@@ -31,8 +31,8 @@ from foveate.methods.arithmetic.groups import in_order
 class SparseVLM(Method):
     """Top-k visual tokens by the attention of the text tokens that mean the image; some of the dropped are merged.
 
-    Raters are the text tokens behind the image that are more than averagely like its tokens, both as they entered the
-    decoder: softmax over text of the dot products, mean over the image. A visual token's score is the attention that
+    Raters are the text tokens after the image that are more similar than average to its tokens, both as they enter
+    the decoder: softmax over text of the dot products, mean over the image. A visual token's score is the attention that
     raters gave it in the layer before, mean over heads. Of the dropped, three tenths (the best of them) are clustered
     by their density, one cluster for every ten, and a cluster's mean takes its centre's place. Reads the question, so
     its result serves that question alone.
@@ -43,7 +43,7 @@ class SparseVLM(Method):
     keep, so that keep is what remains; with `recycle=beside` they come on top, as in those tables; `recycle=none`
     merges nothing.
 
-    Differs from the authors' code: merged tokens stand in raster order (theirs: behind the kept ones); equal densities
+    Differs from the authors' code: merged tokens stand in raster order (theirs: after the kept ones); equal densities
     are told apart by order (theirs: by noise); if the budget is everything nothing is dropped (theirs: one token); the
     fixed tables are the code's, the paper's count from the rank of the attention is `sparsevlm-rank`.
 
@@ -120,7 +120,7 @@ def keep_and_recycle(score: Float[Tensor, "B N"], features: Float[Tensor, "B N D
 
 
 def raters(tokens: VisualTokens) -> Bool[Tensor, "B T"]:
-    """Which text tokens rate the visual ones: `(B, T)` bool, at least one; those behind the image if none stands out.
+    """Which text tokens rate the visual ones: `(B, T)` bool, at least one; those after the image if none stands out.
 
     Args:
         tokens: with the signals `DecoderInput` of both kinds and `Behind`.

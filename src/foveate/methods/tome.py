@@ -45,7 +45,7 @@ class ToMe(Method):
     few layers, does better with `metric=features` there: `foveate bench --spec tome@encoder --spec
     tome:metric=features@encoder` shows it.
 
-    Departures from the paper: inside the encoder it merges between attention and MLP, this behind the MLP, and [CLS]
+    Departures from the paper: inside the encoder it merges between attention and MLP, this after the MLP, and [CLS]
     isn't counted among the tokens of the first half. Behind the encoder it isn't the paper's, and the decoder's
     attention stays its own. Between rounds at one place, tokens stand as in the authors' code: those of the first half
     that are left, most alike first, then the second half; between encoder layers they stand in raster order.

@@ -226,7 +226,7 @@ def _check_trained(recipe: Recipe, objective: Objective) -> None:
     """Check what the recipe says that it trains.
 
     Raises:
-        RecipeError: nobody trains that, or only another objective does.
+        RecipeError: no objective trains that, or only another one does.
     """
     if recipe.train in PARTS or (objective.alone and recipe.train == objective.alone):
         return

@@ -84,7 +84,7 @@ def cells(layout: Layout, kept: list[tuple[int, int, int]]) -> tuple[Int64[Tenso
 def _cells(
     tall: int, wide: int, frames: int, height: int, width: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Of one segment: the cell of each token, and the token in the middle of each cell; nobody may change them."""
+    """Of one segment: the cell of each token, and the token in the middle of each cell; do not change them in place."""
     row, row_middle = axis(tall, height)
     column, column_middle = axis(wide, width)
     frame = np.arange(frames)[:, None, None]
