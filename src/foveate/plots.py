@@ -30,7 +30,9 @@ def style() -> Iterator[None]:
     try:
         import matplotlib
     except ImportError:
-        raise FoveateError('pictures need matplotlib; install it with pip install "foveate[bench]"') from None
+        raise FoveateError(
+            'pictures need matplotlib; install foveate with its bench extra (pip install ".[bench]" in a clone)'
+        ) from None
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 11, "axes.linewidth": 0.8}):
         yield
 

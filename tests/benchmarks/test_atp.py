@@ -12,6 +12,8 @@ from PIL import Image
 
 from foveate.scenes import test_set as scenes_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

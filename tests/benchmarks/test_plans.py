@@ -13,6 +13,8 @@ import torch
 from foveate.methods import Agglomerative, CDPruner, Cluster, DivPrune, DpcKnn
 from foveate.tokens import VisualTokens
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
 
 

@@ -14,6 +14,8 @@ from foveate.engine import timing
 from foveate.methods import method_names
 from foveate.transformers_api import cache_of_output
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 

@@ -51,7 +51,9 @@ def _with_lora(model: nn.Module, family: Family, recipe: Recipe) -> nn.Module:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise RecipeError('train: lora needs peft: pip install "foveate[train]"') from None
+        raise RecipeError(
+            'train: lora needs peft; install foveate with its train extra (pip install ".[train]" in a clone)'
+        ) from None
     inside = {id(module) for module in family.decoder.modules()}
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) in inside]
     if not names:
