@@ -1,4 +1,4 @@
-"""The shape of one image's tokens: its grids, the tiles they were encoded in, newlines and separators."""
+"""The layout of the tokens of one image: grids, the tiles that were encoded separately, newlines and separators."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 
 def remembered(make: Callable[[Layout], T]) -> Callable[[Layout], T]:
-    """Make something of a layout once: plain tensors on the CPU, whatever mode the first call comes in.
+    """Cache what `make` returns for a layout: normal tensors on the CPU, even if the first call is in inference mode.
 
-    A tensor made in inference mode could never take part in training.
+    Tensors made in inference mode can't be used in training.
     """
 
     def plain(layout: Layout) -> T:
@@ -36,9 +36,9 @@ class Segment:
         t: frames.
         h: rows.
         w: columns.
-        rows: if the grid is put together from tiles that were encoded apart, how many of its rows each row of tiles
-            gives, from top to bottom; a row of tiles that was all padding gives 0. () is one tile.
-        columns: the same from left to right.
+        rows: if the grid consists of tiles that were encoded separately, how many of its rows each row of tiles has,
+            from top to bottom; 0 for a row of tiles that was all padding. () means one tile.
+        columns: the same for columns, from left to right.
     """
 
     t: int
@@ -53,21 +53,21 @@ class Segment:
 
     @property
     def count(self) -> int:
-        """Tokens of the grid."""
+        """The number of tokens of the grid."""
         return self.t * self.h * self.w
 
 
 @dataclass(frozen=True)
 class Structural:
-    """A token that carries no content, such as a newline or a separator. It closes a run of content tokens.
+    """A token without content, such as a newline or a separator. It follows a run of content tokens.
 
-    It is kept as long as one token of that run is: a newline with a token of its row, a separator with a token of what
-    it separates.
+    It is kept as long as one token of that run is kept. The run of a newline is its row; the run of a separator is
+    what it separates.
 
     Attributes:
-        place: where it stands in the image's run of placeholders.
-        begin: the first content token of the run that it closes, counted without structural tokens.
-        end: one past the last.
+        place: its index among the placeholders of the image.
+        begin: the first content token of its run, counted without structural tokens.
+        end: one past the last content token of its run.
     """
 
     place: int
@@ -77,11 +77,11 @@ class Structural:
 
 @dataclass(frozen=True)
 class Layout:
-    """The shape of one image's or clip's tokens, known before any encoder runs.
+    """The layout of the tokens of one image or clip, known before any encoder runs.
 
     Attributes:
-        segments: grids in order: a single 24 x 24; base and tiles; frames.
-        structural: newlines and separators, in the order of their places.
+        segments: the grids in order, for example a single 24 x 24, base and tiles, or frames.
+        structural: newlines and separators, sorted by place.
 
     >>> Layout((Segment(1, 24, 24),)).content
     576
@@ -95,19 +95,19 @@ class Layout:
 
     @property
     def content(self) -> int:
-        """Content tokens: what methods see."""
+        """The number of content tokens, which methods see."""
         return sum(segment.count for segment in self.segments)
 
     @property
     def total(self) -> int:
-        """Content and structural tokens: what the prompt holds."""
+        """The number of content and structural tokens, which the prompt contains."""
         return self.content + len(self.structural)
 
     @property
     def tiles(self) -> tuple[tuple[Segment, Int64[Tensor, " n"]], ...]:
-        """What was encoded apart: for each tile its grid, and which content tokens are its own, `(n,)` int64 ascending.
+        """The tiles that were encoded separately: the grid of each, and its content tokens, `(n,)` int64 ascending.
 
-        A segment that was encoded whole is one tile.
+        A segment that was encoded as a whole is one tile.
 
         >>> base, left, right = Layout((Segment(1, 1, 2), Segment(1, 2, 3, columns=(1, 2)))).tiles
         >>> left[1].tolist(), right[0], right[1].tolist()
@@ -117,11 +117,11 @@ class Layout:
 
     @property
     def places(self) -> Int64[Tensor, " N"]:
-        """Where each content token stands in the image's run of placeholders: `(N,)` int64, ascending."""
+        """The index of each content token among the placeholders of the image: `(N,)` int64, ascending."""
         return _places(self)
 
     def held(self, kept: Int64[Tensor, " M"]) -> Bool[Tensor, " S"]:
-        """Which structural tokens are kept with these content tokens: `(M,)` int64 -> `(S,)` bool."""
+        """Mark the structural tokens that are kept with these content tokens: `(M,)` int64 -> `(S,)` bool."""
         begins, ends, _ = _runs(self)
         marks = torch.zeros(self.content + 1, dtype=torch.int64)
         marks[kept + 1] = 1
@@ -129,14 +129,14 @@ class Layout:
         return before[ends] > before[begins]
 
     def placed(self, kept: Int64[Tensor, " M"]) -> tuple[Int64[Tensor, " L"], Int64[Tensor, " L"]]:
-        """Content tokens with the structural ones that are kept with them, in the order of the prompt.
+        """Return content tokens and the structural ones that are kept with them, in the order of the prompt.
 
         Args:
             kept: `(M,)` int64 on the CPU, content tokens, ascending.
 
         Returns:
-            Their places in the image's run of placeholders, `(L,)` int64, ascending; and what stands there, `(L,)`
-            int64: below M the number of a kept content token, from M on M + the number of a structural token.
+            Their indices among the placeholders of the image, `(L,)` int64, ascending; and which token each is, `(L,)`
+            int64: an index into `kept` if below M, otherwise M + the index of a structural token.
 
         >>> rows = Layout((Segment(1, 2, 3),), (Structural(3, 0, 3), Structural(7, 3, 6)))
         >>> place, source = rows.placed(torch.tensor([4, 5]))
@@ -151,7 +151,7 @@ class Layout:
         return place, torch.cat([numbers, held + kept.shape[0]])[order]
 
     def held_between(self, kept: int) -> tuple[int, int]:
-        """The fewest and the most structural tokens that may be kept with `kept` content tokens, wherever they are.
+        """Return the fewest and the most structural tokens that can be kept with any `kept` content tokens.
 
         >>> Layout((Segment(1, 2, 3),), (Structural(3, 0, 3), Structural(7, 3, 6))).held_between(2)
         (1, 2)
@@ -160,7 +160,7 @@ class Layout:
         for level in _levels(self):
             sizes = sorted((each.end - each.begin for each in level), reverse=True)
             most += min(kept, len(sizes))
-            # The fewest: first what no structural token of this level closes, then whole runs, the longest first.
+            # The fewest: first tokens outside all runs of this level, then whole runs, the longest first.
             rest = kept - (self.content - sum(sizes))
             for size in sizes:
                 if rest <= 0:
@@ -207,7 +207,7 @@ def _places(layout: Layout) -> Tensor:
 
 @remembered
 def _runs(layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-    """Begin, end and place of each structural token, `(S,)` int64 each."""
+    """Return begin, end and place of each structural token, `(S,)` int64 each."""
     each = [(one.begin, one.end, one.place) for one in layout.structural]
     begins, ends, places = torch.tensor(each, dtype=torch.int64).view(-1, 3).unbind(1)
     return begins, ends, places
@@ -215,7 +215,7 @@ def _runs(layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
 
 @remembered
 def _levels(layout: Layout) -> tuple[tuple[Structural, ...], ...]:
-    """Structural tokens sorted so that the runs of one level don't overlap: newlines, then separators of grids."""
+    """Sort structural tokens into levels whose runs don't overlap: newlines, then separators of grids."""
     levels: list[list[Structural]] = []
     for each in sorted(layout.structural, key=lambda one: (one.end - one.begin, one.begin)):
         for level in levels:

@@ -1,4 +1,4 @@
-"""Features for models that take them in whatever form: a list per image, or one tensor for all images."""
+"""Containers of image features, for models that read one tensor per image and for those that read a single tensor."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from foveate.transformers_api import FeaturesOutput
 
 
 class FeatureList(list[Tensor]):
-    """The features of each image `(N, D)`; all of them in one tensor `(tokens, D)` to whoever asks as of a tensor.
+    """Hold the features of each image `(N, D)`; `to` and `reshape` concatenate all of them, `(tokens, D)`.
 
-    Some models concatenate the list that they are given, others move one tensor to their device and type. Counts may
-    differ between images, so one tensor has no place for them side by side.
+    Some models concatenate a list of features, others expect one tensor and move it to their device and type. Counts
+    may differ between images, so the images can't be stacked.
     """
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -28,9 +28,9 @@ class FeatureList(list[Tensor]):
 
 
 class ImageFeatures(FeaturesOutput):
-    """A model's own container, in which `pooler_output` stays a `FeatureList`.
+    """Hold image features as the model's container does, with `pooler_output` always a `FeatureList`.
 
-    `generate` repeats the images of a sample for its beams, and puts a plain list in place of what it found.
+    `generate` repeats the images of a sample for its beams, and replaces the features by a plain list.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""Find out whether cached keys can be rotated to other positions from outside a decoder, and by how much."""
+"""Check whether cached keys can be rotated to other positions without running the decoder, and by which angles."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from foveate.transformers_api import cache_argument, new_cache
 
 _STEP = 100
 _OFF = 0.05
-"""Half precision is off by 0.01; another way to turn, or none, by 0.15 and more."""
+"""Largest accepted error: half precision is off by 0.01; another rotation, or none, by 0.15 and more."""
 
 _turns: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
 def frequencies(family: Family) -> Float[Tensor, "half"]:
-    """By how much one position turns the keys of a decoder: in radians, float32, for `turned`.
+    """Return the angles by which one position rotates the keys of a decoder: in radians, float32, for `turned`.
 
-    The first call for a decoder runs one token through it at two positions: nothing but its own code says what each of
-    its layers does.
+    The first call for a decoder runs one token through it at two positions, since only this shows how each of its
+    layers rotates keys.
 
     Returns:
-        `(r / 2,)` where the first r numbers of a head are turned; empty if one set of frequencies doesn't say how all
-        layers turn their keys, since some don't, or they pair other numbers.
+        `(r / 2,)` if the first r numbers of a head are rotated; empty if the layers don't all rotate their keys by one
+        set of frequencies, because some don't rotate them, or pair other numbers.
 
     Raises:
-        UnsupportedFamily: a layer remembers something else than keys and values.
+        UnsupportedFamily: a layer caches something other than keys and values.
     """
     decoder: Any = family.decoder
     rotary = getattr(decoder, "rotary_emb", None)
-    # These change with the length of the conversation, so what holds at its beginning doesn't hold later.
+    # These frequencies change with the length of the conversation, so they can't be measured at its beginning.
     moving = any(name in str(getattr(rotary, "rope_type", "")) for name in ("dynamic", "longrope"))
     found = None if moving else getattr(rotary, "inv_freq", None)
     if decoder not in _turns:
@@ -48,7 +48,7 @@ def frequencies(family: Family) -> Float[Tensor, "half"]:
 
 
 def turned(keys: Float[Tensor, "*B d"], frequencies: Float[Tensor, "half"], steps: int) -> Float[Tensor, "*B d"]:
-    """Keys as they would be `steps` positions further, in float32.
+    """Return keys rotated to `steps` positions further on, in float32.
 
     >>> turned(torch.tensor([[1.0, 0.0]]), torch.tensor([torch.pi / 2]), 1).round()
     tensor([[-0., 1.]])
@@ -59,7 +59,7 @@ def turned(keys: Float[Tensor, "*B d"], frequencies: Float[Tensor, "half"], step
 
 
 def _keys_at_two_positions(family: Family) -> list[Tensor]:
-    """Of each layer, `(2, H, 1, d)`: the same token first at 0, then at `_STEP`. It sees nothing but itself."""
+    """Return the keys of each layer, `(2, H, 1, d)`: of one token alone, first at 0, then at `_STEP`."""
     decoder: Any = family.decoder
     table: Tensor = family.core.get_input_embeddings().weight  # pyright: ignore
     generator = torch.Generator().manual_seed(0)
@@ -81,7 +81,7 @@ def _keys_at_two_positions(family: Family) -> list[Tensor]:
 
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Without dropout, which would change the token, and without checkpoints, which go with no cache."""
+    """Turn off dropout, which would change the token, and gradient checkpointing, which excludes a cache."""
     training = [each for each in module.modules() if each.training]
     module.eval()
     try:
@@ -96,7 +96,7 @@ def _explain(frequencies: Tensor, keys: Sequence[Tensor]) -> bool:
         if 2 * frequencies.shape[0] > here.shape[-1]:
             return False
         expected = turned(here, frequencies.to(here.device), _STEP)
-        # Number by number: a few large ones, which hardly turn, must not hide the others.
+        # Relative error per number: a few large numbers that hardly rotate must not hide the others.
         size = (expected.abs() + there.abs()).clamp(min=torch.finfo(torch.float32).tiny)
         if ((expected - there).abs() / size).mean() > _OFF:
             return False

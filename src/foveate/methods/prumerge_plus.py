@@ -1,4 +1,4 @@
-"""PruMerge, and an even grid of tokens beside what stands out.  PruMerge+, Shang et al. 2024, arXiv 2403.15388."""
+"""PruMerge that also keeps evenly spaced tokens.  PruMerge+, Shang et al. 2024, arXiv 2403.15388."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from foveate.methods.prumerge import PruMerge, most_outliers, outliers, ranks
 @register("prumerge-plus")
 @dataclass(frozen=True)
 class PruMergePlus(PruMerge):
-    """What stands out by [CLS] attention and about three times as many evenly spaced tokens, each with its neighbours.
+    """Keep the outliers of [CLS] attention and about three times as many evenly spaced tokens, with their neighbours.
 
-    The even tokens are every s-th in raster order, s = (N // k) // 3 where k stand out. The rest is as in `prumerge`.
+    With k outliers, the evenly spaced tokens are every s-th in raster order, s = (N // k) // 3. Neighbours and the
+    extra token are as in `prumerge`.
 
-    Budget: `auto` looks at the image; the paper tells of a quarter of it on average. Of a `keep`, the extra token
-    aside, half is evenly spaced and the other half the most attended of the others. `ratio` is the authors' branch for
-    training: k is that share of the tokens, and the even tokens are every (1 / `ratio`)-th, from the middle of the
-    first stretch on.
+    Budget: `auto` looks at the image; the paper reports a quarter of the tokens on average. With a `keep`, not
+    counting the extra token, half of the tokens are evenly spaced; the other half are the most attended of the
+    others. `ratio` is the branch of the authors' code for training: k is that share of the tokens, and the evenly
+    spaced tokens are every (1 / `ratio`)-th, starting in the middle of the first interval.
 
-    Against the authors' code, besides what `prumerge` says: with a fixed ratio theirs takes a token twice that is both
-    attended and evenly spaced, and loses as many dropped tokens from the extra one; here a token is taken once and none
-    is lost. Like theirs, `auto` keeps all but the last token where a sixth or more of them stands out.
+    Against the authors' code, besides the differences of `prumerge`: with a fixed ratio, theirs takes a token twice if
+    it is both attended and evenly spaced, and leaves as many dropped tokens out of the extra one; here each token is
+    taken once and none is left out. As in theirs, `auto` keeps all tokens but the last if a sixth or more of them are
+    outliers.
 
     >>> from foveate.tokens import VisualTokens
     >>> given = {"encoder_attention": torch.rand(2, 576) ** 20, "encoder_keys": torch.randn(2, 576, 8)}
@@ -37,11 +39,11 @@ class PruMergePlus(PruMerge):
 
     @property
     def ragged(self) -> bool:
-        """Unless a keep is given: how many tokens are both attended and evenly spaced depends on the image."""
+        """Whether counts differ between images: yes unless a keep is given, as the overlap of both kinds differs."""
         return self.keep.auto
 
     def _between(self, count: int) -> tuple[int, int]:
-        """Both kinds may be the same tokens, or all different ones."""
+        """Return the fewest and the most kept tokens: both kinds may be the same tokens, or all different ones."""
         if self.ratio is not None:
             numbers = [(super()._between(count)[0], int(_even(torch.arange(count), count, self.ratio).sum()))]
         else:
@@ -51,11 +53,11 @@ class PruMergePlus(PruMerge):
         return min(max(each) for each in numbers), min(count, max(sum(each) for each in numbers))
 
     def _chosen(self, attention: Float32[Tensor, "B N"], wanted: int | None) -> Bool[Tensor, "B N"]:
-        """What stands out and what is evenly spaced."""
+        """Mark the most attended and the evenly spaced tokens."""
         count = attention.shape[1]
         place = torch.arange(count, device=attention.device)
         if wanted is not None:
-            # As many evenly spaced as fit into the first half, then the most attended of the others.
+            # Evenly spaced tokens fill half of the budget, rounded down; the most attended of the others fill the rest.
             number = wanted // 2
             even = torch.zeros(count, dtype=torch.bool, device=place.device)
             even[(2 * torch.arange(number, device=place.device) + 1) * count // max(1, 2 * number)] = True
@@ -68,6 +70,6 @@ class PruMergePlus(PruMerge):
 
 
 def _even(place: Int64[Tensor, " N"], count: int, ratio: float) -> Bool[Tensor, " N"]:
-    """Every (1 / ratio)-th place, from the middle of the first stretch on."""
+    """Mark every (1 / ratio)-th place, starting in the middle of the first interval."""
     apart = int(1 / ratio)
     return (place % apart == apart // 2) & (place < count - 1)

@@ -1,4 +1,4 @@
-"""Fewer tokens the deeper the layer.  PyramidDrop, Xing et al. 2024, arXiv 2410.17247."""
+"""Drop more tokens at each of several decoder layers.  PyramidDrop, Xing et al. 2024, arXiv 2410.17247."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from foveate.methods import DecoderAttention, Positions, ScoredMethod, Signal, V
 @register("pyramiddrop")
 @dataclass(frozen=True)
 class PyramidDrop(ScoredMethod):
-    """Top-k visual tokens by the attention that the prompt's last token is about to give them, at several layers.
+    """Keep the top-k visual tokens by the attention that the prompt's last token gives them, at several layers.
 
-    At `@k` it reads the queries and keys that layer k makes of what arrives there, so the layer's own attention is
-    known before it runs. The authors keep half at each of layers 8, 16 and 24 of 32: `pyramiddrop:0.5@8,16,24` is 288,
-    144 and 72 of 576. Reads the question, so its result serves that question alone.
+    At `@k` the method computes the queries and keys of layer k from the layer's input, so it knows the attention of
+    that layer before the layer runs. The authors keep half of the tokens at each of layers 8, 16 and 24 of 32:
+    `pyramiddrop:0.5@8,16,24` keeps 288, 144 and 72 of 576. The method reads the question, so its result serves that
+    question only.
 
-    As in the authors' code, what is left is numbered anew from each such layer on, and so is every later token;
-    `positions=keep` keeps position ids, and then dropping equals masking.
+    As in the authors' code, the kept tokens and all later tokens get new position ids without gaps from each such
+    layer on. `positions=keep` keeps position ids, and then dropping equals masking.
 
-    Differs from the authors' code: a fraction counts what arrives, rounded half up (theirs: the whole image, rounded
-    down); and there is one row per prompt also when answers are learnt from (theirs: the mean of one per answer).
+    Differs from the authors' code: a fraction is of the tokens that arrive, rounded half up (theirs: of the whole
+    image, rounded down); and one row of attention per prompt is read in training too (theirs: the mean of one row per
+    answer).
 
     >>> import torch
     >>> attention = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
@@ -41,9 +43,9 @@ class PyramidDrop(ScoredMethod):
 
     @property
     def needs(self) -> tuple[Signal, ...]:
-        """Attention of the layer to come."""
+        """Attention of the layer at whose input the method acts."""
         return (DecoderAttention(rows="last", layer="here"),)
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, "B N"]:
-        """The attention itself."""
+        """Return the attention itself."""
         return tokens.signals[self.needs[0]].float()

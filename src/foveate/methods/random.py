@@ -1,4 +1,4 @@
-"""Keep tokens at random: the baseline that every claim must beat."""
+"""Keep tokens at random: the baseline that every method must beat."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from foveate.methods import Method, Plan, VisualTokens, register
 @register("random")
 @dataclass(frozen=True)
 class Random(Method):
-    """A uniform choice without replacement, the same places in every image of one layout.
+    """Keep tokens at random, uniformly and without replacement: the same places in every image of one layout.
 
     >>> tokens = VisualTokens.of(torch.randn(2, 576, 8), (24, 24))
     >>> Random(keep=64).plan(tokens).slot.shape
@@ -24,7 +24,7 @@ class Random(Method):
     fixed = True
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """A seeded choice, in raster order."""
+        """Choose places with the seed, and return them in raster order."""
         images, count = tokens.features.shape[:2]
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(count, generator=generator)[: self.count(tokens.layout)].sort().values

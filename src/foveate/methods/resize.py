@@ -1,4 +1,4 @@
-"""Shrink the image before the encoder: the baseline that many methods lose to."""
+"""Shrink the image before the encoder: a baseline that outperforms many methods."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from foveate.methods.arithmetic.grids import fit
 @register("resize")
 @dataclass(frozen=True)
 class Resize(PixelMethod):
-    """Average the pixels down until the image makes at most as many tokens as the budget.
+    """Shrink the image by averaging pixels until it has at most as many tokens as the budget.
 
-    How, is the family's affair: "exact" where the encoder takes any size, "interpolate" where its position embeddings
-    can be interpolated, "enlarge" (shrink, then back to full size: less detail, the same tokens) where neither; "auto"
-    is the best it has. Positions are those of the smaller image, unless they are kept. The tiles of a tiled image
-    shrink together; with `per=tile` the budget is that of each tile.
+    The family determines how. "exact" is for encoders that take any size, "interpolate" for those whose position
+    embeddings can be interpolated, "enlarge" for all others: it shrinks the image, then enlarges it to full size, which
+    leaves less detail in the same number of tokens. "auto" is the best mode of the family. Positions are those of the
+    smaller image, unless they are kept. The tiles of a tiled image shrink together; with `per=tile` the budget is that
+    of each tile.
 
     >>> from foveate.tokens import Segment
     >>> Resize(keep=0.25).shrink(Layout((Segment(1, 24, 24),)))
@@ -28,12 +29,12 @@ class Resize(PixelMethod):
     mode: ResizeMode = "auto"
 
     def shrink(self, layout: Layout) -> tuple[int, int]:
-        """The largest aspect-true grid that fits into the budget; of several grids the first, the others follow it."""
+        """Return the largest grid within the budget that keeps the aspect ratio; of several grids, the first one's."""
         first = layout.segments[0]
         if len(layout.segments) == 1:
             budget = self.keep.count(first.count)
         elif self.keep.share is not None:
-            # Rounded down, so that all grids together stay within their share too.
+            # Rounded down, so that all grids together stay within the share too.
             budget = math.floor(self.keep.share * first.count)
         elif self.per == "tile":
             budget = min(self.keep.count(layout.content), first.count)
@@ -42,5 +43,5 @@ class Resize(PixelMethod):
         return fit(first.h, first.w, max(1, budget // first.t))
 
     def count(self, layout: Layout) -> int:
-        """Tokens of the smaller image; of one that is enlarged again, all."""
+        """Return the number of tokens of the smaller image; all tokens if it is enlarged again."""
         return layout.content if self.mode == "enlarge" else super().count(layout)

@@ -1,4 +1,4 @@
-"""Let the words that mean the image rate its tokens.  SparseVLM, Zhang et al. 2024, arXiv 2410.04417."""
+"""Keep the tokens that words about the image attend to.  SparseVLM, Zhang et al. 2024, arXiv 2410.04417."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from foveate.methods.arithmetic.groups import in_order
 @register("sparsevlm")
 @dataclass(frozen=True)
 class SparseVLM(Method):
-    """Top-k visual tokens by the attention of the text tokens that mean the image; some of the dropped are merged.
+    """Keep the top-k visual tokens by attention from the text tokens about the image, and merge some of the others.
 
-    Raters are the text tokens after the image that are more similar than average to its tokens, both as they enter
-    the decoder: softmax over text of the dot products, mean over the image. A visual token's score is the attention that
-    raters gave it in the layer before, mean over heads. Of the dropped, three tenths (the best of them) are clustered
-    by their density, one cluster for every ten, and a cluster's mean takes its centre's place. Reads the question, so
-    its result serves that question alone.
+    Raters are the text tokens after the image that are more similar than average to its tokens. Similarity compares
+    both as they enter the decoder: the softmax over text of the dot products, then the mean over the image. A visual
+    token's score is the attention that raters gave it in the previous layer, mean over heads. The best three tenths of
+    the dropped tokens are clustered by their density, one cluster for every ten, and the mean of each cluster takes the
+    place of its centre. The method reads the question, so its result serves that question only.
 
-    The authors cut what layers 2, 6 and 15 of 32 put out, which is the input of 3, 7 and 16: `@3,7,16`. Their tables
-    for 576 tokens count kept tokens alone: 300, 200 and 110 ("192"), 303, 110 and 36 ("128"), 238, 48 and 26 ("96"),
-    66, 30 and 17 ("64"); the names are about the mean over layers. With `recycle=within` merged tokens count towards
-    keep, so that keep is what remains; with `recycle=beside` they come on top, as in those tables; `recycle=none`
-    merges nothing.
+    The authors act on the outputs of layers 2, 6 and 15 of 32, which are the inputs of 3, 7 and 16: `@3,7,16`. Their
+    tables for 576 tokens count kept tokens only, without merged ones: 300, 200 and 110 ("192"), 303, 110 and 36
+    ("128"), 238, 48 and 26 ("96"), 66, 30 and 17 ("64"); each name is about the mean over layers. With `recycle=within`
+    merged tokens count towards keep, so that `keep` tokens remain; with `recycle=beside` they are added to it, as in
+    those tables; `recycle=none` merges nothing.
 
-    Differs from the authors' code: merged tokens stand in raster order (theirs: after the kept ones); equal densities
-    are told apart by order (theirs: by noise); if the budget is everything nothing is dropped (theirs: one token); the
-    fixed tables are the code's, the paper's count from the rank of the attention is `sparsevlm-rank`.
+    Differs from the authors' code: merged tokens are in raster order (theirs: after the kept ones); ties in density are
+    broken by order (theirs: by noise); if the budget is everything, nothing is dropped (theirs: one token). The fixed
+    tables are those of the code; the paper's count from the rank of the attention is `sparsevlm-rank`.
 
     >>> attention = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [0.1, 0.4, 0.2, 0.3]]])
     >>> answers = {DecoderInput("visual"): torch.ones(1, 4, 2), DecoderInput("text"): torch.ones(1, 2, 2)}
@@ -67,31 +67,31 @@ class SparseVLM(Method):
 
     @property
     def needs(self) -> tuple[Signal, ...]:
-        """Attention of the layer before, and what entered the decoder."""
+        """Attention of the previous layer, and the input of the decoder."""
         return (DecoderAttention(rows="text", layer="previous"), DecoderInput("visual"), DecoderInput("text"), Behind())
 
     def count(self, layout: Layout) -> int:
-        """Kept and merged tokens."""
+        """Return the number of kept and merged tokens."""
         return sum(self.split(layout.content))
 
     def effort(self, tokens: int, width: int) -> Effort:
-        """Text is compared with all tokens (as if it were 16 words), recycled tokens with each other."""
+        """Estimate the comparison of 16 words of text with all tokens, and of recycled tokens with each other."""
         kept, merged = self.split(tokens)
         recycled = _recycled(tokens - kept) if merged else 0
         return Effort(2 * (16 * tokens + recycled**2) * width, 60)
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """Top-k by score, and groups among the best of the rest."""
+        """Keep the top-k by score, and merge groups of the best others."""
         return keep_and_recycle(self.score(tokens), tokens.features, *self.split(tokens.features.shape[1]))
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, "B N"]:
-        """Attention of the raters, in float32."""
+        """Return the attention of the raters, in float32."""
         attention = tokens.signals[self.needs[0]].float()
         rate = raters(tokens).float()
         return torch.einsum("btn,bt->bn", attention, rate / rate.sum(dim=1, keepdim=True))
 
     def split(self, arrive: int, remain: int | None = None) -> tuple[int, int]:
-        """How many of `arrive` tokens are kept as they are, and how many are made of others.
+        """Return how many of `arrive` tokens are kept unchanged, and how many merged tokens are made.
 
         `remain` is the budget, by default that of `keep`.
         """
@@ -100,14 +100,14 @@ class SparseVLM(Method):
             return remain, 0
         if self.recycle == "beside":
             return remain, _clusters(arrive - remain)
-        # Merged tokens never outnumber the kept ones, however small the budget.
+        # Merged tokens never outnumber the kept ones, even with a small budget.
         least = remain - remain // 2
         kept = next((k for k in range(remain, least, -1) if k + _clusters(arrive - k) <= remain), least)
         return kept, remain - kept
 
 
 def keep_and_recycle(score: Float[Tensor, "B N"], features: Float[Tensor, "B N D"], kept: int, merged: int) -> Plan:
-    """The `kept` best tokens as they are, and `merged` groups among the best of the others."""
+    """Keep the `kept` best tokens unchanged, and merge the best of the others into `merged` groups."""
     order = score.argsort(dim=1, descending=True, stable=True)
     best = order[:, :kept]
     if not merged:
@@ -120,7 +120,9 @@ def keep_and_recycle(score: Float[Tensor, "B N"], features: Float[Tensor, "B N D
 
 
 def raters(tokens: VisualTokens) -> Bool[Tensor, "B T"]:
-    """Which text tokens rate the visual ones: `(B, T)` bool, at least one; those after the image if none stands out.
+    """Mark the text tokens that rate the visual ones: `(B, T)` bool, at least one per row.
+
+    If none is more similar than average, all text tokens after the image are raters.
 
     Args:
         tokens: with the signals `DecoderInput` of both kinds and `Behind`.
@@ -134,10 +136,10 @@ def raters(tokens: VisualTokens) -> Bool[Tensor, "B T"]:
 
 
 def _recycled(dropped: int) -> int:
-    """How many of the dropped tokens are merged."""
+    """Return how many of the dropped tokens are merged."""
     return min(dropped, int(dropped * 0.3) + 1)
 
 
 def _clusters(dropped: int) -> int:
-    """Into how many tokens."""
+    """Return into how many tokens they are merged."""
     return _recycled(dropped) // 10 + 1

@@ -1,4 +1,4 @@
-"""SparseVLM without the pull of position, by the heads that see.  SparseVLM+, arXiv 2410.04417, its code's "2_0"."""
+"""SparseVLM with corrected attention of the most visual heads.  SparseVLM+, arXiv 2410.04417, its code's "2_0"."""
 
 from __future__ import annotations
 
@@ -26,16 +26,17 @@ from foveate.methods.sparsevlm import SparseVLM, raters
 @register("sparsevlm-plus")
 @dataclass(frozen=True)
 class SparseVLMPlus(SparseVLM):
-    """Like `sparsevlm`, with attention divided by what rotary embedding alone adds, and the most visual heads only.
+    """Keep tokens as `sparsevlm` does, by attention that is corrected for position, in the most visual heads only.
 
-    Rotary embedding favours near tokens, which are the image's last ones. So the attention of each head is divided by
-    the logit between a query and a key of ones at the same positions; then the `heads` heads with the largest sums over
-    raters and visual tokens are averaged. Merges nothing and keeps positions. The authors' tables for 576 tokens are
-    300, 200 and 118 ("192"), 238, 108 and 60 ("128"), 246, 54 and 28 ("96"), 66, 34 and 20 ("64"), at `@3,7,16`. Reads
-    the question, so its result serves that question alone.
+    Rotary embedding favours near tokens, which are the last ones of the image. So the attention of each head is divided
+    by the logit between a query and a key of ones at the same positions. Then the `heads` heads with the largest sums
+    over raters and visual tokens are averaged. The method merges nothing and keeps positions. The authors' tables for
+    576 tokens are 300, 200 and 118 ("192"), 238, 108 and 60 ("128"), 246, 54 and 28 ("96"), 66, 34 and 20 ("64"), at
+    `@3,7,16`. The method reads the question, so its result serves that question only.
 
-    The divisor comes close to zero, or changes its sign, at some distances of some models; scores are then large and
-    mean little. The rule is the authors', so it stays. Written from the released code; its paper's text was not seen.
+    In some models the divisor comes close to zero, or changes its sign, at some distances; scores are then large and
+    mean little. We keep the authors' formula anyway. This is written from the released code; we have not seen the text
+    of its paper.
 
     >>> attention = torch.tensor([[[[0.2, 0.1, 0.3, 0.4]]]])
     >>> answers = {RotaryLogits(): torch.tensor([[[0.5, 1.0, 2.0, 4.0]]])}
@@ -57,12 +58,12 @@ class SparseVLMPlus(SparseVLM):
 
     @property
     def needs(self) -> tuple[Signal, ...]:
-        """Attention of each head of the layer before, what rotary embedding adds, and what entered the decoder."""
+        """Attention of each head of the previous layer, logits of rotary embedding, and the input of the decoder."""
         attention = DecoderAttention(rows="text", layer="previous", heads="each")
         return (attention, RotaryLogits(), DecoderInput("visual"), DecoderInput("text"), Behind())
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, "B N"]:
-        """Corrected attention of the raters in the chosen heads, in float32."""
+        """Return the corrected attention of the raters in the chosen heads, in float32."""
         attention = tokens.signals[self.needs[0]].float()
         rate = raters(tokens).float()
         rotary = tokens.signals[RotaryLogits()].float()[:, None]

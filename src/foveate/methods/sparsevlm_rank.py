@@ -1,4 +1,4 @@
-"""SparseVLM, with as many tokens as the attention has rank for.  Zhang et al. 2024, arXiv 2410.04417 (our reading)."""
+"""SparseVLM with a count from the rank of the attention.  Zhang et al. 2024, arXiv 2410.04417 (our reading)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from foveate.methods.sparsevlm import SparseVLM, keep_and_recycle, raters
 @register("sparsevlm-rank")
 @dataclass(frozen=True)
 class SparseVLMRank(SparseVLM):
-    """Like `sparsevlm`, and the rank of the raters' attention tells how many tokens remain.
+    """Keep tokens as `sparsevlm` does, as many as the rank of the raters' attention gives.
 
-    Of the matrix of attention that raters gave to visual tokens, mean over heads, the rank times `scale` plus `bias`,
-    rounded down, is how many tokens are kept: at least one, at most all. The rank is at most the number of raters, so
-    long questions keep more. Merged tokens come on top unless `recycle` says otherwise. A `keep` that is told makes it
-    `sparsevlm`. Reads the question and looks at the content, so images differ in how many tokens remain.
+    The matrix is the attention that raters gave to visual tokens, mean over heads. Its rank times `scale` plus `bias`,
+    rounded down, is the number of kept tokens: at least one, at most all. The rank is at most the number of raters, so
+    long questions keep more. By default merged tokens are added to this number; `recycle` changes that. With a given
+    `keep`, the method is `sparsevlm`. It reads the question and the content, so the count differs between images.
 
-    The paper adapts its counts by this rank; the authors' code has had fixed tables since, and the text was not seen.
-    Formula and numbers (13.5, 0, layers 2, 6, 15 and 19 of 32, which is `@3,7,16,20`) are those of the code's first
-    version as other repositories carry it on. Cost: singular values of one matrix per image, and a look at the host.
+    The paper adapts its counts by this rank; the authors' code has had fixed tables since. We have not seen the text of
+    the paper. The formula and its numbers (13.5, 0, layers 2, 6, 15 and 19 of 32, which is `@3,7,16,20`) are those of
+    the first version of the code, as copies in other repositories have it. Cost: singular values of one matrix per
+    image, and one transfer of the counts to the host.
 
     >>> from foveate.tokens import Behind, DecoderInput
     >>> attention = torch.eye(3, 8)[None] / 8
@@ -50,27 +51,27 @@ class SparseVLMRank(SparseVLM):
 
     @property
     def ragged(self) -> bool:
-        """Only if the content decides."""
+        """Whether counts differ between images: only if the content decides."""
         return self.keep.auto
 
     def count(self, layout: Layout) -> int:
-        """`keep`, or all: the rank is not known before."""
+        """Return `keep`, or all tokens, since the rank is not known in advance."""
         return self.bounds(layout)[1]
 
     def bounds(self, layout: Layout) -> tuple[int, int]:
-        """From one token, and what is merged beside it, to all."""
+        """Return the counts for one kept token with its merged ones, and for all tokens."""
         if self.keep.auto:
             return sum(self.split(layout.content, 1)), layout.content
         count = super().count(layout)
         return count, count
 
     def effort(self, tokens: int, width: int) -> Effort:
-        """As if half of the tokens were left, and the singular values of 16 rows."""
+        """Estimate the cost as if half of the tokens were kept, with the singular values of 16 rows."""
         likely = super().effort(tokens, width) if not self.keep.auto else self._half.effort(tokens, width)
         return Effort(likely.flops + 40 * 16**2 * tokens, likely.launches + 20)
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """Images of one count at once, then all together."""
+        """Plan images of equal count together, then join the plans."""
         if not self.keep.auto:
             return super().plan(tokens)
         attention = tokens.signals[self.needs[0]].float() * raters(tokens)[..., None]
@@ -94,7 +95,7 @@ class SparseVLMRank(SparseVLM):
 
 
 def _together(plans: list[Plan]) -> Plan:
-    """Plans of one image each as one of them all; padding repeats an image's last slot."""
+    """Join plans of one image each into one plan; padding repeats the last slot of an image."""
     most = max(plan.slot.shape[1] for plan in plans)
     counts = torch.tensor([plan.slot.shape[1] for plan in plans])
 

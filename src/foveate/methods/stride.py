@@ -11,9 +11,9 @@ from foveate.methods.arithmetic.grids import cells, grids
 @register("stride")
 @dataclass(frozen=True)
 class Stride(Method):
-    """The token in the middle of each cell of the largest aspect-true grid that fits into the budget.
+    """Keep the middle token of each cell of the largest grid within the budget that keeps the aspect ratio.
 
-    Looks at nothing. The real count may be below the budget: 272 for 288 of 24 x 24.
+    The method reads neither image nor question. The real count may be below the budget: 272 for 288 of 24 x 24.
 
     >>> import torch
     >>> tokens = VisualTokens.of(torch.randn(1, 16, 8), (4, 4))
@@ -24,10 +24,10 @@ class Stride(Method):
     fixed = True
 
     def count(self, layout: Layout) -> int:
-        """Cells of the grid."""
+        """Return the number of cells of the grid."""
         return sum(t * h * w for t, h, w in grids(layout, self.keep))
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """Middles of cells."""
+        """Keep the middle of each cell."""
         _, middle = cells(tokens.layout, grids(tokens.layout, self.keep))
         return Plan(slot=middle.to(tokens.features.device).expand(tokens.features.shape[0], -1))

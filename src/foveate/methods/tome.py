@@ -1,4 +1,4 @@
-"""Merge pairs of tokens that are most alike.  ToMe, Bolya et al. 2023, arXiv 2210.09461."""
+"""Merge the most similar pairs of tokens.  ToMe, Bolya et al. 2023, arXiv 2210.09461."""
 
 from __future__ import annotations
 
@@ -29,26 +29,28 @@ from foveate.methods.arithmetic.groups import in_order, middles
 @register("tome")
 @dataclass(frozen=True)
 class ToMe(Method):
-    """Bipartite soft matching in rounds, then the plain mean of all tokens that became one, in raster order.
+    """Merge the most similar tokens by bipartite soft matching in rounds; a merged token is the mean of its members.
 
-    A round splits the tokens into two halves, every other token each. Each token of the first half looks for the one
-    in the second that it is most like; the pairs that are most alike become one, a mean weighted by how many tokens
-    each stands for. A round could merge half of the tokens, but then every token of the first half has to go, whatever
-    it is like; so it merges at most a quarter of those that are left, or `per_round` of them. Compares features, or
-    with `metric=keys` the mean over heads of the keys of encoder layer `layer`; not the question. Keeps exactly the
-    budget; a merged token sits at the member nearest to its mean place.
+    A round splits the tokens alternately into two halves. Each token of the first half is matched with the most similar
+    token of the second half. The most similar pairs are merged, to a mean weighted by how many tokens each stands for.
+    A round could merge half of the tokens, but then it would merge every token of the first half, even those that
+    resemble no other; so it merges at most a quarter of the remaining tokens, or `per_round` of them. Similarity is
+    that of features, or with `metric=keys` of the keys of encoder layer `layer`, mean over heads. The question is not
+    read. The method keeps exactly the budget, in raster order: the plain mean of all tokens that were merged, at the
+    place of the member nearest to their mean place.
 
-    `tome:144@encoder` is the paper's own place: a few tokens merge in front of each encoder layer but the first, up to
-    the last one that is read, equally many at each, or `per_round` at each until the budget is met. So the encoder is
-    faster, too. There `metric=auto` compares keys of the layer before, and attention is proportional: log(size) is
-    added to the logits of a token that stands for several. [CLS] is left alone. The embedded model, whose encoder has
-    few layers, does better with `metric=features` there: `foveate bench --spec tome@encoder --spec
-    tome:metric=features@encoder` shows it.
+    `tome:144@encoder` acts inside the encoder, as in the paper: a few tokens merge before each encoder layer but the
+    first, up to the last one whose output is read. Equally many merge at each, or `per_round` at each until the budget
+    is met. So the encoder is faster too. There `metric=auto` compares keys of the previous layer, and attention is
+    proportional: log(size) is added to the logits of a token that stands for several. [CLS] is never merged. The
+    encoder of the embedded model has few layers and does better with `metric=features` there; `foveate bench --spec
+    tome@encoder --spec tome:metric=features@encoder` shows it.
 
-    Departures from the paper: inside the encoder it merges between attention and MLP, this after the MLP, and [CLS]
-    isn't counted among the tokens of the first half. Behind the encoder it isn't the paper's, and the decoder's
-    attention stays its own. Between rounds at one place, tokens stand as in the authors' code: those of the first half
-    that are left, most alike first, then the second half; between encoder layers they stand in raster order.
+    Departures from the paper: inside the encoder, the paper merges between attention and MLP, this method after the
+    MLP; and [CLS] isn't counted among the tokens of the first half. The paper does not merge after the encoder; there,
+    the decoder's attention is unchanged. Between rounds at one place, tokens are in the order of the authors' code: the
+    remaining tokens of the first half, most similar first, then the second half. Between encoder layers they are in
+    raster order.
 
     Cost: per round one N/2 x N/2 matrix of cosines.
 
@@ -72,11 +74,11 @@ class ToMe(Method):
 
     @property
     def needs(self) -> tuple[Signal, ...]:
-        """Keys of one encoder layer, if they are what is compared."""
+        """Keys of one encoder layer, if keys are compared."""
         return (EncoderKeys(layer=self.layer),) if self.metric == "keys" else ()
 
     def in_encoder(self, arriving: int, layers: int) -> tuple[Method, ...]:
-        """By keys unless told otherwise; at each layer `per_round` tokens go, or equally many."""
+        """Return one step per layer: each merges `per_round` tokens or equally many, by keys unless `metric` is set."""
         here = replace(self, metric="keys") if self.metric == "auto" else self
         if self.per_round is None:
             return Method.in_encoder(here, arriving, layers)
@@ -90,7 +92,7 @@ class ToMe(Method):
         return tuple(replace(here, keep=count) for count in left)
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """Rounds until the budget is met."""
+        """Merge in rounds until the budget is met."""
         metric = tokens.signals[self.needs[0]] if self.needs else tokens.features
         metric = metric.float()
         images, left = metric.shape[:2]
@@ -106,7 +108,7 @@ class ToMe(Method):
         return in_order(middles(group, kept), group)
 
     def effort(self, tokens: int, width: int) -> Effort:
-        """Each round compares half of the tokens with the other half, and moves all of them."""
+        """Estimate rounds that each compare half of the tokens with the other half, and move all of them."""
         kept, left, work = self.count(one_row(tokens)), tokens, 0.0
         rounds = self._rounds(tokens, kept)
         for merges in rounds:
@@ -115,7 +117,7 @@ class ToMe(Method):
         return Effort(work, 25 * len(rounds) + 12)
 
     def _rounds(self, tokens: int, kept: int) -> list[int]:
-        """How many tokens each round merges."""
+        """Return how many tokens each round merges."""
         rounds: list[int] = []
         while tokens > kept:
             most = max(1, tokens // 4) if self.per_round is None else min(tokens // 2, self.per_round)
@@ -125,15 +127,15 @@ class ToMe(Method):
 
 
 def bipartite(metric: Float[Tensor, "B N C"], merges: int, protected: int = 0) -> Int64[Tensor, "B N"]:
-    """One round of matching: the token that each token becomes, `(B, N)` int64 from 0 to N - merges - 1.
+    """Match tokens in one round, and return the new token of each: `(B, N)` int64 from 0 to N - merges - 1.
 
-    New tokens are numbered as the authors' code orders them: even tokens that are left, the most alike first (with
+    New tokens are numbered in the order of the authors' code: first the remaining even tokens, most similar first (with
     protected tokens: in order), then odd tokens in order.
 
     Args:
-        metric: `(B, N, C)`, what is compared, by cosine, in float32.
+        metric: `(B, N, C)`, the vectors that are compared, by cosine in float32.
         merges: how many even tokens join an odd one, at most `(N - protected) // 2`.
-        protected: how many tokens at the start take no part, [CLS] for instance; 0 to 2.
+        protected: how many tokens at the start are never merged, such as [CLS]; 0 to 2.
 
     >>> bipartite(torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [1.0, 1.0]]]), merges=1).tolist()
     [[0, 1, 1, 2]]

@@ -1,4 +1,4 @@
-"""Keep what [CLS] looks at, merge the rest into a few tokens.  VisionZip, Yang et al. 2024, arXiv 2412.04467."""
+"""Keep what [CLS] attends to, and merge the rest into a few tokens.  VisionZip, Yang et al. 2024, arXiv 2412.04467."""
 
 from __future__ import annotations
 
@@ -28,18 +28,19 @@ from foveate.methods import (
 @register("visionzip")
 @dataclass(frozen=True)
 class VisionZip(Method):
-    """Dominant tokens by [CLS] attention; of the others, evenly spaced targets that the rest is added to.
+    """Keep the dominant tokens by [CLS] attention, and merge the others into evenly spaced contextual tokens.
 
-    A token that is neither dominant nor a target goes to the target whose key is most like its own (cosine, keys
-    averaged over heads). A target then holds itself *plus the mean* of what came to it, as in the authors' code: not a
-    mean over all of them. Acts before the projector, as theirs does.
+    The places of contextual tokens are called targets. Each token that is neither dominant nor a target is merged into
+    the target with the most similar key (cosine, keys averaged over heads). A contextual token is its target *plus the
+    mean* of the tokens merged into it, as in the authors' code: not a mean over all of them. The method acts before the
+    projector, as theirs does.
 
-    Budget: `keep` is dominant and contextual tokens together. `contextual` says how many of them are contextual; by
-    default the published proportion, 10 of 64 (54 + 10, 108 + 20, 162 + 30).
+    Budget: `keep` is the number of dominant and contextual tokens together. `contextual` is how many of them are
+    contextual; by default the published proportion, 10 of 64 (54 + 10, 108 + 20, 162 + 30).
 
-    Against the authors' code: theirs keeps [CLS] itself in front, as one of the dominant tokens; here it stays out, so
-    that every kept token has a place in the image. Theirs puts contextual tokens last; here all stand in raster order,
-    a contextual token at its target's place.
+    Against the authors' code: theirs keeps [CLS] itself, first and as one of the dominant tokens; here it is left out,
+    so that every kept token has a place in the image. Theirs puts contextual tokens last; here all are in raster order,
+    each contextual token at the place of its target.
 
     >>> given = torch.rand(2, 576), torch.randn(2, 576, 8)
     >>> tokens = VisualTokens.of(torch.randn(2, 576, 4), (24, 24), encoder_attention=given[0], encoder_keys=given[1])
@@ -66,14 +67,14 @@ class VisionZip(Method):
         return EncoderAttention(layer=self.layer), EncoderKeys(layer=self.layer)
 
     def count(self, layout: Layout) -> int:
-        """Dominant and contextual tokens."""
+        """Return the number of dominant and contextual tokens."""
         kept = super().count(layout)
         if self.contextual is not None and self.contextual > kept:
             raise KeepError(f"{self.contextual} contextual tokens don't fit into a keep of {kept}; ask for fewer")
         return kept
 
     def effort(self, tokens: int, width: int) -> Effort:
-        """Each token's key against the targets' keys."""
+        """Estimate the comparison of all keys with the keys of targets."""
         kept = self.count(one_row(tokens))
         return Effort(2 * tokens * self._contextual(kept) * width + 6 * tokens * width, 35)
 
@@ -81,7 +82,7 @@ class VisionZip(Method):
         return (20 * kept + 64) // 128 if self.contextual is None else self.contextual
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """Dominant tokens alone, each other token in the group of its target."""
+        """Keep dominant tokens unchanged, and put each other token into the group of its target."""
         attention, keys = (tokens.signals[need].float() for need in self.needs)
         count = attention.shape[1]
         kept = self.count(tokens.layout)
@@ -97,7 +98,7 @@ class VisionZip(Method):
         is_dominant, is_target = (_marked(index, count) for index in (dominant, target))
         unit = normalize(keys, dim=-1)
         near = (unit @ Plan(slot=target).select(unit).transpose(1, 2)).argmax(dim=2)
-        # To which place each token goes, then which number that place has among the slots.
+        # First the place that each token is merged into, then the number of that place among the slots.
         home = target.gather(1, near)
         alone = is_dominant | is_target
         home = torch.where(alone, torch.arange(count, device=home.device), home)

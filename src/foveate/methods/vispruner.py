@@ -1,4 +1,4 @@
-"""Part by [CLS] attention, part by being unlike each other.  VisPruner, Zhang et al. 2025, arXiv 2412.01818v2."""
+"""Keep tokens by [CLS] attention, and diverse other tokens.  VisPruner, Zhang et al. 2025, arXiv 2412.01818v2."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ from foveate.methods import (
 @register("vispruner")
 @dataclass(frozen=True)
 class VisPruner(Method):
-    """Important tokens by [CLS] attention; of the others, those that are left when duplicates have been taken away.
+    """Keep the important tokens by [CLS] attention; drop duplicates of the others until the budget is met.
 
-    Duplicates go in rounds. What is left is dealt out in turn, starting with the most attended, to two hands; the
-    `step` tokens of the first hand that are most like some token of the second (cosine of features) are dropped. What
-    stays of the first, most alike first, then the second, goes into the next round. Acts on features before the
-    projector, as the authors' code does.
+    Duplicates are dropped in rounds. A round splits the remaining tokens alternately into two halves, starting with the
+    most attended token. It drops the `step` tokens of the first half that are most similar to some token of the second
+    (cosine of features). The rest of the first half, most similar first, then the second half, enter the next round.
+    The method acts on features before the projector, as the authors' code does.
 
-    Budget: `keep` is important and diverse tokens together; `important` is the share of the first, rounded down.
-    (This paper is the second version of FasterVLM's, which is `cls`; `important=1.0` is `cls` before the projector.)
+    Budget: `keep` is the number of important and diverse tokens together; `important` is the share of important ones,
+    rounded down. (This paper is the second version of FasterVLM's, which is `cls`; `important=1.0` is `cls` before the
+    projector.)
 
-    Against the authors' code: no difference where it runs; it fails on an odd number of remaining tokens, and here the
-    first hand then holds one more.
+    Against the authors' code: no difference where theirs runs. Theirs fails on an odd number of remaining tokens; here
+    the first half then has one token more.
 
-    Cost: one round follows the other, (N - keep) / `step` of them, each over pairs that are left. On a processor, where
-    there are many tokens, a round looks at short lists of likest tokens instead of at all pairs. On a GPU a round is
-    some ten launches, and on a fast one they may take longer than what they save (`foveate cost --spec vispruner:64`
-    tells); raise `step` then.
+    Cost: (N - keep) / `step` rounds, one after another, each over the remaining pairs. On a CPU with many tokens, a
+    round searches short lists of the most similar tokens instead of all pairs. On a GPU a round takes about ten kernel
+    launches. On a fast GPU these may take longer than the time they save, which `foveate cost --spec vispruner:64`
+    shows; raise `step` then.
 
     >>> given = torch.rand(2, 576)
     >>> tokens = VisualTokens.of(torch.randn(2, 576, 8), (24, 24), encoder_attention=given)
@@ -73,16 +74,16 @@ class VisPruner(Method):
         return (EncoderAttention(layer=self.layer),)
 
     def effort(self, tokens: int, width: int) -> Effort:
-        """Estimate the matrix of cosines, and rounds over a quarter of what is left of it."""
+        """Estimate the matrix of cosines, and rounds that each read a quarter of what remains of it."""
         kept = self.count(one_row(tokens))
         if int(kept * self.important) == kept:
-            # The most important tokens alone: nothing is compared.
+            # Only important tokens are kept: nothing is compared.
             return super().effort(tokens, width)
         rounds = -(-(tokens - kept) // self.step)
         return Effort(2 * tokens**2 * width + rounds * (tokens**2 + tokens * kept + kept**2) / 12, 10 * rounds + 12)
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """Top-k, then rounds over the others."""
+        """Keep the top-k, then drop duplicates of the others in rounds."""
         kept = self.count(tokens.layout)
         important = int(kept * self.important)
         order = tokens.signals[self.needs[0]].argsort(dim=1, descending=True, stable=True)
@@ -111,11 +112,11 @@ class VisPruner(Method):
 
 Look = Callable[[Tensor, Tensor], Tensor]
 _MANY = 512
-"""Tokens above which a processor is faster with lists."""
+"""Number of tokens above which lists are faster on a CPU."""
 
 
 def _look(alike: Float[Tensor, "B R R"]) -> Look:
-    # On a GPU launches are what takes time, so one large look is best.
+    # On a GPU kernel launches take most of the time, so one large lookup is best.
     return likest_by_list(alike) if alike.device.type == "cpu" and alike.shape[1] > _MANY else partial(likest, alike)
 
 
@@ -127,16 +128,16 @@ def _among(alike: Float[Tensor, "B N N"], left: Int64[Tensor, "B R"]) -> Float[T
 def likest(
     alike: Float[Tensor, "B R R"], first: Int64[Tensor, "B F"], second: Int64[Tensor, "B S"]
 ) -> Float[Tensor, "B F"]:
-    """How much each token of the first hand is like the token of the second that it is most like."""
+    """Return the similarity of each token of the first half to the most similar token of the second."""
     pairs = (first[..., None] * alike.shape[1] + second[:, None]).flatten(1)
     return alike.flatten(1).gather(1, pairs).view(*first.shape, -1).amax(dim=2)
 
 
 def likest_by_list(alike: Float[Tensor, "B R R"], length: int = 16) -> Look:
-    """The same, for one round after another: from a list of the likest of each token.
+    """Return a function that computes the same as `likest`, from a list of the most similar tokens of each token.
 
-    A token's answer is the first of its list that is in the second hand. One none of whose list is there is looked up
-    in its whole row.
+    The function serves all rounds. For each token it takes the first of its list that is in the second half. If none of
+    the list is there, it searches the whole row of the token.
     """
     values, tokens = alike.topk(min(length, alike.shape[1]), dim=2)
     image = torch.arange(len(alike))[:, None]

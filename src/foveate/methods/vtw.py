@@ -12,11 +12,11 @@ from foveate.methods import Layout, Method, Plan, VisualTokens, register
 @register("vtw")
 @dataclass(frozen=True)
 class VTW(Method):
-    """No visual token passes decoder layer k: what text has read of them by then must do.
+    """Drop all visual tokens at the input of decoder layer k; later layers have only what text has read by then.
 
-    Reads nothing, keeps nothing, and so takes no keep: `vtw@15`. The authors take layer 15 of 32 for LLaVA-1.5-7B and
-    find a model's layer by calibration; `foveate find-layer` does that. Text keeps its positions. Questions that need
-    a close look late (reading, pointing) suffer first.
+    The method reads no signal and keeps no token, so it takes no keep: `vtw@15`. The authors use layer 15 of 32 for
+    LLaVA-1.5-7B and find the layer of a model by calibration; `foveate find-layer` does that. Text keeps its positions.
+    Questions that need visual detail in late layers (reading, pointing) suffer first.
 
     >>> tokens = VisualTokens.of(torch.zeros(2, 4, 8), (2, 2))
     >>> VTW().plan(tokens).apply(tokens.features).shape, str(VTW())
@@ -29,10 +29,10 @@ class VTW(Method):
     takes_keep = False
 
     def count(self, layout: Layout) -> int:
-        """None."""
+        """Return 0: no token is kept."""
         return 0
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """An empty selection."""
+        """Return an empty selection."""
         images, device = tokens.features.shape[0], tokens.features.device
         return Plan(slot=torch.empty(images, 0, dtype=torch.int64, device=device))
