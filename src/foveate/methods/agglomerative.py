@@ -1,4 +1,4 @@
-"""Merge the two closest clusters, again and again.  Ward 1963; a clusterer for Cluster & Aggregate (our reading)."""
+"""Merge the two closest clusters repeatedly.  Ward 1963; a clusterer for Cluster & Aggregate (our reading)."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from foveate.methods.arithmetic.groups import in_order, middles
 @register("agglomerative")
 @dataclass(frozen=True)
 class Agglomerative(Method):
-    """Hierarchical clustering, then the plain mean of each cluster, in raster order.
+    """Cluster the tokens hierarchically and keep the plain mean of each cluster, in raster order.
 
-    Every token begins as a cluster of its own. With "ward" the two clusters merge whose merging adds least to the
-    squared distances of tokens to their cluster's mean; with "average", those whose tokens are on average nearest to
-    each other. Nothing is drawn at random, and the same tokens always make the same clusters. Reads the features
-    alone, in float32, and not the question. Keeps exactly the budget; a cluster sits at the member nearest to its mean
-    place.
+    Every token begins as a cluster. "ward" merges the two clusters whose merge adds least to the squared distances
+    between tokens and their cluster's mean. "average" merges the two whose tokens are nearest to each other on
+    average. The method uses no random numbers: the same tokens always give the same clusters. It reads only the
+    features, in float32, and not the question. It keeps exactly the budget. The slot of a cluster is the member
+    nearest to the cluster's mean place.
 
-    No paper's rule is claimed: it stands beside `cluster` as the deterministic way to the same end. All clusters that
-    are each other's nearest merge at once, which with these two linkages gives the same tree as one merge at a time;
-    the tree is then cut at its lowest merges.
+    The method follows no paper; it is a deterministic alternative to `cluster`. All pairs of clusters that are each
+    other's nearest merge at once. With these two linkages the tree is the same as with one merge at a time. The tree
+    is then cut so that only its lowest merges are done.
 
-    Cost: a matrix of N x N distances, and a smaller one in every round. How many rounds there are depends on the
-    content: few where many pairs are each other's nearest, N at worst; on an accelerator the host waits once in each.
-    With thousands of tokens that is more than a hundredth of the prefill that it saves on a CPU: `docs/speed.md`.
+    Cost: one matrix of N x N distances, and a smaller one in every round. The number of rounds depends on the content:
+    few if many pairs are each other's nearest, N at worst. On an accelerator the host waits once per round. With
+    thousands of tokens the method takes more than a hundredth of the prefill that it saves on a CPU: `docs/speed.md`.
 
     >>> features = torch.tensor([[[0.0], [0.2], [5.0], [5.1], [9.0]]])
     >>> plan = Agglomerative(keep=3).plan(VisualTokens.of(features, (1, 5)))
@@ -43,20 +43,20 @@ class Agglomerative(Method):
     linkage: Literal["ward", "average"] = "ward"
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """The tree of all tokens, cut."""
+        """Build the tree of all tokens and cut it into the clusters of the budget."""
         kept = self.count(tokens.layout)
         group = _cut(*_tree(squared_distances(tokens.features), self.linkage), kept)
         return in_order(middles(group, kept), group)
 
     def effort(self, tokens: int, width: int) -> Effort:
-        """The matrix of distances, then some thirty rounds over ever smaller ones."""
+        """Estimate the work: the matrix of distances, then about thirty rounds, each over a smaller matrix."""
         return Effort(2 * tokens**2 * width + 60 * tokens**2, 30 * 50)
 
 
 def _heights(between: Float32[Tensor, "B M M"], size: Float32[Tensor, "B M"], linkage: str) -> Float32[Tensor, "B M M"]:
-    """What it costs to merge two clusters, from sums over all pairs of their tokens; inf where it can't be done."""
+    """Return the height of every possible merge, from sums over all pairs of tokens; inf marks impossible merges."""
     if linkage == "ward":
-        # A cluster's tokens are as far from its mean, squared, as half of what they are from each other.
+        # The mean squared distance of tokens to their mean is half the mean squared distance between tokens.
         inside = between.diagonal(dim1=1, dim2=2) / size.clamp(min=1) / 2
         left, right = torch.stack([inside, size], dim=2), torch.stack([size, inside], dim=1)
         heights = torch.baddbmm(between, left, right, alpha=-1).div_(size[:, :, None] + size[:, None])
@@ -70,17 +70,18 @@ def _heights(between: Float32[Tensor, "B M M"], size: Float32[Tensor, "B M"], li
 
 
 def _pairs(near: Float32[Tensor, "B M"], mate: Int64[Tensor, "B M"]) -> tuple[Bool[Tensor, "B M"], Bool[Tensor, "B M"]]:
-    """The clusters that are each other's nearest: which come first in their pair, and which second."""
+    """Find the pairs of clusters that are each other's nearest; return masks of the first and the second members."""
     index = torch.arange(mate.shape[1], device=mate.device)
     merging = (mate.gather(1, mate) == index) & near.isfinite()
     return merging & (index < mate), merging & (index > mate)
 
 
 def _agreed(heights: Float32[Tensor, "B M M"]) -> tuple[Float32[Tensor, "B M"], Int64[Tensor, "B M"]]:
-    """The nearest other cluster of each, so that at least one pair agrees, and many do where many are equally near.
+    """Return the nearest other cluster of each, and break ties so that pairs choose each other.
 
-    Both sides see the same height to the last bit, and of equally near clusters each looks for the one whose number
-    differs from its own in the fewest and lowest bits: neighbours choose each other.
+    At least one pair does, and many do if many clusters are equally near. Both members of a pair use bitwise the same
+    height. Of equally near clusters, each takes the one with the smallest XOR of the two numbers, so neighbours choose
+    each other.
     """
     heights = torch.minimum(heights, heights.transpose(1, 2))
     near = heights.amin(dim=2)
@@ -92,9 +93,10 @@ def _agreed(heights: Float32[Tensor, "B M M"]) -> tuple[Float32[Tensor, "B M"], 
 def _tree(
     distances: Float32[Tensor, "B N N"], linkage: str
 ) -> tuple[Int64[Tensor, "B nodes"], Float32[Tensor, "B nodes"]]:
-    """The whole hierarchy: the parent of each node, and the height at which it was made.
+    """Return the whole hierarchy: the parent of each node, and the height at which the node was made.
 
-    Nodes 0 to N - 1 are tokens, N to 2N - 2 are merges, made after what they merge; node 2N - 1 stands for none.
+    Nodes 0 to N - 1 are tokens. Nodes N to 2N - 2 are merges, numbered after the nodes that they merge. Node 2N - 1
+    stands for no node.
     """
     images, count, _ = distances.shape
     between = distances if linkage == "ward" else distances.sqrt_()
@@ -117,7 +119,7 @@ def _tree(
         number = made + first.cumsum(dim=1) - 1
         made = made + first.sum(dim=1, keepdim=True)
         number = torch.where(second, number.gather(1, mate), torch.where(first, number, node))
-        # A parent is never lower than its children, whatever rounding says.
+        # Rounding must not put a parent lower than its children.
         over = torch.maximum(torch.maximum(near, near.gather(1, mate)), torch.maximum(top, top.gather(1, mate)))
         top = torch.where(first | second, over, top)
         parent.scatter_(1, node, number)
@@ -134,7 +136,7 @@ def _tree(
 
 
 def _folded(between: Float32[Tensor, "B M M"], place: Int64[Tensor, "B M"], left: int) -> Float32[Tensor, "B L L"]:
-    """Rows of merged clusters added up, and columns, too."""
+    """Add up the rows and the columns of merged clusters."""
     images, width, _ = between.shape
     row = place + torch.arange(images, device=place.device)[:, None] * (left + 1)
     rows = between.new_zeros(images * (left + 1), width).index_add_(0, row.flatten(), between.flatten(0, 1))
@@ -144,13 +146,13 @@ def _folded(between: Float32[Tensor, "B M M"], place: Int64[Tensor, "B M"], left
 
 
 def _moved(values: Tensor, place: Int64[Tensor, "B M"], alive: Bool[Tensor, "B M"], left: int, fill: int) -> Tensor:
-    """`(B, M)` -> `(B, left)`: values of the living at their new places."""
+    """Move the values of the clusters that remain to their new places: `(B, M)` -> `(B, left)`."""
     moved = values.new_full((values.shape[0], left + 1), fill)
     return moved.scatter(1, torch.where(alive, place, left), values)[:, :left]
 
 
 def _cut(parent: Int64[Tensor, "B nodes"], height: Float32[Tensor, "B nodes"], kept: int) -> Int64[Tensor, "B N"]:
-    """The cluster of each token, from 0 to kept - 1, when only the lowest merges are done."""
+    """Return the cluster of each token, from 0 to kept - 1, after only the lowest merges."""
     count = parent.shape[1] // 2
     lowest = height[:, count:-1].argsort(dim=1, stable=True)[:, : count - kept] + count
     done = torch.zeros_like(parent, dtype=torch.bool).scatter(1, lowest, True)

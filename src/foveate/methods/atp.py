@@ -1,4 +1,4 @@
-"""Thresholds on received attention and on place.  ATP-LLaVA, Ye et al. 2024, arXiv 2412.00447 (our reading)."""
+"""Compare attention and place with thresholds.  ATP-LLaVA, Ye et al. 2024, arXiv 2412.00447 (our reading)."""
 
 from __future__ import annotations
 
@@ -34,19 +34,20 @@ from foveate.options import written
 class ATPMethod(Method):
     """Keep a token if its redundancy score is above one threshold, or its spatial score above another.
 
-    The redundancy score is the mean of two scores from the layer before, each stretched to 0 to 1 over the tokens of
-    the image: the mean logit that the token receives from the image's tokens, and the mean attention that it receives
-    from text. The spatial score is 1 - `sparsity` / s^2 for the largest s of 4, 3 and 2 whose grid (every s-th row and
-    column) holds the token, else 0. A token stays if the first is above `theta_r` or the second above `theta_s`: a
-    lower `theta_s` lets denser grids through, 1.0 none. Thresholds depend on the question and the content, so images
-    differ in how many tokens remain (at least one). With a `keep` of its own the method takes that many tokens by the
-    larger of the two margins. The authors act after layers 4, 14 and 24 of 32, and keep position ids.
+    The redundancy score is the mean of two scores from the previous layer: the mean logit that the token receives from
+    the image's tokens, and the mean attention that it receives from text. Each is scaled to 0 to 1 over the tokens of
+    the image. The spatial score is 1 - `sparsity` / s^2 for the largest s of 4, 3 and 2 whose grid (every s-th row and
+    column) contains the token, else 0. A token stays if its redundancy score is above `theta_r` or its spatial score
+    above `theta_s`. A lower `theta_s` keeps denser grids; 1.0 keeps none. The scores depend on the question and the
+    content, so the number of remaining tokens differs between images; it is at least one. If `keep` is a number, the
+    method keeps that many tokens: those with the largest margin, the larger of the two differences between score and
+    threshold. The authors act after layers 4, 14 and 24 of 32, and keep position ids.
 
-    In the paper a trained module predicts both thresholds for each image and prompt. `adapter` names one (`foveate.ATP`
-    trains them): it has thresholds and layers of its own, and `mean=144` shifts the thresholds so that images keep 144
-    tokens per layer on average. Without an adapter the thresholds are options, 0.5 by default. We saw neither the
-    paper's text nor code (none is published), only others' accounts of its equations: how scores are stretched, the
-    grids, and which tokens a mean is over are our choice.
+    In the paper a trained module predicts both thresholds for each image and prompt. `adapter` names such a module
+    (`foveate.ATP` trains them). It sets the thresholds and the layers, and `mean=144` shifts the thresholds so that
+    images keep 144 tokens per layer on average. Without an adapter the thresholds are options, 0.5 by default. We had
+    only others' accounts of the paper's equations, neither its text nor its code (none is published). The scaling of
+    the scores, the grids, and the tokens that each mean is over are our choice.
 
     >>> tokens = VisualTokens.of(
     ...     torch.zeros(1, 4, 2),
@@ -86,25 +87,25 @@ class ATPMethod(Method):
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """Layers that the adapter was trained for; without one, the authors'."""
+        """Return the layers that the adapter was trained for; without an adapter, the authors'."""
         return super().places if self.adapter is None else self.adapter.layers
 
     @property
     def needs(self) -> tuple[Signal, ...]:
-        """Logits from the image and attention from text, of the layer before; the question if the adapter reads it."""
+        """Request the previous layer's logits from the image and attention from text; text if the adapter reads it."""
         scores = (DecoderLogits(layer="previous"), DecoderAttention(rows="text", layer="previous"))
         return (*scores, Text()) if self.adapter is not None and self.adapter.features else scores
 
     @property
     def ragged(self) -> bool:
-        """Whether images may differ in how many tokens stay: true unless `keep` is a number."""
+        """Return whether the number of kept tokens may differ between images: yes, unless `keep` is a number."""
         return self.keep.auto or self.adapter is not None
 
     def check(self, places: Sequence[Place], base: Callable[[], str]) -> None:
         """Check that the adapter, if there is one, was made for these layers and this model.
 
         Raises:
-            FoveateError: it was made for others.
+            FoveateError: the adapter was made for other layers or another model.
         """
         if self.adapter is None:
             return
@@ -119,7 +120,7 @@ class ATPMethod(Method):
         """Return one method per layer: with an adapter, each with the thresholds learned for its layer.
 
         Raises:
-            KeepError: the adapter can't leave the mean over layers that `keep` asks for.
+            KeepError: the adapter can't reach the mean over layers that `keep` asks for.
         """
         if self.adapter is None:
             return super().at_layers(places, arriving, layers)
@@ -137,18 +138,18 @@ class ATPMethod(Method):
         )
 
     def count(self, layout: Layout) -> int:
-        """Return `keep`, or all tokens where thresholds decide: they may let everything through."""
+        """Return `keep`, or all tokens if thresholds decide, because they may keep everything."""
         return self.bounds(layout)[1]
 
     def bounds(self, layout: Layout) -> tuple[int, int]:
-        """Return the least and the most tokens that may stay: one and all, where thresholds decide."""
+        """Return the smallest and the largest number of tokens that may stay: one and all if thresholds decide."""
         if self.ragged:
             return 1, layout.content
         count = self.keep.count(layout.content)
         return count, count
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """Plan to keep the tokens above a threshold, and the one with the largest margin in any case."""
+        """Plan to keep the tokens above a threshold, and always the token with the largest margin."""
         margin = self.margin(tokens)
         order = margin.argsort(dim=1, descending=True, stable=True)
         if not self.ragged:
@@ -156,7 +157,7 @@ class ATPMethod(Method):
         return Plan.keeping((margin > 0).scatter(1, order[:, :1], True))
 
     def margin(self, tokens: VisualTokens, alive: Bool[Tensor, "B N"] | None = None) -> Float32[Tensor, "B N"]:
-        """Return how far each token is above its easier threshold, `(B, N)` float32: tokens above 0 stay.
+        """Return the larger of each token's margins over the two thresholds, `(B, N)` float32: tokens above 0 stay.
 
         Args:
             tokens: of images of one layout.
@@ -188,7 +189,7 @@ class ATPMethod(Method):
     def predicted(
         self, statistics: Float32[Tensor, "B F"], question: Float[Tensor, "B D"] | None
     ) -> tuple[Float32[Tensor, "B 1"], Float32[Tensor, "B 1"]]:
-        """Return both thresholds as an adapter predicts them; only `ATPLayer` has them."""
+        """Return both thresholds that an adapter predicts; only `ATPLayer` implements this."""
         raise FoveateError(f"{self} acts at several layers; plan with one of the methods that `at_layers` returns")
 
     def spatial(self, tokens: VisualTokens) -> Float32[Tensor, "#B N"]:
@@ -198,7 +199,7 @@ class ATPMethod(Method):
         for segment in layout.segments:
             score = torch.zeros(segment.h, segment.w)
             for step in (2, 3, 4):
-                # A coarser grid comes later and scores higher.
+                # Coarser grids score higher, so they are written last.
                 score[step // 2 :: step, step // 2 :: step] = 1 - self.sparsity / step**2
             parts.append(score.flatten().repeat(segment.t))
         score = torch.cat(parts).clamp(min=0)[None].to(tokens.features.device)
@@ -209,7 +210,7 @@ class ATPMethod(Method):
 
 @dataclass(frozen=True)
 class ATPLayer(ATPMethod):
-    """The method at one layer of an adapter; `ATPMethod.at_layers` makes it, and specs never name it.
+    """Apply the method at one layer of an adapter; `ATPMethod.at_layers` makes it, and specs never name it.
 
     Attributes:
         number: the index of the layer among the adapter's layers.
@@ -221,12 +222,12 @@ class ATPLayer(ATPMethod):
 
     @classmethod
     def of(cls, adapter: LearnedThresholds, number: int, shift: float = 0.0) -> ATPLayer:
-        """Return the method with the thresholds that an adapter learned for its layer `number`."""
+        """Return the method with the thresholds that an adapter learned for its layer number `number`."""
         return cls(adapter=adapter, number=number, shift=shift)
 
     @property
     def places(self) -> tuple[Place, ...]:
-        """The layer itself."""
+        """Return the one layer that this method acts at."""
         assert self.adapter is not None
         return (self.adapter.layers[self.number],)
 
@@ -250,14 +251,14 @@ class ATPLayer(ATPMethod):
         return predictor(statistics, question, self.shift)
 
     def __str__(self) -> str:
-        # Specs name adapters, not single layers of them.
+        # Specs name whole adapters, not their single layers.
         return written(ATPMethod(adapter=self.adapter))
 
 
 def _stretched(score: Float32[Tensor, "B N"], alive: Bool[Tensor, "B N"]) -> Float32[Tensor, "B N"]:
-    """Stretch each row to 0 to 1 over the tokens that count; all 0 where they are equal."""
+    """Scale each row to 0 to 1 over the tokens that count; return 0 for all if they are equal."""
     low = score.masked_fill(~alive, float("inf")).amin(dim=1, keepdim=True)
     high = score.masked_fill(~alive, float("-inf")).amax(dim=1, keepdim=True)
     span = high - low
-    # The others may lie far outside 0 to 1, most of all where only one token counts.
+    # Tokens that don't count may lie far outside 0 to 1, above all if only one token counts.
     return ((score - low) / torch.where(span > 0, span, 1.0)).masked_fill(~alive, 0.0)

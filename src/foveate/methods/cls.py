@@ -1,4 +1,4 @@
-"""Keep the tokens that [CLS] looks at.  FasterVLM, Zhang et al. 2024, arXiv 2412.01818."""
+"""Keep the tokens that [CLS] attends to most.  FasterVLM, Zhang et al. 2024, arXiv 2412.01818."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from foveate.methods import EncoderAttention, Positions, ScoredMethod, Signal, V
 @register("cls", "fastervlm")
 @dataclass(frozen=True)
 class Cls(ScoredMethod):
-    """Top-k visual tokens by the encoder's [CLS] attention, averaged over heads.
+    """Keep the k visual tokens with the highest [CLS] attention in the encoder, averaged over heads.
 
-    Reads nothing of the prompt, so one compressed image serves every question about it. Encoders without a [CLS]
-    (SigLIP, Qwen-VL) give the mean attention that a token receives instead.
+    The method doesn't read the prompt, so one compressed image serves every question about it. For encoders without a
+    [CLS] (SigLIP, Qwen-VL) it uses the mean attention that a token receives.
 
-    This is FasterVLM, and HiRED on a single grid; the "saliency" that Token Sequence Compression compares with,
-    taken from the encoder. Nothing departs from FasterVLM's code: the next to last layer, new position ids without
-    gaps. `fastervlm:64` is read as `cls:64`.
+    This is FasterVLM. It is also HiRED on a single grid, and the "saliency" baseline of Token Sequence Compression,
+    taken from the encoder. It does the same as FasterVLM's code: it reads the next to last layer and gives new position
+    ids without gaps. `fastervlm:64` means `cls:64`.
 
     >>> import torch
     >>> tokens = VisualTokens.of(torch.randn(8, 576, 4), (24, 24), encoder_attention=torch.rand(8, 576))
@@ -35,9 +35,9 @@ class Cls(ScoredMethod):
 
     @property
     def needs(self) -> tuple[Signal, ...]:
-        """[CLS] attention of one encoder layer."""
+        """Request the [CLS] attention of one encoder layer."""
         return (EncoderAttention(layer=self.layer),)
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, "B N"]:
-        """The attention itself."""
+        """Return the attention as the score."""
         return tokens.signals[self.needs[0]]

@@ -1,4 +1,4 @@
-"""Cluster & Aggregate: similar tokens become one.  Omri et al. 2025, arXiv 2504.17892 (our reading)."""
+"""Merge similar tokens: Cluster & Aggregate.  Omri et al. 2025, arXiv 2504.17892 (our reading)."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from foveate.methods.arithmetic.groups import highest, in_order, middles, sizes
 @register("cluster")
 @dataclass(frozen=True)
 class Cluster(Method):
-    """k-means over the features in float32, then one token of each cluster, in the order of their slots.
+    """Run k-means over the features in float32 and keep one token of each cluster, in the order of their slots.
 
-    Neither the paper's text nor its code was seen: start, iterations and distance are choices. Starts from evenly
-    spaced tokens ("stride"), or from k-means++ with a seed; a cluster that loses its last member gets the token that
-    is farthest from its own centre. A cluster's slot is the member nearest to its mean index.
+    We saw neither the paper's text nor its code: start, iterations and distance are our choice. The centres start from
+    evenly spaced tokens ("stride"), or from k-means++ with a seed. A cluster that loses its last member gets the token
+    that is farthest from its current centre. The slot of a cluster is the member nearest to its mean index.
 
-    `take` says what stands for a cluster. "mean" is the plain mean of its members, and "weighted" their mean by [CLS]
-    attention. Two more select: "medoid" is the member nearest to the mean, and "salient" the one that [CLS] looks at
-    most; the others are dropped. The two that look at attention are the paper's cluster and saliency together. Its
-    saliency alone, taken from the encoder, is `cls`; its spatial and random sampling are `stride` and `random`.
+    `take` chooses the token that a cluster becomes. "mean" is the plain mean of its members, "weighted" their mean
+    weighted by [CLS] attention. "medoid" keeps the member nearest to the mean and drops the others, "salient" the
+    member with the highest [CLS] attention. "weighted" and "salient" combine the paper's clustering with its saliency.
+    Its saliency alone, taken from the encoder, is `cls`; its spatial and random sampling are `stride` and `random`.
 
     Budget: `keep` is the number of clusters.
 
@@ -56,11 +56,11 @@ class Cluster(Method):
 
     @property
     def needs(self) -> tuple[Signal, ...]:
-        """[CLS] attention of one encoder layer, where it has a say."""
+        """Request the [CLS] attention of one encoder layer if `take` uses it."""
         return (EncoderAttention(layer=self.layer),) if self.take in {"weighted", "salient"} else ()
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """One batch of k-means over all images."""
+        """Run k-means over all images as one batch."""
         features = tokens.features.float()
         kept = self.count(tokens.layout)
         centre = self._start(features, kept)
@@ -81,11 +81,11 @@ class Cluster(Method):
         assert plan.group is not None
         total = torch.zeros_like(plan.slot, dtype=torch.float32).scatter_add(1, plan.group, attention)
         total = total.gather(1, plan.group)
-        # Where no member gets any attention, the plain mean.
+        # A cluster without any attention becomes its plain mean.
         return replace(plan, weight=torch.where(total > 0, attention / total, plan.weights()))
 
     def effort(self, tokens: int, width: int) -> Effort:
-        """Every round compares all tokens with all centres and makes the means anew; the draws of k-means++ besides."""
+        """Estimate the work: each round compares tokens with centres and recomputes the means; k-means++ adds draws."""
         kept, rounds = self.count(one_row(tokens)), self.iterations + 1
         draws = kept if self.start == "plusplus" else 0
         work = rounds * (2 * tokens * kept * width + 2 * tokens * width) + draws * 3 * tokens * width
@@ -109,7 +109,7 @@ class Cluster(Method):
         return torch.cat(centres, dim=1)
 
     def _assign(self, x: Float32[Tensor, "B N D"], centre: Float32[Tensor, "B M D"]) -> Int64[Tensor, "B N"]:
-        """The nearest centre of each token `(B, N)`, no cluster left empty."""
+        """Assign each token to its nearest centre, `(B, N)`, and leave no cluster empty."""
         images, count, _ = x.shape
         kept = centre.shape[1]
         # |x|^2 is the same for every centre, so leaving it out changes no choice.
@@ -119,7 +119,7 @@ class Cluster(Method):
         if _free_to_look(empty) and not empty.any():
             return group
         away = away + x.square().sum(-1)
-        # The first member of each cluster stays; of all others, those farthest from their centre fill empty clusters.
+        # The first member of each cluster stays. The other tokens farthest from their centres fill the empty clusters.
         index = torch.arange(count, device=x.device).expand(images, -1)
         first = index.new_full((images, kept), count).scatter_reduce(1, group, index, "amin")
         free = away.masked_fill(first.gather(1, group) == index, -torch.inf)
@@ -131,7 +131,7 @@ class Cluster(Method):
 
 
 def _free_to_look(values: Shaped[Tensor, "..."]) -> bool:
-    """Whether a branch on these values costs nothing; on an accelerator it would make the host wait."""
+    """Return whether a branch on these values is free; on an accelerator it would make the host wait."""
     return values.device.type == "cpu"
 
 

@@ -1,4 +1,4 @@
-"""Keep a few pivots and what is least like them.  DART, Wen et al. 2025, arXiv 2502.11494."""
+"""Keep a few pivots and the tokens least similar to them.  DART, Wen et al. 2025, arXiv 2502.11494."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ from foveate.methods import (
 @register("dart")
 @dataclass(frozen=True)
 class DART(Method):
-    """Pivots are the tokens with the largest keys; each then keeps the visual tokens that are least like it.
+    """Keep the visual tokens with the largest keys as pivots, and for each pivot the tokens least similar to it.
 
-    Visual pivots are the `pivots` visual tokens whose keys in the layer before have the largest L1 norm over all heads,
-    text pivots the `text_pivots` such text tokens after the image. Visual pivots stay. Then pivot after pivot, visual
-    ones first, larger norms first, takes an equal share of the remaining budget from the tokens that are not taken yet:
-    those whose hidden states have the lowest cosine with its own. Reads keys and features, no attention; text pivots
-    make it depend on the question. Acts at `@2` of 32 in the code; kept tokens keep their positions.
+    Visual pivots are the `pivots` visual tokens whose keys in the previous layer have the largest L1 norm over all
+    heads. Text pivots are the `text_pivots` text tokens after the image with the largest norms. Visual pivots stay.
+    Then each pivot in turn, visual pivots first and larger norms first, takes an equal share of the remaining budget:
+    of the tokens not taken yet, those whose hidden states have the lowest cosine with the pivot's. The method reads
+    keys and features, no attention; text pivots make it depend on the question. The authors' code acts at `@2` of 32.
+    Kept tokens keep their positions.
 
-    Compared with a port of the authors' code (theirs was not found), it differs so: pivots are served in the order
-    above (there: the order of a Python set of numbers); cosines are of hidden states as they arrive (there: behind the
-    decoder's last norm, whose weights differ per channel); what doesn't divide goes to the first pivots, so that the
-    budget is met exactly. Where less text than asked for follows the image, text before it is used.
+    Differences from a port of the authors' code (we did not find the original): pivots take tokens in the order above
+    (there: in the order of a Python set of numbers). Cosines compare hidden states as they arrive (there: after the
+    decoder's last norm, whose weights differ per channel). The remainder of the division goes to the first pivots, so
+    that the budget is met exactly. If less text follows the image than `text_pivots`, text before the image is used.
 
     >>> features = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.2]]])
     >>> keys = torch.tensor([[[2.0], [0.0], [0.0], [0.0]]])
@@ -64,17 +65,17 @@ class DART(Method):
 
     @property
     def needs(self) -> tuple[Signal, ...]:
-        """Keys of the layer before, and for text pivots those of text, its hidden states and where it stands."""
+        """Request the previous layer's keys; for text pivots, also the keys, hidden states and position of text."""
         visual = DecoderKeys("visual", "previous")
         return (visual, DecoderKeys("text", "previous"), Text(), Behind()) if self.text_pivots else (visual,)
 
     def effort(self, tokens: int, width: int) -> Effort:
-        """All tokens are compared with the pivots, which choose one after another."""
+        """Estimate the work: all tokens are compared with the pivots, which choose in turn."""
         pivots = self.pivots + self.text_pivots
         return Effort(2 * (pivots + 1) * tokens * width, 16 + 4 * pivots)
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """Pivots and what they take."""
+        """Plan to keep the visual pivots and the tokens that pivots take."""
         kept = self.count(tokens.layout)
         pivot = largest(tokens.signals[self.needs[0]])[:, : min(self.pivots, kept)]
         states = Plan(slot=pivot).select(tokens.features)
@@ -89,7 +90,7 @@ class DART(Method):
 
 
 def largest(keys: Float[Tensor, "B N D_key"], first: Bool[Tensor, "B N"] | None = None) -> Int64[Tensor, "B N"]:
-    """Tokens by falling L1 norm of their keys: `(B, N)` int64; those in `first` before all others."""
+    """Sort tokens by the L1 norm of their keys, largest first, those in `first` before others: `(B, N)` int64."""
     norm = keys.float().abs().sum(dim=2)
     if first is not None:
         norm = norm + first * (norm.amax(dim=1, keepdim=True) + 1)
@@ -102,7 +103,7 @@ def take_least_like(
     taken: Bool[Tensor, "B N"],
     shares: Sequence[int],
 ) -> Bool[Tensor, "B N"]:
-    """Each pivot in turn takes `shares[p]` tokens with the lowest cosine to it that are not taken: `(B, N)` bool."""
+    """Let each pivot in turn take the `shares[p]` free tokens with the lowest cosine to it: `(B, N)` bool."""
     like = normalize(pivots.float(), dim=-1) @ normalize(features.float(), dim=-1).transpose(1, 2)
     for cosine, share in zip(like.unbind(dim=1), shares, strict=True):
         if share:

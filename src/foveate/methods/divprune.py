@@ -15,13 +15,15 @@ from foveate.methods import Effort, Method, Plan, Positions, VisualTokens, one_r
 @register("divprune")
 @dataclass(frozen=True)
 class DivPrune(Method):
-    """The max-min diverse subset: each pick is the token that is farthest from all tokens picked before it.
+    """Keep a max-min diverse subset: each pick is the token farthest from all earlier picks.
 
-    The distance is 1 - cosine, in float32. The first pick is the token whose nearest other token is farthest away; of
-    equally far tokens the first is taken. Reads the features alone, and not the question. Keeps exactly the budget.
+    The distance is 1 - cosine, in float32. The first pick is the token whose nearest other token is farthest away. Of
+    equally far tokens the first is taken. The method reads only the features, not the question. It keeps exactly the
+    budget.
 
-    Departures from the authors' code: a token's nearest other token is any but itself, where they take the second
-    smallest distance, which rounding can make its own; a fraction is rounded halves up and not to the even number.
+    Differences from the authors' code: a token's nearest other token is never the token itself. The authors take the
+    second smallest distance, which, because of rounding, can be the token's distance to itself. A fraction is rounded
+    half up; theirs is rounded half to even.
 
     Cost: one N x N matrix of cosines, then three small operations per kept token, for all images at once.
 
@@ -35,23 +37,23 @@ class DivPrune(Method):
     paper = "arXiv 2503.02175"
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """Farthest-point picks, in raster order."""
+        """Plan to keep the farthest-point picks, in raster order."""
         unit = normalize(tokens.features.float(), dim=-1)
         away = 1 - torch.bmm(unit, unit.transpose(1, 2))
         return Plan(slot=farthest_points(away, self.count(tokens.layout)).sort(dim=1).values)
 
     def effort(self, tokens: int, width: int) -> Effort:
-        """The matrix of cosines, then three operations over all tokens per kept one."""
+        """Estimate the work: the matrix of cosines, then three operations over all tokens per kept token."""
         kept = self.count(one_row(tokens))
         return Effort(2 * tokens**2 * width + 3 * kept * tokens, 3 * kept + 10)
 
 
 def farthest_points(away: Float32[Tensor, "B N N"], kept: int) -> Int64[Tensor, "B M"]:
-    """Greedy max-min picks, in the order of picking: `(B, kept)` int64.
+    """Pick tokens by greedy max-min distance, in the order of picking: `(B, kept)` int64.
 
     Args:
         away: `(B, N, N)` float32, distances; the diagonal is not read.
-        kept: how many picks.
+        kept: the number of picks.
 
     >>> away = torch.tensor([[0.0, 1.0, 7.0], [1.0, 0.0, 6.0], [7.0, 6.0, 0.0]])
     >>> farthest_points(away[None], 2).tolist()
@@ -62,7 +64,7 @@ def farthest_points(away: Float32[Tensor, "B N N"], kept: int) -> Int64[Tensor, 
     itself = away.diagonal(dim1=1, dim2=2)
     itself.fill_(torch.inf)
     pick = away.amin(dim=2).argmax(dim=1)
-    # A pick is infinitely near to itself, so it is never picked again.
+    # The distance of a pick to itself is -inf, so no token is picked twice.
     itself.fill_(-torch.inf)
     picks = [pick]
     reach = away[rows, pick]

@@ -1,4 +1,4 @@
-"""Density peaks and those around them.  As in PruneVid, Huang et al. 2024, arXiv 2412.16117."""
+"""Cluster tokens around density peaks.  As in PruneVid, Huang et al. 2024, arXiv 2412.16117."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from foveate.methods.arithmetic.groups import in_order
 @register("dpc-knn")
 @dataclass(frozen=True)
 class DpcKnn(Method):
-    """Density peaks clustering over nearest neighbours, then the plain mean of each cluster, in raster order.
+    """Cluster tokens around density peaks and keep the plain mean of each cluster, in raster order.
 
-    A token is a centre if many are like it and none that is denser is near. Reads the features alone, in float32, and
-    not the question. Keeps exactly the budget; a cluster sits at its centre's place. `neighbours` is how many tokens
-    the density is over, the token itself among them.
+    A token is a centre if many tokens are similar to it and no denser token is near. The method reads only the
+    features, in float32, and not the question. It keeps exactly the budget. The slot of a cluster is its centre.
+    `neighbours` is the number of tokens that a density is computed over, the token itself included.
 
-    Departures from the authors' code: clusters stand in raster order there by falling score; equal densities are told
-    apart by a little random noise there, by their order here. PruneVid clusters frames, static tokens and dynamic
-    tokens apart; this is its clustering alone, over all tokens of an image.
+    Differences from the authors' code: clusters are in raster order (there: by falling score). Equal densities are
+    ordered by token order (there: by a little random noise). PruneVid clusters frames, static tokens and dynamic
+    tokens separately; this is its clustering alone, over all tokens of an image.
 
-    Cost: one N x N matrix of distances, and some looks at it. With thousands of tokens that is more than a hundredth of
-    the prefill that it saves on a CPU: `docs/speed.md`.
+    Cost: one N x N matrix of distances, and a few passes over it. With thousands of tokens the method takes more than a
+    hundredth of the prefill that it saves on a CPU: `docs/speed.md`.
 
     >>> import torch
     >>> features = torch.tensor([[[0.0], [0.1], [5.0], [5.2], [5.3]]])
@@ -43,9 +43,9 @@ class DpcKnn(Method):
             raise FoveateError(f"neighbours={self.neighbours}: a density is over at least 1 token, the token itself")
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """Clusters around their density peaks."""
+        """Cluster the tokens around their density peaks."""
         return in_order(*density_peaks(tokens.features, self.count(tokens.layout), self.neighbours))
 
     def effort(self, tokens: int, width: int) -> Effort:
-        """The matrix of distances, and some looks at it."""
+        """Estimate the work: the matrix of distances and a few passes over it."""
         return Effort(2 * tokens**2 * width + 20 * tokens**2, 30)

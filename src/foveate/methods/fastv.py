@@ -1,4 +1,4 @@
-"""Keep the tokens that the prompt's last token looks at.  FastV, Chen et al. 2024, arXiv 2403.06764."""
+"""Keep the tokens that the prompt's last token attends to.  FastV, Chen et al. 2024, arXiv 2403.06764."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from foveate.methods import DecoderAttention, ScoredMethod, Signal, VisualTokens
 @register("fastv")
 @dataclass(frozen=True)
 class FastV(ScoredMethod):
-    """Top-k visual tokens by the attention that text gave them in the decoder layer before, averaged over heads.
+    """Keep the k visual tokens with the highest attention from text in the previous decoder layer, averaged over heads.
 
-    At `@k` it reads layer k - 1 and acts at the input of layer k; the authors take 2, with half or a quarter of the
-    tokens. Kept tokens keep their positions. Reads the question, so its result serves that question alone.
+    At `@k` the method reads layer k - 1 and acts at the input of layer k. The authors use k = 2 and keep half or a
+    quarter of the tokens. Kept tokens keep their positions. The method reads the question, so its result serves only
+    that question.
 
-    `rows=last`, the authors' code, reads the row of the prompt's last token. `rows=text` takes the mean over all text
-    after the image, which is nearer to the paper's text. Keep is what remains from layer k on; papers that compare
-    with FastV often print the mean over layers instead.
+    `rows=last` reads the row of the prompt's last token, as in the authors' code. `rows=text` takes the mean over all
+    text after the image, which is closer to the paper's text. `keep` is the number of tokens from layer k on; papers
+    that compare with FastV often print the mean over layers instead.
 
-    Differs from the authors' code: a fraction is rounded half up (theirs: to even, 22 of 90 x 0.25), the rule acts on
-    each image alone and on batches, and the random choice that they make for k = 0 is `random`.
+    Differences from the authors' code: a fraction is rounded half up (theirs: half to even, 22 of 90 x 0.25). The rule
+    acts on each image separately, and on batches. Their random choice for k = 0 is the method `random` here.
 
     >>> import torch
     >>> attention = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
@@ -42,10 +43,10 @@ class FastV(ScoredMethod):
 
     @property
     def needs(self) -> tuple[Signal, ...]:
-        """Attention of the layer before."""
+        """Request the attention of the previous layer."""
         return (DecoderAttention(rows=self.rows, layer="previous"),)
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, "B N"]:
-        """The attention itself; of many rows, their mean."""
+        """Return the attention as the score, averaged if it has several rows."""
         attention = tokens.signals[self.needs[0]].float()
         return attention if self.rows == "last" else attention.mean(dim=1)

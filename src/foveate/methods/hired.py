@@ -1,4 +1,4 @@
-"""A budget for each tile of a tiled image, by what [CLS] saw early.  HiRED, Arif et al. 2024, arXiv 2408.10945."""
+"""Set a budget for each tile by early [CLS] attention.  HiRED, Arif et al. 2024, arXiv 2408.10945."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from foveate.methods.arithmetic.parts import filled_up, top_of_each
 @register("hired")
 @dataclass(frozen=True)
 class HiRED(Method):
-    """Top-k by [CLS] attention inside the whole image and inside each of its tiles.
+    """Keep the tokens with the highest [CLS] attention in the whole image and in each of its tiles.
 
-    The whole image, which is the first grid, gets `alpha` of the budget. The tiles share the rest by votes: the tokens
-    of the whole image that [CLS] looks at most in an `early` layer, (1 - alpha) of them, vote for the tile in which
-    they lie. Attention of `layer` then chooses inside each. An image of a single grid has no tiles: this is `cls`.
+    The whole image, the first grid of the layout, gets the share `alpha` of the budget. The tiles share the rest by
+    votes. The voters are the share (1 - alpha) of the whole image's tokens with the highest [CLS] attention in the
+    layer `early`; each votes for the tile that it lies in. The attention of `layer` then selects tokens inside each
+    part. An image of a single grid has no tiles; there the method is the same as `cls`.
 
-    Tiles are those that the layout tells. Where each is a grid of its own, nothing tells how they lie; then, as in the
-    authors' code, equal runs of the whole image's tokens in raster order vote for one tile each.
+    The layout gives the tiles. If each tile is a separate grid, the layout doesn't give their arrangement; then, as in
+    the authors' code, equal runs of the whole image's tokens in raster order vote for one tile each.
 
-    Budget: `keep` is all tokens, of the whole image and of the tiles. Budgets are rounded down; what is left over, and
-    what a tile can't take, goes to the most attended of all other tokens. With `remainder=drop` it is lost, as in the
-    authors' code, and images differ a little in how much they keep.
+    Budget: `keep` counts all tokens, of the whole image and of the tiles. The budget of each part is rounded down. The
+    remainder, and what a tile can't use, goes to the most attended of all other tokens. With `remainder=drop` it is
+    lost, as in the authors' code, and the number of kept tokens differs a little between images.
 
-    Against the authors' code: theirs lets runs vote also where tiles lie side by side, so a tile on the right gets the
-    budget of a stripe; here a token votes for the tile that it is in. Its default `alpha` is 1.0, which leaves to the
-    tiles what the whole image can't take; 0.5 gives each a half. Acts after the projector, which changes nothing,
-    because nothing is merged.
+    Differences from the authors' code: there, runs vote even if tiles lie side by side, so a tile on the right gets
+    the budget of a stripe; here a token votes for the tile that it is in. Their default `alpha` is 1.0, which leaves
+    the tiles only what the whole image can't use; 0.5 gives half to each. The method acts after the projector, which
+    changes nothing, because nothing is merged.
 
     >>> from foveate.tokens import Segment
     >>> layout = Layout((Segment(1, 4, 4), Segment(1, 8, 8, rows=(4, 4), columns=(4, 4))))
@@ -57,21 +58,21 @@ class HiRED(Method):
 
     @property
     def needs(self) -> tuple[Signal, ...]:
-        """[CLS] attention of a late and of an early encoder layer."""
+        """Request the [CLS] attention of a late and an early encoder layer."""
         return EncoderAttention(layer=self.layer), EncoderAttention(layer=self.early)
 
     @property
     def ragged(self) -> bool:
-        """Only if what is left over is dropped."""
+        """Return whether images may differ in their number of tokens: only if the remainder is dropped."""
         return self.remainder == "drop"
 
     def bounds(self, layout: Layout) -> tuple[int, int]:
-        """`keep`; if what is left over is dropped, the whole image's share is sure."""
+        """Return the bounds: `keep` twice, or from the whole image's share to `keep` if the remainder is dropped."""
         most = self.count(layout)
         return (min(most, self._whole(layout)) if self.ragged and len(layout.segments) > 1 else most), most
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """Budgets, then the top of each grid and tile."""
+        """Set the budgets, then keep the most attended tokens of each grid and tile."""
         late, early = (tokens.signals[need].float() for need in self.needs)
         layout, kept = tokens.layout, self.count(tokens.layout)
         if len(layout.segments) == 1:
@@ -88,19 +89,19 @@ class HiRED(Method):
         return Plan.keeping(chosen) if self.ragged else Plan(slot=filled_up(chosen, late, kept))
 
     def _whole(self, layout: Layout) -> int:
-        """Return the tokens of the full image: at least one where no tile fills up the rest."""
+        """Return the budget of the whole image: at least one token if the remainder is dropped."""
         return min(max(int(self.count(layout) * self.alpha), int(self.ragged)), layout.segments[0].count)
 
 
 def _parts(layout: Layout) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " count"]]:
-    """The part that each token is in, 0 is the whole image; and which part each token of the whole image votes for."""
+    """X"""
     part = torch.empty(layout.content, dtype=torch.int64)
     for number, (_, index) in enumerate(layout.tiles):
         part[index] = number
     base, *rest = layout.segments
     if len(rest) > 1:
         return part, torch.arange(base.count) * int(part[-1]) // base.count + 1
-    # A token of the whole image lies over the token of the grid that is under its middle.
+    # A token of the whole image votes for the tile of the grid token under its middle.
     (grid,) = rest
     down, right = ((2 * torch.arange(n) + 1) * m // (2 * n) for n, m in ((base.h, grid.h), (base.w, grid.w)))
     return part, part[base.count + down[:, None] * grid.w + right].flatten().repeat(base.t)

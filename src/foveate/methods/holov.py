@@ -1,4 +1,4 @@
-"""A budget for each stretch of the image, then attention inside it.  HoloV, Zou et al. 2025, arXiv 2510.02912."""
+"""Set a budget for each window, then keep its most attended tokens.  HoloV, Zou et al. 2025, arXiv 2510.02912."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from foveate.methods.arithmetic.parts import filled_up, top_of_each
 @register("holov")
 @dataclass(frozen=True)
 class HoloV(Method):
-    """Top-k by [CLS] attention inside windows, each with a quota by its mean attention and its variety.
+    """Keep the tokens with the highest [CLS] attention in each window, with a quota by mean attention and variety.
 
-    A window is a run of tokens in raster order (of 24 x 24 and 16 windows: a row and a half), as in the authors' code;
-    the paper speaks of crops. Its score is the mean of attention plus `alpha` times variety, the variance of a token's
-    cosine to the others of its window. Quotas are shares of the score, rounded down; what is left over goes, one each,
-    to the highest scores.
+    A window is a run of tokens in raster order, as in the authors' code (16 windows of 24 x 24 tokens: a row and a half
+    each); the paper uses crops. The score of a window is its mean attention plus `alpha` times its variety, the
+    variance of a token's cosine to the other tokens of its window. Quotas are proportional to the scores and rounded
+    down. The remainder goes to the windows with the highest scores, one token each.
 
-    Since variety is scaled to the window's own mean attention, as in the authors' code, a score is in effect
-    (1 + alpha) times the mean attention: `alpha` matters only for windows in which all tokens are almost the same.
+    Variety is scaled to the mean attention of its window, as in the authors' code, so a score is in effect (1 + alpha)
+    times the mean attention: `alpha` matters only for windows in which all tokens are almost the same.
 
-    Budget: `keep`, as a whole. Nothing is merged.
+    Budget: `keep` is the total over all windows. Nothing is merged.
 
-    Against the authors' code: where a quota is larger than its window, theirs fills up with vectors of zeros; here the
+    Differences from the authors' code: if a quota is larger than its window, theirs adds vectors of zeros; here the
     surplus goes to the most attended of all other tokens. Theirs scores a window of one token a thousand times lower
-    than the others; here it is like them. Theirs orders a window by falling attention; here all stand in raster order.
+    than the others; here it is scored like the others. Theirs orders a window by falling attention; here all tokens are
+    in raster order.
 
     >>> tokens = VisualTokens.of(torch.randn(2, 576, 8), (24, 24), encoder_attention=torch.rand(2, 576))
     >>> HoloV(keep=64).plan(tokens).slot.shape
@@ -51,21 +52,21 @@ class HoloV(Method):
 
     @property
     def needs(self) -> tuple[Signal, ...]:
-        """[CLS] attention of one encoder layer."""
+        """Request the [CLS] attention of one encoder layer."""
         return (EncoderAttention(layer=self.layer),)
 
     def effort(self, tokens: int, width: int) -> Effort:
-        """Cosines inside windows, and some sorts."""
+        """Estimate the work: cosines inside windows, and a few sorts."""
         pairs = tokens**2 / min(self.windows, tokens)
         return Effort(2 * pairs * width + 8 * pairs + 4 * tokens * width, 50)
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """Quotas, then the top of each window."""
+        """Compute the quotas, then keep the most attended tokens of each window."""
         attention = tokens.signals[self.needs[0]].float()
         count = attention.shape[1]
         kept = self.count(tokens.layout)
         windows = min(self.windows, count)
-        # The first windows are one longer where the count doesn't divide; the last place of the others is empty.
+        # If the count doesn't divide, the first windows are one longer; the last place of the others is empty.
         run, longer = divmod(count, windows)
         begin = torch.arange(windows) * run + torch.arange(windows).clamp(max=longer)
         length = run + (torch.arange(windows) < longer).long()
@@ -84,7 +85,7 @@ class HoloV(Method):
     def _scores(
         self, x: Float32[Tensor, "B P W D"], attention: Float32[Tensor, "B P W"], real: Bool[Tensor, "P W"]
     ) -> Float32[Tensor, "B P"]:
-        """The score of each window, of which the places that are `real` count."""
+        """Return the score of each window; only places that are `real` count."""
         unit = normalize(x, dim=-1)
         alike = unit @ unit.transpose(-1, -2)
         itself = torch.eye(x.shape[2], dtype=torch.bool, device=x.device)

@@ -17,16 +17,16 @@ from foveate.methods.arithmetic.grids import axis
 @register("pool")
 @dataclass(frozen=True)
 class Pool(Method):
-    """1-D average pooling over the tokens in raster order, a row's end joined to the next row's start.
+    """Average runs of neighbouring tokens in raster order (1-D pooling; a run may go on in the next row).
 
-    Equal runs where the count divides. Otherwise `remainder` says what happens: with "spread" every token counts, in
-    runs whose lengths differ by one; with "drop", as in the authors' code, runs have one length (N // kept) and the
-    tokens after the last run are lost: few where many are pooled, but keeping 300 of 576 is the first 300.
-    A pooled token takes the middle place of its run, the floor of its mean position, as in the paper. (The authors
-    take that mean in float16, so theirs is off by one or two past position 1024; here it is exact.)
+    If the count divides, all runs are equally long. Otherwise `remainder` decides. With "spread" every token counts,
+    and the lengths of runs differ by one. With "drop", as in the authors' code, all runs have the length N // kept, and
+    the tokens after the last run are lost: few if many tokens are pooled, but keeping 300 of 576 keeps the first 300.
+    A pooled token takes the middle place of its run, the floor of the mean position, as in the paper. (The authors
+    compute this mean in float16, so theirs is off by one or two past position 1024; here it is exact.)
 
-    The authors pool inside the decoder: their layer 16 and stride 4 of 32 layers are `pool:0.25@16`, and their nested
-    pooling is `pool:0.5@4,12,24`, each time half of what arrives.
+    The authors pool inside the decoder. Their layer 16 and stride 4 of 32 layers are `pool:0.25@16`. Their nested
+    pooling is `pool:0.5@4,12,24`; each step keeps half of the tokens that arrive.
 
     >>> tokens = VisualTokens.of(torch.arange(8.0).view(1, 8, 1), (2, 4))
     >>> plan = Pool(keep=2).plan(tokens)
@@ -42,7 +42,7 @@ class Pool(Method):
     fixed = True
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """Runs of neighbours."""
+        """Plan to average each run of neighbours."""
         images, count = tokens.features.shape[:2]
         group, middle = _runs(count, self.count(tokens.layout), self.remainder)
         device = tokens.features.device
@@ -54,7 +54,7 @@ class Pool(Method):
 
 @functools.lru_cache(maxsize=256)
 def _runs(count: int, kept: int, remainder: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """The run of each token, -1 = none, and the middle place of each run; do not change them in place."""
+    """Return the run of each token (-1 for none) and the middle place of each run; don't change them in place."""
     if remainder == "spread":
         return axis(count, kept)
     run = count // kept

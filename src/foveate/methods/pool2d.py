@@ -11,9 +11,9 @@ from foveate.methods.arithmetic.grids import cells, grids
 @register("pool2d")
 @dataclass(frozen=True)
 class Pool2d(Method):
-    """2-D average pooling to the largest aspect-true grid that fits into the budget.
+    """Average the tokens (2-D pooling) to the largest grid of about the same aspect ratio that fits the budget.
 
-    The real count may be below the budget: 272 for 288 of 24 x 24.
+    The number of kept tokens may be below the budget: 272 for 288 of 24 x 24.
 
     >>> import torch
     >>> tokens = VisualTokens.of(torch.arange(8.0).view(1, 8, 1), (2, 4))
@@ -25,11 +25,11 @@ class Pool2d(Method):
     fixed = True
 
     def count(self, layout: Layout) -> int:
-        """Cells of the grid."""
+        """Return the number of cells of the grid."""
         return sum(t * h * w for t, h, w in grids(layout, self.keep))
 
     def plan(self, tokens: VisualTokens) -> Plan:
-        """Cells of the grid, each at its middle place."""
+        """Plan to average each cell of the grid, at the middle place of the cell."""
         group, middle = cells(tokens.layout, grids(tokens.layout, self.keep))
         images, device = tokens.features.shape[0], tokens.features.device
         return Plan(slot=middle.to(device).expand(images, -1), group=group.to(device).expand(images, -1))

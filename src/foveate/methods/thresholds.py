@@ -1,4 +1,4 @@
-"""Thresholds that a model learned, predicted from each image and prompt.  ATP-LLaVA, Eq. 6 to 8 (our reading)."""
+"""Predict learned thresholds from each image and prompt.  ATP-LLaVA, Eq. 6 to 8 (our reading)."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from foveate.adapters import SHIPPED, PretrainedAdapter, shipped
 from foveate.errors import FoveateError, KeepError
 
 PARTS: Final = ("self", "cross", "spatial")
-"""The scores of the rule: logits from the image, attention from text, the place on nested grids."""
+"""The scores of the rule: logits from the image, attention from text, and place on nested grids."""
 
 _STATISTICS: Final = 8
-"""How many numbers `score_statistics` makes of the scores of an image."""
+"""The number of values that `score_statistics` computes per image."""
 
 
 class ThresholdPredictor(nn.Module):
     """Predict both thresholds of one layer from statistics of an image's scores and from the question.
 
-    One hidden layer with tanh, and one sigmoid head for each threshold. The heads start at zero, so thresholds are the
-    same for all images before training.
+    The network has one hidden layer with tanh, and one sigmoid head for each threshold. The heads start at zero, so
+    before training the thresholds are the same for all images.
 
     Args:
-        features: the width of the decoder's hidden states; 0 leaves the question out.
+        features: the width of the decoder's hidden states; 0 ignores the question.
         width: the width of the hidden layer.
-        generator: draws the initial weights of the hidden layer.
+        generator: the source of the initial weights of the hidden layer.
     """
 
     center: Tensor
@@ -55,12 +55,12 @@ class ThresholdPredictor(nn.Module):
     def forward(
         self, statistics: Float32[Tensor, "B F"], question: Float[Tensor, "B D"] | None, shift: float = 0.0
     ) -> tuple[Float32[Tensor, "B 1"], Float32[Tensor, "B 1"]]:
-        """Return the thresholds of the redundancy and of the spatial score, each `(B, 1)` float32 from 0 to 1.
+        """Return the thresholds of the redundancy and the spatial score, each `(B, 1)` float32 from 0 to 1.
 
         Args:
             statistics: `(B, 8)` float32, made by `score_statistics`.
-            question: `(B, D)`, the hidden state of the prompt's last token; None leaves it out.
-            shift: added to the logits of both thresholds: the higher, the fewer tokens stay.
+            question: `(B, D)`, the hidden state of the prompt's last token; None ignores it.
+            shift: added to the logits of both thresholds; a higher shift keeps fewer tokens.
         """
         hidden = self.scores((statistics - self.center) / self.spread)
         if self.question is not None and question is not None:
@@ -74,25 +74,25 @@ Thresholds = TypeVar("Thresholds", bound="LearnedThresholds")
 
 
 class LearnedThresholds(PretrainedAdapter, nn.Module):
-    """Predict the thresholds of each layer of an ATP adapter, and know how many tokens they leave on average.
+    """Predict the thresholds of each layer of an ATP adapter; hold its calibration curve.
 
-    `foveate.ATP` is this for a given model, with what training and calibration need.
+    `foveate.ATP` is the subclass for a given model; it adds training and calibration.
 
     Args:
         layers: the decoder layers at whose input tokens are dropped, ascending from 1.
-        features: the width of the decoder's hidden states; 0 leaves the question out.
+        features: the width of the decoder's hidden states; 0 ignores the question.
         width: the width of each predictor's hidden layer.
         parts: which scores count: "self", "cross", "spatial".
         base: the fingerprint of the model that the adapter belongs to.
-        seed: draws the initial weights.
+        seed: the random seed of the initial weights.
 
     Attributes:
-        curve: pairs of a shift of the thresholds and the share of an image's tokens per layer that it leaves, the mean
-            over calibration images; empty before calibration.
-        source: the directory that it was loaded from or saved to, as specs write it.
+        curve: pairs of a shift of the thresholds and the share of an image's tokens per layer that remain with it,
+            the mean over calibration images; empty before calibration.
+        source: the directory that the adapter was loaded from or saved to, as specs write it.
 
     Raises:
-        FoveateError: layers don't ascend from 1, or no score counts.
+        FoveateError: layers don't ascend from 1, or `parts` names no score or an unknown one.
 
     >>> thresholds = LearnedThresholds([4, 14, 24], features=0)
     >>> redundancy, spatial = thresholds.predictors[0](torch.zeros(1, 8), None)
@@ -134,13 +134,13 @@ class LearnedThresholds(PretrainedAdapter, nn.Module):
     # Budgets
 
     def shift(self, share: float) -> float:
-        """Return the shift of the thresholds that leaves this share of an image's tokens per layer, on average.
+        """Return the shift of the thresholds that keeps this share of an image's tokens per layer, on average.
 
-        Interpolates the calibrated curve.
+        The calibrated curve is interpolated.
 
         Raises:
-            KeepError: the adapter was never calibrated, or no calibrated shift leaves this share; the error names the
-                shares that are possible.
+            KeepError: the adapter was never calibrated, or no calibrated shift keeps this share; the error then names
+                the possible shares.
         """
         if not self.curve:
             raise KeepError(f"the adapter {self} was never calibrated, so it can't aim at a mean; write auto")
@@ -160,11 +160,11 @@ class LearnedThresholds(PretrainedAdapter, nn.Module):
 
     @property
     def title(self) -> str:
-        """What errors call this adapter."""
+        """Return the name of this adapter in errors."""
         return f"the adapter {self}"
 
     def settings(self) -> dict[str, Any]:
-        """Return everything but the weights, as JSON data."""
+        """Return all settings except the weights, as JSON data."""
         return {
             "base": self.base,
             "layers": list(self.layers),
@@ -182,9 +182,9 @@ class LearnedThresholds(PretrainedAdapter, nn.Module):
     def from_files(
         cls: type[Thresholds], settings: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path
     ) -> Thresholds:
-        """Build an adapter from its settings and weights; it isn't trained further unless the caller says so."""
+        """Build an adapter from its settings and weights; its weights don't require gradients."""
         adapter = cls.__new__(cls)
-        # Subclasses are built from a model, which isn't there.
+        # The __init__ of subclasses needs a model, which isn't available here.
         LearnedThresholds.__init__(
             adapter,
             [int(layer) for layer in settings["layers"]],
@@ -200,13 +200,13 @@ class LearnedThresholds(PretrainedAdapter, nn.Module):
 
     @classmethod
     def read(cls, text: str) -> LearnedThresholds:
-        """Return the adapter that a spec names: the same object for as long as its files stay the same.
+        """Return the adapter that a spec names: the same object until its files change.
 
         Args:
             text: a directory, or "shipped" for the embedded model's adapter.
 
         Raises:
-            FoveateError: there is none, or its files are damaged.
+            FoveateError: there is no such adapter, or its files are damaged.
         """
         folder = shipped("atp") if text == SHIPPED else Path(text)
         names = cls.settings_name(), cls.weights_name()
@@ -233,16 +233,16 @@ def score_statistics(
     stretched: Sequence[Float32[Tensor, "B N"]],
     alive: Bool[Tensor, "B N"],
 ) -> Float32[Tensor, "B 8"]:
-    """Summarise the scores of an image in eight numbers, whatever the number of its tokens: `(B, 8)` float32.
+    """Summarise the scores of an image of any number of tokens in eight numbers: `(B, 8)` float32.
 
-    They are the mean and standard deviation of each stretched score; the mean and standard deviation of the logits; the
+    They are the mean and standard deviation of each scaled score, the mean and standard deviation of the logits, the
     logarithm of the attention that text gives to the whole image, and the entropy of its distribution over tokens.
 
     Args:
-        logits: `(B, N)` float32, the mean logit that a token gets from the image's tokens.
-        attention: `(B, N)` float32, the mean attention that it gets from text.
-        stretched: both, stretched to 0 to 1.
-        alive: `(B, N)` bool, which tokens count; at least one of each image.
+        logits: `(B, N)` float32, the mean logit that a token receives from the image's tokens.
+        attention: `(B, N)` float32, the mean attention that a token receives from text.
+        stretched: both scores, scaled to 0 to 1.
+        alive: `(B, N)` bool, which tokens count; at least one per image.
     """
     weight = alive.float() / alive.sum(dim=1, keepdim=True)
 

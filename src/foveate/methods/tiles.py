@@ -1,6 +1,6 @@
 """Plan with a budget for the whole image or for each of its tiles.
 
-A method has one budget. With `per=tile`, `plan_of` plans each tile as an image of its own (tiles of one shape as one
+A method has one budget. With `per=tile`, `plan_of` plans each tile as a separate image (tiles of one shape as one
 batch) and joins the plans. This works for every method, and changes nothing for an image of one tile.
 """
 
@@ -23,7 +23,7 @@ def plan_of(method: Method, tokens: VisualTokens) -> Plan:
     """Plan these tokens with a method, with its budget for the image or for each of its tiles.
 
     Raises:
-        FoveateError: the method keeps per tile, and an earlier step left open how many tokens each tile has.
+        FoveateError: the method keeps per tile, but after an earlier step the number of tokens of each tile is unknown.
     """
     if method.per == "image":
         return method.plan(tokens)
@@ -75,7 +75,7 @@ def known_tiles(method: Method, tiles: tuple[Layout, ...] | None) -> tuple[Layou
 
 
 def keeps_whole_tile(method: Method, count: int) -> bool:
-    """Return whether a tile of `count` tokens fits into the method's budget, so that it stays as it is."""
+    """Return whether a tile of `count` tokens fits into the method's budget, so that all its tokens stay."""
     return method.keep.tokens is not None and method.keep.tokens >= count
 
 

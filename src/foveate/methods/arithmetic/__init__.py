@@ -1,1 +1,1 @@
-"""Shared arithmetic of methods: density peaks, grids, groups and parts of tokens.  No rule in here."""
+"""Shared arithmetic of methods: density peaks, grids, groups and parts of tokens.  It contains no method."""

@@ -1,4 +1,4 @@
-"""Density peaks: tokens in a crowd of their like, far from any denser crowd."""
+"""Find density peaks: tokens with many similar neighbours, far from any denser token."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from torch import Tensor
 
 
 def squared_distances(features: Float[Tensor, "B N D"]) -> Float32[Tensor, "B N N"]:
-    """Squared Euclidean distances between the tokens of each image: `(B, N, N)` float32, 0 on the diagonal.
+    """Return squared Euclidean distances between the tokens of each image: `(B, N, N)` float32, 0 on the diagonal.
 
-    One matrix product; the mean token is taken off before, which moves no distance and keeps small ones exact.
+    This takes one matrix product. The mean token is subtracted first, which changes no distance and keeps small
+    distances exact.
     """
     x = features.float()
     x = x - x.mean(dim=1, keepdim=True)
     length = x.square().sum(dim=-1)
     away = torch.baddbmm(length[:, None] + length[..., None], x, x.transpose(1, 2), alpha=-2).clamp_(min=0)
-    # A product rounds the two distances of a pair apart. Nearest neighbours of each other must stay equally dense.
+    # The product may round d(i, j) and d(j, i) differently, but two nearest neighbours must be equally dense.
     away = away.triu(diagonal=1)
     return away + away.transpose(1, 2)
 
@@ -24,18 +25,18 @@ def squared_distances(features: Float[Tensor, "B N D"]) -> Float32[Tensor, "B N 
 def density_peaks(
     features: Float[Tensor, "B N D"], kept: int, neighbours: int
 ) -> tuple[Int64[Tensor, "B M"], Int64[Tensor, "B N"]]:
-    """Density peaks clustering over nearest neighbours (DPC-KNN).
+    """Cluster tokens around density peaks over nearest neighbours (DPC-KNN).
 
-    With d the Euclidean distance divided by the square root of D, a token's density is exp(-mean of d^2 to its
-    `neighbours` nearest tokens, itself among them); its distance is d to the nearest token that is denser (for the
-    densest of all the largest d there is). The `kept` tokens with the largest products of the two are centres; every
-    other token joins its nearest centre. Products are compared by their logarithms, which don't run out of digits. Of
-    equal densities the first token counts as the denser, of equal products the first token is taken.
+    d is the Euclidean distance divided by the square root of D. The density of a token is exp(-mean of d^2 to its
+    `neighbours` nearest tokens, itself included). Its distance is d to the nearest denser token; for the densest token
+    it is the largest d of all. The `kept` tokens with the largest products of density and distance are centres. Every
+    other token joins its nearest centre. Products are compared by their logarithms, which don't underflow. Of equal
+    densities the first token counts as the denser; of equal products the first token is taken.
 
     Args:
         features: `(B, N, D)`, any float dtype.
-        kept: how many centres.
-        neighbours: how many tokens the density is over; N if there are fewer.
+        kept: the number of centres.
+        neighbours: the number of tokens that a density is computed over; N if there are fewer.
 
     Returns:
         `(B, kept)` int64, the centres, highest product first; `(B, N)` int64, the number of each token's centre.
@@ -52,9 +53,9 @@ def density_peaks(
     rank = torch.zeros_like(index).scatter(1, sparse.argsort(dim=1, stable=True), index)
     far = torch.where(rank[:, None] < rank[..., None], away, torch.inf).amin(dim=2)
     far = torch.where(rank == 0, away.amax(dim=(1, 2))[:, None], far)
-    # That d is divided by the square root of D adds the same to every logarithm.
+    # The division of d by the square root of D changes every log(d) by the same amount, so it is left out there.
     score = far.log() / 2 - sparse / width
     centre = score.argsort(dim=1, descending=True, stable=True)[:, :kept]
     group = away.gather(2, centre[:, None].expand(-1, count, -1)).argmin(dim=2)
-    # A centre is its own, also where another one stands at the same place.
+    # A centre belongs to itself, even if another centre has the same features.
     return centre, group.scatter(1, centre, index[:, :kept])

@@ -1,4 +1,4 @@
-"""Grids inside grids: the shape that a budget allows, and which cell each token falls into."""
+"""Fit coarser grids into a budget and assign tokens to their cells."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from foveate.tokens import Keep, Layout, spread
 
 @functools.lru_cache(maxsize=1024)
 def fit(height: int, width: int, budget: int) -> tuple[int, int]:
-    """The largest grid of at most `budget` cells whose sides are both within one of the exact proportion.
+    """Return the largest grid of at most `budget` cells whose sides are both within one of the exact proportion.
 
-    Of two that are equally large, the one closer to the picture's own shape; of two that are equally close, the wider.
+    Of equally large grids the one closest to the aspect ratio of the image wins; of equally close ones, the wider.
 
     >>> fit(24, 24, 64), fit(24, 24, 288), fit(6, 6, 6), fit(3, 40, 10)
     ((8, 8), (16, 17), (2, 3), (1, 10))
@@ -39,10 +39,10 @@ def fit(height: int, width: int, budget: int) -> tuple[int, int]:
 
 
 def grids(layout: Layout, keep: Keep) -> list[tuple[int, int, int]]:
-    """The kept grid `(t, h, w)` of each segment, the budget shared out by size; frames are kept apart.
+    """Return the kept grid `(t, h, w)` of each segment; segments share the budget by size, and frames stay separate.
 
-    A budget of fewer tokens than there are segments leaves nothing of the last ones: `(0, 0, 0)`. The first one is the
-    whole image, where there are several.
+    If the budget is smaller than the number of segments, nothing remains of the last ones: `(0, 0, 0)`. The first of
+    several segments is the whole image.
 
     >>> from foveate.tokens import Segment
     >>> tiles = Layout((Segment(1, 4, 4), Segment(1, 8, 8)))
@@ -50,7 +50,7 @@ def grids(layout: Layout, keep: Keep) -> list[tuple[int, int, int]]:
     ([(1, 2, 2), (1, 4, 4)], [(1, 1, 1), (0, 0, 0)])
 
     Raises:
-        KeepError: more would remain than there are.
+        KeepError: the budget is larger than the number of tokens.
     """
     budget = keep.count(layout.content)
     held = layout.segments[:budget]
@@ -60,10 +60,10 @@ def grids(layout: Layout, keep: Keep) -> list[tuple[int, int, int]]:
 
 
 def cells(layout: Layout, kept: list[tuple[int, int, int]]) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " M"]]:
-    """Which cell each token falls into, and the token in the middle of each cell.
+    """Return the cell of each token, and the token in the middle of each cell.
 
     Returns:
-        `(N,)` int64, -1 where nothing is kept of a segment; and `(M,)` int64, unique and ascending.
+        `(N,)` int64, -1 in segments of which nothing is kept; and `(M,)` int64, unique and ascending.
     """
     groups: list[Tensor] = []
     middles: list[Tensor] = []
@@ -84,7 +84,7 @@ def cells(layout: Layout, kept: list[tuple[int, int, int]]) -> tuple[Int64[Tenso
 def _cells(
     tall: int, wide: int, frames: int, height: int, width: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Of one segment: the cell of each token, and the token in the middle of each cell; do not change them in place."""
+    """Return the cell of each token of a segment, and each cell's middle token; don't change them in place."""
     row, row_middle = axis(tall, height)
     column, column_middle = axis(wide, width)
     frame = np.arange(frames)[:, None, None]
@@ -94,7 +94,7 @@ def _cells(
 
 
 def axis(size: int, parts: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Cut an axis into equal parts: the part of each place, and the middle place of each part (the lower of two)."""
+    """Cut an axis into equal parts; return the part of each place, and each part's middle place (the lower of two)."""
     part = np.arange(size) * parts // size
     first = -(-np.arange(parts + 1) * size // parts)
     return part, (first[:-1] + first[1:] - 1) // 2

@@ -1,4 +1,4 @@
-"""Groups of tokens: how large they are, where they sit, and the plan that they make."""
+"""Compute the sizes and slots of groups of tokens, and the plan of the groups."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from foveate.plan import Plan
 
 
 def sizes(group: Int64[Tensor, "B N"], kept: int) -> Int64[Tensor, "B M"]:
-    """How many tokens each of `kept` groups has: `(B, M)` int64."""
+    """Count the tokens of each of `kept` groups: `(B, M)` int64."""
     return torch.zeros(group.shape[0], kept, dtype=torch.int64, device=group.device).scatter_add(
         1, group, torch.ones_like(group)
     )
 
 
 def middles(group: Int64[Tensor, "B N"], kept: int) -> Int64[Tensor, "B M"]:
-    """The member of each group that is nearest to its mean index, the lower of two: `(B, M)` int64."""
+    """Return the member of each group nearest to its mean index, the lower of two: `(B, M)` int64."""
     images, count = group.shape
     index = torch.arange(count, device=group.device).expand(images, -1)
     size = sizes(group, kept)
@@ -28,7 +28,7 @@ def middles(group: Int64[Tensor, "B N"], kept: int) -> Int64[Tensor, "B M"]:
 
 
 def highest(score: Float[Tensor, "B N"], group: Int64[Tensor, "B N"], kept: int) -> Int64[Tensor, "B M"]:
-    """The member of each group that has the highest score, of equal ones the first: `(B, M)` int64.
+    """Return the member of each group with the highest score, the first of equal ones: `(B, M)` int64.
 
     >>> highest(torch.tensor([[1.0, 3.0, 2.0, 2.0]]), torch.tensor([[0, 0, 1, 1]]), kept=2).tolist()
     [[1, 2]]
@@ -40,11 +40,11 @@ def highest(score: Float[Tensor, "B N"], group: Int64[Tensor, "B N"], kept: int)
 
 
 def in_order(slot: Int64[Tensor, "B M"], group: Int64[Tensor, "B N"]) -> Plan:
-    """The plan of groups that sit at these slots, in whatever order they are numbered.
+    """Return the plan of groups at these slots, with the groups sorted by slot.
 
     Args:
         slot: `(B, M)` int64, a member of each group.
-        group: `(B, N)` int64, the group of each token, counted as in `slot`; -1 where it is dropped.
+        group: `(B, N)` int64, the group of each token, counted as in `slot`; -1 if the token is dropped.
 
     >>> plan = in_order(torch.tensor([[3, 0]]), torch.tensor([[1, 1, -1, 0]]))
     >>> plan.slot.tolist(), plan.group.tolist()

@@ -1,4 +1,4 @@
-"""Parts of an image with a quota each: windows, tiles."""
+"""Keep tokens by a quota for each part of an image, such as windows or tiles."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 def top_of_each(
     score: Float[Tensor, "B N"], part: Int64[Tensor, " N"], quota: Int64[Tensor, "B P"]
 ) -> Bool[Tensor, "B N"]:
-    """The tokens with the highest scores of each part, as many as its quota: `(B, N)` bool; of equal ones the first.
+    """Keep the tokens with the highest scores of each part, up to its quota: `(B, N)` bool; the first of equal ones.
 
     Args:
         score: `(B, N)`.
         part: `(N,)` int64, the number of the part that each token is in.
-        quota: `(B, P)` int64, per part; one that is larger than its part takes all of it.
+        quota: `(B, P)` int64, per part; a quota larger than its part keeps the whole part.
 
     >>> score, part = torch.tensor([[0.1, 0.4, 0.3, 0.2]]), torch.tensor([0, 0, 1, 1])
     >>> top_of_each(score, part, torch.tensor([[1, 2]])).tolist()
@@ -23,7 +23,7 @@ def top_of_each(
     """
     falling = score.argsort(dim=1, descending=True, stable=True)
     order = falling.gather(1, part[falling].argsort(dim=1, stable=True))
-    # Sorted by part, then by score: every image has the same parts at the same places now.
+    # Tokens are sorted by part, then by score, so every image has the same parts at the same places.
     sizes = torch.zeros_like(quota[0]).scatter_add(0, part, torch.ones_like(part))
     sorted_part = part.sort(stable=True).values
     rank = torch.arange(part.shape[0], device=part.device) - (sizes.cumsum(0) - sizes)[sorted_part]
@@ -31,7 +31,7 @@ def top_of_each(
 
 
 def filled_up(chosen: Bool[Tensor, "B N"], score: Float[Tensor, "B N"], kept: int) -> Int64[Tensor, "B M"]:
-    """Slots of `kept` tokens, ascending: those that are chosen, and the highest scores of the others.
+    """Return the slots of `kept` tokens, ascending: the chosen ones, then the highest scores of the others.
 
     >>> filled_up(torch.tensor([[False, True, False]]), torch.tensor([[0.1, 0.2, 0.3]]), 2).tolist()
     [[1, 2]]
