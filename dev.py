@@ -82,9 +82,7 @@ def check() -> int:
     if code := run_all(*LINT, SITE, TEST):
         return code
     for version in others:
-        print(
-            f"\nthe tests once more, with transformers {version} instead of {pinned}, without the slow ones", flush=True
-        )
+        print(f"\nthe tests that are not slow, with transformers {version} instead of {pinned}", flush=True)
         if code := run_all((*TEST, "-m", "not slow"), first_on_path=overlay(version)):
             return code
     return 0

@@ -11,7 +11,7 @@ from foveate.methods import method_class
 HEAD = """\
 # Methods
 
-Every method has a page of its own. `foveate methods` prints a shorter table; `foveate methods --json` prints everything.
+Every method has its own page. `foveate methods` prints a shorter table; `foveate methods --json` prints everything.
 
 **Keep** says how much remains: an integer is tokens per image, a number with a dot is a share of the tokens that arrive
 (`1` is one token, `1.0` is all of them). Adaptive methods also take `auto`, and decide from the content. **Positions**

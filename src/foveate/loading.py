@@ -127,8 +127,8 @@ def _checked(path: str | Path | None) -> Path:
     directory = PATH if path is None else Path(path)
     if not directory.exists():
         raise FoveateError(
-            f"there is no model directory {directory}; foveate reads local folders: download a model from the hub first, "
-            "with hf download NAME --local-dir DIR"
+            f"there is no model directory {directory}; foveate reads local folders; download a model from the hub "
+            "first: hf download NAME --local-dir DIR"
         )
     if not directory.is_dir():
         raise FoveateError(f"{directory} is a file; name the directory that holds the model's config.json")

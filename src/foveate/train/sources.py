@@ -167,8 +167,8 @@ class HuggingFace:
             import datasets
         except ImportError:
             raise RecipeError(
-                'data.dataset needs the datasets package; install foveate with its train extra (pip install ".[train]" in a '
-                "clone), or use data.jsonl"
+                'data.dataset needs the datasets package; install foveate with its train extra (pip install ".[train]" '
+                "in a clone), or use data.jsonl"
             ) from None
         try:
             if any(Path(name, kept).is_file() for kept in ("state.json", "dataset_dict.json")):
