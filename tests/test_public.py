@@ -43,6 +43,9 @@ def test_old_module_names_say_the_new_one(old: str, new: str):
     with pytest.raises(ImportError, match=rf"{old} was renamed; import {new} instead"):
         importlib.import_module(old)
     assert importlib.import_module(new)
+    if old.count(".") == 1 and old not in ("foveate.cost", "foveate.reference"):
+        with pytest.raises(AttributeError, match=rf"renamed to {new}"):
+            getattr(foveate, old.removeprefix("foveate."))
 
 
 @pytest.mark.parametrize(("old", "new"), renamed.NEW_HOMES.items())

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from foveate.renamed import refuse_old_names
+from foveate.renamed import NEW_NAMES, refuse_old_names
 
 if TYPE_CHECKING:
     from foveate.atp import ATP
@@ -87,7 +87,9 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE:
-        raise AttributeError(f"module 'foveate' has no attribute {name!r}")
+        new = NEW_NAMES.get(f"foveate.{name}")
+        hint = "" if new is None else f"; it was renamed to {new}"
+        raise AttributeError(f"module 'foveate' has no attribute {name!r}{hint}")
     value = getattr(importlib.import_module(_MODULE[name]), name)
     globals()[name] = value
     return value

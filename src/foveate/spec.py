@@ -86,7 +86,8 @@ def spec_list(specs: SpecLike | Iterable[SpecLike]) -> list[SpecLike]:
     >>> spec_list("cluster:64"), spec_list(["cluster:64", "fastv:0.5@2"])
     (['cluster:64'], ['cluster:64', 'fastv:0.5@2'])
     """
-    return [specs] if isinstance(specs, str | Spec | Step | Method) else list(specs)
+    single = isinstance(specs, str | Spec | Step | Method) or not isinstance(specs, Iterable)
+    return [typing.cast("SpecLike", specs)] if single else list(typing.cast("Iterable[SpecLike]", specs))
 
 
 _EMPTY = 'an empty spec; write a method and how much to keep, for instance "cluster:64"'

@@ -98,6 +98,8 @@ def test_compress_and_encode_take_methods(model: Any, inputs: dict[str, Any]) ->
 
 def test_what_is_no_spec_is_refused(model: Any) -> None:
     with pytest.raises(FoveateError, match="a spec is text"):
+        foveate.encode(model, ROW.inputs(PROMPT), 5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(FoveateError, match="a spec is text"):
         foveate.apply(model, 64)  # pyright: ignore[reportArgumentType]
     with foveate.apply(model, "cluster:4"):
         pass
@@ -129,6 +131,22 @@ def test_plans_say_which_tokens_are_kept_and_where_the_others_went(row: Any) -> 
         assert sorted(image.steps) == [0, 1, 2]
         assert (image.into(0) >= 0).all()
         assert (image.into(1) == -1).any()
+
+
+@torch.no_grad()
+def test_plans_of_images_of_which_nothing_is_left_and_of_tokens_that_flow_into_several(
+    model: Any, inputs: dict[str, Any]
+) -> None:
+    with foveate.apply(model, "cluster:4+vtw@2") as run:
+        model(**inputs)
+    (image,) = run.plans
+    assert image.kept().numel() == 0
+    assert (image.into() == -1).all()
+    assert len(image.kept(1)) == 4
+    with foveate.apply(model, "prumerge-plus:auto") as run:
+        model(**inputs)
+    (image,) = run.plans
+    assert torch.equal(image.into()[image.kept()], image.kept())
 
 
 @torch.no_grad()

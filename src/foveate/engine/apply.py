@@ -121,5 +121,5 @@ def _close_forgotten(calls: CoreCalls) -> None:
         f'the handle of foveate.apply(model, "{text}") was dropped before it was closed, so nothing is compressed any '
         f'more; write "with foveate.apply(...):", or keep what apply returns until you close() it',
         FoveateWarning,
-        stacklevel=2,
+        stacklevel=3,
     )

@@ -346,7 +346,7 @@ class _OutsideGraph:
 
 # On a method that is not `forward`: torch has hooks for `forward` alone
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a handle that is collected inside the lock removes its hooks in it, too
 _handles: weakref.WeakKeyDictionary[nn.Module, dict[str, list[MethodHook]]] = weakref.WeakKeyDictionary()
 
 

@@ -158,15 +158,14 @@ class ImagePlans:
         """
         plan = self.plan(layer)
         slot, tokens = plan.slot[0], self.seen.content
-        if plan.mix is not None:
+        into = slot.new_full((tokens,), -1)
+        if len(slot) and plan.mix is not None:
             share, group = plan.mix[0].max(dim=0)
-            group = group.masked_fill(share == 0, -1)
-        elif plan.group is not None:
-            group = plan.group[0]
-        else:
-            group = slot.new_full((tokens,), -1)
-            group[slot] = torch.arange(len(slot), device=slot.device)
-        return torch.where(group >= 0, slot[group.clamp(min=0)], -1)
+            into = slot[group].masked_fill(share == 0, -1)
+        elif len(slot) and plan.group is not None:
+            into = torch.where(plan.group[0] >= 0, slot[plan.group[0].clamp(min=0)], -1)
+        into[slot] = slot
+        return into
 
 
 @dataclass
@@ -209,8 +208,9 @@ class ReportBuilder:
 
     def add_plan(self, image: int, layer: int, plan: Plan, row: int) -> None:
         """Enter the plan of a step inside the decoder for an image, by its number: one row of a batch."""
-        if image in self._plans:
-            self._plans[image][1][layer] = (plan, row)
+        with self._lock:
+            if image in self._plans:
+                self._plans[image][1][layer] = (plan, row)
 
     def report(self) -> Report:
         """Return what has been collected so far."""
@@ -219,7 +219,7 @@ class ReportBuilder:
     def plans(self) -> tuple[ImagePlans, ...]:
         """Return the plans of the latest images."""
         with self._lock:
-            entries = list(self._plans.values())
+            entries = [(image, dict(inside)) for image, inside in self._plans.values()]
         return tuple(ImagePlans(image.layout, image.grid, _steps(image, inside)) for image, inside in entries)
 
 
