@@ -86,7 +86,9 @@ def spec_list(specs: SpecLike | Iterable[SpecLike]) -> list[SpecLike]:
     >>> spec_list("cluster:64"), spec_list(["cluster:64", "fastv:0.5@2"])
     (['cluster:64'], ['cluster:64', 'fastv:0.5@2'])
     """
-    single = isinstance(specs, str | Spec | Step | Method) or not isinstance(specs, Iterable)
+    single = isinstance(specs, str | Spec | Step | Method)
+    if not single and not isinstance(specs, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        return [specs]  # `as_spec` refuses it
     return [typing.cast("SpecLike", specs)] if single else list(typing.cast("Iterable[SpecLike]", specs))
 
 
