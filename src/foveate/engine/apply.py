@@ -10,11 +10,13 @@ from torch import nn
 
 from foveate.engine.calls import CoreCalls
 from foveate.engine.report import ImagePlans, Report
-from foveate.engine.state import open_calls_of, set_open_calls
 from foveate.errors import FoveateError, FoveateWarning
 from foveate.families import family_of
 from foveate.schedule import schedule
 from foveate.spec import Spec, SpecLike, as_spec
+
+_open: weakref.WeakKeyDictionary[nn.Module, CoreCalls] = weakref.WeakKeyDictionary()
+"""What is applied to each model now, by its core."""
 
 
 def apply(model: nn.Module, spec: SpecLike, *, synchronise: bool = False) -> Run:
@@ -49,14 +51,14 @@ def apply(model: nn.Module, spec: SpecLike, *, synchronise: bool = False) -> Run
     """
     family = family_of(model)
     steps = schedule(as_spec(spec), family)
-    applied = open_calls_of(family.core)
+    applied = _open.get(family.core)
     if applied is not None:
         earlier = applied.schedule.spec
         raise FoveateError(
             f'{earlier} is applied to this model already; compose by spec: apply(model, "{earlier}+{steps.spec}")'
         )
     calls = CoreCalls(model, family, steps, synchronise)
-    set_open_calls(family.core, calls)
+    _open[family.core] = calls
     try:
         calls.open()
     except BaseException:
@@ -110,7 +112,7 @@ class Run:
 
 def _close(calls: CoreCalls) -> None:
     calls.close()
-    set_open_calls(calls.family.core, None)
+    _open.pop(calls.family.core, None)
 
 
 def _close_forgotten(calls: CoreCalls) -> None:

@@ -358,7 +358,7 @@ class CoreCalls:
             FoveateError: the features weren't made under this apply, or a step can't act on them.
         """
         ids: Tensor = call["input_ids"]
-        encoded = encoded_of(output)
+        encoded: Encoded | None = encoded_of(output)
         if encoded is not None:
             encoded.check(self.schedule)
         capture = capture_of(output) if encoded is None else encoded

@@ -12,8 +12,8 @@ On a module:
 On the core:
     what its own calls leave behind (`family.memories`), put back as it was when `apply` ends.
 
-Beside these, `_open_calls` below knows which models an `apply` is open on, and each kind of hooks keeps the running
-call of a thread in a thread-local of its own.
+Beside these, `apply.py` knows which models an `apply` is open on, and each kind of hooks keeps the running call of a
+thread in a thread-local of its own.
 
 State on the cache object means that two conversations never mix, a copy of a cache carries its own state along, and a
 cache filled under one `apply` goes on under the next.
@@ -26,15 +26,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveate.engine.columns import take_columns
 from foveate.errors import FoveateError
 from foveate.transformers_api import cached_rows
 
 if TYPE_CHECKING:
-    from foveate.engine.calls import CoreCalls
-    from foveate.engine.encode import Encoded
     from foveate.families import Capture
 
 _CACHE_STATE = "foveate_state"
@@ -42,8 +40,6 @@ _CAPTURE = "foveate_capture"
 _ENCODED = "foveate_encoded"
 _MOVES_ROWS = ("reorder_cache", "batch_select_indices")
 """A cache's methods that move its rows or take some out; the state follows."""
-
-_open_calls: weakref.WeakKeyDictionary[nn.Module, CoreCalls] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -220,27 +216,11 @@ def mark_captured(output: Any, capture: Capture) -> None:
     setattr(output, _CAPTURE, capture)
 
 
-def encoded_of(output: Any) -> Encoded | None:
-    """Return the images that `encoder_outputs` made this container of; None if the model made it."""
+def encoded_of(output: Any) -> Any:
+    """Return the `Encoded` images that `encoder_outputs` made this container of; None if the model made it."""
     return getattr(output, _ENCODED, None)
 
 
-def mark_encoded(output: Any, encoded: Encoded) -> None:
-    """Keep with a container of features the images that it was made of."""
+def mark_encoded(output: Any, encoded: Any) -> None:
+    """Keep with a container of features the `Encoded` images that it was made of."""
     setattr(output, _ENCODED, encoded)
-
-
-# Which models an `apply` is open on
-
-
-def open_calls_of(core: nn.Module) -> CoreCalls | None:
-    """Return what is applied to a model now, by its core; None for nothing."""
-    return _open_calls.get(core)
-
-
-def set_open_calls(core: nn.Module, calls: CoreCalls | None) -> None:
-    """Note what is applied to a model, by its core; None when its `apply` has ended."""
-    if calls is None:
-        _open_calls.pop(core, None)
-    else:
-        _open_calls[core] = calls
