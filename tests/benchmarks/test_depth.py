@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parent.parent.parent / "benchmarks" / "depth.py"
