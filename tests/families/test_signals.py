@@ -97,9 +97,14 @@ def test_one_wide_head_by_hand() -> None:
 def test_keys_are_the_layers_own(row: Row, heads: Literal["mean", "full"]) -> None:
     model = row.model()
     inputs = row.inputs("A B")
+    attention, hidden = family_of(model).encoder_attentions[1], []
+    handle = attention.register_forward_pre_hook(
+        lambda _, args, kwargs: hidden.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+    )
     family, capture = captured(model, inputs, 1)
+    handle.remove()
     got = family.encoder_signal(EncoderKeys(layer=1, heads=heads), capture)
-    expected = row.keys(family.encoder_attentions[1], capture.attention[1]["hidden_states"], inputs)
+    expected = row.keys(attention, hidden[0], inputs)
     assert len(got) == len(expected) == 2
     for mine, theirs in zip(got, expected):
         theirs = theirs.mean(1) if heads == "mean" else theirs.flatten(1)

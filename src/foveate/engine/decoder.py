@@ -22,7 +22,7 @@ from torch import Tensor
 
 from foveate.engine.columns import Closing, Columns, Host, PackedImage, on_device, pack_positions, text_positions
 from foveate.engine.prompt import CompressedImage, CutPrompt, WantedPredictions
-from foveate.engine.signals import ImageColumns, LayerInput, answer, reads_text, watched
+from foveate.engine.signals import ImageColumns, LayerInput, answer, read_after_running, reads_text, watched
 from foveate.engine.state import CacheState, LayerState
 from foveate.engine.step import Arrival, make_plan
 from foveate.errors import FoveateError
@@ -192,6 +192,8 @@ class DecoderPass:
         self._columns: Columns | None = None
         self._steps: dict[int, Method] = {}
         self._watched: set[int] = set()
+        self.recorded: set[int] = set()
+        """The layers whose queries and keys `record` is told of while they run."""
         self._inputs: dict[int, LayerInput] = {}
         self._at_start: dict[int, ImageColumns] = {}
         self._text_count = 0
@@ -251,7 +253,9 @@ class DecoderPass:
             KeepError: a step would keep more than arrives.
         """
         self._steps = {step.layer: step.method for step in schedule.layers}
-        self._watched = {layer for step in schedule.layers for layer in watched(step.method.needs, step.layer)}
+        needs = [(step.method.needs, step.layer) for step in schedule.layers]
+        self._watched = {layer for signals, at in needs for layer in watched(signals, at)}
+        self.recorded = {layer for signals, at in needs for layer in read_after_running(signals, at)}
         rows, width = cut.columns.shape
         index, is_visual = torch.stack([cut.columns, visual]).cpu().numpy()
         lengths = (index >= 0).sum(axis=1).tolist()
@@ -396,6 +400,8 @@ class DecoderPass:
         if group is not None:
             if layer in self._steps and any(len(image.places) for image in self.images):
                 hidden = self._run_step(layer, hidden, partial(self._arriving, group, hidden, call))
+            if layer - 1 in self._inputs:
+                self._inputs[layer - 1].recorded.clear()
             self._prepare(group, hidden, call)
             self._current = group
         group = self._current
@@ -411,6 +417,11 @@ class DecoderPass:
         if layer in self._watched:
             self._inputs[layer] = self._layer_input(layer, hidden, call, call["position_embeddings"])
         return hidden, call
+
+    def record(self, layer: int, name: str, output: Tensor) -> None:
+        """Keep what a module of `family.decoder_projections(layer)` made, until the step after the layer has acted."""
+        if layer in self._inputs:
+            self._inputs[layer].recorded[name] = output
 
     def after_layer(self, layer: int, hidden: Tensor) -> Tensor:
         """Return what a layer's output `(B, S, D)` becomes before the next one reads it."""

@@ -82,15 +82,15 @@ class CoreHooks:
 
 
 class EncoderHooks:
-    """Captures what an encoder's layers saw, and runs the steps at `@pixels` and `@encoder`.
+    """Captures what an encoder's layers made, and runs the steps at `@pixels` and `@encoder`.
 
     The encoder runs exactly once, through the model's own code. Signals are computed later from what was captured: the
-    input of one layer's attention is enough to recompute its queries and keys, so the model is never asked for its
-    attention maps.
+    queries and keys of one layer are enough, so the model is never asked for its attention maps. They are recorded
+    while the layer runs and never recomputed, since a wrapper may take its weights away afterwards.
 
     Args:
         family: the model's family.
-        signals: the signals that methods will ask for; the inputs of their layers are kept.
+        signals: the signals that methods will ask for; queries and keys of their layers are kept.
         features: whether the vectors at `@features` are kept.
         pixels: the step at `@pixels`, if there is one.
         encoder: the step at `@encoder`, if there is one.
@@ -122,28 +122,20 @@ class EncoderHooks:
         if family.encoder_arguments:
             add(on_call(family.core, "get_image_features", before=self._note_arguments))
         add(family.tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
-        for layer in self.layers:
-            hook = partial(self._keep_attention_input, layer)
+        reads = range(family.encoder_reads) if self.encoder is not None and encoder_needs(self.encoder) else ()
+        for layer in sorted({*self.layers, *reads}):
+            hook = partial(self._capture_attention, layer)
             add(family.encoder_attentions[layer].register_forward_pre_hook(hook, with_kwargs=True))
+            for name, module in family.encoder_projections(layer).items():
+                add(module.register_forward_hook(partial(self._capture_projection, layer, name)))
         if self.encoder is not None:
-            self._open_layers(self.encoder)
+            for layer, module in enumerate(family.encoder_layers):
+                if layer:
+                    add(module.register_forward_pre_hook(partial(self._before_layer, layer), with_kwargs=True))
         if self.keep_features:
             add(family.feature_module.register_forward_pre_hook(self._before_projection))
         add(family.tower.register_forward_hook(self._after_tower))
         add(family.projected_module.register_forward_hook(self._after_projection))
-
-    def _open_layers(self, method: Method) -> None:
-        """Put the hooks of a step at `@encoder` on the layers."""
-        family, add = self.family, self._handles.append
-        reading = range(family.encoder_reads) if encoder_needs(method) else range(0)
-        for layer, module in enumerate(family.encoder_layers):
-            if layer in reading:
-                attention, keys = family.encoder_attentions[layer], family.encoder_keys[layer]
-                hook = partial(self._pass_attention_input, layer)
-                add(attention.register_forward_pre_hook(hook, with_kwargs=True))
-                add(keys.register_forward_hook(partial(self._pass_keys, layer)))
-            if layer:
-                add(module.register_forward_pre_hook(partial(self._before_layer, layer), with_kwargs=True))
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -192,17 +184,13 @@ class EncoderHooks:
             self._local.encoder_pass = EncoderPass(self.family, capture, methods, seen)
         return call
 
-    def _keep_attention_input(self, layer: int, module: nn.Module, args: Arguments, kwargs: Keywords) -> None:
+    def _capture_attention(self, layer: int, module: nn.Module, args: Arguments, kwargs: Keywords) -> None:
         if (capture := self._capture) is not None:
-            capture.attention[layer] = _attention_call(args, kwargs)
+            capture.attention[layer] = {name: value for name, value in kwargs.items() if name != "hidden_states"}
 
-    def _pass_attention_input(self, layer: int, module: nn.Module, args: Arguments, kwargs: Keywords) -> None:
-        if (encoder_pass := self._pass) is not None:
-            encoder_pass.capture.attention[layer] = _attention_call(args, kwargs)
-
-    def _pass_keys(self, layer: int, module: nn.Module, args: Arguments, output: Tensor) -> None:
-        if (encoder_pass := self._pass) is not None:
-            encoder_pass.capture.attention[layer]["keys"] = output.detach()
+    def _capture_projection(self, layer: int, name: str, module: nn.Module, args: Arguments, output: Tensor) -> None:
+        if (capture := self._capture) is not None:
+            capture.attention[layer][name] = output.detach()
 
     def _before_layer(self, layer: int, module: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
         encoder_pass = self._pass
@@ -248,12 +236,6 @@ class EncoderHooks:
         return self.family.grow(output, capture, index)
 
 
-def _attention_call(args: Arguments, kwargs: Keywords) -> Keywords:
-    """Return the arguments of an attention layer by name, its input detached."""
-    call = {**kwargs, **({"hidden_states": args[0]} if args else {})}
-    return call | {"hidden_states": call["hidden_states"].detach()}
-
-
 @contextmanager
 def hooked(hooks: EncoderHooks) -> Iterator[EncoderHooks]:
     """Put hooks on inside the block and take them off after it, whatever happens."""
@@ -290,6 +272,11 @@ class DecoderHooks:
             if not self._handles:
                 before: Any = _OutsideGraph(self._before_decoder)
                 self._handles["decoder"] = self._family.decoder.register_forward_pre_hook(before, with_kwargs=True)
+            for layer in decoder_pass.recorded:
+                for name, module in self._family.decoder_projections(layer).items():
+                    if (layer, name) not in self._handles:
+                        record: Any = _OutsideGraph(partial(self._record, layer, name))
+                        self._handles[layer, name] = module.register_forward_hook(record)
             if first in self._handles:
                 return
             for layer, module in enumerate(self._family.decoder_layers):
@@ -326,6 +313,10 @@ class DecoderHooks:
     def _after_layer(self, layer: int, module: nn.Module, args: Arguments, output: Any) -> Any:
         decoder_pass = self._pass
         return None if decoder_pass is None else decoder_pass.after_layer(layer, output)
+
+    def _record(self, layer: int, name: str, module: nn.Module, args: Arguments, output: Tensor) -> None:
+        if (decoder_pass := self._pass) is not None:
+            decoder_pass.record(layer, name, output)
 
     def close(self) -> None:
         """Take the hooks off."""

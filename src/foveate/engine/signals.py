@@ -1,13 +1,14 @@
 """Answer what methods ask of the decoder: attention of chosen rows, logits, keys and hidden states of one layer.
 
-The model is never asked for its attention maps, which would make it slow. Queries of the wanted rows and keys are
-recomputed from the layer's input, and keys that the cache already holds are read from there.
+The model is never asked for its attention maps, which would make it slow. Queries and keys of a layer that has run were
+recorded while it ran, or its keys are in the cache; those of a layer that is about to run are computed by its own
+modules from its input, for the wanted rows alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -68,6 +69,8 @@ class LayerInput:
         cache: of the conversation, or None.
         gate: `(B, P + M)` float32, added to the logits of each key: 0, and lower where a column is on its way out; None
             if all of them are 0.
+        recorded: what the layer's `decoder_projections` made while it ran, each `(B, M, ...)`; empty before. Wrappers
+            that shard weights may have taken them away after that.
     """
 
     family: Family
@@ -77,6 +80,7 @@ class LayerInput:
     mask: Tensor
     cache: Any
     gate: Tensor | None = None
+    recorded: dict[str, Tensor] = field(default_factory=dict)
 
     def rows(self, places: ImageColumns, columns: Tensor) -> Tensor:
         """Return hidden states `(G, R, D)` at columns `(G, R)` of the images' rows."""
@@ -89,7 +93,10 @@ class LayerInput:
 
     def queries(self, places: ImageColumns, columns: Tensor) -> Tensor:
         """Return queries `(G, R, H, d)` at columns `(G, R)`."""
-        return self.family.queries(self.layer, self.rows(places, columns), self.tables(places, columns))
+        tables = self.tables(places, columns)
+        if "queries" in self.recorded:
+            return self.family.rotated(self.layer, self._recorded("queries", places, columns), tables)
+        return self.family.queries(self.layer, self.rows(places, columns), tables)
 
     def keys(self, places: ImageColumns, columns: Tensor) -> Tensor:
         """Return keys `(G, R, H_keys, d)` at columns `(G, R)`: the cache's, if the layer has run already."""
@@ -97,7 +104,10 @@ class LayerInput:
         whole, width = self.mask.shape[1], self.hidden.shape[1]
         if cached is not None and cached.shape[-2] == whole == int(self.cache.get_seq_length(self.layer)):
             return cached[places.rows[:, None], :, columns + whole - width].to(self.hidden.device)
-        return self.family.keys(self.layer, self.rows(places, columns), self.tables(places, columns))
+        tables = self.tables(places, columns)
+        if "keys" in self.recorded:
+            return self.family.rotated(self.layer, self._recorded("keys", places, columns), tables)
+        return self.family.keys(self.layer, self.rows(places, columns), tables)
 
     def all_keys(self, places: ImageColumns) -> Tensor:
         """Return the keys that the images' rows can see: `(G, H_keys, P + M, d)`.
@@ -124,6 +134,11 @@ class LayerInput:
         new = self.keys(places, every).transpose(1, 2)
         return new if past is None else torch.cat([past, new], dim=2)
 
+    def _recorded(self, name: str, places: ImageColumns, columns: Tensor) -> Tensor:
+        """Return what was recorded, `(G, R, H d)`, at columns `(G, R)` of the images' rows."""
+        every = self.recorded[name].reshape(*self.hidden.shape[:2], -1)
+        return every[places.rows[:, None], columns]
+
     def _cached(self) -> Tensor | None:
         """Return the keys that the cache holds of the layer, `(B, H_keys, P or P + M, d)`; None if there are none."""
         return cached_keys(self.cache, self.layer)
@@ -133,6 +148,8 @@ def attention(given: LayerInput, places: ImageColumns, columns: Tensor) -> Tenso
     """Return the attention that rows at `columns` `(G, R)` give the images' tokens: `(G, H, R, N)` float32."""
     family, layer = given.family, given.layer
     query, key = given.queries(places, columns), given.all_keys(places)
+    # A cache may hold keys in another dtype than queries are made in, as under autocast.
+    query = query.to(key.dtype)
     images, count, heads, width = query.shape
     groups = key.shape[1]
     query = query.view(images, count, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
@@ -241,12 +258,12 @@ def reads_text(signal: Signal) -> bool:
     return isinstance(signal, Text | RotaryLogits | Behind)
 
 
+def read_after_running(signals: Sequence[Signal], layer: int) -> set[int]:
+    """Return the layers whose queries and keys must be recorded for a step at `layer` that asks for these signals."""
+    return {layer - 1} if any(getattr(signal, "layer", None) == "previous" for signal in signals) else set()
+
+
 def watched(signals: Sequence[Signal], layer: int) -> set[int]:
     """Return the layers whose input must be kept for a step at `layer` that asks for these signals."""
-    layers: set[int] = set()
-    for signal in signals:
-        if getattr(signal, "layer", None) == "previous":
-            layers.add(layer - 1)
-        elif isinstance(signal, DecoderInput):
-            layers.add(0)
-    return layers
+    at_start = {0} if any(isinstance(signal, DecoderInput) for signal in signals) else set[int]()
+    return at_start | read_after_running(signals, layer)

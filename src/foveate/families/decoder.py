@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -96,7 +96,8 @@ class Decoder:
         """Return the `position_embeddings` of the layers, for position ids `(B, S)` or `(axes, B, S)`."""
         return self.decoder.rotary_emb(hidden, position_ids)  # pyright: ignore[reportCallIssue]
 
-    # Queries and keys, for signals. Callers select rows first, so that only the rows they need are computed.
+    # Queries and keys, for signals. Those of a layer that runs are recorded from its own modules; those of a layer that
+    # is about to run are computed by them. Callers select rows first, so that only the rows they need are computed.
 
     def gives_inside(self, signal: Signal) -> bool:
         """Return whether the family can compute this signal; most need the queries and keys of decoder layers."""
@@ -119,13 +120,32 @@ class Decoder:
 
     def queries(self, layer: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Return the queries of a layer, after rotary embedding: `(..., D)` and `(..., d)` twice -> `(..., H, d)`."""
-        attention: Any = self.decoder_layers[layer].self_attn
-        return self._rotated(attention, "q", self._attended(layer, hidden), rotary)
+        return self.rotated(layer, self._projected(layer, "q", hidden), rotary)
 
     def keys(self, layer: int, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Return the keys of a layer, after rotary embedding: `(..., D)` and `(..., d)` twice -> `(..., H_keys, d)`."""
+        return self.rotated(layer, self._projected(layer, "k", hidden), rotary)
+
+    def decoder_projections(self, layer: int) -> Mapping[str, nn.Module]:
+        """Return the modules of a layer whose outputs are its "queries" and "keys" before rotary embedding."""
         attention: Any = self.decoder_layers[layer].self_attn
-        return self._rotated(attention, "k", self._attended(layer, hidden), rotary)
+        norms = {name: getattr(attention, f"{name[0]}_norm", None) for name in ("queries", "keys")}
+        return {name: norm or getattr(attention, f"{name[0]}_proj") for name, norm in norms.items()}
+
+    def rotated(self, layer: int, projected: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """Apply a layer's rotary embedding to queries or keys.
+
+        Args:
+            layer: of the decoder.
+            projected: `(..., H d)` or `(..., H, d)`, as the layer's `decoder_projections` return them.
+            rotary: cosines and sines, each `(..., d)`.
+
+        Returns:
+            `(..., H, d)`.
+        """
+        attention: Any = self.decoder_layers[layer].self_attn
+        heads = projected.reshape(*rotary[0].shape[:-1], -1, attention.head_dim)
+        return rotate(heads, *(each[..., None, :] for each in rotary))
 
     def attention_scale(self, layer: int) -> float:
         """Return the factor of a layer's attention scores before the softmax."""
@@ -140,11 +160,13 @@ class Decoder:
         """Return what the attention of a layer reads: the layer's input after its first norm."""
         return self.decoder_layers[layer].input_layernorm(hidden)  # pyright: ignore[reportCallIssue]
 
-    @staticmethod
-    def _rotated(attention: Any, which: str, hidden: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        heads = getattr(attention, f"{which}_proj")(hidden).unflatten(-1, (-1, attention.head_dim))
+    def _projected(self, layer: int, which: str, hidden: Tensor) -> Tensor:
+        """Return the queries ("q") or keys ("k") of a layer before rotary embedding: `(..., D)` -> `(..., H, d)`."""
+        attention: Any = self.decoder_layers[layer].self_attn
+        project = getattr(attention, f"{which}_proj")
+        heads = project(self._attended(layer, hidden)).unflatten(-1, (-1, attention.head_dim))
         norm = getattr(attention, f"{which}_norm", None)
-        return rotate(heads if norm is None else norm(heads), *(each[..., None, :] for each in rotary))
+        return heads if norm is None else norm(heads)
 
     # The loop over the layers
 

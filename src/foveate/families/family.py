@@ -33,8 +33,8 @@ class Capture:
     extra: dict[str, Any] = field(default_factory=dict)
     """Other values of the encoder's arguments that the family needs later."""
     attention: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """Encoder layer (from zero) -> the arguments of its attention, `hidden_states` among them; under "keys" its keys,
-    where these were recorded."""
+    """Encoder layer (from zero) -> the arguments of its attention by name, without its input, and the outputs of the
+    family's `encoder_projections`, detached."""
     inside: dict[int, Plan] = field(default_factory=dict)
     """Encoder layer -> the plan of a step at `@encoder` at its input; empty without such a step."""
     features: Tensor | None = None
@@ -178,9 +178,15 @@ class Family(Decoder, ABC):
         """The layers of the encoder, first layer first; each takes hidden states and a mask, in this order."""
         raise NotImplementedError
 
-    @property
-    def encoder_keys(self) -> Sequence[nn.Module]:
-        """The module of each encoder layer that computes its keys, heads side by side."""
+    def encoder_projections(self, layer: int) -> Mapping[str, nn.Module]:
+        """Return the modules of an encoder layer that make its queries and keys, by names of the family's choice.
+
+        Their outputs are captured while the layer runs, under these names. A module knows what its weights alone don't
+        tell: unmerged LoRA, quantisation, shards that are together only during the call.
+
+        Args:
+            layer: of the encoder, counted from zero.
+        """
         raise NotImplementedError
 
     @property

@@ -86,10 +86,10 @@ class Llava(Family):
         """The CLIP layers."""
         return list(self.core.vision_tower.encoder.layers)  # pyright: ignore
 
-    @property
-    def encoder_keys(self) -> Sequence[nn.Module]:
-        """The key projection of each CLIP layer."""
-        return [attention.k_proj for attention in self.encoder_attentions]  # pyright: ignore[reportReturnType]
+    def encoder_projections(self, layer: int) -> Mapping[str, nn.Module]:
+        """Return the projections of a CLIP layer to "queries" and "keys", heads side by side."""
+        attention: Any = self.encoder_attentions[layer]
+        return {"queries": attention.q_proj, "keys": attention.k_proj}
 
     @property
     def encoder_reads(self) -> int:
@@ -221,7 +221,7 @@ class Llava(Family):
         """Compute attention of [CLS] `(N,)`, or keys `(N, D_key)`.
 
         Attention is the encoder's softmax without the column of [CLS]. Only the row of [CLS] is computed, from the
-        captured input of the layer.
+        captured queries and keys of the layer.
         """
         return self.crop_signal(signal, capture).unbind(0)
 
@@ -231,12 +231,9 @@ class Llava(Family):
         layer = self.encoder_layer(signal.layer)
         attention: Any = self.encoder_attentions[layer]
         call = capture.attention[layer]
-        hidden = call["hidden_states"]
-        images, tokens, _ = hidden.shape
-        keys = call["keys"] if "keys" in call else attention.k_proj(hidden)
-        keys = keys.view(images, tokens, -1, attention.head_dim)
+        keys: Tensor = call["keys"].unflatten(-1, (-1, attention.head_dim))
         if isinstance(signal, EncoderAttention):
-            row = attention.q_proj(hidden[:, 0]).view(images, -1, attention.head_dim)
+            row = call["queries"][:, 0].unflatten(-1, (-1, attention.head_dim))
             # After a step at `@encoder` a mask weighs each token, the same for every row.
             mask = call.get("attention_mask")
             bias = None if mask is None else mask[:, 0, 0]

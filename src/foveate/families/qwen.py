@@ -45,6 +45,11 @@ class QwenVL(Family):
         """The attention of each vision block."""
         return [block.attn for block in self.core.visual.blocks]  # pyright: ignore
 
+    def encoder_projections(self, layer: int) -> Mapping[str, nn.Module]:
+        """Return the projection of a vision block to queries, keys and values side by side: "qkv"."""
+        attention: Any = self.encoder_attentions[layer]
+        return {"qkv": attention.qkv}
+
     @property
     def projected_module(self) -> nn.Module:
         """The tower: it returns merged features in token order."""
@@ -226,23 +231,17 @@ class QwenVL(Family):
     def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
         """Compute attention received `(N,)`, which sums to 1 per image, or keys `(N, D_key)`, means of four patches.
 
-        Queries and keys are computed again from the captured input of the layer, within the layer's windows.
+        Attention is computed from the captured queries and keys of the layer, within its windows.
         """
         assert isinstance(signal, EncoderAttention | EncoderKeys)
         layer = self.encoder_layer(signal.layer)
         attention: Any = self.encoder_attentions[layer]
         call = capture.attention[layer]
-        hidden = call["hidden_states"]
-        patches = hidden.shape[0]
-        weight, bias = attention.qkv.weight, attention.qkv.bias
-        width = attention.dim
-        key = torch.nn.functional.linear(hidden, weight[width : 2 * width], bias[width : 2 * width])
-        key = key.view(patches, attention.num_heads, -1)
+        query, key, _ = call["qkv"].unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
         if isinstance(signal, EncoderKeys):
             # Before rotary embedding: methods compare the content of keys, not their positions.
             key = key.mean(dim=1) if signal.heads == "mean" else key.flatten(1)
             return self.in_token_order(key.view(-1, self.merge**2, key.shape[-1]).mean(dim=1), capture)
-        query = torch.nn.functional.linear(hidden, weight[:width], bias[:width]).view(patches, attention.num_heads, -1)
         query, key = rotate_patches(query, key, *call["position_embeddings"])
         received = self.received_in_windows(query, key, call["cu_seqlens"], attention.scaling, signal.heads)
         per_token = received.view(-1, self.merge**2).sum(dim=1)
