@@ -108,27 +108,37 @@ def run_all(*commands: Command, first_on_path: Path | None = None) -> int:
 
 def transformers_versions() -> list[str]:
     """Return the transformers versions that the tests run with; the one of constraints.txt comes first."""
-    pins = dict(line.split("==") for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if "==" in line)
     versions = PROJECT["tool"]["foveate"]["transformers"]
-    return sorted(versions, key=lambda version: version != pins["transformers"])
+    return sorted(versions, key=lambda version: version != pins()["transformers"])
+
+
+def pins() -> dict[str, str]:
+    """Return the versions of constraints.txt by package."""
+    return dict(line.split("==") for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if "==" in line)
 
 
 def overlay(version: str) -> Path:
     """Return a folder that holds one version of transformers and nothing else, to put in front of PYTHONPATH."""
     folder = VENV / f"transformers-{version}"
     if not folder.exists():
-        unfinished = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        command = [*pip(), "install", "--quiet", "--no-deps", "--target", str(unfinished), f"transformers=={version}"]
-        if subprocess.run(command).returncode:
-            sys.exit(f"pip could not install transformers {version}; its message above says why")
-        unfinished.rename(folder)
+        install_alone(PYTHON, "transformers", version, folder)
     return folder
 
 
-def pip() -> list[str]:
-    """Return the environment's pip as the beginning of a command."""
-    return [str(PYTHON), "-m", "pip", "--disable-pip-version-check"]
+def install_alone(python: Path, package: str, version: str, folder: Path) -> None:
+    """Install one package without what it needs into a folder of its own, in place of what the folder held."""
+    unfinished = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    command = [*pip(python), "install", "--quiet", "--no-deps", "--target", str(unfinished), f"{package}=={version}"]
+    if subprocess.run(command).returncode:
+        sys.exit(f"pip could not install {package} {version}; its message above says why")
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+
+
+def pip(python: Path) -> list[str]:
+    """Return an environment's pip as the beginning of a command."""
+    return [str(python), "-m", "pip", "--disable-pip-version-check"]
 
 
 def set_up(extras: tuple[str, ...], groups: tuple[str, ...]) -> None:
@@ -146,25 +156,28 @@ def set_up(extras: tuple[str, ...], groups: tuple[str, ...]) -> None:
     print(f"setting up {VENV}", flush=True)
     if not PYTHON.exists():
         subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
-    install = [*pip(), "install", "--quiet", "--constraint", str(CONSTRAINTS)]
-    refuse_cuda_packages()
+    install = [*pip(PYTHON), "install", "--quiet", "--constraint", str(CONSTRAINTS)]
+    refuse_cuda_packages(PYTHON)
     optional = PROJECT["project"]["optional-dependencies"]
     editable = f"{ROOT}[{','.join(extra for extra in wanted if extra in optional)}]"
     for arguments in (["torch"], ["--editable", editable, *needs]):
         if subprocess.run([*install, *arguments]).returncode:
             sys.exit("pip could not install the packages; its message above says why")
+    if "test" in wanted:
+        # Only tests look into this folder: see tests/conftest.py.
+        install_alone(PYTHON, "torchvision", pins()["torchvision"], VENV / "torchvision")
     unfinished = stamp.with_name(stamp.name + ".partial")
     unfinished.write_text(json.dumps({**state, "parts": wanted}))
     unfinished.replace(stamp)
 
 
-def refuse_cuda_packages() -> None:
+def refuse_cuda_packages(python: Path) -> None:
     """Stop before pip downloads gigabytes of CUDA packages that a machine without an NVIDIA GPU doesn't need."""
     if shutil.which("nvidia-smi") or os.environ.get("FOVEATE_ANY_TORCH"):
         return
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.json")
-        command = [*pip(), "install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(report)]
+        command = [*pip(python), "install", "--quiet", "--dry-run", "--ignore-installed", "--report", str(report)]
         if subprocess.run([*command, "--constraint", str(CONSTRAINTS), "torch"]).returncode:
             sys.exit("pip found no torch of the version in constraints.txt; its message above says why")
         names = [each["metadata"]["name"] for each in json.loads(report.read_text())["install"]]

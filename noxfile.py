@@ -6,7 +6,13 @@ Python or transformers: `nox -s "tests-3.12(transformers='5.24.0')"`.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import nox
+
+sys.path.insert(0, str(Path(__file__).parent))
+import dev
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PROJECT)
@@ -19,8 +25,13 @@ nox.options.error_on_missing_interpreters = False
 
 def install(session: nox.Session, *groups: str) -> None:
     """Install foveate and groups of development packages in the versions of constraints.txt."""
+    python = Path(session.bin, Path(dev.PYTHON).name)
+    dev.refuse_cuda_packages(python)
     needs = nox.project.dependency_groups(PROJECT, *groups)
     session.install("--constraint", "constraints.txt", "--editable", ".[bench,train]", *needs)
+    if "test" in groups:
+        # Only tests look into this folder: see tests/conftest.py.
+        dev.install_alone(python, "torchvision", dev.pins()["torchvision"], python.parents[1] / "torchvision")
 
 
 @nox.session(python=PYTHONS)

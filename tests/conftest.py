@@ -1,7 +1,13 @@
-"""Shapes and dtypes in signatures are checked in tests; drawn cases are the same each time."""
+"""Shapes and dtypes in signatures are checked in tests; drawn cases are the same each time; torchvision is at hand."""
 
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from torch.library import Library
 
 # Before anything imports foveate. Modules whose annotations say what a tensor holds.
 CHECKED = ("foveate.keep", "foveate.plan", "foveate.tokens", "foveate.method", "foveate.methods")
@@ -15,3 +21,27 @@ collect_ignore_glob = ["conftest.py", "*/conftest.py"]
 settings.register_profile("same", derandomize=True)
 settings.register_profile("explore", derandomize=False)
 settings.load_profile("same")
+
+# Processors of Qwen and of video need torchvision's Python, not its operators. Beside a torch for CPUs the wheel can't
+# load these, and its import fails. So dev.py and nox put it into a folder of its own, which only tests look into.
+TORCHVISION = Path(sys.prefix) / "torchvision"
+
+
+def offer_torchvision() -> Library | None:
+    """Make torchvision importable: declare the two operators that its import names, if its own don't load."""
+    if find_spec("torchvision") is None and TORCHVISION.exists():
+        sys.path.append(str(TORCHVISION))
+    found = find_spec("torchvision")
+    if found is None or found.origin is None:
+        return None
+    try:
+        torch.ops.load_library(str(Path(found.origin).with_name("_C.so")))
+    except OSError:
+        operators = Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return operators
+    return None
+
+
+operators = offer_torchvision()  # which live as long as this name

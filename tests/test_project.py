@@ -28,7 +28,7 @@ def script(name: str) -> ModuleType:
 def test_one_version() -> None:
     assert PROJECT["project"]["dynamic"] == ["version"]
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == foveate.__version__
-    first = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    first = re.search(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert first is not None
     assert first[1] == foveate.__version__
 
@@ -67,6 +67,13 @@ def test_every_development_package_is_pinned() -> None:
         name = re.match(r"[\w.-]+", need)
         assert name is not None
         assert name[0].lower().replace("_", "-") in pinned, need
+
+
+def test_torchvision_is_pinned_but_nobody_needs_it() -> None:
+    """It is installed by itself: as a need, it would replace torch by the build for CUDA."""
+    dev = script("dev")
+    assert "torchvision" in dev.pins()
+    assert "torchvision" not in (ROOT / "pyproject.toml").read_text()
 
 
 def test_every_public_name_is_in_the_reference() -> None:

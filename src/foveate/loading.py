@@ -79,7 +79,7 @@ def load_processor(path: str | Path | None = None) -> Any:
     try:
         processor: Any = AutoProcessor.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except ImportError as error:
-        # Qwen's processors need torchvision, and some tokenizers sentencepiece; foveate does not depend on them.
+        # Processors of Qwen and of video need torchvision, some tokenizers sentencepiece; foveate depends on neither.
         raise FoveateError(
             f"the processor of {directory} needs a package that is missing: {first_line(error)}"
         ) from error

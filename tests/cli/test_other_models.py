@@ -12,7 +12,7 @@ WORDS += ("<|image_pad|>", "<|video_pad|>")
 
 
 class Processor:
-    """The real image processor and a tokenizer of twelve words; the whole real one needs torchvision for clips."""
+    """The real image processor and a tokenizer of twelve words, without the part for clips."""
 
     image_token = "<|image_pad|>"
 

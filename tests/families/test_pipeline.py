@@ -57,7 +57,7 @@ def test_pipeline(directory: Path, spec: str) -> None:
 def test_a_processor_and_auto_classes(directory: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
     processor = AutoProcessor.from_pretrained(directory)
-    inputs = processor(images=[photo(1)], text="USER: <image> what is it ? ASSISTANT:", return_tensors="pt")
+    inputs = processor(images=[photo(1)], text="user : <image> what is it ? assistant :", return_tensors="pt")
     short = compress(model, inputs, "pool:4")
     (image,) = short.images
     assert int(torch.isin(image.slot, image.layout.places).sum()) == 4

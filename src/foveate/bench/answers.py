@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from foveate.bench.tasks import TaskImage
 from foveate.engine import Encoded, apply, compress, encoder_outputs, timed
@@ -145,7 +146,7 @@ class Asker:
     def pixels(self, prompts: Iterable[Prompts]) -> dict[str, Tensor]:
         """Return the images of several prompts as the inputs of one call of the encoder."""
         every = [each.pixels for each in prompts]
-        return {name: torch.cat([pixels[name] for pixels in every]).to(self.device) for name in every[0]}
+        return {name: _concatenated([pixels[name] for pixels in every]).to(self.device) for name in every[0]}
 
     # Answers
 
@@ -410,3 +411,9 @@ def fingerprint(model: nn.Module, processor: Any) -> str:
 
 
 _INCIDENTAL = frozenset({"_name_or_path", "transformers_version"})
+
+
+def _concatenated(parts: list[Tensor]) -> Tensor:
+    """Concatenate pixel inputs `(images, ...)`; images of fewer tiles get blank ones, as processors of batches do."""
+    most = max(part.shape[1] for part in parts)
+    return torch.cat([pad(part, (0, 0) * (part.ndim - 2) + (0, most - part.shape[1])) for part in parts])

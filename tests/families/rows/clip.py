@@ -33,4 +33,32 @@ def clip_enlarged(model: Any, letter: str, rows: int, columns: int) -> Tensor:
     return model.model.get_image_features(enlarged(small, 84, 84), return_dict=True).pooler_output[0]
 
 
+LLAVA_WORDS = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "<image>": 5}
+
+LLAVA_CHAT = (
+    "{% for turn in messages %}{{ turn.role }} : {% for part in turn.content %}"
+    "{% if part.type == 'image' %}<image> {% else %}{{ part.text }} {% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant : {% endif %}"
+)
+
+
+def llava_processor(tokenizer: Any, config: Any, backend: str) -> Any:
+    from transformers import CLIPImageProcessor, LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    side = config.vision_config.image_size
+    sizes: Any = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    images: Any = (CLIPImageProcessor if backend == "torchvision" else CLIPImageProcessorPil)(**sizes)
+    return LlavaProcessor(images, tokenizer, **llava_options(config))
+
+
+def llava_options(config: Any) -> dict[str, Any]:
+    return {
+        "patch_size": config.vision_config.patch_size,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "num_additional_image_tokens": 1,
+        "chat_template": LLAVA_CHAT,
+    }
+
+
 CLIP_RESIZED = {"interpolate": clip_interpolated, "enlarge": clip_enlarged}

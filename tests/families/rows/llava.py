@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from rows.clip import CLIP_RESIZED, clip_keys, cls_attention, llava_pixels
+from rows.clip import CLIP_RESIZED, LLAVA_WORDS, clip_keys, cls_attention, llava_pixels, llava_processor
 from rows.row import Row, grid
 
 
@@ -43,4 +43,6 @@ ROW = Row(
     attention=cls_attention,
     keys=clip_keys,
     resized=CLIP_RESIZED,
+    words=LLAVA_WORDS,
+    processor=llava_processor,
 )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from foveate.layout import Layout, Segment, Structural
-from rows.clip import clip_keys
+from rows.clip import LLAVA_WORDS, clip_keys, llava_options
 from rows.row import Row, enlarged, picture
 
 
@@ -144,6 +144,17 @@ def crops_enlarged(model: Any, letter: str, rows: int, columns: int) -> Tensor:
     return model.model.get_image_features(enlarged(small, 56, 56)[None], sizes, return_dict=True).pooler_output[0]
 
 
+def llava_next_processor(tokenizer: Any, config: Any, backend: str) -> Any:
+    from transformers import LlavaNextImageProcessor, LlavaNextProcessor
+    from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+
+    side = config.vision_config.image_size
+    sizes: Any = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    make: Any = LlavaNextImageProcessor if backend == "torchvision" else LlavaNextImageProcessorPil
+    images = make(**sizes, image_grid_pinpoints=config.image_grid_pinpoints)
+    return LlavaNextProcessor(images, tokenizer, **llava_options(config))
+
+
 ROW = Row(
     "llava_next",
     make_llava_next,
@@ -154,4 +165,6 @@ ROW = Row(
     attention=crop_attention,
     keys=crop_keys,
     resized={"interpolate": crops_interpolated, "enlarge": crops_enlarged},
+    words=LLAVA_WORDS,
+    processor=llava_next_processor,
 )

@@ -127,6 +127,42 @@ def qwen_enlarged(model: Any, letter: str, rows: int, columns: int) -> Tensor:
     return model.model.get_image_features(**pixels, return_dict=True).pooler_output[0]
 
 
+QWEN_WORDS = {
+    "<pad>": 0,
+    "<s>": 1,
+    "</s>": 2,
+    "<unk>": 3,
+    "<|image_pad|>": 5,
+    "<|video_pad|>": 6,
+    "<|vision_start|>": 7,
+    "<|vision_end|>": 8,
+    "<|im_start|>": 9,
+    "<|im_end|>": 10,
+}
+
+QWEN_CHAT = (
+    "{% for turn in messages %}<|im_start|> {{ turn.role }} {% for part in turn.content %}"
+    "{% if part.type == 'text' %}{{ part.text }} {% else %}<|vision_start|><|{{ part.type }}_pad|><|vision_end|>"
+    "{% endif %}{% endfor %}<|im_end|> {% endfor %}{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
+)
+
+
+def qwen_processor(tokenizer: Any, config: Any, backend: str) -> Any:
+    import transformers
+    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    sizes: Any = {
+        "patch_size": config.vision_config.patch_size,
+        "size": {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 40},
+    }
+    images: Any = (Qwen2VLImageProcessor if backend == "torchvision" else Qwen2VLImageProcessorPil)(**sizes)
+    class_name = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}.get(config.model_type, "Qwen3VL")
+    clips: Any = Qwen3VLVideoProcessor if class_name == "Qwen3VL" else Qwen2VLVideoProcessor
+    make: Any = getattr(transformers, f"{class_name}Processor")
+    return make(images, tokenizer, clips(**sizes), chat_template=QWEN_CHAT)
+
+
 QWEN_RESIZED = {"exact": qwen_exact, "enlarge": qwen_enlarged}
 
 
@@ -141,5 +177,7 @@ def qwen_row(name: str, make: Callable[[], nn.Module], windows: bool) -> Row:
         attention=attention_of_windows if windows else attention_of_patches,
         keys=keys_of_windows if windows else keys_of_patches,
         resized=QWEN_RESIZED,
+        words=QWEN_WORDS,
+        processor=qwen_processor,
         smaller=qwen_smaller,
     )

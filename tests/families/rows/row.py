@@ -33,6 +33,9 @@ class Row:
             `(N, heads, width)` per image.
         resized: per way of shrinking images: `(model, letter, rows, columns)` -> the features `(n, D)` of the picture
             shrunk to a grid of so many rows and columns.
+        words: special tokens of the tokenizer and their ids, the placeholder among them.
+        processor: from a tokenizer, the model's configuration and "torchvision" or "pil", which computes with images:
+            the family's real processor with its chat template.
         smaller: for a family that resizes exactly: `(letter, rows, columns)` -> pixel inputs of the smaller picture.
     """
 
@@ -45,6 +48,8 @@ class Row:
     attention: Callable[[list[Tensor], dict[str, Tensor]], list[Tensor]]
     keys: Callable[[Any, Tensor, dict[str, Tensor]], list[Tensor]]
     resized: Mapping[str, Callable[[Any, str, int, int], Tensor]]
+    words: Mapping[str, int]
+    processor: Callable[[Any, Any, str], Any]
     smaller: Callable[[str, int, int], dict[str, Tensor]] | None = None
 
     def model(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:

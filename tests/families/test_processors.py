@@ -1,0 +1,165 @@
+"""From pictures and questions to an answer, with the real processor of each family: three sizes in one padded batch."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from commands import Commands
+from directories import make_processor, save
+from PIL import Image
+from rows import ROWS, Row
+from torch import Tensor
+
+from foveate.engine import apply, compress
+from foveate.errors import FoveateError
+
+SIZES = ((100, 160), (170, 60), (90, 90))
+"""Height and width of the pictures."""
+QUESTIONS = ("what is it ?", "what colour is it ? word40 word41 word42", "is it ?")
+SPECS = ("random:6", "cls:6", "pool:0.25:positions=keep", "resize:0.5", "fastv:6@2")
+
+
+def needs_torchvision(row: Row, backend: str) -> bool:
+    return backend == "torchvision" or "<|video_pad|>" in row.words
+
+
+@pytest.fixture(params=["torchvision", "pil"])
+def processor(row: Row, model: Any, request: pytest.FixtureRequest) -> Any:
+    if needs_torchvision(row, request.param) and find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    return make_processor(row, model.config, request.param)
+
+
+def photo(height: int, width: int) -> Image.Image:
+    pixels = np.random.default_rng(height * width).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height))
+
+
+def conversation(size: tuple[int, int], question: str) -> list[dict[str, Any]]:
+    content = [{"type": "image", "image": photo(*size)}, {"type": "text", "text": question}]
+    return [{"role": "user", "content": content}]
+
+
+CHATS = [conversation(size, question) for size, question in zip(SIZES, QUESTIONS)]
+
+
+def inputs_of(processor: Any, *chats: list[dict[str, Any]]) -> dict[str, Tensor]:
+    return dict(
+        processor.apply_chat_template(
+            list(chats),
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            add_generation_prompt=True,
+            processor_kwargs={"padding": True},
+        )
+    )
+
+
+def generated(model: Any, inputs: Any) -> tuple[Tensor, Tensor]:
+    """Answers `(B, 5)` and their logits `(5, B, vocabulary)`."""
+    found = model.generate(
+        **inputs, max_new_tokens=5, do_sample=False, return_dict_in_generate=True, output_logits=True
+    )
+    return found.sequences[:, -5:], torch.stack(found.logits)
+
+
+def test_pictures_of_three_sizes_make_padded_rows(row: Row, model: Any, processor: Any) -> None:
+    inputs = inputs_of(processor, *CHATS)
+    with apply(model, "random:0.5") as run:
+        generated(model, inputs)
+    counts = [image.before for image in run.report().images]
+    squares = len({row.count(letter) for letter in row.pictures}) == 1
+    assert len(set(counts)) == (1 if squares else 3)
+    assert (inputs["attention_mask"][:, 0] == 0).any()
+
+
+@pytest.mark.parametrize("spec", ["random:1.0", "cls:1.0:positions=keep@features"])
+def test_keeping_everything_is_the_untouched_model(model: Any, processor: Any, spec: str) -> None:
+    inputs = inputs_of(processor, *CHATS)
+    answers, logits = generated(model, inputs)
+    with apply(model, spec):
+        kept, kept_logits = generated(model, inputs)
+    assert torch.equal(kept, answers)
+    torch.testing.assert_close(kept_logits, logits, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_batch_is_its_samples_alone(model: Any, processor: Any, spec: str) -> None:
+    inputs = inputs_of(processor, *CHATS)
+    with apply(model, spec) as run:
+        answers, logits = generated(model, inputs)
+        images = run.report().images
+        for number, chat in enumerate(CHATS):
+            answer, each = generated(model, inputs_of(processor, chat))
+            torch.testing.assert_close(logits[:, number], each[:, 0], atol=1e-4, rtol=1e-4)
+            assert torch.equal(answers[number], answer[0])
+    assert len(images) == 3
+    assert all(image.after < image.before for image in images)
+
+
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if "@" not in spec])
+def test_compressed_inputs_answer_as_under_apply(model: Any, processor: Any, spec: str) -> None:
+    inputs = inputs_of(processor, *CHATS)
+    short = compress(model, inputs, spec)
+    assert short["input_ids"].shape[1] < inputs["input_ids"].shape[1]
+    with apply(model, spec):
+        answers, logits = generated(model, inputs)
+    cut, cut_logits = generated(model, short)
+    assert torch.equal(cut, answers)
+    torch.testing.assert_close(cut_logits, logits, atol=1e-4, rtol=1e-4)
+
+
+def test_dropping_changes_the_answer(model: Any, processor: Any) -> None:
+    inputs = inputs_of(processor, *CHATS)
+    _, dense = generated(model, inputs)
+    with apply(model, "random:4"):
+        _, short = generated(model, inputs)
+    assert ((dense[0] - short[0]).abs().amax(1) > 1e-2).all()
+    assert torch.equal(generated(model, inputs)[1], dense)
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if "<|video_pad|>" in row.words], ids=lambda row: row.name)
+def test_a_clip_of_a_real_processor_is_refused(row: Row, model: Any) -> None:
+    pytest.importorskip("torchvision")
+    processor = make_processor(row, model.config)
+    inputs: Any = processor(
+        text=["<|im_start|> user <|vision_start|><|video_pad|><|vision_end|> what is it ?"],
+        videos=[np.stack([np.asarray(photo(100, 120))] * 4)],
+        return_tensors="pt",
+        do_sample_frames=False,
+        video_metadata=[{"fps": 2.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}],
+    )
+    generated(model, inputs)
+    with apply(model, "random:4"), pytest.raises(FoveateError, match="video is not supported yet"):
+        generated(model, inputs)
+    with pytest.raises(FoveateError, match="video is not supported yet"):
+        compress(model, inputs, "random:4")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, size in enumerate(SIZES):
+        photo(*size).save(folder / f"{number}.png")
+    return sorted(folder.iterdir())
+
+
+def test_commands_on_a_saved_model(row: Row, pictures: list[Path], tmp_path: Path) -> None:
+    if needs_torchvision(row, "torchvision"):
+        pytest.importorskip("torchvision")
+    directory = save(row, tmp_path / "model")
+    words = ("--model", directory, "--max-new-tokens", "2", "--spec", "cls:6")
+    found = Commands().json("ask", pictures[0], QUESTIONS[0], *words)
+    dense, short = (answer["tokens_after"] for answer in found["answers"])
+    assert 6 <= short < dense
+    task = tmp_path / "task.jsonl"
+    lines = [{"image": str(path), "question": text, "answer": "word20"} for path, text in zip(pictures, QUESTIONS)]
+    task.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = Commands().json("bench", *words, "--data", task, "--keep", "6", "--out", tmp_path / "run")
+    before = [each["tokens"]["before"] for each in found["configurations"]]
+    assert before[0] > max(each["tokens"]["after"] for each in found["configurations"][1:])
