@@ -11,6 +11,7 @@ from foveate.engine.calls import refuse_video
 from foveate.engine.encode import Encoded, encode_for
 from foveate.engine.images import plan_images
 from foveate.engine.prompt import PER_COLUMN, CompressedImage, cut_prompt, refuse_packed, texts_of
+from foveate.engine.sharding import refuse_sharded
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
@@ -83,7 +84,7 @@ def compress(
 
     Raises:
         FoveateError: prompt and images don't fit together, a clip is among them, or a signal is asked for that the
-            family lacks.
+            family lacks, or the model's weights are sharded.
         SpecError: the spec is malformed or names an unknown method.
         UnsupportedFamily: the model is of no supported family.
     """
@@ -115,6 +116,7 @@ def compress(
     device = next(family.core.parameters()).device
     milliseconds = {"encoder": 0.0}
     if encoded is None:
+        refuse_sharded(model, family.core)
         encoded = encode_for(family, inputs, [steps])
         milliseconds["encoder"] = encoded.milliseconds
     else:

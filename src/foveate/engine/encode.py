@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from foveate.engine.encoder import mapped_signal, plan_inside
 from foveate.engine.hooks import EncoderHooks, hooked
+from foveate.engine.sharding import refuse_sharded
 from foveate.engine.state import capture_of
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
@@ -106,12 +107,13 @@ def encode(model: nn.Module, inputs: Mapping[str, Any], specs: SpecLike | Iterab
 
     Raises:
         FoveateError: no image is among the inputs, the specs have different steps at `@pixels` or `@encoder`, or one
-            asks for a signal that the family lacks.
+            asks for a signal that the family lacks, or the model's weights are sharded.
         UnsupportedFamily: the model is of no supported family.
     """
     family = family_of(model)
     if inputs.get("pixel_values") is None:
         raise FoveateError("there is no image to encode; pass what the processor returned for a prompt with images")
+    refuse_sharded(model, family.core)
     schedules = [schedule(as_spec(spec), family) for spec in spec_list(specs)]
     if len({each.encoding for each in schedules}) > 1:
         raise FoveateError("specs with different steps at @pixels or @encoder need one encode() each")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from foveate.engine.encode import Encoded
 from foveate.engine.prompt import CompressedImage
+from foveate.engine.sharding import gathered
 from foveate.engine.state import mark_encoded
 from foveate.engine.step import Arrival, make_plan
 from foveate.errors import FoveateError
@@ -98,7 +99,8 @@ class _ImageGroup:
             features = self._stack(encoded.features)
             for method in schedule.features:
                 features = self._step(method, features)
-            features = self.family.project(features)
+            with gathered(self.family.core, self.family.projectors):
+                features = self.family.project(features)
         else:
             features = self._stack(encoded.projected)
         for method in schedule.inputs:
