@@ -1,0 +1,149 @@
+"""Weights that aren't where they look: unmerged LoRA and quantised layers give the signals of what the model computes."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from rows import Row
+from test_contract import BATCH, CHAT
+from test_depth_signals import NEEDS, told
+from test_signals import captured, weights_of
+from torch import Tensor, nn
+
+from foveate.engine import apply
+from foveate.families import family_of
+from foveate.tokens import DecoderAttention, EncoderAttention, EncoderKeys, Signal
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning"),  # peft reads an old name
+    pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions:UserWarning"),
+]
+
+PROJECTIONS = ("qkv", "q_proj", "k_proj")
+ENCODER_SPECS = ("cls:4", "visionzip:6@features", "prumerge:5", "vispruner:6@features", "cls:9@encoder", "tome:9@encoder")
+DECODER_SPECS = ("fastv:4@2", "pyramiddrop:0.5@1,2", "sparsevlm:6@2", "dart:4@2", "atp:6@1,2")
+ENCODER_SIGNALS: tuple[Signal, ...] = tuple(
+    kind(layer=layer, heads=heads)
+    for kind in (EncoderAttention, EncoderKeys)
+    for layer in (-1, 0)
+    for heads in ("mean", "full")
+)
+
+
+def with_lora(row: Row) -> Any:
+    """A model whose projections to queries and keys have unmerged LoRA weights that matter."""
+    model = row.model()
+    targets = [name for name, _ in model.named_modules() if name.endswith(PROJECTIONS)]
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, lora_alpha=16, target_modules=targets, init_lora_weights=False)
+    return get_peft_model(model, config).eval()
+
+
+def kept(model: Any, inputs: dict[str, Tensor], spec: str) -> list[list[int]]:
+    with torch.no_grad(), apply(model, spec) as run:
+        model(**inputs)
+    return [image.kept().tolist() for image in run.plans]
+
+
+def signals_of_encoder(model: Any, inputs: dict[str, Tensor]) -> dict[Signal, tuple[Tensor, ...]]:
+    found: dict[Signal, tuple[Tensor, ...]] = {}
+    for layer in (-1, 0):
+        family, capture = captured(model, inputs, layer)
+        for signal in ENCODER_SIGNALS:
+            if signal.layer == layer:  # pyright: ignore
+                found[signal] = family.encoder_signal(signal, capture)
+    return found
+
+
+@pytest.mark.parametrize("spec", [*ENCODER_SPECS, *DECODER_SPECS])
+def test_unmerged_lora_keeps_what_merged_lora_keeps(row: Row, spec: str) -> None:
+    inputs = row.inputs(*BATCH)
+    plain = row.model()
+    if spec.endswith("@encoder") and "encoder" not in family_of(plain).places:
+        pytest.skip("no step acts inside this encoder")
+    if spec == "cls:9@encoder" and row.name == "llava_next":
+        inputs = row.inputs(CHAT)
+    model = with_lora(row)
+    unmerged = kept(model, inputs, spec)
+    assert unmerged == kept(model.merge_and_unload(), inputs, spec)
+    # The test can see: LoRA changes what is kept.
+    assert unmerged != kept(plain, inputs, spec)
+
+
+def test_encoder_signals_of_unmerged_lora(row: Row) -> None:
+    inputs = row.inputs("A B C A")
+    model = with_lora(row)
+    unmerged, plain = signals_of_encoder(model, inputs), signals_of_encoder(row.model(), inputs)
+    merged = signals_of_encoder(model.merge_and_unload(), inputs)
+    for signal in ENCODER_SIGNALS:
+        for one, other, before in zip(unmerged[signal], merged[signal], plain[signal], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+            assert not torch.allclose(one, before, atol=1e-5, rtol=1e-2)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@torch.no_grad()
+def test_decoder_signals_of_unmerged_lora(row: Row, use_cache: bool) -> None:
+    inputs = row.inputs("t6 A t5")
+    model = with_lora(row)
+    (unmerged,) = told(model, inputs, 2, use_cache=use_cache)
+    (merged,) = told(model.merge_and_unload(), inputs, 2, use_cache=use_cache)
+    for signal in NEEDS:
+        torch.testing.assert_close(unmerged[signal], merged[signal], atol=1e-4, rtol=1e-4)
+
+
+# Quantised layers: signals are what eager attention of the quantised model does.
+
+
+def dynamic_int8(model: nn.Module) -> nn.Module:
+    """Linear layers of torch's own dynamic quantisation have no weight tensor: `weight` is a method."""
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})  # pyright: ignore
+
+
+def torchao_weights(model: nn.Module) -> nn.Module:
+    quantization = pytest.importorskip("torchao.quantization", exc_type=ImportError)
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    return model
+
+
+def torchao_dynamic(model: nn.Module) -> nn.Module:
+    quantization = pytest.importorskip("torchao.quantization", exc_type=ImportError)
+    quantization.quantize_(model, quantization.Int8DynamicActivationInt8WeightConfig())
+    return model
+
+
+QUANTISE = [dynamic_int8, torchao_weights, torchao_dynamic]
+
+
+@pytest.mark.parametrize("quantise", QUANTISE)
+@torch.no_grad()
+def test_signals_of_quantised_layers(row: Row, quantise: Callable[[nn.Module], nn.Module]) -> None:
+    model: Any = quantise(row.model("eager"))
+    inputs = row.inputs("A B")
+    family, capture = captured(model, inputs, -1)
+    got = family.encoder_signal(EncoderAttention(layer=-1), capture)
+    for mine, theirs in zip(got, row.attention(weights_of(model, inputs, -1), inputs), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+    prompt = row.inputs("t6 A t5")
+    maps = model(**prompt, output_attentions=True).attentions
+    columns = (prompt["input_ids"][0] == row.image_token).nonzero().squeeze(1)[row.pictures["A"].places]
+    (image,) = told(model, prompt, 2)
+    where: Literal["here", "previous"]
+    for where, layer in (("here", 2), ("previous", 1)):
+        mine = image[DecoderAttention("last", where, "each")]
+        # Dynamic quantisation rounds by the rows that are computed together.
+        loose = {"atol": 0.02, "rtol": 0.05} if quantise is not torchao_weights else {"atol": 1e-5, "rtol": 1e-5}
+        torch.testing.assert_close(mine, maps[layer][0][:, -1, columns], **loose)
+
+
+@pytest.mark.parametrize("spec", ["prumerge:5", "pyramiddrop:0.5@1,2"])
+@pytest.mark.parametrize("quantise", QUANTISE)
+def test_quantised_layers_generate(row: Row, quantise: Callable[[nn.Module], nn.Module], spec: str) -> None:
+    model: Any = quantise(row.model())
+    inputs = row.inputs("t6 A t5")
+    with apply(model, spec) as run:
+        ids = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert ids.shape[1] == inputs["input_ids"].shape[1] + 3
+    assert len(run.plans[0].kept()) < row.pictures["A"].content
