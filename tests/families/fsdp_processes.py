@@ -19,7 +19,7 @@ from foveate.families import family_of
 
 SPECS = (
     "pool2d:6",  # features alone
-    "cls:6", "visionzip:6@features", "prumerge:6", "cls:9@encoder", "resize:0.5",  # the encoder, its signals, its projector
+    "cls:6", "visionzip:6@features", "prumerge:6", "cls:9@encoder", "resize:0.5",  # with signals of the encoder
     "fastv:4@2", "pyramiddrop:0.5@1,2", "sparsevlm:6@2", "dart:4@2",  # inside the decoder
 )  # fmt: skip
 TRAINED = ("cls:6@features", "fastv:4@2")

@@ -1,8 +1,8 @@
 """Models whose weights FSDP2 (`torch.distributed.fsdp.fully_shard`) has sharded: each group of modules has its weights
 only while its `forward` runs.
 
-What foveate does inside the model's own forward finds them. Two things it does outside of a group's forward: it projects
-features again after a step at `@features`, and `encode` and `compress` run the encoder alone.
+What foveate does inside the model's own forward finds them. Two things happen outside of a group's forward: features
+are projected again after a step at `@features`, and `encode` and `compress` run the encoder alone.
 """
 
 from __future__ import annotations
