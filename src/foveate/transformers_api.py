@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FeaturesOutput",
     "best_resolution",
+    "block_types",
     "cache_argument",
     "cache_name",
     "cache_of_call",
@@ -35,6 +36,8 @@ __all__ = [
     "check_version",
     "deepstack_output",
     "new_cache",
+    "passes_position_ids",
+    "passes_types_from_start",
     "rotate_patches",
     "window_order",
 ]
@@ -157,6 +160,39 @@ def rotate_patches(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tupl
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
     return apply_rotary_pos_emb_vision(query, key, cos, sin)
+
+
+def block_types(model: Any) -> tuple[str, ...]:
+    """Return the token types from which a model makes blocks of columns that look in both directions.
+
+    Such a model has a `create_masks_for_generate` of its own, which takes them; others read them for positions, or
+    not at all.
+    """
+    own = getattr(model, "create_masks_for_generate", None)
+    names = inspect.signature(own).parameters if own is not None else {}
+    return tuple(name for name in ("token_type_ids", "mm_token_type_ids") if name in names)
+
+
+def passes_types_from_start(model: Any, name: str) -> bool:
+    """Return whether `generate` passes a model the token types of all columns, those in the cache included."""
+    ids = torch.zeros(1, 4, dtype=torch.int64)
+    try:
+        made = model.prepare_inputs_for_generation(
+            ids, next_sequence_length=2, is_first_iteration=True, use_cache=True, **{name: ids}
+        )
+        return made["input_ids"].shape[1] == 2 and made[name].shape[1] == 4
+    except Exception:  # a model's own code, which may want anything else
+        return False
+
+
+def passes_position_ids(model: Any) -> bool:
+    """Return whether `generate` passes a model the position ids that its caller gave."""
+    ids = torch.zeros(1, 4, dtype=torch.int64)
+    try:
+        made = model.prepare_inputs_for_generation(ids, is_first_iteration=True, use_cache=True, position_ids=ids)
+    except Exception:  # a model's own code, which may want anything else
+        return False
+    return made.get("position_ids") is not None
 
 
 # Images

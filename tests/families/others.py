@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from rows import Row, grid, picture
+from rows.qwen import qwen_patches
 from torch import Tensor, nn
 
 TEXT = {
@@ -39,7 +40,11 @@ class Other(Row):
     """A row of a model whose signals and ways to shrink are not known.
 
     Attributes:
-        types: what `token_type_ids` are at placeholders, elsewhere 0; None for a processor that returns none.
+        types: the name of the token types that the processor returns, and their value at placeholders, elsewhere 0;
+            None for a processor that returns none.
+        takes_positions: whether its `generate` passes position ids on.
+        blocks_after_cache: whether an image in a later turn looks in both directions, as one in the first turn does.
+        images_see_later_ones: whether all images of a call look at each other, so that turns aren't the whole.
         full_attention: whether dropping a token is masking it.
         plain: whether every layer of the decoder sees all earlier columns and none behind, so that steps can act there.
     """
@@ -48,7 +53,13 @@ class Other(Row):
     attention: Any = None
     keys: Any = None
     resized: Mapping[str, Any] = field(default_factory=dict)
-    types: int | None = None
+    words: Mapping[str, int] = field(default_factory=dict)
+    processor: Any = None
+    types: tuple[str, int] | None = None
+    rounding: float = 2e-6
+    takes_positions: bool = True
+    blocks_after_cache: bool = True
+    images_see_later_ones: bool = False
     full_attention: bool = True
     plain: bool = True
 
@@ -58,12 +69,15 @@ class Other(Row):
         for name, weight in model.named_parameters():
             if name.endswith("mm_input_projection_weight"):  # Gemma 3's starts at zero
                 weight.data.copy_(torch.randn(weight.shape, generator=generator))
+        # A random model may answer with placeholders, which even the dense model then can't read again.
+        model.generation_config.suppress_tokens = list(range(3, 12))
         return model
 
     def inputs(self, *prompts: str, side: str = "left") -> dict[str, Tensor]:
         inputs = super().inputs(*prompts, side=side)
         if self.types is not None:
-            inputs["token_type_ids"] = (inputs["input_ids"] == self.image_token).int() * self.types
+            name, value = self.types
+            inputs[name] = (inputs["input_ids"] == self.image_token).int() * value
         return inputs
 
 
@@ -96,6 +110,35 @@ def packed(letters: str) -> dict[str, Tensor]:
         "pixel_values": patches,
         "spatial_shapes": torch.tensor([[6, 6]] * len(letters)),
         "pixel_attention_mask": torch.ones(len(letters), 36, dtype=torch.int64),
+    }
+
+
+def patched(letters: str) -> dict[str, Tensor]:
+    """Patches of 6 x 6, with their columns and rows, as Gemma 4 takes them."""
+    patches = nn.functional.unfold(pixels(letters)["pixel_values"], 14, stride=14).transpose(1, 2)
+    places = torch.cartesian_prod(torch.arange(6), torch.arange(6)).flip(1)
+    return {"pixel_values": patches, "image_position_ids": places.expand(len(letters), -1, -1)}
+
+
+def merged(letters: str) -> dict[str, Tensor]:
+    """Patches of 3 x 3, for models that merge none."""
+    patches = nn.functional.unfold(pixels(letters)["pixel_values"], 28, stride=28).transpose(1, 2)
+    places = torch.cartesian_prod(torch.arange(3), torch.arange(3)).flip(1)
+    return {"pixel_values": patches, "image_position_ids": places.expand(len(letters), -1, -1)}
+
+
+def grids(letters: str) -> dict[str, Tensor]:
+    return qwen_patches([picture(letter, 3, 84, 84) for letter in letters])
+
+
+def pooled(letters: str) -> dict[str, Tensor]:
+    """One crop of 6 x 6 patches per image, of which 2 x 2 make a token, as Molmo 2 takes them."""
+    patches = nn.functional.unfold(pixels(letters)["pixel_values"], 14, stride=14).transpose(1, 2)
+    blocks = torch.arange(36).view(3, 2, 3, 2).transpose(1, 2).reshape(9, 4)
+    return {
+        "pixel_values": patches,
+        "image_token_pooling": torch.cat([blocks + 36 * number for number in range(len(letters))]),
+        "image_grids": torch.tensor([[3, 3, 0, 0]] * len(letters)),
     }
 
 
@@ -170,6 +213,82 @@ SAM = {
     "initializer_range": 0.02,
 }
 
+QWEN_VISION = {
+    "depth": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 4,
+    "out_hidden_size": 64,
+    "window_size": 56,
+    "fullatt_block_indexes": [1],
+}
+GEMMA4 = {
+    "sliding_window": 512,
+    "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    "global_head_dim": 16,
+}
+
+
+def molmo2() -> nn.Module:
+    from transformers import Molmo2Config, Molmo2ForConditionalGeneration
+
+    vision = VISION | {"head_dim": 8, "num_key_value_heads": 4, "image_size": [84, 84]}
+    adapter = {
+        "vision_feature_layer": [2, 1],
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "intermediate_size": 64,
+        "text_hidden_size": 64,
+    }
+    config = Molmo2Config(
+        vision_config=vision, adapter_config=adapter, text_config=TEXT | {"additional_vocab_size": 8}, image_patch_id=5
+    )
+    model = Molmo2ForConditionalGeneration(config)
+    for weight in model.model.multi_modal_projector.image_projector.parameters():
+        weight.data.mul_(8)  # features are added to embeddings, which would drown them
+    return model
+
+
+def gemma4(**text: Any) -> Callable[[], nn.Module]:
+    return maker(
+        "Gemma4",
+        "Gemma4VisionConfig",
+        "Gemma4TextConfig",
+        {
+            "vision": {
+                "num_key_value_heads": 4,
+                "head_dim": 8,
+                "pooling_kernel_size": 2,
+                "position_embedding_size": 16,
+            },
+            "text": GEMMA4 | {"vocab_size_per_layer_input": 128, "hidden_size_per_layer_input": 8} | text,
+        },
+        **GEMMA4_TOKENS,
+    )
+
+
+GEMMA4_TOKENS = {"image_token_id": 5, "video_token_id": 6, "audio_token_id": 7, "boi_token_id": 9, "eoi_token_id": 10}
+
+
+def gemma4_unified() -> nn.Module:
+    from transformers import Gemma4UnifiedConfig, Gemma4UnifiedForConditionalGeneration
+
+    config = Gemma4UnifiedConfig(
+        vision_config={
+            "patch_size": 14,
+            "pooling_kernel_size": 2,
+            "mm_embed_dim": 64,
+            "mm_posemb_size": 8,
+            "output_proj_dims": 64,
+        },
+        text_config=TEXT | GEMMA4,
+        **GEMMA4_TOKENS,
+    )
+    return Gemma4UnifiedForConditionalGeneration(config)
+
+
 OTHERS = (
     other("llava_with_siglip", llava_with_siglip, 36),
     other(
@@ -183,13 +302,15 @@ OTHERS = (
         ),
         9,
     ),
-    other("gemma3", gemma3(512), 9, types=1, plain=False),
-    other("gemma3_window", gemma3(8), 9, types=1, full_attention=False, plain=False),
+    other("gemma3", gemma3(512), 9, types=("token_type_ids", 1), plain=False),
+    other("gemma3_window", gemma3(8), 9, types=("token_type_ids", 1), full_attention=False, plain=False),
     other(
         "paligemma",
         maker("PaliGemma", "SiglipVisionConfig", "GemmaConfig", image_token_id=5, projection_dim=64),
         36,
-        types=0,
+        types=("token_type_ids", 0),
+        later_type=1,
+        blocks_after_cache=False,
         plain=False,
     ),
     other(
@@ -277,4 +398,49 @@ OTHERS = (
         full_attention=False,
         plain=False,
     ),
+    other("molmo2", molmo2, 9, pooled, types=("mm_token_type_ids", 1), images_see_later_ones=True, plain=False),
+    other(
+        "exaone4_5",
+        maker(
+            "Exaone4_5_",
+            "Exaone4_5_VisionConfig",
+            "Exaone4Config",
+            {
+                "vision": QWEN_VISION | {"num_key_value_heads": 2},
+                "text": {"sliding_window": 512, "sliding_window_pattern": 3},
+            },
+            image_token_id=5,
+            video_token_id=6,
+        ),
+        9,
+        grids,
+        takes_positions=False,
+        plain=False,
+    ),
+    other(
+        "hyperclovax_vision_v2",
+        maker(
+            "HyperCLOVAXVisionV2",
+            "Qwen2_5_VLVisionConfig",
+            "HyperCLOVAXConfig",
+            {"vision": QWEN_VISION},
+            image_token_id=5,
+            video_token_id=6,
+        ),
+        9,
+        grids,
+        takes_positions=False,
+    ),
+    other(
+        "gemma4", gemma4(use_bidirectional_attention="vision"), 9, patched, types=("mm_token_type_ids", 1), plain=False
+    ),
+    other(
+        "gemma4_shared",
+        gemma4(num_hidden_layers=4, num_kv_shared_layers=2, layer_types=["sliding_attention", "full_attention"] * 2),
+        9,
+        patched,
+        types=("mm_token_type_ids", 1),
+        plain=False,
+    ),
+    other("gemma4_unified", gemma4_unified, 9, merged, types=("mm_token_type_ids", 1), plain=False),
 )

@@ -7,7 +7,7 @@ import pytest
 import torch
 from rows import Row
 from test_contract import BATCH, CHAT, dense_positions, logits
-from test_depth import longer, masked_inside
+from test_depth import masked_inside
 from torch import Tensor
 
 from foveate.engine import apply
@@ -63,7 +63,7 @@ def test_decoding_with_a_cache_is_forward_without(row: Row, any_model: Any, spec
         out = any_model.generate(
             **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
         )
-        whole = longer(inputs, out.sequences[:, -4:])
+        whole = row.with_text(inputs, out.sequences[:, -4:])
         # The prompt ends where the first prediction is asked for: rules must not read the answer.
         given = {**whole, "position_ids": dense_positions(any_model, whole), "logits_to_keep": 5}
         at_once = any_model(**given, use_cache=False).logits
@@ -189,7 +189,7 @@ def test_they_must_be_told_a_layer(row: Row, model: Any, spec: str, example: str
 def test_the_answer_that_is_learnt_from_is_not_read(row: Row, model: Any, spec: str) -> None:
     """With labels the prompt ends before the first of them, as it does when the answer is still to be generated."""
     answer = torch.randint(20, 120, (len(BATCH), 3), generator=torch.Generator().manual_seed(0))
-    inputs = longer(row.inputs(*BATCH), answer)
+    inputs = row.with_text(row.inputs(*BATCH), answer)
     inputs["position_ids"] = dense_positions(model, inputs)
     labels = inputs["input_ids"].clone()
     labels[:, :-3] = -100

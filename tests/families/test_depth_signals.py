@@ -7,7 +7,7 @@ import pytest
 import torch
 from rows import Row
 from test_contract import CHAT, dense_positions
-from test_depth import keeps_of, longer, masked_inside
+from test_depth import keeps_of, masked_inside
 from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -258,7 +258,7 @@ def test_where_the_prompt_ends(row: Row) -> None:
     """With labels the prompt ends before the first one, with `logits_to_keep` at the first logits."""
     model = row.model()
     prompt = row.inputs(CHAT)
-    answered = longer(prompt, torch.tensor([[40, 41, 42]]))
+    answered = row.with_text(prompt, torch.tensor([[40, 41, 42]]))
     (alone,) = told(model, prompt, 2)
     labels = torch.full_like(answered["input_ids"], -100)
     labels[:, -3:] = answered["input_ids"][:, -3:]
@@ -290,7 +290,7 @@ class Wrapped(torch.nn.Module):
 @torch.no_grad()
 def test_what_is_asked_holds_for_one_call_and_through_a_wrapper(row: Row) -> None:
     model, prompt = row.model(), row.inputs(CHAT)
-    answered = longer(prompt, torch.tensor([[40, 41, 42]]))
+    answered = row.with_text(prompt, torch.tensor([[40, 41, 42]]))
     labels = torch.full_like(answered["input_ids"], -100)
     labels[:, -3:] = 7
     probe = Probe()

@@ -36,6 +36,17 @@ def quiet() -> Any:
         yield
 
 
+@pytest.fixture(autouse=True)
+def forward_takes_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`forward` takes position ids even where `generate` drops them: compress for it."""
+    monkeypatch.setattr(generic, "passes_position_ids", lambda model: True)
+
+
+def for_generate(row: Other, spec: str) -> str:
+    """A spec whose shorter inputs are right in `generate`, too."""
+    return spec if row.takes_positions else f"{spec}:positions=pack"
+
+
 def shared(row: Other, attention: str = "sdpa") -> Any:
     if (row.name, attention) not in _models:
         _models[row.name, attention] = row.model(attention)
@@ -53,17 +64,21 @@ BOTH_IMPLEMENTATIONS: dict[str, Callable[[Other, Any], None]] = {
     "batch, selection": lambda row, model: contract.test_a_batch_is_its_samples_alone(row, model, "random:6"),
     "batch, merging": lambda row, model: contract.test_a_batch_is_its_samples_alone(row, model, "cluster:6"),
     "ragged by the cut": contract.test_a_batch_that_only_the_cut_makes_ragged,
-    "compress is apply": lambda row, model: contract.test_compress_is_apply(row, model, "random:6"),
+    "compress is apply": lambda row, model: contract.test_compress_is_apply(row, model, for_generate(row, "random:6")),
 }
 ONCE: dict[str, Callable[[Other, Any], None]] = {
     "positions": contract.test_positions_made_here_are_the_models_own,
     "packed": contract.test_packed_decoding_goes_on_without_gaps,
-    "beams": lambda row, model: contract.test_beams(row, model, (contract.CHAT,)),
-    "beams of a batch": lambda row, model: contract.test_beams(row, model, contract.BATCH),
-    "several answers": contract.test_several_answers_share_one_plan,
+    "beams": lambda row, model: contract.test_beams(row, model, (contract.CHAT,), for_generate(row, "random:6")),
+    "beams of a batch": lambda row, model: contract.test_beams(
+        row, model, contract.BATCH, for_generate(row, "random:6")
+    ),
+    "several answers": lambda row, model: contract.test_several_answers_share_one_plan(
+        row, model, for_generate(row, "random:6")
+    ),
     "prompt lookup": contract.test_prompt_lookup_is_greedy_decoding,
     "text only": contract.test_text_only_prompts_pass_untouched,
-    "pool is apply": lambda row, model: contract.test_compress_is_apply(row, model, "pool:6"),
+    "pool is apply": lambda row, model: contract.test_compress_is_apply(row, model, for_generate(row, "pool:6")),
     "logits to keep": lambda row, model: contract.test_logits_to_keep(row, model, 3),
     "not again": contract.test_compressed_inputs_are_not_compressed_again,
     "static cache": contract.test_static_caches_are_refused,
@@ -123,12 +138,26 @@ def test_dropping_is_masking(row: Other, attention: str) -> None:
 
 
 @pytest.mark.parametrize("prompts", [(contract.CHAT,), contract.BATCH])
-def test_decoding_and_turns(row: Other, prompts: tuple[str, ...]) -> None:
-    model = shared(row)
-    if row.types is None:
-        contract.test_decoding_with_a_cache_is_forward_without(row, model, prompts)
-        contract.test_a_second_turn_is_the_whole_conversation(row, model)
+def test_decoding(row: Other, prompts: tuple[str, ...]) -> None:
+    contract.test_decoding_with_a_cache_is_forward_without(row, shared(row), prompts)
+
+
+def test_a_second_turn_is_the_whole_conversation(row: Other) -> None:
+    contract.test_a_second_turn_is_the_whole_conversation(row, shared(row))
+    contract.test_a_chunk_of_a_second_turn_that_is_known_is_refused(row, shared(row))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_second_image_in_a_second_turn(row: Other, attention: str) -> None:
+    model = shared(row, attention)
+    if row.images_see_later_ones:
+        # The first image of the whole conversation has seen the second one, and here it can't.
+        contract.test_an_image_after_a_text_only_turn(row, model)
+        return
+    if row.blocks_after_cache:
         contract.test_a_second_image_in_a_second_turn(row, model, "random:6")
+        contract.test_a_second_image_after_an_answer(row, model)
+        contract.test_an_image_after_a_text_only_turn(row, model)
         return
     with apply(model, "random:6"):
         cache = cache_of_output(model(**row.inputs(contract.CHAT), use_cache=True))
@@ -138,9 +167,63 @@ def test_decoding_and_turns(row: Other, prompts: tuple[str, ...]) -> None:
             model(**later, **{CACHE: cache})
 
 
+@pytest.mark.parametrize("spec", ["random:1.0", "random:6"])
+def test_a_second_image_in_generate(row: Other, spec: str) -> None:
+    """`generate` gets the ids and types of the whole conversation, a cache, and the new image alone."""
+    if not row.blocks_after_cache or row.images_see_later_ones:
+        return
+    model = shared(row)
+    whole = row.inputs(contract.CHAT + " t2 B t4")
+    dense = contract.generate(model, whole, 4)
+    with apply(model, spec):
+        expected = contract.generate(model, whole, 4)
+        cache = cache_of_output(model(**row.inputs(contract.CHAT), use_cache=True))
+        ids = contract.generate(model, {**whole, **row.pixels("B")}, 4, **{CACHE: cache})
+    assert torch.equal(ids, expected)
+    assert spec != "random:1.0" or torch.equal(ids, dense)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_dropping_in_a_later_turn_is_masking(row: Other, attention: str) -> None:
+    """The dense model on a cache, in which dropped columns of both images can't be seen."""
+    if not (row.full_attention and row.blocks_after_cache):
+        return
+    model = shared(row, attention)
+    whole, first = row.inputs("t6 A t5 t2 B t4"), row.inputs("t6 A t5")
+    begin = first["input_ids"].shape[1]
+    second = {**whole, **row.pixels("B"), "input_ids": whole["input_ids"][:, begin:]}
+    keep = contract.kept_columns(row, whole, compress(model, whole, "random:6:positions=keep"))
+    positions = contract.dense_positions(model, whole)
+    for spec, mask in (("random:1.0", torch.ones_like(keep)), ("random:6:positions=keep", keep)):
+        given = first | {"attention_mask": mask[:, :begin].long(), "position_ids": positions[:, :begin]}
+        cache = cache_of_output(model(**given, use_cache=True))
+        given = second | {"attention_mask": mask.long(), "position_ids": positions[:, begin:]}
+        expected = model(**given, **{CACHE: cache}).logits
+        with apply(model, spec):
+            cache = cache_of_output(model(**first, use_cache=True))
+            got = model(**second, **{CACHE: cache}).logits
+        real = mask[:, begin:]
+        torch.testing.assert_close(got[real], expected[real], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("point", INSIDE)
 def test_the_contract_inside_the_decoder(inside: Other, point: str) -> None:
     INSIDE[point](inside, shared(inside))
+
+
+def test_position_ids_that_generate_drops(row: Other, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    model, inputs = shared(row), row.inputs(*contract.BATCH)
+    assert family_of(model).takes_positions == row.takes_positions
+    if row.takes_positions:
+        return
+    for spec in ("random:1.0", "random:6:positions=pack"):
+        with apply(model, spec):
+            expected = contract.generate(model, inputs, 4)
+        assert torch.equal(contract.generate(model, compress(model, inputs, spec), 4), expected)
+    with pytest.raises(FoveateError, match=r"drops the position ids.*positions=pack"):
+        compress(model, inputs, "random:6")
 
 
 def test_counts(row: Other) -> None:

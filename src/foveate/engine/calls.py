@@ -42,6 +42,8 @@ from foveate.tokens import Signal
 from foveate.transformers_api import cache_of_call, cache_of_output
 
 Call = dict[str, Any]
+_CUT = {"input_ids", "inputs_embeds", "attention_mask", "position_ids", "mm_encoder_outputs"}
+"""Arguments of a call with a value per column that are made anew."""
 
 
 @dataclass
@@ -107,6 +109,23 @@ class CachedPrefix:
     def full_length(self) -> int:
         """Return the columns of the full conversation; 0 if nothing was compressed."""
         return 0 if self.state is None else self.state.full_length + self.tail
+
+
+@dataclass(frozen=True)
+class PreparedInputs:
+    """What `generate` gave to its model's `prepare_inputs_for_generation`; a model may not pass all of it on.
+
+    Attributes:
+        cache: a weak reference to the cache.
+        length: columns of the ids: those of the full conversation, or the new ones alone.
+        taken: how many of the last columns are passed on; None for all.
+        position_ids: of the full conversation or of what is passed on; None if there are none.
+    """
+
+    cache: weakref.ref[Any]
+    length: int
+    taken: int | None
+    position_ids: Tensor | None
 
 
 @dataclass
@@ -186,6 +205,7 @@ class CoreCalls:
             before_core=self._before_core,
             after_core=self._after_core,
             end_call=self._end_call,
+            before_prepare=self._before_prepare,
         )
 
     def close(self) -> None:
@@ -221,9 +241,18 @@ class CoreCalls:
         self._local.pending = pending
         self._decoder_hooks.start(None if pending is None else pending.decoder_pass)
 
+    def _before_prepare(self, arguments: Call) -> None:
+        """Note what `generate` is about to pass: some models hide its length and position ids from their own call."""
+        ids, cache = arguments.get("input_ids"), cache_of_call(arguments)
+        self._local.prepared = None
+        if ids is not None and cache is not None and arguments.get("inputs_embeds") is None:
+            taken, positions = arguments.get("next_sequence_length"), arguments.get("position_ids")
+            self._local.prepared = PreparedInputs(weakref.ref(cache), ids.shape[1], taken, positions)
+
     def _before_core(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> Any:
         """Return the shorter call, or None where there is nothing to do."""
         self._pend(None)
+        prepared: PreparedInputs | None = self._local.__dict__.pop("prepared", None)
         call = {**self._signature.bind_partial(*args).arguments, **kwargs} if args else dict(kwargs)
         refuse_video(self.family, call)
         output = (call.get("mm_encoder_outputs") or {}).get("image")
@@ -241,7 +270,7 @@ class CoreCalls:
         prefix = CachedPrefix(None, cached)
         if state is not None:
             prefix = self._cached_prefix(cache, state, cached, rows)
-            new = self._new_tokens(call, prefix, passed)
+            new = self._new_tokens(call, prefix, passed, prepared)
             call = _last(call, new)
         if brings_images:
             known, order = self._images(self.family.encode(call) if output is None else output, call)
@@ -249,6 +278,8 @@ class CoreCalls:
         else:
             call, pending = self._call_with_text(call, prefix)
         pending.seen = passed - new
+        # Some cores drop hidden states that predict nothing; the caller then takes what it wants from all of them.
+        call.pop("logits_to_keep", None)
         self._pend(pending)
         return (), call
 
@@ -324,7 +355,7 @@ class CoreCalls:
                     "inside the decoder; begin again with an empty cache"
                 )
 
-    def _new_tokens(self, call: Call, prefix: CachedPrefix, passed: int) -> int:
+    def _new_tokens(self, call: Call, prefix: CachedPrefix, passed: int, prepared: PreparedInputs | None) -> int:
         """Return how many of the tokens that were passed are new to the conversation.
 
         `generate`, given the full conversation and a cache, passes what comes after the cache's own length, which is
@@ -344,10 +375,20 @@ class CoreCalls:
                 "tokens came, so it needs one column for each of both"
             )
         excess = past - cached
-        positions = call.get("position_ids")
-        if positions is None or passed <= max(excess, 1):
+        # Without `generate`, a caller passes new tokens only.
+        if prepared is None or prepared.cache() is not cache_of_call(call) or excess <= 0:
             return passed
-        return passed - excess if self.family.text_position(positions) == cached else passed
+        if prepared.taken is not None:
+            from_cache = prepared.length - prepared.taken == cached
+        else:
+            positions = prepared.position_ids
+            from_cache = positions is not None and self.family.text_position(positions[..., -passed:]) == cached
+        if from_cache and passed <= excess:
+            raise FoveateError(
+                f"a chunk of {passed} tokens came, all of them among the {past} that the conversation holds already; "
+                f"set prefill_chunk_size to more than {excess}, or pass the new tokens alone"
+            )
+        return passed - excess if from_cache else passed
 
     # Images
 
@@ -401,10 +442,11 @@ class CoreCalls:
         ids: Tensor = call["input_ids"]
         full_mask: Tensor | None = call.get("attention_mask")
         images = [known.images[number] for number in order]
-        if prefix.cached and call.get("token_type_ids") is not None:
+        blocks = [name for name in family.block_types if prefix.cached and call.get(name) is not None]
+        if blocks and not family.blocks_after_cache:
             raise FoveateError(
-                "an image in a later turn is not supported for models whose images look in both directions: their "
-                "token types would have to describe the cache, too; pass the full conversation without a cache"
+                f"an image in a later turn is not supported for {family.title}: its images look in both directions, "
+                "and with a cache the model makes no such mask; pass the full conversation without a cache"
             )
         if prefix.state is None and prefix.cached:
             prefix = self._plain_beginning(call, prefix.cached)
@@ -436,6 +478,9 @@ class CoreCalls:
             decoder_pass.start_prompt(ids, cut, visual, images, order, known.signals, self.schedule, wanted)
         call = self._shortened(call, cut, images)
         call["attention_mask"] = mask
+        for name in blocks:
+            # The model's mask reads them from the first column of the cache on; only new columns look ahead.
+            call[name] = torch.nn.functional.pad(call[name], (prefix.cached, 0))
         self.builder.milliseconds += (self._now() - began) * 1e3
         complete = cut.columns.shape == ids.shape and not cut.padded
         restore = None if complete else cut.restore_index()
@@ -474,6 +519,13 @@ class CoreCalls:
         call["mm_encoder_outputs"] = family.container(
             [image.features for image in images], [image.companions for image in images]
         )
+        for name in self._signature.parameters.keys() - PER_COLUMN.keys() - _CUT:
+            value = call.get(name)
+            if isinstance(value, Tensor) and value.ndim > 1 and value.shape[:2] == ids.shape:
+                raise FoveateError(
+                    f"{name} has one value for every token of the prompt, and how it is cut along with the prompt is "
+                    f"not known; leave it out if {family.title} can do without"
+                )
         for name, fill in PER_COLUMN.items():
             if call.get(name) is not None:
                 # Decoding with drafts adds ids to the prompt, and no types.

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from foveate.engine.calls import refuse_video
 from foveate.engine.encode import Encoded, encode_for
 from foveate.engine.images import plan_images
-from foveate.engine.prompt import PER_COLUMN, CompressedImage, cut_prompt, refuse_packed, texts_of
+from foveate.engine.prompt import PER_COLUMN, CompressedImage, CutPrompt, cut_prompt, refuse_packed, texts_of
 from foveate.engine.sharding import refuse_sharded
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.schedule import schedule
-from foveate.spec import SpecLike, as_spec
+from foveate.spec import Spec, SpecLike, as_spec
 
 
 class ShortInputs(Mapping[str, Any]):
@@ -126,6 +126,8 @@ def compress(
     texts = texts_of(family, ids, inputs.get("attention_mask"), encoded.layouts) if steps.reads_text else None
     images = plan_images(family, steps, encoded, texts)
     cut = cut_prompt(family, ids, inputs.get("attention_mask"), inputs.get("position_ids"), images)
+    if not family.takes_positions:
+        _check_packed(family, steps.spec, cut)
     tensors: dict[str, Any] = {
         "input_ids": cut.input_ids,
         "attention_mask": cut.attention_mask,
@@ -138,3 +140,17 @@ def compress(
             tensors[name] = value
     milliseconds["compressor"] = (now(device) - began) * 1e3
     return ShortInputs(family, tensors, images, milliseconds)
+
+
+def _check_packed(family: Family, spec: Spec, cut: CutPrompt) -> None:
+    """Check that the position ids of a prompt are those that a model makes itself when it is given none.
+
+    Raises:
+        FoveateError: they have gaps.
+    """
+    both = cut.columns[:, 1:].minimum(cut.columns[:, :-1]) >= 0
+    if bool(((cut.position_ids.diff(dim=-1) != 1) & both).any()):
+        raise FoveateError(
+            f"{spec} leaves gaps between position ids, and generate of {family.title} drops the position ids that it "
+            "is given; use foveate.apply, or write positions=pack for every step"
+        )

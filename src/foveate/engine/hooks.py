@@ -52,6 +52,11 @@ class CoreHooks:
 
     def __init__(self, model: nn.Module, core: nn.Module) -> None:
         self._core = core
+        self._generators = [
+            each
+            for each in model.modules()
+            if hasattr(type(each), "prepare_inputs_for_generation") and any(part is core for part in each.modules())
+        ]
         self._around = next((each for each in model.modules() if any(part is core for part in each.children())), None)
         self._handles: list[Handle] = []
 
@@ -62,8 +67,12 @@ class CoreHooks:
         before_core: Callable[[nn.Module, Arguments, Keywords], Any],
         after_core: Callable[[nn.Module, Arguments, Any], Any],
         end_call: Callable[[nn.Module, Arguments, Any], None],
+        before_prepare: Callable[[Keywords], None],
     ) -> None:
-        """Put the hooks on; `after_model` and `end_call` are called even if the call failed."""
+        """Put the hooks on; `after_model` and `end_call` are called even if the call failed.
+
+        `before_prepare` gets what `generate` passes to its model's `prepare_inputs_for_generation` before a call.
+        """
         add = self._handles.append
         if self._around is not None:
             add(self._around.register_forward_pre_hook(before_model, with_kwargs=True))
@@ -71,6 +80,8 @@ class CoreHooks:
         add(self._core.register_forward_pre_hook(before_core, with_kwargs=True))
         add(self._core.register_forward_hook(after_core))
         add(self._core.register_forward_hook(end_call, always_call=True))
+        for module in self._generators:
+            add(on_call(module, "prepare_inputs_for_generation", before=before_prepare))
 
     def close(self) -> None:
         """Take the hooks off."""

@@ -16,7 +16,7 @@ from foveate.families import Family
 from foveate.plan import Plan
 from foveate.tokens import Layout
 
-PER_COLUMN = {"labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0}
+PER_COLUMN = {"labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0}
 """Inputs with one value per column of the prompt, and what stands at padding made here."""
 
 

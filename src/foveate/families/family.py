@@ -88,6 +88,12 @@ class Family(Decoder, ABC):
     """The inputs that describe images; they are dropped from a call once its features are computed."""
     encoder_arguments: ClassVar[tuple[str, ...]] = ()
     """Arguments of `get_image_features` that `tower_call` needs and the tower does not get."""
+    block_types: ClassVar[tuple[str, ...]] = ()
+    """The token types from which the model makes blocks of columns that look in both directions; 0 is text."""
+    blocks_after_cache: ClassVar[bool] = True
+    """Whether the model makes these blocks in a call with a filled cache, too, from the types of all columns."""
+    takes_positions: ClassVar[bool] = True
+    """Whether `generate` passes on the position ids that it is given."""
     memories: ClassVar[tuple[str, ...]] = ()
     """Attributes of the core that a call changes; `apply` restores them."""
     video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos",)

@@ -16,6 +16,7 @@ from foveate.families.config_fields import kind_of
 from foveate.families.family import Capture, Family
 from foveate.layout import Layout, one_row
 from foveate.tokens import Signal
+from foveate.transformers_api import block_types, passes_position_ids, passes_types_from_start
 
 _warned: weakref.WeakSet[type] = weakref.WeakSet()
 _SWITCHES = ("self", "kwargs", "vision_feature_layer", "vision_feature_select_strategy", "output_hidden_states")
@@ -55,6 +56,12 @@ class Generic(Family):
             name for name in arguments if name not in _SWITCHES
         )
         _refuse(self.core, self.config)
+        generator = _generator_of(model, self.core)
+        self.takes_positions = generator is None or passes_position_ids(generator)  # pyright: ignore
+        self.block_types = block_types(generator)  # pyright: ignore[reportAttributeAccessIssue]
+        self.blocks_after_cache = all(  # pyright: ignore[reportAttributeAccessIssue]
+            passes_types_from_start(generator, name) for name in self.block_types
+        )
         if self._is_plain():
             self.places = ("input", "decoder")  # pyright: ignore[reportAttributeAccessIssue]
         unknown = sorted(set(self.layer_kinds()) - _KINDS)
@@ -88,10 +95,10 @@ class Generic(Family):
         if set(self.layer_kinds()) != {"full_attention"} or not hasattr(self.decoder, "rotary_emb"):
             return False
         takes = inspect.signature(self.decoder_layers[0].forward).parameters
-        # With token types, some columns attend in both directions, and only the model makes that mask.
-        return (
-            "position_embeddings" in takes and "token_type_ids" not in inspect.signature(self.core.forward).parameters
-        )
+        # With token types, some columns may attend in both directions, and only the model makes that mask.
+        types = {"token_type_ids", "mm_token_type_ids"} & set(inspect.signature(self.core.forward).parameters)
+        causal = getattr(self.decoder_config, "is_causal", True) is not False
+        return causal and not types and not self.block_types and "position_embeddings" in takes
 
     @property
     def tower(self) -> nn.Module:
@@ -270,6 +277,12 @@ def _core_of(model: nn.Module) -> nn.Module:
             "features enter"
         )
     return found
+
+
+def _generator_of(model: nn.Module, core: nn.Module) -> nn.Module | None:
+    """Find the innermost module around the core that has a `generate`; None if there is none."""
+    around = [each for each in model.modules() if hasattr(type(each), "prepare_inputs_for_generation")]
+    return next((each for each in reversed(around) if any(part is core for part in each.modules())), None)
 
 
 def _refuse(core: nn.Module, config: Any) -> None:

@@ -36,6 +36,8 @@ class Row:
         words: special tokens of the tokenizer and their ids, the placeholder among them.
         processor: from a tokenizer, the model's configuration and "torchvision" or "pil", which computes with images:
             the family's real processor with its chat template.
+        later_type: the token type of text after the prompt.
+        rounding: by how much logits may differ where nothing is left out.
         smaller: for a family that resizes exactly: `(letter, rows, columns)` -> pixel inputs of the smaller picture.
     """
 
@@ -51,6 +53,8 @@ class Row:
     words: Mapping[str, int]
     processor: Callable[[Any, Any, str], Any]
     smaller: Callable[[str, int, int], dict[str, Tensor]] | None = None
+    later_type: int = 0
+    rounding: float = 1e-6
 
     def model(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
         """The same model every time, in evaluation mode."""
@@ -99,6 +103,15 @@ class Row:
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.image_token).int()
         letters = "".join(piece for prompt in prompts for piece in prompt.split() if piece[0] != "t")
         return inputs | (self.pixels(letters) if letters else {})
+
+    def with_text(self, inputs: dict[str, Tensor], more: Tensor) -> dict[str, Tensor]:
+        """Inputs with text `(B, n)` after them."""
+        longer = {**inputs, "input_ids": torch.cat([inputs["input_ids"], more], dim=1)}
+        longer["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(more)], dim=1)
+        for name in {"token_type_ids", "mm_token_type_ids"} & inputs.keys():
+            types = inputs[name].new_full(more.shape, self.later_type)
+            longer[name] = torch.cat([inputs[name], types], dim=1)
+        return longer
 
 
 def grid(height: int, width: int) -> Layout:
