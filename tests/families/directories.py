@@ -19,6 +19,7 @@ def make_processor(row: Row, config: Any, backend: str = "pil") -> Any:
         config: of its model.
         backend: what computes with images, "torchvision" or "pil".
     """
+    assert row.processor is not None, f"{row.name} names no processor"
     taken = set(row.words.values())
     free = (number for number in range(config.get_text_config().vocab_size) if number not in taken)
     vocabulary = dict(row.words) | dict(zip(WORDS, free)) | {f"word{number}": number for number in free}

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,12 +33,12 @@ class Row:
             `(N, heads, width)` per image.
         resized: per way of shrinking images: `(model, letter, rows, columns)` -> the features `(n, D)` of the picture
             shrunk to a grid of so many rows and columns.
+        smaller: for a family that resizes exactly: `(letter, rows, columns)` -> pixel inputs of the smaller picture.
+        later_type: the token type of text after the prompt.
+        rounding: by how much logits may differ where nothing is left out.
         words: special tokens of the tokenizer and their ids, the placeholder among them.
         processor: from a tokenizer, the model's configuration and "torchvision" or "pil", which computes with images:
             the family's real processor with its chat template.
-        later_type: the token type of text after the prompt.
-        rounding: by how much logits may differ where nothing is left out.
-        smaller: for a family that resizes exactly: `(letter, rows, columns)` -> pixel inputs of the smaller picture.
     """
 
     name: str
@@ -50,11 +50,11 @@ class Row:
     attention: Callable[[list[Tensor], dict[str, Tensor]], list[Tensor]]
     keys: Callable[[Any, Tensor, dict[str, Tensor]], list[Tensor]]
     resized: Mapping[str, Callable[[Any, str, int, int], Tensor]]
-    words: Mapping[str, int]
-    processor: Callable[[Any, Any, str], Any]
     smaller: Callable[[str, int, int], dict[str, Tensor]] | None = None
     later_type: int = 0
     rounding: float = 1e-6
+    words: Mapping[str, int] = field(default_factory=dict)
+    processor: Callable[[Any, Any, str], Any] | None = None
 
     def model(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
         """The same model every time, in evaluation mode."""
