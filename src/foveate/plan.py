@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Float32, Int64, Shaped
 from torch import Tensor
 
 from foveate.errors import PlanError
+from foveate.precision import without_autocast
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,10 @@ class Plan:
 
     def apply(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
         """Compute features of the kept tokens: `(B, N, D)` -> `(B, M, D)`, in the dtype of `x`; sums are in float32."""
+        with without_autocast(x.device):
+            return self._applied(x)
+
+    def _applied(self, x: Tensor) -> Tensor:
         if self.mix is not None:
             return torch.bmm(self.mix.to(torch.promote_types(x.dtype, torch.float32)), _wide(x)).to(x.dtype)
         if self.group is None:

@@ -35,6 +35,7 @@ __all__ = [
     "causal_mask",
     "check_version",
     "deepstack_output",
+    "last_keys",
     "new_cache",
     "passes_position_ids",
     "passes_types_from_start",
@@ -128,6 +129,16 @@ def cached_keys(cache: Any, layer: int) -> Tensor | None:
 def cached_rows(cache: Any) -> int:
     """Return the rows of a filled cache; layers of linear attention, which hold no keys, are passed over."""
     return next(layer.keys.shape[0] for layer in cache.layers if isinstance(getattr(layer, "keys", None), Tensor))
+
+
+def last_keys(cache: Any) -> tuple[int, Tensor | None]:
+    """Return the deepest layer of a cache that holds keys, and these, `(B, H_keys, P, d)`; None if none does."""
+    layers = list(enumerate(getattr(cache, "layers", ())))
+    for layer, each in reversed(layers):
+        keys = getattr(each, "keys", None)
+        if isinstance(keys, Tensor) and keys.ndim == 4 and keys.shape[-2]:
+            return layer, keys
+    return 0, None
 
 
 # Attention

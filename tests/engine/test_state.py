@@ -1,9 +1,8 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from foveate.engine.state import CacheState, LayerState, cache_state, set_cache_state
+from foveate.engine.caches import cache_state, set_cache_state
+from foveate.engine.state import CacheState, LayerState
 from foveate.errors import FoveateError
 
 
@@ -42,8 +41,12 @@ def test_rows() -> None:
 
 
 def test_an_emptied_cache_forgets() -> None:
+    class Lengths:
+        def get_seq_length(self) -> int:
+            return length
+
     length = 3
-    cache = SimpleNamespace(get_seq_length=lambda: length)
+    cache = Lengths()
     assert cache_state(cache) is None
     assert cache_state(None) is None
     set_cache_state(cache, state())

@@ -8,9 +8,9 @@ from rows import Row
 from torch import Tensor
 
 from foveate.engine import encode
+from foveate.engine.containers import images_of
 from foveate.engine.encode import encode_for
 from foveate.engine.hooks import EncoderHooks, hooked
-from foveate.engine.state import capture_of
 from foveate.errors import FoveateError
 from foveate.families import family_of
 from foveate.families.family import attention_received, cls_attention
@@ -22,7 +22,7 @@ from foveate.tokens import EncoderAttention, EncoderKeys
 def captured(model: Any, inputs: dict[str, Tensor], layer: int) -> Any:
     family = family_of(model)
     with hooked(EncoderHooks(family, [EncoderAttention(layer=layer)], features=True)):
-        return family, capture_of(family.encode(inputs))
+        return family, images_of(family.encode(inputs))
 
 
 def weights_of(model: Any, inputs: dict[str, Tensor], layer: int) -> list[Tensor]:

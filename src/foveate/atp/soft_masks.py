@@ -23,6 +23,7 @@ from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.methods.atp import ATPLayer
 from foveate.methods.thresholds import LearnedThresholds
+from foveate.precision import without_autocast
 from foveate.tokens import Signals, VisualTokens
 from foveate.transformers_api import cache_of_call
 
@@ -160,11 +161,13 @@ class SoftMasks:
         for image in self._images:
             signals = Signals({need: answer(need, image.columns, here, previous, None) for need in method.needs})
             tokens = VisualTokens(hidden[image.row, image.content][None], image.layout, signals)
-            if self.scores_only:
-                redundancy, statistics = method.scores(tokens)
-                self.scores[layer].append(LayerScores(redundancy[0], method.spatial(tokens)[0], statistics[0]))
-                continue
-            margin = method.margin(tokens, image.gates.alive[None])[0]
+            # As in `make_plan`, so that training under autocast keeps what evaluation keeps.
+            with without_autocast(hidden.device):
+                if self.scores_only:
+                    redundancy, statistics = method.scores(tokens)
+                    self.scores[layer].append(LayerScores(redundancy[0], method.spatial(tokens)[0], statistics[0]))
+                    continue
+                margin = method.margin(tokens, image.gates.alive[None])[0]
             shares.append(image.gates.close(margin, self.temperature, self.hard))
         if shares:
             self._shares.append(torch.stack(shares))

@@ -24,7 +24,11 @@ def apply(model: nn.Module, spec: SpecLike, *, synchronise: bool = False) -> Run
 
     The model's own `forward`, `generate`, pipelines and trainers keep working: beams, left-padded batches, several
     images per prompt, text-only prompts, labels, second turns on one cache, several conversations at once. A cache
-    filled under one `apply` knows what it holds and can be used again under a later one.
+    filled under one `apply` knows what it holds and can be used again under a later one. A call of the model outside
+    `apply` refuses such a cache, and an `apply` refuses one that was made anew from its tensors.
+
+    It is the model that is changed, for all threads: a call from any of them is compressed until the `apply` ends.
+    A model can't be copied or pickled meanwhile.
 
     >>> import foveate
     >>> model, _ = foveate.reference()
@@ -88,7 +92,7 @@ class Run:
         return self._calls.builder.plans()
 
     def report(self) -> Report:
-        """Return tokens before and after, per image, and the compressor's own time, so far."""
+        """Return tokens before and after, and the compressor's own time, so far; per image for the latest 1024."""
         return self._calls.builder.report()
 
     def close(self) -> None:

@@ -11,17 +11,20 @@ import inspect
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.columns import gather_columns, text_positions
+from foveate.engine.caches import begin_call, cache_state, end_call, refuse_rebuilt, remember, set_cache_state
+from foveate.engine.columns import text_positions
+from foveate.engine.containers import images_of, original
 from foveate.engine.decoder import DecoderPass
 from foveate.engine.encode import Encoded, encoded_from
-from foveate.engine.hooks import CoreHooks, DecoderHooks, EncoderHooks
+from foveate.engine.hooks import CoreHooks, DecoderHooks, EncoderHooks, StaysWithModel
 from foveate.engine.images import plan_images
+from foveate.engine.known import KnownImages, PreparedInputs, UncachedPrompt
+from foveate.engine.pending import PendingCall
 from foveate.engine.prompt import (
     PER_COLUMN,
     CompressedImage,
@@ -32,13 +35,12 @@ from foveate.engine.prompt import (
     texts_of,
 )
 from foveate.engine.report import ReportBuilder
-from foveate.engine.state import CacheState, LayerState, cache_state, capture_of, encoded_of, set_cache_state
+from foveate.engine.state import CachedPrefix, CacheState, LayerState
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Capture, Family
-from foveate.plan import Plan
+from foveate.families.placement import weights_at_hand
 from foveate.schedule import Schedule
-from foveate.tokens import Signal
 from foveate.transformers_api import cache_of_call, cache_of_output
 
 Call = dict[str, Any]
@@ -46,128 +48,7 @@ _CUT = {"input_ids", "inputs_embeds", "attention_mask", "position_ids", "mm_enco
 """Arguments of a call with a value per column that are made anew."""
 
 
-@dataclass
-class KnownImages:
-    """What is remembered of images that were encoded together, for as long as their features live.
-
-    Attributes:
-        images: each of them, before the decoder.
-        entry: the number of the first one in the report.
-        signals: the encoder's answers for each of them, for steps inside the decoder.
-        prompt: the last prompt that they came with and that left no cache, before anything was added to it.
-    """
-
-    images: list[CompressedImage]
-    entry: int
-    signals: Mapping[Signal, Sequence[Tensor]]
-    prompt: UncachedPrompt | None = None
-
-
-@dataclass(frozen=True)
-class UncachedPrompt:
-    """A prompt without a cache, whose plans hold as long as only something is added after it.
-
-    Attributes:
-        ids: `(B, S)` int64.
-        mask: `(B, S)`, 0 at padding; None for no padding.
-        last: how many of its last columns made predictions.
-        plans: those that were made inside the decoder, in order.
-    """
-
-    ids: Tensor
-    mask: Tensor | None
-    last: int
-    plans: list[Plan]
-
-    def begins(self, ids: Tensor, mask: Tensor | None, last: int) -> bool:
-        """Return whether a call is this prompt, with the same predictions wanted and something added after it."""
-        width = self.ids.shape[1]
-        if last != self.last or ids.shape[0] != self.ids.shape[0] or not torch.equal(ids[:, :width], self.ids):
-            return False
-        if mask is None and self.mask is None:
-            return True
-        masks = (torch.ones_like(self.ids) if each is None else each[:, :width] for each in (mask, self.mask))
-        first, second = (each.bool() for each in masks)
-        return torch.equal(first, second)
-
-
-@dataclass(frozen=True)
-class CachedPrefix:
-    """What a cache holds before a call.
-
-    Attributes:
-        state: the compressed beginning, with the call's rows; None if nothing was compressed.
-        cached: columns that layer 0 of the cache holds.
-        tail: plain columns after the compressed beginning.
-    """
-
-    state: CacheState | None
-    cached: int
-    tail: int = 0
-
-    @property
-    def full_length(self) -> int:
-        """Return the columns of the full conversation; 0 if nothing was compressed."""
-        return 0 if self.state is None else self.state.full_length + self.tail
-
-
-@dataclass(frozen=True)
-class PreparedInputs:
-    """What `generate` gave to its model's `prepare_inputs_for_generation`; a model may not pass all of it on.
-
-    Attributes:
-        cache: a weak reference to the cache.
-        length: columns of the ids: those of the full conversation, or the new ones alone.
-        taken: how many of the last columns are passed on; None for all.
-        position_ids: of the full conversation or of what is passed on; None if there are none.
-    """
-
-    cache: weakref.ref[Any]
-    length: int
-    taken: int | None
-    position_ids: Tensor | None
-
-
-@dataclass
-class PendingCall:
-    """What is left to do for the call that is under way.
-
-    Attributes:
-        restore: `(B, S)` int64, for each column that the core was to see the place whose hidden state stands for it.
-        state: what the cache will hold when the call is done, as layer 0 sees it; None leaves its state as it is.
-        decoder_pass: what happens inside the decoder; None for nothing.
-        known: the images that came.
-        order: the number of each image of the call among them.
-        prompt: what to remember of the call if it leaves no cache.
-        seen: how many tokens were passed that the conversation held already.
-    """
-
-    restore: Tensor | None
-    state: CacheState | None
-    decoder_pass: DecoderPass | None = None
-    known: KnownImages | None = None
-    order: Sequence[int] = ()
-    prompt: UncachedPrompt | None = None
-    seen: int = 0
-
-    def restored(self, hidden: Tensor, layer: int | None = None) -> Tensor:
-        """Return hidden states with one for every column that the caller passed.
-
-        Args:
-            hidden: `(B, M, D)`, what comes out of a decoder layer.
-            layer: which one; None for the last one, -1 for what enters the first.
-        """
-        restore = self.restore
-        if self.decoder_pass is not None and (inside := self.decoder_pass.restore(layer)) is not None:
-            restore = inside
-        if self.seen:
-            if restore is None:
-                restore = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[0], -1)
-            restore = torch.cat([restore[:, :1].expand(-1, self.seen), restore], dim=1)
-        return hidden if restore is None else gather_columns(hidden, restore)
-
-
-class CoreCalls:
+class CoreCalls(StaysWithModel):
     """Rewrites the calls of one model for one schedule, and reports what it did.
 
     Args:
@@ -190,7 +71,7 @@ class CoreCalls:
         self._core_hooks = CoreHooks(model, family.core)
         self._signature = inspect.signature(family.core.forward)
         self._local = threading.local()
-        self._device = next(family.core.parameters()).device
+        self._device = family.device
         # Without a cache, `generate` passes the same features at every step.
         self._known: weakref.WeakKeyDictionary[Capture | Encoded, KnownImages] = weakref.WeakKeyDictionary()
         self._left_behind: dict[str, Any] = {}
@@ -239,6 +120,8 @@ class CoreCalls:
     def _pend(self, pending: PendingCall | None) -> None:
         """Keep what is left to do for this thread's running call."""
         self._local.pending = pending
+        if pending is None and (cache := self._local.__dict__.pop("cache", None)) is not None:
+            end_call(cache)
         self._decoder_hooks.start(None if pending is None else pending.decoder_pass)
 
     def _before_prepare(self, arguments: Call) -> None:
@@ -261,6 +144,8 @@ class CoreCalls:
         state = cache_state(cache)
         cached = 0 if cache is None else int(cache.get_seq_length())
         if state is None:
+            if cached:
+                refuse_rebuilt(cache)
             self._check_layers(cache, cached, None, 0)
             if not brings_images:
                 return None
@@ -273,7 +158,8 @@ class CoreCalls:
             new = self._new_tokens(call, prefix, passed, prepared)
             call = _last(call, new)
         if brings_images:
-            known, order = self._images(self.family.encode(call) if output is None else output, call)
+            with weights_at_hand(self.family.core):
+                known, order = self._images(self.family.encode(call) if output is None else output, call)
             call, pending = self._call_with_images(call, known, order, prefix)
         else:
             call, pending = self._call_with_text(call, prefix)
@@ -281,6 +167,9 @@ class CoreCalls:
         # Some cores drop hidden states that predict nothing; the caller then takes what it wants from all of them.
         call.pop("logits_to_keep", None)
         self._pend(pending)
+        if state is not None:
+            self._local.cache = cache
+            begin_call(cache)
         return (), call
 
     def _after_core(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -289,20 +178,14 @@ class CoreCalls:
         if pending is None:
             return None
         self._report(pending)
-        hidden = pending.restored(output[0])
-        cache = cache_of_output(output)
-        if isinstance(output, tuple):
-            output = (hidden, *output[1:])
-        else:
-            output.last_hidden_state = hidden
-            if getattr(output, "hidden_states", None) is not None:
-                layers = enumerate(output.hidden_states, start=-1)
-                output.hidden_states = tuple(pending.restored(each, layer) for layer, each in layers)
+        cache, state = cache_of_output(output), pending.state_after()
+        output = pending.restored_output(output, state)
         if cache is None and pending.known is not None and pending.prompt is not None:
             pending.known.prompt = pending.prompt
-        if cache is not None and pending.state is not None:
-            inside = pending.decoder_pass
-            set_cache_state(cache, pending.state if inside is None else inside.state_after(pending.state))
+        if cache is not None and state is not None:
+            set_cache_state(cache, state)
+            if pending.known is not None:
+                remember(cache, state)
         return output
 
     def _report(self, pending: PendingCall) -> None:
@@ -399,10 +282,10 @@ class CoreCalls:
             FoveateError: the features weren't made under this apply, or a step can't act on them.
         """
         ids: Tensor = call["input_ids"]
-        encoded: Encoded | None = encoded_of(output)
-        if encoded is not None:
-            encoded.check(self.schedule)
-        capture = capture_of(output) if encoded is None else encoded
+        output = original(output)
+        capture: Capture | Encoded | None = images_of(output)
+        if isinstance(capture, Encoded):
+            capture.check(self.schedule)
         if capture is None or (isinstance(capture, Capture) and not self._encoder_hooks.complete(capture)):
             raise FoveateError(
                 "image features came that were not made under this apply, or were taken apart by chunked prefill; pass "
@@ -431,7 +314,7 @@ class CoreCalls:
             texts = [in_prompt[order.index(number)] for number in range(len(capture.layouts))]
         images = plan_images(self.family, self.schedule, encoded, texts)
         entry = self.builder.add(images, (self._now() - began) * 1e3)
-        return KnownImages(images, entry, encoded.signals if self.schedule.layers else {})
+        return KnownImages(images, entry, encoded.signals if self.schedule.layers else {}, encoded.stacked)
 
     def _call_with_images(
         self, call: Call, known: KnownImages, order: Sequence[int], prefix: CachedPrefix
@@ -476,7 +359,7 @@ class CoreCalls:
             wanted: WantedPredictions = getattr(self._local, "wanted", WantedPredictions())
             prompt = self._uncached(call, known, decoder_pass, wanted)
             decoder_pass.start_prompt(ids, cut, visual, images, order, known.signals, self.schedule, wanted)
-        call = self._shortened(call, cut, images)
+        call = self._shortened(call, cut, images, known.stacked)
         call["attention_mask"] = mask
         for name in blocks:
             # The model's mask reads them from the first column of the cache on; only new columns look ahead.
@@ -484,7 +367,7 @@ class CoreCalls:
         self.builder.milliseconds += (self._now() - began) * 1e3
         complete = cut.columns.shape == ids.shape and not cut.padded
         restore = None if complete else cut.restore_index()
-        return call, PendingCall(restore, after, decoder_pass, known, order, prompt)
+        return call, PendingCall(restore, prefix, after, decoder_pass, known, order, prompt)
 
     def _plain_beginning(self, call: Call, cached: int) -> CachedPrefix:
         """Return a conversation that began with plain text, of which every cached place is its own column."""
@@ -509,7 +392,7 @@ class CoreCalls:
             return prompt
         return UncachedPrompt(ids, mask, wanted.last, decoder_pass.plans)
 
-    def _shortened(self, call: Call, cut: CutPrompt, images: Sequence[CompressedImage]) -> Call:
+    def _shortened(self, call: Call, cut: CutPrompt, images: Sequence[CompressedImage], stacked: bool) -> Call:
         """Return the call with the cut prompt and the compressed images."""
         family = self.family
         ids: Tensor = call["input_ids"]
@@ -517,7 +400,7 @@ class CoreCalls:
         call["input_ids"] = cut.input_ids
         call["position_ids"] = cut.position_ids
         call["mm_encoder_outputs"] = family.container(
-            [image.features for image in images], [image.companions for image in images]
+            [image.features for image in images], [image.companions for image in images], stacked
         )
         for name in self._signature.parameters.keys() - PER_COLUMN.keys() - _CUT:
             value = call.get(name)
@@ -558,7 +441,7 @@ class CoreCalls:
             decoder_pass = self._decoder_pass(call, prefix, full_mask, length)
             assert decoder_pass is not None
             decoder_pass.start_text(new, new_mask)
-        return call, PendingCall(None, after, decoder_pass)
+        return call, PendingCall(None, prefix, after, decoder_pass)
 
     def _decoder_pass(
         self, call: Call, prefix: CachedPrefix, full_mask: Tensor | None, length: int

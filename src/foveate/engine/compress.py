@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from foveate.engine.calls import refuse_video
@@ -23,7 +26,7 @@ class ShortInputs(Mapping[str, Any]):
     """Shorter inputs, for `model(**short)` and `model.generate(**short)`, as often as you like.
 
     A mapping, not a dict: `generate` changes the container of the image features in place, so each look at
-    `mm_encoder_outputs` makes a fresh one.
+    `mm_encoder_outputs` makes a fresh one. It holds no model, so it can be pickled and sent to another process.
 
     Attributes:
         images: what became of each image.
@@ -31,19 +34,43 @@ class ShortInputs(Mapping[str, Any]):
     """
 
     def __init__(
-        self, family: Family, tensors: dict[str, Any], images: Sequence[CompressedImage], milliseconds: dict[str, float]
+        self,
+        container: Callable[..., dict[str, Any]],
+        tensors: dict[str, Any],
+        images: Sequence[CompressedImage],
+        milliseconds: dict[str, float],
     ) -> None:
-        self._family = family
+        self._container = container
         self._tensors = tensors
         self.images = tuple(images)
         self.milliseconds = milliseconds
 
     def __getitem__(self, name: str) -> Any:
         if name == "mm_encoder_outputs" and self.images:
-            return self._family.container(
+            return self._container(
                 [image.features for image in self.images], [image.companions for image in self.images]
             )
         return self._tensors[name]
+
+    def to(self, device: torch.device | str | int | None = None, dtype: torch.dtype | None = None) -> ShortInputs:
+        """Return the same on another device, and with features in another dtype.
+
+        Args:
+            device: where all tensors go; None leaves them where they are.
+            dtype: of the features; ids, masks and positions keep theirs.
+        """
+
+        def moved(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+
+        images = [
+            replace(image, features=moved(image.features), companions=tuple(map(moved, image.companions)))
+            for image in self.images
+        ]
+        tensors = {name: moved(value) for name, value in self._tensors.items()}
+        return ShortInputs(self._container, tensors, images, self.milliseconds)
 
     def __iter__(self) -> Iterator[str]:
         yield from self._tensors
@@ -111,9 +138,9 @@ def compress(
                 f"the prompt holds {placeholders} image placeholders and no image came with it; pass all that the "
                 "processor returned"
             )
-        return ShortInputs(family, dict(inputs), (), {"encoder": 0.0, "compressor": 0.0})
+        return ShortInputs(family.container, dict(inputs), (), {"encoder": 0.0, "compressor": 0.0})
 
-    device = next(family.core.parameters()).device
+    device = family.device
     milliseconds = {"encoder": 0.0}
     if encoded is None:
         refuse_sharded(model, family.core)
@@ -139,7 +166,11 @@ def compress(
         elif name not in tensors and name not in family.pixel_inputs:
             tensors[name] = value
     milliseconds["compressor"] = (now(device) - began) * 1e3
-    return ShortInputs(family, tensors, images, milliseconds)
+    container = family.container
+    if encoded.stacked:
+        row_tokens = (cut.input_ids == family.image_token).sum(dim=1).tolist()
+        container = partial(container, stacked=True, row_tokens=row_tokens)
+    return ShortInputs(container, tensors, images, milliseconds)
 
 
 def _check_packed(family: Family, spec: Spec, cut: CutPrompt) -> None:

@@ -219,6 +219,11 @@ class DecoderPass:
         reached = [group.columns for group in self._groups.values() if group.layer <= layer]
         return reached[-1].restore if reached and reached[-1] is not None else None
 
+    def layer_of_width(self, width: int) -> int:
+        """Return the first layer that had `width` columns of this call; -1 for those before the first step."""
+        groups = (group for group in self._groups.values() if group.columns is not None)
+        return next((group.layer for group in groups if group.columns.index.shape[1] == width), -1)  # pyright: ignore
+
     # What a call brings
 
     def start_text(self, count: int, mask: Tensor | None) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.engine.containers import images_of
 from foveate.engine.encoder import mapped_signal, plan_inside
 from foveate.engine.hooks import EncoderHooks, hooked
 from foveate.engine.sharding import refuse_sharded
-from foveate.engine.state import capture_of
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Capture, Family, family_of
+from foveate.families.placement import weights_at_hand
 from foveate.plan import Plan
 from foveate.schedule import Schedule, schedule
 from foveate.spec import SpecLike, as_spec, spec_list
@@ -38,6 +39,7 @@ class Encoded:
             `@encoder` left nothing.
         inside: per image, the plan of a step at `@encoder` over the tokens of `seen`, a batch of one; empty if there
             was none.
+        stacked: whether the model takes the features of its images as one tensor, and not as a list.
         steps: the steps at `@pixels` and `@encoder` that ran, in their written form; "" for none.
         milliseconds: time of encoder and projector.
     """
@@ -50,6 +52,7 @@ class Encoded:
     features: tuple[Tensor, ...] | None
     signals: Mapping[Signal, tuple[Tensor, ...]]
     inside: tuple[Plan, ...] = ()
+    stacked: bool = False
     steps: str = ""
     milliseconds: float = 0.0
 
@@ -125,15 +128,16 @@ def encode_for(family: Family, inputs: Mapping[str, Any], schedules: Sequence[Sc
     signals = tuple(dict.fromkeys(signal for each in schedules for signal in each.encoder_signals))
     features = any(each.features for each in schedules)
     pixels, inside = (schedules[0].pixels, schedules[0].encoder) if schedules else (None, None)
-    device = next(family.core.parameters()).device
+    device = family.device
     began = now(device)
-    with hooked(EncoderHooks(family, signals, features, pixels, inside)):
-        output = family.encode({name: _to(value, device) for name, value in inputs.items()})
-    capture = capture_of(output)
-    assert capture is not None
-    capture, _ = family.in_prompt(capture, range(len(capture.layouts)), inputs.get("input_ids"))
-    milliseconds = (now(device) - began) * 1e3
-    encoded = encoded_from(family, capture, signals, features)
+    with weights_at_hand(family.core):
+        with hooked(EncoderHooks(family, signals, features, pixels, inside)):
+            output = family.encode({name: _to(value, device) for name, value in inputs.items()})
+        capture = images_of(output)
+        assert isinstance(capture, Capture)
+        capture, _ = family.in_prompt(capture, range(len(capture.layouts)), inputs.get("input_ids"))
+        milliseconds = (now(device) - began) * 1e3
+        encoded = encoded_from(family, capture, signals, features)
     return replace(encoded, steps=schedules[0].encoding if schedules else "", milliseconds=milliseconds)
 
 
@@ -159,6 +163,7 @@ def encoded_from(family: Family, capture: Capture, signals: Sequence[Signal], fe
         features=family.features(capture) if features else None,
         signals=answers,
         inside=() if inside is None else tuple(inside.image(number) for number in range(len(capture.layouts))),
+        stacked=capture.stacked,
     )
 
 

@@ -19,9 +19,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from foveate.engine.containers import mark_images
 from foveate.engine.decoder import DecoderPass
 from foveate.engine.encoder import EncoderPass, full_index
-from foveate.engine.state import mark_captured
+from foveate.errors import FoveateError
 from foveate.families import Capture, Family
 from foveate.methods import Method, PixelMethod
 from foveate.schedule.encoder_layers import encoder_methods, encoder_needs
@@ -39,10 +40,20 @@ class Handle(Protocol):
         """Take the hook off."""
 
 
+class StaysWithModel:
+    """Refuse to be copied: a hook belongs to the one model that it was put on."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise FoveateError(
+            "a model can't be copied or pickled whole while foveate.apply is open on it, since its hooks would go "
+            "along; end the apply first, or take model.state_dict() or model.save_pretrained()"
+        )
+
+
 # On the core, where image features meet text
 
 
-class CoreHooks:
+class CoreHooks(StaysWithModel):
     """Calls hooks before and after the core, and before and after the module right around it.
 
     Args:
@@ -92,7 +103,7 @@ class CoreHooks:
 # On the encoder
 
 
-class EncoderHooks:
+class EncoderHooks(StaysWithModel):
     """Captures what an encoder's layers made, and runs the steps at `@pixels` and `@encoder`.
 
     The encoder runs exactly once, through the model's own code. Signals are computed later from what was captured: the
@@ -172,7 +183,7 @@ class EncoderHooks:
     def _capture_result(self, output: Any) -> None:
         """Capture what comes out of an encoder of which nothing else is known."""
         if hasattr(output, "pooler_output"):
-            mark_captured(output, self.family.encoded(output))
+            mark_images(output, self.family.encoded(output))
 
     def _note_arguments(self, arguments: Keywords) -> None:
         self._local.arguments = {name: arguments.get(name) for name in self.family.encoder_arguments}
@@ -228,7 +239,7 @@ class EncoderHooks:
         # A backward pass may run the layers again, on what was merged before.
         self._local.encoder_pass = None
         if (capture := self._capture) is not None:
-            mark_captured(output, capture)
+            mark_images(output, capture)
 
     def _after_projection(self, module: nn.Module, args: Arguments, output: Any) -> Any:
         capture = self._capture
@@ -260,7 +271,7 @@ def hooked(hooks: EncoderHooks) -> Iterator[EncoderHooks]:
 # On the decoder
 
 
-class DecoderHooks:
+class DecoderHooks(StaysWithModel):
     """Runs a `DecoderPass` between the decoder's layers; put on where the first call needs them.
 
     Args:
@@ -335,7 +346,7 @@ class DecoderHooks:
             self._handles.popitem()[1].remove()
 
 
-class _OutsideGraph:
+class _OutsideGraph(StaysWithModel):
     """A hook for which a compiled model leaves its graph: each call changes something else."""
 
     def __init__(self, function: Callable[..., Any]) -> None:

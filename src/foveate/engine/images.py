@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.engine.containers import mark_images
 from foveate.engine.encode import Encoded
 from foveate.engine.prompt import CompressedImage
 from foveate.engine.sharding import gathered
-from foveate.engine.state import mark_encoded
 from foveate.engine.step import Arrival, make_plan
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
@@ -220,6 +220,6 @@ def encoder_outputs(model: nn.Module, encoded: Encoded) -> dict[str, Any]:
     images = plan_images(family, schedule(Spec(()), family), encoded)
     # One image may come several times, and each time with a question of its own.
     features = [image.features[:] for image in images]
-    outputs = family.container(features, [image.companions for image in images])
-    mark_encoded(outputs["image"], replace(encoded))
+    outputs = family.container(features, [image.companions for image in images], encoded.stacked)
+    mark_images(outputs["image"], replace(encoded))
     return outputs

@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ from foveate.tokens import Layout
 
 PLANS_KEPT = 256
 """`Run.plans` holds the plans of so many images, the latest ones."""
+COUNTS_KEPT = 1024
+"""A report has an entry for so many images, the latest ones; all are in its sums."""
+_LINES = 32
+"""The written report has a line for so many images."""
 
 
 @dataclass(frozen=True)
@@ -48,40 +53,63 @@ class ImageCount:
 
 
 @dataclass(frozen=True)
+class Sums:
+    """Visual tokens of several images, added up."""
+
+    images: int = 0
+    before: int = 0
+    after: int = 0
+    mean_over_layers: float = 0.0
+
+    def plus(self, image: ImageCount) -> Sums:
+        """Return the sums with one image more."""
+        mean = self.mean_over_layers + image.mean_over_layers
+        return Sums(self.images + 1, self.before + image.before, self.after + image.after, mean)
+
+
+@dataclass(frozen=True)
 class Report:
     """What an `apply` has done so far.
 
     Attributes:
         spec: the written form of what was applied.
-        images: one entry per image and prompt, in the order they came.
+        images: one entry per image and prompt, in the order they came: the latest 1024.
         milliseconds: time of the compressor, all images together, without the encoder.
         inside: the part of that time that was spent inside the decoder, and so is in the decoder's time, too.
+        earlier: the sums over the images that came before `images`.
     """
 
     spec: str
     images: tuple[ImageCount, ...] = ()
     milliseconds: float = 0.0
     inside: float = 0.0
+    earlier: Sums = Sums()
+
+    @property
+    def sums(self) -> Sums:
+        """Return the sums over all images."""
+        return reduce(Sums.plus, self.images, self.earlier)
 
     @property
     def before(self) -> int:
         """Return the visual tokens of all images in their full prompts."""
-        return sum(image.before for image in self.images)
+        return self.sums.before
 
     @property
     def after(self) -> int:
         """Return the visual tokens of all images after the last step."""
-        return sum(image.after for image in self.images)
+        return self.sums.after
 
     @property
     def mean_over_layers(self) -> float:
         """Return the visual tokens of all images per decoder layer, averaged over layers."""
-        return sum(image.mean_over_layers for image in self.images)
+        return self.sums.mean_over_layers
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as plain data, for JSON."""
         return {
             "spec": self.spec,
+            "image_count": self.sums.images,
             "tokens_before": self.before,
             "tokens_after": self.after,
             "mean_over_layers": self.mean_over_layers,
@@ -103,7 +131,10 @@ class Report:
         if not self.images:
             return f"{self.spec}: no image has come yet"
         lines = [f"{'image':>5}  {'grid':>9}  {'before':>6}  {'after':>6}  {'mean over layers':>16}"]
-        for number, image in enumerate(self.images, start=1):
+        first = max(0, len(self.images) - _LINES)
+        if hidden := self.earlier.images + first:
+            lines.append(f"{'...':>5}  {hidden} earlier images")
+        for number, image in enumerate(self.images[first:], start=hidden + 1):
             grid = "+".join(f"{h}x{w}" for h, w in image.grid)
             lines.append(
                 f"{number:>5}  {grid:>9}  {image.before:>6}  {image.after:>6}  {image.mean_over_layers:>16.1f}"
@@ -174,9 +205,12 @@ class ReportBuilder:
 
     spec: str
     decoder_layers: int
-    images: list[ImageCount] = field(default_factory=list)
     milliseconds: float = 0.0
     inside: float = 0.0
+    _counts: OrderedDict[int, ImageCount] = field(default_factory=OrderedDict)
+    """Per image, by its number: its tokens."""
+    _earlier: Sums = Sums()
+    _came: int = 0
     _plans: OrderedDict[int, tuple[CompressedImage, dict[int, tuple[Plan, int]]]] = field(default_factory=OrderedDict)
     """Per image, by its number: what entered the decoder, and per layer the plan of a batch and the image's row."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -184,27 +218,31 @@ class ReportBuilder:
     def add(self, images: Sequence[CompressedImage], milliseconds: float) -> int:
         """Enter the images of one call; return the number of the first."""
         with self._lock:
-            first = len(self.images)
+            first = self._came
+            self._came += len(images)
             for number, image in enumerate(images, start=first):
-                self.images.append(
-                    ImageCount(
-                        before=image.before,
-                        layers=(image.after,) * self.decoder_layers,
-                        structural=len(image.layout.structural),
-                        grid=tuple((segment.h, segment.w) for segment in image.layout.segments),
-                    )
+                self._counts[number] = ImageCount(
+                    before=image.before,
+                    layers=(image.after,) * self.decoder_layers,
+                    structural=len(image.layout.structural),
+                    grid=tuple((segment.h, segment.w) for segment in image.layout.segments),
                 )
                 # Features aren't kept: they are large, and no plan needs them.
                 self._plans[number] = (replace(image, features=image.features.new_empty(0), companions=()), {})
             while len(self._plans) > PLANS_KEPT:
                 self._plans.popitem(last=False)
+            # Steps inside the decoder are still to come for the images of this call.
+            while len(self._counts) > max(COUNTS_KEPT, len(images)):
+                self._earlier = self._earlier.plus(self._counts.popitem(last=False)[1])
         self.milliseconds += milliseconds
         return first
 
     def add_step(self, image: int, layer: int, count: int) -> None:
         """Enter that an image, by its number, has `count` tokens from a decoder layer on."""
-        layers = self.images[image].layers
-        self.images[image] = replace(self.images[image], layers=layers[:layer] + (count,) * (len(layers) - layer))
+        with self._lock:
+            if (found := self._counts.get(image)) is not None:
+                layers = found.layers[:layer] + (count,) * (len(found.layers) - layer)
+                self._counts[image] = replace(found, layers=layers)
 
     def add_plan(self, image: int, layer: int, plan: Plan, row: int) -> None:
         """Enter the plan of a step inside the decoder for an image, by its number: one row of a batch."""
@@ -214,7 +252,8 @@ class ReportBuilder:
 
     def report(self) -> Report:
         """Return what has been collected so far."""
-        return Report(self.spec, tuple(self.images), self.milliseconds, self.inside)
+        with self._lock:
+            return Report(self.spec, tuple(self._counts.values()), self.milliseconds, self.inside, self._earlier)
 
     def plans(self) -> tuple[ImagePlans, ...]:
         """Return the plans of the latest images."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from foveate.errors import SignalError
 from foveate.families import Family
 from foveate.families.decoder import rotate
+from foveate.precision import without_autocast
 from foveate.tokens import (
     Behind,
     DecoderAttention,
@@ -146,10 +147,20 @@ class LayerInput:
 
 def attention(given: LayerInput, places: ImageColumns, columns: Tensor) -> Tensor:
     """Return the attention that rows at `columns` `(G, R)` give the images' tokens: `(G, H, R, N)` float32."""
-    family, layer = given.family, given.layer
     query, key = given.queries(places, columns), given.all_keys(places)
-    # A cache may hold keys in another dtype than queries are made in, as under autocast.
-    query = query.to(key.dtype)
+    with without_autocast(query.device):
+        return _attention(given, places, columns, *_of_one_dtype(query, key))
+
+
+def _of_one_dtype(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Return queries and keys in the wider of their dtypes, which differ where autocast made one of them."""
+    dtype = torch.promote_types(query.dtype, key.dtype)
+    return query.to(dtype), key.to(dtype)
+
+
+def _attention(given: LayerInput, places: ImageColumns, columns: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Score queries `(G, R, H, d)` against keys `(G, H_keys, P + M, d)`; see `attention`."""
+    family, layer = given.family, given.layer
     images, count, heads, width = query.shape
     groups = key.shape[1]
     query = query.view(images, count, groups, heads // groups, width).permute(0, 2, 3, 1, 4)
@@ -231,7 +242,8 @@ def answer(
         if given.gate is not None:
             past = given.mask.shape[1] - given.hidden.shape[1]
             weight = given.gate[places.rows[:, None], places.visual + past].exp()
-        return logits_received(query, key, given.family.attention_scale(given.layer), weight)
+        with without_autocast(query.device):
+            return logits_received(query, key, given.family.attention_scale(given.layer), weight)
     if isinstance(signal, DecoderKeys):
         return given.keys(places, places.visual if signal.of == "visual" else places.text).flatten(2)
     if isinstance(signal, DecoderInput):
@@ -243,7 +255,8 @@ def answer(
             rotate(torch.ones_like(tables[0], dtype=torch.float32), *(each.float() for each in tables))
             for tables in (here.tables(places, places.text), here.tables(places, places.visual))
         )
-        return query @ key.transpose(1, 2) * given.family.attention_scale(given.layer)
+        with without_autocast(query.device):
+            return query @ key.transpose(1, 2) * given.family.attention_scale(given.layer)
     if isinstance(signal, Behind):
         return places.text > places.visual[:, :1]
     raise SignalError(f"{signal} is no signal of a decoder layer")

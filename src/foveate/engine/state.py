@@ -1,12 +1,13 @@
-"""All state that foveate keeps on objects which are not its own, and who sets it, who reads it, when it dies.
+"""What a cache holds of a compressed conversation; and all state that foveate keeps on objects which are not its own.
 
-On a cache:
+On a cache (`caches.py`):
     `foveate_state`: what it holds. Set after each call, read before the next; dies with the cache, or when emptied.
-    `reorder_cache`, `batch_select_indices`: replaced by methods that move the state, too; they die with the state.
-On an encoder's output:
-    `foveate_capture`: what its layers saw. Set by the encoder's hooks, read before the core; dies with the output.
-On a container of features:
-    `foveate_encoded`: the images that `encoder_outputs` made it of. Read before the core; dies with the container.
+    `foveate_in_call`: whether a call that knows this state is under way. Set before a call, taken away after it.
+    `foveate_plain`: that it was looked at once, and holds no compressed prompt.
+    its class: one that moves the state along and refuses other calls; its own again when the state dies.
+On a container of features (`containers.py`):
+    `foveate_images`: what its images are. Set by the encoder's hooks or by `encoder_outputs`, read before the core;
+    dies with the container.
 On a module:
     a method that `hooks.on_call` listens to, replaced until the last listener is removed.
 On the core:
@@ -21,25 +22,13 @@ cache filled under one `apply` goes on under the next.
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from foveate.engine.columns import take_columns
 from foveate.errors import FoveateError
-from foveate.transformers_api import cached_rows
-
-if TYPE_CHECKING:
-    from foveate.families import Capture
-
-_CACHE_STATE = "foveate_state"
-_CAPTURE = "foveate_capture"
-_ENCODED = "foveate_encoded"
-_MOVES_ROWS = ("reorder_cache", "batch_select_indices")
-"""A cache's methods that move its rows or take some out; the state follows."""
 
 
 @dataclass(frozen=True)
@@ -158,69 +147,21 @@ class CacheState:
         return CacheState(length, layers, self.text - count)
 
 
-def cache_state(cache: Any) -> CacheState | None:
-    """Return the state of a cache; None for no cache, an emptied one, and one that never saw a compressed prompt."""
-    state: CacheState | None = getattr(cache, _CACHE_STATE, None)
-    if state is not None and cache.get_seq_length() == 0:
-        set_cache_state(cache, None)
-        return None
-    return state
+@dataclass(frozen=True)
+class CachedPrefix:
+    """What a cache holds before a call.
 
-
-def set_cache_state(cache: Any, state: CacheState | None) -> None:
-    """Set the state of a cache; None takes it away."""
-    if state is None:
-        for name in {_CACHE_STATE, *_MOVES_ROWS} & vars(cache).keys():
-            delattr(cache, name)
-        return
-    setattr(cache, _CACHE_STATE, state)
-    for name in _MOVES_ROWS:
-        if name not in vars(cache) and hasattr(cache, name):
-            setattr(cache, name, _RowMethod(cache, name))
-
-
-class _RowMethod:
-    """A cache's own method on its rows, after which the state follows.
-
-    The cache is held weakly, so that it is freed, with all its keys, when its last user drops it.
+    Attributes:
+        state: the compressed beginning, with the call's rows; None if nothing was compressed.
+        cached: columns that layer 0 of the cache holds.
+        tail: plain columns after the compressed beginning.
     """
 
-    def __init__(self, cache: Any, name: str) -> None:
-        self._cache, self._name = weakref.ref(cache), name
+    state: CacheState | None
+    cached: int
+    tail: int = 0
 
-    def __reduce__(self) -> Any:
-        # A copy of the cache has one of its own.
-        return _RowMethod, (self._cache(), self._name)
-
-    def __call__(self, rows: Tensor) -> None:
-        cache: Any = self._cache()
-        state: CacheState | None = getattr(cache, _CACHE_STATE, None)
-        before = cached_rows(cache)
-        getattr(type(cache), self._name)(cache, rows)
-        if state is not None:
-            state = state.rows(before)
-            rows = rows.to(state.first.columns.device)
-            set_cache_state(cache, replace(state, layers=tuple(layer.picked(rows) for layer in state.layers)))
-
-
-# On what an encoder returns
-
-
-def capture_of(output: Any) -> Capture | None:
-    """Return what was captured while the encoder made this output; None if no hook was on it."""
-    return getattr(output, _CAPTURE, None)
-
-
-def mark_captured(output: Any, capture: Capture) -> None:
-    """Keep with an encoder's output what was captured while it was made."""
-    setattr(output, _CAPTURE, capture)
-
-
-def encoded_of(output: Any) -> Any:
-    """Return the `Encoded` images that `encoder_outputs` made this container of; None if the model made it."""
-    return getattr(output, _ENCODED, None)
-
-
-def mark_encoded(output: Any, encoded: Any) -> None:
-    """Keep with a container of features the `Encoded` images that it was made of."""
-    setattr(output, _ENCODED, encoded)
+    @property
+    def full_length(self) -> int:
+        """Return the columns of the full conversation; 0 if nothing was compressed."""
+        return 0 if self.state is None else self.state.full_length + self.tail

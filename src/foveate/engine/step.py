@@ -17,6 +17,7 @@ from foveate.layout import Layout, one_row
 from foveate.methods import Method
 from foveate.methods.tiles import plan_of
 from foveate.plan import Plan
+from foveate.precision import without_autocast
 from foveate.tokens import Origin, Signal, Signals, VisualTokens
 
 
@@ -63,4 +64,7 @@ def make_plan(
         origin = Origin(arrival.layout, arrival.slot, arrival.tiles)
     with torch.set_grad_enabled(method.trained and torch.is_grad_enabled()):
         seen = features if method.trained else features.detach()
-        return plan_of(method, VisualTokens(seen, layout, Signals(signals()), origin))
+        # Where a model is spread over devices, the encoder's answers lie on another one than the decoder's layers.
+        given = {signal: values.to(features.device) for signal, values in signals().items()}
+        with without_autocast(features.device):
+            return plan_of(method, VisualTokens(seen, layout, Signals(given), origin))

@@ -1,4 +1,8 @@
-"""Containers of image features, for models that read one tensor per image and for those that read a single tensor."""
+"""Containers of image features in the form that a model reads: a list with one tensor per image, or one tensor.
+
+They hold plain lists and plain tensors, so that whatever moves or rebuilds a model's inputs (accelerate's hooks, data
+parallelism) treats them as it treats the model's own.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +15,36 @@ from torch import Tensor
 from foveate.transformers_api import FeaturesOutput
 
 
-class FeatureList(list[Tensor]):
-    """Hold the features of each image `(N, D)`; `to` and `reshape` concatenate all of them, `(tokens, D)`.
+def image_features(features: Sequence[Tensor], stacked: bool = False, row_tokens: Sequence[int] = ()) -> FeaturesOutput:
+    """Make a container of the features of each image, `(M, D)`.
 
-    Some models concatenate a list of features, others expect one tensor and move it to their device and type. Counts
-    may differ between images, so the images can't be stacked.
+    Args:
+        features: of each image; they may differ in length.
+        stacked: whether the model reads one tensor, `(images, M, D)`, and not a list.
+        row_tokens: visual tokens of each row of the prompt, for a container that `generate` gets with beams.
+
+    >>> image_features([torch.ones(2, 4), torch.ones(3, 4)], stacked=True).pooler_output.shape
+    torch.Size([1, 5, 4])
     """
+    if not stacked:
+        return FeaturesOutput(pooler_output=list(features))  # pyright: ignore[reportArgumentType]
+    if len({len(each) for each in features}) == 1:
+        return FeaturesOutput(pooler_output=torch.stack(list(features)))  # pyright: ignore[reportArgumentType]
+    joined = JoinedFeatures(pooler_output=torch.cat(list(features))[None])  # pyright: ignore[reportArgumentType]
+    joined.row_tokens = tuple(row_tokens)
+    return joined
 
-    def to(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Concatenate all images and move them as `Tensor.to` does."""
-        return torch.cat(self).to(*args, **kwargs)
 
-    def reshape(self, *shape: int) -> Tensor:
-        """Concatenate all images and reshape them."""
-        return torch.cat(self).reshape(*shape)
+class JoinedFeatures(FeaturesOutput):
+    """Hold images of different length as one tensor `(1, tokens, D)`, for a model that reads a tensor.
 
-
-class ImageFeatures(FeaturesOutput):
-    """Hold image features as the model's container does, with `pooler_output` always a `FeatureList`.
-
-    `generate` repeats the images of a sample for its beams, and replaces the features by a plain list.
+    For its beams `generate` repeats images, and takes the whole tensor for one: its copies come in the wrong order,
+    which is mended here.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "pooler_output" and isinstance(value, Sequence) and not isinstance(value, FeatureList):
-            value = FeatureList(value)
+        tokens = getattr(self, "row_tokens", ())
+        if name == "pooler_output" and tokens and isinstance(value, Tensor) and len(value) > 1:
+            rows = value.split(list(tokens), dim=1)
+            value = torch.cat([row.flatten(0, 1) for row in rows])[None]
         super().__setattr__(name, value)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.families.config_fields import read_number
+from foveate.families.placement import execution_device
 from foveate.tokens import (
     Behind,
     DecoderAttention,
@@ -72,16 +73,15 @@ class Decoder:
     @property
     def devices(self) -> set[str]:
         """The devices that the decoder's layers run on; for an offloaded layer, the one that accelerate moves it to."""
-        found: set[str] = set()
-        for layer in self.decoder_layers if self.has_model else ():
-            hook = getattr(layer, "_hf_hook", None)
-            place = getattr(hook, "execution_device", None)
-            weight = next(layer.parameters(), None)
-            if place is not None:
-                found.add(str(place))
-            elif weight is not None:
-                found.add(str(weight.device))
-        return found
+        layers = self.decoder_layers if self.has_model else ()
+        return {str(place) for layer in layers if (place := execution_device(layer)) is not None}
+
+    @property
+    def device(self) -> torch.device:
+        """The device that inputs go to: the one that text is embedded on."""
+        place = execution_device(self.core.get_input_embeddings())  # pyright: ignore[reportCallIssue]
+        assert place is not None
+        return place
 
     @property
     def turns_alike(self) -> bool:

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.families.container import image_features
 from foveate.families.decoder import Decoder
 from foveate.families.vision_shape import VisionShape
 from foveate.layout import one_row
 from foveate.plan import Plan
+from foveate.precision import without_autocast
 from foveate.tokens import Layout, Segment, Signal
 
 
@@ -43,6 +45,8 @@ class Capture:
     """The output of the family's `projected_module`, unchanged."""
     companions: tuple[Tensor, ...] = ()
     """The other tensors of that output with one row per visual token, unchanged."""
+    stacked: bool = False
+    """Whether the model takes the features of its images as one tensor, and not as a list."""
 
 
 # Fields in which configurations give the visual tokens of an image.
@@ -357,16 +361,23 @@ class Family(Decoder, ABC):
         """Return the companions of each image, each `(N, D)` in token order; the same number for every image."""
         return ((),) * len(capture.layouts)
 
-    def container(self, features: Sequence[Tensor], companions: Sequence[Sequence[Tensor]] = ()) -> dict[str, Any]:
+    @classmethod
+    def container(
+        cls,
+        features: Sequence[Tensor],
+        companions: Sequence[Sequence[Tensor]] = (),
+        stacked: bool = False,
+        row_tokens: Sequence[int] = (),
+    ) -> dict[str, Any]:
         """Make what the model takes as `mm_encoder_outputs`; new for each call, since `generate` changes it in place.
 
         Args:
             features: per image `(M, D)`.
             companions: per image, each `(M, D)`.
+            stacked: whether the model reads one tensor, as `Capture.stacked` says.
+            row_tokens: visual tokens of each row of the prompt; `generate` needs them for beams.
         """
-        from foveate.families.container import FeatureList, ImageFeatures
-
-        return {"image": ImageFeatures(pooler_output=FeatureList(features))}  # pyright: ignore[reportArgumentType]
+        return {"image": image_features(features, stacked, row_tokens)}
 
     # Signals
 
@@ -437,7 +448,8 @@ def cls_attention(
     if heads == "full":
         query, key = query.flatten(1)[:, None], key.transpose(1, 2).flatten(2)[:, None]
         scale = query.shape[-1] ** -0.5
-    scores = torch.einsum("bhd,bhtd->bht", query, key) * scale
+    with without_autocast(query.device):
+        scores = torch.einsum("bhd,bhtd->bht", query, key) * scale
     if bias is not None:
         scores = scores + bias[:, None]
     return scores.softmax(dim=-1, dtype=torch.float32).mean(dim=1)
@@ -465,6 +477,7 @@ def attention_received(
         scale = query.shape[-1] ** -0.5
     received = query.new_zeros(query.shape[0], query.shape[2], dtype=torch.float32)
     for block in query.split(rows_at_once, dim=2):
-        scores = torch.matmul(block, key.transpose(-1, -2)) * scale
+        with without_autocast(query.device):
+            scores = torch.matmul(block, key.transpose(-1, -2)) * scale
         received += scores.softmax(dim=-1, dtype=torch.float32).mean(dim=1).sum(dim=1)
     return received

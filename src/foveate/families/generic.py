@@ -154,6 +154,7 @@ class Generic(Family):
     def encoded(self, output: Any) -> Capture:
         """Make a capture with the features of each image, tile or sample, as the model groups them."""
         features = getattr(output, "pooler_output", None)
+        stacked = isinstance(features, Tensor)
         more = sorted(set(output.keys()) - _FIELDS)
         if more:
             raise FoveateError(
@@ -169,7 +170,7 @@ class Generic(Family):
                 f"(tokens, {width}) for each image, and a tensor (images, tokens, {width})"
             )
         layouts = tuple(one_row(rows.shape[0]) for rows in features)
-        return Capture(layouts=layouts, seen=layouts, extra={"features": tuple(features)})
+        return Capture(layouts, layouts, extra={"features": tuple(features)}, stacked=stacked)
 
     def in_prompt(
         self, capture: Capture, order: Sequence[int], input_ids: Tensor | None
@@ -194,7 +195,7 @@ class Generic(Family):
             layouts = tuple(one_row(length) for pieces in key for length in pieces)
             features = self.projected(capture)
             parts = tuple(part for image in sorted(lengths) for part in features[image].split(lengths[image]))
-            captures[key] = Capture(layouts=layouts, seen=layouts, extra={"features": parts})
+            captures[key] = Capture(layouts, layouts, extra={"features": parts}, stacked=capture.stacked)
         return captures[key], [first[image] + part for image in order for part in range(len(lengths[image]))]
 
     def projected(self, capture: Capture) -> tuple[Tensor, ...]:

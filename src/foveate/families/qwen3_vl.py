@@ -65,7 +65,14 @@ class Qwen3VL(QwenVL):
         output.deepstack_features = [self.grown(layer, capture, index) for layer in output.deepstack_features]
         return output
 
-    def container(self, features: Sequence[Tensor], companions: Sequence[Sequence[Tensor]] = ()) -> dict[str, Any]:
+    @classmethod
+    def container(
+        cls,
+        features: Sequence[Tensor],
+        companions: Sequence[Sequence[Tensor]] = (),
+        stacked: bool = False,
+        row_tokens: Sequence[int] = (),
+    ) -> dict[str, Any]:
         """Make a container of features per image, and DeepStack features per layer and image."""
         layers = [list(layer) for layer in zip(*companions, strict=True)]
         return {"image": deepstack_output(list(features), layers)}

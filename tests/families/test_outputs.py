@@ -1,0 +1,110 @@
+"""Every output of a call has the length that went in: one value for each column that the caller passed."""
+
+from typing import Any
+
+import pytest
+import torch
+from rows import Row
+from torch import Tensor
+
+from foveate.engine import apply, compress
+
+PROMPTS = ("t6 A t5", "t2 B t9 C t3", "t11")
+SPECS = ("random:6", "fastv:0.5@1", "random:9+fastv:0.3@1+vtw@2")
+
+
+@pytest.fixture
+def eager(row: Row) -> Any:
+    """A model that gives its attention maps."""
+    return row.model("eager")
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@torch.no_grad()
+def test_they_have_the_length_of_the_prompt(row: Row, eager: Any, spec: str) -> None:
+    inputs = row.inputs(*PROMPTS)
+    rows, length = inputs["input_ids"].shape
+    with apply(eager, spec):
+        output = eager(**inputs, output_attentions=True, output_hidden_states=True)
+    assert output.logits.shape[:2] == (rows, length)
+    assert {each.shape[:2] for each in output.hidden_states} == {(rows, length)}
+    assert {each.shape[2:] for each in output.attentions} == {(length, length)}
+    real = inputs["attention_mask"].bool()
+    for attention in output.attentions:
+        sums = attention.sum(dim=3).transpose(1, 2)[real]
+        torch.testing.assert_close(sums, torch.ones_like(sums))
+
+
+@torch.no_grad()
+def test_attention_stands_at_the_columns_that_are_left(row: Row, eager: Any) -> None:
+    inputs = row.inputs("t6 A t5")
+    short = compress(eager, inputs, "stride:6")
+    (image,) = short.images
+    ids = inputs["input_ids"][0]
+    kept = (ids != row.image_token) | torch.zeros_like(ids).bool()
+    kept[(ids == row.image_token).nonzero()[image.slot, 0]] = True
+    expected = eager(**short, output_attentions=True).attentions
+    with apply(eager, "stride:6"):
+        output = eager(**inputs, output_attentions=True)
+        again = eager(
+            input_ids=inputs["input_ids"][:, -2:],
+            attention_mask=torch.ones(1, len(ids) + 2, dtype=torch.long),
+            past_key_values=output.past_key_values,
+            output_attentions=True,
+        )
+    for full, one in zip(output.attentions, expected, strict=True):
+        torch.testing.assert_close(full[:, :, kept][..., kept], one, atol=1e-5, rtol=1e-5)
+        assert full[..., ~kept].abs().max() == 0
+    for full in again.attentions:
+        assert full.shape[2:] == (2, len(ids) + 2)
+        assert full[..., :-2][..., ~kept].abs().max() == 0
+        assert full[..., :-2][..., kept].min() > 0
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@torch.no_grad()
+def test_every_step_of_generate_has_them(row: Row, eager: Any, spec: str) -> None:
+    inputs = row.inputs(*PROMPTS)
+    rows, length = inputs["input_ids"].shape
+    with apply(eager, spec):
+        out = eager.generate(
+            **inputs,
+            max_new_tokens=3,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_attentions=True,
+            output_hidden_states=True,
+        )
+    for step, (attentions, hidden) in enumerate(zip(out.attentions, out.hidden_states, strict=True)):
+        new = 1 if step else length
+        assert {tuple(each.shape[:2]) for each in hidden} == {(rows, new)}
+        assert {tuple(each.shape[2:]) for each in attentions} == {(new, length + step)}
+
+
+@torch.no_grad()
+def test_tuples_have_it_too(row: Row, eager: Any) -> None:
+    inputs = row.inputs(*PROMPTS)
+    length = inputs["input_ids"].shape[1]
+    with apply(eager, "fastv:0.5@1"):
+        named = eager.model(**inputs, output_attentions=True, output_hidden_states=True)
+        plain = eager.model(**inputs, output_attentions=True, output_hidden_states=True, return_dict=False)
+    members = [value for value in plain if isinstance(value, tuple) and isinstance(value[0], Tensor)]
+    tensors = [each for value in members for each in value if each.ndim > 2]
+    assert {each.shape[-2] for each in tensors} == {length}
+    assert len(tensors) == len(named.hidden_states) + len(named.attentions)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_loss_that_balances_experts(row: Row, spec: str) -> None:
+    model = row.model()
+    if not hasattr(model.config.get_text_config(), "num_experts"):
+        pytest.skip("the model has no experts")
+    inputs = row.inputs(*PROMPTS)
+    ids = inputs["input_ids"]
+    labels = ids.masked_fill((ids == row.image_token) | (inputs["attention_mask"] == 0), -100)
+    dense = model.train()(**inputs, labels=labels, output_router_logits=True)
+    with apply(model, spec):
+        output = model(**inputs, labels=labels, output_router_logits=True)
+    assert [each.shape for each in output.router_logits] == [each.shape for each in dense.router_logits]
+    assert output.aux_loss.item() == pytest.approx(dense.aux_loss.item(), rel=0.2)
+    output.loss.backward()
