@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from foveate.errors import FoveateError, FoveateWarning
     from foveate.keep import Keep
     from foveate.layout import Layout, Segment
+    from foveate.loading import load
     from foveate.methods import Method, PixelMethod, ScoredMethod, register
     from foveate.plan import Plan
     from foveate.spec import Spec, Step, as_spec, parse
@@ -38,6 +39,7 @@ __all__ = [
     "encode",
     "timed",
     "cost",
+    "load",
     "reference",
     "as_spec",
     "parse",
@@ -75,6 +77,7 @@ _HOME = {
     "foveate.errors": ("FoveateError", "FoveateWarning"),
     "foveate.keep": ("Keep",),
     "foveate.layout": ("Layout", "Segment"),
+    "foveate.loading": ("load",),
     "foveate.methods": ("Method", "ScoredMethod", "PixelMethod", "register"),
     "foveate.plan": ("Plan",),
     "foveate.embedded": ("reference",),

@@ -1,58 +1,98 @@
-"""Load models and processors from directories of this machine, without running code from them."""
+"""Load models and processors from folders and from the Hugging Face hub, without running code from them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from foveate.embedded import PATH
 from foveate.errors import FoveateError, first_line
+from foveate.hub import explain, fetch_config, is_hub_name
 
-__all__ = ["load", "load_model", "load_processor", "skeleton"]
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["commit_of", "find_config", "load", "load_model", "load_processor", "skeleton"]
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def load(path: str | Path | None = None) -> tuple[Any, Any]:
-    """Load a vision-language model and its processor from a local directory.
+def load(
+    model: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantize: str | None = None,
+) -> tuple[Any, Any]:
+    """Load a vision-language model and its processor.
 
-    Reads safetensors only, never downloads, and never runs code from the directory.
+    Reads safetensors only, and never runs code that comes with a model. Models of the hub are downloaded into
+    transformers' own cache; its variables count: HF_TOKEN, HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT.
 
     Args:
-        path: a Hugging Face model directory; None is the embedded model.
+        model: a folder, or a name on the Hugging Face hub, "organisation/name"; a folder of that name wins. A `Path` is
+            always a folder. None is the embedded model.
+        revision: of a model on the hub: a branch, a tag or a commit. None is its main branch.
+        device: where the model goes, such as "cuda:0"; "auto" is the GPU if there is one. None is the CPU, as in
+            transformers.
+        dtype: "float32", "bfloat16", "float16", a torch dtype, or "auto": as saved. None is float32 for the embedded
+            model and "auto" for others.
+        device_map: spread the model over devices instead: "auto", "balanced", "balanced_low_0", "sequential", or a
+            mapping as accelerate takes it.
+        quantize: "4bit" (nf4, computed in bfloat16 unless dtype says otherwise) or "8bit", by bitsandbytes.
 
     Returns:
-        The model on the CPU in evaluation mode, and its processor. The embedded model is float32; others keep the
-        dtype that they were saved in.
+        The model in evaluation mode, and its processor.
 
     Raises:
-        FoveateError: the directory is missing, damaged or incomplete, or its weights are pickles.
+        FoveateError: there is no such model or revision, it is gated, damaged or incomplete, its weights are pickles,
+            the hub can't be reached; or this machine lacks the device, the dtype on it, or bitsandbytes.
         UnsupportedFamily: the model is of no supported family.
 
     >>> model, processor = load()
-    >>> model.config.model_type
-    'llava'
+    >>> model.config.model_type, model.dtype
+    ('llava', torch.float32)
     """
-    return load_model(path), load_processor(path)
+    # Both come from one commit, even if the branch moves in between.
+    commit = commit_of(model, revision)
+    processor = load_processor(model, revision=commit)
+    loaded = load_model(
+        model, revision=commit, device=device, dtype=dtype, device_map=device_map, quantize=quantize
+    )
+    return loaded, processor
 
 
-def load_model(path: str | Path | None = None) -> Any:
-    """Load the model of a directory without its processor; see `load`."""
-    import torch
+def load_model(
+    model: str | Path | None = None,
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantize: str | None = None,
+) -> Any:
+    """Load a model without its processor; see `load`."""
     from transformers import AutoModelForImageTextToText
 
+    from foveate.devices import load_arguments
     from foveate.families import family_of
 
-    directory = _checked(path)
-    _check_weights(directory)
-    ours = directory.resolve() == PATH.resolve()
+    source = _found(model, revision)
+    _check_weights(source)
+    if dtype is None:
+        dtype = "float32" if source.embedded else "auto"
+    arguments = load_arguments(device, dtype, device_map, quantize)
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            directory,
-            dtype=torch.float32 if ours else "auto",
-            local_files_only=True,
+            source.location,
+            **source.arguments,
+            **arguments,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -60,46 +100,46 @@ def load_model(path: str | Path | None = None) -> Any:
     except MemoryError:
         raise
     except Exception as error:
-        raise _broken(directory, "model", error) from error
-    model, loading = loaded
+        raise _broken(source, "model", error) from error
+    network, loading = loaded
     missing = sorted(loading["missing_keys"])
     if missing:
         raise FoveateError(
-            f"{directory} lacks {len(missing)} weights of its own model ({missing[0]}, ...); download it again"
+            f"{source.name} lacks {len(missing)} weights of its own model ({missing[0]}, ...); download it again"
         )
-    family_of(model)
-    return model.eval()
+    family_of(network)
+    return network.eval()
 
 
-def load_processor(path: str | Path | None = None) -> Any:
-    """Load the processor of a directory without its model; see `load`."""
+def load_processor(model: str | Path | None = None, *, revision: str | None = None) -> Any:
+    """Load a processor without its model; see `load`."""
     from transformers import AutoProcessor
 
-    directory = _checked(path)
+    source = _found(model, revision)
     try:
-        processor: Any = AutoProcessor.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        processor: Any = AutoProcessor.from_pretrained(source.location, **source.arguments, trust_remote_code=False)
     except ImportError as error:
         # Processors of Qwen and of video need torchvision, some tokenizers sentencepiece; foveate depends on neither.
         raise FoveateError(
-            f"the processor of {directory} needs a package that is missing: {first_line(error)}"
+            f"the processor of {source.name} needs a package that is missing: {first_line(error)}"
         ) from error
     except Exception as error:
-        raise _broken(directory, "processor", error) from error
+        raise _broken(source, "processor", error) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise FoveateError(
-            f"{directory} has no complete processor; it needs preprocessor_config.json (or processor_config.json) and "
+            f"{source.name} has no complete processor; it needs preprocessor_config.json (or processor_config.json) and "
             "the tokenizer's files"
         )
     return processor
 
 
-def skeleton(path: str | Path | None = None) -> Any:
-    """Build the model of a directory on the meta device, without its weights: enough for layouts and schedules.
+def skeleton(model: str | Path | None = None, *, revision: str | None = None) -> Any:
+    """Build a model on the meta device, without its weights: enough for layouts and schedules.
 
-    The directory needs a config.json, but no weights.
+    Only config.json is read, or downloaded.
 
     Raises:
-        FoveateError: the directory is missing or damaged.
+        FoveateError: there is no such model or revision, or its configuration is damaged.
         UnsupportedFamily: the model is of no supported family.
     """
     import torch
@@ -107,57 +147,156 @@ def skeleton(path: str | Path | None = None) -> Any:
 
     from foveate.families import family_of
 
-    directory = _checked(path)
+    source = _found(model, revision)
     try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source.location, **source.arguments, trust_remote_code=False)
         with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+            network = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     except Exception as error:
-        raise _broken(directory, "config.json", error) from error
-    family_of(model)
-    return model
+        raise _broken(source, "config.json", error) from error
+    family_of(network)
+    return network
 
 
-def _checked(path: str | Path | None) -> Path:
-    """Return the directory, if it holds a model of a supported family."""
+def find_config(model: str | Path | None = None, *, revision: str | None = None) -> Path:
+    """Return the config.json of a model; nothing else of a model on the hub is downloaded.
+
+    Raises:
+        FoveateError: there is no such model or revision.
+    """
+    return _located(model, revision).config
+
+
+def commit_of(model: str | Path | None = None, revision: str | None = None) -> str | None:
+    """Return the commit of a model on the hub that a revision stands for now; None for a folder.
+
+    Raises:
+        FoveateError: there is no such model or revision, or the model is a folder and a revision is given.
+
+    >>> commit_of(None) is None
+    True
+    """
+    return _located(model, revision).commit
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the files of a model come from.
+
+    Attributes:
+        name: what errors call it.
+        location: the folder, or the name on the hub.
+        config: the file config.json on this machine.
+        commit: of a model on the hub; None for a folder.
+        hub: whether it is on the hub.
+    """
+
+    name: str
+    location: str
+    config: Path
+    commit: str | None = None
+    hub: bool = False
+
+    @property
+    def embedded(self) -> bool:
+        return not self.hub and Path(self.location).resolve() == PATH.resolve()
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `from_pretrained` needs besides the location."""
+        return {"revision": self.commit} if self.hub else {"local_files_only": True}
+
+
+def _located(model: str | Path | None, revision: str | None) -> _Source:
+    """Find a model's config.json.
+
+    Raises:
+        FoveateError: there is none.
+    """
+    if model is not None and is_hub_name(model):
+        config, commit = fetch_config(str(model), revision)
+        return _Source(str(model), str(model), config, commit or revision, hub=True)
+    folder = PATH if model is None else Path(model)
+    if revision is not None:
+        what = "the embedded model" if model is None else f"{folder}"
+        raise FoveateError(f"only models on the hub have revisions; leave out {revision!r}, or name {what} by its hub name")
+    if not folder.exists():
+        raise FoveateError(
+            f"there is no model directory {folder}; name a folder with a model, or a model of the Hugging Face hub as "
+            "organisation/name"
+        )
+    if not folder.is_dir():
+        raise FoveateError(f"{folder} is a file; name the directory that holds the model's config.json")
+    config = folder / "config.json"
+    if not config.is_file():
+        raise FoveateError(f"{folder} has no config.json, so it is not a Hugging Face model directory")
+    return _Source(str(folder), str(folder), config)
+
+
+def _found(model: str | Path | None, revision: str | None) -> _Source:
+    """Find a model, and check that it is of a supported family."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     from foveate.families import family_class
 
-    directory = PATH if path is None else Path(path)
-    if not directory.exists():
-        raise FoveateError(
-            f"there is no model directory {directory}; foveate reads local folders; download a model from the hub "
-            "first: hf download NAME --local-dir DIR"
-        )
-    if not directory.is_dir():
-        raise FoveateError(f"{directory} is a file; name the directory that holds the model's config.json")
-    settings = directory / "config.json"
-    if not settings.is_file():
-        raise FoveateError(f"{directory} has no config.json, so it is not a Hugging Face model directory")
+    source = _located(model, revision)
     try:
-        config = json.loads(settings.read_text(encoding="utf-8"))
+        config = json.loads(source.config.read_text(encoding="utf-8"))
         kind = config.get("model_type")
     except (ValueError, AttributeError, OSError) as error:
-        raise FoveateError(f"{settings} cannot be read ({error}); download the model again") from error
+        raise FoveateError(f"{source.config} cannot be read ({error}); download the model again") from error
     # A model without a family of its own may still work, if it takes images and text.
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         family_class(SimpleNamespace(model_type=kind))
-    return directory
+    return source
 
 
-def _check_weights(directory: Path) -> None:
-    names = sorted(file.name for file in directory.iterdir() if file.is_file())
+def _check_weights(source: _Source) -> None:
+    """Check that a folder holds safetensors; what is on the hub is known when it is loaded."""
+    if source.hub:
+        return
+    names = sorted(file.name for file in Path(source.location).iterdir() if file.is_file())
     if any(name.endswith(".safetensors") for name in names):
         return
     pickles = [name for name in names if name.endswith(_PICKLES)]
     if pickles:
         raise FoveateError(
-            f"{directory} holds pickled weights ({pickles[0]}), which can run code when they are opened; foveate reads "
-            "safetensors only: get the model in that format, or convert it where you trust it (save_pretrained)"
+            f"{source.name} holds pickled weights ({pickles[0]}), which can run code when they are opened; "
+            f"{_SAFETENSORS_ONLY}"
         )
-    raise FoveateError(f"{directory} holds no weights (*.safetensors); download the model again")
+    raise FoveateError(f"{source.name} holds no weights (*.safetensors); download the model again")
 
 
-def _broken(directory: Path, what: str, error: Exception) -> FoveateError:
-    return FoveateError(f"the {what} of {directory} cannot be loaded ({first_line(error)}); is the download complete?")
+_SAFETENSORS_ONLY = (
+    "foveate reads safetensors only: get the model in that format, or convert it where you trust it (save_pretrained)"
+)
+
+
+def _broken(source: _Source, what: str, error: Exception) -> FoveateError:
+    """Return the error of one line for what transformers raised."""
+    if source.hub:
+        lacking = "does not appear to have a file named model.safetensors" in str(error)
+        reason = _why_unreachable(source) if lacking else error
+        if reason is None:
+            return FoveateError(f"{source.name} on the hub has no weights in safetensors; {_SAFETENSORS_ONLY}")
+        if (known := explain(reason, source.name, source.commit)) is not None:
+            return known
+    if type(error).__name__ == "OutOfMemoryError":
+        return FoveateError(
+            f"the model of {source.name} does not fit on the device ({first_line(error)}); use bfloat16, 4bit, or the "
+            "device map auto"
+        )
+    return FoveateError(
+        f"the {what} of {source.name} cannot be loaded ({first_line(error)}); is the download complete?"
+    )
+
+
+def _why_unreachable(source: _Source) -> Exception | None:
+    """Return why the hub can't be asked for weights, which transformers reports as if they didn't exist."""
+    from huggingface_hub import file_exists
+
+    try:
+        file_exists(source.location, "model.safetensors", revision=source.commit)
+    except Exception as error:
+        return error
+    return None

@@ -154,7 +154,8 @@ def cost(
 
     Args:
         config: a transformers configuration, a mapping as config.json holds it, a model directory, the name of a
-            published configuration ("llava-1.5-7b"), or None for the embedded model.
+            published configuration ("llava-1.5-7b") or of a model on the Hugging Face hub, or None for the embedded
+            model.
         spec: what is applied: text, a method object, a `Spec`, or a list of these; None is dense.
         images: size of each image of a prompt, (width, height) in pixels.
         text_tokens: tokens of a prompt beside the visual ones.

@@ -40,8 +40,8 @@ class Model:
         return vision_parameters(self.vision) + self.decoder.parameters
 
 
-def read_model(config: Any) -> Model:
-    """Read the sizes of a model from its configuration, in any form that `cost` takes.
+def read_model(config: Any, revision: str | None = None) -> Model:
+    """Read the sizes of a model from its configuration, in any form that `cost` takes; `revision` is of one on the hub.
 
     Of a vision side that no family describes, only the number of visual tokens is read, with a `FoveateWarning`.
 
@@ -52,7 +52,7 @@ def read_model(config: Any) -> Model:
         FoveateError: there is no such configuration, a field is missing or makes no sense, or it has parts that the
             cost model does not count.
     """
-    config = load_config(config)
+    config = load_config(config, revision)
     family = _family(config)
     vision = family.vision_shape()
     if vision is None:

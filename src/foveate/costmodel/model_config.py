@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import FoveateError, first_line
+from foveate.hub import is_hub_name
+from foveate.loading import find_config
 
 PUBLISHED = Path(__file__).parent / "published"
 """Configurations of released models: only their sizes, and where these were read."""
@@ -17,15 +19,18 @@ def published() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in PUBLISHED.glob("*.json")))
 
 
-def load_config(source: Any) -> Any:
+def load_config(source: Any, revision: str | None = None) -> Any:
     """Return a model's configuration as an object.
 
     Args:
         source: a transformers configuration, which is returned unchanged; a mapping, as config.json holds it; the name
-            of a published configuration; a model directory or a config.json; or None for the embedded model.
+            of a published configuration; a model directory or a config.json; a model of the Hugging Face hub, of which
+            only config.json is downloaded; or None for the embedded model.
+        revision: of a model on the hub.
 
     Raises:
-        FoveateError: there is no such file or name, or it is no configuration of a vision-language model.
+        FoveateError: there is no such file, name or revision, the hub can't be reached, or it is no configuration of a
+            vision-language model.
     """
     from collections.abc import Mapping
 
@@ -34,7 +39,7 @@ def load_config(source: Any) -> Any:
 
         source = PATH
     if isinstance(source, str | Path):
-        source = _read(source)
+        source = _read(source, revision)
     if not isinstance(source, Mapping):
         return _checked(source)
     from transformers import AutoConfig
@@ -72,13 +77,16 @@ def _complain(kind: str, missing: list[str]) -> None:
         )
 
 
-def _read(source: str | Path) -> dict[str, Any]:
+def _read(source: str | Path, revision: str | None) -> dict[str, Any]:
     path = PUBLISHED / f"{source}.json" if str(source) in published() else Path(source)
+    if revision is not None or is_hub_name(source):
+        path = find_config(source, revision=revision)
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
         raise FoveateError(
-            f"there is no {path}; name a model directory, a config.json, or one of {', '.join(published())}"
+            f"there is no {path}; name a model directory, a config.json, a model of the Hugging Face hub as "
+            f"organisation/name, or one of {', '.join(published())}"
         )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,283 @@
+"""Choose the device and the number format of a model, before it is loaded, and say what was chosen."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import torch
+from torch import nn
+from torch.nn.functional import linear, softmax
+
+from foveate.errors import FoveateError, first_line
+
+__all__ = [
+    "DEVICE_MAPS",
+    "DTYPES",
+    "QUANTIZATIONS",
+    "Placement",
+    "card",
+    "devices_of",
+    "load_arguments",
+    "placement_of",
+    "synchronize",
+    "usable_device",
+    "usable_dtype",
+]
+
+DTYPES: Final = ("float32", "bfloat16", "float16")
+"""What a model can be loaded in; "auto" is the dtype that it was saved in."""
+
+QUANTIZATIONS: Final = ("4bit", "8bit")
+"""How bitsandbytes can quantise linear layers."""
+
+DEVICE_MAPS: Final = ("auto", "balanced", "balanced_low_0", "sequential")
+"""How accelerate can spread a model over devices."""
+
+
+# Choosing
+
+
+def usable_device(name: str | torch.device = "auto") -> torch.device:
+    """Return the torch device with a name; "auto" is the first CUDA GPU, or the CPU where there is none.
+
+    Raises:
+        FoveateError: this machine has no such device.
+
+    >>> usable_device("cpu")
+    device(type='cpu')
+    """
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+        usable = device.type != "meta"
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError):
+        usable = False
+    if not usable:
+        raise FoveateError(f"this machine has no device {str(name)!r}; {_devices_here(str(name))}")
+    return device
+
+
+def _devices_here(wanted: str) -> str:
+    """Say what can be used instead of a device that isn't there."""
+    if torch.cuda.is_available():
+        gpus = (torch.device("cuda", index) for index in range(torch.cuda.device_count()))
+        return f"use cpu, or {', '.join(f'{gpu} ({card(gpu)})' for gpu in gpus)}"
+    if wanted.startswith("cuda"):
+        if torch.version.cuda is None and torch.version.hip is None:
+            return f"torch {torch.__version__} is built without CUDA: install a build with it, or use cpu"
+        return "torch finds no GPU: look at the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES, or use cpu"
+    return "use cpu, or cuda where there is a GPU"
+
+
+def usable_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """Return a dtype after multiplying two small matrices in it on the device.
+
+    Args:
+        dtype: one of `DTYPES`, or a torch dtype.
+        device: where the model will run.
+
+    Raises:
+        FoveateError: it is no floating-point dtype, or the device can't compute in it.
+
+    >>> usable_dtype("bfloat16", torch.device("cpu"))
+    torch.bfloat16
+    """
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise FoveateError(f"there is no dtype {dtype!r} here; use {', '.join(DTYPES)}, or auto: as saved")
+        dtype = getattr(torch, dtype)
+    assert isinstance(dtype, torch.dtype)
+    if not dtype.is_floating_point:
+        raise FoveateError(f"{_plain(dtype)} holds no floating-point numbers; use {', '.join(DTYPES)}")
+    try:
+        values = torch.ones(2, 2, device=device, dtype=dtype)
+        softmax(linear(values, values), dim=-1)
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        # The reason that torch gives may name an operator that users don't know.
+        raise FoveateError(
+            f"{device} can't compute in {_plain(dtype)} ({first_line(error)}); use another dtype: {', '.join(DTYPES)}"
+        ) from error
+    return dtype
+
+
+def load_arguments(
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    quantize: str | None = None,
+) -> dict[str, Any]:
+    """Check how a model is to be placed, and return the arguments of `from_pretrained` that place it so.
+
+    Args:
+        device: one device, or "auto" for the GPU if there is one; None is the CPU, or wherever `device_map` says.
+        dtype: one of `DTYPES`, a torch dtype, or "auto" for the dtype that the model was saved in; None leaves the
+            choice to the caller.
+        device_map: how to spread the model over devices: one of `DEVICE_MAPS`, or a mapping as accelerate takes it.
+        quantize: one of `QUANTIZATIONS`.
+
+    Raises:
+        FoveateError: a device isn't there, it can't compute in the dtype, bitsandbytes is missing or can't run on the
+            device, or two of the arguments exclude each other.
+
+    >>> load_arguments("cpu", "bfloat16")
+    {'device_map': {'': device(type='cpu')}, 'dtype': torch.bfloat16}
+    """
+    found: dict[str, Any] = {}
+    if device is not None and device_map is not None:
+        raise FoveateError(
+            f"device {str(device)!r} and device map {device_map!r} exclude each other: the first puts the whole model on "
+            "one device, the second spreads it; give one of them"
+        )
+    if device_map is not None:
+        if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
+            raise FoveateError(
+                f"there is no device map {device_map!r}; use {', '.join(DEVICE_MAPS)}, or --device for one device"
+            )
+        place = usable_device("auto")
+        found["device_map"] = device_map
+    elif device is not None:
+        place = usable_device(device)
+        found["device_map"] = {"": place}
+    else:
+        place = torch.device("cpu")
+    if dtype is not None:
+        found["dtype"] = dtype if dtype == "auto" else usable_dtype(dtype, place)
+    if quantize is not None:
+        found["quantization_config"] = _quantization(quantize, found.get("dtype"), place)
+    return found
+
+
+def _quantization(quantize: str, dtype: Any, device: torch.device) -> Any:
+    """Return transformers' settings for bitsandbytes.
+
+    Raises:
+        FoveateError: bitsandbytes is missing, too old, or can't run on the device.
+    """
+    if quantize not in QUANTIZATIONS:
+        raise FoveateError(f"there is no quantisation {quantize!r}; use {' or '.join(QUANTIZATIONS)}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise FoveateError(f"loading in {quantize} needs bitsandbytes, which is not installed: pip install bitsandbytes")
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    try:
+        import bitsandbytes
+
+        able = getattr(bitsandbytes, "supported_torch_devices", {"cuda"})
+    except Exception as error:
+        raise FoveateError(f"bitsandbytes cannot be imported ({first_line(error)}); install it again") from error
+    if not is_bitsandbytes_available():
+        raise FoveateError(
+            f"bitsandbytes {bitsandbytes.__version__} is older than transformers needs: pip install -U bitsandbytes"
+        )
+    if device.type not in able:
+        raise FoveateError(
+            f"bitsandbytes {bitsandbytes.__version__} can't quantise on {device.type}, only on "
+            f"{', '.join(sorted(able))}; leave out --quantize, or choose another device"
+        )
+    if quantize == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    compute = dtype if isinstance(dtype, torch.dtype) else torch.bfloat16
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+
+
+# Saying what was chosen
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a loaded model is, and in which number format.
+
+    Attributes:
+        device: the devices of its weights, such as "cuda:0" or "cuda:0, cpu".
+        card: the names of the GPUs among them; None without one.
+        dtype: of its floating-point weights, and what they are multiplied in.
+        quantize: "4bit" or "8bit"; None if its weights are not quantised by bitsandbytes.
+    """
+
+    device: str
+    card: str | None
+    dtype: str
+    quantize: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Name all of it in a few words.
+
+        >>> Placement("cuda:0", "NVIDIA L4", "bfloat16", "4bit").title
+        'bfloat16, 4bit, on cuda:0 (NVIDIA L4)'
+        """
+        numbers = self.dtype if self.quantize is None else f"{self.dtype}, {self.quantize},"
+        return f"{numbers} on {self.device}" + ("" if self.card is None else f" ({self.card})")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, for JSON."""
+        return asdict(self)
+
+
+def placement_of(model: nn.Module) -> Placement:
+    """Return where a model is and in which number format.
+
+    >>> placement_of(nn.Linear(2, 2))
+    Placement(device='cpu', card=None, dtype='float32', quantize=None)
+    """
+    devices = devices_of(model)
+    cards = dict.fromkeys(name for name in map(card, devices) if name is not None)
+    weights = [weight.dtype for weight in model.parameters() if weight.is_floating_point()]
+    dtype = getattr(model, "dtype", None) or (weights[0] if weights else torch.get_default_dtype())
+    bits = {
+        getattr(model, "is_loaded_in_4bit", False): "4bit",
+        getattr(model, "is_loaded_in_8bit", False): "8bit",
+    }
+    return Placement(", ".join(map(str, devices)), ", ".join(cards) or None, _plain(dtype), bits.get(True))
+
+
+def devices_of(model: nn.Module) -> tuple[torch.device, ...]:
+    """Return the devices that a model's weights are on, each once; weights that were offloaded count by where they run.
+
+    >>> devices_of(nn.Linear(2, 2))
+    (device(type='cpu'),)
+    """
+    spread = getattr(model, "hf_device_map", None) or {}
+    # accelerate runs what it keeps on the CPU or the disk on its main device.
+    mapped = [torch.device(place) for place in spread.values() if place not in ("disk", "cpu")]
+    weights = [weight.device for weight in model.parameters() if not weight.is_meta]
+    found = dict.fromkeys(_numbered(device) for device in (*mapped, *weights))
+    return tuple(found) or (torch.device("cpu"),)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """Write the current GPU with its number: "cuda" and "cuda:0" are one device."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+def card(device: str | torch.device) -> str | None:
+    """Return the name of a GPU, such as "NVIDIA H100 80GB HBM3"; None for a CPU.
+
+    >>> card("cpu")
+    """
+    device = torch.device(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# Waiting
+
+
+def synchronize(devices: Iterable[torch.device]) -> None:
+    """Wait until all queued work of these devices is done; a CPU queues nothing."""
+    for device in devices:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type not in ("cpu", "meta"):
+            torch.accelerator.synchronize(device)
