@@ -73,7 +73,7 @@ def test_what_is_a_hub_name(tmp_path, monkeypatch):
     assert not is_hub_name("org/name")
     # The folder wins, and a folder has no revisions.
     assert skeleton("org/name").config.model_type == "llava"
-    with pytest.raises(FoveateError, match="only models on the hub have revisions; leave out 'v1'"):
+    with pytest.raises(FoveateError, match="leave out the revision 'v1'"):
         load("org/name", revision="v1")
     with pytest.raises(FoveateError, match="only models on the hub have revisions"):
         commit_of(None, "v1")
@@ -233,7 +233,10 @@ def test_a_missing_network_is_one_line(tmp_path):
         assert "\n" not in text
 
 
-@pytest.mark.parametrize("command", [("ask", IMAGE, "what ?"), ("count", IMAGE), ("cost",), ("bench",), ("find-layer",)])
+@pytest.mark.parametrize(
+    "command",
+    [("ask", IMAGE, "what ?"), ("count", IMAGE), ("cost",), ("bench",), ("find-layer",)],
+)
 def test_commands_take_names(command, tmp_path):
     cached(tmp_path, "org/name", files={"config.json"})
     words = [str(word) for word in command]

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from foveate.devices import devices_of
 from foveate.engine import apply, timed
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
@@ -21,7 +22,7 @@ from foveate.schedule import tokens_after
 from foveate.spec import SpecLike, as_spec
 from foveate.tokens import Layout
 
-__all__ = ["Answer", "ask", "layout_of_prompt", "seen_part"]
+__all__ = ["Answer", "ask", "layout_of_prompt", "moved", "seen_part"]
 
 _ENOUGH_SECONDS = 2.0
 _MOST_RUNS = 5
@@ -85,6 +86,11 @@ def layout_of_prompt(model: nn.Module, inputs: Mapping[str, Any]) -> Layout:
     return layouts[0]
 
 
+def moved(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return a prompt's inputs on a device, such as `family.device`; what is no tensor stays."""
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+
+
 def seen_part(processor: Any, image: Image.Image) -> Image.Image:
     """Return the part of an image that reaches the encoder: its centre, if the processor crops."""
     rules = processor.image_processor
@@ -128,8 +134,8 @@ def ask(
         FoveateError: the model can't do the spec on this image, or prompt and answer are longer than the model takes.
     """
     family = family_of(model)
-    device = next(model.parameters()).device
-    inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    inputs = moved(inputs, family.device)
+    devices = devices_of(model)
     layout = layout_of_prompt(model, inputs)
     if spec is not None:
         spec = as_spec(spec)
@@ -154,9 +160,9 @@ def ask(
     began = time.perf_counter()
     while True:
         with apply(model, spec, synchronise=True) if spec is not None else nullcontext() as run, timed(model) as times:
-            start = now(device)
+            start = now(devices)
             ids = generate(**inputs, **greedy, max_new_tokens=max_new_tokens)
-            total = (now(device) - start) * 1e3
+            total = (now(devices) - start) * 1e3
         report = None if run is None else run.report()
         compressor = 0.0 if report is None else report.milliseconds
         # Steps inside the decoder are counted as the compressor's time, not as prefill.

@@ -37,6 +37,9 @@ DEVICE_MAPS: Final = ("auto", "balanced", "balanced_low_0", "sequential")
 """How accelerate can spread a model over devices."""
 
 
+CPU: Final = torch.device("cpu")
+
+
 # Choosing
 
 
@@ -50,7 +53,7 @@ def usable_device(name: str | torch.device = "auto") -> torch.device:
     device(type='cpu')
     """
     if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        return torch.device("cuda", 0) if torch.cuda.is_available() else CPU
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -130,8 +133,8 @@ def load_arguments(
     found: dict[str, Any] = {}
     if device is not None and device_map is not None:
         raise FoveateError(
-            f"device {str(device)!r} and device map {device_map!r} exclude each other: the first puts the whole model on "
-            "one device, the second spreads it; give one of them"
+            f"device {str(device)!r} and device map {device_map!r} exclude each other: the first puts the whole model "
+            "on one device, the second spreads it; give one of them"
         )
     if device_map is not None:
         if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
@@ -144,7 +147,7 @@ def load_arguments(
         place = usable_device(device)
         found["device_map"] = {"": place}
     else:
-        place = torch.device("cpu")
+        place = CPU
     if dtype is not None:
         found["dtype"] = dtype if dtype == "auto" else usable_dtype(dtype, place)
     if quantize is not None:
@@ -161,7 +164,7 @@ def _quantization(quantize: str, dtype: Any, device: torch.device) -> Any:
     if quantize not in QUANTIZATIONS:
         raise FoveateError(f"there is no quantisation {quantize!r}; use {' or '.join(QUANTIZATIONS)}")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise FoveateError(f"loading in {quantize} needs bitsandbytes, which is not installed: pip install bitsandbytes")
+        raise FoveateError(f"{quantize} needs bitsandbytes, which is not installed: pip install bitsandbytes")
     from transformers import BitsAndBytesConfig
     from transformers.utils import is_bitsandbytes_available
 
@@ -194,7 +197,7 @@ class Placement:
     """Where a loaded model is, and in which number format.
 
     Attributes:
-        device: the devices of its weights, such as "cuda:0" or "cuda:0, cpu".
+        device: the devices that it runs on, such as "cuda:0" or "cuda:0, cuda:1, offloaded to cpu".
         card: the names of the GPUs among them; None without one.
         dtype: of its floating-point weights, and what they are multiplied in.
         quantize: "4bit" or "8bit"; None if its weights are not quantised by bitsandbytes.
@@ -227,6 +230,9 @@ def placement_of(model: nn.Module) -> Placement:
     Placement(device='cpu', card=None, dtype='float32', quantize=None)
     """
     devices = devices_of(model)
+    names = ", ".join(map(str, devices if devices == (CPU,) else [device for device in devices if device != CPU]))
+    if offloaded := _offloaded(model):
+        names += f", offloaded to {', '.join(offloaded)}"
     cards = dict.fromkeys(name for name in map(card, devices) if name is not None)
     weights = [weight.dtype for weight in model.parameters() if weight.is_floating_point()]
     dtype = getattr(model, "dtype", None) or (weights[0] if weights else torch.get_default_dtype())
@@ -234,7 +240,7 @@ def placement_of(model: nn.Module) -> Placement:
         getattr(model, "is_loaded_in_4bit", False): "4bit",
         getattr(model, "is_loaded_in_8bit", False): "8bit",
     }
-    return Placement(", ".join(map(str, devices)), ", ".join(cards) or None, _plain(dtype), bits.get(True))
+    return Placement(names, ", ".join(cards) or None, _plain(dtype), bits.get(True))
 
 
 def devices_of(model: nn.Module) -> tuple[torch.device, ...]:
@@ -243,12 +249,26 @@ def devices_of(model: nn.Module) -> tuple[torch.device, ...]:
     >>> devices_of(nn.Linear(2, 2))
     (device(type='cpu'),)
     """
-    spread = getattr(model, "hf_device_map", None) or {}
-    # accelerate runs what it keeps on the CPU or the disk on its main device.
-    mapped = [torch.device(place) for place in spread.values() if place not in ("disk", "cpu")]
+    mapped = [torch.device(place) for place in _map_of(model) if place not in _STORES]
     weights = [weight.device for weight in model.parameters() if not weight.is_meta]
     found = dict.fromkeys(_numbered(device) for device in (*mapped, *weights))
-    return tuple(found) or (torch.device("cpu"),)
+    return tuple(found) or (CPU,)
+
+
+_STORES: Final = ("cpu", "disk")
+"""Where accelerate keeps weights that it moves to a GPU for as long as they are needed."""
+
+
+def _map_of(model: nn.Module) -> list[Any]:
+    """Return the places of a model's device map, each once; none if it has no map."""
+    places = (getattr(model, "hf_device_map", None) or {}).values()
+    return list(dict.fromkeys(str(place) if isinstance(place, torch.device) else place for place in places))
+
+
+def _offloaded(model: nn.Module) -> list[Any]:
+    """Return where weights wait that run elsewhere; nothing if the whole model is on the CPU."""
+    places = _map_of(model)
+    return [place for place in places if place in _STORES] if any(place not in _STORES for place in places) else []
 
 
 def _numbered(device: torch.device) -> torch.device:

@@ -36,8 +36,23 @@ def model_fingerprint(core: nn.Module) -> str:
     return digest.hexdigest()[:DIGITS]
 
 
+def loaded_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and values of a model's parameters; accelerate loads those that it has offloaded, one by one."""
+    from accelerate.utils import align_module_device
+
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        # After loading, a parameter is another object, so it is told by the one that stands for it.
+        stored = {name: id(weight) for name, weight in module.named_parameters(recurse=False)}
+        with align_module_device(module):
+            for name, weight in module.named_parameters(recurse=False):
+                if stored[name] not in seen:
+                    seen.add(stored[name])
+                    yield f"{prefix}.{name}" if prefix else name, weight
+
+
 def _base_weights(core: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, weight in core.named_parameters():
+    for name, weight in loaded_parameters(core):
         if "lora_" not in name:
             yield name.replace(".base_layer", "").removeprefix("base_model.model."), weight
 

@@ -62,9 +62,7 @@ def load(
     # Both come from one commit, even if the branch moves in between.
     commit = commit_of(model, revision)
     processor = load_processor(model, revision=commit)
-    loaded = load_model(
-        model, revision=commit, device=device, dtype=dtype, device_map=device_map, quantize=quantize
-    )
+    loaded = load_model(model, revision=commit, device=device, dtype=dtype, device_map=device_map, quantize=quantize)
     return loaded, processor
 
 
@@ -127,8 +125,8 @@ def load_processor(model: str | Path | None = None, *, revision: str | None = No
         raise _broken(source, "processor", error) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
         raise FoveateError(
-            f"{source.name} has no complete processor; it needs preprocessor_config.json (or processor_config.json) and "
-            "the tokenizer's files"
+            f"{source.name} has no complete processor; it needs preprocessor_config.json (or processor_config.json) "
+            "and the tokenizer's files"
         )
     return processor
 
@@ -218,8 +216,8 @@ def _located(model: str | Path | None, revision: str | None) -> _Source:
         return _Source(str(model), str(model), config, commit or revision, hub=True)
     folder = PATH if model is None else Path(model)
     if revision is not None:
-        what = "the embedded model" if model is None else f"{folder}"
-        raise FoveateError(f"only models on the hub have revisions; leave out {revision!r}, or name {what} by its hub name")
+        what = "the embedded model has none" if model is None else f"{folder} is not named by the hub"
+        raise FoveateError(f"only models on the hub have revisions, and {what}; leave out the revision {revision!r}")
     if not folder.exists():
         raise FoveateError(
             f"there is no model directory {folder}; name a folder with a model, or a model of the Hugging Face hub as "

@@ -20,8 +20,15 @@ def run(monkeypatch, reference_model):
 
     model, processor = reference_model
     whole, processors = module.load_model, module.load_processor
-    monkeypatch.setattr(module, "load_model", lambda path=None: model if path is None else whole(path))
-    monkeypatch.setattr(module, "load_processor", lambda path=None: processor if path is None else processors(path))
+
+    def load_model(name=None, **options):
+        return model if name is None else whole(name, **options)
+
+    def load_processor(name=None, **options):
+        return processor if name is None else processors(name, **options)
+
+    monkeypatch.setattr(module, "load_model", load_model)
+    monkeypatch.setattr(module, "load_processor", load_processor)
     threads = torch.get_num_threads()
     yield Commands()
     torch.set_num_threads(threads)
@@ -32,7 +39,7 @@ def refuse(monkeypatch):
     """Commands that must refuse before any weight is read."""
     import foveate.loading as module
 
-    def loaded(path=None):
+    def loaded(name=None, **options):
         raise AssertionError("the model was loaded before the input was checked")
 
     monkeypatch.setattr(module, "load_model", loaded)

@@ -85,7 +85,7 @@ def directory_of_qwen(tmp_path_factory):
 def qwen(directory_of_qwen, monkeypatch):
     import foveate.loading as module
 
-    monkeypatch.setattr(module, "load_processor", lambda path=None: Processor())
+    monkeypatch.setattr(module, "load_processor", lambda name=None, **options: Processor())
     return directory_of_qwen
 
 

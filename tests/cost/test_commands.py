@@ -91,7 +91,10 @@ def test_a_model_of_which_only_the_decoder_is_known(run: Commands, tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--model", "llava-2"), "there is no llava-2; name a model directory, a config.json, or one of llava-1.5-13b"),
+        (
+            ("--model", "llava-2"),
+            "there is no llava-2; name a model directory, a config.json, a model of the Hugging Face hub as organ",
+        ),
         (("--device", "a1000"), 'no device is called "a1000"; did you mean "a100"?'),
         (("--image", "336"), "--image '336' is not a size; write WIDTHxHEIGHT in pixels"),
         (("--image", "0x336"), "0 x 336 pixels does not exist"),

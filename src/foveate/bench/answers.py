@@ -7,19 +7,21 @@ read it go through the model's own `generate`, question by question, in batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from foveate.bench.tasks import TaskImage
-from foveate.engine import Encoded, apply, compress, encoder_outputs, timed
+from foveate.devices import devices_of
+from foveate.engine import Encoded, apply, compress, encode, encoder_outputs, timed
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
+from foveate.fingerprint import loaded_parameters
 from foveate.prompts import chat_text, check_chat_template, processor_inputs, question_messages, tokenized
 from foveate.spec import Spec
 from foveate.transformers_api import cache_argument, cache_of_output, new_cache
@@ -27,6 +29,8 @@ from foveate.transformers_api import cache_argument, cache_of_output, new_cache
 CACHE_BYTES = 256 * 2**20
 """Largest size in bytes of the cache with which one batch of questions starts."""
 ROWS_AT_ONCE = 128
+_TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
+"""Names under which models take which tokens are visual: some count positions by it, some let an image see itself."""
 PLAIN_ROWS = 16
 """Rows of a batch that goes through `generate`."""
 
@@ -90,19 +94,27 @@ class Asker:
         model: of a supported family, in evaluation mode.
         processor: its own, with a chat template.
         longest: the most tokens that an answer may have.
+        batch: how many prompts the model gets at once, padded on the left to one length. None puts only prompts of one
+            length together, which need no padding, and as many questions as share a small cache.
 
     Raises:
         UnsupportedFamily: the model is of no supported family.
-        FoveateError: the processor has no chat template.
+        FoveateError: the processor has no chat template, or the batch is smaller than 1.
     """
 
-    def __init__(self, model: nn.Module, processor: Any, longest: int = 16) -> None:
+    def __init__(self, model: nn.Module, processor: Any, longest: int = 16, batch: int | None = None) -> None:
         check_chat_template(processor)
+        if batch is not None and batch < 1:
+            raise FoveateError(f"--batch is {batch}; it must be at least 1")
+        self.batch = batch
         self.model: Any = model
         self.processor = processor
         self.longest = longest
         self.family: Family = family_of(model)
-        self.device: torch.device = next(model.parameters()).device
+        self.device: torch.device = self.family.device
+        self.devices = devices_of(model)
+        takes = inspect.signature(self.model.forward).parameters
+        self._types = [name for name in _TOKEN_TYPES if name in takes]
         settings = self.model.generation_config
         ends = settings.eos_token_id
         self.ends: list[int] = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
@@ -143,10 +155,37 @@ class Asker:
         pixels = {name: first[name] for name in family.pixel_inputs if name in first}
         return Prompts(pixels, tuple(tuple(row) for row in rows), shared)
 
-    def pixels(self, prompts: Iterable[Prompts]) -> dict[str, Tensor]:
-        """Return the images of several prompts as the inputs of one call of the encoder."""
+    def pixels(self, prompts: Iterable[Prompts], without: Iterable[str] = ()) -> dict[str, Tensor]:
+        """Return the images of several prompts as the inputs of one call of the encoder.
+
+        Args:
+            prompts: of the images.
+            without: names of inputs that are left out.
+
+        Raises:
+            FoveateError: the processor gives the images inputs of different shapes.
+        """
         every = [each.pixels for each in prompts]
-        return {name: _concatenated([pixels[name] for pixels in every]).to(self.device) for name in every[0]}
+        found = {}
+        for name in (name for name in every[0] if name not in without):
+            shapes = {tuple(pixels[name].shape[1:]) for pixels in every}
+            if len(shapes) > 1:
+                raise FoveateError(
+                    f"the model's processor gives images of different sizes a {name} of different shapes "
+                    f"({', '.join(map(str, sorted(shapes)))}), so they don't fit into one batch; use --batch 1"
+                )
+            found[name] = torch.cat([pixels[name] for pixels in every]).to(self.device)
+        return found
+
+    def encode(self, prompts: Sequence[Prompts], specs: Sequence[Spec]) -> Encoded:
+        """Encode the images of several prompts; those whose inputs have one shape together."""
+        shapes: dict[Any, list[int]] = {}
+        for index, each in enumerate(prompts):
+            shape = tuple((name, tuple(value.shape[1:])) for name, value in each.pixels.items())
+            shapes.setdefault(shape, []).append(index)
+        parts = [encode(self.model, self.pixels(prompts[index] for index in group), specs) for group in shapes.values()]
+        order = [index for group in shapes.values() for index in group]
+        return _joined(parts).pick([order.index(index) for index in range(len(order))])
 
     # Answers
 
@@ -176,29 +215,45 @@ class Asker:
         answered = Answered([[""] * len(each.rows) for each in prompts], none[:], none[:], none[:])
         answered.spent.images = len(prompts)
         answered.spent.questions = sum(len(each.rows) for each in prompts)
-        # Rows of one length need no padding, which families handle differently.
         if reuse:
-            for group in _by_length((each.shared, index) for index, each in enumerate(prompts)):
-                self._reusing(prompts, group, spec, encoded, answered)
+            images = ((each.shared, index) for index, each in enumerate(prompts))
+            for batch in self._batches(images, len(prompts)):
+                self._reusing(prompts, batch, spec, encoded, answered)
         else:
             rows = ((len(row), (index, n)) for index, each in enumerate(prompts) for n, row in enumerate(each.rows))
-            for group in _by_length(rows):
-                for start in range(0, len(group), PLAIN_ROWS):
-                    batch = group[start : start + PLAIN_ROWS]
-                    if inside:
-                        self._inside(prompts, batch, spec, encoded, answered)
-                    else:
-                        self._plainly(prompts, batch, spec, encoded, answered)
+            for batch in self._batches(rows, PLAIN_ROWS):
+                if inside:
+                    self._inside(prompts, batch, spec, encoded, answered)
+                else:
+                    self._plainly(prompts, batch, spec, encoded, answered)
         return answered
+
+    def _batches(self, items: Iterable[tuple[int, Any]], most: int) -> Iterator[list[Any]]:
+        """Yield lists of items that go through the model together.
+
+        Args:
+            items: each after its length.
+            most: the most in a list, if no batch is set.
+        """
+        by_length: dict[int, list[Any]] = {}
+        for length, item in items:
+            by_length.setdefault(length, []).append(item)
+        if self.batch is None:
+            groups = list(by_length.values())
+        else:
+            # Neighbours in length share a batch, so that there is little padding.
+            groups, most = [[item for length in sorted(by_length) for item in by_length[length]]], self.batch
+        for group in groups:
+            for start in range(0, len(group), most):
+                yield group[start : start + most]
 
     def _reusing(
         self, prompts: Sequence[Prompts], group: Sequence[int], spec: Spec, encoded: Encoded, answered: Answered
     ) -> None:
-        """Prefill images whose prompts are equally long, then answer their questions."""
+        """Prefill what all questions about an image share, for a batch of images, then answer the questions."""
         spent = answered.spent
-        shared = prompts[group[0]].shared
         # One column more than the shared ones: its position id is where the questions begin.
-        inputs = self._whole([prompts[index].rows[0][: shared + 1] for index in group])
+        inputs = self.padded([prompts[index].rows[0][: prompts[index].shared + 1] for index in group])
         short = compress(self.model, inputs, spec, encoded.pick(group))
         spent.compressor += short.milliseconds["compressor"]
         spent.compressions += len(group)
@@ -207,7 +262,7 @@ class Asker:
             answered.after[index] = answered.mean[index] = image.after
         positions: Tensor = short["position_ids"]
         mask: Tensor = short["attention_mask"][:, :-1]
-        began = now(self.device)
+        began = now(self.devices)
         output = self.model(
             input_ids=short["input_ids"][:, :-1],
             attention_mask=mask,
@@ -215,19 +270,20 @@ class Asker:
             mm_encoder_outputs=short["mm_encoder_outputs"],
             use_cache=True,
             logits_to_keep=1,
+            **{name: short[name][:, :-1] for name in self._types},
         )
         cache = cache_of_output(output)
-        spent.prefix += (now(self.device) - began) * 1e3
+        spent.prefix += (now(self.devices) - began) * 1e3
 
         held = sum(layer.keys[0].nbytes + layer.values[0].nbytes for layer in cache.layers)
-        at_once = max(1, min(ROWS_AT_ONCE, CACHE_BYTES // held))
+        at_once = self.batch or max(1, min(ROWS_AT_ONCE, CACHE_BYTES // held))
         # Questions of similar length share a batch, so that there is little padding.
         rows = [(row, n) for row, index in enumerate(group) for n in range(len(prompts[index].rows))]
         rows.sort(key=lambda each: len(prompts[group[each[0]]].rows[each[1]]))
         for start in range(0, len(rows), at_once):
             batch = rows[start : start + at_once]
             of = torch.tensor([row for row, _ in batch], device=self.device)
-            ends = [prompts[group[row]].rows[n][shared:] for row, n in batch]
+            ends = [prompts[group[row]].rows[n][prompts[group[row]].shared :] for row, n in batch]
             texts = self._decode(_selected(cache, of), mask[of], positions[..., -1].index_select(-1, of), ends, spent)
             for (row, n), text in zip(batch, texts, strict=True):
                 answered.texts[group[row]][n] = text
@@ -253,7 +309,7 @@ class Asker:
         stop = self._stop
         answers = torch.full((len(ends), self.longest), self.pad, device=self.device)
         for step in range(self.longest):
-            began = now(self.device)
+            began = now(self.devices)
             output = self.model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -265,7 +321,7 @@ class Asker:
             ids = output.logits[:, -1:].argmax(dim=-1)
             answers[rows, step] = ids[:, 0]
             open_rows = (~torch.isin(ids[:, 0], stop)).nonzero().squeeze(1)
-            milliseconds = (now(self.device) - began) * 1e3
+            milliseconds = (now(self.devices) - began) * 1e3
             if step == 0:
                 spent.question += milliseconds
             else:
@@ -289,9 +345,9 @@ class Asker:
         encoded: Encoded,
         answered: Answered,
     ) -> None:
-        """Answer whole prompts of one length with the model's own `generate`."""
+        """Answer whole prompts with the model's own `generate`."""
         spent = answered.spent
-        inputs = self._whole([prompts[index].rows[n] for index, n in group])
+        inputs = self.padded([prompts[index].rows[n] for index, n in group])
         short = compress(self.model, inputs, spec, encoded.pick([index for index, _ in group]))
         spent.compressor += short.milliseconds["compressor"]
         texts = self._generated(short, spent)
@@ -305,12 +361,11 @@ class Asker:
         encoded: Encoded,
         answered: Answered,
     ) -> None:
-        """Answer whole prompts of one length with `generate` under `apply`, where steps inside the decoder act."""
+        """Answer whole prompts with `generate` under `apply`, where steps inside the decoder act."""
         spent = answered.spent
-        inputs = self._whole([prompts[index].rows[n] for index, n in group])
+        inputs = self.padded([prompts[index].rows[n] for index, n in group])
         # Position ids may need the other inputs that describe the images.
-        inputs |= self.pixels(prompts[index] for index, _ in group)
-        del inputs["pixel_values"]
+        inputs |= self.pixels((prompts[index] for index, _ in group), without=("pixel_values",))
         inputs["mm_encoder_outputs"] = encoder_outputs(self.model, encoded.pick([index for index, _ in group]))
         with apply(self.model, spec, synchronise=True) as run:
             texts = self._generated(inputs, spent)
@@ -322,7 +377,7 @@ class Asker:
         _record(prompts, group, texts, counts, answered)
 
     def _generated(self, inputs: Mapping[str, Any], spent: Spent) -> list[str]:
-        """Return the answers of the model's own `generate` to prompts of one length; `spent` gets the time."""
+        """Return the answers of the model's own `generate` to a batch of prompts; `spent` gets the time."""
         with timed(self.model) as times:
             output = self.model.generate(
                 **inputs, max_new_tokens=self.longest, do_sample=False, num_beams=1, pad_token_id=self.pad
@@ -331,9 +386,14 @@ class Asker:
         spent.decode += times.decode
         return self._texts(output[:, inputs["input_ids"].shape[1] :])
 
-    def _whole(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
-        ids = torch.tensor([list(row) for row in rows], device=self.device)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    def padded(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Return prompts as the text inputs of one call, padded on the left, so that all end in the last column."""
+        longest = max(map(len, rows))
+        empty = [longest - len(row) for row in rows]
+        ids = torch.tensor([[self.pad] * n + list(row) for n, row in zip(empty, rows)], device=self.device)
+        mask = torch.tensor([[0] * n + [1] * len(row) for n, row in zip(empty, rows)], device=self.device)
+        types = {name: (ids == self.family.image_token).int() for name in self._types}
+        return {"input_ids": ids, "attention_mask": mask, **types}
 
     @property
     def _stop(self) -> Tensor:
@@ -374,11 +434,23 @@ def _after_last(ids: Sequence[int], family: Family) -> int:
     return list(reversed(ids)).index(family.image_token)
 
 
-def _by_length(items: Iterable[tuple[int, Any]]) -> list[list[Any]]:
-    groups: dict[int, list[Any]] = {}
-    for length, item in items:
-        groups.setdefault(length, []).append(item)
-    return list(groups.values())
+def _joined(parts: Sequence[Encoded]) -> Encoded:
+    """Return images that were encoded apart for the same specs, one after another."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def of(name: str) -> Any:
+        return tuple(value for part in parts for value in getattr(part, name))
+
+    signals = {signal: tuple(value for part in parts for value in part.signals[signal]) for signal in parts[0].signals}
+    names = ("layouts", "seen", "projected", "companions", "structural", "inside")
+    return replace(
+        parts[0],
+        **{name: of(name) for name in names},
+        features=None if parts[0].features is None else of("features"),
+        signals=signals,
+        milliseconds=sum(part.milliseconds for part in parts),
+    )
 
 
 def _selected(cache: Any, rows: Tensor) -> Any:
@@ -400,7 +472,7 @@ def fingerprint(model: nn.Module, processor: Any) -> str:
     config: Mapping[str, Any] = model.config.to_dict()  # pyright: ignore
     # The folder and the version that it was loaded with do not change the model.
     digest.update(repr(sorted((k, str(v)) for k, v in config.items() if k not in _INCIDENTAL)).encode())
-    for name, weight in model.named_parameters():
+    for name, weight in loaded_parameters(model):
         flat = weight.detach().flatten()
         sample = flat[:: max(1, flat.numel() // 4096)].to("cpu", torch.float32).contiguous()
         digest.update(name.encode() + str(tuple(weight.shape)).encode() + sample.numpy().tobytes())
@@ -411,9 +483,3 @@ def fingerprint(model: nn.Module, processor: Any) -> str:
 
 
 _INCIDENTAL = frozenset({"_name_or_path", "transformers_version"})
-
-
-def _concatenated(parts: list[Tensor]) -> Tensor:
-    """Concatenate pixel inputs `(images, ...)`; images of fewer tiles get blank ones, as processors of batches do."""
-    most = max(part.shape[1] for part in parts)
-    return torch.cat([pad(part, (0, 0) * (part.ndim - 2) + (0, most - part.shape[1])) for part in parts])

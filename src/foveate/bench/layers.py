@@ -126,8 +126,7 @@ def find_layer(
     for number, picture in enumerate(pictures):
         asked = picture.questions[number % len(picture.questions)]
         prompts = asker.prompts(replace(picture, questions=(asked,)))
-        ids = torch.tensor(prompts.rows, device=asker.device)
-        inputs = {**asker.pixels([prompts]), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        inputs = {**asker.pixels([prompts]), **asker.padded(prompts.rows)}
         dense = _next_token(model, inputs)
         step(number * (1 + len(layers)) + 1, whole)
         for at, layer in enumerate(layers):

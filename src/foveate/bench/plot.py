@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from foveate import plots
+from foveate.bench.report import placement_line
 
 MARKERS: Final = "osD^vPX*"
 
@@ -24,7 +25,7 @@ def plot(metrics: Mapping[str, Any], path: Path) -> bool:
     """
     if importlib.util.find_spec("matplotlib") is None:
         return False
-    rows = metrics["configurations"]
+    rows, where = metrics["configurations"], placement_line(metrics)
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows[1:]:
         lines.setdefault(row["label"], []).append(row)
@@ -111,7 +112,8 @@ def plot(metrics: Mapping[str, Any], path: Path) -> bool:
         axes.text(
             0,
             1.02,
-            "Bars are 95 % intervals clustered by image. Dashed lines are baselines.",
+            "Bars are 95 % intervals clustered by image. Dashed lines are baselines."
+            + (f" Measured in {where}." if where else ""),
             transform=axes.transAxes,
             fontsize=9.5,
             color="#555555",

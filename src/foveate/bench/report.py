@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foveate.bench.formatting import count, interval, points, share_text
+from foveate.devices import Placement
 
 NOTE = (
     "Differences are paired with dense, question by question; intervals are 95 %, clustered by image. Times are "
@@ -30,12 +31,13 @@ WIDE: Final = 132
 def table(metrics: Mapping[str, Any], width: int = WIDE) -> Table:
     """Return the main table for a terminal of `width` characters; narrow ones get fewer columns."""
     heads = HEADS if width >= WIDE else NARROW
+    where = placement_line(metrics)
     made = Table(
-        title=_title(metrics),
+        title=Text.assemble((_title(metrics), "bold"), (f"\n{where}" if where else "", "dim")),
         title_justify="left",
         caption=caption(metrics),
         caption_justify="left",
-        title_style="bold",
+        title_style="",
         header_style="bold",
         box=None,
         pad_edge=False,
@@ -104,7 +106,8 @@ def skills_table(metrics: Mapping[str, Any]) -> Table | None:
 
 def markdown(metrics: Mapping[str, Any], command: str = "") -> str:
     """Return the main table and the one per skill as Markdown, with the command that made them."""
-    lines = [f"**{_title(metrics)}**", ""]
+    where = placement_line(metrics)
+    lines = [f"**{_title(metrics)}**" + (f" ({where})" if where else ""), ""]
     heads = ["spec", "visual tokens", "kept", "mean over layers", "accuracy (95 %)", "difference to dense (95 %)"]
     heads += ["loyalty", "encode ms", "compress ms", "prefill ms", "decode ms", "time / dense"]
     lines += _rows(heads, [_markdown_cells(row) for row in metrics["configurations"]])
@@ -160,6 +163,18 @@ def clearly_below(row: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     # A single image has no interval.
     against = row.get("against", {})
     return {name: each for name, each in against.items() if each["high"] is not None and each["high"] < 0}
+
+
+def placement_line(metrics: Mapping[str, Any]) -> str:
+    """Return where the model ran, in which dtype and in which batches; "" for results that don't say it.
+
+    >>> placement_line({"device": "cuda:0", "card": "NVIDIA L4", "dtype": "bfloat16", "quantize": None, "batch": 8})
+    'bfloat16 on cuda:0 (NVIDIA L4), batch 8'
+    """
+    if "device" not in metrics:
+        return ""
+    placement = Placement(*(metrics[name] for name in ("device", "card", "dtype", "quantize")))
+    return placement.title + ("" if metrics["batch"] is None else f", batch {metrics['batch']}")
 
 
 def _title(metrics: Mapping[str, Any]) -> str:

@@ -21,13 +21,15 @@ from foveate.bench.metrics import measure
 from foveate.bench.report import markdown
 from foveate.bench.results import Part, Prediction, ResultsFolder
 from foveate.bench.tasks import Task, TaskImage, normalised
-from foveate.engine import Encoded, encode
+from foveate.devices import placement_of
+from foveate.engine import Encoded
+from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.schedule import schedule
 from foveate.spec import Spec, SpecLike, as_spec, spec_list
 
 CHUNK = 8
-"""Images that are encoded and answered together; few, so that an interruption loses little."""
+"""Images that are encoded and answered together if no batch is set; few, so that an interruption loses little."""
 
 Progress = Callable[[str, int, int], None]
 """A callback for progress: what runs now, how many parts are done, and how many there are."""
@@ -50,6 +52,9 @@ class Benchmark:
         longest: the most tokens that an answer may have.
         command: the command line, for the report.
         budgets: by configuration, the budget that tables show it under if its keep isn't it.
+        batch: how many images and prompts the model gets at once, padded on the left to one length. None is 8 images,
+            of which those whose prompts are equally long go together, and their questions with little padding.
+        revision: the commit of a model on the hub, for the results.
 
     Raises:
         FoveateError: a configuration doesn't work on this model or on these images, or the folder holds something
@@ -77,8 +82,11 @@ class Benchmark:
         longest: int = 16,
         command: str = "",
         budgets: Mapping[str, float] | None = None,
+        batch: int | None = None,
+        revision: str | None = None,
     ) -> None:
-        self.asker = Asker(model, processor, longest)
+        self.asker = Asker(model, processor, longest, batch)
+        self.placement = placement_of(model)
         self.model = model
         self.task = task
         self.command = command
@@ -95,6 +103,9 @@ class Benchmark:
             "specs": list(self.specs),
             **({"budgets": self.budgets} if self.budgets else {}),
             "longest_answer": longest,
+            **self.placement.to_dict(),
+            "batch": batch,
+            "revision": revision,
             "versions": {name: importlib.metadata.version(name) for name in ("foveate", "torch", "transformers")},
         }
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:8]
@@ -104,7 +115,8 @@ class Benchmark:
         for picture in task.pictures:
             self._numbers.append(total)
             total += len(picture.questions)
-        self._chunks = [task.pictures[start : start + CHUNK] for start in range(0, len(task.pictures), CHUNK)]
+        self._size = size = batch or CHUNK
+        self._chunks = [task.pictures[start : start + size] for start in range(0, len(task.pictures), size)]
         self.done = 0 if not self.folder.partial.exists() else len(self.folder.parts())
         first = task.pictures[0]
         self._first = [self.asker.prompts(replace(first, questions=first.questions[:1]))]
@@ -142,6 +154,7 @@ class Benchmark:
         order = {name: number for number, name in enumerate(self.specs)}
         predictions = sorted(self.folder.predictions(), key=lambda each: (order[each.spec], each.number))
         metrics = measure(self.task, self.specs, predictions, self.folder.parts(), floor, self.budgets)
+        metrics |= {**self.placement.to_dict(), "batch": self.asker.batch}
         where = environment(self.asker.device, time.monotonic() - began)
         texts = {
             "metrics.json": json.dumps(metrics, ensure_ascii=False, indent=1) + "\n",
@@ -180,10 +193,10 @@ class Benchmark:
 
     def _encode(self, prompts: Sequence[Prompts], specs: Sequence[Spec]) -> tuple[Encoded, float]:
         """Return the encoded images, and the milliseconds that signals took beside the encoder."""
-        began = time.perf_counter()
+        began = now(self.asker.devices)
         with torch.inference_mode():
-            encoded = encode(self.model, self.asker.pixels(prompts), specs)
-        return encoded, max(0.0, (time.perf_counter() - began) * 1e3 - encoded.milliseconds)
+            encoded = self.asker.encode(prompts, specs)
+        return encoded, max(0.0, (now(self.asker.devices) - began) * 1e3 - encoded.milliseconds)
 
     def _part(
         self,
@@ -205,7 +218,7 @@ class Benchmark:
             answered.spent.compressor += signals
         predictions = []
         for offset, (picture, texts) in enumerate(zip(pictures, answered.texts, strict=True)):
-            first = self._numbers[chunk * CHUNK + offset]
+            first = self._numbers[chunk * self._size + offset]
             for number, (asked, text) in enumerate(zip(picture.questions, texts, strict=True), start=first):
                 right = normalised(text) == normalised(asked.answer)
                 predictions.append(

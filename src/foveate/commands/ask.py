@@ -10,19 +10,24 @@ import typer
 
 from foveate.commands.options import (
     DEFAULT_SPECS,
+    DeviceMapOption,
     DeviceOption,
+    DtypeOption,
     ImageArgument,
     JsonOption,
     MaxNewTokensOption,
     ModelOption,
+    QuantizeOption,
+    RevisionOption,
     SpecsOption,
     model_title,
-    usable_device,
+    placement_arguments,
 )
 from foveate.commands.output import (
     JSON_HINT,
     add_number_columns,
     console,
+    loading,
     print_json,
     silence_transformers,
     spinner,
@@ -50,7 +55,11 @@ def ask(
         ),
     ] = None,
     max_new_tokens: MaxNewTokensOption = 16,
-    device: DeviceOption = "auto",
+    revision: RevisionOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    device_map: DeviceMapOption = None,
+    quantize: QuantizeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask a question about an image, dense and compressed.
@@ -63,8 +72,9 @@ def ask(
 
     with spinner("Reading the image"):
         from foveate import asking
+        from foveate.devices import placement_of
         from foveate.families import family_of
-        from foveate.loading import load_model, load_processor, skeleton
+        from foveate.loading import commit_of, load_model, load_processor, skeleton
         from foveate.prompts import check_question, question_inputs
         from foveate.schedule import tokens_after
         from foveate.spec import as_spec
@@ -76,9 +86,10 @@ def ask(
         if picture is not None and writable(picture).resolve() == image.resolve():
             raise FoveateError(f"--picture would overwrite {image}; choose another name")
         opened = open_image(image)
-        place = usable_device(device)
         silence_transformers()
-        processor, bare_model = load_processor(model), skeleton(model)
+        arguments = placement_arguments(device, dtype, device_map, quantize)
+        commit = commit_of(model, revision)
+        processor, bare_model = load_processor(model, revision=commit), skeleton(model, revision=commit)
         inputs = question_inputs(processor, opened, question)
         family, layout = family_of(bare_model), asking.layout_of_prompt(bare_model, inputs)
         if picture is not None and not family.knows_grids:
@@ -89,8 +100,8 @@ def ask(
         for each in specs:
             tokens_after(each, family, layout)
 
-    with spinner("Loading the model"):
-        network = load_model(model).to(place)
+    with loading(model):
+        network = load_model(model, revision=commit, **arguments)
     answers: list[Answer] = []
     for each in (None, *specs):
         with spinner(f"Asking: {each or 'dense'}"):
@@ -101,7 +112,7 @@ def ask(
 
             save_picture(_panels(network, processor, inputs, opened, question, specs, answers), picture)
 
-    dtype = str(network.dtype).removeprefix("torch.")
+    placement = placement_of(network)
     if as_json:
         import torch
 
@@ -110,8 +121,8 @@ def ask(
                 "image": str(image),
                 "question": question,
                 "model": model_title(model),
-                "device": place,
-                "dtype": dtype,
+                "revision": commit,
+                **placement.to_dict(),
                 "threads": torch.get_num_threads(),
                 "answers": [answer.to_dict() for answer in answers],
                 "picture": None if picture is None else str(picture),
@@ -120,7 +131,7 @@ def ask(
         return
     screen = console()
     screen.print(_answer_table(question, answers))
-    screen.print(f"Model: {model_title(model)}, {dtype} on {place}.", style="dim", highlight=False)
+    screen.print(f"Model: {model_title(model, revision)}, {placement.title}.", style="dim", highlight=False)
     screen.print(
         f"Times are milliseconds, the median of {_runs(answers)} after a warm-up.", style="dim", highlight=False
     )
@@ -173,16 +184,16 @@ def _panels(
     """Draw a panel for each answer, dense first."""
     import torch
 
-    from foveate.asking import layout_of_prompt, seen_part
+    from foveate.asking import layout_of_prompt, moved, seen_part
     from foveate.engine import compress
+    from foveate.families import family_of
     from foveate.view import Panel, draw
 
     layout = layout_of_prompt(model, inputs)
     vision = model.config.vision_config
     patch = int(vision.patch_size) * int(getattr(vision, "spatial_merge_size", 1))
     panels = [Panel(layout, "dense", f'{layout.total} tokens: "{answers[0].text}"', patch=patch)]
-    device = next(model.parameters()).device
-    inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    inputs = moved(inputs, family_of(model).device)
     for spec, answer in zip(specs, answers[1:], strict=True):
         with torch.inference_mode():
             (kept,) = compress(model, inputs, spec).images

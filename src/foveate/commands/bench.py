@@ -9,8 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveate.commands.options import JsonOption, MaxNewTokensOption, ModelOption, QuestionsFileOption
-from foveate.commands.output import console, notes, print_json, progress_bar, silence_transformers, spinner
+from foveate.commands.options import (
+    DeviceMapOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    MaxNewTokensOption,
+    ModelOption,
+    QuantizeOption,
+    QuestionsFileOption,
+    RevisionOption,
+    placement_arguments,
+)
+from foveate.commands.output import console, loading, notes, print_json, progress_bar, silence_transformers, spinner
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
@@ -47,10 +58,21 @@ def bench(
         ),
     ] = None,
     model: ModelOption = None,
+    revision: RevisionOption = None,
     questions: Annotated[
         int | None,
         typer.Option(
             "--questions", metavar="N", help="How many questions.", show_default="500 about scenes; all of --data"
+        ),
+    ] = None,
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            "--batch",
+            metavar="N",
+            min=1,
+            help="How many prompts the model gets at once, padded on the left.",
+            show_default="8 images; prompts of one length together, without padding",
         ),
     ] = None,
     skip: Annotated[int, typer.Option("--skip", metavar="N", help="Skip the first N images.")] = 0,
@@ -65,6 +87,10 @@ def bench(
     ] = None,
     max_new_tokens: MaxNewTokensOption = 16,
     skills: Annotated[bool, typer.Option("--skills", help="Print accuracy per skill as well.")] = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    device_map: DeviceMapOption = None,
+    quantize: QuantizeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure what compression costs and saves, on questions.
@@ -85,21 +111,29 @@ def bench(
     budgets: dict[str, float] = {}
     if questions is not None and questions < 1:
         raise FoveateError(f"--questions is {questions}; it must be at least 1")
+    silence_transformers()
+    arguments = placement_arguments(device, dtype, device_map, quantize)
+    from foveate.loading import commit_of, load_model, load_processor
+
+    with spinner("Finding the model"):
+        commit = commit_of(model, revision)
     task = _task(data, questions, skip)
     from foveate.bench.match import matched
     from foveate.bench.plot import plot
     from foveate.bench.report import losses, skills_table, table
     from foveate.bench.runner import Benchmark
-    from foveate.loading import load
 
-    silence_transformers()
-    with spinner("Loading the model"):
-        loaded, processor = load(model)
+    with loading(model):
+        processor = load_processor(model, revision=commit)
+        loaded = load_model(model, revision=commit, **arguments)
+    with spinner("Checking the model's images"):
         lacking: tuple[str, ...] = ()
         if match is not None:
             size = task.pictures[0].load().size
             specs, budgets, lacking = matched(spec or METHODS, keep, match, loaded.config, size, seed=seed)
-        run = Benchmark(loaded, processor, task, specs, out, max_new_tokens, _typed_command(), budgets)
+        run = Benchmark(
+            loaded, processor, task, specs, out, max_new_tokens, _typed_command(), budgets, batch, revision=commit
+        )
     for line in lacking:
         notes().print(line, highlight=False)
     metrics = _measure(run, task.questions * len(specs))

@@ -29,8 +29,14 @@ def calibrate(
         str, typer.Option("--name", metavar="NAME", help="What to call this device in `foveate cost --device`.")
     ] = "this-machine",
     place: Annotated[
-        str, typer.Option("--device", metavar="DEVICE", help="What to measure: cpu, cuda, cuda:1.")
-    ] = "cpu",
+        str,
+        typer.Option(
+            "--device",
+            metavar="DEVICE",
+            help="What to measure: cpu, cuda, cuda:1.",
+            show_default="cuda if there is a GPU, else cpu",
+        ),
+    ] = "auto",
     dtype: Annotated[
         str | None,
         typer.Option(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveate.commands.options import DEFAULT_SPECS, JsonOption, SpecsOption, model_title
+from foveate.commands.options import DEFAULT_SPECS, JsonOption, RevisionOption, SpecsOption, model_title
 from foveate.commands.output import (
     JSON_HINT,
     add_number_columns,
@@ -40,10 +40,11 @@ def cost(
         typer.Option(
             "--model",
             metavar="MODEL",
-            help="A model folder, a config.json, or a name that --devices lists.",
+            help="A model folder, a config.json, a model's name on the hub, or a name that --devices lists.",
             show_default="the embedded model",
         ),
     ] = None,
+    revision: RevisionOption = None,
     image: Annotated[
         list[str], typer.Option("--image", metavar="WxH", help="The size of an image in pixels. Repeat for more.")
     ] = _DEFAULT_IMAGES,
@@ -90,7 +91,7 @@ def cost(
     silence_transformers()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FoveateWarning)
-        shapes = costmodel.read_model(model)
+        shapes = costmodel.read_model(model, revision)
     for warning in caught:
         notes().print(f"{warning.message}.", highlight=False, soft_wrap=True)
     call: dict[str, Any] = {"text_tokens": text_tokens, "new_tokens": new_tokens, "batch": batch, "dtype": dtype}
@@ -111,7 +112,7 @@ def cost(
         )
         return
     screen = console()
-    screen.print(_cost_table(costs, model, sizes))
+    screen.print(_cost_table(costs, model_title(model, revision), sizes))
     for line in _conclusions(costs, break_evens, shapes, place):
         screen.print(line, highlight=False)
     screen.print(CONVENTION, style="dim", highlight=False)
@@ -164,11 +165,11 @@ def _list_devices(as_json: bool) -> None:
     screen.print("Add this machine: foveate calibrate", style="dim", highlight=False)
 
 
-def _cost_table(costs: list[Cost], model: str | None, sizes: list[tuple[int, int]]) -> Table:
+def _cost_table(costs: list[Cost], model: str, sizes: list[tuple[int, int]]) -> Table:
     dense = costs[0]
     images = ", ".join(f"{width} x {height}" for width, height in sizes)
     title = (
-        f"{model_title(model)}, image {images}, {dense.text_tokens} text and {dense.new_tokens} new tokens, "
+        f"{model}, image {images}, {dense.text_tokens} text and {dense.new_tokens} new tokens, "
         f"batch {dense.batch}, {dense.dtype} on {dense.device}"
     )
     shown = table(title=title)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from foveate.commands.options import ImageArgument, JsonOption, ModelOption, SpecsOption, model_title
+from foveate.commands.options import (
+    ImageArgument,
+    JsonOption,
+    ModelOption,
+    RevisionOption,
+    SpecsOption,
+    model_title,
+)
 from foveate.commands.output import (
     JSON_HINT,
     add_number_columns,
@@ -17,6 +24,7 @@ from foveate.commands.output import (
 def count(
     image: ImageArgument,
     model: ModelOption = None,
+    revision: RevisionOption = None,
     spec: SpecsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -31,7 +39,7 @@ def count(
     with spinner("Counting"):
         from foveate.asking import layout_of_prompt
         from foveate.families import family_of
-        from foveate.loading import load_processor, skeleton
+        from foveate.loading import commit_of, load_processor, skeleton
         from foveate.prompts import question_inputs
         from foveate.schedule import tokens_between, tokens_per_layer
         from foveate.spec import as_spec
@@ -39,7 +47,8 @@ def count(
         specs = [as_spec(text) for text in spec or ()]
         opened = open_image(image)
         silence_transformers()
-        processor, bare_model = load_processor(model), skeleton(model)
+        commit = commit_of(model, revision)
+        processor, bare_model = load_processor(model, revision=commit), skeleton(model, revision=commit)
         layout = layout_of_prompt(bare_model, question_inputs(processor, opened, "?"))
         family = family_of(bare_model)
         counts = [
@@ -53,6 +62,7 @@ def count(
                 "width": opened.width,
                 "height": opened.height,
                 "model": model_title(model),
+                "revision": commit,
                 "grids": [list(grid) for grid in grids],
                 "content": layout.content,
                 "structural": len(layout.structural),
@@ -77,7 +87,7 @@ def count(
         tokens += f" and {len(layout.structural)} structural ones"
     screen = console()
     screen.print(f"{image}: {opened.width} x {opened.height} pixels", highlight=False, soft_wrap=True)
-    screen.print(f"In {model_title(model)}: a grid of {grid}, {tokens}", highlight=False, soft_wrap=True)
+    screen.print(f"In {model_title(model, revision)}: a grid of {grid}, {tokens}", highlight=False, soft_wrap=True)
     shown = table("spec")
     add_number_columns(shown, "visual tokens", "of dense", "mean over layers")
     shown.add_row("dense", f"{layout.total}", "100.0%", f"{layout.total:.1f}")

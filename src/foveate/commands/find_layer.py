@@ -7,16 +7,21 @@ from typing import Annotated
 import typer
 
 from foveate.commands.options import (
+    DeviceMapOption,
     DeviceOption,
+    DtypeOption,
     JsonOption,
     ModelOption,
+    QuantizeOption,
     QuestionsFileOption,
+    RevisionOption,
     model_title,
-    usable_device,
+    placement_arguments,
 )
 from foveate.commands.output import (
     add_number_columns,
     console,
+    loading,
     print_json,
     progress_bar,
     silence_transformers,
@@ -36,7 +41,11 @@ def find_layer(
         int, typer.Option("--questions", metavar="N", help="How many questions, each about another image.")
     ] = 20,
     model: ModelOption = None,
-    device: DeviceOption = "auto",
+    revision: RevisionOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    device_map: DeviceMapOption = None,
+    quantize: QuantizeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the first layer from which on a method changes no answers.
@@ -50,22 +59,25 @@ def find_layer(
     with spinner("Reading the questions"):
         from foveate.bench import layers
         from foveate.bench.tasks import jsonl
-        from foveate.loading import load_model, load_processor
+        from foveate.devices import placement_of
+        from foveate.loading import commit_of, load_model, load_processor
 
         # All input is checked before the model is loaded.
         rule = str(layers.rule_of(rule).method)
         if not below >= 0:
             raise FoveateError(f"--below is {below:g}; it must be at least 0, as divergences are")
         asked = list(layers.practice(questions)) if data is None else list(jsonl(data).pictures[:questions])
-        place = usable_device(device)
         silence_transformers()
-        processor = load_processor(model)
-    with spinner("Loading the model"):
-        network = load_model(model).to(place)
+        arguments = placement_arguments(device, dtype, device_map, quantize)
+        commit = commit_of(model, revision)
+        processor = load_processor(model, revision=commit)
+    with loading(model):
+        network = load_model(model, revision=commit, **arguments)
     with progress_bar() as advance:
         found = layers.find_layer(network, processor, rule, asked, below, lambda done, total: advance(done, total, ""))
+    placement = placement_of(network)
     if as_json:
-        print_json({"model": model_title(model), **found.to_dict()})
+        print_json({"model": model_title(model), "revision": commit, **placement.to_dict(), **found.to_dict()})
         return
     screen = console()
     screen.print(f"{found.rule} at the input of one decoder layer, {found.questions} questions", style="bold")
@@ -79,3 +91,4 @@ def find_layer(
         screen.print(f"No layer: the divergence of the last one is above {below:g}.", highlight=False)
     else:
         screen.print(f"{found.spec}: from this layer on the divergence is at most {below:g}.", highlight=False)
+    screen.print(f"Model: {model_title(model, revision)}, {placement.title}.", style="dim", highlight=False)

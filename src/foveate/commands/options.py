@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,9 +12,22 @@ from foveate.errors import FoveateError
 ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.", show_default=False)]
 
 ModelOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
-        "--model", metavar="DIR", help="A folder with a Hugging Face model.", show_default="the embedded model"
+        "--model",
+        metavar="MODEL",
+        help="A folder with a Hugging Face model, or its name on the hub.",
+        show_default="the embedded model",
+    ),
+]
+
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--revision",
+        metavar="REVISION",
+        help="Of a model on the hub: a branch, a tag or a commit.",
+        show_default=False,
     ),
 ]
 
@@ -26,10 +39,50 @@ SpecsOption = Annotated[
 DEFAULT_SPECS: list[str] = ["cluster:64"]
 """What `--spec` is where a command needs one."""
 
+PANEL = "Device and number format"
+"""The heading under which help lists the options of `placement_arguments`."""
+
 DeviceOption = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--device", metavar="DEVICE", help="Where to run: cpu, cuda, cuda:1.", show_default="cuda if there is a GPU"
+        "--device",
+        metavar="DEVICE",
+        help="Where to run: cpu, cuda, cuda:1, mps.",
+        show_default="cuda if there is a GPU, else cpu",
+        rich_help_panel=PANEL,
+    ),
+]
+
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="float32, bfloat16, float16, or auto: as saved.",
+        show_default="auto; float32 for the embedded model",
+        rich_help_panel=PANEL,
+    ),
+]
+
+DeviceMapOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device-map",
+        metavar="MAP",
+        help="Spread the model over all devices: auto, balanced, balanced_low_0, sequential.",
+        show_default=False,
+        rich_help_panel=PANEL,
+    ),
+]
+
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        metavar="BITS",
+        help="Load linear layers in 4bit (nf4) or 8bit, by bitsandbytes.",
+        show_default=False,
+        rich_help_panel=PANEL,
     ),
 ]
 
@@ -50,27 +103,33 @@ QuestionsFileOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
-def model_title(model: Path | str | None) -> str:
+def model_title(model: Path | str | None, revision: str | None = None) -> str:
     """Return the name of a model in results.
 
-    >>> model_title(None)
-    'the embedded model'
+    >>> model_title(None), model_title("org/name", "v1")
+    ('the embedded model', 'org/name at v1')
     """
-    return "the embedded model" if model is None else str(model)
+    title = "the embedded model" if model is None else str(model)
+    return title if revision is None else f"{title} at {revision}"
 
 
-def usable_device(name: str) -> str:
-    """Return the torch device that `--device` names; "auto" is a GPU if there is one, else the CPU.
+def placement_arguments(
+    device: str | None, dtype: str | None, device_map: str | None, quantize: str | None
+) -> dict[str, Any]:
+    """Return the options that place a model as arguments of `load_model`, after checking that they can be met.
 
     Raises:
-        FoveateError: this machine has no such device.
+        FoveateError: a device or a package isn't there, or two of the options exclude each other.
     """
-    import torch
+    from foveate.devices import load_arguments
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise FoveateError(f"this machine has no device {name!r}; use cpu, or cuda where there is a GPU") from None
-    return name
+    if device is not None and device_map is not None:
+        raise FoveateError(
+            f"--device {device} and --device-map {device_map} exclude each other: the first puts the whole model on "
+            "one device, the second spreads it; give one of them"
+        )
+    if device is None and device_map is None:
+        device = "auto"
+    arguments = {"device": device, "dtype": dtype, "device_map": device_map, "quantize": quantize}
+    load_arguments(**arguments)
+    return arguments

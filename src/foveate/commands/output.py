@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -61,6 +62,25 @@ def spinner(action: str) -> Iterator[None]:
 
 
 @contextmanager
+def loading(model: str | Path | None) -> Iterator[None]:
+    """Show on stderr, if that is a terminal, that a model is being loaded; of one on the hub, how the download goes."""
+    from foveate.hub import is_hub_name
+
+    if model is None or not is_hub_name(model) or not sys.stderr.isatty():
+        with spinner("Loading the model"):
+            yield
+        return
+    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+
+    notes().print(f"Loading {model}, from the hub or from the cache ...", highlight=False)
+    enable_progress_bars()
+    try:
+        yield
+    finally:
+        disable_progress_bars()
+
+
+@contextmanager
 def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
     """Show a bar on stderr, if that is a terminal; yields a function of the steps done, all steps, and a label."""
     from rich.progress import (
@@ -85,8 +105,11 @@ def progress_bar() -> Iterator[Callable[[int, int, str], None]]:
 
 
 def silence_transformers() -> None:
-    """Keep the progress bars and advice of transformers out of the output."""
+    """Keep the progress bars and advice of transformers and huggingface_hub out of the output."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    # huggingface_hub tells of every try to reach the hub.
+    hub_logging.set_verbosity_error()

@@ -20,7 +20,7 @@ from foveate.commands.count import count
 from foveate.commands.find_layer import find_layer
 from foveate.commands.methods import methods
 from foveate.commands.train import train
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, first_line
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -31,6 +31,11 @@ _INTERRUPTED = {
 """What to print when Ctrl-C stops a command that can continue later."""
 
 
+_OUT_OF_MEMORY = (
+    "the GPU has too little memory ({}); try a smaller --batch, --dtype bfloat16, --quantize 4bit or --device-map auto"
+)
+
+
 @contextmanager
 def _one_line(context: Any) -> Iterator[None]:
     """End the program with one line on stderr and exit code 2: on errors that users can fix, and on Ctrl-C."""
@@ -38,6 +43,12 @@ def _one_line(context: Any) -> Iterator[None]:
         yield
     except FoveateError as error:
         typer.echo(str(error), err=True)
+        raise typer.Exit(2) from None
+    except RuntimeError as error:
+        # torch is imported only by commands that need it.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        typer.echo(_OUT_OF_MEMORY.format(first_line(error)), err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         typer.echo(_interrupted(context.invoked_subcommand or context.command.name), err=True)

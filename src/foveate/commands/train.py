@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from foveate.commands.options import JsonOption
+from foveate.commands.options import JsonOption, RevisionOption
 from foveate.commands.output import silence_transformers
 from foveate.errors import FoveateError
 
@@ -34,8 +34,9 @@ def train(
         typer.Option("--dry-run", help="Check everything, print tokens, FLOPs and memory of each stage, and exit."),
     ] = False,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="DIR", help="Train this model instead of the recipe's.")
+        str | None, typer.Option("--model", metavar="MODEL", help="Train this model instead of the recipe's.")
     ] = None,
+    revision: RevisionOption = None,
     steps: Annotated[
         int | None,
         typer.Option("--steps", metavar="N", help="Run N optimiser steps instead of the recipe's number."),
@@ -76,6 +77,10 @@ def train(
         raise RecipeError(f"{recipe}: builds is reference, or left out to train a model that exists")
     if model is not None:
         given["model"] = model
+        # The recipe's revision is of the recipe's model.
+        given.pop("revision", None)
+    if revision is not None:
+        given["revision"] = revision
     if steps is not None:
         if steps < 1:
             raise RecipeError(f"--steps is {steps}; it must be at least 1")

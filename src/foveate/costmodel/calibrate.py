@@ -17,6 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 from foveate.costmodel.decoder_shape import read_decoder
 from foveate.costmodel.device import SIZES, Device, processor
 from foveate.costmodel.ops import CallPart, elementwise, norm, rotary
+from foveate.devices import synchronize, usable_device, usable_dtype
 from foveate.errors import FoveateError
 
 WIDTH, WIDER = 1024, 4096
@@ -63,20 +64,15 @@ def measure(probes: Sequence[Probe], device: torch.device, budget: float = 20.0)
                 # Short work runs several times in a row, so that its data is in the caches again.
                 turn = time.perf_counter()
                 while True:
-                    _settle(device)
+                    synchronize([device])
                     start = _now(device)
                     probe.run()
-                    _settle(device)
+                    synchronize([device])
                     probe.seconds = min(probe.seconds, _now(device) - start)
                     probe.times += 1
                     if time.perf_counter() - turn > _TURN:
                         break
             rounds += 1
-
-
-def _settle(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _now(device: torch.device) -> float:
@@ -89,22 +85,19 @@ class Calibration:
     """The probes of one device in one data type.
 
     Args:
-        place: a torch device: "cpu", "cuda", "cuda:1".
+        place: a torch device: "cpu", "cuda", "cuda:1"; "auto" is the GPU if there is one.
         dtype: "float32", "bfloat16" or "float16"; None is float32 on a CPU and bfloat16 elsewhere.
 
     Raises:
-        FoveateError: this machine has no such device, or the data type is unknown.
+        FoveateError: this machine has no such device, the data type is unknown, or the device can't compute in it.
     """
 
     def __init__(self, place: str = "cpu", dtype: str | None = None) -> None:
-        try:
-            self.place = torch.device(place)
-            torch.empty(1, device=self.place)
-        except (RuntimeError, AssertionError, NotImplementedError):
-            raise FoveateError(f"this machine has no device {place!r}; use cpu, or cuda where there is a GPU") from None
+        self.place = usable_device(place)
         self.dtype = dtype or ("float32" if self.place.type == "cpu" else "bfloat16")
         if self.dtype not in SIZES:
             raise FoveateError(f"there is no data type {self.dtype!r} here; use {', '.join(SIZES)}")
+        usable_dtype(self.dtype, self.place)
         # Enough weights that none of them is still in a cache at its next turn.
         weights = [self._numbers(WIDER, WIDTH) for _ in range(16 if self.place.type == "cpu" else 64)]
         turns = itertools.cycle(weights)

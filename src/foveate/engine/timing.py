@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,16 +12,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from foveate.devices import devices_of, synchronize
 from foveate.families import family_of
 
 clock = time.perf_counter
 """What all times are read from. A benchmark on a busy machine puts `time.process_time` here."""
 
 
-def now(device: torch.device, synchronise: bool = True) -> float:
-    """Seconds on a clock that only goes forward; on CUDA all queued work is waited for first."""
-    if synchronise and device.type == "cuda":
-        torch.cuda.synchronize(device)
+def now(devices: torch.device | Iterable[torch.device], synchronise: bool = True) -> float:
+    """Read a clock that only goes forward, in seconds.
+
+    Args:
+        devices: what runs the work that is timed: one device, or all that a model is spread over.
+        synchronise: first wait until they have done what is queued; a CPU queues nothing.
+    """
+    if synchronise:
+        synchronize((devices,) if isinstance(devices, torch.device) else devices)
     return clock()
 
 
@@ -60,13 +66,13 @@ def timed(model: nn.Module) -> Iterator[Times]:
     """
     family = family_of(model)
     times = Times()
-    device = next(model.parameters()).device
+    devices = devices_of(model)
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        times._began[id(module), threading.get_ident()] = now(device)
+        times._began[id(module), threading.get_ident()] = now(devices)
 
     def since(module: nn.Module) -> float:
-        return (now(device) - times._began.pop((id(module), threading.get_ident()))) * 1e3
+        return (now(devices) - times._began.pop((id(module), threading.get_ident()))) * 1e3
 
     def after_tower(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         times.encoder += since(module)

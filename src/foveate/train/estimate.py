@@ -137,9 +137,10 @@ def estimate(recipe: Recipe, processes: int = 1) -> Estimate:
         FoveateError: something in the recipe is missing, broken, or can't be done on its model.
     """
     ready = prepare(recipe)
+    recipe = ready.recipe
     at_once, _ = accumulation(recipe.batch, recipe.per_device, processes)
     sample = sampled(ready)
-    shell = skeleton(recipe.directory)
+    shell = skeleton(**recipe.source)
     stored = 2 if str(shell.dtype).endswith(("float16", "bfloat16")) and recipe.precision != "fp32" else _FLOAT32
     wrapped = choose_parameters(shell, recipe)
     trained = sum(weight.numel() for weight in wrapped.parameters() if weight.requires_grad)
@@ -176,7 +177,7 @@ def estimate(recipe: Recipe, processes: int = 1) -> Estimate:
 
 def stage_flops(ready: Prepared) -> tuple[tuple[float, ...], float]:
     """Count FLOPs of one conversation, forward and backward, under each stage's spec and without compression."""
-    sample, config = sampled(ready), read_model(skeleton(ready.recipe.directory).config)
+    sample, config = sampled(ready), read_model(skeleton(**ready.recipe.source).config)
 
     def flops(spec: str) -> float:
         return _mean([measure(config, ready.recipe, spec, one)[1] for one in sample])

@@ -22,7 +22,7 @@ from foveate.engine.images import plan_images
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.files import write_tensors
-from foveate.loading import load_model
+from foveate.loading import find_config, load_model
 from foveate.prompts import tokenized
 from foveate.schedule import Schedule, schedule
 from foveate.train.batches import Batches
@@ -225,9 +225,9 @@ def train_on_features(
     return kept, FeatureBatches(processor, family, kept, recipe.max_length)
 
 
-def with_encoder(trained: nn.Module, directory: Path | None) -> Any:
+def with_encoder(trained: nn.Module, recipe: Recipe) -> Any:
     """Return the whole model: what was trained on kept features, with the encoder that made them."""
-    whole = load_model(directory).float()
+    whole = load_model(**recipe.source).float()
     tower = {id(weight) for weight in family_of(whole).tower.parameters()}
     theirs = {name for name, weight in whole.named_parameters(remove_duplicate=False) if id(weight) not in tower}
     stored = trained.state_dict()
@@ -238,8 +238,8 @@ def with_encoder(trained: nn.Module, directory: Path | None) -> Any:
 
 
 def _weights(recipe: Recipe) -> list[Any]:
-    """Return what distinguishes the weights of two model directories without reading them."""
-    from foveate.embedded import PATH
-
-    found = sorted((recipe.directory or PATH).glob("*.safetensors"))
+    """Return what distinguishes the weights of two models without reading them."""
+    if recipe.commit is not None:
+        return [recipe.model, recipe.commit]
+    found = sorted(find_config(**recipe.source).parent.glob("*.safetensors"))
     return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found]

@@ -8,7 +8,7 @@ from typing import Any
 
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
-from foveate.loading import load_processor, skeleton
+from foveate.loading import commit_of, load_processor, skeleton
 from foveate.schedule import schedule
 from foveate.train.features import check_features
 from foveate.train.recipe import LAST, Recipe, Stage
@@ -22,7 +22,7 @@ class Prepared:
     """A recipe whose model and data exist and fit together.
 
     Attributes:
-        recipe: as it was read.
+        recipe: as it was read, for one commit of its model if that is on the hub.
         family: of the model's skeleton.
         processor: the model's own.
         rows: the conversations.
@@ -54,8 +54,10 @@ def prepare(recipe: Recipe) -> Prepared:
     Raises:
         FoveateError: something is missing, broken, or can't be done on this model.
     """
-    family = family_of(skeleton(recipe.directory))
-    processor = load_processor(recipe.directory)
+    # A branch may move while the run lasts; everything comes from one commit.
+    recipe = recipe.with_commit(commit_of(**recipe.source))
+    family = family_of(skeleton(**recipe.source))
+    processor = load_processor(**recipe.source)
     stages = recipe.stages
     if isinstance(stages, str):
         stages = published(stages, len(family.decoder_layers))

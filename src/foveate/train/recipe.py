@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
@@ -120,7 +119,9 @@ class Recipe(Settings):
     stages: Annotated[tuple[Stage, ...] | str, BeforeValidator(_stages)]
     """The stages in order, or the name of a published schedule."""
     model: str = SHIPPED
-    """A model directory; `shipped` is the embedded one."""
+    """A model directory, or a name on the Hugging Face hub; `shipped` is the embedded one."""
+    revision: str | None = None
+    """A branch, a tag or a commit of a model on the hub."""
     test: str = DENSE
     """The spec that the trained model will be used under; `last` is the last stage's."""
     train: str = "full"
@@ -160,6 +161,7 @@ class Recipe(Settings):
     trainer: dict[str, Any] = Field(default_factory=dict)
     """Anything else that `transformers.TrainingArguments` takes: activation checkpointing, optimisers."""
     _objective: Any = PrivateAttr(None)
+    _commit: str | None = PrivateAttr(None)
 
     @property
     def objective(self) -> Any:
@@ -190,9 +192,20 @@ class Recipe(Settings):
         return self
 
     @property
-    def directory(self) -> Path | None:
-        """The model's directory; None is the embedded one."""
-        return None if self.model == SHIPPED else Path(self.model)
+    def commit(self) -> str | None:
+        """The commit of the hub that the whole run uses; None for a model directory, or before it is known."""
+        return self._commit
+
+    def with_commit(self, commit: str | None) -> Recipe:
+        """Return the same recipe for one commit of its model."""
+        made = self.model_copy()
+        made._commit = commit
+        return made
+
+    @property
+    def source(self) -> dict[str, str | None]:
+        """Where the model comes from, as arguments of the functions of `foveate.loading`."""
+        return {"model": None if self.model == SHIPPED else self.model, "revision": self._commit or self.revision}
 
     @property
     def dense(self) -> bool:
@@ -211,6 +224,10 @@ class Recipe(Settings):
             if not getattr(self.data, name):
                 # Kept features are found again by these values; a key that isn't used doesn't change them.
                 del plain["data"][name]
+        if plain["revision"] is None:
+            del plain["revision"]
+        if self._commit is not None:
+            plain["commit"] = self._commit
         if self.objective is not None and self.objective.name:
             plain[self.objective.name] = self.objective.settings.model_dump(mode="json")
         return plain

@@ -86,7 +86,11 @@ def run(
     if not resume and (kept or done.exists()):
         raise FoveateError(f"{out} holds a run already; add --resume to go on with it, or name another --out")
     if resume and kept:
-        same_recipe(json.loads((kept[-1] / "recipe.json").read_text(encoding="utf-8")), recipe, kept[-1])
+        before = json.loads((kept[-1] / "recipe.json").read_text(encoding="utf-8"))
+        commit = before.pop("commit", None)
+        same_recipe(before, recipe, kept[-1])
+        # A branch of the hub may have moved since.
+        recipe = recipe.with_commit(commit)
     if resume and done.exists():
         tell(f"{out} is finished; nothing is left to do")
         return done.parent
@@ -141,7 +145,7 @@ def make_trainer(ready: Prepared, out: Path, say: Callable[[str], None], *, flop
     """
     recipe, timetable, objective = ready.recipe, ready.timetable, ready.recipe.objective
     arguments = _arguments(ready, out)
-    base: nn.Module = load_model(recipe.directory)
+    base: nn.Module = load_model(**recipe.source)
     model = objective.prepare(base, ready)
     loaded = _loaded(ready, base, out, say, arguments)
     module = objective.wrap(model, loaded)
@@ -245,7 +249,7 @@ def save_result(training: Training, out: Path) -> None:
             model.save_pretrained(out / "adapter")
             model = model.merge_and_unload()
         if ready.recipe.data.features is not None:
-            model = with_encoder(model, ready.recipe.directory)
+            model = with_encoder(model, ready.recipe)
         objective.save(module, model, loaded, out)
         model.config.use_cache = True
         model.save_pretrained(aside)

@@ -371,7 +371,7 @@ def make_trainee(wrapped: nn.Module, voco: VoCo, recipe: Recipe, settings: VoCoS
     teacher = None
     if settings.distil and (settings.teacher is not None or recipe.train in ("full", "projector")):
         named = settings.teacher
-        teacher = load_model(recipe.directory if named is None else Path(named)).eval()
+        teacher = load_model(**recipe.source) if named is None else load_model(named)
         teacher.requires_grad_(False)
         if recipe.data.features is not None:
             _read_features_alike(teacher, wrapped)
