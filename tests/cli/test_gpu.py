@@ -10,6 +10,9 @@ from commands import EXAMPLES, Commands
 from PIL import Image
 from tiny import write_tiny
 
+# All that bind the names which are replaced must be loaded before.
+import foveate.asking
+import foveate.bench.answers
 import foveate.devices
 
 GPU = torch.device("cuda", 0)
