@@ -19,6 +19,7 @@ from foveate.asking import layout_of_prompt
 from foveate.engine import apply, compress, encode
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families import Generic, family_of, generic
+from generators.model_types import NotBuilt, answer, built, model_types
 
 _models: dict[tuple[str, str], Any] = {}
 BY_NAME = {row.name: row for row in OTHERS}
@@ -371,17 +372,38 @@ def test_what_is_not_known_is_refused(spec: str, words: str) -> None:
         ("mllama", "no module with get_image_features"),
         ("llama4", "language model is not where"),
         ("mistral_large4", "indexed_attention, which were never tried"),
+        ("ovis2", "returns visual_indicator_features besides features"),
+        ("emu3", "returns image_tokens besides features"),
+        ("instructblip", "returns qformer_outputs, vision_outputs besides features"),
+        ("fuyu", "reads image features from last_hidden_state"),
+        ("pi0", "for another decoder"),
+        ("diffusion_gemma", "for another decoder"),
     ],
 )
 def test_models_that_cannot_be_right_are_refused(kind: str, words: str) -> None:
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind))
-    with pytest.raises(UnsupportedFamily, match=words) as caught:
-        family_of(model)
+    model = built(kind)
+    for refuses in (
+        lambda: family_of(model),
+        lambda: apply(model, "random:6"),
+        lambda: compress(model, {}, "random:6"),
+    ):
+        with pytest.raises(UnsupportedFamily, match=words) as caught:
+            refuses()
     assert "supported are llava (LLaVA)" in str(caught.value)
     assert f"'{kind}'" in str(caught.value)
+    with pytest.raises(UnsupportedFamily, match=words):
+        encode(model, {"pixel_values": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("kind", model_types())
+def test_every_type_of_model_is_taken_or_refused_with_a_reason(kind: str) -> None:
+    try:
+        found = answer(kind)
+    except NotBuilt as error:
+        pytest.skip(str(error).partition("\n")[0])
+    assert found.family is None or "input" in found.places
+    assert (found.family is None) == bool(found.refusal)
+    assert "\n" not in found.refusal
 
 
 @pytest.mark.parametrize("name", ["gemma3", "paligemma", "cohere2_vision", "lfm2_vl"])
@@ -408,14 +430,18 @@ def test_features_of_an_unknown_form() -> None:
 
 
 def test_an_encoder_that_returns_more() -> None:
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    model = BY_NAME["janus"].model()
+    whole = model.model.get_image_features
 
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model("ovis2"))
-        core = family_of(model).core
-        output = core.get_image_features(torch.zeros(1, 3, 224, 224), return_dict=True)
-    with pytest.raises(FoveateError, match="visual_indicator_features"):
-        family_of(model).encoded(output)
+    @functools.wraps(whole)
+    def more(*args: Any, **kwargs: Any) -> Any:
+        output = whole(*args, **kwargs)
+        output["row_features"] = output.pooler_output
+        return output
+
+    vars(model.model)["get_image_features"] = more
+    with pytest.raises(FoveateError, match="returns row_features besides features"):
+        compress(model, BY_NAME["janus"].inputs(contract.CHAT), "random:6")
 
 
 def test_commands_on_a_model_that_no_family_describes() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,19 @@ _SWITCHES = ("self", "kwargs", "vision_feature_layer", "vision_feature_select_st
 """Arguments of `get_image_features` that don't describe images."""
 _KINDS = {"full_attention", "sliding_attention", "conv"}
 """The kinds of decoder layers that are supported."""
-_FIELDS = {"last_hidden_state", "pooler_output", "hidden_states", "attentions"}
+_FIELDS = {
+    "last_hidden_state",
+    "pooler_output",
+    "hidden_states",
+    "attentions",
+    # The second encoder of DeepSeek-VL hybrid, which its decoder doesn't read.
+    "high_res_vision_last_hidden_state",
+    "high_res_vision_hidden_states",
+    "high_res_vision_attentions",
+}
 """The fields that `get_image_features` may return; any other might have one row per visual token."""
+_TRIED = {"FuyuModel": "it reads image features from last_hidden_state, where other models have the encoder's output"}
+"""Models that were tried and can't be right, by class, and why: their signatures and configurations don't tell."""
 
 
 class Generic(Family):
@@ -55,7 +67,7 @@ class Generic(Family):
         self.pixel_inputs = tuple(  # pyright: ignore[reportAttributeAccessIssue]
             name for name in arguments if name not in _SWITCHES
         )
-        _refuse(self.core, self.config)
+        _refuse(model, self.core, self.config)
         generator = _generator_of(model, self.core)
         self.takes_positions = generator is None or passes_position_ids(generator)  # pyright: ignore
         self.block_types = block_types(generator)  # pyright: ignore[reportAttributeAccessIssue]
@@ -155,12 +167,9 @@ class Generic(Family):
         """Make a capture with the features of each image, tile or sample, as the model groups them."""
         features = getattr(output, "pooler_output", None)
         stacked = isinstance(features, Tensor)
-        more = sorted(set(output.keys()) - _FIELDS)
+        more = _unknown_fields(output.keys())
         if more:
-            raise FoveateError(
-                f"the encoder of {self.title} returns {', '.join(more)} besides features; only a family of its own "
-                "can handle that"
-            )
+            raise FoveateError(f"the encoder of {self.title} returns {more}")
         if isinstance(features, Tensor) and features.ndim == 3:
             features = features.unbind(0)
         width = self.core.get_input_embeddings().weight.shape[-1]  # pyright: ignore
@@ -286,7 +295,20 @@ def _generator_of(model: nn.Module, core: nn.Module) -> nn.Module | None:
     return next((each for each in reversed(around) if any(part is core for part in each.modules())), None)
 
 
-def _refuse(core: nn.Module, config: Any) -> None:
+def _unknown_fields(names: Iterable[str]) -> str:
+    """Return what is wrong with an encoder's output that has these fields; "" for nothing."""
+    more = sorted(set(names) - _FIELDS)
+    return f"{', '.join(more)} besides features, which only a family of its own can handle" if more else ""
+
+
+def _annotated_fields(core: nn.Module) -> set[str]:
+    """Return the fields that `get_image_features` may return, as its annotation has them."""
+    annotation = inspect.signature(core.get_image_features).return_annotation  # pyright: ignore
+    classes = get_args(annotation) or (annotation,)
+    return {each.name for found in classes if is_dataclass(found) for each in fields(found)}
+
+
+def _refuse(model: nn.Module, core: nn.Module, config: Any) -> None:
     """Refuse models on which the generic family would be wrong.
 
     Raises:
@@ -299,7 +321,16 @@ def _refuse(core: nn.Module, config: Any) -> None:
     decoder: Any = core.get_decoder()  # pyright: ignore[reportCallIssue]
     if decoder is core or not hasattr(decoder, "layers"):
         raise UnsupportedFamily("its language model is not where transformers has it")
+    for each in model.modules():
+        around = hasattr(type(each), "get_decoder") and any(part is core for part in each.modules())
+        if around and each.get_decoder() is not decoder:  # pyright: ignore[reportCallIssue]
+            raise UnsupportedFamily(f"{type(each).__name__} reads images for another decoder than the one behind them")
     extra = {"visual_pos_masks", "deepstack_visual_embeds", "deepstack_features"}
     extra &= set(inspect.signature(decoder.forward).parameters)
     if extra:
         raise UnsupportedFamily("its decoder also takes image features after its first layers")
+    if more := _unknown_fields(_annotated_fields(core)):
+        raise UnsupportedFamily(f"its encoder returns {more}")
+    for base in type(core).__mro__:
+        if base.__name__ in _TRIED:
+            raise UnsupportedFamily(_TRIED[base.__name__])
