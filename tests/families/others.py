@@ -104,6 +104,10 @@ def large(letters: str) -> dict[str, Tensor]:
     return {"pixel_values": torch.stack([picture(letter, 3, 112, 112) for letter in letters])}
 
 
+def high_resolution(letters: str) -> dict[str, Tensor]:
+    return pixels(letters) | {"high_res_pixel_values": large(letters)["pixel_values"]}
+
+
 def packed(letters: str) -> dict[str, Tensor]:
     patches = nn.functional.unfold(pixels(letters)["pixel_values"], 14, stride=14).transpose(1, 2)
     return {
@@ -384,6 +388,21 @@ OTHERS = (
         36,
     ),
     other("deepseek_vl", maker("DeepseekVL", "SiglipVisionConfig", "LlamaConfig", HEADLESS, image_token_id=5), 36),
+    other(
+        "deepseek_vl_hybrid",
+        maker(
+            "DeepseekVLHybrid",
+            "SiglipVisionConfig",
+            "LlamaConfig",
+            HEADLESS,
+            image_token_id=5,
+            high_res_vision_config=SAM
+            | {"model_type": "sam_vision_model", "num_hidden_layers": 3, "hidden_size": 32}
+            | {"num_attention_heads": 4},
+        ),
+        36,
+        high_resolution,
+    ),
     other(
         "lfm2_vl",
         maker(
