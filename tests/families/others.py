@@ -404,6 +404,11 @@ OTHERS = (
         high_resolution,
     ),
     other(
+        "video_llava",
+        maker("VideoLlava", "CLIPVisionConfig", "LlamaConfig", image_token_index=5, video_token_index=6),
+        36,
+    ),
+    other(
         "lfm2_vl",
         maker(
             "Lfm2Vl",
