@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling as FeaturesOutput
 
 from foveate.errors import FoveateError, FoveateWarning
@@ -35,6 +35,7 @@ __all__ = [
     "causal_mask",
     "check_version",
     "deepstack_output",
+    "is_transformers_model",
     "last_keys",
     "new_cache",
     "passes_position_ids",
@@ -49,6 +50,16 @@ TESTED = ((5, 23), (5, 24))
 """The first and the last minor version that the test suite runs with."""
 _CACHE_NAMES = ("past_key_values", "cache")
 """What models call the cache: up to 5.23, and from 5.24 on."""
+
+
+# Models
+
+
+def is_transformers_model(module: nn.Module) -> bool:
+    """Return whether a module is a model of transformers, and not a wrapper that passes attributes of one on."""
+    from transformers import PreTrainedModel
+
+    return isinstance(module, PreTrainedModel)
 
 
 # The cache in a call

@@ -130,17 +130,25 @@ def test_a_loss_is_that_of_the_whole_adapter(folder):
         assert (loss - VoCo(model, 2)(model, inputs).loss).abs() > 1e-3
 
 
-def test_a_wrapper_is_refused(folder):
+def test_the_model_in_a_wrapper_is_used(folder):
+    """In peft's wrapper as in any other; the wrapper's own weights are off meanwhile."""
     wrapped = tuned(2)
     before = state(wrapped)
-    with pytest.raises(FoveateError, match=r"peft's wrapper .* model.get_base_model"):
-        VoCo.from_pretrained(folder).encode(wrapped, ROW.inputs("A"))
+    voco, inputs = VoCo.from_pretrained(folder), ROW.inputs("t4 A t3")
+    expected = voco.encode(ROW.model(), inputs)[0]
+    questions = torch.tensor([[20, 30, 40]])
+    answers = voco.generate(ROW.model(), expected, questions, max_new_tokens=4)
+    for model in (wrapped, wrapped.get_base_model(), torch.nn.DataParallel(ROW.model()), torch.nn.ModuleList([wrapped])):
+        (memory,) = voco.encode(model, inputs)
+        torch.testing.assert_close(memory.keys, expected.keys)
+        assert torch.equal(voco.generate(model, memory, questions, max_new_tokens=4), answers)
     assert state(wrapped) == before
-    keys = [
-        VoCo.from_pretrained(folder).encode(each, ROW.inputs("A"))[0].keys
-        for each in (wrapped.get_base_model(), ROW.model())
-    ]
-    torch.testing.assert_close(*keys)
+
+
+def test_two_models_in_one_wrapper(folder):
+    both = torch.nn.ModuleDict({"student": ROW.model(), "teacher": tuned(2)})
+    with pytest.raises(FoveateError, match=r"2 vision-language models inside .*student.*teacher.*pass the one"):
+        VoCo.from_pretrained(folder).encode(both, ROW.inputs("A"))
 
 
 def test_where_an_adapter_is(folder, tmp_path, monkeypatch):

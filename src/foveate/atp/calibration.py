@@ -10,6 +10,7 @@ from torch import nn
 
 from foveate.engine import apply, encode, encoder_outputs
 from foveate.errors import FoveateError
+from foveate.families import vlm_of
 from foveate.methods.atp import ATPLayer
 from foveate.methods.thresholds import LearnedThresholds
 from foveate.spec import Spec, Step
@@ -33,6 +34,7 @@ def measured_curve(
     Raises:
         FoveateError: no batch has an image, or the adapter was made for another model.
     """
+    model = vlm_of(model)
     ordered = sorted(float(shift) for shift in shifts)
     shares: dict[float, list[float]] = {shift: [] for shift in ordered}
     for batch in batches:

@@ -10,7 +10,7 @@ from torch import nn
 
 from foveate.atp.soft_masks import LayerScores, soft_masks
 from foveate.errors import KeepError
-from foveate.families import family_of
+from foveate.families import family_of, vlm_of
 from foveate.methods.atp import ATPMethod
 from foveate.methods.thresholds import LearnedThresholds, ThresholdPredictor
 from foveate.tokens import Keep
@@ -68,6 +68,7 @@ def _record_scores(
     model: nn.Module, adapter: LearnedThresholds, batches: Iterable[Mapping[str, Any]]
 ) -> dict[int, list[LayerScores]]:
     """Return the scores of each image, by layer of the adapter."""
+    model = vlm_of(model)
     with soft_masks(model, adapter, 1.0) as masks:
         masks.scores_only = True
         for batch in batches:

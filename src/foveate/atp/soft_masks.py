@@ -20,7 +20,7 @@ from foveate.atp.prompt_images import PromptImage, column_log_masks, find_prompt
 from foveate.engine.prompt import WantedPredictions
 from foveate.engine.signals import LayerInput, answer
 from foveate.errors import FoveateError
-from foveate.families import Family, family_of
+from foveate.families import Family, family_of, vlm_of
 from foveate.methods.atp import ATPLayer
 from foveate.methods.thresholds import LearnedThresholds
 from foveate.precision import without_autocast
@@ -70,7 +70,7 @@ class SoftMasks:
         self.shares = torch.zeros(0, len(adapter.layers))
         self.scores_only = False
         self.scores: dict[int, list[LayerScores]] = {layer: [] for layer in adapter.layers}
-        self._model = model
+        self._model = vlm_of(model)
         self._signature = inspect.signature(self.family.core.forward)
         self._wanted = WantedPredictions()
         # What the call in progress has brought so far.

@@ -136,6 +136,11 @@ class CoreCalls(StaysWithModel):
         """Return the shorter call, or None where there is nothing to do."""
         self._pend(None)
         prepared: PreparedInputs | None = self._local.__dict__.pop("prepared", None)
+        if getattr(module, "_is_replica", False):
+            raise FoveateError(
+                "DataParallel over several GPUs calls copies of the model, which apply doesn't know; use "
+                "DistributedDataParallel, or a single GPU"
+            )
         call = {**self._signature.bind_partial(*args).arguments, **kwargs} if args else dict(kwargs)
         refuse_video(self.family, call)
         output = (call.get("mm_encoder_outputs") or {}).get("image")

@@ -20,6 +20,7 @@ from foveate.families.family import Capture, Family
 from foveate.families.generic import Generic
 from foveate.families.registry import FAMILIES, register_family
 from foveate.families.vision_shape import VisionShape
+from foveate.families.wrappers import find_vlm
 from foveate.layout import Layout, Segment, Structural
 from foveate.tokens import EncoderAttention, EncoderKeys, Signal
 from foveate.transformers_api import check_version
@@ -41,6 +42,7 @@ __all__ = [
     "FoveateError",
     "UnsupportedFamily",
     "family_of",
+    "vlm_of",
     "family_class",
     "families_at",
     "supported",
@@ -73,18 +75,34 @@ def family_class(config: Any) -> type[Family]:
     return family
 
 
+def vlm_of(model: nn.Module) -> nn.Module:
+    """Find the vision-language model inside a wrapper; return the model itself if there is none.
+
+    A wrapper is any module that has the model inside: DataParallel, DistributedDataParallel, FSDP, a Lightning module,
+    `peft.PeftModel`, a compiled model.
+
+    Raises:
+        FoveateError: several models are inside.
+    """
+    DISCOVERY.load()
+    return find_vlm(model, FAMILIES)
+
+
 def family_of(model: nn.Module) -> Family:
     """Find the family of a model, bound to it.
 
     Falls back to `Generic`, with a warning, if no other family takes the model. A family may refuse a model of its
     type, such as LLaVA with an unusual encoder, and `Generic` may still take it.
 
+    Args:
+        model: a model, or a wrapper with one inside; see `vlm_of`.
+
     Raises:
         UnsupportedFamily: no family takes this model, and `Generic` doesn't either.
-        FoveateError: the installed transformers is too old.
+        FoveateError: the installed transformers is too old, or several models are inside the wrapper.
     """
     check_version()
-    DISCOVERY.load()
+    model = vlm_of(model)
     kind = getattr(getattr(model, "config", None), "model_type", None)
     family = FAMILIES.get(str(kind))
     why = f"no family describes models of type {kind!r}"

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from foveate.adapters import PretrainedAdapter
 from foveate.engine import Encoded
 from foveate.engine.calls import refuse_video
+from foveate.engine.sharding import refuse_sharded
 from foveate.errors import FoveateError
-from foveate.families import Family, family_of
+from foveate.families import Family, family_of, vlm_of
 from foveate.fingerprint import DIGITS, model_fingerprint
 from foveate.tokens import Layout
 from foveate.voco.embeddings import decoder_device_and_dtype, embedding_table, initial_embeddings
@@ -125,6 +126,8 @@ class VoCo(PretrainedAdapter, nn.Module):
             UnsupportedFamily: the family's images can't be read; see `docs/voco.md`.
         """
         self.check(model)
+        refuse_sharded(model, family_of(model).core)
+        model = vlm_of(model)
         family = family_of(model)
         refuse_video(family, inputs)
         count = self._count(tokens)
@@ -185,6 +188,7 @@ class VoCo(PretrainedAdapter, nn.Module):
                 processor, or an option doesn't work with memories.
         """
         self.check(model)
+        model = vlm_of(model)
         check_options(model, options)
         family = family_of(model)
         texts = [questions] if isinstance(questions, str) else questions
@@ -228,8 +232,11 @@ class VoCo(PretrainedAdapter, nn.Module):
 
         Raises:
             FoveateError: the attention backend can't take the mask, all labels are -100, a video is among the inputs,
-                or the adapter belongs to another model.
+                the adapter belongs to another model, or the model is in DistributedDataParallel.
         """
+        if torch.is_grad_enabled():
+            _refuse_data_parallel(model)
+        model = vlm_of(model)
         family = family_of(model)
         refuse_video(family, inputs)
         count = self._count(tokens)
@@ -322,10 +329,9 @@ class VoCo(PretrainedAdapter, nn.Module):
         Blocks may be nested; the innermost adapter alone counts. After the block, the model is what it was before.
 
         Raises:
-            FoveateError: the LoRA weights are gone, or the model is in peft's wrapper.
+            FoveateError: the LoRA weights are gone.
         """
-        if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-            raise FoveateError("this is peft's wrapper around a model; pass the model itself: model.get_base_model()")
+        model = vlm_of(model)
         deltas = {} if self.lora is None else load_lora(self.lora)
         with adapters_disabled(model), lora_applied(model, deltas):
             yield
@@ -391,6 +397,19 @@ class VoCo(PretrainedAdapter, nn.Module):
 
 _checked_models: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
 """Models that a training step was taken on, with the base that they were checked against."""
+
+
+def _refuse_data_parallel(model: nn.Module) -> None:
+    """Refuse to train inside DistributedDataParallel.
+
+    Raises:
+        FoveateError: gradients would not be averaged over processes.
+    """
+    if any(isinstance(each, nn.parallel.DistributedDataParallel) for each in model.modules()):
+        raise FoveateError(
+            "DistributedDataParallel averages the gradients of its own forward alone, and reading images goes around "
+            "it; put the model and this adapter into one module whose forward calls the adapter, and wrap that"
+        )
 
 
 def _check_cache(family: Family) -> None:
