@@ -66,7 +66,7 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     torch.compiler.reset()
 
 
-@pytest.fixture(params=WRAPPERS)
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "compiled")) for name in WRAPPERS])
 def wrap(request: pytest.FixtureRequest) -> Callable[[Any], Any]:
     return WRAPPERS[request.param]
 
@@ -145,7 +145,7 @@ def test_timed_and_adapters_of_a_wrapped_model(row: Row) -> None:
         adapter.prepare(model, [inputs], 0.5)
         adapter.calibrate(model, [inputs])
     assert got.curve == expected.curve
-    with apply(wrapped, got.spec(mean=4)) as run:
+    with apply(wrapped, got.spec()) as run:
         wrapped(**inputs)
     assert run.plans
 

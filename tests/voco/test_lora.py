@@ -138,7 +138,12 @@ def test_the_model_in_a_wrapper_is_used(folder):
     expected = voco.encode(ROW.model(), inputs)[0]
     questions = torch.tensor([[20, 30, 40]])
     answers = voco.generate(ROW.model(), expected, questions, max_new_tokens=4)
-    for model in (wrapped, wrapped.get_base_model(), torch.nn.DataParallel(ROW.model()), torch.nn.ModuleList([wrapped])):
+    for model in (
+        wrapped,
+        wrapped.get_base_model(),
+        torch.nn.DataParallel(ROW.model()),
+        torch.nn.ModuleList([wrapped]),
+    ):
         (memory,) = voco.encode(model, inputs)
         torch.testing.assert_close(memory.keys, expected.keys)
         assert torch.equal(voco.generate(model, memory, questions, max_new_tokens=4), answers)

@@ -50,6 +50,21 @@ class StaysWithModel:
         )
 
 
+class _OutsideGraph(StaysWithModel):
+    """A hook for which a compiled model leaves its graph: each call changes something else."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    @torch.compiler.disable
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+def _outside_graph(function: Callable[..., Any]) -> Any:
+    return _OutsideGraph(function)
+
+
 # On the core, where image features meet text
 
 
@@ -86,11 +101,11 @@ class CoreHooks(StaysWithModel):
         """
         add = self._handles.append
         if self._around is not None:
-            add(self._around.register_forward_pre_hook(before_model, with_kwargs=True))
-            add(self._around.register_forward_hook(after_model, always_call=True))
-        add(self._core.register_forward_pre_hook(before_core, with_kwargs=True))
-        add(self._core.register_forward_hook(after_core))
-        add(self._core.register_forward_hook(end_call, always_call=True))
+            add(self._around.register_forward_pre_hook(_outside_graph(before_model), with_kwargs=True))
+            add(self._around.register_forward_hook(_outside_graph(after_model), always_call=True))
+        add(self._core.register_forward_pre_hook(_outside_graph(before_core), with_kwargs=True))
+        add(self._core.register_forward_hook(_outside_graph(after_core)))
+        add(self._core.register_forward_hook(_outside_graph(end_call), always_call=True))
         for module in self._generators:
             add(on_call(module, "prepare_inputs_for_generation", before=before_prepare))
 
@@ -143,21 +158,22 @@ class EncoderHooks(StaysWithModel):
             return
         if family.encoder_arguments:
             add(on_call(family.core, "get_image_features", before=self._note_arguments))
-        add(family.tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
+        add(family.tower.register_forward_pre_hook(_outside_graph(self._before_tower), with_kwargs=True))
         reads = range(family.encoder_reads) if self.encoder is not None and encoder_needs(self.encoder) else ()
         for layer in sorted({*self.layers, *reads}):
-            hook = partial(self._capture_attention, layer)
+            hook = _outside_graph(partial(self._capture_attention, layer))
             add(family.encoder_attentions[layer].register_forward_pre_hook(hook, with_kwargs=True))
             for name, module in family.encoder_projections(layer).items():
-                add(module.register_forward_hook(partial(self._capture_projection, layer, name)))
+                add(module.register_forward_hook(_outside_graph(partial(self._capture_projection, layer, name))))
         if self.encoder is not None:
             for layer, module in enumerate(family.encoder_layers):
                 if layer:
-                    add(module.register_forward_pre_hook(partial(self._before_layer, layer), with_kwargs=True))
+                    hook = _outside_graph(partial(self._before_layer, layer))
+                    add(module.register_forward_pre_hook(hook, with_kwargs=True))
         if self.keep_features:
-            add(family.feature_module.register_forward_pre_hook(self._before_projection))
-        add(family.tower.register_forward_hook(self._after_tower))
-        add(family.projected_module.register_forward_hook(self._after_projection))
+            add(family.feature_module.register_forward_pre_hook(_outside_graph(self._before_projection)))
+        add(family.tower.register_forward_hook(_outside_graph(self._after_tower)))
+        add(family.projected_module.register_forward_hook(_outside_graph(self._after_projection)))
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -292,18 +308,18 @@ class DecoderHooks(StaysWithModel):
         first = decoder_pass.first
         with self._lock:
             if not self._handles:
-                before: Any = _OutsideGraph(self._before_decoder)
+                before = _outside_graph(self._before_decoder)
                 self._handles["decoder"] = self._family.decoder.register_forward_pre_hook(before, with_kwargs=True)
             for layer in decoder_pass.recorded:
                 for name, module in self._family.decoder_projections(layer).items():
                     if (layer, name) not in self._handles:
-                        record: Any = _OutsideGraph(partial(self._record, layer, name))
+                        record = _outside_graph(partial(self._record, layer, name))
                         self._handles[layer, name] = module.register_forward_hook(record)
             if first in self._handles:
                 return
             for layer, module in enumerate(self._family.decoder_layers):
                 if layer >= first and layer not in self._handles:
-                    hook: Any = _OutsideGraph(partial(self._before_layer, layer))
+                    hook = _outside_graph(partial(self._before_layer, layer))
                     self._handles[layer] = module.register_forward_pre_hook(hook, with_kwargs=True)
 
     @property
@@ -318,7 +334,7 @@ class DecoderHooks(StaysWithModel):
         with self._lock:
             for layer in range(decoder_pass.added):
                 if (layer, "after") not in self._handles:
-                    hook: Any = _OutsideGraph(partial(self._after_layer, layer))
+                    hook = _outside_graph(partial(self._after_layer, layer))
                     self._handles[layer, "after"] = self._family.decoder_layers[layer].register_forward_hook(hook)
         return args, kwargs
 
@@ -344,17 +360,6 @@ class DecoderHooks(StaysWithModel):
         """Take the hooks off."""
         while self._handles:
             self._handles.popitem()[1].remove()
-
-
-class _OutsideGraph(StaysWithModel):
-    """A hook for which a compiled model leaves its graph: each call changes something else."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-
-    @torch.compiler.disable
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
 
 
 # On a method that is not `forward`: torch has hooks for `forward` alone
