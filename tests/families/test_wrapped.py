@@ -116,6 +116,20 @@ def test_a_model_compiled_and_run_before_apply(row: Row) -> None:
         assert got[1:] == expected[1:]
 
 
+@torch.no_grad()
+def test_a_compiled_core_shows_where_the_prompt_ends(row: Row) -> None:
+    """Labels are arguments of the model around it."""
+    bare, model, inputs = row.model(), row.model(), row.inputs("t6 A t8")
+    model.model = compiled(model.model)
+    labels = inputs["input_ids"].clone()
+    labels[:, :-4] = -100
+    losses = []
+    for each in (bare, model):
+        with apply(each, "fastv:6@2"):
+            losses.append(each(**inputs, labels=labels).loss)
+    torch.testing.assert_close(losses[1], losses[0])
+
+
 def test_training_a_wrapped_model(row: Row) -> None:
     """The loss and the gradients of DistributedDataParallel are those of the bare model."""
     inputs = row.inputs(CHAT)

@@ -28,6 +28,7 @@ from foveate.methods import Method, PixelMethod
 from foveate.schedule.encoder_layers import encoder_methods, encoder_needs
 from foveate.schedule.resizing import nearest_below, resize_mode
 from foveate.tokens import Signal
+from foveate.transformers_api import is_transformers_model
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -69,7 +70,7 @@ def _outside_graph(function: Callable[..., Any]) -> Any:
 
 
 class CoreHooks(StaysWithModel):
-    """Calls hooks before and after the core, and before and after the module right around it.
+    """Calls hooks before and after the core, and before and after the model of transformers right around it.
 
     Args:
         model: as the caller passed it; adapters and wrappers around the real model may never be called themselves.
@@ -83,7 +84,11 @@ class CoreHooks(StaysWithModel):
             for each in model.modules()
             if hasattr(type(each), "prepare_inputs_for_generation") and any(part is core for part in each.modules())
         ]
-        self._around = next((each for each in model.modules() if any(part is core for part in each.children())), None)
+        holders = [
+            each for each in model.modules() if each is not core and any(part is core for part in each.modules())
+        ]
+        # The innermost one: a wrapper between it and the core (a compiled core, say) gets the core's arguments alone.
+        self._around = next(filter(is_transformers_model, reversed(holders)), None)
         self._handles: list[Handle] = []
 
     def open(
