@@ -10,6 +10,8 @@ import pytest
 import torch.distributed
 from rows import ROWS
 
+import foveate
+
 HERE = Path(__file__).parent
 
 
@@ -17,7 +19,8 @@ HERE = Path(__file__).parent
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 def test_a_sharded_model_gives_what_the_model_gives(tmp_path: Path) -> None:
     """At @pixels, @encoder, @features, @input and in the decoder, with signals of both, and in training."""
-    paths = os.pathsep.join([str(HERE), *filter(None, sys.path)])
+    package = str(Path(foveate.__file__).parents[1])
+    paths = os.pathsep.join(filter(None, [str(HERE), package, os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
