@@ -5,7 +5,9 @@
     python3 dev.py test     run the tests; what follows goes to pytest
     python3 dev.py lint     check style, types and the direction of imports
     python3 dev.py docs     build the documentation site into site/
-    python3 dev.py check    lint, docs, then the tests with each supported transformers (what CI runs)
+    python3 dev.py check    lint, docs, then the tests with the newest versions of transformers (what CI runs)
+    python3 dev.py versions run the contract suite with every supported transformers and make docs/versions.md;
+                            versions that follow choose some, other words go to pytest
     python3 dev.py setup    only set up
 
 Needs Python 3.11 or later with pip and venv, and nothing else. Packages are installed in the versions of
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 try:
@@ -51,12 +54,18 @@ LINT: tuple[Command, ...] = (
     ("lint-imports",),
 )
 SITE: Command = ("mkdocs", "build", "--strict")
+CONTRACT: Command = (
+    *("pytest", "-q", "-n", "2", "-m", "not slow"),
+    *("tests/families", "tests/engine", "tests/schedule", "tests/cost", "tests/voco", "tests/atp"),
+    "tests/test_transformers_api.py",
+)
+"""Everything that depends on transformers, without what only repeats it for another method."""
 
 
 def main() -> int:
     """Run what the command line asks for; return the exit code of the first command that fails."""
     wanted, more = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
-    if wanted not in ("setup", "demo", "test", "lint", "docs", "check"):
+    if wanted not in ("setup", "demo", "test", "lint", "docs", "check", "versions"):
         print((__doc__ or "").strip())
         return 0 if wanted in ("", "-h", "--help") else 2
     extras, groups = (("bench",), ()) if wanted == "demo" else (("bench", "train"), ("test", "lint", "docs"))
@@ -70,6 +79,9 @@ def main() -> int:
         return run_all(*LINT)
     if wanted == "docs":
         return run_all(SITE)
+    if wanted == "versions":
+        every = transformers_versions("transformers")
+        return versions([word for word in more if word in every] or every, [word for word in more if word not in every])
     return check() if wanted == "check" else 0
 
 
@@ -78,7 +90,7 @@ def check() -> int:
 
     Slow tests run once, with the pinned transformers; `nox -s tests` runs all of them with every version.
     """
-    pinned, *others = transformers_versions()
+    pinned, *others = transformers_versions("every_change")
     if code := run_all(*LINT, SITE, TEST):
         return code
     for version in others:
@@ -86,6 +98,30 @@ def check() -> int:
         if code := run_all((*TEST, "-m", "not slow"), first_on_path=overlay(version)):
             return code
     return 0
+
+
+def versions(chosen: Sequence[str], more: Sequence[str]) -> int:
+    """Run the contract suite with some versions of transformers, and enter what came out in docs/versions.md.
+
+    Args:
+        chosen: versions of transformers.
+        more: further arguments for pytest.
+
+    Returns:
+        1 if a test failed, else 0.
+    """
+    failed = 0
+    for version in chosen:
+        print(f"\nthe contract suite with transformers {version}", flush=True)
+        folder, report = overlay(version), VENV / f"tests-{version}.xml"
+        report.unlink(missing_ok=True)
+        failed |= run_all((*CONTRACT, "--junitxml", str(report), *more), first_on_path=folder)
+        if not report.exists():
+            return 1
+        enter = ("python", "docs/make.py", "versions", "--take", str(report), version)
+        if code := run_all(enter, first_on_path=folder):
+            return code
+    return int(bool(failed))
 
 
 def run_all(*commands: Command, first_on_path: Path | None = None) -> int:
@@ -106,10 +142,13 @@ def run_all(*commands: Command, first_on_path: Path | None = None) -> int:
     return 0
 
 
-def transformers_versions() -> list[str]:
-    """Return the transformers versions that the tests run with; the one of constraints.txt comes first."""
-    versions = PROJECT["tool"]["foveate"]["transformers"]
-    return sorted(versions, key=lambda version: version != pins()["transformers"])
+def transformers_versions(which: str) -> list[str]:
+    """Return the versions of transformers in pyproject.toml; the one of constraints.txt comes first.
+
+    Args:
+        which: "transformers" for all that are supported, "every_change" for those that each change is tested with.
+    """
+    return sorted(PROJECT["tool"]["foveate"][which], key=lambda version: version != pins()["transformers"])
 
 
 def pins() -> dict[str, str]:

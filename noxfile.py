@@ -43,6 +43,12 @@ def tests(session: nox.Session, transformers: str) -> None:
     session.run("pytest", "-q", "-n", "2", *session.posargs)
 
 
+@nox.session(python=PYTHONS)
+def versions(session: nox.Session) -> None:
+    """Run the contract suite with every version of transformers and make docs/versions.md; see `dev.py versions`."""
+    session.run("python", "dev.py", "versions", *session.posargs, env={"FOVEATE_VENV": session.virtualenv.location})
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, types and the direction of imports."""

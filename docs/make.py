@@ -9,6 +9,9 @@
     python docs/make.py accuracy --pictures --take results/methods before
                                             copy what accuracy.md needs of a results folder of `foveate bench` to
                                             docs/measured/accuracy-before.json, then make that page
+    python docs/make.py versions --take REPORT 5.23.0
+                                            enter pytest's JUnit report of a run with transformers 5.23.0 in
+                                            docs/measured/versions.json, then make that page
 
 Each module in docs/generators/ that has a function pages() is a generator.
 """
@@ -73,13 +76,16 @@ def main() -> int:
     reader.add_argument("--check", action="store_true", help="compare, write nothing")
     reader.add_argument("--pictures", action="store_true", help="draw the pictures too")
     reader.add_argument("--list", action="store_true", help="print the generators and their pages")
-    reader.add_argument("--take", nargs=2, metavar=("RESULTS", "NAME"), help="results that accuracy.md will show")
+    reader.add_argument("--take", nargs=2, metavar=("RESULTS", "NAME"), help="results that the page will show")
     arguments = reader.parse_args()
     every = found()
     if unknown := [name for name in arguments.generators if name not in every]:
         reader.error(f"unknown generator {unknown[0]!r}; there are {', '.join(every)}")
     if arguments.take:
-        every["accuracy"].take(Path(arguments.take[0]), arguments.take[1])
+        takers = [name for name in arguments.generators if hasattr(every[name], "take")]
+        if len(takers) != 1:
+            reader.error("--take needs one generator that takes results: accuracy or versions")
+        every[takers[0]].take(Path(arguments.take[0]), arguments.take[1])
     stale: list[str] = []
     for name in arguments.generators or every:
         made = every[name].pages()

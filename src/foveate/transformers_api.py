@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,13 +41,16 @@ __all__ = [
     "new_cache",
     "passes_position_ids",
     "passes_types_from_start",
+    "refuse_checkpointing",
+    "refuse_lost_images",
+    "refuse_mixed_images",
     "rotate_patches",
     "window_order",
 ]
 
 OLDEST = (5, 18)
 """The first version whose models take image features in place of pixels (`mm_encoder_outputs`)."""
-TESTED = ((5, 23), (5, 24))
+TESTED = ((5, 18), (5, 24))
 """The first and the last minor version that the test suite runs with."""
 _CACHE_NAMES = ("past_key_values", "cache")
 """What models call the cache: up to 5.23, and from 5.24 on."""
@@ -249,6 +253,97 @@ def deepstack_output(features: list[Tensor], layers: list[list[Tensor]]) -> Any:
     return BaseModelOutputWithDeepstackFeatures(pooler_output=features, deepstack_features=layers)  # pyright: ignore
 
 
+# What older versions get wrong
+
+
+def checkpointing_repeats_hooks() -> bool:
+    """Return whether layers under gradient checkpointing run their hooks again in the backward pass: up to 5.22."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return "__call__" in vars(GradientCheckpointingLayer)
+
+
+def refuse_checkpointing(layers: Iterable[Any], place: str) -> None:
+    """Refuse to act inside layers that train with gradient checkpointing, where their hooks would run twice.
+
+    Args:
+        layers: all of the encoder or of the decoder.
+        place: "encoder" or "decoder".
+
+    Raises:
+        FoveateError: the installed version runs the hooks of `layers` again in the backward pass.
+    """
+    if not checkpointing_repeats_hooks():
+        return
+    if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in layers):
+        raise FoveateError(
+            f"steps inside the {place} can't be trained with gradient checkpointing in transformers {_installed()}, "
+            "which runs a layer's hooks again in the backward pass; use @input, turn checkpointing off, or install "
+            "5.23 or later"
+        )
+
+
+@lru_cache(maxsize=1)
+def beams_mix_images() -> bool:
+    """Return whether `generate` mixes up the images of a prompt when it repeats them for beams or answers: in 5.18."""
+    from transformers.generation import GenerationMixin
+
+    expand: Any = GenerationMixin._expand_multimodal_outputs
+    model = SimpleNamespace(config=SimpleNamespace(image_token_id=1))
+    images = {"image": FeaturesOutput(pooler_output=[torch.zeros(1, 1), torch.ones(1, 1)])}  # pyright: ignore
+    repeated = expand(model, torch.tensor([[1, 1]]), images, expand_size=2)
+    return [int(image) for image in repeated["image"].pooler_output] != [0, 1, 0, 1]
+
+
+def refuse_mixed_images(came: int, placeholder: Tensor) -> None:
+    """Refuse beams or several answers of prompts with several images.
+
+    Args:
+        came: images that came to the decoder, each repeated for its beams.
+        placeholder: `(B, S)` bool, where a visual token goes, with a row for each beam.
+
+    Raises:
+        FoveateError: the installed version mixes up the images of a prompt.
+    """
+    if beams_mix_images() and came > int(placeholder.any(dim=1).sum()):
+        raise FoveateError(
+            f"transformers {_installed()} mixes up the images of a prompt for which `generate` follows several beams "
+            "or gives several answers, also without foveate; pass one image per prompt, or install 5.19 or later"
+        )
+
+
+def chunks_lose_images() -> bool:
+    """Return whether chunked prefill drops the images of a prompt without a word: up to 5.22."""
+    from transformers.generation import utils
+
+    return not hasattr(utils, "_slice_mm_encoder_output")
+
+
+def refuse_lost_images(ids: Tensor | None, image_token: int) -> None:
+    """Refuse a prompt that holds placeholders and came without images, as chunked prefill passes it.
+
+    Args:
+        ids: `(B, S)` int64; None for embeddings.
+        image_token: the id of a placeholder.
+
+    Raises:
+        FoveateError: the installed version loses the images of chunks.
+    """
+    if ids is None or ids.shape[1] == 1 or not chunks_lose_images():
+        return
+    if (ids == image_token).any():
+        raise FoveateError(
+            "the prompt has image placeholders, and no images came with it: leave out prefill_chunk_size, since "
+            f"chunked prefill of transformers {_installed()} loses images and apply doesn't support it"
+        )
+
+
+def _installed() -> str:
+    import transformers
+
+    return transformers.__version__
+
+
 # The version
 
 
@@ -260,10 +355,7 @@ def check_version(version: str | None = None) -> None:
 
     >>> check_version("5.23.0")
     """
-    if version is None:
-        import transformers
-
-        version = transformers.__version__
+    version = version or _installed()
     found = tuple(int(part) for part in version.split(".")[:2])
     tested = " to ".join(f"{major}.{minor}" for major, minor in TESTED)
     if found < OLDEST:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, Trainer, TrainingArguments
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from versions import CACHE, cache_of_output
+from versions import BEAMS_OF_SEVERAL_IMAGES, CACHE, cache_of_output, set_checkpointing
 
 from foveate.engine import apply, compress, encode, timed
 from foveate.errors import FoveateError
@@ -453,7 +453,7 @@ def test_rows_of_a_cache_move_with_what_it_knows(row: Row, model: Any) -> None:
 
 
 @pytest.mark.parametrize("spec", [SELECT])
-@pytest.mark.parametrize("prompts", [(CHAT,), BATCH])
+@pytest.mark.parametrize("prompts", [(CHAT,), pytest.param(BATCH, marks=BEAMS_OF_SEVERAL_IMAGES)])
 def test_beams(row: Row, any_model: Any, prompts: tuple[str, ...], spec: str) -> None:
     inputs = row.inputs(*prompts)
     short = compress(any_model, inputs | {"position_ids": dense_positions(any_model, inputs)}, spec)
@@ -466,6 +466,7 @@ def test_beams(row: Row, any_model: Any, prompts: tuple[str, ...], spec: str) ->
     assert torch.equal(beams, expected)
 
 
+@BEAMS_OF_SEVERAL_IMAGES
 @pytest.mark.parametrize("spec", [SELECT])
 def test_several_answers_share_one_plan(row: Row, model: Any, spec: str) -> None:
     inputs = row.inputs(*BATCH)
@@ -625,7 +626,7 @@ def test_gradient_checkpointing_changes_nothing(row: Row, spec: str) -> None:
     for checkpointing in (False, True):
         model = row.model().train()
         if checkpointing:
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+            set_checkpointing(model, True)
         with apply(model, spec):
             loss = model(**inputs, use_cache=False).loss
             loss.backward()

@@ -9,7 +9,7 @@ from rows import ROWS, Row
 from test_contract import BATCH, CHAT, dense_positions, generate, kept_columns, logits
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
-from versions import CACHE, cache_of_output
+from versions import BEAMS_OF_SEVERAL_IMAGES, CACHE, CHECKPOINTING_INSIDE, cache_of_output
 
 from foveate.engine import Encoded, apply, compress, encode, encoder_outputs
 from foveate.errors import FoveateError, KeepError
@@ -372,6 +372,7 @@ def test_attention_implementations_agree(
     test_contract.test_attention_implementations_agree(row, plain_backend)
 
 
+@CHECKPOINTING_INSIDE
 @pytest.mark.parametrize("spec", INSIDE)
 def test_gradient_checkpointing_changes_nothing(row: Row, spec: str) -> None:
     test_contract.test_gradient_checkpointing_changes_nothing(row, spec)
@@ -383,7 +384,7 @@ def test_logits_to_keep(row: Row, model: Any, keep: int, monkeypatch: pytest.Mon
     test_contract.test_logits_to_keep(row, model, keep)
 
 
-@pytest.mark.parametrize("prompts", [(CHAT,), BATCH])
+@pytest.mark.parametrize("prompts", [(CHAT,), pytest.param(BATCH, marks=BEAMS_OF_SEVERAL_IMAGES)])
 @torch.no_grad()
 def test_beams(row: Row, any_model: Any, prompts: tuple[str, ...]) -> None:
     """The score of the best beam is the dense model's, with the dropped columns hidden."""
@@ -400,6 +401,7 @@ def test_beams(row: Row, any_model: Any, prompts: tuple[str, ...]) -> None:
     assert len(run.report().images) == sum(piece[0] != "t" for prompt in prompts for piece in prompt.split())
 
 
+@BEAMS_OF_SEVERAL_IMAGES
 @pytest.mark.parametrize("looks", [True, False])
 def test_beams_without_a_cache_follow_the_plan_of_their_sample(
     row: Row, model: Any, looks: bool, monkeypatch: pytest.MonkeyPatch

@@ -11,7 +11,7 @@ from test_depth import keeps_of, masked_inside
 from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from versions import CACHE, cache_of_output
+from versions import BEAMS_OF_SEVERAL_IMAGES, CACHE, cache_of_output
 
 from foveate.engine import apply
 from foveate.errors import FoveateError
@@ -304,6 +304,7 @@ def test_what_is_asked_holds_for_one_call_and_through_a_wrapper(row: Row) -> Non
     assert asked == [asked[0], asked[0] + 3, asked[0] + 3]
 
 
+@BEAMS_OF_SEVERAL_IMAGES
 def test_beams_share_what_is_planned(row: Row) -> None:
     model = row.model()
     probe = Probe()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from rows import ROWS, Row
 from torch import Tensor, nn
+from versions import CHECKPOINTING_INSIDE, set_checkpointing
 
 import foveate
 from foveate.engine import apply, compress, encode, encoder_outputs
@@ -191,7 +192,9 @@ def test_eager_is_sdpa_and_apply_is_compress() -> None:
     given = encoder_outputs(model, encode(model, inputs, [spec]))
     with apply(model, spec):
         ids = model.generate(**inputs, max_new_tokens=5, do_sample=False)[:, -5:]
-        beams = model.generate(**inputs, max_new_tokens=5, do_sample=False, num_beams=2)[:, -5:]
+        beams = model.generate(**LLAVA.inputs("t6 A t5", "t3 C"), max_new_tokens=5, do_sample=False, num_beams=2)[
+            :, -5:
+        ]
         again = model.generate(**text, mm_encoder_outputs=given, max_new_tokens=5, do_sample=False)[:, -5:]
     short = compress(model, inputs, spec)
     assert torch.equal(model.generate(**short, max_new_tokens=5, do_sample=False)[:, -5:], ids)
@@ -201,6 +204,7 @@ def test_eager_is_sdpa_and_apply_is_compress() -> None:
         encode(model, inputs, [spec])
 
 
+@CHECKPOINTING_INSIDE
 def test_gradients_pass_with_and_without_checkpointing() -> None:
     model = deep()
     inputs = LLAVA.inputs("t6 A t5", "t2 B t9")
@@ -210,13 +214,13 @@ def test_gradients_pass_with_and_without_checkpointing() -> None:
         for checkpointing in (False, True):
             model.train()
             if checkpointing:
-                model.activation_checkpointing_enable({"use_reentrant": False})
+                set_checkpointing(model, True)
             with apply(model, "tome:9@encoder"):
                 said = (model(**inputs).logits * direction).sum()
                 (grad,) = torch.autograd.grad(said, [model.model.vision_tower.embeddings.patch_embedding.weight])
             found.append(grad)
     finally:
-        model.activation_checkpointing_disable()
+        set_checkpointing(model, False)
         model.eval()
     assert found[0].abs().max() > 1e-4
     torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-4)

@@ -6,6 +6,7 @@ import pytest
 import test_contract
 import torch
 from rows import Row
+from versions import BEAMS_OF_SEVERAL_IMAGES
 
 from foveate.engine import apply, compress
 from foveate.errors import KeepError
@@ -68,6 +69,7 @@ def test_a_step_behind_one_that_decides_must_find_enough(row: Row, model: Any) -
 
 
 @pytest.mark.parametrize("spec", ["prumerge-plus:auto+cls:0.5@features", "prumerge:auto+stride:0.5@1"])
+@BEAMS_OF_SEVERAL_IMAGES
 def test_beams_of_ragged_plans(row: Row, model: Any, spec: str) -> None:
     with apply(model, spec):
         together = test_contract.generate(model, row.inputs(*test_contract.BATCH), 4, num_beams=2)

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import torch
 from rows import ROWS, Row, picture
+from test_contract import dense_positions, generate
+from versions import BEAMS_OF_SEVERAL_IMAGES
 
 from foveate.engine import apply, compress
 from foveate.errors import FoveateError
@@ -37,12 +39,21 @@ def test_resize_gives_the_tokens_it_counts(row: Row, model: Any, spec: str) -> N
         assert seen.content <= parse(spec).steps[0].method.keep.count(layout.content) or method.per == "tile"
     with apply(model, spec) as run:
         ids = model.generate(**inputs, max_new_tokens=5, do_sample=False)[:, -5:]
-        beams = model.generate(**inputs, max_new_tokens=5, do_sample=False, num_beams=2)[:, -5:]
-    assert [image.after for image in run.report().images] == [image.after for image in short.images] * 2
+    assert [image.after for image in run.report().images] == [image.after for image in short.images]
     if family.position_axes == 1:
         short = compress(model, inputs | {"position_ids": (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)}, spec)
     assert torch.equal(model.generate(**short, max_new_tokens=5, do_sample=False)[:, -5:], ids)
-    assert torch.equal(model.generate(**short, max_new_tokens=5, do_sample=False, num_beams=2)[:, -5:], beams)
+
+
+@BEAMS_OF_SEVERAL_IMAGES
+@pytest.mark.parametrize("spec", ["resize:0.25", "resize:0.25+random:1"])
+def test_beams_of_shrunk_images(row: Row, model: Any, spec: str) -> None:
+    inputs = row.inputs("t6 A t5", "t2 B t9 C t3", "t11")
+    given = inputs | {"position_ids": dense_positions(model, inputs)}
+    with apply(model, spec) as run:
+        beams = generate(model, inputs, 5, num_beams=2)
+    assert len(run.report().images) == 3
+    assert torch.equal(generate(model, compress(model, given, spec), 5, num_beams=2), beams)
 
 
 @torch.no_grad()

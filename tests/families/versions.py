@@ -1,10 +1,44 @@
-"""What differs between the versions of transformers that the suite runs with."""
+"""What differs between the versions of transformers that the suite runs with.
 
+A test of a feature that foveate refuses on some of them carries the mark of that feature: there the refusal is what it
+expects. Everything else passes on every version.
+"""
+
+from typing import Any
+
+import pytest
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from foveate.transformers_api import cache_name, cache_of_output
+from foveate.errors import FoveateError
+from foveate.transformers_api import beams_mix_images, cache_name, cache_of_output, checkpointing_repeats_hooks
 
-__all__ = ["CACHE", "cache_of_output"]
+__all__ = ["BEAMS_OF_SEVERAL_IMAGES", "CACHE", "CHECKPOINTING_INSIDE", "cache_of_output", "set_checkpointing"]
 
 CACHE = cache_name(LlamaModel.forward)
 """What models of the installed version call their cache."""
+
+
+def _refused(condition: bool, feature: str, message: str) -> pytest.MarkDecorator:
+    expected = pytest.RaisesExc(FoveateError, match=message)
+    return pytest.mark.xfail(condition, raises=expected, strict=True, reason=f"refused: {feature}")
+
+
+CHECKPOINTING_INSIDE = _refused(
+    checkpointing_repeats_hooks(),
+    "gradient checkpointing with steps inside the encoder or the decoder",
+    "can't be trained with gradient checkpointing in transformers 5",
+)
+BEAMS_OF_SEVERAL_IMAGES = _refused(
+    beams_mix_images(),
+    "beams and several answers of prompts with several images",
+    "mixes up the images of a prompt",
+)
+
+
+def set_checkpointing(model: Any, on: bool) -> None:
+    """Turn gradient checkpointing on or off, by the name that it has from 5.23 on or by the older one."""
+    prefix = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on:
+        getattr(model, f"{prefix}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{prefix}_checkpointing_disable")()

@@ -41,7 +41,13 @@ from foveate.errors import FoveateError
 from foveate.families import Capture, Family
 from foveate.families.placement import weights_at_hand
 from foveate.schedule import Schedule
-from foveate.transformers_api import cache_of_call, cache_of_output
+from foveate.transformers_api import (
+    cache_of_call,
+    cache_of_output,
+    refuse_checkpointing,
+    refuse_lost_images,
+    refuse_mixed_images,
+)
 
 Call = dict[str, Any]
 _CUT = {"input_ids", "inputs_embeds", "attention_mask", "position_ids", "mm_encoder_outputs"}
@@ -59,6 +65,10 @@ class CoreCalls(StaysWithModel):
     """
 
     def __init__(self, model: nn.Module, family: Family, schedule: Schedule, synchronise: bool) -> None:
+        if schedule.layers:
+            refuse_checkpointing(family.decoder_layers, "decoder")
+        if schedule.encoder:
+            refuse_checkpointing(family.encoder_layers, "encoder")
         self.schedule = schedule
         self.family = family
         self.builder = ReportBuilder(str(schedule.spec), len(family.decoder_layers))
@@ -153,6 +163,7 @@ class CoreCalls(StaysWithModel):
                 refuse_rebuilt(cache)
             self._check_layers(cache, cached, None, 0)
             if not brings_images:
+                refuse_lost_images(call.get("input_ids"), self.family.image_token)
                 return None
         _check_call(call, brings_images)
         rows, passed = _passed(call).shape[:2]
@@ -296,7 +307,10 @@ class CoreCalls(StaysWithModel):
                 "image features came that were not made under this apply, or were taken apart by chunked prefill; pass "
                 "pixel_values without chunking, or inputs from foveate.compress without apply"
             )
-        order = _order_of_images(output.pooler_output, capture, ids == self.family.image_token)
+        placeholder = ids == self.family.image_token
+        if len(output.pooler_output) > len(capture.layouts):
+            refuse_mixed_images(len(output.pooler_output), placeholder)
+        order = _order_of_images(output.pooler_output, capture, placeholder)
         if isinstance(capture, Capture):
             capture, order = self.family.in_prompt(capture, order, ids)
         known = self._known.get(capture)
@@ -339,6 +353,10 @@ class CoreCalls(StaysWithModel):
         if prefix.state is None and prefix.cached:
             prefix = self._plain_beginning(call, prefix.cached)
         state, tail, past = prefix.state, prefix.tail, prefix.full_length
+        for name in PER_COLUMN:
+            # Up to transformers 5.22, `generate` passes the types of the whole conversation.
+            if past and call.get(name) is not None and call[name].shape[-1] == past + ids.shape[1]:
+                call[name] = call[name][..., past:]
         cut = cut_prompt(
             family,
             ids,
@@ -461,6 +479,7 @@ class CoreCalls(StaysWithModel):
         layers |= {step.layer for step in self.schedule.layers}
         if len(layers) == 1:
             return None
+        refuse_checkpointing(self.family.decoder_layers, "decoder")
         if getattr(cache_of_call(call), "is_compileable", False):
             raise FoveateError(
                 "a static cache has one length for all layers, and steps inside the decoder make them differ; use the "

@@ -28,7 +28,7 @@ from foveate.methods import Method, PixelMethod
 from foveate.schedule.encoder_layers import encoder_methods, encoder_needs
 from foveate.schedule.resizing import nearest_below, resize_mode
 from foveate.tokens import Signal
-from foveate.transformers_api import is_transformers_model
+from foveate.transformers_api import is_transformers_model, refuse_checkpointing
 
 Arguments = tuple[Any, ...]
 Keywords = dict[str, Any]
@@ -224,6 +224,7 @@ class EncoderHooks(StaysWithModel):
         if self.encoder is not None:
             (seen,) = set(capture.seen)
             methods = encoder_methods(self.encoder, seen, self.family.encoder_reads)
+            refuse_checkpointing(self.family.encoder_layers, "encoder")
             self._local.encoder_pass = EncoderPass(self.family, capture, methods, seen)
         return call
 

@@ -1,0 +1,118 @@
+"""docs/versions.md, from docs/measured/versions.json, which holds what came of runs of the contract suite."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from foveate.bench.environment import environment
+from foveate.files import write_json
+from generators.folders import MEASURED
+
+MEASUREMENTS = MEASURED / "versions.json"
+REFUSED = "refused: "
+"""How the reason of a test begins that expects foveate to refuse something."""
+
+HEAD = """\
+# Versions of transformers
+
+foveate runs with transformers 5.18 and later: in 5.18 models began to take image features in place of pixels. It warns
+once about a version that is newer than those in this table. The contract suite, which compares each model with itself
+uncompressed, ran with each of them on tiny random models of every family.
+
+"Refused" counts tests of something that this version of transformers can't do right: there foveate must raise an error
+that says so and what to do, and the test checks that it does.
+"""
+
+TAIL = """\
+## Also without foveate
+
+In transformers 5.18, `generate` with several beams or answers mixes up the images of a prompt that holds more than one.
+The same happens to what `foveate.compress` returns, since foveate has no part in that call: there, pass one image per
+prompt. Up to 5.22, chunked prefill (`prefill_chunk_size`) loses images.
+
+## How the table is made
+
+```text
+python3 dev.py versions                  all versions, one after another
+python3 dev.py versions 5.18.0 -n 4      one of them; other words go to pytest
+```
+
+Each run enters its row. `nox -l` lists the same versions for every Python.
+"""
+
+
+def pages() -> dict[str, str]:
+    """Return the page."""
+    return {"versions.md": page()}
+
+
+def page() -> str:
+    """Return the text of docs/versions.md."""
+    rows = _rows()
+    lines = ["| transformers | passed | refused | failed | Python | torch | date |", "|:--|--:|--:|--:|:--|:--|:--|"]
+    for row in rows:
+        ran, packages = row["environment"], row["environment"]["packages"]
+        cells = (
+            *(packages["transformers"], row["passed"], sum(row["refused"].values()), row["failed"]),
+            *(ran["python"], packages["torch"], ran["finished"][:10]),
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    processors = sorted({row["environment"]["processor"] for row in rows})
+    where = f"On {' and '.join(processors)}, without a GPU." if rows else "No run has been entered yet."
+    return "\n".join([HEAD, *lines, "", where, "", *_refusals(rows), TAIL])
+
+
+def _rows() -> list[dict[str, Any]]:
+    return json.loads(MEASUREMENTS.read_text(encoding="utf-8"))["rows"] if MEASUREMENTS.exists() else []
+
+
+def _refusals(rows: list[dict[str, Any]]) -> list[str]:
+    """Return what is refused, and with which versions, as a list."""
+    reasons = sorted({reason for row in rows for reason in row["refused"]})
+    if not reasons:
+        return []
+    lines = ["## What is refused", ""]
+    for reason in reasons:
+        versions = [row["environment"]["packages"]["transformers"] for row in rows if reason in row["refused"]]
+        lines.append(f"* {reason[0].upper()}{reason[1:]}: {', '.join(versions)}.")
+    return [*lines, ""]
+
+
+def take(report: Path, version: str) -> Path:
+    """Enter what came of one run in docs/measured/versions.json, in place of an earlier run of the same versions.
+
+    Args:
+        report: JUnit XML of pytest.
+        version: of transformers, with which it ran and which is installed now.
+    """
+    ran = environment("cpu")
+    assert ran["packages"]["transformers"] == version, f"this is transformers {ran['packages']['transformers']}"
+    row = {"environment": ran, **counts(report)}
+    rows = [other for other in _rows() if _key(other) != _key(row)] + [row]
+    write_json(MEASUREMENTS, {"rows": sorted(rows, key=_key)})
+    return MEASUREMENTS
+
+
+def counts(report: Path) -> dict[str, Any]:
+    """Count in a JUnit report the tests that passed, failed, were skipped, and that expect a refusal, by what it is."""
+    cases = [case for suite in ElementTree.parse(report).iter("testsuite") for case in suite.iter("testcase")]
+    failed = sum(case.find("failure") is not None or case.find("error") is not None for case in cases)
+    skips = [skip for case in cases if (skip := case.find("skipped")) is not None]
+    reasons = [skip.get("message", "") for skip in skips if skip.get("type") == "pytest.xfail"]
+    refused = Counter(reason.removeprefix(REFUSED) for reason in reasons if reason.startswith(REFUSED))
+    return {
+        "passed": len(cases) - failed - len(skips),
+        "refused": dict(sorted(refused.items())),
+        "failed": failed,
+        "skipped": len(skips) - sum(refused.values()),
+    }
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    ran = row["environment"]
+    versions = (ran["packages"]["transformers"], ran["python"], ran["packages"]["torch"])
+    return tuple(tuple(int(part) for part in each.partition("+")[0].split(".")) for each in versions)

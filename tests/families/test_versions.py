@@ -1,0 +1,61 @@
+"""What older versions of transformers get wrong is refused by name; here every version passes for such a one."""
+
+from typing import Any
+
+import pytest
+import torch
+from rows import Row
+from versions import set_checkpointing
+
+from foveate import transformers_api
+from foveate.engine import apply
+from foveate.errors import FoveateError
+
+RUNS_HOOKS_AGAIN = (
+    r"inside the decoder can't be trained with gradient checkpointing in transformers \d.*or install 5.23"
+)
+
+
+@pytest.fixture
+def old(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("checkpointing_repeats_hooks", "beams_mix_images", "chunks_lose_images"):
+        monkeypatch.setattr(transformers_api, name, lambda: True)
+
+
+@pytest.mark.usefixtures("old")
+def test_checkpointing_is_refused_at_apply_and_when_it_is_turned_on_later(row: Row) -> None:
+    model, inputs = row.model(), row.inputs("t6 A t5")
+    with apply(model, "random:6@1"):
+        model.train()
+        set_checkpointing(model, True)
+        with pytest.raises(FoveateError, match=RUNS_HOOKS_AGAIN):
+            model(**inputs, use_cache=False)
+        model.eval()
+        model(**inputs, use_cache=False)
+    model.train()
+    with pytest.raises(FoveateError, match=RUNS_HOOKS_AGAIN):
+        apply(model, "random:6@1")
+    with apply(model, "random:6"):
+        model(**inputs, use_cache=False)
+
+
+@pytest.mark.usefixtures("old")
+@pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}])
+def test_beams_of_several_images_are_refused(row: Row, model: Any, options: dict[str, Any]) -> None:
+    several, single = row.inputs("t6 A t2 B t5", "t3 C"), row.inputs("t6 A t5", "t2", "t3 C")
+    with apply(model, "random:6"):
+        with pytest.raises(FoveateError, match=r"mixes up the images of a prompt .* or install 5.19"):
+            model.generate(**several, max_new_tokens=2, **options)
+        model.generate(**single, max_new_tokens=2, **options)
+        model.generate(**several, max_new_tokens=2)
+
+
+@pytest.mark.usefixtures("old")
+def test_a_prompt_that_lost_its_images_is_refused(row: Row, model: Any) -> None:
+    inputs = row.inputs("t6 A t5")
+    lost = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    with apply(model, "random:6"):
+        with pytest.raises(FoveateError, match=r"leave out prefill_chunk_size, since chunked prefill of transformers"):
+            model(**lost)
+        with torch.no_grad():
+            model(**row.inputs("t11"))

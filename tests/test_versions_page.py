@@ -1,0 +1,40 @@
+"""docs/versions.md is made from reports of pytest, and from nothing else."""
+
+from pathlib import Path
+
+import pytest
+import transformers
+
+from generators import versions
+
+REPORT = """\
+<testsuites><testsuite name="pytest">
+<testcase classname="a" name="passes"/>
+<testcase classname="a" name="passes too"/>
+<testcase classname="a" name="fails"><failure message="no">no</failure></testcase>
+<testcase classname="a" name="breaks"><error message="no">no</error></testcase>
+<testcase classname="a" name="not here"><skipped type="pytest.skip" message="needs a GPU">no</skipped></testcase>
+<testcase classname="a" name="b1"><skipped type="pytest.xfail" message="refused: beams"/></testcase>
+<testcase classname="a" name="b2"><skipped type="pytest.xfail" message="refused: beams"/></testcase>
+<testcase classname="a" name="known"><skipped type="pytest.xfail" message="a known bug"/></testcase>
+</testsuite></testsuites>
+"""
+
+
+def test_a_report_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "report.xml").write_text(REPORT)
+    counted = versions.counts(tmp_path / "report.xml")
+    assert counted == {"passed": 2, "refused": {"beams": 2}, "failed": 2, "skipped": 2}
+
+
+def test_a_run_enters_its_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "report.xml").write_text(REPORT)
+    monkeypatch.setattr(versions, "MEASUREMENTS", tmp_path / "versions.json")
+    assert "No run has been entered yet" in versions.page()
+    for _ in range(2):
+        versions.take(tmp_path / "report.xml", transformers.__version__)
+    text = versions.page()
+    assert text.count(f"| {transformers.__version__} | 2 | 2 | 2 |") == 1
+    assert f"* Beams: {transformers.__version__}." in text
+    with pytest.raises(AssertionError, match="this is transformers"):
+        versions.take(tmp_path / "report.xml", "5.17.0")
