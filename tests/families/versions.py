@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from foveate.errors import FoveateError
 from foveate.transformers_api import beams_mix_images, cache_name, cache_of_output, checkpointing_repeats_hooks
 
-__all__ = ["BEAMS_OF_SEVERAL_IMAGES", "CACHE", "CHECKPOINTING_INSIDE", "cache_of_output", "set_checkpointing"]
+__all__ = ["BEAMS", "BEAMS_OF_SEVERAL_IMAGES", "CACHE", "CHECKPOINTING_INSIDE", "cache_of_output", "set_checkpointing"]
 
 CACHE = cache_name(LlamaModel.forward)
 """What models of the installed version call their cache."""
@@ -33,6 +33,9 @@ BEAMS_OF_SEVERAL_IMAGES = _refused(
     "beams and several answers of prompts with several images",
     "mixes up the images of a prompt",
 )
+
+BEAMS: tuple[dict[str, int], ...] = () if beams_mix_images() else ({"num_beams": 2},)
+"""Options of `generate` that follow beams, for prompts with several images; none where that is refused."""
 
 
 def set_checkpointing(model: Any, on: bool) -> None:
