@@ -273,6 +273,11 @@ class DecoderPass:
             slot = span.slot
             span.signals = answers if slot is None else {signal: each[slot] for signal, each in answers.items()}
             if any(method.positions == "pack" for method in self._steps.values()) and image.after:
+                if image.reach > image.span:
+                    raise FoveateError(
+                        f"image {number} (counted from 0) has more frames than rows or columns, and position ids of "
+                        "such an image can't be packed inside the decoder; write positions=keep, or use @input"
+                    )
                 first = int(span.all_places[0])
                 span.begin = positions[0, span.row, first] - int(image.positions[0, 0])
         if len(set(order)) < len(order):

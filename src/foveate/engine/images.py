@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from foveate.engine.containers import mark_images
 from foveate.engine.encode import Encoded
-from foveate.engine.prompt import CompressedImage
+from foveate.engine.prompt import CompressedImage, reach_of
 from foveate.engine.sharding import gathered
 from foveate.engine.step import Arrival, make_plan
 from foveate.errors import FoveateError
@@ -150,9 +150,10 @@ class _ImageGroup:
                 own, ridden = _with_structural(own, ridden, self.encoded.structural[image], source)
             if packed:
                 positions, span = torch.arange(slot.shape[0]).expand(relative.shape[0], -1), slot.shape[0]
+                reach = span
             else:
                 positions = relative[:, seen.placed(kept)[0] if small else slot]
-                span = family.image_span(base)
+                span, reach = family.image_span(base), reach_of(relative)
             images.append(
                 CompressedImage(
                     layout,
@@ -164,21 +165,24 @@ class _ImageGroup:
                     own_positions=not packed and not small,
                     seen=seen,
                     plan=None if plan is None else plan.image(row, len(kept)),
+                    reach=reach,
                 )
             )
         return images
 
     def _complete(self, image: int) -> CompressedImage:
         """Return an image of which everything enters the decoder."""
+        positions = self.family.image_positions(self.layout)
         return CompressedImage(
             self.layout,
             torch.arange(self.layout.total),
             self.encoded.projected[image],
-            self.family.image_positions(self.layout),
+            positions,
             self.family.image_span(self.layout),
             companions=tuple(self.encoded.companions[image]),
             own_positions=True,
             seen=self.seen,
+            reach=reach_of(positions),
         )
 
     def _stack(self, values: Sequence[Tensor]) -> Tensor:

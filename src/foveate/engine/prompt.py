@@ -29,11 +29,13 @@ class CompressedImage:
         slot: `(M,)` int64, the kept places inside the image's run of placeholders, ascending.
         features: `(M, D)`, what stands at those places.
         positions: `(axes, M)` int64, position ids relative to where the image begins.
-        span: how far the image moves the position of what follows it.
+        span: how far the image moves the position of the text that follows it.
         companions: what rides along with the features, each `(M, D)`.
         own_positions: whether `positions` are those of the full image, so that nothing moves.
         seen: the layout that the plan is over: the full one, or the smaller one of a step at `@pixels`.
         plan: a batch of one image over the content tokens of `seen`; None if no step acted.
+        reach: the largest of the positions before anything was dropped, plus one: what is generated comes after it,
+            even where the prompt's text doesn't; at most `span` for most images.
     """
 
     layout: Layout
@@ -45,6 +47,7 @@ class CompressedImage:
     own_positions: bool = False
     seen: Layout | None = None
     plan: Plan | None = None
+    reach: int = 0
 
     @property
     def before(self) -> int:
@@ -109,6 +112,11 @@ class CutPrompt:
     def restore_index(self) -> Tensor:
         """Return, for each column of the full prompt, the place that stands for it: `(B, S)` int64."""
         return standing_for(self.columns, self.keep, self.padded)
+
+
+def reach_of(positions: Tensor) -> int:
+    """Return the largest of an image's relative positions `(axes, N)`, plus one."""
+    return int(positions.max()) + 1
 
 
 def refuse_packed(inputs: Mapping[str, Any]) -> None:
@@ -256,11 +264,14 @@ class _PositionLayout:
         relative, spans = [image.positions for image in self.images], [image.span for image in self.images]
         if given is None or start is not None:
             padding_counts = self.family.counts_padding and start is None
-            return self._laid_out(relative, spans, torch.ones_like(real) if padding_counts else real, start)
+            moves = torch.ones_like(real) if padding_counts else real
+            # With position ids `generate` goes on after the last one; without, the model goes on after the largest.
+            reaches = [image.reach for image in self.images] if given is None else []
+            return self._laid_out(relative, spans, moves, start, reaches)
         axes = per_axis(given, self.family.position_axes, real.shape[0])
         columns = self.columns
         positions = axes if columns is None else torch.stack([take_columns(axis, columns, 0) for axis in axes])
-        following = axes.amax(dim=(0, 2)) + 1
+        following = self._after(axes, real)
         if all(image.own_positions for image in self.images):
             return positions, following
         # The caller's positions, moved by as much as the images' new ones move them.
@@ -270,21 +281,48 @@ class _PositionLayout:
         old, old_following = self._laid_out(dense, dense_spans, real, start)
         return positions + new - old, following + new_following - old_following
 
+    def _after(self, axes: Tensor, real: Tensor) -> Tensor:
+        """Return `(B,)`, the position id of the token after each row: position ids `(axes, B, S)`, `real` `(B, S)`.
+
+        It is one more than the last one; after an image, whose axes differ, one more than the largest.
+        """
+        rows = torch.arange(real.shape[0], device=axes.device)
+        last = (real * torch.arange(real.shape[1], device=real.device)).amax(dim=1)
+        return torch.where(self.placeholder[rows, last], axes.amax(dim=(0, 2)), axes[0, rows, last]) + 1
+
     def _laid_out(
-        self, relative: list[Tensor], spans: list[int], moves: Tensor, start: Tensor | None
+        self,
+        relative: list[Tensor],
+        spans: list[int],
+        moves: Tensor,
+        start: Tensor | None,
+        reaches: Sequence[int] = (),
     ) -> tuple[Tensor, Tensor]:
-        """Lay out images of these relative positions and spans; `moves` `(B, S)` bool is where text moves on."""
+        """Lay out images of these relative positions and spans.
+
+        Args:
+            relative: positions of each image.
+            spans: how far each image moves the text after it.
+            moves: `(B, S)` bool, where text moves on.
+            start: as in `cut_prompt`.
+            reaches: of each image; what follows a row comes after all of them.
+        """
         device, rows = self.placeholder.device, self.placeholder.shape[0]
         places = self.placeholder.flatten().nonzero().squeeze(1)
         ends = list(accumulate(image.layout.total for image in self.images))
         advance = (moves & ~self.placeholder).long()
-        advance.view(-1)[places[torch.tensor(ends, device=device) - 1]] = torch.tensor(spans, device=device)
+        last = places[torch.tensor(ends, device=device) - 1]
+        advance.view(-1)[last] = torch.tensor(spans, device=device)
         begin = torch.zeros(rows, dtype=torch.int64, device=device) if start is None else start
         base = advance.cumsum(dim=1) - advance + begin[:, None]
+        following = begin + advance.sum(dim=1)
+        if any(reach > span for span, reach in zip(spans, reaches)):
+            reached = base.flatten()[last] + torch.tensor(reaches, device=device)
+            following = following.scatter_reduce(0, last // moves.shape[1], reached, "amax")
         base = base if self.columns is None else take_columns(base, self.columns, 0)
         positions = base.repeat(self.family.position_axes, 1, 1)
         positions[:, self.visual] += torch.cat(relative, dim=1).to(device)
-        return positions, begin + advance.sum(dim=1)
+        return positions, following
 
 
 def texts_of(

@@ -128,7 +128,7 @@ class QwenVL(Family):
         return torch.stack(axes).flatten(1)
 
     def image_span(self, layout: Layout) -> int:
-        """Return the longer side: text continues after the largest position of the image."""
+        """Return the longer side: text continues after the image's rows and columns, however many frames it has."""
         (segment,) = layout.segments
         return max(segment.h, segment.w)
 
