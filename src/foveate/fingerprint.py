@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from foveate.errors import FoveateError
+
 DIGITS = 16
 """Hexadecimal digits of a fingerprint."""
+_WRAPPED = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
+"""What torch's wrappers of inner modules add to the names of weights: compiled, sharded, checkpointed ones."""
 _SAMPLES = 64
 """Values of each weight that count."""
 
@@ -19,10 +24,13 @@ def model_fingerprint(core: nn.Module) -> str:
     """Return the fingerprint of a base model: sixteen hexadecimal digits from the shape and a sample of each weight.
 
     Weights are rounded to bfloat16, so a model has one fingerprint in float32 and bfloat16. LoRA weights and the names
-    that peft's wrapper adds don't count.
+    that wrappers add don't count. Weights that FSDP2 has sharded are gathered one by one, so all processes have to ask.
 
     Args:
         core: the model itself, `family_of(model).core`.
+
+    Raises:
+        FoveateError: weights are offloaded, or were never loaded.
 
     >>> model_fingerprint(nn.Linear(2, 2)) == model_fingerprint(nn.Linear(2, 2))
     False
@@ -30,7 +38,7 @@ def model_fingerprint(core: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(_base_weights(core)):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
-        flat = weight.detach().flatten()
+        flat = _whole(name, weight.detach()).flatten()
         sample = flat[:: max(1, flat.shape[0] // _SAMPLES)][:_SAMPLES].to(torch.bfloat16).float().cpu()
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:DIGITS]
@@ -54,7 +62,25 @@ def loaded_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _base_weights(core: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, weight in loaded_parameters(core):
         if "lora_" not in name:
-            yield name.replace(".base_layer", "").removeprefix("base_model.model."), weight
+            name = name.replace(".base_layer", "").removeprefix("base_model.model.")
+            yield _WRAPPED.sub("", name), weight
+
+
+def _whole(name: str, weight: Any) -> Tensor:
+    """Return a weight as a plain tensor, whether it is in shards or quantised by torchao.
+
+    Raises:
+        FoveateError: it is offloaded, or was never loaded.
+    """
+    if weight.is_meta:
+        raise FoveateError(
+            f"{name} is offloaded or was never loaded, and an adapter is matched with its model by all weights; load "
+            "the model whole"
+        )
+    if hasattr(weight, "full_tensor"):
+        weight = weight.full_tensor()
+    # Tensors that are put together from others name them so.
+    return weight.dequantize() if hasattr(type(weight), "__tensor_flatten__") else weight
 
 
 def update_digest(digest: Any, value: Any) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
+import accelerate
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -12,8 +13,11 @@ from test_depth_signals import NEEDS, told
 from test_signals import captured, weights_of
 from torch import Tensor, nn
 
+from foveate import ATP, VoCo
 from foveate.engine import apply
+from foveate.errors import FoveateError
 from foveate.families import family_of
+from foveate.fingerprint import model_fingerprint
 from foveate.tokens import DecoderAttention, EncoderAttention, EncoderKeys, Signal
 
 pytestmark = [
@@ -149,3 +153,32 @@ def test_quantised_layers_generate(row: Row, quantise: Callable[[nn.Module], nn.
         ids = model.generate(**inputs, max_new_tokens=3, do_sample=False)
     assert ids.shape[1] == inputs["input_ids"].shape[1] + 3
     assert len(run.plans[0].kept()) < row.pictures["A"].content
+
+
+# Adapters of such models.
+
+
+@pytest.mark.parametrize("quantise", QUANTISE)
+@torch.no_grad()
+def test_adapters_of_quantised_layers(row: Row, quantise: Callable[[nn.Module], nn.Module]) -> None:
+    model: Any = quantise(row.model())
+    adapter = ATP(model, layers=(1, 2))
+    with apply(model, adapter.spec()) as run:
+        model(**row.inputs("t6 A t5"))
+    assert run.plans
+    if row.name in ("llava", "qwen2_5_vl"):
+        voco = VoCo(model, 2)
+        (memory,) = voco.encode(model, row.inputs("t4 A t3"))
+        answers = voco.generate(model, memory, torch.tensor([[20, 30, 40]]), max_new_tokens=3)
+        assert answers.shape == (1, 3)
+
+
+def test_offloaded_weights_have_no_fingerprint(row: Row) -> None:
+    model = row.model()
+    fingerprint = model_fingerprint(family_of(model).core)
+    model.model.language_model = torch.compile(model.model.language_model, backend="eager")
+    assert model_fingerprint(family_of(model).core) == fingerprint
+    model = accelerate.cpu_offload(row.model(), execution_device=torch.device("cpu"))
+    for make in (lambda: ATP(model, layers=(1, 2)), lambda: VoCo(model, 2)):
+        with pytest.raises(FoveateError, match="is offloaded or was never loaded"):
+            make()

@@ -69,7 +69,7 @@ class ATP(LearnedThresholds):
         features = int(family.decoder_config.hidden_size) if question else 0
         base = model_fingerprint(family.core)
         super().__init__(layers, features, width=width, parts=parts, base=base, seed=seed)
-        self.to(next(family.decoder.parameters()).device)
+        self.to(family.device)
 
     def spec(self, mean: int | None = None) -> Spec:
         """Return the spec that applies the adapter: `foveate.apply(model, adapter.spec(mean=144))`.

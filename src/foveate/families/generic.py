@@ -172,7 +172,7 @@ class Generic(Family):
             raise FoveateError(f"the encoder of {self.title} returns {more}")
         if isinstance(features, Tensor) and features.ndim == 3:
             features = features.unbind(0)
-        width = self.core.get_input_embeddings().weight.shape[-1]  # pyright: ignore
+        width = int(self.decoder_config.hidden_size)
         if not isinstance(features, Sequence) or any(rows.ndim != 2 or rows.shape[1] != width for rows in features):
             raise FoveateError(
                 f"the features that {self.title} returns have an unknown form; supported are a list with "

@@ -61,12 +61,11 @@ def turned(keys: Float[Tensor, "*B d"], frequencies: Float[Tensor, "half"], step
 def _keys_at_two_positions(family: Family) -> list[Tensor]:
     """Return the keys of each layer, `(2, H, 1, d)`: of one token alone, first at 0, then at `_STEP`."""
     decoder: Any = family.decoder
-    table: Tensor = family.core.get_input_embeddings().weight  # pyright: ignore
-    generator = torch.Generator().manual_seed(0)
-    token = torch.randn(1, 1, table.shape[1], generator=generator).to(table.device, table.dtype)
-    positions = torch.tensor([[0], [_STEP]], device=table.device)
     cache: Any = new_cache(decoder.config)
     with torch.no_grad(), _evaluating(decoder):
+        embedded = family.embed(torch.zeros(1, 1, dtype=torch.int64, device=family.device))
+        token = torch.randn(embedded.shape, generator=torch.Generator().manual_seed(0)).to(embedded)
+        positions = torch.tensor([[0], [_STEP]], device=embedded.device)
         decoder(
             inputs_embeds=token.expand(2, -1, -1),
             attention_mask=torch.ones_like(positions),

@@ -22,7 +22,7 @@ from foveate.errors import FoveateError
 from foveate.families import Family, family_of, vlm_of
 from foveate.fingerprint import DIGITS, model_fingerprint
 from foveate.tokens import Layout
-from foveate.voco.embeddings import decoder_device_and_dtype, embedding_table, initial_embeddings
+from foveate.voco.embeddings import decoder_device_and_dtype, embedded_vocabulary, initial_embeddings
 from foveate.voco.generation import check_options, generate_after_memories, paired, question_ids
 from foveate.voco.image_features import DENSE, check_features_spec, encode_features, reduced_features
 from foveate.voco.lora import adapters_disabled, copy_lora, load_lora, lora_applied, lora_digest, save_lora
@@ -97,7 +97,7 @@ class VoCo(PretrainedAdapter, nn.Module):
             raise FoveateError("each VoCo token starts from its own token: pass shared=False, and ids to start")
         family = family_of(model)
         check_features_spec(family, features)
-        table: Tensor = embedding_table(family).weight
+        table = embedded_vocabulary(family)
         embeddings = initial_embeddings(table, 1 if shared else tokens, seed, start)
         self.embedding = nn.Parameter(embeddings.to(table.device))
         self.tokens = tokens
@@ -195,7 +195,7 @@ class VoCo(PretrainedAdapter, nn.Module):
         memories = [memory] if isinstance(memory, VoCoMemory) else list(memory)
         if not memories or not len(texts):
             raise FoveateError(f"there is no {'question to answer' if memories else 'memory to answer from'}; pass one")
-        device = next(family.core.parameters()).device
+        device = family.device
         memories, ids, mask = paired(memories, *question_ids(model, family, texts, processor, device))
         for number, own in enumerate(memories, start=1):
             self._check_memory(family, own, f"memory {number}")

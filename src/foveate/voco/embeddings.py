@@ -19,8 +19,19 @@ def embedding_table(family: Family) -> Any:
 
 def decoder_device_and_dtype(family: Family) -> tuple[torch.device, torch.dtype]:
     """Return where and in which dtype the decoder takes keys and values: its embeddings'. The encoder's may differ."""
-    weight: Tensor = embedding_table(family).weight
-    return weight.device, weight.dtype
+    with torch.no_grad():
+        embedded = family.embed(torch.zeros(1, dtype=torch.int64, device=family.device))
+    return embedded.device, embedded.dtype
+
+
+@torch.no_grad()
+def embedded_vocabulary(family: Family) -> Float[Tensor, "V D"]:
+    """Return the embeddings of all ids, `(V, D)`, as the decoder's own module makes them.
+
+    Its weights alone may be quantised, offloaded or in another module.
+    """
+    count = int(embedding_table(family).num_embeddings)
+    return family.embed(torch.arange(count, device=family.device))
 
 
 def initial_embeddings(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.families import Family
 from foveate.tokens import Layout
-from foveate.voco.embeddings import embedding_table
+from foveate.voco.embeddings import decoder_device_and_dtype, embedding_table
 from foveate.voco.prompt_rows import ids_around_image
 
 
@@ -43,7 +43,7 @@ def image_segments(
     before, after = ids_around_image(family)
     table = embedding_table(family)
     # The encoder's dtype may differ from the decoder's.
-    features = features.to(table.weight.dtype)
+    features = features.to(decoder_device_and_dtype(family)[1])
     device, images = features.device, features.shape[0]
 
     def embedded(ids: list[int]) -> Tensor:
