@@ -30,7 +30,7 @@ def model_fingerprint(core: nn.Module) -> str:
         core: the model itself, `family_of(model).core`.
 
     Raises:
-        FoveateError: weights are offloaded, or were never loaded.
+        FoveateError: weights were never loaded.
 
     >>> model_fingerprint(nn.Linear(2, 2)) == model_fingerprint(nn.Linear(2, 2))
     False
@@ -70,12 +70,11 @@ def _whole(name: str, weight: Any) -> Tensor:
     """Return a weight as a plain tensor, whether it is in shards or quantised by torchao.
 
     Raises:
-        FoveateError: it is offloaded, or was never loaded.
+        FoveateError: it was never loaded.
     """
     if weight.is_meta:
         raise FoveateError(
-            f"{name} is offloaded or was never loaded, and an adapter is matched with its model by all weights; load "
-            "the model whole"
+            f"{name} was never loaded, and an adapter is matched with its model by all weights; load them first"
         )
     if hasattr(weight, "full_tensor"):
         weight = weight.full_tensor()

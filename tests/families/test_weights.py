@@ -173,12 +173,15 @@ def test_adapters_of_quantised_layers(row: Row, quantise: Callable[[nn.Module], 
         assert answers.shape == (1, 3)
 
 
-def test_offloaded_weights_have_no_fingerprint(row: Row) -> None:
-    model = row.model()
+def test_one_fingerprint_wherever_the_weights_are(row: Row) -> None:
+    """Compiled parts have other names, and offloaded weights are loaded; weights that are nowhere are refused."""
+    model, compiled = row.model(), row.model()
     fingerprint = model_fingerprint(family_of(model).core)
-    model.model.language_model = torch.compile(model.model.language_model, backend="eager")
-    assert model_fingerprint(family_of(model).core) == fingerprint
-    model = accelerate.cpu_offload(row.model(), execution_device=torch.device("cpu"))
-    for make in (lambda: ATP(model, layers=(1, 2)), lambda: VoCo(model, 2)):
-        with pytest.raises(FoveateError, match="is offloaded or was never loaded"):
+    compiled.model.language_model = torch.compile(compiled.model.language_model, backend="eager")
+    assert model_fingerprint(family_of(compiled).core) == fingerprint
+    offloaded = accelerate.cpu_offload(row.model(), execution_device=torch.device("cpu"))
+    assert ATP(offloaded, layers=(1, 2)).base == fingerprint
+    empty = row.model().to("meta")
+    for make in (lambda: ATP(empty, layers=(1, 2)), lambda: VoCo(empty, 2)):
+        with pytest.raises(FoveateError, match="was never loaded, and an adapter is matched"):
             make()

@@ -97,13 +97,13 @@ class VoCo(PretrainedAdapter, nn.Module):
             raise FoveateError("each VoCo token starts from its own token: pass shared=False, and ids to start")
         family = family_of(model)
         check_features_spec(family, features)
+        self.base = model_fingerprint(family.core)
         table = embedded_vocabulary(family)
         embeddings = initial_embeddings(table, 1 if shared else tokens, seed, start)
         self.embedding = nn.Parameter(embeddings.to(table.device))
         self.tokens = tokens
         self.features = features
         self.packed = packed
-        self.base = model_fingerprint(family.core)
         self.lora: Path | None = None
 
     # Reading images
