@@ -706,15 +706,6 @@ def test_layers_that_turn_by_different_angles() -> None:
         pass
 
 
-def test_decoders_on_several_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = sliding(64)
-    model.model.language_model.layers[1].to("meta")
-    with pytest.raises(FoveateError, match="lie on cpu, meta"), apply(model, "random:6@1"):
-        pass
-    with apply(model, "random:6"):
-        pass
-
-
 def decoded_by_masking(model: Any, row: Row, inputs: dict[str, Tensor], count: int) -> Tensor:
     """Greedy answer of the dense model with the columns that `random:6@1` drops hidden."""
     keep = keeps_of(row, model, inputs, SELECT)

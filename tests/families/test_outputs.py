@@ -108,3 +108,19 @@ def test_the_loss_that_balances_experts(row: Row, spec: str) -> None:
     assert [each.shape for each in output.router_logits] == [each.shape for each in dense.router_logits]
     assert output.aux_loss.item() == pytest.approx(dense.aux_loss.item(), rel=0.2)
     output.loss.backward()
+
+
+@pytest.mark.parametrize("spec", ["random:1.0@1", "random:1.0", "vtw@2"])
+@torch.no_grad()
+def test_hidden_states_are_those_of_the_dense_model(row: Row, spec: str) -> None:
+    """On a model that was never asked for them: who hooks the layers first must not matter."""
+    model, inputs = row.model(), row.inputs(*PROMPTS)
+    with apply(model, spec):
+        ours = model(**inputs, output_hidden_states=True).hidden_states
+        again = model(**inputs, output_hidden_states=True).hidden_states
+    dense = model(**inputs, output_hidden_states=True).hidden_states
+    real = inputs["attention_mask"].bool()
+    for layer, (one, two, three) in enumerate(zip(ours, again, dense, strict=True)):
+        torch.testing.assert_close(one, two)
+        if spec.startswith("random") or layer < 2:
+            torch.testing.assert_close(one[real], three[real], atol=1e-5, rtol=1e-5)

@@ -71,8 +71,9 @@ def standing_for(columns: Tensor, keep: Tensor, padded: bool) -> Tensor:
 
 
 def gather_columns(hidden: Tensor, places: Tensor) -> Tensor:
-    """Take hidden states `(B, M, D)` at places `(B, S)`: `(B, S, D)`."""
+    """Take hidden states `(B, M, D)` at places `(B, S)`: `(B, S, D)`, wherever the places are."""
     rows, width, _ = hidden.shape
+    places = places.to(hidden.device)
     flat = places + torch.arange(rows, device=places.device)[:, None] * width
     return hidden.flatten(0, 1).index_select(0, flat.flatten()).view(*places.shape, -1)
 

@@ -76,6 +76,11 @@ class ImageSpan:
     begin: Tensor | None
     leader: int
 
+    def move(self, device: torch.device) -> None:
+        """Move what goes with its tokens to the device that the decoder's columns are on."""
+        self.slot = None if self.slot is None else self.slot.to(device)
+        self.signals = {signal: values.to(device) for signal, values in self.signals.items()}
+
     @property
     def all_places(self) -> Host:
         """Return the places of its content and structural tokens, ascending."""
@@ -406,6 +411,8 @@ class DecoderPass:
 
     def before_layer(self, layer: int, hidden: Tensor, call: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Return what a layer reads in place of `hidden` `(B, S, D)` and of the arguments that the model passes it."""
+        if 0 < layer <= self.added:
+            hidden = self.with_addition(layer - 1, hidden)
         group = self._groups.get(layer)
         if group is not None:
             if layer in self._steps and any(len(image.places) for image in self.images):
@@ -433,10 +440,8 @@ class DecoderPass:
         if layer in self._inputs:
             self._inputs[layer].recorded[name] = output
 
-    def after_layer(self, layer: int, hidden: Tensor) -> Tensor:
-        """Return what a layer's output `(B, S, D)` becomes before the next one reads it."""
-        if layer >= len(self._additions):
-            return hidden
+    def with_addition(self, layer: int, hidden: Tensor) -> Tensor:
+        """Return a layer's output `(B, S, D)` with what is added to it before the next one reads it."""
         rows, width, _ = hidden.shape
         places = on_device(np.concatenate([image.row * width + image.places for image in self.images]), hidden.device)
         values = torch.cat(self._additions[layer]).to(hidden.device, hidden.dtype)
@@ -557,6 +562,8 @@ class DecoderPass:
         """Plan images that make one batch."""
         images = [self.images[number] for number in members]
         width, device = hidden.shape[1], hidden.device
+        for image in images:
+            image.move(device)
         places = on_device(np.stack([image.row * width + image.places for image in images]), device)
         features = hidden.flatten(0, 1).index_select(0, places.flatten()).view(*places.shape, -1)
         plan = self._plan(images[0].methods[layer], members, features, here)
@@ -687,7 +694,7 @@ class DecoderPass:
     def _move_along(self, layer: int, members: Sequence[int], plan: Plan) -> None:
         """Move by a plan what goes with each token: encoder signals, and what is still to be added to it."""
         for level in self._additions[layer:]:
-            added = plan.apply(torch.stack([level[number] for number in members]))
+            added = plan.apply(torch.stack([level[number] for number in members]).to(plan.slot.device))
             for position, number in enumerate(members):
                 level[number] = added[position] if plan.valid is None else added[position][plan.valid[position]]
         for position, number in enumerate(members):

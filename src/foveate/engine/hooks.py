@@ -338,10 +338,15 @@ class DecoderHooks(StaysWithModel):
             return None
         kwargs = decoder_pass.before_decoder(kwargs)
         with self._lock:
-            for layer in range(decoder_pass.added):
-                if (layer, "after") not in self._handles:
-                    hook = _outside_graph(partial(self._after_layer, layer))
-                    self._handles[layer, "after"] = self._family.decoder_layers[layer].register_forward_hook(hook)
+            # What is added after a layer is added before the next one reads it: callers see the layer's own output, as
+            # in the dense model.
+            last = len(self._family.decoder_layers) - 1
+            for layer, module in enumerate(self._family.decoder_layers):
+                if 0 < layer <= decoder_pass.added and layer not in self._handles:
+                    hook = _outside_graph(partial(self._before_layer, layer))
+                    self._handles[layer] = module.register_forward_pre_hook(hook, with_kwargs=True)
+                if layer == last < decoder_pass.added and "last" not in self._handles:
+                    self._handles["last"] = module.register_forward_hook(_outside_graph(self._after_last))
         return args, kwargs
 
     def _before_layer(self, layer: int, module: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
@@ -354,9 +359,9 @@ class DecoderHooks(StaysWithModel):
         hidden, kwargs = decoder_pass.before_layer(layer, args[0], kwargs)
         return (hidden, *args[1:]), kwargs
 
-    def _after_layer(self, layer: int, module: nn.Module, args: Arguments, output: Any) -> Any:
+    def _after_last(self, module: nn.Module, args: Arguments, output: Any) -> Any:
         decoder_pass = self._pass
-        return None if decoder_pass is None else decoder_pass.after_layer(layer, output)
+        return None if decoder_pass is None else decoder_pass.with_addition(decoder_pass.added - 1, output)
 
     def _record(self, layer: int, name: str, module: nn.Module, args: Arguments, output: Tensor) -> None:
         if (decoder_pass := self._pass) is not None:

@@ -161,12 +161,16 @@ class Decoder:
         return self.decoder_layers[layer].input_layernorm(hidden)  # pyright: ignore[reportCallIssue]
 
     def _projected(self, layer: int, which: str, hidden: Tensor) -> Tensor:
-        """Return the queries ("q") or keys ("k") of a layer before rotary embedding: `(..., D)` -> `(..., H, d)`."""
+        """Return the queries ("q") or keys ("k") of a layer before rotary embedding: `(..., D)` -> `(..., H, d)`.
+
+        Where the layer runs on another device than what it reads comes from, it is sent there and back.
+        """
         attention: Any = self.decoder_layers[layer].self_attn
         project = getattr(attention, f"{which}_proj")
-        heads = project(self._attended(layer, hidden)).unflatten(-1, (-1, attention.head_dim))
+        there = hidden.to(execution_device(self.decoder_layers[layer]))
+        heads = project(self._attended(layer, there)).unflatten(-1, (-1, attention.head_dim))
         norm = getattr(attention, f"{which}_norm", None)
-        return heads if norm is None else norm(heads)
+        return (heads if norm is None else norm(heads)).to(hidden.device)
 
     # The loop over the layers
 

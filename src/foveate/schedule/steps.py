@@ -264,12 +264,6 @@ def _check_layer(step: Step, layer: int, family: Family) -> None:
             f"{step} would give tokens new positions inside a decoder whose layers turn them by different angles; "
             "use positions=keep, or @input"
         )
-    spread = sorted(family.devices)
-    if len(spread) > 1:
-        raise FoveateError(
-            f"{step} acts inside a decoder whose layers lie on {', '.join(spread)}, and columns can't be cut "
-            "across devices yet; use @input, or load the model onto one device"
-        )
 
 
 def _check_order(placement: _Placement, earlier: Sequence[_Placement], spec: Spec) -> None:
