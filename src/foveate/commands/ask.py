@@ -25,13 +25,13 @@ from foveate.commands.options import (
 )
 from foveate.commands.output import (
     JSON_HINT,
-    add_number_columns,
+    Column,
     console,
+    fitted_table,
     loading,
     print_json,
     silence_transformers,
     spinner,
-    table,
 )
 from foveate.errors import FoveateError
 
@@ -47,6 +47,7 @@ def ask(
     image: ImageArgument,
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about it.", show_default=False)],
     model: ModelOption = None,
+    revision: RevisionOption = None,
     spec: SpecsOption = DEFAULT_SPECS,
     picture: Annotated[
         Path | None,
@@ -55,7 +56,6 @@ def ask(
         ),
     ] = None,
     max_new_tokens: MaxNewTokensOption = 16,
-    revision: RevisionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     device_map: DeviceMapOption = None,
@@ -130,7 +130,7 @@ def ask(
         )
         return
     screen = console()
-    screen.print(_answer_table(question, answers))
+    screen.print(_answer_table(question, answers, screen.width))
     screen.print(f"Model: {model_title(model, revision)}, {placement.title}.", style="dim", highlight=False)
     screen.print(
         f"Times are milliseconds, the median of {_runs(answers)} after a warm-up.", style="dim", highlight=False
@@ -140,22 +140,34 @@ def ask(
     screen.print(JSON_HINT, style="dim", highlight=False)
 
 
-def _answer_table(question: str, answers: Sequence[Answer]) -> Table:
+_COLUMNS = (
+    Column("spec", text=True),
+    Column("answer", text=True),
+    Column("visual tokens", "tokens"),
+    Column("of dense", "kept", optional=True),
+    Column("mean over layers", "layers", optional=True),
+    *map(Column, ("encode", "compress", "prefill", "decode", "total ms")),
+)
+
+
+def _answer_table(question: str, answers: Sequence[Answer], width: int) -> Table:
     from rich.markup import escape
 
-    shown = table("spec", "answer", title=escape(question))
-    add_number_columns(shown, "visual tokens", "of dense", "mean over layers")
-    add_number_columns(shown, "encode", "compress", "prefill", "decode", "total ms")
+    rows = []
     for answer in answers:
         times = (answer.encoder, answer.compressor, answer.prefill, answer.decode, answer.total)
-        shown.add_row(
-            escape(answer.spec),
-            f"[bold]{escape(answer.text)}[/]",
-            f"{answer.tokens_after}",
-            f"{answer.tokens_after / answer.tokens_before:.1%}",
-            f"{answer.mean_over_layers:.1f}",
-            *(f"{milliseconds:.1f}" for milliseconds in times),
+        rows.append(
+            (
+                escape(answer.spec),
+                escape(answer.text),
+                f"{answer.tokens_after}",
+                f"{answer.tokens_after / answer.tokens_before:.1%}",
+                f"{answer.mean_over_layers:.1f}",
+                *(f"{milliseconds:.1f}" for milliseconds in times),
+            )
         )
+    shown = fitted_table(_COLUMNS, rows, width, title=escape(question))
+    shown.columns[1].style = "bold"
     return shown
 
 

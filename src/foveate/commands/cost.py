@@ -11,8 +11,10 @@ import typer
 from foveate.commands.options import DEFAULT_SPECS, JsonOption, RevisionOption, SpecsOption, model_title
 from foveate.commands.output import (
     JSON_HINT,
+    Column,
     add_number_columns,
     console,
+    fitted_table,
     notes,
     print_json,
     silence_transformers,
@@ -112,7 +114,7 @@ def cost(
         )
         return
     screen = console()
-    screen.print(_cost_table(costs, model_title(model, revision), sizes))
+    screen.print(_cost_table(costs, model_title(model, revision), sizes, screen.width))
     for line in _conclusions(costs, break_evens, shapes, place):
         screen.print(line, highlight=False)
     screen.print(CONVENTION, style="dim", highlight=False)
@@ -165,18 +167,30 @@ def _list_devices(as_json: bool) -> None:
     screen.print("Add this machine: foveate calibrate", style="dim", highlight=False)
 
 
-def _cost_table(costs: list[Cost], model: str, sizes: list[tuple[int, int]]) -> Table:
+_COLUMNS = (
+    Column("spec", text=True),
+    Column("visual tokens", "tokens"),
+    Column("mean over layers", "layers", optional=True),
+    Column("TFLOPs"),
+    Column("KV MB"),
+    Column("peak GB", "GB"),
+    Column("encode", optional=True),
+    Column("compress", optional=True),
+    Column("prefill"),
+    Column("first token", "first"),
+    Column("per token", "next"),
+    Column("total ms"),
+)
+
+
+def _cost_table(costs: list[Cost], model: str, sizes: list[tuple[int, int]], width: int) -> Table:
     dense = costs[0]
     images = ", ".join(f"{width} x {height}" for width, height in sizes)
     title = (
         f"{model}, image {images}, {dense.text_tokens} text and {dense.new_tokens} new tokens, "
         f"batch {dense.batch}, {dense.dtype} on {dense.device}"
     )
-    shown = table(title=title)
-    # A spec must not be cut short.
-    shown.add_column("spec", no_wrap=True, min_width=max(len(each.spec) for each in costs))
-    add_number_columns(shown, "visual tokens", "mean over layers", "TFLOPs", "KV MB", "peak GB")
-    add_number_columns(shown, "encode", "compress", "prefill", "first token", "per token", "total ms")
+    rows = []
     for each in costs:
         at_most = "<= " if each.adaptive else ""
         times = (
@@ -187,16 +201,18 @@ def _cost_table(costs: list[Cost], model: str, sizes: list[tuple[int, int]]) -> 
             each.per_token,
             each.seconds,
         )
-        shown.add_row(
-            each.spec,
-            f"{at_most}{each.kept_tokens}",
-            f"{at_most}{each.mean_over_layers:.1f}",
-            f"{each.flops / 1e12:.3g}",
-            f"{each.kv_bytes / 1e6:.1f}",
-            f"{each.peak_bytes / 1e9:.2f}",
-            *(f"{seconds * 1e3:.2f}" for seconds in times),
+        rows.append(
+            (
+                each.spec,
+                f"{at_most}{each.kept_tokens}",
+                f"{at_most}{each.mean_over_layers:.1f}",
+                f"{each.flops / 1e12:.3g}",
+                f"{each.kv_bytes / 1e6:.1f}",
+                f"{each.peak_bytes / 1e9:.2f}",
+                *(f"{seconds * 1e3:.2f}" for seconds in times),
+            )
         )
-    return shown
+    return fitted_table(_COLUMNS, rows, width, title=title)
 
 
 def _conclusions(costs: list[Cost], break_evens: list[BreakEven], model: Model, device: Device) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,68 @@ def add_number_columns(to: Table, *columns: str) -> None:
     """Add columns that are aligned to the right."""
     for column in columns:
         to.add_column(column, justify="right")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table that is fitted to the terminal.
+
+    Attributes:
+        name: its heading.
+        short: its heading where there is less room; "" for the same.
+        text: whether it holds text, which is aligned to the left and may be wrapped.
+        optional: whether it is left out where there is too little room.
+    """
+
+    name: str
+    short: str = ""
+    text: bool = False
+    optional: bool = False
+
+
+_READABLE = 24
+"""Characters of a text that a table must have room for; longer ones are wrapped."""
+
+
+def fitted_table(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int, title: str = "") -> Table:
+    """Return a table for a terminal: with short headings, or without optional columns, if it would not fit otherwise.
+
+    Args:
+        columns: all of them.
+        rows: cells as markup, one per column.
+        width: of the terminal, in characters.
+        title: stands above the table.
+
+    >>> columns = (Column("spec", text=True), Column("visual tokens", "tokens"), Column("mean", optional=True))
+    >>> for width in (40, 27, 17):
+    ...     print([column.header for column in fitted_table(columns, [("cluster:64", "64", "64.0")], width).columns])
+    ['spec', 'visual tokens', 'mean']
+    ['spec', 'tokens', 'mean']
+    ['spec', 'tokens']
+    """
+    from rich.measure import Measurement
+
+    for short, optional in ((False, True), (True, True), (True, False)):
+        chosen = [number for number, column in enumerate(columns) if optional or not column.optional]
+        shown, probe = table(title=title or None), table()
+        if short:
+            shown.padding = probe.padding = (0, 1, 0, 0)
+        for made in (shown, probe):
+            for number in chosen:
+                column = columns[number]
+                name = (column.short if short else "") or column.name
+                # No spec may be cut short.
+                made.add_column(
+                    name, justify="left" if column.text else "right", no_wrap=not column.text, overflow="fold"
+                )
+        for row in rows:
+            shown.add_row(*(row[number] for number in chosen))
+            probe.add_row(*(row[number][:_READABLE] if columns[number].text else row[number] for number in chosen))
+        wide = console()
+        wide.width = 1000
+        if Measurement.get(wide, wide.options, probe).maximum <= width:
+            break
+    return shown
 
 
 def print_json(value: Any) -> None:
