@@ -21,7 +21,7 @@ Accuracy of every method on the embedded model, untrained, beside the dense mode
 
 FOLLOWS
 These results show how methods differ in what they keep. They come from a model of 8 million parameters on generated
-scenes and do not rank methods for your model; `foveate bench --model DIR --data FILE` does.
+scenes and do not rank methods for your model; `foveate bench --model MODEL --data FILE` does.
 
 **How to read the tables.** Accuracy is in %, with half the width of its 95 % interval, clustered by image. Comparisons
 are paired by question. **Bold** means clearly above every baseline of the same budget, ↓ clearly below at least one:
