@@ -293,6 +293,32 @@ def gemma4_unified() -> nn.Module:
     return Gemma4UnifiedForConditionalGeneration(config)
 
 
+def deepseek_ocr2() -> nn.Module:
+    from transformers import DeepseekOcr2Config, DeepseekOcr2ForConditionalGeneration
+
+    sam = SAM | {"image_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sam |= {"global_attn_indexes": [1], "downsample_channels": [32, 32]}
+    encoder = VISION | {"num_key_value_heads": 4, "vocab_size": 8}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}
+    config = DeepseekOcr2Config(
+        vision_config={"sam_config": sam, "encoder_config": encoder},
+        text_config=TEXT | experts | {"mlp_layer_types": ["dense", "sparse", "dense"], "moe_intermediate_size": 32},
+        image_token_id=5,
+    )
+    model = DeepseekOcr2ForConditionalGeneration(config)
+    model.model.view_separator.data.normal_()
+    return model
+
+
+def with_crops(letters: str) -> dict[str, Tensor]:
+    small = nn.functional.interpolate(pixels(letters)["pixel_values"], size=(64, 64))
+    crops = {"pixel_values_local": small.flip(2), "num_local_patches": torch.ones(len(letters), dtype=torch.int64)}
+    return {"pixel_values": small} | crops
+
+
+DEEPSEEK_OCR2 = other("deepseek_ocr2", deepseek_ocr2, 289, with_crops)
+"""An image and its crop go through the encoder in two calls. Its many tokens are too slow for the whole suite."""
+
 OTHERS = (
     other("llava_with_siglip", llava_with_siglip, 36),
     other(

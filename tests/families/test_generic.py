@@ -10,7 +10,7 @@ import pytest
 import test_contract as contract
 import test_depth as depth
 import torch
-from others import OTHERS, Other
+from others import DEEPSEEK_OCR2, OTHERS, Other
 from rows import ROWS, grid
 from versions import BEAMS_OF_SEVERAL_IMAGES, CACHE, cache_of_output
 
@@ -451,6 +451,29 @@ def test_an_encoder_that_returns_more() -> None:
     vars(model.model)["get_image_features"] = more
     with pytest.raises(FoveateError, match="returns row_features besides features"):
         compress(model, BY_NAME["janus"].inputs(contract.CHAT), "random:6")
+
+
+def test_what_a_second_call_of_the_encoder_returns() -> None:
+    row, model = DEEPSEEK_OCR2, shared(DEEPSEEK_OCR2)
+    BOTH_IMPLEMENTATIONS["keeping everything"](row, model)
+    contract.test_dropping_is_masking(row, model, "random:6")
+    contract.test_a_second_image_in_a_second_turn(row, model, "random:6")
+
+
+def test_values_per_column_that_nobody_knows_are_refused() -> None:
+    row = BY_NAME["internvl"]
+    model = row.model()
+    whole = model.model.forward
+
+    def forward(mm_encoder_outputs: Any = None, row_type_ids: Any = None, **kwargs: Any) -> Any:
+        return whole(mm_encoder_outputs=mm_encoder_outputs, **kwargs)
+
+    model.model.forward = forward
+    inputs = row.inputs(contract.CHAT)
+    with apply(model, "random:6"):
+        model(**inputs)
+        with pytest.raises(FoveateError, match="row_type_ids has one value for every token"):
+            model(**inputs, row_type_ids=torch.zeros_like(inputs["input_ids"]))
 
 
 def test_commands_on_a_model_that_no_family_describes() -> None:

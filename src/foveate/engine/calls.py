@@ -427,7 +427,7 @@ class CoreCalls(StaysWithModel):
         )
         for name in self._signature.parameters.keys() - PER_COLUMN.keys() - _CUT:
             value = call.get(name)
-            if isinstance(value, Tensor) and value.ndim > 1 and value.shape[:2] == ids.shape:
+            if name.endswith("_ids") and isinstance(value, Tensor) and value.shape == ids.shape:
                 raise FoveateError(
                     f"{name} has one value for every token of the prompt, and how it is cut along with the prompt is "
                     f"not known; leave it out if {family.title} can do without"

@@ -29,10 +29,10 @@ _FIELDS = {
     "pooler_output",
     "hidden_states",
     "attentions",
-    # The second encoder of DeepSeek-VL hybrid, which its decoder doesn't read.
-    "high_res_vision_last_hidden_state",
-    "high_res_vision_hidden_states",
+    # Of a second encoder (DeepSeek-VL hybrid) or a second call of it (DeepSeek-OCR 2), which the decoder doesn't read.
+    *(f"{part}_{name}" for part in ("high_res_vision", "local") for name in ("last_hidden_state", "hidden_states")),
     "high_res_vision_attentions",
+    "local_attentions",
 }
 """The fields that `get_image_features` may return; any other might have one row per visual token."""
 _TRIED = {"FuyuModel": "it reads image features from last_hidden_state, where other models have the encoder's output"}
