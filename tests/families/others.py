@@ -1,6 +1,6 @@
 """Tiny random models of architectures that no family describes, and inputs for them.
 
-A model joins with one entry of `OTHERS`, or of `REFUSED` if it can't be right.
+A model joins with one entry of `ALL`; `OTHERS` are those that the installed transformers has.
 """
 
 from collections.abc import Callable, Mapping
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from rows import Row, grid, picture
 from rows.qwen import qwen_patches
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class Other(Row):
     Attributes:
         types: the name of the token types that the processor returns, and their value at placeholders, elsewhere 0;
             None for a processor that returns none.
+        since: the first version of transformers whose model can be used.
         takes_positions: whether its `generate` passes position ids on.
         blocks_after_cache: whether an image in a later turn looks in both directions, as one in the first turn does.
         images_see_later_ones: whether all images of a call look at each other, so that turns aren't the whole.
@@ -57,6 +59,7 @@ class Other(Row):
     processor: Any = None
     types: tuple[str, int] | None = None
     rounding: float = 2e-6
+    since: tuple[int, int] = (5, 18)
     takes_positions: bool = True
     blocks_after_cache: bool = True
     images_see_later_ones: bool = False
@@ -319,7 +322,7 @@ def with_crops(letters: str) -> dict[str, Tensor]:
 DEEPSEEK_OCR2 = other("deepseek_ocr2", deepseek_ocr2, 289, with_crops)
 """An image and its crop go through the encoder in two calls. Its many tokens are too slow for the whole suite."""
 
-OTHERS = (
+ALL = (
     other("llava_with_siglip", llava_with_siglip, 36),
     other(
         "internvl",
@@ -433,6 +436,7 @@ OTHERS = (
         "video_llava",
         maker("VideoLlava", "CLIPVisionConfig", "LlamaConfig", image_token_index=5, video_token_index=6),
         36,
+        since=(5, 23),
     ),
     other(
         "lfm2_vl",
@@ -448,7 +452,16 @@ OTHERS = (
         full_attention=False,
         plain=False,
     ),
-    other("molmo2", molmo2, 9, pooled, types=("mm_token_type_ids", 1), images_see_later_ones=True, plain=False),
+    other(
+        "molmo2",
+        molmo2,
+        9,
+        pooled,
+        types=("mm_token_type_ids", 1),
+        since=(5, 20),
+        images_see_later_ones=True,
+        plain=False,
+    ),
     other(
         "exaone4_5",
         maker(
@@ -464,6 +477,7 @@ OTHERS = (
         ),
         9,
         grids,
+        since=(5, 20),
         takes_positions=False,
         plain=False,
     ),
@@ -494,3 +508,6 @@ OTHERS = (
     ),
     other("gemma4_unified", gemma4_unified, 9, merged, types=("mm_token_type_ids", 1), plain=False),
 )
+
+INSTALLED = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+OTHERS = tuple(row for row in ALL if row.since <= INSTALLED)

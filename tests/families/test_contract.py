@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, Trainer, TrainingArguments
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from versions import BEAMS_OF_SEVERAL_IMAGES, CACHE, cache_of_output, set_checkpointing
+from versions import BEAMS_OF_SEVERAL_IMAGES, CACHE, CHUNKS_GO_ON, cache_of_output, set_checkpointing
 
 from foveate.engine import apply, compress, encode, timed
 from foveate.errors import FoveateError
@@ -278,19 +278,24 @@ def test_a_second_turn_is_the_whole_conversation(row: Row, any_model: Any) -> No
         torch.testing.assert_close(counted, expected, atol=1e-4, rtol=1e-4)
 
         answer = generate(any_model, whole, 4)
-        for extra in ({}, types, {"prefill_chunk_size": row.count("A") + 1}):
+        for extra in ({}, types):
             cache = cache_of_output(any_model(**first, use_cache=True))
             ids = any_model.generate(**whole_text, **{CACHE: cache}, max_new_tokens=4, do_sample=False, **extra)
             assert torch.equal(ids[:, -4:], answer)
 
 
+@CHUNKS_GO_ON
 @torch.no_grad()
-def test_a_chunk_of_a_second_turn_that_is_known_is_refused(row: Row, model: Any) -> None:
+def test_a_second_turn_in_chunks(row: Row, model: Any) -> None:
+    """A chunk may hold new tokens and known ones; one of known tokens alone is refused."""
     first = row.inputs(CHAT)
     whole = row.with_text(first, row.inputs("t7'")["input_ids"])
+    text = {name: whole[name] for name in ("input_ids", "attention_mask")}
     with apply(model, SELECT):
+        answer = generate(model, whole, 4)
         cache = cache_of_output(model(**first, use_cache=True))
-        text = {name: whole[name] for name in ("input_ids", "attention_mask")}
+        assert torch.equal(generate(model, text, 4, **{CACHE: cache}, prefill_chunk_size=row.count("A") + 1), answer)
+        cache = cache_of_output(model(**first, use_cache=True))
         with pytest.raises(FoveateError, match="holds already"):
             generate(model, text, 4, **{CACHE: cache}, prefill_chunk_size=2)
 

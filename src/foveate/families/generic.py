@@ -67,6 +67,8 @@ class Generic(Family):
         self.pixel_inputs = tuple(  # pyright: ignore[reportAttributeAccessIssue]
             name for name in arguments if name not in _SWITCHES
         )
+        if "pixel_values" not in self.pixel_inputs:
+            raise UnsupportedFamily(f"its encoder takes {', '.join(self.pixel_inputs)} and no pixel_values")
         _refuse(model, self.core, self.config)
         generator = _generator_of(model, self.core)
         self.takes_positions = generator is None or passes_position_ids(generator)  # pyright: ignore
