@@ -71,12 +71,6 @@ class Decoder:
         return int(self.decoder_config.sliding_window)
 
     @property
-    def devices(self) -> set[str]:
-        """The devices that the decoder's layers run on; for an offloaded layer, the one that accelerate moves it to."""
-        layers = self.decoder_layers if self.has_model else ()
-        return {str(place) for layer in layers if (place := execution_device(layer)) is not None}
-
-    @property
     def device(self) -> torch.device:
         """The device that inputs go to: the one that text is embedded on."""
         place = execution_device(self.core.get_input_embeddings())  # pyright: ignore[reportCallIssue]
