@@ -1,4 +1,4 @@
-"""FSDP2: a model whose weights are sharded over two processes gives what the unsharded model gives."""
+"""FSDP: a model whose weights are sharded over two processes gives what the unsharded model gives."""
 
 import json
 import os

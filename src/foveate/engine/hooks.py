@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from foveate.engine.containers import mark_images
 from foveate.engine.decoder import DecoderPass
 from foveate.engine.encoder import EncoderPass, full_index
+from foveate.engine.sharding import inside_wrapper
 from foveate.errors import FoveateError
 from foveate.families import Capture, Family
 from foveate.methods import Method, PixelMethod
@@ -326,7 +327,7 @@ class DecoderHooks(StaysWithModel):
             for layer, module in enumerate(self._family.decoder_layers):
                 if layer >= first and layer not in self._handles:
                     hook = _outside_graph(partial(self._before_layer, layer))
-                    self._handles[layer] = module.register_forward_pre_hook(hook, with_kwargs=True)
+                    self._handles[layer] = inside_wrapper(module).register_forward_pre_hook(hook, with_kwargs=True)
 
     @property
     def _pass(self) -> DecoderPass | None:

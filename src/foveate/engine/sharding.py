@@ -1,5 +1,7 @@
-"""Models whose weights FSDP2 (`torch.distributed.fsdp.fully_shard`) has sharded: each group of modules has its weights
-only while its `forward` runs.
+"""Models whose weights FSDP has sharded: each group of modules has its weights only while its `forward` runs.
+
+FSDP2 is `torch.distributed.fsdp.fully_shard`, which leaves modules where they are; FSDP1 is the wrapper
+`FullyShardedDataParallel`, which stands around a module.
 
 What foveate does inside the model's own forward finds them. Two things happen outside of a group's forward: features
 are projected again after a step at `@features`, and `encode` and `compress` run the encoder alone.
@@ -40,17 +42,30 @@ def refuse_sharded(model: nn.Module, core: nn.Module) -> None:
     Raises:
         FoveateError: they are.
     """
-    if any(_holds(group, core) and _is_sharded(group) for group in _groups(model)):
+    wrapped = any(_is_a(each, _FSDP1) and _holds(each, core) for each in model.modules())
+    if wrapped or any(_holds(group, core) and _is_sharded(group) for group in _groups(model)):
         raise FoveateError(
             "the weights of this model are sharded (FSDP), and are whole only inside the model's own forward; use "
-            "foveate.apply, which works there, or call model.unshard() after a first forward"
+            "foveate.apply, which works there (after fully_shard and a first forward, model.unshard() helps, too)"
         )
+
+
+def inside_wrapper(module: Any) -> nn.Module:
+    """Return the module in FSDP1's wrapper, whose hooks run when its weights are whole; or the module itself."""
+    return module.module if _is_a(module, _FSDP1) else module
+
+
+_FSDP1 = "FullyShardedDataParallel"
+
+
+def _is_a(module: nn.Module, name: str) -> bool:
+    # By the names of base classes: most models aren't sharded, and the import takes time.
+    return any(base.__name__ == name for base in type(module).__mro__)
 
 
 def _groups(model: nn.Module) -> list[Any]:
     """Return the modules that `fully_shard` was called on; each holds its weights apart from those of inner ones."""
-    # By the names of base classes: most models aren't sharded, and the import takes time.
-    return [each for each in model.modules() if any(base.__name__ == "FSDPModule" for base in type(each).__mro__)]
+    return [each for each in model.modules() if _is_a(each, "FSDPModule")]
 
 
 def _holds(group: nn.Module, module: nn.Module) -> bool:
