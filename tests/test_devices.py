@@ -124,3 +124,20 @@ def test_clocks_wait_for_every_device(monkeypatch):
     now(places[0], synchronise=False)
     synchronize([CPU])
     assert len(waited) == 3
+
+
+@pytest.mark.parametrize("quantize", ["4bit", "8bit"])
+@pytest.mark.filterwarnings("ignore")
+def test_quantised_models_answer(quantize):
+    pytest.importorskip("bitsandbytes")
+    import foveate
+    from foveate import asking
+    from foveate.prompts import question_inputs
+    from foveate.scenes import scene
+
+    model, processor = foveate.load(device="auto", dtype="bfloat16", quantize=quantize)
+    assert placement_of(model).title.startswith(f"bfloat16, {quantize}, on ")
+    one = scene(3)
+    inputs = question_inputs(processor, one.image, one.questions[0].text)
+    for spec in ("cluster:64", "cls:64", "fastv:0.5@2"):
+        assert asking.ask(model, processor, inputs, spec, 2).text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -169,8 +170,7 @@ def _quantization(quantize: str, dtype: Any, device: torch.device) -> Any:
     from transformers.utils import is_bitsandbytes_available
 
     try:
-        import bitsandbytes
-
+        bitsandbytes = importlib.import_module("bitsandbytes")
         able = getattr(bitsandbytes, "supported_torch_devices", {"cuda"})
     except Exception as error:
         raise FoveateError(f"bitsandbytes cannot be imported ({first_line(error)}); install it again") from error

@@ -7,7 +7,7 @@ import pytest
 import torch
 from rows import ROWS
 
-from foveate.bench.answers import Asker, Prompts
+from foveate.bench.answers import Asker, Prompts, fingerprint
 from foveate.bench.runner import Benchmark
 from foveate.engine import apply
 from foveate.errors import FoveateError, UnsupportedFamily
@@ -107,3 +107,21 @@ def test_inputs_that_fit_into_no_batch(model: Any, processor: Any) -> None:
     prompts = [Prompts({"pixel_attention_mask": torch.ones(1, size, 4)}, ((1,),), 0) for size in (3, 5)]
     with pytest.raises(FoveateError, match=r"pixel_attention_mask of different shapes .*; use --batch 1"):
         asker.pixels(prompts)
+
+
+@pytest.mark.parametrize("spec", ["cluster:6", "cdpruner:4", "pool:4@1"])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_an_offloaded_model_answers_as_one_in_memory(row: Any, spec: str) -> None:
+    """Parameters of an offloaded model are on the meta device; inputs go to where its embeddings run."""
+    from accelerate import cpu_offload
+
+    prompts, _ = prompts_of(row)
+    plain = asker_of(row, 4)
+    expected, known = answers(plain, prompts, spec), fingerprint(plain.model, PROCESSOR)
+    made = asker_of(row, 4)
+    cpu_offload(made.model, torch.device("cpu"))
+    assert next(made.model.parameters()).is_meta
+    offloaded = Asker(made.model, PROCESSOR, longest=4, batch=4)
+    assert offloaded.device == torch.device("cpu")
+    assert fingerprint(offloaded.model, PROCESSOR) == known
+    assert answers(offloaded, prompts, spec) == expected
