@@ -42,7 +42,7 @@ __all__ = [
     "passes_position_ids",
     "passes_types_from_start",
     "refuse_checkpointing",
-    "refuse_lost_images",
+    "refuse_chunks",
     "refuse_mixed_images",
     "rotate_patches",
     "window_order",
@@ -288,10 +288,10 @@ def beams_mix_images() -> bool:
     """Return whether `generate` mixes up the images of a prompt when it repeats them for beams or answers: in 5.18."""
     from transformers.generation import GenerationMixin
 
-    expand: Any = GenerationMixin._expand_multimodal_outputs
+    mixin: Any = GenerationMixin
     model = SimpleNamespace(config=SimpleNamespace(image_token_id=1))
     images = {"image": FeaturesOutput(pooler_output=[torch.zeros(1, 1), torch.ones(1, 1)])}  # pyright: ignore
-    repeated = expand(model, torch.tensor([[1, 1]]), images, expand_size=2)
+    repeated = mixin._expand_multimodal_outputs(model, torch.tensor([[1, 1]]), images, expand_size=2)
     return [int(image) for image in repeated["image"].pooler_output] != [0, 1, 0, 1]
 
 
@@ -319,22 +319,21 @@ def chunks_lose_images() -> bool:
     return not hasattr(utils, "_slice_mm_encoder_output")
 
 
-def refuse_lost_images(ids: Tensor | None, image_token: int) -> None:
-    """Refuse a prompt that holds placeholders and came without images, as chunked prefill passes it.
+def refuse_chunks(arguments: Mapping[str, Any]) -> None:
+    """Refuse chunked prefill.
 
     Args:
-        ids: `(B, S)` int64; None for embeddings.
-        image_token: the id of a placeholder.
+        arguments: that `generate` passed to `prepare_inputs_for_generation`.
 
     Raises:
-        FoveateError: the installed version loses the images of chunks.
+        FoveateError: the installed version loses the images of chunks, and these arguments are of one.
     """
-    if ids is None or ids.shape[1] == 1 or not chunks_lose_images():
-        return
-    if (ids == image_token).any():
+    # For a chunk, and only there, `generate` says nothing of the place in the sequence.
+    whole = "next_sequence_length" in arguments or "is_first_iteration" in arguments
+    if not whole and chunks_lose_images():
         raise FoveateError(
-            "the prompt has image placeholders, and no images came with it: leave out prefill_chunk_size, since "
-            f"chunked prefill of transformers {_installed()} loses images and apply doesn't support it"
+            f"chunked prefill of transformers {_installed()} loses images, and the beginning of later turns under "
+            "apply: leave out prefill_chunk_size, or install 5.23 or later"
         )
 
 

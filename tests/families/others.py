@@ -13,6 +13,9 @@ from rows import Row, grid, picture
 from rows.qwen import qwen_patches
 from torch import Tensor, nn
 
+INSTALLED = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+"""The version of transformers, major and minor."""
+
 TEXT = {
     "vocab_size": 128,
     "hidden_size": 64,
@@ -335,8 +338,23 @@ ALL = (
         ),
         9,
     ),
-    other("gemma3", gemma3(512), 9, types=("token_type_ids", 1), plain=False),
-    other("gemma3_window", gemma3(8), 9, types=("token_type_ids", 1), full_attention=False, plain=False),
+    other(
+        "gemma3",
+        gemma3(512),
+        9,
+        types=("token_type_ids", 1),
+        plain=False,
+        blocks_after_cache=INSTALLED >= (5, 23),
+    ),
+    other(
+        "gemma3_window",
+        gemma3(8),
+        9,
+        types=("token_type_ids", 1),
+        full_attention=False,
+        plain=False,
+        blocks_after_cache=INSTALLED >= (5, 23),
+    ),
     other(
         "paligemma",
         maker("PaliGemma", "SiglipVisionConfig", "GemmaConfig", image_token_id=5, projection_dim=64),
@@ -509,5 +527,4 @@ ALL = (
     other("gemma4_unified", gemma4_unified, 9, merged, types=("mm_token_type_ids", 1), plain=False),
 )
 
-INSTALLED = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 OTHERS = tuple(row for row in ALL if row.since <= INSTALLED)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, Trainer, TrainingArguments
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from versions import BEAMS_OF_SEVERAL_IMAGES, CACHE, CHUNKS_GO_ON, cache_of_output, set_checkpointing
+from versions import BEAMS_OF_SEVERAL_IMAGES, CACHE, CHUNKS, cache_of_output, set_checkpointing
 
 from foveate.engine import apply, compress, encode, timed
 from foveate.errors import FoveateError
@@ -284,7 +284,7 @@ def test_a_second_turn_is_the_whole_conversation(row: Row, any_model: Any) -> No
             assert torch.equal(ids[:, -4:], answer)
 
 
-@CHUNKS_GO_ON
+@CHUNKS
 @torch.no_grad()
 def test_a_second_turn_in_chunks(row: Row, model: Any) -> None:
     """A chunk may hold new tokens and known ones; one of known tokens alone is refused."""

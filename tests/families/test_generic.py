@@ -12,7 +12,7 @@ import test_depth as depth
 import torch
 from others import DEEPSEEK_OCR2, OTHERS, Other
 from rows import ROWS, grid
-from versions import BEAMS_OF_SEVERAL_IMAGES, CACHE, CHUNKS_GO_ON, cache_of_output
+from versions import BEAMS_OF_SEVERAL_IMAGES, CACHE, CHUNKS, cache_of_output
 
 from foveate import FoveateWarning
 from foveate.asking import layout_of_prompt
@@ -155,7 +155,7 @@ def test_a_second_turn_is_the_whole_conversation(row: Other) -> None:
     contract.test_a_second_turn_is_the_whole_conversation(row, shared(row))
 
 
-@CHUNKS_GO_ON
+@CHUNKS
 def test_a_second_turn_in_chunks(row: Other) -> None:
     contract.test_a_second_turn_in_chunks(row, shared(row))
 
@@ -286,7 +286,9 @@ def test_nothing_is_left_behind(row: Other) -> None:
     assert torch.equal(contract.logits(model, inputs), dense)
 
 
-@pytest.mark.parametrize("name", ["idefics3", "aya_vision", "mistral3"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=BEAMS_OF_SEVERAL_IMAGES) for name in ("idefics3", "aya_vision")), "mistral3"]
+)
 def test_text_between_the_tiles_of_an_image(name: str) -> None:
     """What a model takes for one image may be several runs of placeholders; each is a row of tokens of its own."""
     row = BY_NAME[name]

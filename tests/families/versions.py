@@ -7,18 +7,23 @@ expects. Everything else passes on every version.
 from typing import Any
 
 import pytest
-import transformers
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from foveate.errors import FoveateError
-from foveate.transformers_api import beams_mix_images, cache_name, cache_of_output, checkpointing_repeats_hooks
+from foveate.transformers_api import (
+    beams_mix_images,
+    cache_name,
+    cache_of_output,
+    checkpointing_repeats_hooks,
+    chunks_lose_images,
+)
 
 __all__ = [
     "BEAMS",
     "BEAMS_OF_SEVERAL_IMAGES",
     "CACHE",
     "CHECKPOINTING_INSIDE",
-    "CHUNKS_GO_ON",
+    "CHUNKS",
     "cache_of_output",
     "set_checkpointing",
 ]
@@ -43,10 +48,8 @@ BEAMS_OF_SEVERAL_IMAGES = _refused(
     "mixes up the images of a prompt",
 )
 
-CHUNKS_GO_ON = pytest.mark.skipif(
-    tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 21),
-    reason="chunked prefill reads what the cache holds once more, without foveate, too",
-)
+CHUNKS = _refused(chunks_lose_images(), "chunked prefill", "chunked prefill of transformers .* loses images")
+
 BEAMS: tuple[dict[str, int], ...] = () if beams_mix_images() else ({"num_beams": 2},)
 """Options of `generate` that follow beams, for prompts with several images; none where that is refused."""
 

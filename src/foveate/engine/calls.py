@@ -45,7 +45,7 @@ from foveate.transformers_api import (
     cache_of_call,
     cache_of_output,
     refuse_checkpointing,
-    refuse_lost_images,
+    refuse_chunks,
     refuse_mixed_images,
 )
 
@@ -136,6 +136,7 @@ class CoreCalls(StaysWithModel):
 
     def _before_prepare(self, arguments: Call) -> None:
         """Note what `generate` is about to pass: some models hide its length and position ids from their own call."""
+        refuse_chunks(arguments)
         ids, cache = arguments.get("input_ids"), cache_of_call(arguments)
         self._local.prepared = None
         if ids is not None and cache is not None and arguments.get("inputs_embeds") is None:
@@ -163,7 +164,6 @@ class CoreCalls(StaysWithModel):
                 refuse_rebuilt(cache)
             self._check_layers(cache, cached, None, 0)
             if not brings_images:
-                refuse_lost_images(call.get("input_ids"), self.family.image_token)
                 return None
         _check_call(call, brings_images)
         rows, passed = _passed(call).shape[:2]
