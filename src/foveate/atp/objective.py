@@ -212,7 +212,7 @@ def save_atp(trainee: ATPTrainee, model: nn.Module, settings: ATPSettings, loade
     adapter, training = trainee.adapter, model.training
     adapter.set_base_model(model)
     model.eval()
-    device = next(model.parameters()).device
+    device = family_of(model).device
     batches = calibration_batches(settings, loaded.rows, loaded.batches)
     adapter.calibrate(model, ({name: value.to(device) for name, value in batch.items()} for batch in batches))
     model.train(training)
