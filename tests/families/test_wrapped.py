@@ -13,7 +13,7 @@ from rows import ROWS, Row
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from foveate import ATP
+from foveate import ATP, VoCo
 from foveate.engine import apply, compress, encode, timed
 from foveate.errors import FoveateError, FoveateWarning, UnsupportedFamily
 from foveate.families import family_of, vlm_of
@@ -162,6 +162,17 @@ def test_timed_and_adapters_of_a_wrapped_model(row: Row) -> None:
     with apply(wrapped, got.spec()) as run:
         wrapped(**inputs)
     assert run.plans
+
+
+def test_voco_trains_outside_of_data_parallel() -> None:
+    row = next(each for each in ROWS if each.name == "llava")
+    bare, inputs = row.model(), row.inputs("t4 A t3")
+    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == row.image_token, -100)
+    wrapped, voco = DistributedDataParallel(bare), VoCo(bare, 2)
+    with pytest.raises(FoveateError, match="put the model and this adapter into one module"):
+        voco(wrapped, inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(voco(wrapped, inputs).loss, voco(bare, inputs).loss)
 
 
 def test_two_models_in_one_wrapper(row: Row) -> None:
