@@ -2,11 +2,15 @@
 
 import sys
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
+from PIL import Image, ImageOps
+from torch import Tensor
 from torch.library import Library
 
 # Before anything imports foveate. Modules whose annotations say what a tensor holds.
@@ -40,8 +44,18 @@ def offer_torchvision() -> Library | None:
         operators = Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision.io
+
+        torchvision.io.decode_image = decode_image
         return operators
     return None
+
+
+def decode_image(source: str | Tensor, mode: object = None, apply_exif_orientation: bool = False) -> Tensor:
+    """Decode a picture as `torchvision.io.decode_image` does in its mode RGB, by Pillow: `(3, H, W)` uint8."""
+    image = Image.open(source if isinstance(source, str) else BytesIO(bytes(source.tolist())))
+    image = ImageOps.exif_transpose(image) if apply_exif_orientation else image
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
 operators = offer_torchvision()  # which live as long as this name

@@ -7,6 +7,7 @@ expects. Everything else passes on every version.
 from typing import Any
 
 import pytest
+from transformers import PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaModel
 
 from foveate.errors import FoveateError
@@ -22,6 +23,7 @@ __all__ = [
     "BEAMS",
     "BEAMS_OF_SEVERAL_IMAGES",
     "CACHE",
+    "CHECKPOINTING",
     "CHECKPOINTING_INSIDE",
     "CHUNKS",
     "cache_of_output",
@@ -54,10 +56,17 @@ BEAMS: tuple[dict[str, int], ...] = () if beams_mix_images() else ({"num_beams":
 """Options of `generate` that follow beams, for prompts with several images; none where that is refused."""
 
 
+CHECKPOINTING = (
+    "activation_checkpointing"
+    if hasattr(PreTrainedModel, "activation_checkpointing_enable")
+    else ("gradient_checkpointing")
+)
+"""What gradient checkpointing is called, in methods of models and as a setting of the Trainer."""
+
+
 def set_checkpointing(model: Any, on: bool) -> None:
-    """Turn gradient checkpointing on or off, by the name that it has from 5.23 on or by the older one."""
-    prefix = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    """Turn gradient checkpointing on or off."""
     if on:
-        getattr(model, f"{prefix}_checkpointing_enable")({"use_reentrant": False})
+        getattr(model, f"{CHECKPOINTING}_enable")({"use_reentrant": False})
     else:
-        getattr(model, f"{prefix}_checkpointing_disable")()
+        getattr(model, f"{CHECKPOINTING}_disable")()

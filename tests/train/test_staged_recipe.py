@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from tiny import recipe
+from versions import CHECKPOINTING
 
 from foveate.errors import FoveateError
 from foveate.train.objectives import parse_recipe
@@ -86,8 +87,8 @@ def test_numbers_as_people_write_them() -> None:
 
 
 def test_what_is_passed_on_to_the_trainer_is_checked(tmp_path: Path) -> None:
-    given = {"activation_checkpointing": True}
-    assert training_arguments(tmp_path, given, {"max_steps": 3}).activation_checkpointing
+    given = {CHECKPOINTING: True}
+    assert getattr(training_arguments(tmp_path, given, {"max_steps": 3}), CHECKPOINTING)
     with pytest.raises(RecipeError, match='did you mean "bf16"'):
         training_arguments(tmp_path, {"bf61": True}, {})
     with pytest.raises(RecipeError, match="fsdp shards weights"):

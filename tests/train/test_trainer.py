@@ -17,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from tiny import recipe
 from transformers.trainer_pt_utils import safe_globals
+from versions import CHECKPOINTING
 
 from foveate.errors import FoveateError
 from foveate.scenes import scene
@@ -133,7 +134,7 @@ def test_accumulation_changes_nothing_but_rounding(whole: Path, tiny_model: Path
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_checkpointed_activations_change_nothing(whole: Path, tiny_model: Path, tmp_path: Path) -> None:
-    again = trained(tmp_path / "a", recipe(tiny_model, trainer={"activation_checkpointing": True}))
+    again = trained(tmp_path / "a", recipe(tiny_model, trainer={CHECKPOINTING: True}))
     same(load_file(whole / "model" / "model.safetensors"), again, 1e-6)
 
 

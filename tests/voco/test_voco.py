@@ -9,6 +9,7 @@ import torch
 from rows import ROWS, Row
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
+from versions import set_checkpointing
 
 import foveate
 from foveate.engine import encode
@@ -421,7 +422,7 @@ def test_checkpointed_activations(row, voco):
     """They leave no keys and values in training; the masked pass needs none."""
     model, inputs = row.model(), with_labels(row, "t3 A t4")
     (memory,) = voco.encode(model, inputs)
-    model.activation_checkpointing_enable()
+    set_checkpointing(model, True)
     voco.encode(model, inputs)
     model.train()
     calls = (
