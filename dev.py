@@ -7,7 +7,8 @@
     python3 dev.py docs     build the documentation site into site/
     python3 dev.py check    lint, docs, then the tests with the newest versions of transformers (what CI runs)
     python3 dev.py versions run the contract suite with every supported transformers and make docs/versions.md;
-                            versions that follow choose some, other words go to pytest
+                            versions that follow choose some; other words go to pytest, and leave the page as it is
+                            unless they are -n and a number of processes
     python3 dev.py setup    only set up
 
 Needs Python 3.11 or later with pip and venv, and nothing else. Packages are installed in the versions of
@@ -118,6 +119,9 @@ def versions(chosen: Sequence[str], more: Sequence[str]) -> int:
         failed |= run_all((*CONTRACT, "--junitxml", str(report), *more), first_on_path=folder)
         if not report.exists():
             return 1
+        if any(word != "-n" and not word.isdigit() for word in more):
+            print("this may not be the whole suite, so docs/versions.md stays as it is", flush=True)
+            continue
         enter = ("python", "docs/make.py", "versions", "--take", str(report), version)
         if code := run_all(enter, first_on_path=folder):
             return code

@@ -38,7 +38,7 @@ prompt. Up to 5.22, chunked prefill (`prefill_chunk_size`) loses images.
 
 ```text
 python3 dev.py versions                  all versions, one after another
-python3 dev.py versions 5.18.0 -n 4      one of them; other words go to pytest
+python3 dev.py versions 5.18.0 -n 4      one of them, with four processes
 ```
 
 Each run enters its row. `nox -l` lists the same versions for every Python.

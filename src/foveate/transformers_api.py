@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling as FeaturesOutput
 
-from foveate.errors import FoveateError, FoveateWarning
+from foveate.errors import FoveateError, FoveateWarning, UnsupportedFamily
 
 if TYPE_CHECKING:
     from transformers import Cache
@@ -41,6 +41,7 @@ __all__ = [
     "new_cache",
     "passes_position_ids",
     "passes_types_from_start",
+    "refuse_blocks",
     "refuse_checkpointing",
     "refuse_chunks",
     "refuse_mixed_images",
@@ -335,6 +336,27 @@ def refuse_chunks(arguments: Mapping[str, Any]) -> None:
             f"chunked prefill of transformers {_installed()} loses images, and the beginning of later turns under "
             "apply: leave out prefill_chunk_size, or install 5.23 or later"
         )
+
+
+def refuse_blocks(core: Any) -> None:
+    """Refuse a model that puts features into a prompt in blocks of one length: SmolVLM in 5.20.
+
+    Args:
+        core: of the model, with `config` and, if it has one, `inputs_merger`.
+
+    Raises:
+        UnsupportedFamily: one feature alone can't be put into a prompt.
+    """
+    if not hasattr(core, "inputs_merger"):
+        return
+    feature, placeholder = torch.zeros(1, 1, 1), torch.tensor([[core.config.image_token_id]])
+    try:
+        core.inputs_merger(placeholder, torch.zeros(1, 1, 1), feature)
+    except (RuntimeError, ValueError) as error:
+        raise UnsupportedFamily(
+            f"transformers {_installed()} puts its image features into the prompt in blocks of one length, which "
+            "shorter images don't fill; install another version"
+        ) from error
 
 
 def _installed() -> str:

@@ -391,7 +391,13 @@ ALL = (
         sized,
     ),
     other("idefics3", maker("Idefics3", "Idefics3VisionConfig", "LlamaConfig", image_token_id=5), 9, nested),
-    other("smolvlm", maker("SmolVLM", "SmolVLMVisionConfig", "LlamaConfig", image_token_id=5), 9, nested),
+    other(
+        "smolvlm",
+        maker("SmolVLM", "SmolVLMVisionConfig", "LlamaConfig", image_token_id=5),
+        9,
+        nested,
+        since=(5, 21) if INSTALLED == (5, 20) else (5, 18),  # 5.20 takes features in blocks of one length
+    ),
     other(
         "aya_vision",
         maker("AyaVision", "SiglipVisionConfig", "Cohere2Config", HEADLESS, image_token_index=5),

@@ -1,14 +1,16 @@
 """What older versions of transformers get wrong is refused by name; here every version passes for such a one."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from rows import Row
 from versions import set_checkpointing
 
 from foveate import transformers_api
 from foveate.engine import apply
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, UnsupportedFamily
 
 RUNS_HOOKS_AGAIN = (
     r"inside the decoder can't be trained with gradient checkpointing in transformers \d.*or install 5.23"
@@ -57,3 +59,23 @@ def test_chunks_are_known_by_what_is_not_said(row: Row, model: Any) -> None:
             model.prepare_inputs_for_generation(prompt)
         model.prepare_inputs_for_generation(prompt, next_sequence_length=None)
         model.generate(**row.inputs("t6 A t5"), max_new_tokens=2)
+
+
+class Blocks(torch.nn.Module):
+    """Takes features in blocks of some length, as SmolVLM does in one version."""
+
+    config = SimpleNamespace(image_token_id=5)
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length = length
+
+    def inputs_merger(self, ids: torch.Tensor, embeddings: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        features = features.view(-1, self.length, features.shape[-1])
+        return embeddings.masked_scatter((ids == 5)[..., None], features)
+
+
+def test_features_in_blocks_are_refused() -> None:
+    transformers_api.refuse_blocks(Blocks(1))
+    with pytest.raises(UnsupportedFamily, match=r"in blocks of one length.*install another version"):
+        transformers_api.refuse_blocks(Blocks(14))

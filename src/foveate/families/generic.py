@@ -17,7 +17,7 @@ from foveate.families.config_fields import kind_of
 from foveate.families.family import Capture, Family
 from foveate.layout import Layout, one_row
 from foveate.tokens import Signal
-from foveate.transformers_api import block_types, passes_position_ids, passes_types_from_start
+from foveate.transformers_api import block_types, passes_position_ids, passes_types_from_start, refuse_blocks
 
 _warned: weakref.WeakSet[type] = weakref.WeakSet()
 _SWITCHES = ("self", "kwargs", "vision_feature_layer", "vision_feature_select_strategy", "output_hidden_states")
@@ -320,6 +320,7 @@ def _refuse(model: nn.Module, core: nn.Module, config: Any) -> None:
         raise UnsupportedFamily("its configuration has no image_token_id, so its placeholders are not known")
     if hasattr(core, "get_rope_index") or hasattr(core, "compute_3d_position_ids"):
         raise UnsupportedFamily("its position ids have several axes, which only a family of its own can tell")
+    refuse_blocks(core)
     decoder: Any = core.get_decoder()  # pyright: ignore[reportCallIssue]
     if decoder is core or not hasattr(decoder, "layers"):
         raise UnsupportedFamily("its language model is not where transformers has it")
