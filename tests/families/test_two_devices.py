@@ -9,6 +9,7 @@ from fake_devices import FakeDevices, place_of, spread
 from rows import Row
 from test_depth_methods import SCENARIOS
 from torch import Tensor
+from versions import BEAMS, CACHE, cache_of_output
 
 from foveate.engine import apply, compress
 
@@ -90,17 +91,17 @@ def test_short_inputs_are_as_on_one_device(row: Row, model: Any, apart: Any, spe
 def test_turns_and_beams_are_as_on_one_device(row: Row, model: Any, apart: Any, spec: str) -> None:
     inputs, more = row.inputs("t6 A t5"), torch.tensor([[21, 22, 23]])
     mask = torch.ones(1, inputs["input_ids"].shape[1] + 3, dtype=torch.long)
-    options = {"max_new_tokens": 3, "do_sample": False, "num_beams": 2}
+    options = {"max_new_tokens": 3, "do_sample": False}
     with apply(model, spec):
-        cache = model(**inputs).past_key_values
-        turn = model(input_ids=more, attention_mask=mask, past_key_values=cache).logits
-        beams = model.generate(**row.inputs(*PROMPTS), **options)
+        cache = cache_of_output(model(**inputs))
+        turn = model(input_ids=more, attention_mask=mask, **{CACHE: cache}).logits
+        beams = [model.generate(**row.inputs(*PROMPTS), **options, **each) for each in BEAMS]
     with FakeDevices(), apply(apart, spec):
-        cache = apart(**on(FIRST, inputs)).past_key_values
+        cache = cache_of_output(apart(**on(FIRST, inputs)))
         second = on(FIRST, {"input_ids": more, "attention_mask": mask})
-        new = apart(**second, past_key_values=cache).logits
-        ids = apart.generate(**on(FIRST, row.inputs(*PROMPTS)), **options)
-    assert torch.equal(ids, beams)
+        new = apart(**second, **{CACHE: cache}).logits
+        ids = [apart.generate(**on(FIRST, row.inputs(*PROMPTS)), **options, **each) for each in BEAMS]
+    assert all(torch.equal(found, expected) for found, expected in zip(ids, beams, strict=True))
     torch.testing.assert_close(new, turn, atol=1e-5, rtol=1e-5)
 
 
