@@ -10,6 +10,7 @@ import pytest
 import torch
 from rows import Row
 from transformers import DynamicCache
+from versions import CACHE, cache_of_output
 
 from foveate.engine import apply, compress
 from foveate.errors import FoveateError
@@ -20,7 +21,7 @@ SPECS = ("stride:6", "fastv:0.5@1")
 
 def turn(model: Any, inputs: Any, cache: Any, mask: bool = True) -> torch.Tensor:
     """The logits of a second turn of three tokens."""
-    given: dict[str, Any] = {"input_ids": torch.tensor([[21, 22, 23]]), "past_key_values": cache}
+    given: dict[str, Any] = {"input_ids": torch.tensor([[21, 22, 23]]), CACHE: cache}
     if mask:
         given["attention_mask"] = torch.ones(1, inputs["input_ids"].shape[1] + 3, dtype=torch.long)
     return model(**given).logits
@@ -31,7 +32,7 @@ def turn(model: Any, inputs: Any, cache: Any, mask: bool = True) -> torch.Tensor
 def test_a_compressed_cache_is_refused_outside(row: Row, any_model: Any, spec: str) -> None:
     inputs = row.inputs(CHAT)
     with apply(any_model, spec):
-        cache = any_model(**inputs).past_key_values
+        cache = cache_of_output(any_model(**inputs))
         right = turn(any_model, inputs, copy.deepcopy(cache))
     for other in (cache, copy.deepcopy(cache), copy.copy(cache), pickle.loads(pickle.dumps(cache))):
         length = other.get_seq_length()
@@ -48,13 +49,13 @@ def test_a_compressed_cache_is_refused_outside(row: Row, any_model: Any, spec: s
 def test_a_cache_that_was_made_anew_is_refused(row: Row, model: Any, spec: str, mask: bool) -> None:
     inputs = row.inputs(CHAT)
     with apply(model, spec):
-        cache = model(**inputs).past_key_values
+        cache = cache_of_output(model(**inputs))
         anew = DynamicCache(ddp_cache_data=[(layer.keys, layer.values) for layer in cache.layers])
         del cache
         with pytest.raises(FoveateError, match="made anew"):
             turn(model, inputs, anew, mask)
         text = DynamicCache(config=model.config.get_text_config())
-        model(**row.inputs("t9"), past_key_values=text)
+        model(**row.inputs("t9"), **{CACHE: text})
         assert turn(model, row.inputs("t9"), text, mask).isfinite().all()
 
 
@@ -63,13 +64,13 @@ def test_an_emptied_cache_is_plain_again(row: Row, model: Any) -> None:
     inputs = row.inputs(CHAT)
     cache = DynamicCache(config=model.config.get_text_config())
     with apply(model, "stride:6"):
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **{CACHE: cache})
     assert isinstance(cache, DynamicCache)
     assert type(cache) is not DynamicCache
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys[:, :, :0], layer.values[:, :, :0]
     text = row.inputs("t9")
-    torch.testing.assert_close(model(**text, past_key_values=cache).logits, model(**text).logits)
+    torch.testing.assert_close(model(**text, **{CACHE: cache}).logits, model(**text).logits)
     assert type(cache) is DynamicCache
 
 

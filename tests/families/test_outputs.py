@@ -6,6 +6,7 @@ import pytest
 import torch
 from rows import Row
 from torch import Tensor
+from versions import CACHE, cache_of_output
 
 from foveate.engine import apply, compress
 
@@ -49,7 +50,7 @@ def test_attention_stands_at_the_columns_that_are_left(row: Row, eager: Any) -> 
         again = eager(
             input_ids=inputs["input_ids"][:, -2:],
             attention_mask=torch.ones(1, len(ids) + 2, dtype=torch.long),
-            past_key_values=output.past_key_values,
+            **{CACHE: cache_of_output(output)},
             output_attentions=True,
         )
     for full, one in zip(output.attentions, expected, strict=True):
