@@ -112,8 +112,12 @@ def inside(request: pytest.FixtureRequest) -> Other:
     return request.param
 
 
+ATTENTION = ("sdpa", pytest.param("eager", marks=pytest.mark.slow))
+"""With the second one, a suite of many models takes twice as long."""
+
+
 @pytest.mark.parametrize("point", BOTH_IMPLEMENTATIONS)
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ATTENTION)
 def test_the_contract_under_each_attention(row: Other, attention: str, point: str) -> None:
     BOTH_IMPLEMENTATIONS[point](row, shared(row, attention))
 
@@ -131,7 +135,7 @@ def test_turns_of_a_padded_batch(row: Other) -> None:
         contract.test_a_batch_is_its_samples_alone(row, shared(row), "pool:3")
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ATTENTION)
 def test_dropping_is_masking(row: Other, attention: str) -> None:
     model = shared(row, attention)
     if row.full_attention:
@@ -160,7 +164,7 @@ def test_a_second_turn_in_chunks(row: Other) -> None:
     contract.test_a_second_turn_in_chunks(row, shared(row))
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ATTENTION)
 def test_a_second_image_in_a_second_turn(row: Other, attention: str) -> None:
     model = shared(row, attention)
     if row.images_see_later_ones:
@@ -196,7 +200,7 @@ def test_a_second_image_in_generate(row: Other, spec: str) -> None:
     assert spec != "random:1.0" or torch.equal(ids, dense)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("attention", ATTENTION)
 @torch.no_grad()
 def test_dropping_in_a_later_turn_is_masking(row: Other, attention: str) -> None:
     """The dense model on a cache, in which dropped columns of both images can't be seen."""
