@@ -73,8 +73,15 @@ def wrap(request: pytest.FixtureRequest) -> Callable[[Any], Any]:
 
 @torch.no_grad()
 def applied(model: Any, inputs: dict[str, Tensor], spec: str) -> tuple[Tensor, list[list[int]], str]:
-    with apply(model, spec) as run:
-        logits = model(**inputs).logits
+    try:
+        with apply(model, spec) as run:
+            logits = model(**inputs).logits
+    except FoveateError as error:
+        # In some versions of transformers the decoder is one graph, compiled before the step was there.
+        if "torch.compiler.reset()" not in str(error):
+            raise
+        torch.compiler.reset()
+        return applied(model, inputs, spec)
     return logits, [image.kept(layer).tolist() for image in run.plans for layer in range(3)], str(run.report().images)
 
 

@@ -193,6 +193,8 @@ class CoreCalls(StaysWithModel):
         pending: PendingCall | None = getattr(self._local, "pending", None)
         if pending is None:
             return None
+        if pending.decoder_pass is not None:
+            pending.decoder_pass.check_reached()
         self._report(pending)
         cache, state = cache_of_output(output), pending.state_after()
         output = pending.restored_output(output, state)

@@ -103,6 +103,7 @@ class LayerGroup:
     Attributes:
         layer: the first of them.
         past: what their cache holds of the compressed beginning; None at the start of a conversation.
+        reached: whether the call has come to them.
         changed: whether they need anything other than what the model passes them.
         mask: what they take as attention mask.
         rotary: what they take as position embeddings, by the `id` of what the model passes in their place: layers of
@@ -112,6 +113,7 @@ class LayerGroup:
 
     layer: int
     past: LayerState | None
+    reached: bool = False
     changed: bool = False
     mask: Any = None
     rotary: dict[int, Any] = field(default_factory=dict)
@@ -458,6 +460,7 @@ class DecoderPass:
 
     def _prepare(self, group: LayerGroup, hidden: Tensor, call: dict[str, Any]) -> None:
         """Make what the layers of a group need."""
+        group.reached = True
         group.columns = columns = self._columns
         past = group.past
         group.changed = past is not (None if self.state is None else self.state.first)
@@ -719,6 +722,19 @@ class DecoderPass:
             image.span, image.begin = moved.span, moved.begin
 
     # After the last layer
+
+    def check_reached(self) -> None:
+        """Check that every step has acted.
+
+        Raises:
+            FoveateError: the layers ran without their hooks.
+        """
+        missed = [group.layer for group in self._groups.values() if not group.reached]
+        if missed:
+            raise FoveateError(
+                f"decoder layer {missed[0]} ran without its step: the model was compiled by an earlier call, and "
+                "what was compiled doesn't know the step; call torch.compiler.reset() and open foveate.apply again"
+            )
 
     def state_after(self, first: CacheState) -> CacheState:
         """Return what the cache holds when the call is done; `first` is the same for layer 0 alone."""
