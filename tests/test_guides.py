@@ -118,7 +118,7 @@ def test_a_method_is_one_file(tree: Tree, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.slow
 def test_a_family_is_two_files_and_passes_the_whole_contract(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
-    tests = ("tests/families", "tests/cost/test_flops.py")
+    tests = ("tests/families", "tests/cost/test_flops.py", "-m", "not slow")
     tree.follow(FAMILY)
     assert tree.touched == 2
     assert "'vipllava'" in tree.python("-c", "from foveate.families import supported; print(supported())")

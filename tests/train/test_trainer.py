@@ -218,8 +218,8 @@ def test_each_step_runs_under_the_spec_of_its_stage(
     seen: list[int] = []
     load = run_module.load_model
 
-    def watched(path: Path | None) -> Any:
-        model = load(path)
+    def watched(**source: Any) -> Any:
+        model = load(**source)
         model.model.language_model.layers[0].register_forward_pre_hook(
             lambda _, args, kwargs: seen.append((args[0] if args else kwargs["hidden_states"]).shape[1]),
             with_kwargs=True,
@@ -251,8 +251,8 @@ def test_hooks_are_gone_behind_a_run_that_broke_off(
     held: list[Any] = []
     load = run_module.load_model
 
-    def broken(path: Path | None) -> Any:
-        held.append(load(path))
+    def broken(**source: Any) -> Any:
+        held.append(load(**source))
         with torch.no_grad():
             held[0].model.get_parameter(part)[0] = float("nan")
         return held[0]

@@ -163,7 +163,7 @@ def encoded_from(family: Family, capture: Capture, signals: Sequence[Signal], fe
         features=family.features(capture) if features else None,
         signals=answers,
         inside=() if inside is None else tuple(inside.image(number) for number in range(len(capture.layouts))),
-        stacked=capture.stacked,
+        stacked=family.stacked or capture.stacked,
     )
 
 

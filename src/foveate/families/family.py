@@ -82,6 +82,8 @@ class Family(Decoder, ABC):
     """Why no step can act at `@encoder`, for a family without that place."""
     encoder_marks: ClassVar[int] = 0
     """Rows of the encoder in front of an image's patches, such as [CLS]."""
+    stacked: ClassVar[bool] = False
+    """Whether the model takes the features of its images as one tensor, and not as a list."""
     watches_tower: ClassVar[bool] = True
     """Whether the engine hooks the encoder; if not, it sees only what `get_image_features` returns."""
     knows_grids: ClassVar[bool] = True

@@ -55,7 +55,7 @@ def llava_processor(tokenizer: Any, config: Any, backend: str) -> Any:
 def llava_options(config: Any) -> dict[str, Any]:
     return {
         "patch_size": config.vision_config.patch_size,
-        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", "default"),
         "num_additional_image_tokens": 1,
         "chat_template": LLAVA_CHAT,
     }
