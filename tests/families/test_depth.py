@@ -1,5 +1,6 @@
 """The points of the contract inside the decoder: any plan at the input of any layer."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -765,6 +766,32 @@ def test_a_cache_cropped_behind_its_images_goes_on(row: Row, any_model: Any) -> 
             atol=1e-5,
             rtol=1e-5,
         )
+
+
+@pytest.mark.parametrize("spec", [SELECT, "random:6@1+pool:0.5:positions=pack@2"])
+@torch.no_grad()
+def test_a_later_turn_with_a_mask_can_be_cropped(row: Row, any_model: Any, spec: str) -> None:
+    inputs = row.inputs("t6 A t5", "t2 B t9 A t3")
+    length = inputs["input_ids"].shape[1]
+
+    def turn(cache: Any, ids: list[list[int]], pads: int = 0) -> torch.Tensor:
+        mask = torch.ones(2, length + len(ids[0]), dtype=torch.long)
+        mask[:, :length] = inputs["attention_mask"]
+        mask[0, length : length + pads] = 0
+        return any_model(input_ids=torch.tensor(ids), attention_mask=mask, **{CACHE: cache}).logits
+
+    first, other = [[40, 41, 42], [43, 44, 45]], [[50, 51], [52, 53]]
+    with apply(any_model, spec):
+        cache = cache_of_output(any_model(**inputs, use_cache=True))
+        expected = turn(copy.deepcopy(cache), other)
+        padded = copy.deepcopy(cache)
+        turn(cache, first)
+        cache.crop(-3)
+        torch.testing.assert_close(turn(cache, other), expected, atol=1e-5, rtol=1e-5)
+        turn(padded, first, pads=1)
+        padded.crop(-3)
+        with pytest.raises(FoveateError, match="cropped into"):
+            turn(padded, other)
 
 
 @torch.no_grad()

@@ -26,7 +26,8 @@ _OUTSIDE = (
 )
 _REBUILT = (
     "this cache holds a compressed prompt, and was made anew from the tensors of another cache, so what foveate knows "
-    "of it is lost: pass that cache itself, or copy.deepcopy of it"
+    "of it is lost: pass that cache itself, or copy.deepcopy of it; if inputs from foveate.compress filled it, go on "
+    "outside foveate.apply"
 )
 _REMEMBERED = 256
 """Of so many compressed prompts, the latest ones, a cache that was rebuilt is recognised."""

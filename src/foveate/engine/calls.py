@@ -460,7 +460,9 @@ class CoreCalls(StaysWithModel):
             # Padding inside a later turn doesn't move positions on, so the turn joins the compressed beginning.
             columns = first.extended(state.full_length, tail + new)
             following = start + new_mask.long().sum(dim=1)
-            after = CacheState(length, (LayerState(0, columns, following, first.padded),))
+            after = CacheState(
+                length, (LayerState(0, columns, following, first.padded),), _text_after(state, tail, new_mask)
+            )
         decoder_pass = None
         if len(state.layers) > 1:
             decoder_pass = self._decoder_pass(call, prefix, full_mask, length)
@@ -610,3 +612,13 @@ def _text_at_end(cut: CutPrompt, visual: Tensor) -> Tensor:
     other = visual | (cut.columns < 0) if cut.padded else visual
     width = other.shape[1]
     return width - (other * torch.arange(1, width + 1, device=other.device)).amax()
+
+
+def _text_after(state: CacheState, tail: int, new_mask: Tensor) -> Tensor:
+    """Return how many columns at the end are text in every row, `()` int64, after a later turn of the mask `(B, S)`."""
+    width = new_mask.shape[1]
+    padding = (new_mask == 0) * torch.arange(1, width + 1, device=new_mask.device)
+    text = width - padding.amax()
+    # Padding ends what can be taken back: it moved no positions on.
+    before = tail if state.text is None else state.text.to(text.device) + tail
+    return torch.where(text == width, text + before, text)
