@@ -9,7 +9,7 @@ from foveate.bench.answers import Spent
 from foveate.bench.configurations import configurations, name_of
 from foveate.bench.metrics import measure
 from foveate.bench.plot import plot
-from foveate.bench.report import WIDE, losses, markdown, skills_table, table
+from foveate.bench.report import FULL, WIDE, losses, markdown, skills_table, table
 from foveate.bench.results import Part, Prediction
 from foveate.bench.tasks import Task, TaskImage, TaskQuestion
 
@@ -46,7 +46,7 @@ def test_numbers(metrics: Any) -> None:
     assert metrics["floor"]["overall"] == 0.25
 
 
-@pytest.mark.parametrize("width", [80, WIDE])
+@pytest.mark.parametrize("width", [80, FULL, WIDE])
 def test_tables_fit_their_terminal(metrics: Any, width: int) -> None:
     screen = Console(width=width, record=True, file=io.StringIO())
     screen.print(table(metrics, width))
@@ -56,6 +56,16 @@ def test_tables_fit_their_terminal(metrics: Any, width: int) -> None:
     assert "cluster:4" in text
     assert "random:4 °" in text
     assert "25.0%" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("cluster:4 ") and "[" in line)
+    assert row.endswith("1.00"), "a row is one line"
+
+
+@pytest.mark.parametrize(("width", "parts"), [(80, False), (120, True), (WIDE, True)])
+def test_the_caption_explains_the_columns_that_are_shown(metrics: Any, width: int, parts: bool) -> None:
+    shown = table(metrics, width)
+    assert ("prefill" in [column.header for column in shown.columns]) == parts
+    assert ("milliseconds" in str(shown.caption)) == parts
+    assert "time: of whole calls, relative to dense." in str(shown.caption)
 
 
 def test_markdown_has_the_command(metrics: Any) -> None:

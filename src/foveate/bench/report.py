@@ -12,9 +12,12 @@ from foveate.bench.formatting import count, interval, points, share_text
 from foveate.devices import Placement
 
 NOTE = (
-    "Differences are paired with dense, question by question; intervals are 95 %, clustered by image. Times are "
-    "milliseconds for one question about a new image: whole batches, divided by what is in them; medians over batches. "
-    "loyal: the share of answers equal to the dense model's."
+    "Differences are paired with dense, question by question; intervals are 95 %, clustered by image. "
+    "loyal: the share of answers equal to the dense model's. time: of whole calls, relative to dense."
+)
+PARTS = (
+    "Times of parts are milliseconds for one question about a new image: whole batches, divided by what is in them; "
+    "medians over batches."
 )
 
 
@@ -24,18 +27,20 @@ HEADS: Final = (
 )
 """Columns of the main table; "layers" are mean tokens over layers, "time" is the total relative to dense."""
 NARROW: Final = ("spec", "tokens", "kept", "accuracy", "Δ dense", "95 % interval", "loyal", "time")
-WIDE: Final = 132
+FULL: Final = 118
 """The width in characters at which the table shows all columns."""
+WIDE: Final = 132
+"""The width in characters at which two blanks are between its columns, rather than one."""
 
 
 def table(metrics: Mapping[str, Any], width: int = WIDE) -> Table:
     """Return the main table for a terminal of `width` characters; narrow ones get fewer columns."""
-    heads = HEADS if width >= WIDE else NARROW
+    heads = HEADS if width >= FULL else NARROW
     where = placement_line(metrics)
     made = Table(
         title=Text.assemble((_title(metrics), "bold"), (f"\n{where}" if where else "", "dim")),
         title_justify="left",
-        caption=caption(metrics),
+        caption=caption(metrics, parts=heads is HEADS),
         caption_justify="left",
         title_style="",
         header_style="bold",
@@ -109,7 +114,7 @@ def markdown(metrics: Mapping[str, Any], command: str = "") -> str:
     where = placement_line(metrics)
     lines = [f"**{_title(metrics)}**" + (f" ({where})" if where else ""), ""]
     heads = ["spec", "visual tokens", "kept", "mean over layers", "accuracy (95 %)", "difference to dense (95 %)"]
-    heads += ["loyalty", "encode ms", "compress ms", "prefill ms", "decode ms", "time / dense"]
+    heads += ["loyal", "encode ms", "compress ms", "prefill ms", "decode ms", "time / dense"]
     lines += _rows(heads, [_markdown_cells(row) for row in metrics["configurations"]])
     lines += ["", caption(metrics)]
     worse = losses(metrics)
@@ -128,15 +133,17 @@ def markdown(metrics: Mapping[str, Any], command: str = "") -> str:
     return "\n".join(lines) + "\n"
 
 
-def caption(metrics: Mapping[str, Any]) -> str:
-    """Return what the columns mean, and the question-only floor if it is known."""
-    parts = []
+def caption(metrics: Mapping[str, Any], parts: bool = True) -> str:
+    """Return what the columns mean, those of the parts of a call if they are shown, and the question-only floor."""
+    sentences = []
     if any(row["baseline"] for row in metrics["configurations"]):
-        parts.append("° baseline.")
-    parts.append(NOTE)
+        sentences.append("° baseline.")
+    sentences.append(NOTE)
+    if parts:
+        sentences.append(PARTS)
     if metrics["floor"] is not None:
-        parts.append(f"Answering without the image scores {metrics['floor']['overall']:.1%}.")
-    return " ".join(parts)
+        sentences.append(f"Answering without the image scores {metrics['floor']['overall']:.1%}.")
+    return " ".join(sentences)
 
 
 def losses(metrics: Mapping[str, Any]) -> list[str]:
