@@ -111,6 +111,18 @@ def test_times_of_two_threads(row: Row, model: Any) -> None:
     assert times.decode_tokens == 8 * 7
 
 
+def test_an_image_after_a_padded_text_turn_needs_positions(row: Row, model: Any) -> None:
+    """Where padding counts in one kind of call and not in another, only position ids tell."""
+    if family_of(model).counts_padding:
+        pytest.skip("without position ids, padding always counts in this family")
+    start, second = row.inputs("t9", "t4"), row.inputs("t3 C t4", "t3 C t4")
+    with torch.no_grad(), apply(model, "stride:6"):
+        cache = cache_of_output(model(**start, use_cache=True))
+        mask = torch.cat([start["attention_mask"], second["attention_mask"]], dim=1)
+        with pytest.raises(FoveateError, match="pass position_ids with both turns"):
+            model(**{**second, "attention_mask": mask}, **{CACHE: cache})
+
+
 def test_an_image_after_a_padded_text_turn(row: Row, model: Any) -> None:
     """The padding of the first turn must not push the image away from the text."""
     firsts, second = ("t9", "t4"), row.inputs("t3 C t4")

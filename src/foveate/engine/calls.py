@@ -403,6 +403,11 @@ class CoreCalls(StaysWithModel):
         # A model whose plain positions count padding has no padding in those that `generate` passes.
         if mask is not None and not (self.family.counts_padding and call.get("position_ids") is None):
             following = mask[:, :cached].sum(dim=1)
+            if call.get("position_ids") is None and bool((following != cached).any()):
+                raise FoveateError(
+                    "an image came after a padded turn of text, and without position_ids nothing tells whether that "
+                    "turn's positions counted its padding; pass position_ids with both turns, as generate does"
+                )
         return CachedPrefix(CacheState(cached, (LayerState(0, columns, following, padded=False),)), cached)
 
     def _uncached(
