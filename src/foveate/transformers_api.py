@@ -46,6 +46,7 @@ __all__ = [
     "refuse_chunks",
     "refuse_mixed_images",
     "rotate_patches",
+    "router_layers",
     "window_order",
 ]
 
@@ -187,6 +188,15 @@ def rotate_patches(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tupl
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
     return apply_rotary_pos_emb_vision(query, key, cos, sin)
+
+
+def router_layers(decoder: Any, layers: Iterable[nn.Module]) -> list[int]:
+    """Return, for each router whose logits a decoder records, in order, the number of the layer that it is part of."""
+    recorded = (getattr(decoder, "_can_record_outputs", None) or {}).get("router_logits", [])
+    recorders = recorded if isinstance(recorded, list | tuple) else [recorded]
+    targets = (getattr(each, "target_class", each) for each in recorders)
+    kinds = tuple(kind for kind in targets if isinstance(kind, type))
+    return [number for number, layer in enumerate(layers) for part in layer.modules() if isinstance(part, kinds)]
 
 
 def block_types(model: Any) -> tuple[str, ...]:

@@ -111,6 +111,29 @@ def test_the_loss_that_balances_experts(row: Row, spec: str) -> None:
     output.loss.backward()
 
 
+@pytest.mark.parametrize("sparse", [[0, 1, 2], [0, 2]])
+@pytest.mark.parametrize("spec", [*SPECS, "stride:0.5@1+stride:0.5@2"])
+@torch.no_grad()
+def test_router_logits_of_a_batch_are_its_samples_alone(row: Row, spec: str, sparse: list[int]) -> None:
+    """The longest row is text, so every layer is equally wide; and a layer may have no router."""
+    model = row.model()
+    text = model.config.get_text_config()
+    if not hasattr(text, "num_experts"):
+        pytest.skip("the model has no experts")
+    layers = model.model.language_model.layers
+    for layer in set(range(len(layers))) - set(sparse):
+        layers[layer].mlp = torch.nn.Linear(text.hidden_size, text.hidden_size)
+    prompts = ("t90", "t6 A t5")
+    both, alone = row.inputs(*prompts), row.inputs(prompts[1])
+    length = alone["input_ids"].shape[1]
+    with apply(model, spec):
+        found = model(**both, output_router_logits=True).router_logits
+        expected = model(**alone, output_router_logits=True).router_logits
+    assert len(found) == len(sparse)
+    for one, two in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.unflatten(0, (2, -1))[1, -length:], two, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("spec", ["random:1.0@1", "random:1.0", "vtw@2"])
 @torch.no_grad()
 def test_hidden_states_are_those_of_the_dense_model(row: Row, spec: str) -> None:

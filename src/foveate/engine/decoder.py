@@ -33,7 +33,7 @@ from foveate.plan import Plan
 from foveate.schedule import DecoderSteps, ExpectedTokens, Schedule
 from foveate.schedule.resizing import dense_slots
 from foveate.tokens import DecoderInput, Signal
-from foveate.transformers_api import cache_of_call
+from foveate.transformers_api import cache_of_call, router_layers
 
 
 @dataclass
@@ -226,10 +226,22 @@ class DecoderPass:
         reached = [group.columns for group in self._groups.values() if group.layer <= layer]
         return reached[-1].restore if reached and reached[-1] is not None else None
 
-    def layer_of_width(self, width: int) -> int:
-        """Return the first layer that had `width` columns of this call; -1 for those before the first step."""
-        groups = (group for group in self._groups.values() if group.columns is not None)
-        return next((group.layer for group in groups if group.columns.index.shape[1] == width), -1)  # pyright: ignore
+    def layers_of_routers(self, count: int) -> Sequence[int]:
+        """Return the layer that each of `count` router outputs comes from: some decoders have layers without a router.
+
+        Raises:
+            FoveateError: nobody knows.
+        """
+        layers = self.family.decoder_layers
+        if count == len(layers):
+            return range(count)
+        numbers = router_layers(self.family.decoder, layers)
+        if len(numbers) != count:
+            raise FoveateError(
+                f"router logits of {count} layers came, and it isn't known of which of the decoder's {len(layers)}, so "
+                "they can't be spread over the prompt; leave output_router_logits out, or use @input"
+            )
+        return numbers
 
     # What a call brings
 

@@ -75,7 +75,9 @@ class PendingCall:
         if name == "attentions":
             return tuple(self._restored_attention(each, layer, state) for layer, each in enumerate(values))
         if name == "router_logits":
-            return tuple(self._restored_router(each) for each in values)
+            inside = self.decoder_pass
+            layers = [None] * len(values) if inside is None else inside.layers_of_routers(len(values))
+            return tuple(self._restored_router(each, layer) for each, layer in zip(values, layers, strict=True))
         return values
 
     def restored(self, hidden: Float[Tensor, "B M D"], layer: int | None = None) -> Float[Tensor, "B S D"]:
@@ -118,13 +120,12 @@ class PendingCall:
         full = attention.new_zeros(*attention.shape[:3], length)
         return full.scatter_add(3, columns.clamp(min=0).expand_as(attention), attention)
 
-    def _restored_router(self, logits: Tensor) -> Tensor:
+    def _restored_router(self, logits: Tensor, layer: int | None) -> Tensor:
         """Restore what a router of experts says of each column: `(B M, experts)` or `(B, M, experts)`."""
         rows = self._rows
         if rows is None:
             return logits
         by_row = logits if logits.ndim == 3 else logits.unflatten(0, (rows, -1))
-        layer = None if self.decoder_pass is None else self.decoder_pass.layer_of_width(by_row.shape[1])
         restored = self.restored(by_row, layer)
         return restored if logits.ndim == 3 else restored.flatten(0, 1)
 
