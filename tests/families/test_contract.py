@@ -301,6 +301,20 @@ def test_a_second_turn_in_chunks(row: Row, model: Any) -> None:
 
 
 @torch.no_grad()
+def test_a_mask_that_counts_what_the_cache_holds_is_refused(row: Row, model: Any) -> None:
+    """By its shape it could be that of `generate`, which passes known tokens again: these are all new."""
+    first = row.inputs(CHAT)
+    length = first["input_ids"].shape[1]
+    with apply(model, SELECT):
+        cache = cache_of_output(model(**first, use_cache=True))
+        held = cache.get_seq_length()
+        more = row.inputs(f"t{length - held + 7}")["input_ids"]
+        mask = torch.ones(1, held + more.shape[1], dtype=torch.long)
+        with pytest.raises(FoveateError, match=f"the conversation so far has {length}"):
+            model(input_ids=more, attention_mask=mask, **{CACHE: cache})
+
+
+@torch.no_grad()
 def test_a_second_turn_of_a_padded_batch(row: Row, any_model: Any) -> None:
     first = row.inputs(*BATCH)
     second = row.inputs("t7'", "t3", "t5", "t6'")

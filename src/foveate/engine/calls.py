@@ -269,7 +269,9 @@ class CoreCalls(StaysWithModel):
         mask = call.get("attention_mask")
         if mask is not None:
             new = mask.shape[1] - past
-            if new == passed or (mask.shape[1] - cached == passed and 0 < new < passed):
+            # The mask of a caller who counts what the cache holds looks like the one that `generate` passes.
+            by_generate = prepared is not None or call.get("input_ids") is None
+            if new == passed or (by_generate and mask.shape[1] - cached == passed and 0 < new < passed):
                 return new
             raise FoveateError(
                 f"the attention mask has {mask.shape[1]} columns; the conversation so far has {past}, and {passed} "
