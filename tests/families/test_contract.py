@@ -521,6 +521,20 @@ def test_text_only_prompts_pass_untouched(row: Row, any_model: Any) -> None:
     assert dict(short) == inputs
 
 
+@torch.no_grad()
+def test_features_that_serve_two_questions_get_two_plans(row: Row, model: Any) -> None:
+    spec = "cdpruner:6"
+    inputs = [row.inputs(prompt) for prompt in ("t6 A t5", "t6 A t9", "t2 A t5", "t6 A t5")]
+    pixels = {name: value for name, value in inputs[0].items() if name in family_of(model).pixel_inputs}
+    with apply(model, spec):
+        expected = [model(**each).logits for each in inputs]
+        features = model.model.get_image_features(**pixels, return_dict=True)
+        for each, right in zip(inputs, expected, strict=True):
+            given = {name: value for name, value in each.items() if name != "pixel_values"}
+            got = model(**given, mm_encoder_outputs={"image": features}).logits
+            torch.testing.assert_close(got, right, atol=1e-5, rtol=1e-5)
+
+
 def test_each_image_gets_its_own_plan(row: Row, model: Any) -> None:
     both = compress(model, row.inputs("t2 A t4 B t3"), "cls:6")
     for image, letter in zip(both.images, "AB"):

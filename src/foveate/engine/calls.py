@@ -23,7 +23,7 @@ from foveate.engine.decoder import DecoderPass
 from foveate.engine.encode import Encoded, encoded_from
 from foveate.engine.hooks import CoreHooks, DecoderHooks, EncoderHooks, StaysWithModel
 from foveate.engine.images import plan_images
-from foveate.engine.known import KnownImages, PreparedInputs, UncachedPrompt
+from foveate.engine.known import KnownImages, PreparedInputs, Question, UncachedPrompt
 from foveate.engine.pending import PendingCall
 from foveate.engine.prompt import (
     PER_COLUMN,
@@ -203,6 +203,7 @@ class CoreCalls(StaysWithModel):
         if cache is not None and state is not None:
             set_cache_state(cache, state)
             if pending.known is not None:
+                pending.known.cached = True
                 remember(cache, state)
         return output
 
@@ -318,26 +319,27 @@ class CoreCalls(StaysWithModel):
         if isinstance(capture, Capture):
             capture, order = self.family.in_prompt(capture, order, ids)
         known = self._known.get(capture)
-        if known is None:
-            known = self._known[capture] = self._plan_images(capture, order, ids, call.get("attention_mask"))
+        if known is None or not _same_question(known, call):
+            known = self._known[capture] = self._plan_images(capture, order, ids, _new_mask(call))
         return known, order
 
     def _plan_images(
         self, capture: Capture | Encoded, order: Sequence[int], ids: Tensor, mask: Tensor | None
     ) -> KnownImages:
-        """Plan images that come for the first time."""
+        """Plan images that come for the first time, or with another question than before."""
         began = self._now()
         encoded = capture
         if isinstance(encoded, Capture):
             encoded = encoded_from(self.family, encoded, self.schedule.encoder_signals, bool(self.schedule.features))
         texts = None
         if self.schedule.reads_text:
-            new_mask = None if mask is None else mask[:, -ids.shape[1] :]
-            in_prompt = texts_of(self.family, ids, new_mask, [capture.layouts[number] for number in order])
+            in_prompt = texts_of(self.family, ids, mask, [capture.layouts[number] for number in order])
             texts = [in_prompt[order.index(number)] for number in range(len(capture.layouts))]
         images = plan_images(self.family, self.schedule, encoded, texts)
         entry = self.builder.add(images, (self._now() - began) * 1e3)
-        return KnownImages(images, entry, encoded.signals if self.schedule.layers else {}, encoded.stacked)
+        signals = encoded.signals if self.schedule.layers else {}
+        question = None if texts is None else Question(ids, mask)
+        return KnownImages(images, entry, signals, encoded.stacked, question=question)
 
     def _call_with_images(
         self, call: Call, known: KnownImages, order: Sequence[int], prefix: CachedPrefix
@@ -419,7 +421,7 @@ class CoreCalls(StaysWithModel):
         if wanted.labels is not None or cache_of_call(call) is not None or call.get("use_cache"):
             return None
         ids, mask, prompt = call["input_ids"], call.get("attention_mask"), known.prompt
-        if prompt is not None and prompt.begins(ids, mask, wanted.last):
+        if prompt is not None and prompt.last == wanted.last and prompt.begins(ids, mask):
             decoder_pass.plans, decoder_pass.made_for = prompt.plans, prompt.ids.shape[1]
             return prompt
         return UncachedPrompt(ids, mask, wanted.last, decoder_pass.plans)
@@ -523,6 +525,21 @@ def _passed(call: Call) -> Tensor:
     """Return what the call brings, ids `(B, S)` or embeddings `(B, S, D)`."""
     ids = call.get("input_ids")
     return call["inputs_embeds"] if ids is None else ids
+
+
+def _new_mask(call: Call) -> Tensor | None:
+    """Return the mask of the new tokens alone, `(B, S)`; None for no mask."""
+    mask: Tensor | None = call.get("attention_mask")
+    return None if mask is None else mask[:, -_passed(call).shape[1] :]
+
+
+def _same_question(known: KnownImages, call: Call) -> bool:
+    """Return whether images stand with the text that they were planned for, or with more after it and no cache."""
+    question, ids = known.question, call["input_ids"]
+    if question is None:
+        return True
+    cached = known.cached or cache_of_call(call) is not None or bool(call.get("use_cache"))
+    return not (cached and ids.shape != question.ids.shape) and question.begins(ids, _new_mask(call))
 
 
 def _last(call: Call, count: int) -> Call:

@@ -25,6 +25,8 @@ class KnownImages:
         signals: the encoder's answers for each of them, for steps inside the decoder.
         stacked: whether the model takes their features as one tensor.
         prompt: the last prompt that they came with and that left no cache, before anything was added to it.
+        question: the prompt that `images` were planned for; None if the steps before the decoder read no text.
+        cached: whether a call that they came with left a cache, so that a longer prompt is another question.
     """
 
     images: list[CompressedImage]
@@ -32,34 +34,45 @@ class KnownImages:
     signals: Mapping[Signal, Sequence[Tensor]]
     stacked: bool = False
     prompt: UncachedPrompt | None = None
+    question: Question | None = None
+    cached: bool = False
 
 
 @dataclass(frozen=True)
-class UncachedPrompt:
-    """A prompt without a cache, whose plans hold as long as only something is added after it.
+class Question:
+    """A prompt whose plans hold as long as only something is added after it.
 
     Attributes:
         ids: `(B, S)` int64.
         mask: `(B, S)`, 0 at padding; None for no padding.
-        last: how many of its last columns made predictions.
-        plans: those that were made inside the decoder, in order.
     """
 
     ids: Tensor
     mask: Tensor | None
-    last: int
-    plans: list[Plan]
 
-    def begins(self, ids: Tensor, mask: Tensor | None, last: int) -> bool:
-        """Return whether a call is this prompt, with the same predictions wanted and something added after it."""
+    def begins(self, ids: Tensor, mask: Tensor | None) -> bool:
+        """Return whether a call is this prompt with something added after it, or nothing."""
         width = self.ids.shape[1]
-        if last != self.last or ids.shape[0] != self.ids.shape[0] or not torch.equal(ids[:, :width], self.ids):
+        if ids.shape[0] != self.ids.shape[0] or not torch.equal(ids[:, :width], self.ids):
             return False
         if mask is None and self.mask is None:
             return True
         masks = (torch.ones_like(self.ids) if each is None else each[:, :width] for each in (mask, self.mask))
         first, second = (each.bool() for each in masks)
         return torch.equal(first, second)
+
+
+@dataclass(frozen=True)
+class UncachedPrompt(Question):
+    """A prompt without a cache, whose plans inside the decoder hold as long as only something is added after it.
+
+    Attributes:
+        last: how many of its last columns made predictions.
+        plans: those that were made inside the decoder, in order.
+    """
+
+    last: int
+    plans: list[Plan]
 
 
 @dataclass(frozen=True)
