@@ -15,6 +15,7 @@ from torch import nn
 
 from foveate.devices import devices_of
 from foveate.engine import apply, timed
+from foveate.engine.encode import moved
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import family_of
@@ -22,7 +23,7 @@ from foveate.schedule import tokens_after
 from foveate.spec import SpecLike, as_spec
 from foveate.tokens import Layout
 
-__all__ = ["Answer", "ask", "layout_of_prompt", "moved", "seen_part"]
+__all__ = ["Answer", "ask", "layout_of_prompt", "seen_part"]
 
 _ENOUGH_SECONDS = 2.0
 _MOST_RUNS = 5
@@ -84,11 +85,6 @@ def layout_of_prompt(model: nn.Module, inputs: Mapping[str, Any]) -> Layout:
             "its own; commands take models with one run per image, foveate.apply takes this one too"
         )
     return layouts[0]
-
-
-def moved(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return a prompt's inputs on a device, such as `family.device`; what is no tensor stays."""
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
 
 
 def seen_part(processor: Any, image: Image.Image) -> Image.Image:

@@ -196,8 +196,9 @@ def _panels(
     """Draw a panel for each answer, dense first."""
     import torch
 
-    from foveate.asking import layout_of_prompt, moved, seen_part
+    from foveate.asking import layout_of_prompt, seen_part
     from foveate.engine import compress
+    from foveate.engine.encode import moved
     from foveate.families import family_of
     from foveate.view import Panel, draw
 

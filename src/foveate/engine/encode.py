@@ -132,7 +132,7 @@ def encode_for(family: Family, inputs: Mapping[str, Any], schedules: Sequence[Sc
     began = now(device)
     with weights_at_hand(family.core):
         with hooked(EncoderHooks(family, signals, features, pixels, inside)):
-            output = family.encode({name: _to(value, device) for name, value in inputs.items()})
+            output = family.encode(moved(inputs, device))
         capture = images_of(output)
         assert isinstance(capture, Capture)
         capture, _ = family.in_prompt(capture, range(len(capture.layouts)), inputs.get("input_ids"))
@@ -186,5 +186,6 @@ def _refuse_what_is_not_finite(features: Sequence[Tensor]) -> None:
             )
 
 
-def _to(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
+def moved(inputs: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return a prompt's inputs on a device, such as `family.device`; what is no tensor stays."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}

@@ -25,6 +25,7 @@ from foveate.engine.encoder import EncoderPass, full_index
 from foveate.engine.sharding import inside_wrapper
 from foveate.errors import FoveateError
 from foveate.families import Capture, Family
+from foveate.families.wrappers import holds
 from foveate.methods import Method, PixelMethod
 from foveate.schedule.encoder_layers import encoder_methods, encoder_needs
 from foveate.schedule.resizing import nearest_below, resize_mode
@@ -83,11 +84,9 @@ class CoreHooks(StaysWithModel):
         self._generators = [
             each
             for each in model.modules()
-            if hasattr(type(each), "prepare_inputs_for_generation") and any(part is core for part in each.modules())
+            if hasattr(type(each), "prepare_inputs_for_generation") and holds(each, core)
         ]
-        holders = [
-            each for each in model.modules() if each is not core and any(part is core for part in each.modules())
-        ]
+        holders = [each for each in model.modules() if each is not core and holds(each, core)]
         # The innermost one: a wrapper between it and the core (a compiled core, say) gets the core's arguments alone.
         self._around = next(filter(is_transformers_model, reversed(holders)), None)
         self._handles: list[Handle] = []
@@ -324,10 +323,8 @@ class DecoderHooks(StaysWithModel):
                         self._handles[layer, name] = module.register_forward_hook(record)
             if first in self._handles:
                 return
-            for layer, module in enumerate(self._family.decoder_layers):
-                if layer >= first and layer not in self._handles:
-                    hook = _outside_graph(partial(self._before_layer, layer))
-                    self._handles[layer] = inside_wrapper(module).register_forward_pre_hook(hook, with_kwargs=True)
+            for layer in range(first, len(self._family.decoder_layers)):
+                self._hook_layer(layer)
 
     @property
     def _pass(self) -> DecoderPass | None:
@@ -341,14 +338,19 @@ class DecoderHooks(StaysWithModel):
         with self._lock:
             # What is added after a layer is added before the next one reads it: callers see the layer's own output, as
             # in the dense model.
-            last = len(self._family.decoder_layers) - 1
-            for layer, module in enumerate(self._family.decoder_layers):
-                if 0 < layer <= decoder_pass.added and layer not in self._handles:
-                    hook = _outside_graph(partial(self._before_layer, layer))
-                    self._handles[layer] = module.register_forward_pre_hook(hook, with_kwargs=True)
-                if layer == last < decoder_pass.added and "last" not in self._handles:
-                    self._handles["last"] = module.register_forward_hook(_outside_graph(self._after_last))
+            layers = self._family.decoder_layers
+            for layer in range(1, min(decoder_pass.added + 1, len(layers))):
+                self._hook_layer(layer)
+            if decoder_pass.added == len(layers) and "last" not in self._handles:
+                self._handles["last"] = layers[-1].register_forward_hook(_outside_graph(self._after_last))
         return args, kwargs
+
+    def _hook_layer(self, layer: int) -> None:
+        """Let `_before_layer` run before a layer; the lock is held."""
+        if layer not in self._handles:
+            hook = _outside_graph(partial(self._before_layer, layer))
+            module = inside_wrapper(self._family.decoder_layers[layer])
+            self._handles[layer] = module.register_forward_pre_hook(hook, with_kwargs=True)
 
     def _before_layer(self, layer: int, module: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
         decoder_pass = self._pass

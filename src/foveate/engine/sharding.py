@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError
+from foveate.families.wrappers import holds
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def gathered(core: nn.Module, modules: Sequence[nn.Module]) -> Iterator[None]:
     A group that is sharded is gathered, and sharded again after the block. Under autograd it stays whole until its
     backward pass, which needs the weights.
     """
-    groups = [group for group in _groups(core) if _is_sharded(group) and any(_holds(group, each) for each in modules)]
+    groups = [group for group in _groups(core) if _is_sharded(group) and any(holds(group, each) for each in modules)]
     for group in groups:
         group.unshard()
     try:
@@ -42,8 +43,8 @@ def refuse_sharded(model: nn.Module, core: nn.Module) -> None:
     Raises:
         FoveateError: they are.
     """
-    wrapped = any(_is_a(each, _FSDP1) and _holds(each, core) for each in model.modules())
-    if wrapped or any(_holds(group, core) and _is_sharded(group) for group in _groups(model)):
+    wrapped = any(_is_a(each, _FSDP1) and holds(each, core) for each in model.modules())
+    if wrapped or any(holds(group, core) and _is_sharded(group) for group in _groups(model)):
         raise FoveateError(
             "the weights of this model are sharded (FSDP), and are whole only inside the model's own forward; use "
             "foveate.apply, which works there (after fully_shard and a first forward, model.unshard() helps, too)"
@@ -66,10 +67,6 @@ def _is_a(module: nn.Module, name: str) -> bool:
 def _groups(model: nn.Module) -> list[Any]:
     """Return the modules that `fully_shard` was called on; each holds its weights apart from those of inner ones."""
     return [each for each in model.modules() if _is_a(each, "FSDPModule")]
-
-
-def _holds(group: nn.Module, module: nn.Module) -> bool:
-    return any(each is module for each in group.modules())
 
 
 def _is_sharded(group: nn.Module) -> bool:

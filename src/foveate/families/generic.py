@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError, FoveateWarning, UnsupportedFamily
 from foveate.families.config_fields import kind_of
 from foveate.families.family import Capture, Family
+from foveate.families.wrappers import cores_of, holds
 from foveate.layout import Layout, one_row
 from foveate.tokens import Signal
 from foveate.transformers_api import block_types, passes_position_ids, passes_types_from_start, refuse_blocks
@@ -277,24 +278,19 @@ def _runs_by_image(order: Sequence[int], sizes: Sequence[int], runs: Sequence[in
 
 def _core_of(model: nn.Module) -> nn.Module:
     """Find the innermost module that puts image features among text."""
-    found: nn.Module | None = None
-    for module in model.modules():
-        takes = hasattr(module, "get_image_features") and hasattr(module, "config")
-        if takes and "mm_encoder_outputs" in inspect.signature(module.forward).parameters:
-            # Wrappers come before what they wrap.
-            found = module
-    if found is None:
+    cores = cores_of(model)
+    if not cores:
         raise UnsupportedFamily(
             "it has no module with get_image_features whose forward takes mm_encoder_outputs, which is how shorter "
             "features enter"
         )
-    return found
+    return cores[-1]
 
 
 def _generator_of(model: nn.Module, core: nn.Module) -> nn.Module | None:
     """Find the innermost module around the core that has a `generate`; None if there is none."""
     around = [each for each in model.modules() if hasattr(type(each), "prepare_inputs_for_generation")]
-    return next((each for each in reversed(around) if any(part is core for part in each.modules())), None)
+    return next((each for each in reversed(around) if holds(each, core)), None)
 
 
 def _unknown_fields(names: Iterable[str]) -> str:
@@ -325,7 +321,7 @@ def _refuse(model: nn.Module, core: nn.Module, config: Any) -> None:
     if decoder is core or not hasattr(decoder, "layers"):
         raise UnsupportedFamily("its language model is not where transformers has it")
     for each in model.modules():
-        around = hasattr(type(each), "get_decoder") and any(part is core for part in each.modules())
+        around = hasattr(type(each), "get_decoder") and holds(each, core)
         if around and each.get_decoder() is not decoder:  # pyright: ignore[reportCallIssue]
             raise UnsupportedFamily(f"{type(each).__name__} reads images for another decoder than the one behind them")
     extra = {"visual_pos_masks", "deepstack_visual_embeds", "deepstack_features"}

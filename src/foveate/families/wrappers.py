@@ -41,6 +41,11 @@ def find_vlm(model: nn.Module, kinds: Container[str]) -> nn.Module:
     return next(iter(found.values()), model)
 
 
+def holds(module: nn.Module, part: nn.Module) -> bool:
+    """Return whether a module is, or has inside, another one."""
+    return any(each is part for each in module.modules())
+
+
 def cores_of(model: nn.Module) -> list[nn.Module]:
     """Return the modules that put image features among text and take them in place of pixels; innermost ones alone."""
     cores = [
