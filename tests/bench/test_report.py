@@ -41,7 +41,8 @@ def test_numbers(metrics: Any) -> None:
     assert rows["random:4"]["difference"]["value"] == -0.5
     assert rows["cluster:4"]["loyalty"] == 0.75
     assert rows["cluster:4"]["skills"]["place"]["accuracy"]["value"] == 0.5
-    assert rows["dense"]["time_ms"] == {"encoder": 10, "compressor": 1, "prefill": 7, "decode": 1, "total": 19}
+    times = {"encoder": 10, "compressor": 1, "prefill": 7, "decode": 1, "total": 19}
+    assert rows["dense"]["time_ms"] == {**times, "images": 2}
     assert rows["dense"]["tokens"] == {"before": 16, "after": 16, "share": 1, "mean_over_layers": 16}
     assert metrics["floor"]["overall"] == 0.25
 
@@ -66,6 +67,13 @@ def test_the_caption_explains_the_columns_that_are_shown(metrics: Any, width: in
     assert ("prefill" in [column.header for column in shown.columns]) == parts
     assert ("milliseconds" in str(shown.caption)) == parts
     assert "time: of whole calls, relative to dense." in str(shown.caption)
+
+
+def test_times_of_an_interrupted_run_are_marked(metrics: Any) -> None:
+    assert "interrupted" not in markdown(metrics)
+    for row in metrics["configurations"]:
+        row["time_ms"]["images"] = 1
+    assert "times are from 1 of 2 images, measured in one go" in markdown(metrics)
 
 
 def test_markdown_has_the_command(metrics: Any) -> None:

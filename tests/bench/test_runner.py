@@ -72,6 +72,26 @@ def test_a_resumed_run_equals_an_uninterrupted_one(model, processor, task, whole
     assert again.done == stop_at
     assert (out / "predictions.jsonl").read_text() == (whole / "predictions.jsonl").read_text()
     assert without_times(out) == without_times(whole)
+    parts = again.folder.parts()
+    assert {part.session for part in parts} == {1, 2}
+    # Chunks of 8 and 4 images. The first is complete only if seven configurations were done when the run stopped.
+    images = 8 if stop_at > len(SPECS) else 4
+    rows = json.loads((out / "metrics.json").read_text())["configurations"]
+    assert [row["time_ms"]["images"] for row in rows] == [images] * len(SPECS)
+    assert f"times are from {images} of 12 images" in (out / "table.md").read_text()
+
+
+def test_a_run_without_a_complete_chunk_is_timed_again(model, processor, task, whole, tmp_path) -> None:
+    """Both chunks are interrupted: no times of one session belong together."""
+    out = tmp_path / "broken"
+    for stop_at in (3, 9):
+        with pytest.raises(Stopped):
+            run(model, processor, task, out, stop_at)
+    again = run(model, processor, task, out)
+    assert (out / "predictions.jsonl").read_text() == (whole / "predictions.jsonl").read_text()
+    assert without_times(out) == without_times(whole)
+    assert {part.session for part in again.folder.parts() if part.chunk == 0} == {3}
+    assert "times are from 8 of 12 images" in (out / "table.md").read_text()
 
 
 def test_a_whole_run_is_not_run_again(model, processor, task, whole) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, Final
 
 from foveate.bench.configurations import budget_of, is_baseline, label_of
 from foveate.bench.results import Part, Prediction
 from foveate.bench.statistics import difference_interval, mean_interval
 from foveate.bench.tasks import Task, normalised
+from foveate.bench.times import comparable_parts
 from foveate.spec import Spec
+
+TIMES: Final = ("encoder", "compressor", "prefill", "decode", "total")
+"""The parts of a call that are timed, and their sum."""
 
 
 def measure(
@@ -33,8 +37,8 @@ def measure(
 
     Returns:
         "configurations": one entry each, dense first, then by budget, with "against": the paired difference to each
-        baseline of its budget; "floor"; counts. Times are milliseconds per
-        question about a new image; shares are between 0 and 1.
+        baseline of its budget; "floor"; counts. Times are milliseconds per question about a new image, from
+        as many "images" as one session measured for all configurations; shares are between 0 and 1.
     """
     answers: dict[str, list[Prediction]] = {}
     for each in predictions:
@@ -42,17 +46,19 @@ def measure(
     for own in answers.values():
         own.sort(key=lambda each: each.number)
     dense = answers["dense"]
+    timed = comparable_parts(parts, specs)
     skills = [skill for skill in task.skills if any(each.skill == skill for each in dense)]
     rows = []
     for name, spec in specs.items():
         own_parts = [part for part in parts if part.spec == name]
         rows.append(_configuration(name, spec, answers[name], dense, own_parts, skills))
+        rows[-1]["time_ms"] = _times([part for part in timed if part.spec == name])
         rows[-1]["budget"] = (budgets or {}).get(name, rows[-1]["budget"])
     for row in rows:
         row["against"] = _against(row, rows, answers)
     base = rows[0]["time_ms"]
     for row in rows:
-        row["time_ratio"] = {part: _ratio(row["time_ms"][part], base[part]) for part in row["time_ms"]}
+        row["time_ratio"] = {part: _ratio(row["time_ms"][part], base[part]) for part in TIMES}
     # Dense first, then the largest budget; sorting keeps the order of methods.
     rows[1:] = sorted(rows[1:], key=lambda row: -row["budget"])
     return {
@@ -90,7 +96,6 @@ def _configuration(
         },
         **_accuracy(own, dense),
         "loyalty": sum(same) / len(same),
-        "time_ms": _times(parts),
         "skills": {
             skill: _accuracy([p for p in own if p.skill == skill], [p for p in dense if p.skill == skill])
             for skill in skills
@@ -128,7 +133,7 @@ def _accuracy(own: Sequence[Prediction], dense: Sequence[Prediction]) -> dict[st
 
 
 def _times(parts: Sequence[Part]) -> dict[str, float]:
-    """Return medians over parts, since other work on the machine slows some of them."""
+    """Return medians over parts, since other work on the machine slows some of them, and the number of images."""
     spent = [part.spent for part in parts]
     times = {
         "encoder": median(each.encoder / each.images for each in spent),
@@ -136,7 +141,7 @@ def _times(parts: Sequence[Part]) -> dict[str, float]:
         "prefill": median(each.prefix / each.images + each.question / each.questions for each in spent),
         "decode": median(each.decode / each.questions for each in spent),
     }
-    return {**times, "total": sum(times.values())}
+    return {**times, "total": sum(times.values()), "images": sum(each.images for each in spent)}
 
 
 def _ratio(value: float, base: float) -> float | None:

@@ -141,6 +141,11 @@ def caption(metrics: Mapping[str, Any], parts: bool = True) -> str:
     sentences.append(NOTE)
     if parts:
         sentences.append(PARTS)
+    timed = metrics["configurations"][0]["time_ms"]["images"]
+    if timed < metrics["images"]:
+        sentences.append(
+            f"The run was interrupted; times are from {timed} of {metrics['images']} images, measured in one go."
+        )
     if metrics["floor"] is not None:
         sentences.append(f"Answering without the image scores {metrics['floor']['overall']:.1%}.")
     return " ".join(sentences)

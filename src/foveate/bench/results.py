@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class Part:
         after: those after the last step, added up.
         spent: where the time went.
         mean: those per decoder layer, averaged over layers and added up; None in results that are older.
+        session: which run of the process measured it, from 1; an interrupted benchmark has several. 0 in older results.
     """
 
     spec: str
@@ -58,6 +59,7 @@ class Part:
     after: float
     spent: Spent = field(default_factory=Spent)
     mean: float | None = None
+    session: int = 0
 
 
 class ResultsFolder:
@@ -83,6 +85,8 @@ class ResultsFolder:
             if folder.exists():
                 self._check(folder)
         self.whole = (path / "metrics.json").is_file()
+        self.session = 0
+        self._answered: set[tuple[str, int]] = set()
 
     def _check(self, folder: Path) -> None:
         if not folder.is_dir():
@@ -125,9 +129,11 @@ class ResultsFolder:
             self.partial / "parts.jsonl",
             "".join(_line(asdict(part)) for part in parts if (part.spec, part.chunk) in kept),
         )
+        self._answered = set(kept)
+        self.session = 1 + max((part.session for part in parts), default=0)
 
     def parts(self) -> list[Part]:
-        """Return the finished parts, each once."""
+        """Return the finished parts, each once: of those that were timed again, the latest."""
         folder = self.path if self.whole else self.partial
         found: dict[tuple[str, int], Part] = {}
         for line in _whole_lines(folder / "parts.jsonl"):
@@ -137,10 +143,16 @@ class ResultsFolder:
         return list(found.values())
 
     def add(self, part: Part, predictions: Iterable[Prediction]) -> None:
-        """Write one part, its answers first; both are on the disk when this returns."""
-        lines = "".join(_line({**asdict(each), "chunk": part.chunk}) for each in predictions)
-        _append(self.partial / "predictions.jsonl", lines)
-        _append(self.partial / "parts.jsonl", _line(asdict(part)))
+        """Write one part, its answers first; both are on the disk when this returns.
+
+        A part that is there already was timed again: its answers stay, and its times are replaced.
+        """
+        key = (part.spec, part.chunk)
+        if key not in self._answered:
+            lines = "".join(_line({**asdict(each), "chunk": part.chunk}) for each in predictions)
+            _append(self.partial / "predictions.jsonl", lines)
+            self._answered.add(key)
+        _append(self.partial / "parts.jsonl", _line(asdict(replace(part, session=self.session))))
 
     def predictions(self) -> list[Prediction]:
         """Return all answers so far."""

@@ -21,6 +21,7 @@ from foveate.bench.metrics import measure
 from foveate.bench.report import markdown
 from foveate.bench.results import Part, Prediction, ResultsFolder
 from foveate.bench.tasks import Task, TaskImage, normalised
+from foveate.bench.times import comparable_parts
 from foveate.devices import placement_of
 from foveate.engine import Encoded
 from foveate.engine.timing import now
@@ -150,6 +151,9 @@ class Benchmark:
             missing = [name for name in self.specs if (name, chunk) not in done]
             self._chunk(chunk, pictures, missing, len(done), tell)
             done |= {(name, chunk) for name in missing}
+        if not comparable_parts(self.folder.parts(), self.specs):
+            # Each chunk was interrupted, so no times belong together: the first chunk is timed again as a whole.
+            self._chunk(0, self._chunks[0], list(self.specs), len(done) - len(self.specs), tell)
         floor = self._floor(tell)
         order = {name: number for number, name in enumerate(self.specs)}
         predictions = sorted(self.folder.predictions(), key=lambda each: (order[each.spec], each.number))
