@@ -132,3 +132,119 @@ def test_animations_give_their_first_frame(tmp_path, suffix):
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "green")]
     frames[0].save(path, save_all=True, append_images=frames[1:], lossless=True)
     assert open_image(path).getpixel((8, 8))[0] > 200
+
+
+RAMP = np.linspace(0, 1, 48 * 48).reshape(48, 48)
+
+
+def levels(path) -> np.ndarray:
+    image = open_image(path)
+    assert image.mode == "RGB"
+    grey = np.asarray(image).astype(int)
+    assert (grey == grey[..., :1]).all()
+    return grey[..., 0]
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        RAMP.astype(np.float32),
+        (RAMP * 255).round().astype(np.float32),
+        (RAMP * 2 - 1).astype(np.float32),
+        (RAMP * 1000).astype(np.float32),
+        (RAMP * 3e38).astype(np.float32),
+        (RAMP * 255).round().astype(np.int32),
+        (RAMP * 65535).astype(np.int32),
+        (RAMP * 100_000).astype(np.int32),
+        ((RAMP * 2 - 1) * 2e9).astype(np.int32),
+        (RAMP * 65535).astype(np.uint16),
+    ],
+    ids=lambda numbers: f"{numbers.dtype} to {numbers.max():.3g}",
+)
+def test_deep_images_are_scaled(tmp_path, numbers):
+    path = tmp_path / "deep.tiff"
+    Image.fromarray(numbers).save(path)
+    assert abs(levels(path) - RAMP * 255).max() <= 1
+
+
+def tiff(path, numbers, bits, kind, order="<", photometric=1):
+    """A TIFF that Pillow reads and doesn't write; `kind` is 1 for unsigned, 2 for signed, 3 for floats."""
+    data = numbers.tobytes()
+    height, width = numbers.shape
+    entries = {
+        256: (4, width), 257: (4, height), 258: (3, bits), 259: (3, 1), 262: (3, photometric), 273: (4, 8), 277: (3, 1),
+        278: (4, height), 279: (4, len(data)), 339: (3, kind),
+    }  # fmt: skip
+    file = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(data)) + data
+    file += struct.pack(f"{order}H", len(entries))
+    for tag, (size, value) in entries.items():
+        file += struct.pack(f"{order}HHI", tag, size, 1)
+        file += struct.pack(f"{order}I", value) if size == 4 else struct.pack(f"{order}HH", value, 0)
+    path.write_bytes(file + struct.pack(f"{order}I", 0))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("numbers", "bits", "kind", "order"),
+    [
+        ((RAMP * 65535).astype(">u2"), 16, 1, ">"),
+        ((RAMP * 65535 - 32768).astype("<i2"), 16, 2, "<"),
+        ((RAMP * 65535 - 32768).astype(">i2"), 16, 2, ">"),
+        ((RAMP * 4294967295).astype("<u4"), 32, 1, "<"),
+        ((RAMP * 4294967295 - 2147483648).astype(">i4"), 32, 2, ">"),
+        ((RAMP * 255 - 128).astype("i1"), 8, 2, "<"),
+        (RAMP.astype(">f4"), 32, 3, ">"),
+    ],
+    ids=lambda value: str(value.dtype) if isinstance(value, np.ndarray) else "",
+)
+def test_deep_images_of_other_programs(tmp_path, numbers, bits, kind, order):
+    assert abs(levels(tiff(tmp_path / "deep.tiff", numbers, bits, kind, order)) - RAMP * 255).max() <= 1
+
+
+@pytest.mark.parametrize(("dtype", "bits", "kind", "white"), [("<u2", 16, 1, 65535), ("<f4", 32, 3, 1)])
+def test_deep_images_whose_zero_is_white(tmp_path, dtype, bits, kind, white):
+    path = tiff(tmp_path / "deep.tiff", (RAMP * white).astype(dtype), bits, kind, photometric=0)
+    assert abs(levels(path) - (1 - RAMP) * 255).max() <= 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_pixels_that_are_no_numbers(tmp_path, value):
+    path = tmp_path / "deep.tiff"
+    numbers = RAMP.astype(np.float32)
+    numbers[3, 4] = value
+    Image.fromarray(numbers).save(path)
+    assert "NaN or infinite" in _line(path)
+
+
+@pytest.mark.parametrize(("number", "level"), [(0.5, 128), (7, 7), (1e6, 128), (0, 0)])
+def test_a_deep_image_of_one_number(tmp_path, number, level):
+    path = tmp_path / "deep.tiff"
+    Image.fromarray(np.full((4, 6), number, dtype=np.float32)).save(path)
+    assert (levels(path) == level).all()
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"%PDF-1.4", "not an image, but a PDF"),
+        (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "not an image, but an SVG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC photo"),
+        (b"II*\0\x08\0\0\0", "a TIFF file of a kind"),
+    ],
+)
+def test_what_is_not_opened_has_a_name(tmp_path, data, kind):
+    path = tmp_path / "drawing.png"
+    path.write_bytes(data)
+    assert f"is {kind}" in _line(path)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a" * 5000, "photo.png/more", "nul\0"])
+def test_names_that_no_file_can_have(photo, name):
+    with pytest.raises(FoveateError, match=r"there is no image|cannot be read"):
+        open_image(photo.parent / name)
+
+
+@pytest.mark.parametrize("thing", [None, 5, b"photo.png", Image.new("RGB", (2, 2)), np.zeros((2, 2)), []])
+def test_what_is_no_path(thing):
+    with pytest.raises(FoveateError, match="named by its path"):
+        open_image(thing)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import warnings
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, shown
 
 __all__ = ["LIMIT", "open_image"]
 
@@ -18,13 +21,37 @@ LIMIT: Final = 100_000_000
 
 # A list of names, because Pillow also opens formats that start other programs (EPS) or that are documents.
 _FORMATS: Final = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-_DEEP_GREY: Final = {"I;16": 65535.0, "I;16B": 65535.0, "I;16L": 65535.0, "I;16N": 65535.0, "I": 65535.0}
+_DOCUMENTS: Final = {
+    b"%PDF": "not an image, but a PDF document",
+    b"%!PS": "not an image, but a PostScript file",
+    b"<svg": "not an image, but an SVG drawing",
+    b"ftypheic": "a HEIC photo, which foveate does not open",
+    b"ftypheix": "a HEIC photo, which foveate does not open",
+    b"ftypmif1": "a HEIC photo, which foveate does not open",
+    b"ftypisom": "not an image, but a video",
+    b"ftypmp4": "not an image, but a video",
+    b"\x93NUMPY": "not an image, but a NumPy array",
+    b"II*\0": "a TIFF file of a kind that Pillow can't read, such as 64-bit numbers",
+    b"MM\0*": "a TIFF file of a kind that Pillow can't read, such as big-endian unsigned 32-bit numbers",
+}
+"""What files that aren't opened have near their beginning, and what errors call them."""
+
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_TAGS: Final = (_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT)
+"""Tags of TIFF: bits per number; what zero looks like; kind of number."""
+_WHITE_IS_ZERO: Final = 0
+_UNSIGNED, _SIGNED = 1, 2
 
 
 def open_image(path: str | Path) -> Image.Image:
     """Open an image: upright by its EXIF tag, transparency over white, the first frame of an animation.
 
     Checks the size before it decodes anything.
+
+    Numbers of more than 8 bits become grey levels. 16-bit numbers are divided by their range, 65535. 32-bit integers,
+    signed 16-bit integers and floats have no agreed range: floats from 0 to 1 are fractions of white, whole numbers
+    from 0 to 255 are 8-bit levels, and all others are scaled from their smallest (black) to their largest (white); an
+    image of one such number is mid-grey.
 
     Args:
         path: a PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF file.
@@ -33,19 +60,17 @@ def open_image(path: str | Path) -> Image.Image:
         An image of mode "RGB", fully read.
 
     Raises:
-        FoveateError: the file is missing, is not an image, is damaged, or has more than `LIMIT` pixels.
+        FoveateError: the file is missing, is not an image, is damaged, has NaN or infinite pixels, or has more than
+            `LIMIT` pixels.
 
     >>> open_image("holiday.png")
     Traceback (most recent call last):
     foveate.errors.FoveateError: there is no image holiday.png; check the path
     """
+    if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise FoveateError(f"an image file is named by its path, not by {shown(path)}")
     path = Path(path)
-    if path.is_dir():
-        raise FoveateError(f"{path} is a directory; name one image in it")
-    if not path.exists():
-        raise FoveateError(f"there is no image {path}; check the path")
-    if not path.is_file():
-        raise FoveateError(f"{path} is not a file; name an image file")
+    _check_file(path)
     try:
         with warnings.catch_warnings():
             # Pillow warns at its own limit; LIMIT is checked below.
@@ -55,9 +80,7 @@ def open_image(path: str | Path) -> Image.Image:
         count = re.search(r"\d+", str(error))
         raise _too_large(path, f"{int(count[0]):,} pixels" if count else "too many pixels") from None
     except UnidentifiedImageError:
-        raise FoveateError(
-            f"{path} is not an image, whatever its name says; use a PNG, JPEG, WebP, GIF, BMP or TIFF file"
-        ) from None
+        raise FoveateError(f"{path} is {_kind_of(path)}; use a PNG, JPEG, WebP, GIF, BMP or TIFF file") from None
     except Exception as error:
         raise _damaged(path, error) from error
     with opened:
@@ -68,7 +91,11 @@ def open_image(path: str | Path) -> Image.Image:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 opened.load()
-                return _rgb(ImageOps.exif_transpose(opened))
+                # An image that is turned loses its tags.
+                tags = {tag: getattr(opened, "tag_v2", {}).get(tag) for tag in _TAGS}
+                return _rgb(ImageOps.exif_transpose(opened), tags)
+        except FoveateError as error:
+            raise FoveateError(f"{path} {error}") from None
         except Exception as error:  # on broken bytes, decoders raise all kinds of errors
             raise _damaged(path, error) from error
 
@@ -79,15 +106,78 @@ def _known(name: str) -> bool:
     return name in Image.OPEN
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _DEEP_GREY:
-        # Pillow would clip 16-bit values at 255, so the image would be white.
-        return image.point(lambda value: value * (255.0 / _DEEP_GREY[image.mode]), "F").convert("L").convert("RGB")
+def _check_file(path: Path) -> None:
+    """Check that a path names a file.
+
+    Raises:
+        FoveateError: there is none, or it can't be looked at.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in the name.
+        raise FoveateError(f"there is no image {path}; check the path") from None
+    except OSError as error:
+        raise FoveateError(f"{path} cannot be read ({error.strerror}); check the path") from None
+    if stat.S_ISDIR(mode):
+        raise FoveateError(f"{path} is a directory; name one image in it")
+    if not stat.S_ISREG(mode):
+        raise FoveateError(f"{path} is not a file; name an image file")
+
+
+def _kind_of(path: Path) -> str:
+    """Say what a file is that can't be opened as an image."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    kinds = (kind for mark, kind in _DOCUMENTS.items() if mark in head)
+    return next(kinds, "not an image, whatever its name says")
+
+
+def _rgb(image: Image.Image, tags: dict[int, Any]) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16") or _is_signed(image, tags):
+        return Image.fromarray(_grey_levels(image, tags)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(ground, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _is_signed(image: Image.Image, tags: dict[int, Any]) -> bool:
+    """Return whether an image has 8-bit numbers below zero, which Pillow takes for large ones."""
+    return image.mode == "L" and _first(tags, _SAMPLE_FORMAT) == _SIGNED
+
+
+def _first(tags: dict[int, Any], tag: int) -> int | None:
+    value = tags[tag]
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _grey_levels(image: Image.Image, tags: dict[int, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Turn numbers of more than 8 bits into grey levels `(height, width)`; `open_image` says how.
+
+    Raises:
+        FoveateError: a number is NaN or infinite.
+    """
+    numbers = np.asarray(image)
+    if image.mode == "L":
+        numbers = numbers.view(np.int8)
+    elif image.mode == "I" and _first(tags, _BITS) == 32 and _first(tags, _SAMPLE_FORMAT) in (None, _UNSIGNED):
+        numbers = numbers.view(np.uint32)
+    values = numbers.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise FoveateError("has NaN or infinite pixels; replace them before you save the image")
+    low, high = float(values.min()), float(values.max())
+    if image.mode.startswith("I;16") or (image.mode == "I" and tags[_BITS] is None):
+        # Pillow scales what is in a PGM file to 16 bits.
+        low, high = 0.0, 65535.0
+    elif image.mode == "F" and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    elif low >= 0 and high <= 255 and bool((values == np.floor(values)).all()):
+        low, high = 0.0, 255.0
+    levels = np.full_like(values, 0.5) if low == high else (values - low) / (high - low)
+    if _first(tags, _PHOTOMETRIC) == _WHITE_IS_ZERO:
+        levels = 1 - levels
+    return (levels * 255 + 0.5).astype(np.uint8)
 
 
 def _too_large(path: Path, size: str) -> FoveateError:
