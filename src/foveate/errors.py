@@ -42,7 +42,19 @@ def unknown(what: str, name: str, known: Sequence[str]) -> str:
     """
     nearest = difflib.get_close_matches(name, known, n=1)
     meant = f'did you mean "{nearest[0]}"?' if nearest else f"there are {', '.join(known)}"
-    return f'no {what} "{name}"; {meant}'
+    return f'no {what} "{shortened(name)}"; {meant}'
+
+
+def shortened(text: str, length: int = 60) -> str:
+    """Return a text of at most `length` characters: without its middle, if it is longer.
+
+    >>> shortened("a" * 50 + "b" * 50, 20)
+    'aaaaaaaa ... bbbbbbb'
+    """
+    if len(text) <= length:
+        return text
+    tail = (length - 5) // 2
+    return f"{text[: length - 5 - tail]} ... {text[len(text) - tail :]}"
 
 
 def shown(value: object) -> str:

@@ -30,10 +30,11 @@ from foveate.commands.output import (
     fitted_table,
     loading,
     print_json,
+    progress_bar,
     silence_transformers,
     spinner,
 )
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, shortened
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -103,11 +104,12 @@ def ask(
     with loading(model):
         network = load_model(model, revision=commit, **arguments)
     answers: list[Answer] = []
-    for each in (None, *specs):
-        with spinner(f"Asking: {each or 'dense'}"):
+    with progress_bar("Asking") as advance:
+        for number, each in enumerate((None, *specs)):
+            advance(number, 1 + len(specs), f"Asking {each or 'dense'}")
             answers.append(asking.ask(network, processor, inputs, each, max_new_tokens))
     if picture is not None:
-        with spinner("Drawing"):
+        with spinner("Drawing", working=True):
             from foveate.view import save_picture
 
             save_picture(_panels(network, processor, inputs, opened, question, specs, answers), picture)
@@ -131,13 +133,11 @@ def ask(
         return
     screen = console()
     screen.print(_answer_table(question, answers, screen.width))
-    screen.print(f"Model: {model_title(model, revision)}, {placement.title}.", style="dim", highlight=False)
-    screen.print(
-        f"Times are milliseconds, the median of {_runs(answers)} after a warm-up.", style="dim", highlight=False
-    )
+    screen.print(f"Model: {model_title(model, revision)}, {placement.title}.", style="dim")
+    screen.print(f"Times are milliseconds, the median of {_runs(answers)} after a warm-up.", style="dim")
     if picture is not None:
-        screen.print(f"Picture: {picture}", highlight=False)
-    screen.print(JSON_HINT, style="dim", highlight=False)
+        screen.print(f"Picture: {picture}")
+    screen.print(JSON_HINT, style="dim")
 
 
 _COLUMNS = (
@@ -151,22 +151,20 @@ _COLUMNS = (
 
 
 def _answer_table(question: str, answers: Sequence[Answer], width: int) -> Table:
-    from rich.markup import escape
-
     rows = []
     for answer in answers:
         times = (answer.encoder, answer.compressor, answer.prefill, answer.decode, answer.total)
         rows.append(
             (
-                escape(answer.spec),
-                escape(answer.text),
+                answer.spec,
+                answer.text,
                 f"{answer.tokens_after}",
                 f"{answer.tokens_after / answer.tokens_before:.1%}",
                 f"{answer.mean_over_layers:.1f}",
                 *(f"{milliseconds:.1f}" for milliseconds in times),
             )
         )
-    shown = fitted_table(_COLUMNS, rows, width, title=escape(question))
+    shown = fitted_table(_COLUMNS, rows, width, title=shortened(question, 4 * width))
     shown.columns[1].style = "bold"
     return shown
 

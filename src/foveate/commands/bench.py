@@ -135,7 +135,7 @@ def bench(
             loaded, processor, task, specs, out, max_new_tokens, _typed_command(), budgets, batch, revision=commit
         )
     for line in lacking:
-        notes().print(line, highlight=False)
+        notes().print(line)
     metrics = _measure(run, task.questions * len(specs))
     picture = run.folder.path / "accuracy.png"
     if not picture.exists():
@@ -146,7 +146,7 @@ def bench(
     screen = console()
     screen.print(table(metrics, screen.width))
     for line in losses(metrics):
-        screen.print(line, style="red", highlight=False)
+        screen.print(line, style="red")
     several_budgets = len({row["budget"] for row in metrics["configurations"][1:]}) > 1
     per_skill = skills_table(metrics) if skills or not several_budgets else None
     if per_skill is not None:
@@ -154,7 +154,7 @@ def bench(
         screen.print(per_skill)
     screen.print()
     files = ["metrics.json", "predictions.jsonl", "table.md", *(["accuracy.png"] if picture.exists() else [])]
-    screen.print(f"Results: {run.folder.path} ({', '.join(files)})", highlight=False, soft_wrap=True)
+    screen.print(f"Results: {run.folder.path} ({', '.join(files)})", soft_wrap=True)
 
 
 def _task(data: Path | None, questions: int | None, skip: int) -> Task:
@@ -169,9 +169,9 @@ def _task(data: Path | None, questions: int | None, skip: int) -> Task:
 def _measure(run: Benchmark, answers: int) -> dict[str, Any]:
     """Run what is left of a benchmark, and return its metrics."""
     if run.folder.whole:
-        notes().print(f"All {answers:,} answers exist already; nothing is measured again.", highlight=False)
+        notes().print(f"All {answers:,} answers exist already; nothing is measured again.")
     elif run.done:
-        notes().print(f"Continuing: {run.done} of {run.parts} parts exist already.", highlight=False)
+        notes().print(f"Continuing: {run.done} of {run.parts} parts exist already.")
     with progress_bar() as advance:
         advance(run.done, run.parts, "")
         return run.run(lambda what, done, total: advance(done, total, what))

@@ -96,11 +96,14 @@ def calibrate(
     if threads is not None:
         torch.set_num_threads(threads)
     points = []
-    with spinner("Measuring"):
-        if check or picture is not None:
-            found, points = checking.check(name, place, dtype, 40.0 if seconds is None else seconds)
+    check = check or picture is not None
+    if seconds is None:
+        seconds = 40.0 if check else 20.0
+    with spinner(f"Measuring for about {seconds:g} seconds", working=True):
+        if check:
+            found, points = checking.check(name, place, dtype, seconds)
         else:
-            found = measure(name, place, dtype, 20.0 if seconds is None else seconds)
+            found = measure(name, place, dtype, seconds)
     save(found, path)
     if picture is not None:
         checking.draw(found, points, picture)
@@ -116,17 +119,16 @@ def calibrate(
         return
     screen = console()
     ((kind, rate),) = found.rates.items()
-    screen.print(f"[bold]{found.name}[/]: {found.title}", highlight=False)
+    screen.print(f"{found.name}: {found.title}", style="bold")
     screen.print(
         f"  {rate / 1e9:,.1f} GFLOP/s in {kind}, {found.bandwidth / 1e9:,.1f} GB/s of weights, "
         f"{found.launch * 1e6:.1f} us per kernel",
-        highlight=False,
     )
     if points:
         screen.print(_check_table(points))
-    screen.print(f"Saved: {path}", highlight=False, soft_wrap=True)
+    screen.print(f"Saved: {path}", soft_wrap=True)
     use = found.name if out is None else str(path)
-    screen.print(f"Use it: foveate cost --device {use}", style="dim", highlight=False, soft_wrap=True)
+    screen.print(f"Use it: foveate cost --device {use}", style="dim", soft_wrap=True)
 
 
 def _check_table(points: Sequence[Any]) -> Table:

@@ -18,6 +18,7 @@ from foveate.commands.output import (
     notes,
     print_json,
     silence_transformers,
+    spinner,
     table,
 )
 from foveate.errors import FoveateError, FoveateWarning
@@ -91,14 +92,15 @@ def cost(
 
     specs = [as_spec(text) for text in spec or ()]
     silence_transformers()
-    with warnings.catch_warnings(record=True) as caught:
+    with spinner("Reading the model's configuration"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FoveateWarning)
         shapes = costmodel.read_model(model, revision)
-    for warning in caught:
-        notes().print(f"{warning.message}.", highlight=False, soft_wrap=True)
     call: dict[str, Any] = {"text_tokens": text_tokens, "new_tokens": new_tokens, "batch": batch, "dtype": dtype}
-    costs = [costmodel.cost(shapes, each, images=sizes, device=place, **call) for each in (None, *specs)]
-    break_evens = [costmodel.break_even(shapes, each, device=place, **call) for each in specs]
+    with spinner("Predicting"):
+        costs = [costmodel.cost(shapes, each, images=sizes, device=place, **call) for each in (None, *specs)]
+        break_evens = [costmodel.break_even(shapes, each, device=place, **call) for each in specs]
+    for warning in caught:
+        notes().print(f"{warning.message}.", soft_wrap=True)
     if as_json:
         print_json(
             {
@@ -115,10 +117,10 @@ def cost(
         return
     screen = console()
     screen.print(_cost_table(costs, model_title(model, revision), sizes, screen.width))
-    for line in _conclusions(costs, break_evens, shapes, place):
-        screen.print(line, highlight=False)
-    screen.print(CONVENTION, style="dim", highlight=False)
-    screen.print(JSON_HINT, style="dim", highlight=False)
+    for line, style in _conclusions(costs, break_evens, shapes, place):
+        screen.print(line, style=style)
+    screen.print(CONVENTION, style="dim")
+    screen.print(JSON_HINT, style="dim")
 
 
 def _image_size(text: str) -> tuple[int, int]:
@@ -137,6 +139,8 @@ def _image_size(text: str) -> tuple[int, int]:
 
 
 def _list_devices(as_json: bool) -> None:
+    from rich.text import Text
+
     from foveate.costmodel import devices, published
 
     known = devices()
@@ -154,7 +158,7 @@ def _list_devices(as_json: bool) -> None:
     for device in known.values():
         rates = (f"{device.rates[kind] / 1e12:g}" if kind in device.rates else "-" for kind in ("bfloat16", "float32"))
         shown.add_row(
-            f"[bold]{device.name}[/]",
+            Text(device.name, "bold"),
             device.title,
             *rates,
             f"{device.bandwidth / 1e9:,.0f}",
@@ -163,8 +167,8 @@ def _list_devices(as_json: bool) -> None:
         )
     screen = console()
     screen.print(shown)
-    screen.print("Models for --model: " + ", ".join(published()), highlight=False)
-    screen.print("Add this machine: foveate calibrate", style="dim", highlight=False)
+    screen.print("Models for --model: " + ", ".join(published()))
+    screen.print("Add this machine: foveate calibrate", style="dim")
 
 
 _COLUMNS = (
@@ -215,28 +219,33 @@ def _cost_table(costs: list[Cost], model: str, sizes: list[tuple[int, int]], wid
     return fitted_table(_COLUMNS, rows, width, title=title)
 
 
-def _conclusions(costs: list[Cost], break_evens: list[BreakEven], model: Model, device: Device) -> list[str]:
-    """Say from which size of an image on each spec saves time, and what does not fit."""
-    lines = []
+def _conclusions(
+    costs: list[Cost], break_evens: list[BreakEven], model: Model, device: Device
+) -> list[tuple[str, str]]:
+    """Say from which size of an image on each spec saves time, and what does not fit; each line with its style."""
+    lines: list[tuple[str, str]] = []
     for each, even in zip(costs[1:], break_evens, strict=True):
         if even.tokens is None:
-            lines.append(f"{each.spec} saves no time here, up to {even.largest:,} visual tokens in one square image.")
-        else:
             lines.append(
+                (f"{each.spec} saves no time here, up to {even.largest:,} visual tokens in one square image.", "")
+            )
+        else:
+            line = (
                 f"{each.spec} saves time from {even.tokens:,} visual tokens on, in one square image; at "
                 f"{even.largest:,} tokens it saves {even.saved:.0%}."
             )
+            lines.append((line, ""))
     longest = model.decoder.longest
     length = costs[0].visual_tokens + costs[0].text_tokens + costs[0].new_tokens
     if longest is not None and length > longest:
-        lines.append(f"[yellow]The dense prompt and answer take {length:,} positions; the model has {longest:,}.[/]")
+        lines.append((f"The dense prompt and answer take {length:,} positions; the model has {longest:,}.", "yellow"))
     for each in costs:
         if not each.fits:
             needed, there = each.peak_bytes / 1e9, each.memory / 1e9
-            lines.append(f"[yellow]{each.spec} does not fit: it takes {needed:.1f} GB of {there:.0f} GB.[/]")
+            lines.append((f"{each.spec} does not fit: it takes {needed:.1f} GB of {there:.0f} GB.", "yellow"))
     if device.measured:
         origin = "times come from measurements."
     else:
         origin = f"times are lower bounds, from peak figures and an assumed {device.launch * 1e6:g} us per kernel."
-    lines.append(f"[dim]{device.title}: {origin} Source: {device.source}.[/]")
+    lines.append((f"{device.title}: {origin} Source: {device.source}.", "dim"))
     return lines

@@ -86,8 +86,8 @@ def count(
     if layout.structural:
         tokens += f" and {len(layout.structural)} structural ones"
     screen = console()
-    screen.print(f"{image}: {opened.width} x {opened.height} pixels", highlight=False, soft_wrap=True)
-    screen.print(f"In {model_title(model, revision)}: a grid of {grid}, {tokens}", highlight=False, soft_wrap=True)
+    screen.print(f"{image}: {opened.width} x {opened.height} pixels", soft_wrap=True)
+    screen.print(f"In {model_title(model, revision)}: a grid of {grid}, {tokens}", soft_wrap=True)
     shown = table("spec")
     add_number_columns(shown, "visual tokens", "of dense", "mean over layers")
     shown.add_row("dense", f"{layout.total}", "100.0%", f"{layout.total:.1f}")
@@ -97,5 +97,5 @@ def count(
         shares = " to ".join(f"{tokens / layout.total:.1%}" for tokens in ends)
         mean = f"{sum(layers) / len(layers):.1f}"
         shown.add_row(name, " to ".join(map(str, ends)), shares, mean if len(ends) == 1 else f"at most {mean}")
-    screen.print(shown, highlight=False)
-    screen.print(JSON_HINT, style="dim", highlight=False)
+    screen.print(shown)
+    screen.print(JSON_HINT, style="dim")

@@ -88,7 +88,7 @@ def find_layer(
         shown.add_row(f"{effect.layer}", f"{effect.divergence:.5f}", f"{effect.same:.0%}", style=style)
     screen.print(shown)
     if found.spec is None:
-        screen.print(f"No layer: the divergence of the last one is above {below:g}.", highlight=False)
+        screen.print(f"No layer: the divergence of the last one is above {below:g}.")
     else:
-        screen.print(f"{found.spec}: from this layer on the divergence is at most {below:g}.", highlight=False)
-    screen.print(f"Model: {model_title(model, revision)}, {placement.title}.", style="dim", highlight=False)
+        screen.print(f"{found.spec}: from this layer on the divergence is at most {below:g}.")
+    screen.print(f"Model: {model_title(model, revision)}, {placement.title}.", style="dim")

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from foveate.commands.options import JsonOption
-from foveate.commands.output import console, print_json, table
+from foveate.commands.output import Column, console, fitted_table, print_json
+
+_COLUMNS = (
+    Column("method", text=True),
+    Column("what it does", text=True),
+    Column("place", text=True),
+    Column("reads question", "question", text=True, optional=True),
+    Column("adaptive", text=True, optional=True),
+    Column("paper", text=True),
+)
 
 
 def methods(as_json: JsonOption = False) -> None:
@@ -14,23 +23,19 @@ def methods(as_json: JsonOption = False) -> None:
     if as_json:
         print_json([row.to_dict() for row in rows])
         return
-    shown = table()
-    shown.add_column("method", style="bold", no_wrap=True)
-    shown.add_column("what it does")
-    shown.add_column("place", no_wrap=True)
-    shown.add_column("reads question")
-    shown.add_column("adaptive")
-    shown.add_column("paper", no_wrap=True)
+    cells = []
     for row in rows:
         place = ",".join(map(str, row.layers)) or row.place
         flags = ("yes" if flag else "" for flag in (row.query_aware, row.adaptive))
-        shown.add_row(row.name, row.headline.split(". ")[0].rstrip(".") + ".", f"@{place}", *flags, row.paper)
+        cells.append((row.name, row.headline.split(". ")[0].rstrip(".") + ".", f"@{place}", *flags, row.paper))
     screen = console()
-    screen.print(shown, highlight=False)
+    shown = fitted_table(_COLUMNS, cells, screen.width)
+    shown.columns[0].style = "bold"
+    screen.print(shown)
     for line in (
         "A spec is METHOD:KEEP: cluster:64 keeps 64 tokens per image, cls:0.25 a quarter. Join steps with +.",
         "Add @PLACE to act elsewhere. @3,7,16 are decoder layers, given here for a decoder of 32.",
         "Adaptive methods can let the image decide how many tokens to keep: prumerge:auto.",
     ):
-        screen.print(line, highlight=False)
-    screen.print("All options and their defaults: foveate methods --json", style="dim", highlight=False)
+        screen.print(line)
+    screen.print("All options and their defaults: foveate methods --json", style="dim")

@@ -19,6 +19,8 @@ from foveate.commands.cost import cost
 from foveate.commands.count import count
 from foveate.commands.find_layer import find_layer
 from foveate.commands.methods import methods
+from foveate.commands.output import print_error, print_line, silence_imports
+from foveate.commands.streams import prepare_streams, writing
 from foveate.commands.train import train
 from foveate.errors import FoveateError, first_line
 
@@ -36,22 +38,29 @@ _OUT_OF_MEMORY = (
 )
 
 
+_CTRL_C = 130
+"""The exit code that typer gives to an interruption."""
+
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+"""What typer raises for options and arguments that it can't read."""
+
+
 @contextmanager
 def _one_line(context: Any) -> Iterator[None]:
     """End the program with one line on stderr and exit code 2: on errors that users can fix, and on Ctrl-C."""
     try:
         yield
     except FoveateError as error:
-        typer.echo(str(error), err=True)
+        print_error(str(error))
         raise typer.Exit(2) from None
     except RuntimeError as error:
         # torch is imported only by commands that need it.
         if type(error).__name__ != "OutOfMemoryError":
             raise
-        typer.echo(_OUT_OF_MEMORY.format(first_line(error)), err=True)
+        print_error(_OUT_OF_MEMORY.format(first_line(error)))
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo(_interrupted(context.invoked_subcommand or context.command.name), err=True)
+        print_error(_interrupted(context.invoked_subcommand or context.command.name))
         raise typer.Exit(2) from None
 
 
@@ -59,7 +68,57 @@ def _interrupted(command: str | None) -> str:
     return _INTERRUPTED.get(command or "", "interrupted; no partial files were left behind")
 
 
-class _Program(TyperGroup):
+def _usage(error: Any) -> str:
+    """Return one line for what typer refuses.
+
+    >>> _usage(typer.BadParameter("'x' is not a number.", param_hint="'--keep'"))
+    "invalid value for '--keep': 'x' is not a number"
+    """
+    said = " ".join(error.format_message().split()).rstrip(".")
+    said = said[:1].lower() + said[1:]
+    context = getattr(error, "ctx", None)
+    return said if context is None else f"{said}  ({context.command_path} --help says what there is)"
+
+
+class _Main:
+    """How a program of typer begins and ends: what typer and the streams refuse is one line, too."""
+
+    def main(self, *arguments: Any, standalone_mode: bool = True, **options: Any) -> Any:
+        """Run the program, and end the process."""
+        run: Any = super().main  # pyright: ignore[reportAttributeAccessIssue]
+        if not standalone_mode:
+            return run(*arguments, standalone_mode=False, **options)
+        prepare_streams()
+        silence_imports()
+        try:
+            code = run(*arguments, standalone_mode=False, **options)
+            with writing():
+                sys.stdout.flush()
+        except _UsageError as error:
+            print_error(_usage(error))
+            code = 2
+        except FoveateError as error:
+            print_error(str(error))
+            code = 2
+        except typer.Exit as end:
+            code = end.exit_code
+        if code == _CTRL_C:
+            print_error(_interrupted(None))
+            code = 2
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """Read the words of the command line; --help and --version print here."""
+        read: Any = super().make_context  # pyright: ignore[reportAttributeAccessIssue]
+        with writing():
+            try:
+                return read(*arguments, **options)
+            except SystemExit:
+                # rich, which typer prints help with, ends so where the reader of stdout has left.
+                raise typer.Exit(0) from None
+
+
+class _Program(_Main, TyperGroup):
     """Several commands."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -68,7 +127,11 @@ class _Program(TyperGroup):
             return super().invoke(ctx)
 
 
-class _Command(TyperCommand):
+class _Part(_Main, TyperCommand):
+    """One of several commands."""
+
+
+class _Command(_Main, TyperCommand):
     """A command that is a program of its own."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -82,7 +145,7 @@ app = typer.Typer(
     name="foveate",
     help="Give vision-language models fewer visual tokens, and measure what that saves and costs.",
     epilog="Without --model, commands use the small model that comes with foveate.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -98,11 +161,13 @@ def _print_version(asked: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print_line(context.get_help())
 
 
 for _panel, _commands in {
@@ -111,7 +176,7 @@ for _panel, _commands in {
     "Train": (train,),
 }.items():
     for _command in _commands:
-        app.command(rich_help_panel=_panel)(_command)
+        app.command(cls=_Part, rich_help_panel=_panel)(_command)
 
 
 def main() -> None:
@@ -119,7 +184,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        typer.echo(_interrupted(None), err=True)
+        print_error(_interrupted(None))
         sys.exit(2)
 
 
