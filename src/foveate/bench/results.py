@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar, get_type_hints
 
 from foveate.bench.answers import Spent
 from foveate.errors import FoveateError
-from foveate.files import PARTIAL, replace_folder, write_json, write_text
+from foveate.files import (
+    LIST_LIMIT,
+    LOCK,
+    OWNER,
+    PARTIAL,
+    DamagedFile,
+    FileError,
+    FolderLock,
+    append_text,
+    check_new_folder,
+    files_in,
+    is_file,
+    kind_of,
+    make_folder,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_json_lines,
+    remove_folder,
+    replace_folder,
+    shown_path,
+    write_json,
+    write_text,
+)
+
+_ADVICE: Final = "wait for it, or name another folder with --out"
+_FINISHED: Final = "finished"
+"""The folder inside the partial one that gets the final name."""
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -63,7 +93,7 @@ class Part:
 
 
 class ResultsFolder:
-    """The folder of one run.
+    """The folder of one run, which one process at a time writes to: `with` locks it.
 
     During the run, all files are in `<path>.partial`: answers are added to predictions.jsonl, and then a line to
     parts.jsonl, which marks them as complete. After an interruption, answers without that line are dropped.
@@ -73,58 +103,96 @@ class ResultsFolder:
         config: everything that decides the results; a folder of another config is refused.
 
     Raises:
-        FoveateError: `path` holds something else, or the results of another config.
+        FolderInUse: another process writes to it.
+        FoveateError: `path` can't be written, holds something else, or holds the results of another config; or a
+            finished folder is damaged.
     """
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
-        self.path = path
+        self.path = check_results_folder(path)
         self.config = json.loads(json.dumps(config))
-        self.partial = path.with_name(path.name + PARTIAL)
-        self.whole = False
-        for folder in (path, self.partial):
-            if folder.exists():
-                self._check(folder)
-        self.whole = (path / "metrics.json").is_file()
+        self.partial = _partial(self.path)
         self.session = 0
+        self._lock = FolderLock(self.partial, _ADVICE)
         self._answered: set[tuple[str, int]] = set()
+        self.whole = is_file(self.path / "metrics.json")
+        for folder in (self.path, self.partial):
+            self._check_config(folder)
+        if self.whole:
+            self._check_complete(self.predictions())
 
-    def _check(self, folder: Path) -> None:
-        if not folder.is_dir():
-            raise FoveateError(f"{folder} is a file; name a folder with --out")
+    def _check_config(self, folder: Path) -> None:
         file = folder / "config.json"
-        if not file.is_file():
-            if any(not each.name.endswith(PARTIAL) for each in folder.iterdir()):
-                raise FoveateError(f"{folder} holds something that is no benchmark; name another folder with --out")
+        if kind_of(folder) == "missing" or not is_file(file):
             return
         try:
-            held = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
-            raise FoveateError(f"{file} is damaged; remove the folder, or name another one with --out") from None
+            held = read_json(file, limit=LIST_LIMIT, strict=False)
+        except DamagedFile:
+            held = None
+        if not isinstance(held, dict):
+            raise _damaged(file, "it holds no configuration")
         if held != self.config:
             other = sorted(key for key in {*held, *self.config} if held.get(key) != self.config.get(key))
             raise FoveateError(
-                f"{folder} holds the results of another run (different {', '.join(other)}), and nothing is "
+                f"{shown_path(folder)} holds the results of another run (different {', '.join(other)}), and nothing is "
                 "overwritten; name another folder with --out, or remove this one"
             )
 
-    def open(self) -> None:
-        """Create the folder, or continue an interrupted run; incomplete parts are dropped."""
+    # One owner
+
+    def __enter__(self) -> Self:
+        """Lock the folder and create it, or continue an interrupted run; incomplete parts are dropped.
+
+        If another process has finished the run meanwhile, `whole` says so, and nothing is locked.
+
+        Raises:
+            FolderInUse: another process writes to it.
+            FoveateError: it can't be written.
+        """
+        if self.whole and kind_of(self.partial) == "missing":
+            return self
+        self._lock.acquire()
         try:
-            self.partial.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FoveateError(
-                f"{self.partial} can't be made ({error.strerror}); name another folder with --out"
-            ) from None
-        if not (self.partial / "config.json").exists():
+            self._open()
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Free the folder; what is written so far stays."""
+        self._lock.release()
+
+    def _open(self) -> None:
+        self.whole = is_file(self.path / "metrics.json")
+        if self.whole:
+            # Left by a process that was killed after it had finished, or made by the lock.
+            remove_folder(self.partial)
+            self._check_config(self.path)
+            self._check_complete(self.predictions())
+            return
+        if not is_file(self.partial / "config.json"):
             write_json(self.partial / "config.json", self.config)
+        remove_folder(self.partial / _FINISHED)
         parts = self.parts()
         sizes = {(part.spec, part.chunk): part.spent.questions for part in parts}
-        found: dict[tuple[str, int], dict[int, str]] = {}
-        for line in _whole_lines(self.partial / "predictions.jsonl"):
-            value = json.loads(line)
-            found.setdefault((value["spec"], value["chunk"]), {})[value["number"]] = line
-        kept = {key: list(lines.values()) for key, lines in found.items() if len(lines) == sizes.get(key)}
-        write_text(self.partial / "predictions.jsonl", "".join(line for lines in kept.values() for line in lines))
+        lines: dict[tuple[str, int], list[str]] = {}
+        numbers: dict[tuple[str, int], list[int]] = {}
+        for value in self._whole_lines("predictions.jsonl"):
+            key = (value.get("spec"), value.get("chunk"))
+            # Answers of one part stand together and have been counted; what else is there was never finished.
+            if key in sizes and isinstance(value.get("number"), int):
+                lines.setdefault(key, []).append(_line(value))
+                numbers.setdefault(key, []).append(value["number"])
+        times = Counter((spec, number) for (spec, _), found in numbers.items() for number in found)
+        kept = {
+            key: "".join(lines[key])
+            for key, found in numbers.items()
+            if len(found) == sizes[key] and all(times[key[0], number] == 1 for number in found)
+        }
+        write_text(self.partial / "predictions.jsonl", "".join(kept.values()))
         write_text(
             self.partial / "parts.jsonl",
             "".join(_line(asdict(part)) for part in parts if (part.spec, part.chunk) in kept),
@@ -132,65 +200,215 @@ class ResultsFolder:
         self._answered = set(kept)
         self.session = 1 + max((part.session for part in parts), default=0)
 
+    # Reading
+
+    def metrics(self) -> dict[str, Any]:
+        """Return what metrics.json of a finished run holds.
+
+        Raises:
+            FoveateError: it is damaged.
+        """
+        file = self.path / "metrics.json"
+        try:
+            found = read_json(file, limit=LIST_LIMIT, strict=False)
+            measured = sorted(row["spec"] for row in found["configurations"])
+        except (DamagedFile, KeyError, TypeError):
+            measured = None
+        if measured != sorted(self.config["specs"]):
+            raise _damaged(file, "it holds the figures of other configurations, or none")
+        return found
+
     def parts(self) -> list[Part]:
         """Return the finished parts, each once: of those that were timed again, the latest."""
-        folder = self.path if self.whole else self.partial
         found: dict[tuple[str, int], Part] = {}
-        for line in _whole_lines(folder / "parts.jsonl"):
-            value = json.loads(line)
-            part = Part(**{**value, "spent": Spent(**value["spent"])})
-            found[part.spec, part.chunk] = part
+        for value in self._lines("parts.jsonl"):
+            try:
+                spent = read_record(Spent, value.get("spent"), "its times")
+                part = read_record(Part, {**value, "spent": spent}, "a part")
+            except DamagedFile as error:
+                if self.whole:
+                    raise _damaged(self.path / "parts.jsonl", str(error)) from None
+                continue
+            if part.spec in self.config["specs"]:
+                found[part.spec, part.chunk] = part
         return list(found.values())
+
+    def predictions(self) -> list[Prediction]:
+        """Return all answers so far.
+
+        Raises:
+            FoveateError: those of a finished run are damaged.
+        """
+        found = []
+        for value in self._lines("predictions.jsonl"):
+            value.pop("chunk", None)
+            try:
+                found.append(read_record(Prediction, value, f"answer {len(found) + 1}"))
+            except DamagedFile as error:
+                raise _damaged(self._place / "predictions.jsonl", str(error)) from None
+        return found
+
+    @property
+    def _place(self) -> Path:
+        return self.path if self.whole else self.partial
+
+    def _lines(self, name: str) -> Iterator[dict[str, Any]]:
+        """Yield the objects of a file: of an interrupted run, those that a kill has left whole."""
+        if not self.whole:
+            yield from self._whole_lines(name)
+            return
+        try:
+            for number, value in read_json_lines(self.path / name, strict=False):
+                if not isinstance(value, dict):
+                    raise DamagedFile(f"line {number} is no JSON object")
+                yield value
+        except FileError as error:
+            raise _damaged(self.path / name, str(error)) from None
+
+    def _whole_lines(self, name: str) -> Iterator[dict[str, Any]]:
+        file = self.partial / name
+        if kind_of(file) != "file":
+            return
+        *whole, _ = read_bytes(file, limit=LIST_LIMIT).split(b"\n")
+        for line in whole:
+            try:
+                value = parse_json(line.decode("utf-8"), "a line", strict=False)
+            except (DamagedFile, UnicodeDecodeError):
+                continue
+            if isinstance(value, dict):
+                yield value
+
+    def _check_complete(self, predictions: Sequence[Prediction]) -> None:
+        """Check that each configuration has answered each question once.
+
+        Raises:
+            FoveateError: it hasn't.
+        """
+        times = Counter((each.spec, each.number) for each in predictions)
+        asked = {(spec, number) for spec in self.config["specs"] for number in range(self.config["questions"])}
+        double = sum(1 for count in times.values() if count > 1)
+        foreign = len(times.keys() - asked)
+        missing = len(asked - times.keys())
+        wrong = [
+            f"{count} {what}"
+            for count, what in ((double, "answered twice"), (missing, "missing"), (foreign, "of other runs"))
+            if count
+        ]
+        if wrong:
+            raise _damaged(self._place / "predictions.jsonl", f"of its answers, {', '.join(wrong)}")
+
+    # Writing
 
     def add(self, part: Part, predictions: Iterable[Prediction]) -> None:
         """Write one part, its answers first; both are on the disk when this returns.
 
         A part that is there already was timed again: its answers stay, and its times are replaced.
+
+        Raises:
+            FoveateError: the disk is full, or the folder can't be written any more.
         """
         key = (part.spec, part.chunk)
         if key not in self._answered:
             lines = "".join(_line({**asdict(each), "chunk": part.chunk}) for each in predictions)
-            _append(self.partial / "predictions.jsonl", lines)
+            append_text(self.partial / "predictions.jsonl", lines)
             self._answered.add(key)
-        _append(self.partial / "parts.jsonl", _line(asdict(replace(part, session=self.session))))
-
-    def predictions(self) -> list[Prediction]:
-        """Return all answers so far."""
-        folder = self.path if self.whole else self.partial
-        found = []
-        for line in _whole_lines(folder / "predictions.jsonl"):
-            value = json.loads(line)
-            value.pop("chunk", None)
-            found.append(Prediction(**value))
-        return found
+        append_text(self.partial / "parts.jsonl", _line(asdict(replace(part, session=self.session))))
 
     def finish(self, predictions: Sequence[Prediction], texts: Mapping[str, str]) -> None:
-        """Write the answers in order and the other files, then rename the folder.
+        """Write the finished folder, and give it its name.
+
+        The files of the interrupted run stay as they are until then, so that a kill at any moment loses nothing.
 
         Args:
             predictions: all of them, in the order that the file shall have.
             texts: per file name, its text; metrics.json among them.
+
+        Raises:
+            FoveateError: an answer is missing or there twice, or the folder can't be written.
         """
-        write_text(self.partial / "predictions.jsonl", "".join(_line(asdict(each)) for each in predictions))
+        self._check_complete(predictions)
+        finished = make_folder(self.partial / _FINISHED)
+        write_json(finished / "config.json", self.config)
+        write_text(finished / "parts.jsonl", "".join(_line(asdict(part)) for part in self.parts()))
+        write_text(finished / "predictions.jsonl", "".join(_line(asdict(each)) for each in predictions))
         for name, text in texts.items():
-            write_text(self.partial / name, text)
-        replace_folder(self.partial, self.path)
+            write_text(finished / name, text)
+        replace_folder(finished, self.path)
         self.whole = True
+        self._lock.release()
+        remove_folder(self.partial)
 
 
-def _append(path: Path, text: str) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def check_results_folder(path: Path) -> Path:
+    """Check that a benchmark can be written to a folder, or was: before the model is loaded.
+
+    Returns:
+        The folder; if `path` is a link, the one that it leads to.
+
+    Raises:
+        FolderInUse: another process writes to it.
+        FoveateError: it holds something else or can't be written.
+    """
+    if is_file(path / "metrics.json") and is_file(path / "config.json"):
+        # A finished run is only read.
+        return path
+    folder = check_new_folder(path)
+    if kind_of(folder) == "folder" and not is_file(folder / "config.json") and files_in(folder):
+        raise FoveateError(f"{shown_path(path)} holds something that is no benchmark; name another folder with --out")
+    partial = _partial(folder)
+    kind = kind_of(partial)
+    if kind == "missing":
+        return folder
+    if kind != "folder":
+        raise FoveateError(
+            f"{shown_path(partial)}, where results are gathered, is a file; name another folder with --out"
+        )
+    names = {file.name for file in files_in(partial)} - {LOCK, OWNER}
+    if "config.json" not in names and any(not name.endswith(PARTIAL) for name in names):
+        raise FoveateError(
+            f"{shown_path(partial)}, where results are gathered, holds something that is no benchmark; name another "
+            "folder with --out"
+        )
+    FolderLock(partial, _ADVICE).check_free()
+    return folder
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Return the complete lines of a file; a kill may have cut the last one."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("}\n")]
+def _partial(path: Path) -> Path:
+    return path.with_name(path.name + PARTIAL)
+
+
+def _damaged(file: Path, how: str) -> FoveateError:
+    return FoveateError(
+        f"{shown_path(file)} is damaged ({how}); remove its folder to measure again, or name another one with --out"
+    )
+
+
+def read_record(kind: type[Record], value: Any, what: str) -> Record:
+    """Return a dataclass whose fields a mapping holds.
+
+    Raises:
+        DamagedFile: a field is missing, unknown or of another type.
+    """
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, dict):
+        raise DamagedFile(f"{what} is no mapping")
+    types = get_type_hints(kind)
+    lacking = [
+        each.name
+        for each in fields(kind)  # pyright: ignore[reportArgumentType]
+        if each.name not in value and each.default is MISSING and each.default_factory is MISSING
+    ]
+    wrong = [name for name, held in value.items() if name not in types or not _fits(held, types[name])]
+    if lacking or wrong:
+        raise DamagedFile(f"{what} has {'no' if lacking else 'a wrong'} {(lacking or wrong)[0]}")
+    return kind(**value)
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    if isinstance(value, bool) or value is None:
+        return isinstance(value, expected)
+    return isinstance(value, (expected | int) if expected in (float, float | None) else expected)
 
 
 def _line(value: Any) -> str:

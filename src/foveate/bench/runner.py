@@ -141,10 +141,11 @@ class Benchmark:
         Raises:
             FoveateError: a configuration doesn't work on one of the images; finished parts stay on the disk.
         """
-        if self.folder.whole:
-            return json.loads((self.folder.path / "metrics.json").read_text(encoding="utf-8"))
+        with self.folder:
+            return self.folder.metrics() if self.folder.whole else self._measure(tell)
+
+    def _measure(self, tell: Progress) -> dict[str, Any]:
         began = time.monotonic()
-        self.folder.open()
         done = {(part.spec, part.chunk) for part in self.folder.parts()}
         self._warm_up()
         for chunk, pictures in enumerate(self._chunks):

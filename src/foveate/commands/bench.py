@@ -113,6 +113,10 @@ def bench(
         raise FoveateError(f"--questions is {questions}; it must be at least 1")
     silence_transformers()
     arguments = placement_arguments(device, dtype, device_map, quantize)
+    if out is not None:
+        from foveate.bench.results import check_results_folder
+
+        check_results_folder(out)
     from foveate.loading import commit_of, load_model, load_processor
 
     with spinner("Finding the model"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from foveate.files.paths import FileError, shown_path, why
+from foveate.files.paths import FileError, kind_of, shown_path, why
 from foveate.files.reading import read_json
 from foveate.files.writing import make_folder, remove_file, write_json
 
@@ -91,6 +91,17 @@ class FolderLock:
         except BaseException:
             self.release()
             raise
+
+    def check_free(self) -> None:
+        """Check that no other process holds the lock, without taking it: before work that takes long.
+
+        Raises:
+            FolderInUse: another process holds it; the text names it.
+            FileError: the folder can't be written to.
+        """
+        if kind_of(self.folder / LOCK) != "missing" and not self.held:
+            self.acquire()
+            self.release()
 
     def _owner(self) -> str:
         """Say which process holds the lock, as far as that is known."""

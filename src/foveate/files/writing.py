@@ -126,6 +126,25 @@ def check_writable_folder(path: str | Path) -> Path:
     return final
 
 
+def check_new_folder(path: str | Path) -> Path:
+    """Check that a folder which is written under another name can get this one at the end.
+
+    Returns:
+        The path as it was given; if it is a link or ends with "..", the folder that it leads to.
+
+    Raises:
+        FileError: it is a file, the current folder or the system's, or its parent can't be written to.
+    """
+    given = checked_path(path)
+    final = check_writable_folder(given)
+    if kind_of(final) == "folder" and (final == real_path(".") or final.is_mount()):
+        what = "the root of a disk" if final.is_mount() else "the current folder"
+        raise FileError(f"{shown_path(path)} is {what}, which can't be replaced; name a new folder")
+    if kind_of(final) != "missing":
+        _check_parents(path, final)
+    return final if given.is_symlink() or given.name in ("", "..") else given
+
+
 def _check_parents(path: str | Path, final: Path) -> None:
     """Check the nearest folder above that exists: the missing ones are made in it."""
     for parent in final.parents:
