@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,11 @@ DIGITS = 16
 _WRAPPED = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
 """What torch's wrappers of inner modules add to the names of weights: compiled, sharded, checkpointed ones."""
 _SAMPLES = 64
-"""Values of each weight that count."""
+"""Values of each weight that count in the fingerprint of a model."""
+_ANSWER_SAMPLES = 4096
+"""Values of each weight that count where answers are compared."""
+_INCIDENTAL = frozenset({"_name_or_path", "transformers_version"})
+"""Keys of a configuration that don't change the model: the folder and the version that it was loaded with."""
 
 
 def model_fingerprint(core: nn.Module) -> str:
@@ -38,10 +42,32 @@ def model_fingerprint(core: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, weight in sorted(_base_weights(core)):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
-        flat = _whole(name, weight.detach()).flatten()
-        sample = flat[:: max(1, flat.shape[0] // _SAMPLES)][:_SAMPLES].to(torch.bfloat16).float().cpu()
+        sample = _sample(_whole(name, weight.detach()), _SAMPLES)[:_SAMPLES].to(torch.bfloat16).float().cpu()
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:DIGITS]
+
+
+def answering_fingerprint(model: nn.Module, processor: Any) -> str:
+    """Return the fingerprint of all that decides a model's answers: SHA-256 over configuration, weights and processor.
+
+    Of each parameter 4,096 evenly spread values are read, so a model of many gigabytes takes seconds, too.
+    """
+    digest = hashlib.sha256()
+    config: Mapping[str, Any] = model.config.to_dict()  # pyright: ignore
+    digest.update(repr(sorted((k, str(v)) for k, v in config.items() if k not in _INCIDENTAL)).encode())
+    for name, weight in loaded_parameters(model):
+        sample = _sample(weight.detach(), _ANSWER_SAMPLES).to("cpu", torch.float32).contiguous()
+        digest.update(name.encode() + str(tuple(weight.shape)).encode() + sample.numpy().tobytes())
+    digest.update(str(getattr(processor, "chat_template", "")).encode())
+    images = getattr(processor, "image_processor", None)
+    digest.update(repr(sorted((k, str(v)) for k, v in images.to_dict().items()) if images else "").encode())
+    return digest.hexdigest()
+
+
+def _sample(weight: Tensor, count: int) -> Tensor:
+    """Return about `count` evenly spread values of a weight, and fewer than twice as many."""
+    flat = weight.flatten()
+    return flat[:: max(1, flat.shape[0] // count)]
 
 
 def loaded_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -5,10 +5,11 @@ import pytest
 import torch
 from rows import ROWS
 
-from foveate.bench.answers import Asker, Prompts, fingerprint
+from foveate.bench.answers import Asker, Prompts
 from foveate.bench.configurations import DENSE
 from foveate.engine import apply, compress, encode
 from foveate.errors import FoveateError
+from foveate.fingerprint import answering_fingerprint
 from foveate.schedule import tokens_per_layer
 from foveate.spec import Spec, parse
 
@@ -121,10 +122,10 @@ def test_mrope_reuse_equals_generate() -> None:
 
 
 def test_fingerprint_sees_one_changed_weight_matrix(model, processor) -> None:
-    before = fingerprint(model, processor)
-    assert before == fingerprint(model, processor)
+    before = answering_fingerprint(model, processor)
+    assert before == answering_fingerprint(model, processor)
     weight = model.model.language_model.layers[0].self_attn.q_proj.weight
     with torch.no_grad():
         weight.add_(1e-3)
-        assert fingerprint(model, processor) != before
+        assert answering_fingerprint(model, processor) != before
         weight.sub_(1e-3)

@@ -7,10 +7,11 @@ import pytest
 import torch
 from rows import ROWS
 
-from foveate.bench.answers import Asker, Prompts, fingerprint
+from foveate.bench.answers import Asker, Prompts
 from foveate.bench.runner import Benchmark
 from foveate.engine import apply
 from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.fingerprint import answering_fingerprint
 from foveate.spec import parse
 
 PROCESSOR = SimpleNamespace(
@@ -117,11 +118,11 @@ def test_an_offloaded_model_answers_as_one_in_memory(row: Any, spec: str) -> Non
 
     prompts, _ = prompts_of(row)
     plain = asker_of(row, 4)
-    expected, known = answers(plain, prompts, spec), fingerprint(plain.model, PROCESSOR)
+    expected, known = answers(plain, prompts, spec), answering_fingerprint(plain.model, PROCESSOR)
     made = asker_of(row, 4)
     cpu_offload(made.model, torch.device("cpu"))
     assert next(made.model.parameters()).is_meta
     offloaded = Asker(made.model, PROCESSOR, longest=4, batch=4)
     assert offloaded.device == torch.device("cpu")
-    assert fingerprint(offloaded.model, PROCESSOR) == known
+    assert answering_fingerprint(offloaded.model, PROCESSOR) == known
     assert answers(offloaded, prompts, spec) == expected

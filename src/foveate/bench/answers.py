@@ -21,7 +21,6 @@ from foveate.engine import Encoded, apply, compress, encode, encoder_outputs, ti
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
-from foveate.fingerprint import loaded_parameters
 from foveate.prompts import chat_text, check_chat_template, processor_inputs, question_messages, tokenized
 from foveate.spec import Spec
 from foveate.transformers_api import cache_argument, cache_of_output, new_cache
@@ -459,27 +458,3 @@ def _selected(cache: Any, rows: Tensor) -> Any:
     for number, layer in enumerate(cache.layers):
         selected.update(layer.keys.index_select(0, rows), layer.values.index_select(0, rows), number)
     return selected
-
-
-def fingerprint(model: nn.Module, processor: Any) -> str:
-    """Return a fingerprint of a model: SHA-256 over its configuration, a sample of every weight, and its prompts.
-
-    Of each parameter 4,096 evenly spread values are read, so a model of many gigabytes takes seconds, too.
-    """
-    import hashlib
-
-    digest = hashlib.sha256()
-    config: Mapping[str, Any] = model.config.to_dict()  # pyright: ignore
-    # The folder and the version that it was loaded with do not change the model.
-    digest.update(repr(sorted((k, str(v)) for k, v in config.items() if k not in _INCIDENTAL)).encode())
-    for name, weight in loaded_parameters(model):
-        flat = weight.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 4096)].to("cpu", torch.float32).contiguous()
-        digest.update(name.encode() + str(tuple(weight.shape)).encode() + sample.numpy().tobytes())
-    digest.update(str(getattr(processor, "chat_template", "")).encode())
-    images = getattr(processor, "image_processor", None)
-    digest.update(repr(sorted((k, str(v)) for k, v in images.to_dict().items()) if images else "").encode())
-    return digest.hexdigest()
-
-
-_INCIDENTAL = frozenset({"_name_or_path", "transformers_version"})

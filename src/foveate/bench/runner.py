@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveate.bench.answers import Asker, Prompts, fingerprint
+from foveate.bench.answers import Asker, Prompts
 from foveate.bench.configurations import DENSE, name_of
 from foveate.bench.environment import environment
 from foveate.bench.metrics import measure
@@ -26,6 +26,7 @@ from foveate.devices import placement_of
 from foveate.engine import Encoded
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
+from foveate.fingerprint import answering_fingerprint
 from foveate.schedule import schedule
 from foveate.spec import Spec, SpecLike, as_spec, spec_list
 
@@ -100,7 +101,7 @@ class Benchmark:
             "data": task.digest,
             "images": len(task.pictures),
             "questions": task.questions,
-            "model": fingerprint(model, processor),
+            "model": answering_fingerprint(model, processor),
             "specs": list(self.specs),
             **({"budgets": self.budgets} if self.budgets else {}),
             "longest_answer": longest,
