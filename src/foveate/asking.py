@@ -19,6 +19,7 @@ from foveate.engine.encode import moved
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import family_of
+from foveate.families.prompt_check import prompt_layouts
 from foveate.schedule import tokens_after
 from foveate.spec import SpecLike, as_spec
 from foveate.tokens import Layout
@@ -78,7 +79,7 @@ def layout_of_prompt(model: nn.Module, inputs: Mapping[str, Any]) -> Layout:
         UnsupportedFamily: the model is of no supported family.
     """
     family = family_of(model)
-    layouts = family.layouts(inputs)
+    layouts = prompt_layouts(family, inputs)
     if len(layouts) != 1:
         raise FoveateError(
             f"this image makes {len(layouts)} runs of visual tokens in {family.title}, which has no family of "

@@ -72,7 +72,13 @@ def shown(value: object) -> str:
 def first_line(error: Exception) -> str:
     """Return the first line of another error's text, without a full stop, to be quoted in one of foveate's.
 
+    If it ends with a colon, the next line belongs to it.
+
     >>> first_line(ValueError("too long.\\nTry truncation=True.")), first_line(KeyError())
     ('too long', 'KeyError')
+    >>> first_line(ValueError("field 'depth':\\n    expected int"))
+    "field 'depth': expected int"
     """
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    lines = [line.strip() for line in (str(error).strip() or type(error).__name__).splitlines()]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return text.rstrip(".")

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from foveate.embedded import PATH
 from foveate.errors import FoveateError, first_line
 from foveate.hub import explain, fetch_config, is_hub_name
+from foveate.model_checks import buffer_names, check_finite, check_loaded, check_processor
+from foveate.weight_files import SAFETENSORS_ONLY, check_kinds, check_size, stored_tensors
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["commit_of", "find_config", "load", "load_model", "load_processor", "skeleton"]
-
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 def load(
@@ -82,7 +82,10 @@ def load_model(
     from foveate.families import family_of
 
     source = _found(model, revision)
-    _check_weights(source)
+    config = _read_config(source)
+    # What is on the hub is known when it is loaded.
+    if not source.hub:
+        _check_files(source, config)
     if dtype is None:
         dtype = "float32" if source.embedded else "auto"
     arguments = load_arguments(device, dtype, device_map, quantize)
@@ -94,17 +97,18 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            # Reported by name below, where transformers says only that there are some.
+            ignore_mismatched_sizes=True,
         )
     except MemoryError:
         raise
     except Exception as error:
         raise _broken(source, "model", error) from error
     network, loading = loaded
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise FoveateError(
-            f"{source.name} lacks {len(missing)} weights of its own model ({missing[0]}, ...); download it again"
-        )
+    check_loaded(source.name, network, loading)
+    if source.hub and getattr(config, "quantization_config", None) is None:
+        check_kinds(source.name, stored_tensors(source.config.parent), buffer_names(network))
+    check_finite(source.name, network)
     family_of(network)
     return network.eval()
 
@@ -114,6 +118,7 @@ def load_processor(model: str | Path | None = None, *, revision: str | None = No
     from transformers import AutoProcessor
 
     source = _found(model, revision)
+    config = _read_config(source)
     try:
         processor: Any = AutoProcessor.from_pretrained(source.location, **source.arguments, trust_remote_code=False)
     except ImportError as error:
@@ -128,6 +133,7 @@ def load_processor(model: str | Path | None = None, *, revision: str | None = No
             f"{source.name} has no complete processor; it needs preprocessor_config.json (or processor_config.json) "
             "and the tokenizer's files"
         )
+    check_processor(source.name, processor, config)
     return processor
 
 
@@ -140,18 +146,10 @@ def skeleton(model: str | Path | None = None, *, revision: str | None = None) ->
         FoveateError: there is no such model or revision, or its configuration is damaged.
         UnsupportedFamily: the model is of no supported family.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
     from foveate.families import family_of
 
     source = _found(model, revision)
-    try:
-        config = AutoConfig.from_pretrained(source.location, **source.arguments, trust_remote_code=False)
-        with torch.device("meta"):
-            network = AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
-    except Exception as error:
-        raise _broken(source, "config.json", error) from error
+    network = _bare(source, _read_config(source))
     family_of(network)
     return network
 
@@ -232,42 +230,86 @@ def _located(model: str | Path | None, revision: str | None) -> _Source:
 
 
 def _found(model: str | Path | None, revision: str | None) -> _Source:
-    """Find a model, and check that it is of a supported family."""
+    """Find a model, and check that it is of a supported family and has a configuration of both its parts.
+
+    Raises:
+        FoveateError: there is none, or its config.json can't be read or lacks a part.
+        UnsupportedFamily: it is of no supported family.
+    """
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    from foveate.families import family_class
+    from foveate.families import family_class, supported
+    from foveate.families.config_fields import check_parts
 
     source = _located(model, revision)
     try:
-        config = json.loads(source.config.read_text(encoding="utf-8"))
-        kind = config.get("model_type")
-    except (ValueError, AttributeError, OSError) as error:
-        raise FoveateError(f"{source.config} cannot be read ({error}); download the model again") from error
+        data: Any = json.loads(source.config.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise FoveateError(f"{source.config} cannot be read ({first_line(error)}); download the model again") from error
+    if not isinstance(data, dict):
+        raise FoveateError(f"{source.config} holds no configuration, which is a JSON object; download the model again")
+    kind = data.get("model_type")
     # A model without a family of its own may still work, if it takes images and text.
-    if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+    if not isinstance(kind, str) or kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         family_class(SimpleNamespace(model_type=kind))
+    if kind in supported():
+        check_parts(data)
     return source
 
 
-def _check_weights(source: _Source) -> None:
-    """Check that a folder holds safetensors; what is on the hub is known when it is loaded."""
-    if source.hub:
-        return
-    names = sorted(file.name for file in Path(source.location).iterdir() if file.is_file())
-    if any(name.endswith(".safetensors") for name in names):
-        return
-    pickles = [name for name in names if name.endswith(_PICKLES)]
-    if pickles:
-        raise FoveateError(
-            f"{source.name} holds pickled weights ({pickles[0]}), which can run code when they are opened; "
-            f"{_SAFETENSORS_ONLY}"
-        )
-    raise FoveateError(f"{source.name} holds no weights (*.safetensors); download the model again")
+def _read_config(source: _Source) -> Any:
+    """Return the configuration of a model as transformers reads it.
+
+    Raises:
+        FoveateError: it is damaged.
+    """
+    from transformers import AutoConfig
+
+    from foveate.families.config_fields import check_sizes
+
+    try:
+        config: Any = AutoConfig.from_pretrained(source.location, **source.arguments, trust_remote_code=False)
+    except Exception as error:
+        raise _broken(source, "config.json", error) from error
+    try:
+        check_sizes(config)
+    except FoveateError as error:
+        raise FoveateError(f"{source.config} is damaged: {error}") from None
+    return config
 
 
-_SAFETENSORS_ONLY = (
-    "foveate reads safetensors only: get the model in that format, or convert it where you trust it (save_pretrained)"
-)
+def _bare(source: _Source, config: Any) -> Any:
+    """Build a model on the meta device, without its weights.
+
+    Raises:
+        FoveateError: its configuration is damaged.
+    """
+    import warnings
+
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        # torch warns of weights without numbers, which are refused.
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise _broken(source, "config.json", error) from error
+
+
+def _check_files(source: _Source, config: Any) -> None:
+    """Check what a folder's weight files say of themselves, before anything is loaded.
+
+    Raises:
+        FoveateError: there are no safetensors, or they don't fit the configuration.
+    """
+    stored = stored_tensors(Path(source.location))
+    if getattr(config, "quantization_config", None) is not None:
+        return
+    bare = _bare(source, config)
+    check_kinds(source.name, stored, buffer_names(bare))
+    check_size(source.name, stored, sum(weight.numel() for weight in bare.parameters()))
 
 
 def _broken(source: _Source, what: str, error: Exception) -> FoveateError:
@@ -276,7 +318,7 @@ def _broken(source: _Source, what: str, error: Exception) -> FoveateError:
         lacking = "does not appear to have a file named model.safetensors" in str(error)
         reason = _why_unreachable(source) if lacking else error
         if reason is None:
-            return FoveateError(f"{source.name} on the hub has no weights in safetensors; {_SAFETENSORS_ONLY}")
+            return FoveateError(f"{source.name} on the hub has no weights in safetensors; {SAFETENSORS_ONLY}")
         if (known := explain(reason, source.name, source.commit)) is not None:
             return known
     if type(error).__name__ == "OutOfMemoryError":
@@ -284,9 +326,8 @@ def _broken(source: _Source, what: str, error: Exception) -> FoveateError:
             f"the model of {source.name} does not fit on the device ({first_line(error)}); use bfloat16, 4bit, or the "
             "device map auto"
         )
-    return FoveateError(
-        f"the {what} of {source.name} cannot be loaded ({first_line(error)}); is the download complete?"
-    )
+    todo = "correct it, or download it again" if what == "config.json" else "is the download complete?"
+    return FoveateError(f"the {what} of {source.name} cannot be loaded ({first_line(error)}); {todo}")
 
 
 def _why_unreachable(source: _Source) -> Exception | None:

@@ -9,6 +9,7 @@ from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor
 
+from foveate.chat_template import no_template, render
 from foveate.errors import FoveateError, first_line
 
 __all__ = [
@@ -57,7 +58,7 @@ def check_chat_template(processor: Any) -> None:
         FoveateError: it has none.
     """
     if not getattr(processor, "chat_template", None):
-        raise _no_template("it has none")
+        raise no_template("it has none")
 
 
 def chat_text(processor: Any, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
@@ -71,10 +72,7 @@ def chat_text(processor: Any, messages: Sequence[Message], *, generation_prompt:
     Raises:
         FoveateError: the processor has no chat template, or the template refuses the messages.
     """
-    try:
-        return processor.apply_chat_template(list(messages), add_generation_prompt=generation_prompt, tokenize=False)
-    except ValueError as error:
-        raise _no_template(first_line(error)) from error
+    return render(processor, messages, generation_prompt)
 
 
 def chat_ids(processor: Any, messages: Sequence[Message]) -> Int64[Tensor, "1 S"]:
@@ -106,7 +104,9 @@ def processor_inputs(
     given = {"images": list(images)} if len(images) else {}
     try:
         return dict(processor(text=[text], return_tensors="pt", **given, **_special_tokens(processor, text)))
-    except ValueError as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # A processor computes with the numbers in its files, with whatever library.
         raise FoveateError(f"{refusal} ({first_line(error)})") from error
 
 
@@ -141,16 +141,13 @@ def question_inputs(processor: Any, images: Image.Image | Sequence[Image.Image],
     if isinstance(placeholder, str) and placeholder in question:
         raise FoveateError(f"the question holds {placeholder}, which stands for the image in prompts; leave it out")
     given = images if isinstance(images, Sequence) else [images]
-    return processor_inputs(processor, chat_text(processor, question_messages(question, len(given))), given)
+    text = chat_text(processor, question_messages(question, len(given)))
+    if question not in text:
+        raise no_template("it leaves out the question")
+    return processor_inputs(processor, text, given)
 
 
 def _special_tokens(processor: Any, text: str) -> dict[str, bool]:
     """Return options that keep the tokenizer from writing [BOS] where the template has written it."""
     bos = getattr(processor.tokenizer, "bos_token", None)
     return {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}
-
-
-def _no_template(reason: str) -> FoveateError:
-    return FoveateError(
-        f"the model's processor has no usable chat template ({reason}); add chat_template.jinja to the model"
-    )

@@ -95,7 +95,7 @@ def test_the_model_directory(refuse, directory, tmp_path):
     (directory / "config.json").write_text('{"model_type": ')
     assert "config.json cannot be read" in refuse("ask", IMAGE, "what ?", "--model", directory)
     (directory / "config.json").write_text("[]")
-    assert "config.json cannot be read" in refuse("ask", IMAGE, "what ?", "--model", directory)
+    assert "config.json holds no configuration" in refuse("ask", IMAGE, "what ?", "--model", directory)
 
 
 def test_a_directory_without_its_processor(refuse, directory):
@@ -115,7 +115,7 @@ def test_weights(run, directory):
     assert "safetensors only" in said
     (directory / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     said = run.refused("ask", IMAGE, "what ?", "--model", directory)
-    assert "cannot be loaded" in said
+    assert "model.safetensors is no complete file of weights" in said
     assert "\n" not in said
 
 
@@ -124,7 +124,8 @@ def test_weights_of_another_model(run, directory):
     from safetensors.torch import save_file
 
     save_file({"something": torch.zeros(1)}, directory / "model.safetensors", {"format": "pt"})
-    assert "weights of its own model" in run.refused("ask", IMAGE, "what ?", "--model", directory)
+    said = run.refused("ask", IMAGE, "what ?", "--model", directory)
+    assert "describes a model of 8,262,720 weights, and its files hold 1" in said
 
 
 def test_the_picture(refuse, tmp_path):

@@ -143,7 +143,22 @@ class Llava(Family):
 
     def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """Return one grid per image of `pixel_values`, `(images, channels, height, width)`."""
+        self.check_pixels(inputs["pixel_values"])
         return self.pixel_layouts(inputs["pixel_values"])
+
+    def check_pixels(self, pixels: Tensor) -> None:
+        """Check that images or crops have the size for which the encoder has positions.
+
+        Raises:
+            FoveateError: they have another one.
+        """
+        edge = read_number(self.config.vision_config, "image_size")
+        if tuple(pixels.shape[-2:]) != (edge, edge):
+            height, width = pixels.shape[-2:]
+            raise FoveateError(
+                f"the processor makes images of {width} x {height} pixels, and the encoder of this {self.title} takes "
+                f"{edge} x {edge}; correct size and crop_size of the processor"
+            )
 
     def pixel_layouts(self, pixels: Tensor) -> tuple[Layout, ...]:
         """Return one grid per image of `(images, channels, height, width)`."""

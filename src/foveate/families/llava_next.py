@@ -53,6 +53,8 @@ class LlavaNext(Llava):
         sizes = inputs.get("image_sizes")
         if sizes is None:
             raise FoveateError(f"{self.title} needs image_sizes beside pixel_values; the processor returns both")
+        if isinstance(pixels := inputs.get("pixel_values"), Tensor):
+            self.check_pixels(pixels)
         return tuple(self.image_layout(height, width) for height, width in torch.as_tensor(sizes).tolist())
 
     def image_layout(self, height: int, width: int) -> Layout:

@@ -1,0 +1,42 @@
+"""Check that a prompt and its images fit a model, before the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from foveate.errors import FoveateError
+from foveate.families.family import Family
+from foveate.layout import Layout
+
+
+def prompt_layouts(family: Family, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+    """Return the layouts of a prompt's images, and check that the prompt's ids fit them and the model.
+
+    Args:
+        family: of the model; that of a `loading.skeleton` is enough.
+        inputs: what the processor returned, with `input_ids` `(B, S)` on the CPU.
+
+    Raises:
+        FoveateError: placeholders and visual tokens differ in number, or an id is not in the model's vocabulary.
+    """
+    layouts = family.layouts(inputs)
+    ids: Tensor = inputs["input_ids"]
+    images = ids == family.image_token
+    written, wanted = int(images.sum()), sum(layout.total for layout in layouts)
+    if written != wanted:
+        images_given = f"{len(layouts)} image{'' if len(layouts) == 1 else 's'}"
+        raise FoveateError(
+            f"the processor writes {written} tokens for {images_given}, and the encoder makes {wanted}; processor and "
+            "model don't belong together"
+        )
+    vocabulary = getattr(family.config.get_text_config(), "vocab_size", None)
+    words = ids[~images]
+    if isinstance(vocabulary, int) and words.numel() and int(words.max()) >= vocabulary:
+        raise FoveateError(
+            f"the tokenizer writes token {int(words.max())}, and the model's vocabulary has {vocabulary} tokens; "
+            "tokenizer and model don't belong together"
+        )
+    return layouts

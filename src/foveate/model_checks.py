@@ -1,0 +1,128 @@
+"""Check a loaded model and its processor: weights against the configuration, the processor against both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import torch
+
+from foveate.errors import FoveateError
+
+__all__ = ["buffer_names", "check_finite", "check_loaded", "check_processor"]
+
+_FLOATS: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def buffer_names(network: Any) -> set[str]:
+    """Return the last parts of the names of a model's buffers; older versions saved them with the weights."""
+    return {name.rsplit(".", 1)[-1] for name, _ in network.named_buffers()}
+
+
+def check_loaded(title: str, network: Any, loading: Mapping[str, Any]) -> None:
+    """Check that all weights of a model were in its files, and nothing else.
+
+    Args:
+        title: what errors call the model.
+        network: the model.
+        loading: what `from_pretrained` returns beside the model under `output_loading_info`. Names that transformers
+            ignores are not in it.
+
+    Raises:
+        FoveateError: weights were missing, left over, or of another shape; the text names one and counts them.
+    """
+    buffers = buffer_names(network)
+    reshaped = sorted((name, tuple(stored), tuple(built)) for name, stored, built in loading["mismatched_keys"])
+    missing = sorted({*loading["missing_keys"]} - {name for name, _, _ in reshaped})
+    extra = sorted(name for name in loading["unexpected_keys"] if name.rsplit(".", 1)[-1] not in buffers)
+    wrong: list[str] = []
+    if missing:
+        wrong.append(f"lacks {_counted(missing)} of its own model ({_first(missing)})")
+    if extra:
+        wrong.append(f"has {_counted(extra)} that its configuration has no place for ({_first(extra)})")
+    if reshaped:
+        name, stored, built = reshaped[0]
+        wrong.append(
+            f"has {_counted(reshaped)} of another shape ({name} is {stored} in the files and {built} by the "
+            "configuration)"
+        )
+    if wrong:
+        raise FoveateError(
+            f"{title} {', and '.join(wrong)}: its weights and its config.json are not of one model; download it again"
+        )
+
+
+def check_finite(title: str, network: Any) -> None:
+    """Check that no weight is NaN or infinite, and that not all are zero. The host waits for the device once.
+
+    Args:
+        title: what errors call the model.
+        network: the model; quantised and offloaded weights are not looked at.
+
+    Raises:
+        FoveateError: some are, or all are zero.
+    """
+    weights = {
+        name: weight
+        for name, weight in network.named_parameters()
+        if weight.dtype in _FLOATS and not weight.is_meta and weight.numel()
+    }
+    if not weights:
+        return
+    with torch.no_grad():
+        # A sum is not finite if any summand is not; float32 holds the sum of any sensible weights.
+        sums = [weight.sum(dtype=torch.promote_types(weight.dtype, torch.float32)) for weight in weights.values()]
+        totals = dict(zip(weights, torch.stack([each.double().cpu() for each in sums]).tolist(), strict=True))
+        doubtful = [name for name, total in totals.items() if not math.isfinite(total)]
+        wrong = [name for name in doubtful if not bool(weights[name].isfinite().all())]
+    if wrong:
+        raise FoveateError(
+            f"{title} has NaN or infinite numbers in {_counted(wrong)} ({_first(wrong)}); its training failed, or its "
+            "files are damaged: get the model again"
+        )
+    if not any(totals.values()):
+        raise FoveateError(f"all weights of {title} are zero, so its files are damaged; get the model again")
+
+
+def check_processor(title: str, processor: Any, config: Any) -> None:
+    """Check that a processor writes an image into the prompt as the model reads it.
+
+    Args:
+        title: what errors call the model.
+        processor: with a tokenizer.
+        config: of the model.
+
+    Raises:
+        FoveateError: image token, size of patches or choice of features differ.
+    """
+    token, wanted = getattr(processor, "image_token", None), getattr(config, "image_token_id", None)
+    if isinstance(token, str) and isinstance(wanted, int):
+        found = processor.tokenizer.convert_tokens_to_ids(token)
+        if found is None or (found != wanted and found == processor.tokenizer.unk_token_id):
+            raise FoveateError(
+                f"the tokenizer of {title} has no token {token!r}, which stands for an image in prompts; take the "
+                "tokenizer that came with the model"
+            )
+        if found != wanted:
+            raise FoveateError(
+                f"an image is token {found} ({token!r}) for the tokenizer of {title} and {wanted} for its config.json; "
+                "take both from one model"
+            )
+    if not (hasattr(processor, "vision_feature_select_strategy") and hasattr(config, "vision_feature_select_strategy")):
+        return
+    for name, own in (("patch_size", config.vision_config), ("vision_feature_select_strategy", config)):
+        theirs, ours = getattr(processor, name, None), getattr(own, name, None)
+        if theirs != ours:
+            raise FoveateError(
+                f"{name} is {theirs!r} for the processor of {title} and {ours!r} for the model, so the tokens of an "
+                "image don't fit; correct processor_config.json"
+            )
+
+
+def _counted(names: Sequence[Any]) -> str:
+    return f"{len(names)} weight{'' if len(names) == 1 else 's'}"
+
+
+def _first(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]}, ..."
