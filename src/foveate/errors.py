@@ -40,7 +40,7 @@ def unknown(what: str, name: str, known: Sequence[str]) -> str:
     >>> unknown("method is called", "clustre", ("cluster", "pool"))
     'no method is called "clustre"; did you mean "cluster"?'
     """
-    nearest = difflib.get_close_matches(name, known, n=1)
+    nearest = difflib.get_close_matches(name[:60], known, n=1)
     meant = f'did you mean "{nearest[0]}"?' if nearest else f"there are {', '.join(known)}"
     return f'no {what} "{shortened(name)}"; {meant}'
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,13 +33,17 @@ def check_question(question: str) -> str:
     """Return the question without white space around it.
 
     Raises:
-        FoveateError: the question is empty.
+        FoveateError: the question is empty, or holds bytes that are no text.
 
     >>> check_question(" what colour is the circle ? ")
     'what colour is the circle ?'
     """
     if not question.strip():
         raise FoveateError('the question is empty; ask something, for instance "what colour is the circle ?"')
+    if (bad := re.search("[\ud800-\udfff]", question)) is not None:
+        raise FoveateError(
+            f"the question holds {ascii(bad[0])[1:-1]}, which is no character; write it in UTF-8"
+        )
     return question.strip()
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from foveate.errors import FoveateError, SpecError, shown, unknown
+from foveate.errors import FoveateError, SpecError, shortened, shown, unknown
 from foveate.keep import Keep
 from foveate.method import Method, Step
 from foveate.methods import aliases, method_class, method_names
@@ -115,7 +115,19 @@ def parse(text: str) -> Spec:
 
 
 def _fail(text: str, start: int, length: int, message: str) -> SpecError:
-    return SpecError(f"{text}\n{' ' * start}{'^' * max(1, length)} {message}")
+    before, at, after = (
+        "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in part)
+        for part in (text[:start], text[start : start + length], text[start + length :])
+    )
+    # Of a very long spec, what stands around the place is enough.
+    if len(before) > _AROUND:
+        before = f"... {before[-_AROUND:]}"
+    at, after = shortened(at), after if len(after) <= _AROUND else f"{after[:_AROUND]} ..."
+    return SpecError(f"{before}{at}{after}\n{' ' * len(before)}{'^' * max(1, len(at))} {message}")
+
+
+_AROUND = 100
+"""Characters of a spec that an error shows before and after a place."""
 
 
 def _step(text: str, part: str, offset: int) -> Step:

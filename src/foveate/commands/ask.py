@@ -75,6 +75,7 @@ def ask(
         from foveate import asking
         from foveate.devices import placement_of
         from foveate.families import family_of
+        from foveate.files import shown_path
         from foveate.loading import commit_of, load_model, load_processor, skeleton
         from foveate.prompts import check_question, question_inputs
         from foveate.schedule import tokens_after
@@ -84,9 +85,9 @@ def ask(
         # All input is checked before the model is loaded.
         question = check_question(question)
         specs = [as_spec(text) for text in spec or ()]
-        if picture is not None and writable(picture).resolve() == image.resolve():
-            raise FoveateError(f"--picture would overwrite {image}; choose another name")
         opened = open_image(image)
+        if picture is not None and _is_one_file(writable(picture), image):
+            raise FoveateError(f"--picture would overwrite {shown_path(image)}; choose another name")
         silence_transformers()
         arguments = placement_arguments(device, dtype, device_map, quantize)
         commit = commit_of(model, revision)
@@ -138,6 +139,13 @@ def ask(
     if picture is not None:
         screen.print(f"Picture: {picture}")
     screen.print(JSON_HINT, style="dim")
+
+
+def _is_one_file(picture: Path, image: Path) -> bool:
+    """Return whether a picture that may not exist yet is the image itself, by another name or a link."""
+    from foveate.files import is_file
+
+    return is_file(picture) and picture.samefile(image)
 
 
 _COLUMNS = (

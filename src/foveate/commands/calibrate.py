@@ -73,7 +73,9 @@ def calibrate(
 
     Example: foveate calibrate --name my-laptop
     """
+    from foveate import plots
     from foveate.costmodel.device import read_devices, save, user_file
+    from foveate.files import check_writable_file, is_file, shown_path
 
     if not re.fullmatch(r"[\w.-]{1,60}", name):
         raise FoveateError(f"--name {name!r} is not valid; use at most 60 letters, digits, dots and dashes")
@@ -81,12 +83,18 @@ def calibrate(
         raise FoveateError(f"--threads is {threads}; it must be at least 1")
     if seconds is not None and not 0 <= seconds <= 3600:
         raise FoveateError(f"--seconds is {seconds:g}; it must be from 0 to 3600")
+    # Whatever can't be read or written is refused before a minute of measuring.
     path = out or user_file()
-    if path.is_dir():
-        raise FoveateError(f"{path} is a directory; name a file to write")
-    if path.is_file():
-        # Refuse a file of another kind before a minute of measuring; the device is added to the others in it.
+    check_writable_file(path)
+    if is_file(path):
+        # The device is added to the others in it.
         read_devices(path)
+    if picture is not None:
+        if picture.suffix.lower() != ".png":
+            raise FoveateError(f"--picture {shown_path(picture)} is written as PNG; name a file that ends in .png")
+        check_writable_file(picture)
+        with plots.style():
+            pass  # matplotlib is there.
     import torch
 
     from foveate.costmodel import check as checking

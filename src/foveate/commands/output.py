@@ -190,10 +190,10 @@ def print_error(text: str) -> None:
 
     Long texts that it quotes lose their middle, and line breaks in them are written as such.
     """
-    marked = re.search(r"\n *\^", text) is not None
-    lines = text.split("\n") if marked else [text.replace("\n", "\\n")]
-    for line in lines:
-        if not marked:
+    marked = re.search(r"\n(?= *\^+ )", text)
+    lines = [text] if marked is None else [text[: marked.start()], text[marked.end() :]]
+    for line in (line.replace("\n", "\\n").replace("\t", "\\t") for line in lines):
+        if marked is None:
             line = re.sub(rf"\S{{{_LONGEST_WORD + 1},}}", lambda word: shortened(word[0], _LONGEST_WORD // 2), line)
         print_note(shortened(line, _LONGEST_ERROR))
 
@@ -203,12 +203,13 @@ class _Lines:
 
     Args:
         action: what is done.
-        first: after how many seconds the first line is printed.
+        first: after how many seconds the first line is printed; None is two.
         detail: says more, when a line is printed.
     """
 
-    def __init__(self, action: str, first: float = _FIRST_LINE, detail: Callable[[], str] | None = None) -> None:
-        self.action, self._first, self._detail = action, first, detail
+    def __init__(self, action: str, first: float | None = None, detail: Callable[[], str] | None = None) -> None:
+        self.action, self._detail = action, detail
+        self._first = _FIRST_LINE if first is None else first
         self._began = time.monotonic()
         self._start: tuple[float, int] | None = None
         self._done = self._total = 0
@@ -272,7 +273,7 @@ def spinner(action: str, working: bool = False) -> Iterator[None]:
         working: whether input has been checked. If not, an error may follow, and the first line comes late.
     """
     if not _moves():
-        with _Lines(action, _FIRST_LINE if working else _CHECKS):
+        with _Lines(action, None if working else _CHECKS):
             yield
         return
     screen = notes()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from foveate.errors import FoveateError
-from foveate.files import atomic_file
+from foveate.files import atomic_file, check_writable_file, is_folder, shown_path
 from foveate.fonts import font
 from foveate.plan import Plan
 from foveate.tokens import Layout, Segment
@@ -186,17 +185,14 @@ def writable(path: str | Path) -> Path:
     """Return the path if a picture can be written to it.
 
     Raises:
-        FoveateError: its folder is missing or it doesn't end like an image.
+        FoveateError: its name doesn't end like that of a picture, its folder is missing, or it can't be written.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
-        raise FoveateError(f"{path} has no suffix of a picture; use {', '.join(SUFFIXES)}")
-    if path.is_dir():
-        raise FoveateError(f"{path} is a directory; name a picture in it")
-    if not path.parent.is_dir():
-        raise FoveateError(f"there is no folder {path.parent} for {path.name}; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise FoveateError(f"the folder {path.parent} can't be written to; choose another one")
+        raise FoveateError(f"{shown_path(path)} has no suffix of a picture; use {', '.join(SUFFIXES)}")
+    check_writable_file(path)
+    if not is_folder(path.parent):
+        raise FoveateError(f"there is no folder {shown_path(path.parent)} for {shown_path(path.name)}; make it first")
     return path
 
 
