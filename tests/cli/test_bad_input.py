@@ -132,7 +132,16 @@ def test_the_picture(refuse, tmp_path):
     ask = ("ask", IMAGE, "what ?", "--picture")
     assert "there is no folder" in refuse(*ask, tmp_path / "none" / "out.png")
     assert "has no suffix of a picture" in refuse(*ask, tmp_path / "out.doc")
-    assert "is a directory" in refuse("ask", IMAGE, "what ?", "--picture", _made(tmp_path / "folder.png"))
+    assert "is a folder" in refuse("ask", IMAGE, "what ?", "--picture", _made(tmp_path / "folder.png"))
+    linked, other = tmp_path / "linked.png", tmp_path / "image.png"
+    other.write_bytes(IMAGE.read_bytes())
+    linked.symlink_to(other)
+    hard = tmp_path / "hard.png"
+    hard.hardlink_to(other)
+    for path in (linked, hard):
+        assert "would overwrite" in refuse("ask", other, "what ?", "--picture", path)
+        path.unlink()
+    other.unlink()
     before = IMAGE.read_bytes()
     assert "would overwrite" in refuse(*ask, IMAGE)
     assert IMAGE.read_bytes() == before

@@ -135,5 +135,5 @@ def test_places_that_cannot_hold_a_picture(tmp_path):
     with pytest.raises(FoveateError, match="has no suffix of a picture"):
         writable(tmp_path / "out.txt")
     (tmp_path / "folder.png").mkdir()
-    with pytest.raises(FoveateError, match="is a directory"):
+    with pytest.raises(FoveateError, match="is a folder"):
         writable(tmp_path / "folder.png")
