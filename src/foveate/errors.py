@@ -65,8 +65,20 @@ def shown(value: object) -> str:
     """
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"
+    return f"{quoted(value)} ({type(value).__name__})"
+
+
+def quoted(value: object) -> str:
+    """Return a refused value for an error text, short.
+
+    >>> quoted("ten"), quoted(10**5000)
+    ("'ten'", 'a number of over 4,000 digits')
+    """
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no longer numbers.
+        text = "a number of over 4,000 digits"
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def first_line(error: Exception) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-from foveate.errors import KeepError
+from foveate.errors import KeepError, quoted
+from foveate.numbers import read_decimal, read_whole
 
 
 @dataclass(frozen=True)
@@ -75,24 +76,24 @@ class Keep:
         """
         if isinstance(value, Keep):
             return value
-        text = str(value).strip()
+        text = "" if isinstance(value, int) and abs(value) > 10**30 else str(value).strip(" ")
         if text == "auto":
             return cls(auto=True)
         if "/" in text:
             return cls(layers=tuple(cls.of(each) for each in text.split("/")))
         if mean := re.fullmatch(r"mean\s*=\s*([0-9]{1,9})", text):
             return cls(mean=int(mean[1]))
-        if isinstance(value, bool) or not re.fullmatch(
-            r"[+-]?([0-9]+|[0-9]*\.[0-9]*|[0-9]+(\.[0-9]+)?e-[0-9]{1,3})|[+-]?(nan|inf)", text
-        ):
-            raise KeepError(f"invalid keep {value!r}; write a number of tokens (64) or a fraction of them (0.25)")
-        if re.fullmatch(r"[+-]?[0-9]+", text):
-            return cls(tokens=int(text))
         try:
-            share = Fraction(text)
-        except (ValueError, ZeroDivisionError):
+            if isinstance(value, bool):
+                raise ValueError
+            if not re.search(r"\.|e-", text):
+                return cls(tokens=read_whole(text))
+            share = read_decimal(text)
+        except KeepError:
+            raise
+        except ValueError:
             raise KeepError(
-                f"invalid keep {text!r}; write a number of tokens (64) or a fraction of them (0.25)"
+                f"invalid keep {quoted(value)}; write a number of tokens (64) or a fraction of them (0.25)"
             ) from None
         if not 0 < share <= 1:
             raise KeepError(f"keep {text} is no fraction above 0 and up to 1.0; a number of tokens has no dot (64)")

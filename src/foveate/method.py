@@ -16,7 +16,7 @@ from torch import Tensor
 from foveate.errors import FoveateError, KeepError, SpecError, shown
 from foveate.keep import Keep
 from foveate.layout import Layout
-from foveate.options import check_choices, written
+from foveate.options import check_options, written
 from foveate.plan import Plan
 from foveate.tokens import PLACES, Place, Signal, VisualTokens
 
@@ -83,7 +83,7 @@ class Method(ABC):
             raise KeepError(
                 f"{self.keep} is a mean over the layers of an image; with per=tile write one keep per layer"
             )
-        check_choices(self)
+        check_options(self)
 
     @property
     def places(self) -> tuple[Place, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 import typing
 from typing import Any
 
 from foveate.errors import FoveateError
+from foveate.numbers import Between, check_real, check_whole, read_real, read_whole
 
 
 def written(method: Any) -> str:
@@ -56,8 +58,13 @@ def read_value(kind: Any, text: str) -> Any:
         if text not in {"true", "false"}:
             raise ValueError(text)
         return text == "true"
+    if kind in _NUMBERS:
+        return _NUMBERS[kind](text)
     # Learned weights: their class reads what specs call them by.
     return kind.read(text) if hasattr(kind, "read") else kind(text)
+
+
+_NUMBERS: typing.Final[dict[Any, Any]] = {int: read_whole, float: read_real}
 
 
 def expected(kind: Any) -> str:
@@ -70,14 +77,42 @@ def expected(kind: Any) -> str:
     return words.get(kind, str(kind))
 
 
-def check_choices(method: object) -> None:
-    """Check that each option with a fixed set of choices holds one of them.
+def check_options(method: object) -> None:
+    """Check that each option holds a value of its declared type: one of its choices, or a finite number in its range.
+
+    The range of a number is a `Between` in its annotation.
 
     Raises:
-        FoveateError: one doesn't; the text names the choices.
+        FoveateError: one doesn't; the text says what it may be.
     """
-    hints = typing.get_type_hints(type(method))
     for field in dataclasses.fields(typing.cast("Any", method)):
-        kind, value = hints[field.name], getattr(method, field.name)
-        if typing.get_origin(kind) is typing.Literal and value not in typing.get_args(kind):
+        kind, value = _hints(type(method))[field.name], getattr(method, field.name)
+        members, within = _members(kind)
+        if value is None and type(None) in members:
+            continue
+        if typing.get_origin(kind) is typing.Literal and not any(value is each or value == each for each in members):
             raise FoveateError(f"{field.name} must be {expected(kind)}, not {value!r}")
+        if bool in members and not isinstance(value, bool):
+            raise FoveateError(f"{field.name} must be {expected(bool)}, not {value!r}")
+        if int in members:
+            check_whole(field.name, value, *([] if within is None else [within]))
+        elif float in members:
+            check_real(field.name, value, *([] if within is None else [within]))
+
+
+@functools.cache
+def _hints(method: type) -> dict[str, Any]:
+    return typing.get_type_hints(method, include_extras=True)
+
+
+def _members(kind: Any) -> tuple[tuple[Any, ...], Between | None]:
+    """Return what an annotation allows (types, or the values of a Literal), and the range of its number."""
+    if typing.get_origin(kind) is typing.Annotated:
+        inner, *extras = typing.get_args(kind)
+        return _members(inner)[0], next((each for each in extras if isinstance(each, Between)), None)
+    if typing.get_origin(kind) in {typing.Union, types.UnionType, typing.Literal}:
+        found = [_members(each) if typing.get_origin(each) else ((each,), None) for each in typing.get_args(kind)]
+        return tuple(each for members, _ in found for each in members), next(
+            (within for _, within in found if within is not None), None
+        )
+    return (kind,), None

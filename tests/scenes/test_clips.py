@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from foveate.errors import FoveateError
 from foveate.scenes import CLIP_SKILLS, clip
 from foveate.scenes.clips import WAYS
 
@@ -60,6 +61,6 @@ def test_the_control_has_the_same_frames_in_another_order() -> None:
 
 
 def test_clips_that_can_not_be() -> None:
-    for seed, frames in ((-1, 4), (0, 1)):
-        with pytest.raises(ValueError, match="2 frames or more"):
+    for seed, frames, message in ((-1, 4, "from 0 on, not -1"), (0, 1, "2 frames or more")):
+        with pytest.raises(FoveateError, match=message):
             clip(seed, frames=frames)

@@ -27,7 +27,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.yaml"))
         ({"stages": [{"share": 1, "spec": "poool:0.5"}]}, 'did you mean "pool"?'),
         ({"stages": [{"share": "1/3"}, {"share": "1/3"}]}, r"1/3 + 1/3 = 2/3, not 1"),
         ({"stages": [{"share": 0.333}] * 3}, "= 999/1000, not 1; thirds are written 1/3"),
-        ({"stages": [{"share": 0}, {"share": 1}]}, "more than 0"),
+        ({"stages": [{"share": 0}, {"share": 1}]}, "above 0"),
         ({"stages": [{"share": "1/0"}]}, "like 1/3 or 0.25"),
         ({"stages": []}, "stages is empty"),
         ({"stages": 3}, "the name of a published schedule"),
@@ -89,9 +89,9 @@ def test_numbers_as_people_write_them() -> None:
 def test_what_is_passed_on_to_the_trainer_is_checked(tmp_path: Path) -> None:
     given = {CHECKPOINTING: True}
     assert getattr(training_arguments(tmp_path, given, {"max_steps": 3}), CHECKPOINTING)
-    with pytest.raises(RecipeError, match='did you mean "bf16"'):
+    with pytest.raises(RecipeError, match="trainer has no key"):
         training_arguments(tmp_path, {"bf61": True}, {})
-    with pytest.raises(RecipeError, match="fsdp shards weights"):
+    with pytest.raises(RecipeError, match="shards weights"):
         training_arguments(tmp_path, {"fsdp": True}, {})
     with pytest.raises(RecipeError, match="decided by other keys"):
         training_arguments(tmp_path, {"learning_rate": 1.0}, {"learning_rate": 1e-3})

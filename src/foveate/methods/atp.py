@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float, Float32
@@ -26,6 +27,7 @@ from foveate.methods import (
     register,
 )
 from foveate.methods.thresholds import LearnedThresholds, ThresholdPredictor, score_statistics
+from foveate.numbers import Between
 from foveate.options import written
 
 
@@ -64,7 +66,7 @@ class ATPMethod(Method):
     keep: Keep = AUTO
     theta_r: float = 0.5
     theta_s: float = 0.5
-    sparsity: float = 3.0
+    sparsity: Annotated[float, Between(-1_000_000, 1_000_000)] = 3.0
     adapter: LearnedThresholds | None = None
 
     place = "decoder"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float32, Int64, Shaped
@@ -21,6 +21,7 @@ from foveate.methods import (
     register,
 )
 from foveate.methods.arithmetic.groups import highest, in_order, middles, sizes
+from foveate.numbers import SEED, Between
 
 
 @register("cluster")
@@ -47,8 +48,8 @@ class Cluster(Method):
 
     positions: Positions = "pack"
     start: Literal["stride", "plusplus"] = "stride"
-    seed: int = 0
-    iterations: int = 10
+    seed: Annotated[int, SEED] = 0
+    iterations: Annotated[int, Between(0, 10_000)] = 10
     take: Literal["mean", "weighted", "medoid", "salient"] = "mean"
     layer: int = -2
 

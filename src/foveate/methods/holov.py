@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from foveate.methods import Effort, EncoderAttention, KeepError, Method, Plan, Positions, Signal, VisualTokens, register
+from foveate.methods import Effort, EncoderAttention, Method, Plan, Positions, Signal, VisualTokens, register
 from foveate.methods.arithmetic.parts import filled_up, top_of_each
+from foveate.numbers import Between
 
 
 @register("holov")
@@ -39,16 +41,11 @@ class HoloV(Method):
     """
 
     positions: Positions = "pack"
-    windows: int = 16
-    alpha: float = 0.09
+    windows: Annotated[int, Between(1)] = 16
+    alpha: Annotated[float, Between(0, 1_000)] = 0.09
     layer: int = -2
 
     paper = "arXiv 2510.02912"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.windows < 1:
-            raise KeepError(f"windows {self.windows} leaves none; write at least 1")
 
     @property
     def needs(self) -> tuple[Signal, ...]:

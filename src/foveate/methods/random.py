@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from foveate.methods import Method, Plan, VisualTokens, register
+from foveate.numbers import SEED
 
 
 @register("random")
@@ -19,7 +21,7 @@ class Random(Method):
     torch.Size([2, 64])
     """
 
-    seed: int = 0
+    seed: Annotated[int, SEED] = 0
 
     fixed = True
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 from torch import Tensor
 
 from foveate.methods import AUTO, Effort, FoveateError, Keep, Layout, Plan, VisualTokens, register
 from foveate.methods.sparsevlm import SparseVLM, keep_and_recycle, raters
+from foveate.numbers import Between
 
 
 @register("sparsevlm-rank")
@@ -38,8 +39,8 @@ class SparseVLMRank(SparseVLM):
 
     keep: Keep = AUTO
     recycle: Literal["within", "beside", "none"] = "beside"
-    scale: float = 13.5
-    bias: float = 0.0
+    scale: Annotated[float, Between(0, 1_000_000)] = 13.5
+    bias: Annotated[float, Between(-1_000_000, 1_000_000)] = 0.0
 
     layers = (3, 7, 16, 20)
     adaptive = True

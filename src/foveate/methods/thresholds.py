@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from foveate.adapters import SHIPPED, PretrainedAdapter, shipped
 from foveate.errors import FoveateError, KeepError
+from foveate.numbers import SEED, Between, check_whole
 
 PARTS: Final = ("self", "cross", "spatial")
 """The scores of the rule: logits from the image, attention from text, and place on nested grids."""
@@ -120,6 +121,8 @@ class LearnedThresholds(PretrainedAdapter, nn.Module):
         unknown = sorted({*parts} - {*PARTS})
         if unknown or not parts:
             raise FoveateError(f"parts {list(parts)}: name some of {', '.join(PARTS)}")
+        check_whole("seed", seed, SEED)
+        check_whole("width", width, Between(1))
         self.layers = tuple(layers)
         self.features, self.width, self.base = features, width, base
         self.parts = tuple(part for part in PARTS if part in parts)

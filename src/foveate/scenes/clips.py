@@ -8,6 +8,8 @@ from typing import Final
 
 from PIL import Image
 
+from foveate.errors import FoveateError
+from foveate.numbers import Between, check_whole
 from foveate.scenes.compose import CANVAS
 from foveate.scenes.draw import background, contrast, draw_shape, draw_text, text_size
 from foveate.scenes.generate import Split
@@ -59,14 +61,15 @@ def clip(seed: int, *, split: Split = "train", frames: int = 4) -> Clip:
         frames: how many, from 2 on.
 
     Raises:
-        ValueError: for a negative seed, or fewer than 2 frames.
+        FoveateError: for a seed that is no whole number from 0, or fewer than 2 frames.
 
     >>> one = clip(7)
     >>> len(one.frames), [q.skill for q in one.questions], clip(7).questions == one.questions
     (4, ['way', 'first', 'often'], True)
     """
-    if seed < 0 or frames < 2:
-        raise ValueError(f"a clip has a seed from 0 and 2 frames or more, not seed {seed} and {frames} frames")
+    check_whole("seed", seed, Between(0))
+    if check_whole("frames", frames, Between(0, 1000)) < 2:
+        raise FoveateError(f"a clip has 2 frames or more, not {frames}")
     rng = random.Random(f"foveate clips {split} {seed}")
     ground, base = background(rng, CANVAS)
     inks = [rgb for rgb in COLOURS.values() if contrast(rgb, base) > 90]

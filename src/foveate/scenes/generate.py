@@ -10,6 +10,8 @@ from typing import Final, Literal
 
 from PIL import Image
 
+from foveate.errors import FoveateError
+from foveate.numbers import Between, check_whole
 from foveate.scenes.compose import KINDS, compose
 from foveate.scenes.questions import Question, ask
 from foveate.scenes.things import Thing
@@ -44,16 +46,15 @@ def scene(seed: int, *, split: Split = "train", kind: str | None = None, boost: 
         boost: how many times ten questions to ask.
 
     Raises:
-        ValueError: for an unknown kind or a negative seed.
+        FoveateError: for an unknown kind, or a seed that is no whole number from 0.
 
     >>> one = scene(7)
     >>> one.id, one.image.size, scene(7).questions == one.questions
     ('train-000007', (192, 192), True)
     """
-    if seed < 0:
-        raise ValueError(f"a seed is a whole number from 0, not {seed}")
+    check_whole("seed", seed, Between(0))
     if kind is not None and kind not in KINDS:
-        raise ValueError(f"no scenes of kind {kind!r}; there are {', '.join(KINDS)}")
+        raise FoveateError(f"no scenes of kind {kind!r}; there are {', '.join(KINDS)}")
     rng = random.Random(f"foveate scenes {split} {seed}")
     drawn = rng.choices(list(KINDS), list(KINDS.values()))[0]
     kind = kind or drawn

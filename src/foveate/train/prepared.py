@@ -15,6 +15,7 @@ from foveate.train.recipe import LAST, Recipe, Stage
 from foveate.train.settings import DENSE, RecipeError
 from foveate.train.sources import Conversations, conversations
 from foveate.train.timetable import Timetable, ending_warning, published
+from foveate.train.trainer_options import check_trackers
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def prepare(recipe: Recipe) -> Prepared:
     Raises:
         FoveateError: something is missing, broken, or can't be done on this model.
     """
+    check_trackers(recipe.trackers)
     # A branch may move while the run lasts; everything comes from one commit.
     recipe = recipe.with_commit(commit_of(**recipe.source))
     family = family_of(skeleton(**recipe.source))

@@ -92,7 +92,9 @@ class Progress(TrainerCallback):
         """Return the share of the FLOPs of the first `steps` steps that compression saved; None if it isn't known."""
         if not self._flops or self._timetable is None or not self._dense:
             return None
-        spent = sum(self._flops[self._timetable.stage(step)] for step in range(steps))
+        starts = self._timetable.starts
+        ends = [*starts[1:], self._timetable.steps]
+        spent = sum(flops * max(0, min(steps, end) - start) for flops, start, end in zip(self._flops, starts, ends))
         # Rounded, so that zero isn't printed as -0 %.
         return round(1 - spent / (self._dense * steps), 9) + 0.0
 

@@ -7,7 +7,10 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
-from foveate.train.settings import DENSE, Count, Names, Number, RecipeError, Settings, canonical, each_of
+from foveate.errors import quoted
+from foveate.numbers import MOST, read_share
+from foveate.train.settings import DENSE, Count, Names, Number, RecipeError, Seed, Settings, canonical, each_of
+from foveate.train.trainer_options import check_workers, trainer_options
 
 LAST: Final = "last"
 """What a recipe writes for the spec of its last stage, as what the model will be used under."""
@@ -25,14 +28,11 @@ PARTS: Final = ("full", "projector", "lora")
 def _share(value: Any) -> Any:
     """Read a share by its written form: 0.1 is a tenth, not the nearest binary number."""
     try:
-        if isinstance(value, bool):
-            raise ValueError
-        share = value if isinstance(value, Fraction) else Fraction(str(value).replace(" ", ""))
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"share is a part of the steps like 1/3 or 0.25, not {value!r}") from None
-    if share <= 0:
-        raise ValueError(f"share is more than 0, not {share}")
-    return share
+        return read_share(value)
+    except ValueError:
+        raise ValueError(
+            f"share is a part of the steps, above 0 and up to 1, like 1/3 or 0.25, not {quoted(value)}"
+        ) from None
 
 
 class Stage(Settings):
@@ -78,7 +78,7 @@ class Data(Settings):
     """The folder that image paths start from; without it, the folder of the file."""
     turns: Count = 8
     """The most questions about one scene in one conversation."""
-    first_scene: int = Field(0, ge=0)
+    first_scene: int = Field(0, ge=0, le=MOST)
     """The seed of the first scene or clip."""
     captions: Number = Field(0.0, ge=0, le=1, description="a share of the scenes")
     """The share of the scenes that are described as well, at the end of their conversation."""
@@ -134,32 +134,32 @@ class Recipe(Settings):
     """Optimiser steps."""
     epochs: Number | None = Field(None, gt=0)
     """Passes over the data, instead of `steps`."""
-    batch: Count = 32
+    batch: int = Field(32, ge=1, le=1_000_000)
     """Conversations per optimiser step, over all processes and accumulations."""
     per_device: Count | None = None
     """Conversations that a process holds at a time; without it, a step is not accumulated."""
-    lr: Number = Field(2e-5, gt=0)
+    lr: Number = Field(2e-5, gt=0, le=100)
     """The highest learning rate."""
     warmup: Number = Field(0.03, ge=0, lt=1, description="a share of the steps")
     """The share of the steps over which the learning rate rises."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"
-    weight_decay: Number = 0.0
-    clip: Number = 1.0
-    """The largest norm of the gradient."""
+    weight_decay: Number = Field(0.0, ge=0, le=1)
+    clip: Number = Field(1.0, ge=0)
+    """The largest norm of the gradient; 0: any."""
     max_length: Count | None = None
     """Tokens of a conversation, dense; what is longer is cut at its end."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    seed: int = Field(1, ge=0)
+    seed: Seed = 1
     save_every: Count = 100
     """Optimiser steps between checkpoints."""
     keep_checkpoints: Count = 2
     log_every: Count = 10
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=256)
     """Processes that read data, per training process."""
     trackers: Names = ()
     """Trackers that transformers knows: tensorboard, wandb, mlflow and others."""
-    trainer: dict[str, Any] = Field(default_factory=dict)
-    """Anything else that `transformers.TrainingArguments` takes: activation checkpointing, optimisers."""
+    trainer: Annotated[dict[str, Any], BeforeValidator(trainer_options)] = Field(default_factory=dict)
+    """What is passed on to `transformers.TrainingArguments`: activation checkpointing, optimisers."""
     _objective: Any = PrivateAttr(None)
     _commit: str | None = PrivateAttr(None)
 
@@ -187,6 +187,7 @@ class Recipe(Settings):
             raise ValueError(f"train_encoder goes with train: full, not with train: {self.train}")
         if self.train_encoder and self.data.features is not None:
             raise ValueError("train_encoder and data.features exclude each other: features are kept of a frozen one")
+        check_workers(self.trainer, self.workers)
         if not isinstance(self.stages, str):
             check_shares(self.stages)
         return self

@@ -10,7 +10,9 @@ from typing import Annotated, Any, ClassVar, Final, Self, Union, get_args, get_o
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, quoted
+from foveate.files import FileError, read_yaml, shown_path
+from foveate.numbers import LARGEST_SEED, MOST, read_real
 
 DENSE: Final = "dense"
 """What a recipe writes where nothing is compressed."""
@@ -63,6 +65,7 @@ class Settings(BaseModel):
     @classmethod
     def model_validate(cls, obj: Any, **more: Any) -> Self:
         """Read a mapping; see the class for the errors."""
+        cls._check_keys(obj)
         try:
             return super().model_validate(obj, **more)
         except ValidationError as error:
@@ -71,26 +74,42 @@ class Settings(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _in_one_line(cls, given: Any, handler: Any) -> Self:
+        cls._check_keys(given)
         try:
             return handler(given)
         except ValidationError as error:
             raise RecipeError(_line(cls, error), placed=True) from None
 
+    @classmethod
+    def _check_keys(cls, given: Any) -> None:
+        """Check that keys are text: YAML takes `1`, `yes` and `null` for other things."""
+        for key in given if isinstance(given, dict) else ():
+            if not isinstance(key, str):
+                raise RecipeError(
+                    f"{cls.place} has no key {quoted(key)}; {nearest(str(key), cls.model_fields)}", placed=True
+                )
+
 
 def _number(value: Any) -> Any:
+    """Read text as a number; what isn't one is left to pydantic, which refuses it."""
     if isinstance(value, str):
         try:
-            return float(value)
+            return read_real(value)
         except ValueError:
             return value
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 10**300:
+        return float("inf")
     return value
 
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=MOST)]
 """A whole number from 1 on."""
 
-Number = Annotated[float, BeforeValidator(_number)]
-"""A number, which may be written as text."""
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+"""A whole number that every generator takes as its seed."""
+
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
+"""A finite number, which may be written as text."""
 
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 """A list of texts."""
@@ -132,26 +151,21 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
     Raises:
-        RecipeError: there is no such file, it isn't YAML, or it holds something else.
+        RecipeError: there is no such file, it isn't plain YAML, or it holds something else.
     """
-    import yaml
-
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RecipeError(f"there is no recipe {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} can't be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        found = read_yaml(path, "recipe")
+    except FileError as error:
+        raise RecipeError(str(error)) from None
     if not isinstance(found, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping, not {type(found).__name__}")
+        raise RecipeError(f"{shown_path(path)}: a recipe is a mapping, not {type(found).__name__}")
     return found
 
 
 _WORDS: Final[dict[str, str]] = {
     "int": "a whole number",
     "float": "a number",
+    "finite": "a finite number",
     "string": "text",
     "bool": "true or false",
     "tuple": "a list",
@@ -190,7 +204,7 @@ def _line(kind: type[Settings], error: ValidationError) -> str:
         return f'{kind.place} lacks "{name}"'
     places = [str(item + 1 if isinstance(item, int) else item) for item in items]
     item_name = ", number ".join([str(name), *places])
-    return f"{inside}{item_name} is {_wanted(kind, str(name), what, context)}, not {value!r}"
+    return f"{inside}{item_name} is {_wanted(kind, str(name), what, context)}, not {quoted(value)}"
 
 
 def each_of(kind: type[Settings], given: list[Any], place: str) -> tuple[Any, ...]:
@@ -218,7 +232,8 @@ def _wanted(kind: type[Settings], name: str, what: str, context: dict[str, Any])
     bounds |= {key: context[key] for key in _BOUNDS if key in context}
     if any(key in context for key in bounds):
         if any(part is int for part in _parts(field.annotation)):
-            return f"a whole number from {bounds['ge']} on"
+            least, most = bounds.get("ge", 0), bounds.get("le", MOST)
+            return f"a whole number from {least:,} " + ("on" if most == MOST else f"to {most:,}")
         return f"{field.description} {_range(bounds)}" if field.description else _range(bounds)
     word = _WORDS.get(what.split("_")[0], what.replace("_", " "))
     return f"{word} or nothing" if type(None) in get_args(field.annotation) else word

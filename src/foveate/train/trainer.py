@@ -35,8 +35,11 @@ from foveate.files import write_json
 from foveate.train import checkpoint as files
 from foveate.train.progress import Progress
 from foveate.train.settings import RecipeError, nearest
+from foveate.train.trainer_options import SHARDED, TrainerOptions, trainer_options
 
 _LESS = "look at these rows, or lower lr, lengthen warmup, or train in bf16 or fp32 instead of fp16"
+
+_OPTIONS = tuple(TrainerOptions.model_fields)
 
 _FULL = ("PytorchStreamWriter", "unexpected pos", "inline_container")
 """Words in the RuntimeErrors of `torch.save` when a file can't be written."""
@@ -292,9 +295,9 @@ def training_arguments(
         defaults: what holds unless `given` says otherwise.
 
     Raises:
-        RecipeError: `given` has a name that `TrainingArguments` lacks, or one that the recipe has a key of its own for.
+        RecipeError: `given` has a name that isn't passed on, or a value that `TrainingArguments` refuses.
     """
-    known = {each.name for each in dataclasses.fields(TrainingArguments)}
+    given = trainer_options(dict(given))
     fixed: dict[str, Any] = {
         "output_dir": str(folder),
         "save_strategy": "steps",
@@ -313,21 +316,15 @@ def training_arguments(
         **(defaults or {}),
         **owned,
     }
+    sharded = [name for name in ("fsdp", "deepspeed") if os.environ.get(f"ACCELERATE_USE_{name.upper()}") == "true"]
+    if sharded:
+        raise RecipeError(f"{sharded[0]} {SHARDED}")
+    known = {each.name for each in dataclasses.fields(TrainingArguments)}
     for name in given:
         if name not in known:
-            raise RecipeError(f'trainer: TrainingArguments has no "{name}"; {nearest(name, known)}')
-        if name in owned or name in ("output_dir", "train_sampling_strategy", "num_train_epochs", "max_steps"):
-            raise RecipeError(f"trainer: {name} is decided by other keys of the recipe; leave it out")
-    sharded = [
-        name
-        for name in ("fsdp", "deepspeed")
-        if given.get(name) or os.environ.get(f"ACCELERATE_USE_{name.upper()}") == "true"
-    ]
-    if sharded:
-        raise RecipeError(
-            f"{sharded[0]} shards weights and optimiser over processes, and our checkpoints have not been tried with "
-            "that; train with plain data parallelism (accelerate launch --multi_gpu), LoRA and activation checkpointing"
-        )
+            raise RecipeError(
+                f"trainer: the installed transformers has no {name}; {nearest(name, known & {*_OPTIONS})}"
+            )
     try:
         return TrainingArguments(**{**fixed, **given})
     except (TypeError, ValueError, ImportError) as error:

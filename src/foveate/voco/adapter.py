@@ -21,6 +21,7 @@ from foveate.engine.sharding import refuse_sharded
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of, vlm_of
 from foveate.fingerprint import DIGITS, model_fingerprint
+from foveate.numbers import SEED, Between, check_whole
 from foveate.tokens import Layout
 from foveate.voco.embeddings import decoder_device_and_dtype, embedded_vocabulary, initial_embeddings
 from foveate.voco.generation import check_options, generate_after_memories, paired, question_ids
@@ -91,8 +92,8 @@ class VoCo(PretrainedAdapter, nn.Module):
         packed: bool = False,
     ) -> None:
         super().__init__()
-        if tokens < 1:
-            raise FoveateError(f"{tokens} VoCo tokens hold no image; take at least 1")
+        check_whole("tokens", tokens, Between(1))
+        check_whole("seed", seed, SEED)
         if start is not None and (shared or not start):
             raise FoveateError("each VoCo token starts from its own token: pass shared=False, and ids to start")
         family = family_of(model)
