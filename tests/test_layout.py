@@ -14,7 +14,8 @@ quick = settings(deadline=None, max_examples=100)
 
 @st.composite
 def layouts(draw: st.DrawFn) -> Layout:
-    """One to three grids, cut into tiles; some with a newline behind each row, some with a separator behind them."""
+    """One to three grids, cut into tiles: some with newlines behind rows or text between them, some with a separator
+    behind them."""
     segments: list[Segment] = []
     structural: list[Structural] = []
     content = 0
@@ -22,11 +23,13 @@ def layouts(draw: st.DrawFn) -> Layout:
         rows = draw(st.lists(st.integers(0, 4), min_size=1, max_size=3).filter(sum))
         columns = draw(st.lists(st.integers(0, 4), min_size=1, max_size=3).filter(sum))
         segment = Segment(1, sum(rows), sum(columns), tuple(rows), tuple(columns))
-        newlines, first = draw(st.booleans()), content
-        for _ in range(segment.h):
+        kind, first = draw(st.sampled_from(["nothing", "newlines", "between"])), content
+        for row in range(segment.h):
             content += segment.w
-            if newlines:
-                structural.append(Structural(content + len(structural), content - segment.w, content))
+            if kind == "newlines" or (kind == "between" and row < segment.h - 1):
+                between = kind == "between"
+                place = content + len(structural)
+                structural.append(Structural(place, content - segment.w, content, between, between))
         if draw(st.booleans()):
             structural.append(Structural(content + len(structural), first, content))
         segments.append(segment)
@@ -72,7 +75,10 @@ def test_every_token_is_in_one_tile(layout: Layout) -> None:
 def test_a_structural_token_stays_with_a_token_that_it_closes(given: tuple[Layout, torch.Tensor]) -> None:
     layout, kept = given
     names = set(kept.tolist())
-    expected = [any(each.begin <= token < each.end for token in names) for each in layout.structural]
+    expected = [
+        any(each.begin <= token < each.end for token in names) and (not each.between or max(names) >= each.end)
+        for each in layout.structural
+    ]
     assert layout.held(kept).tolist() == expected
     place, source = layout.placed(kept)
     assert all(one < other for one, other in pairwise(place.tolist()))

@@ -80,7 +80,7 @@ def _facts(family: type[Family]) -> dict[str, str]:
         "encoder": _line(family, "tower"),
         "layout of an image": _line(family, "layouts"),
         "position ids inside an image": _line(family, "image_positions"),
-        "how far an image shifts text positions": _line(family, "image_span"),
+        "how far an image shifts text positions": _line(family, "image_spans"),
     }
     if "features" in family.places:
         facts["`@features`"] = _line(family, "feature_module")
@@ -91,7 +91,8 @@ def _facts(family: type[Family]) -> dict[str, str]:
         facts["`@encoder`"] = f"not supported: {family.outside_encoder}"
     if family.resize_modes:
         ways = ", ".join(f"`{mode}`" for mode in family.resize_modes)
-        facts["shrinking an image"] = f"{ways}. {_line(family, 'shrink')}"
+        resize = "resized_inputs" if family.resizes_inputs else "shrink"
+        facts["shrinking an image"] = f"{ways}. {_line(family, resize)}"
     facts["encoder signals"] = _line(family, "gives")
     if "pixels" in family.places:
         facts["what they are"] = _line(family, "encoder_signal")

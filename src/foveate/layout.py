@@ -59,39 +59,58 @@ class Segment:
 
 @dataclass(frozen=True)
 class Structural:
-    """A token without content, such as a newline or a separator. It follows a run of content tokens.
+    """A token without content, such as a newline or a separator. It follows a group of content tokens.
 
-    It is kept as long as one token of that run is kept. The run of a newline is its row; the run of a separator is
-    what it separates.
+    It is kept as long as one token of that group is kept. The group of a newline is its row; the group of a separator
+    is what stands before it.
 
     Attributes:
-        place: its index among the placeholders of the image.
-        begin: the first content token of its run, counted without structural tokens.
-        end: one past the last content token of its run.
+        place: its index among the columns of the image.
+        begin: the first content token of its group, counted without structural tokens.
+        end: one past the last content token of its group.
+        is_text: whether the tokenizer has an id for it, such as [IMG_BREAK], and text embeddings stand there; otherwise
+            a visual token stands there.
+        between: whether it only stands between groups: it also goes if no content token after it is kept.
     """
 
     place: int
     begin: int
     end: int
+    is_text: bool = False
+    between: bool = False
 
 
 @dataclass(frozen=True)
 class Layout:
     """The layout of the tokens of one image or clip, known before any encoder runs.
 
+    The columns of an image are those of its content tokens and of its structural tokens. Text of the prompt may part
+    them into runs: before each tile its row and column, or before each frame its time. That text is no part of the
+    image.
+
     Attributes:
         segments: the grids in order, for example a single 24 x 24, base and tiles, or frames.
         structural: newlines and separators, sorted by place.
+        runs: how many columns each run has, in order; () means that they are one run.
+
+    Raises:
+        AssertionError: runs don't add up to the columns.
 
     >>> Layout((Segment(1, 24, 24),)).content
     576
     >>> rows = Layout((Segment(1, 2, 3),), (Structural(3, 0, 3), Structural(7, 3, 6)))
     >>> rows.content, rows.total
     (6, 8)
+    >>> Layout((Segment(1, 2, 3), Segment(1, 1, 1)), runs=(6, 1)).run_of.tolist()
+    [0, 0, 0, 0, 0, 0, 1]
     """
 
     segments: tuple[Segment, ...]
     structural: tuple[Structural, ...] = ()
+    runs: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        assert not self.runs or sum(self.runs) == self.total
 
     @property
     def content(self) -> int:
@@ -100,8 +119,32 @@ class Layout:
 
     @property
     def total(self) -> int:
-        """The number of content and structural tokens, which the prompt contains."""
+        """The number of content and structural tokens: the columns of the prompt that belong to the image."""
         return self.content + len(self.structural)
+
+    @property
+    def placeholders(self) -> int:
+        """The number of its columns that have the id of the placeholder: all but the structural tokens of text."""
+        return self.total - sum(token.is_text for token in self.structural)
+
+    @property
+    def run_lengths(self) -> tuple[int, ...]:
+        """How many columns each run has, also where there is one."""
+        return self.runs or (self.total,)
+
+    @property
+    def run_of(self) -> Int64[Tensor, " N"]:
+        """The number of the run that each column is in: `(N,)` int64, ascending."""
+        return _run_of(self)
+
+    @property
+    def within_runs(self) -> Int64[Tensor, " N"]:
+        """The place of each column within its run: `(N,)` int64.
+
+        >>> Layout((Segment(1, 2, 2), Segment(1, 1, 2)), runs=(4, 2)).within_runs.tolist()
+        [0, 1, 2, 3, 0, 1]
+        """
+        return _within_runs(self)
 
     @property
     def tiles(self) -> tuple[tuple[Segment, Int64[Tensor, " n"]], ...]:
@@ -117,16 +160,16 @@ class Layout:
 
     @property
     def places(self) -> Int64[Tensor, " N"]:
-        """The index of each content token among the placeholders of the image: `(N,)` int64, ascending."""
+        """The index of each content token among the columns of the image: `(N,)` int64, ascending."""
         return _places(self)
 
     def held(self, kept: Int64[Tensor, " M"]) -> Bool[Tensor, " S"]:
         """Mark the structural tokens that are kept with these content tokens: `(M,)` int64 -> `(S,)` bool."""
-        begins, ends, _ = _runs(self)
+        begins, ends, _, between = _groups(self)
         marks = torch.zeros(self.content + 1, dtype=torch.int64)
         marks[kept + 1] = 1
         before = marks.cumsum(0)
-        return before[ends] > before[begins]
+        return (before[ends] > before[begins]) & (~between | (before[ends] < kept.shape[0]))
 
     def placed(self, kept: Int64[Tensor, " M"]) -> tuple[Int64[Tensor, " L"], Int64[Tensor, " L"]]:
         """Return content tokens and the structural ones that are kept with them, in the order of the prompt.
@@ -135,7 +178,7 @@ class Layout:
             kept: `(M,)` int64 on the CPU, content tokens, ascending.
 
         Returns:
-            Their indices among the placeholders of the image, `(L,)` int64, ascending; and which token each is, `(L,)`
+            Their indices among the columns of the image, `(L,)` int64, ascending; and which token each is, `(L,)`
             int64: an index into `kept` if below M, otherwise M + the index of a structural token.
 
         >>> rows = Layout((Segment(1, 2, 3),), (Structural(3, 0, 3), Structural(7, 3, 6)))
@@ -147,7 +190,7 @@ class Layout:
         if not self.structural:
             return kept, numbers
         held = self.held(kept).nonzero().squeeze(1)
-        place, order = torch.cat([self.places[kept], _runs(self)[2][held]]).sort()
+        place, order = torch.cat([self.places[kept], _groups(self)[2][held]]).sort()
         return place, torch.cat([numbers, held + kept.shape[0]])[order]
 
     def held_between(self, kept: int) -> tuple[int, int]:
@@ -159,14 +202,19 @@ class Layout:
         fewest = most = 0
         for level in _levels(self):
             sizes = sorted((each.end - each.begin for each in level), reverse=True)
-            most += min(kept, len(sizes))
-            # The fewest: first tokens outside all runs of this level, then whole runs, the longest first.
-            rest = kept - (self.content - sum(sizes))
+            between = level[0].between
+            if between:
+                # What stands after the last one is a group, too, and has none of its own.
+                sizes = sorted([*sizes, self.content - max(each.end for each in level)], reverse=True)
+            most += max(0, min(kept, len(sizes)) - between)
+            # The fewest: first tokens outside all groups of this level, then whole groups, the longest first.
+            rest, groups = kept - (self.content - sum(sizes)), 0
             for size in sizes:
                 if rest <= 0:
                     break
                 rest -= size
-                fewest += 1
+                groups += 1
+            fewest += max(0, groups - between)
         return fewest, most
 
 
@@ -206,20 +254,32 @@ def _places(layout: Layout) -> Tensor:
 
 
 @remembered
-def _runs(layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
-    """Return begin, end and place of each structural token, `(S,)` int64 each."""
+def _run_of(layout: Layout) -> Tensor:
+    lengths = torch.tensor(layout.run_lengths)
+    return torch.arange(len(lengths)).repeat_interleave(lengths)
+
+
+@remembered
+def _within_runs(layout: Layout) -> Tensor:
+    return torch.cat([torch.arange(length) for length in layout.run_lengths])
+
+
+@remembered
+def _groups(layout: Layout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return begin, end and place of each structural token, `(S,)` int64 each, and whether it is between groups."""
     each = [(one.begin, one.end, one.place) for one in layout.structural]
     begins, ends, places = torch.tensor(each, dtype=torch.int64).view(-1, 3).unbind(1)
-    return begins, ends, places
+    return begins, ends, places, torch.tensor([one.between for one in layout.structural], dtype=torch.bool)
 
 
 @remembered
 def _levels(layout: Layout) -> tuple[tuple[Structural, ...], ...]:
-    """Sort structural tokens into levels whose runs don't overlap: newlines, then separators of grids."""
+    """Sort structural tokens of one kind into levels whose groups don't overlap: newlines, then separators of grids."""
     levels: list[list[Structural]] = []
     for each in sorted(layout.structural, key=lambda one: (one.end - one.begin, one.begin)):
         for level in levels:
-            if all(each.end <= other.begin or other.end <= each.begin for other in level):
+            apart = all(each.end <= other.begin or other.end <= each.begin for other in level)
+            if apart and level[0].between == each.between:
                 level.append(each)
                 break
         else:

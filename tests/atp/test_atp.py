@@ -44,7 +44,7 @@ def adapter_of(model: Any, theta: tuple[float, float] = (0.45, 0.7), **options: 
 
 def text_logits(model: Any, inputs: dict[str, Any], row: Row) -> torch.Tensor:
     logits = model(**inputs, use_cache=False).logits
-    return logits[(inputs["input_ids"] != row.image_token) & inputs["attention_mask"].bool()]
+    return logits[(~row.is_image(inputs["input_ids"])) & inputs["attention_mask"].bool()]
 
 
 @pytest.mark.parametrize("parts", [PARTS, ("self", "cross"), ("cross", "spatial")], ids="+".join)
@@ -81,7 +81,7 @@ def test_gradient_reaches_both_heads_and_the_backbone(attention):
     row = FAMILIES[0]
     model = row.model(attention)
     inputs = row.inputs(*BATCH)
-    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == row.image_token, -100)
+    labels = inputs["input_ids"].masked_fill(row.is_image(inputs["input_ids"]), -100)
     labels[:, :-3] = -100
     adapter = adapter_of(model)
     for hard in (False, True):

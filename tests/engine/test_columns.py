@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from foveate.engine.columns import Closing, Columns, PackedImage, gather_columns, pack_positions, standing_for
+from foveate.engine.columns import Closing, Columns, PackedRun, gather_columns, pack_positions, standing_for
 
 
 def columns() -> Columns:
@@ -44,8 +44,8 @@ def test_packing_closes_the_gaps_of_positions() -> None:
     before = columns()
     before.positions[0, 0] = torch.tensor([0, 1, 4, 5])
     before.following[0] = 6
-    image = PackedImage(0, np.array([1, 2]), span=4, begin=torch.tensor(1))
-    gone = PackedImage(1, np.array([], dtype=np.int64), span=3, begin=None, end=2)
+    image = PackedRun(0, np.array([1, 2]), span=4, begin=torch.tensor(1))
+    gone = PackedRun(1, np.array([], dtype=np.int64), span=3, begin=None, end=2)
     packed, (first, second) = pack_positions(before, [image, gone])
     assert packed.positions[0].tolist() == [[0, 1, 2, 3], [0, 0, -2, -1]]
     assert packed.following.tolist() == [4, 0]

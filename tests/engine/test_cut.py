@@ -9,7 +9,7 @@ import torch
 from foveate.engine.columns import take_columns
 from foveate.engine.prompt import CompressedImage, cut_prompt
 from foveate.errors import FoveateError
-from foveate.tokens import Layout, Segment
+from foveate.tokens import Layout, Segment, Structural
 
 GRID = Layout((Segment(1, 2, 3),))
 IMAGE = 9
@@ -22,7 +22,7 @@ def family(axes: int = 1, counts_padding: bool = False) -> Any:
         position_axes=axes,
         counts_padding=counts_padding,
         image_positions=lambda layout: torch.arange(6)[None] if axes == 1 else grid,
-        image_span=lambda layout: 6 if axes == 1 else 3,
+        image_spans=lambda layout: (6,) if axes == 1 else (3,),
     )
 
 
@@ -30,9 +30,11 @@ def image(kind: Any, *slots: int, pack: bool = False) -> CompressedImage:
     slot = torch.tensor(slots)
     if pack:
         positions = torch.arange(len(slots)).expand(kind.position_axes, -1)
-        return CompressedImage(GRID, slot, torch.zeros(len(slots), 4), positions, len(slots))
+        return CompressedImage(GRID, slot, torch.zeros(len(slots), 4), positions, (len(slots),))
     positions = kind.image_positions(GRID)[:, slot]
-    return CompressedImage(GRID, slot, torch.zeros(len(slots), 4), positions, kind.image_span(GRID), own_positions=True)
+    return CompressedImage(
+        GRID, slot, torch.zeros(len(slots), 4), positions, kind.image_spans(GRID), own_positions=True
+    )
 
 
 IDS = torch.tensor([[1, 2, *[IMAGE] * 6, 3, 4]])
@@ -142,3 +144,63 @@ def test_labels_shorter_than_the_prompt() -> None:
     assert cut.take(IDS, -100).tolist() == [[1, 2, 9, 9, 3, 4]]
     with pytest.raises(FoveateError, match="4 values for 10 tokens; labels and token types have one for every token"):
         cut.take(IDS[:, :4], -100)
+
+
+BREAK = 8
+ROWS = Layout((Segment(1, 2, 2),), (Structural(2, 0, 2, is_text=True, between=True),))
+"""Two rows of two tokens, and a text token between them."""
+TILES = Layout((Segment(1, 1, 2), Segment(1, 1, 3)), runs=(2, 3))
+"""Two tiles, and text of the prompt between them."""
+
+
+def plain(layout: Layout, *slots: int, pack: bool = False) -> CompressedImage:
+    """An image on one axis of positions, of which only these columns are left."""
+    slot = torch.tensor(slots)
+    lengths = layout.run_of[slot].bincount(minlength=len(layout.run_lengths)).tolist()
+    positions, spans = layout.within_runs[slot], layout.run_lengths
+    if pack:
+        positions, spans = torch.cat([torch.arange(length) for length in lengths]), tuple(lengths)
+    return CompressedImage(layout, slot, torch.zeros(len(slots), 4), positions[None], spans, own_positions=not pack)
+
+
+def one_axis() -> Any:
+    return SimpleNamespace(
+        title="a model",
+        image_token=IMAGE,
+        position_axes=1,
+        counts_padding=False,
+        image_positions=lambda layout: layout.within_runs[None],
+        image_spans=lambda layout: layout.run_lengths,
+    )
+
+
+def test_text_between_rows_goes_with_them() -> None:
+    ids = torch.tensor([[1, 9, 9, BREAK, 9, 9, 2]])
+    cut = cut_prompt(one_axis(), ids, None, None, [plain(ROWS, 1, 2, 4)])
+    assert cut.input_ids.tolist() == [[1, 9, BREAK, 9, 2]]
+    assert cut.position_ids.tolist() == [[0, 2, 3, 5, 6]]
+    assert cut.visual.tolist() == [[False, True, True, True, False]]
+    cut = cut_prompt(one_axis(), ids, None, None, [plain(ROWS, 3, pack=True)])
+    assert cut.input_ids.tolist() == [[1, 9, 2]]
+    assert cut.position_ids.tolist() == [[0, 1, 2]]
+    for kept, held in (([0, 1], False), ([2, 3], False), ([1, 3], True)):
+        assert ROWS.held(torch.tensor(kept)).tolist() == [held]
+    assert ROWS.held_between(2) == (0, 1)
+    with pytest.raises(FoveateError, match="the prompt has none at some place"):
+        cut_prompt(one_axis(), torch.tensor([[1, 9, 9, 9, 9, 2]]), None, None, [plain(ROWS, 3)])
+
+
+def test_text_between_the_runs_of_an_image_stays() -> None:
+    ids = torch.tensor([[1, 9, 9, 5, 6, 9, 9, 9, 2], [0, 0, 0, 0, 0, 0, 0, 1, 2]])
+    mask = torch.tensor([[1] * 9, [0] * 7 + [1] * 2])
+    cut = cut_prompt(one_axis(), ids, mask, None, [plain(TILES, 1, 3)])
+    assert cut.input_ids.tolist() == [[1, 9, 5, 6, 9, 2], [0, 0, 0, 0, 1, 2]]
+    assert cut.position_ids[0].tolist() == [0, 2, 3, 4, 6, 8]
+    assert cut.following.tolist() == [9, 2]
+    packed = cut_prompt(one_axis(), ids, mask, None, [plain(TILES, 3, 4, pack=True)])
+    assert packed.input_ids[0].tolist() == [1, 5, 6, 9, 9, 2]
+    assert packed.position_ids[0].tolist() == [0, 1, 2, 3, 4, 5]
+    given = (mask.cumsum(dim=1) - 1).clamp(min=0) + 100
+    moved = cut_prompt(one_axis(), ids, mask, given, [plain(TILES, 3, 4, pack=True)])
+    assert moved.position_ids[0].tolist() == [100, 101, 102, 103, 104, 105]
+    assert moved.following.tolist() == [106, 102]

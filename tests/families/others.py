@@ -378,18 +378,6 @@ ALL = (
         78,
         base_and_tile,
     ),
-    other(
-        "mistral3",
-        maker(
-            "Mistral3",
-            "PixtralVisionConfig",
-            "MistralConfig",
-            {"vision": {"head_dim": 8}, "text": {"sliding_window": None}},
-            image_token_index=5,
-        ),
-        9,
-        sized,
-    ),
     other("idefics3", maker("Idefics3", "Idefics3VisionConfig", "LlamaConfig", image_token_id=5), 9, nested),
     other(
         "smolvlm",

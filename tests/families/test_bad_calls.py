@@ -38,7 +38,7 @@ def test_features_that_were_made_elsewhere(row: Row, model: Any) -> None:
 def test_other_labels_than_tokens(row: Row, model: Any) -> None:
     inputs = row.inputs(CHAT)
     ids = inputs.pop("input_ids")
-    labels, length = ids.masked_fill(ids == row.image_token, -100), ids.shape[1]
+    labels, length = ids.masked_fill(row.is_image(ids), -100), ids.shape[1]
     with apply(model, "random:6"):
         for wrong in (labels[:, 1:], torch.cat([labels, labels[:, -1:]], dim=1)):
             text = f"{wrong.shape[1]} labels came and {length} were expected: one for every token of the prompt"
@@ -145,7 +145,7 @@ def test_an_image_after_a_padded_text_turn(row: Row, model: Any) -> None:
             if name in second:
                 both[name] = second[name].repeat(count, 1)
         if row.token_types:
-            both["mm_token_type_ids"] = (both["input_ids"] == row.image_token).int()
+            both["mm_token_type_ids"] = row.is_image(both["input_ids"]).int()
         out = model.generate(
             **both, **{CACHE: cache_of_output(one)}, max_new_tokens=4, do_sample=False,
             return_dict_in_generate=True, output_logits=True,
@@ -168,7 +168,7 @@ def test_rows_of_several_documents_are_refused(row: Row, any_model: Any, spec: s
     packed["input_ids"] = torch.cat([first["input_ids"], second["input_ids"]], dim=1)
     packed["position_ids"] = torch.cat(positions, dim=-1)
     if row.token_types:
-        packed["mm_token_type_ids"] = (packed["input_ids"] == row.image_token).int()
+        packed["mm_token_type_ids"] = row.is_image(packed["input_ids"]).int()
     with apply(any_model, spec), pytest.raises(FoveateError, match="several packed documents"):
         any_model(**packed, use_cache=False)
     if "@1" not in spec:

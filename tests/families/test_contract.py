@@ -59,7 +59,7 @@ def masked(model: Any, inputs: dict[str, Tensor], keep: Tensor) -> dict[str, Any
 
 def kept_columns(row: Row, inputs: dict[str, Tensor], short: Any) -> Tensor:
     """`(B, S)` bool, worked out from the images' slots alone."""
-    keep = inputs["input_ids"] != row.image_token
+    keep = ~row.is_image(inputs["input_ids"])
     places = (~keep).flatten().nonzero().squeeze(1)
     offset = 0
     for image in short.images:
@@ -220,9 +220,12 @@ def plain_attention(module, query, key, value, attention_mask, scaling=None, dro
         columns = torch.arange(key.shape[2])
         visible = columns[None] <= (columns[-query.shape[2] :])[:, None]
         scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
-    if attention_mask is not None:
+    if attention_mask is not None and module.is_causal:
         assert attention_mask.ndim == 2
         scores = scores.masked_fill(~attention_mask[:, None, None].bool(), torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        # An encoder that makes its own.
+        scores = scores + attention_mask
     return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
 
 
@@ -616,7 +619,7 @@ def labelled(row: Row, *prompts: str, side: str = "left") -> dict[str, Tensor]:
     """Labels on text behind text: a dropped slot, standing for the kept one before it, predicts as that one does."""
     inputs = row.inputs(*prompts, side=side)
     labels = inputs["input_ids"].clone()
-    labels[(labels == PAD) | (labels == row.image_token)] = -100
+    labels[(labels == PAD) | (row.is_image(labels))] = -100
     for line, mask in zip(labels, inputs["attention_mask"]):
         end = int(mask.nonzero().max()) + 1
         line[: end - 2] = -100

@@ -140,7 +140,7 @@ def by_hand(row: Row, model: Any, prompt: str, spec: str, answer: Tensor | None 
                 "at": column,
                 "run": run,
                 "content": torch.arange(layout.content),
-                "span": family.image_span(layout),
+                "span": family.image_spans(layout)[0],
                 "values": hidden[0, column : column + total].clone(),
                 "added": [level[seen : seen + total].clone() for level in added],
             }
@@ -545,7 +545,7 @@ def test_fractions_are_of_what_arrives(row: Row, model: Any) -> None:
 def test_dropping_every_visual_token(row: Row, any_model: Any) -> None:
     """From a layer on there is text alone: the dense model's, with all visual columns hidden from there."""
     inputs = row.inputs(*BATCH)
-    text = inputs["input_ids"] != row.image_token
+    text = ~row.is_image(inputs["input_ids"])
     with apply(any_model, "vtw@1") as run:
         out = any_model.generate(
             **inputs, max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_logits=True

@@ -124,7 +124,7 @@ def content_columns(row: Row, prompt: str) -> list[Tensor]:
 
 def visible(row: Row, inputs: dict[str, Tensor], prompt: str, kept: list[Tensor]) -> Tensor:
     """`(1, S)` bool: text, what is kept of each image, and the structural tokens that stay with it."""
-    keep = inputs["input_ids"] != row.image_token
+    keep = ~row.is_image(inputs["input_ids"])
     letters = [piece for piece in prompt.split() if piece[0] != "t"]
     for letter, places, slots in zip(letters, content_columns(row, prompt), kept):
         layout = row.pictures[letter]
@@ -143,7 +143,7 @@ def test_what_text_looks_at_stays(row: Row, spec: str, layer: int, read: int, pr
     model = row.model("eager")
     inputs = row.inputs(prompt)
     maps = eager_maps(model, inputs)
-    text = (inputs["input_ids"][0] != row.image_token).nonzero().squeeze(1)
+    text = (~row.is_image(inputs["input_ids"][0])).nonzero().squeeze(1)
     kept: list[Tensor] = []
     for places in content_columns(row, prompt):
         rows = text if "rows=text" in spec else torch.tensor([maps[read].shape[0] - 1])
@@ -159,7 +159,7 @@ def test_what_text_looks_at_stays(row: Row, spec: str, layer: int, read: int, pr
 @torch.no_grad()
 def test_no_visual_token_passes(row: Row, any_model: Any, layer: int) -> None:
     inputs = row.inputs(*BATCH)
-    text = inputs["input_ids"] != row.image_token
+    text = ~row.is_image(inputs["input_ids"])
     oracle = masked_inside(any_model, inputs, {layer: text}).logits
     with apply(any_model, f"vtw@{layer}") as run:
         mine = any_model(**inputs, position_ids=dense_positions(any_model, inputs)).logits

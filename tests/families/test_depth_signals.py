@@ -99,7 +99,7 @@ def images_of(row: Row, inputs: dict[str, Tensor], prompts: tuple[str, ...] = PR
     """Row and content columns of each image."""
     found: list[tuple[int, Tensor]] = []
     for number, prompt in enumerate(prompts):
-        columns = (inputs["input_ids"][number] == row.image_token).nonzero().squeeze(1)
+        columns = row.is_image(inputs["input_ids"][number]).nonzero().squeeze(1)
         for piece in prompt.split():
             if piece[0] != "t":
                 layout = row.pictures[piece]
@@ -129,7 +129,7 @@ def test_attention_is_what_eager_attention_does(row: Row, before: str) -> None:
             if each["features"].shape[0] == len(columns)
             and torch.allclose(each["features"], hidden[2][number, columns], atol=1e-5)
         )
-        text = (real[number] & (inputs["input_ids"][number] != row.image_token)).nonzero().squeeze(1)
+        text = (real[number] & (~row.is_image(inputs["input_ids"][number]))).nonzero().squeeze(1)
         for where, layer in (("here", 2), ("previous", 1)):
             weights = maps[layer][number][:, :, columns]
             for rows, expected in (("last", weights[:, -1]), ("text", weights[:, text])):
@@ -166,11 +166,11 @@ def test_keys_and_logits_are_those_of_the_cache(row: Row) -> None:
         model.set_attn_implementation("sdpa")
         del ALL_ATTENTION_FUNCTIONS._global_mapping["remember"]
         del ALL_MASK_ATTENTION_FUNCTIONS._global_mapping["remember"]
-    text = (inputs["input_ids"][0] != row.image_token).nonzero().squeeze(1)
+    text = (~row.is_image(inputs["input_ids"][0])).nonzero().squeeze(1)
     # Without a cache, keys of the layer before are made again.
     for image in (*told(model, inputs, 2), *told(model, inputs, 2, use_cache=False)):
         at = image[Behind()].long().argmax()
-        run = (inputs["input_ids"][0] == row.image_token).nonzero().squeeze(1)
+        run = row.is_image(inputs["input_ids"][0]).nonzero().squeeze(1)
         run = run[(run > text[at - 1]) & (run < text[at])]
         layout = row.pictures["B" if at == 2 else "C"]
         columns = run[layout.places]
@@ -218,7 +218,7 @@ def test_what_rotary_embedding_adds(row: Row) -> None:
     query, key = module.apply_rotary_pos_emb(ones, ones, cos, sin)
     (image,) = told(model, {**inputs, "position_ids": positions}, 1)
     ((_, columns),) = images_of(row, inputs, (CHAT,))
-    text = (inputs["input_ids"][0] != row.image_token).nonzero().squeeze(1)
+    text = (~row.is_image(inputs["input_ids"][0])).nonzero().squeeze(1)
     expected = (query @ key.transpose(2, 3))[0, 0][text][:, columns] * family.attention_scale(1)
     torch.testing.assert_close(image[RotaryLogits()], expected, atol=1e-4, rtol=1e-4)
 

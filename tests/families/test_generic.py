@@ -261,7 +261,7 @@ def test_training(row: Other) -> None:
     contract.test_gradient_checkpointing_changes_nothing(row, "random:6")
 
 
-@pytest.mark.parametrize("name", ["internvl", "mistral3"])
+@pytest.mark.parametrize("name", ["internvl", "lighton_ocr"])
 def test_two_threads(name: str) -> None:
     row = BY_NAME[name]
     model = shared(row)
@@ -291,13 +291,13 @@ def test_nothing_is_left_behind(row: Other) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [*(pytest.param(name, marks=BEAMS_OF_SEVERAL_IMAGES) for name in ("idefics3", "aya_vision")), "mistral3"]
+    "name", [*(pytest.param(name, marks=BEAMS_OF_SEVERAL_IMAGES) for name in ("idefics3", "aya_vision")), "lighton_ocr"]
 )
 def test_text_between_the_tiles_of_an_image(name: str) -> None:
     """What a model takes for one image may be several runs of placeholders; each is a row of tokens of its own."""
     row = BY_NAME[name]
     model = shared(row)
-    if name == "mistral3":
+    if name == "lighton_ocr":
         # One image of three rows, with a token between the rows, as its processor writes it.
         ids = row.ids("t4") + ([5] * 3 + [9]) * 3 + row.ids("t5")
         inputs = row.pixels("A")

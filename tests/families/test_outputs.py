@@ -42,8 +42,8 @@ def test_attention_stands_at_the_columns_that_are_left(row: Row, eager: Any) -> 
     short = compress(eager, inputs, "stride:6")
     (image,) = short.images
     ids = inputs["input_ids"][0]
-    kept = (ids != row.image_token) | torch.zeros_like(ids).bool()
-    kept[(ids == row.image_token).nonzero()[image.slot, 0]] = True
+    kept = (~row.is_image(ids)) | torch.zeros_like(ids).bool()
+    kept[row.is_image(ids).nonzero()[image.slot, 0]] = True
     expected = eager(**short, output_attentions=True).attentions
     with apply(eager, "stride:6"):
         output = eager(**inputs, output_attentions=True)
@@ -102,7 +102,7 @@ def test_the_loss_that_balances_experts(row: Row, spec: str) -> None:
         pytest.skip("the model has no experts")
     inputs = row.inputs(*PROMPTS)
     ids = inputs["input_ids"]
-    labels = ids.masked_fill((ids == row.image_token) | (inputs["attention_mask"] == 0), -100)
+    labels = ids.masked_fill((row.is_image(ids)) | (inputs["attention_mask"] == 0), -100)
     dense = model.train()(**inputs, labels=labels, output_router_logits=True)
     with apply(model, spec):
         output = model(**inputs, labels=labels, output_router_logits=True)

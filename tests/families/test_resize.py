@@ -82,7 +82,9 @@ def test_exact_is_the_model_given_a_smaller_picture(exact: Row) -> None:
     spec = "resize:0.4:mode=exact:positions=pack"
     height, width = size_of(model, inputs, spec)
     ids = inputs["input_ids"][0].tolist()
-    by_hand = torch.tensor([ids[:6] + [exact.image_token] * height * width + ids[-5:]])
+    family = family_of(model)
+    small = family.shrunk(family.layouts(inputs)[0], (height, width))
+    by_hand = torch.tensor([ids[:6] + exact.image_ids(small) + ids[-5:]])
     smaller = {"input_ids": by_hand, "attention_mask": torch.ones_like(by_hand), **exact.smaller("A", height, width)}
     if exact.token_types:
         smaller["mm_token_type_ids"] = (by_hand == exact.image_token).int()

@@ -44,7 +44,7 @@ def spec(method: Probe, *before: Any) -> Spec:
 
 
 def text(row: Row, model: Any, prompt: str) -> Tensor:
-    ids = torch.tensor([each for each in row.ids(prompt) if each != row.image_token])
+    ids = torch.tensor([each for each in row.ids(prompt) if each not in (row.image_token, row.break_token)])
     return model.get_input_embeddings()(ids).detach()
 
 

@@ -134,7 +134,7 @@ def test_signals_of_quantised_layers(row: Row, quantise: Callable[[nn.Module], n
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
     prompt = row.inputs("t6 A t5")
     maps = model(**prompt, output_attentions=True).attentions
-    columns = (prompt["input_ids"][0] == row.image_token).nonzero().squeeze(1)[row.pictures["A"].places]
+    columns = row.is_image(prompt["input_ids"][0]).nonzero().squeeze(1)[row.pictures["A"].places]
     (image,) = told(model, prompt, 2)
     where: Literal["here", "previous"]
     for where, layer in (("here", 2), ("previous", 1)):

@@ -140,7 +140,7 @@ def test_a_compiled_core_shows_where_the_prompt_ends(row: Row) -> None:
 def test_training_a_wrapped_model(row: Row) -> None:
     """The loss and the gradients of DistributedDataParallel are those of the bare model."""
     inputs = row.inputs(CHAT)
-    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == row.image_token, -100)
+    inputs["labels"] = inputs["input_ids"].masked_fill(row.is_image(inputs["input_ids"]), -100)
     bare = row.model()
     wrapped = DistributedDataParallel(row.model(), find_unused_parameters=True)
     for model in (bare, wrapped):
@@ -174,7 +174,7 @@ def test_timed_and_adapters_of_a_wrapped_model(row: Row) -> None:
 def test_voco_trains_outside_of_data_parallel() -> None:
     row = next(each for each in ROWS if each.name == "llava")
     bare, inputs = row.model(), row.inputs("t4 A t3")
-    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == row.image_token, -100)
+    inputs["labels"] = inputs["input_ids"].masked_fill(row.is_image(inputs["input_ids"]), -100)
     wrapped, voco = DistributedDataParallel(bare), VoCo(bare, 2)
     with pytest.raises(FoveateError, match="put the model and this adapter into one module"):
         voco(wrapped, inputs)

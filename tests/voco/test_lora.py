@@ -123,7 +123,7 @@ def test_blocks_in_blocks(folder):
 def test_a_loss_is_that_of_the_whole_adapter(folder):
     """It equals peft's in its wrapper, whose own weights are the ones that are trained."""
     model, voco, inputs = ROW.model(), VoCo.from_pretrained(folder), ROW.inputs("t4 A t3")
-    inputs["labels"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == ROW.image_token, -100)
+    inputs["labels"] = inputs["input_ids"].masked_fill(ROW.is_image(inputs["input_ids"]), -100)
     for two in (True, False):
         loss = voco(model, inputs, in_two_passes=two).loss
         torch.testing.assert_close(loss, voco(tuned(1), inputs, in_two_passes=two).loss, atol=1e-5, rtol=1e-5)

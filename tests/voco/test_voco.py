@@ -52,7 +52,7 @@ def voco(model):
 
 def with_labels(row: Row, *prompts: str) -> dict[str, Any]:
     inputs: dict[str, Any] = row.inputs(*prompts)
-    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == row.image_token, -100)
+    labels = inputs["input_ids"].masked_fill(row.is_image(inputs["input_ids"]), -100)
     labels[:, :-3] = -100
     return {**inputs, "labels": labels}
 
@@ -76,7 +76,7 @@ def test_only_the_beginning_before_an_image_is_left_out(row, model, voco):
     for inputs in (text, behind):
         inputs["input_ids"] = torch.nn.functional.pad(inputs["input_ids"], (0, 1), value=bos)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        inputs["labels"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == row.image_token, -100)
+        inputs["labels"] = inputs["input_ids"].masked_fill(row.is_image(inputs["input_ids"]), -100)
     text["input_ids"][0, 0] = text["input_ids"][1, 6] = behind["input_ids"][0, 0] = bos
     text["attention_mask"][1, :6] = 0
     text["labels"][0, 0] = text["labels"][1, :7] = -100
@@ -223,7 +223,7 @@ def test_decoding_from_a_memory_is_decoding_under_the_mask(row, model, voco):
     """Greedy decoding equals masked passes over the text so far."""
     inputs = row.inputs("t4 A t6")
     (memory,) = voco.encode(model, inputs)
-    ids = inputs["input_ids"][inputs["input_ids"] != row.image_token][None]
+    ids = inputs["input_ids"][~row.is_image(inputs["input_ids"])][None]
     answer = voco.generate(model, memory, ids, max_new_tokens=5, do_sample=False)[0].tolist()
     expected: list[int] = []
     for _ in range(5):

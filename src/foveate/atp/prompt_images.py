@@ -10,11 +10,11 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from foveate.atp.gates import TokenGates
-from foveate.engine.prompt import WantedPredictions
+from foveate.engine.prompt import WantedPredictions, image_columns
 from foveate.engine.signals import ImageColumns
 from foveate.errors import FoveateError
 from foveate.families import Family
-from foveate.tokens import Layout
+from foveate.tokens import Layout, Structural
 
 
 @dataclass
@@ -54,12 +54,13 @@ def find_prompt_images(
         FoveateError: placeholders don't fit the images, or an image has no text.
     """
     sizes = [layout.total for layout in layouts]
-    visual = (ids == family.image_token).cpu()
+    placeholder = image_columns(family, ids, layouts)
+    visual = placeholder.cpu()
     if int(visual.sum()) != sum(sizes):
         raise FoveateError(
             f"{int(visual.sum())} placeholders came for images of {sum(sizes)} tokens; pass the processor's output"
         )
-    ends = wanted.prompt_ends(ids, family.image_token, sizes)
+    ends = wanted.prompt_ends(placeholder, sizes)
     row_of, column_of = visual.nonzero().unbind(1)
     is_text = mask.cpu().bool() & ~visual
     device, begin = ids.device, 0
@@ -82,7 +83,8 @@ def find_prompt_images(
 def column_log_masks(images: Sequence[PromptImage], rows: int, columns: int) -> Float32[Tensor, "B S"]:
     """Return the log mask of every column of a batch, `(B, S)` float32: 0 at text.
 
-    A newline or another structural token has the largest mask of the content tokens that it belongs to.
+    A newline or another structural token has the largest mask of the content tokens that it belongs to; one between
+    rows has no larger one than all that follows it.
 
     Args:
         images: the batch's images; at least one.
@@ -97,6 +99,12 @@ def column_log_masks(images: Sequence[PromptImage], rows: int, columns: int) -> 
         values.append(log_mask)
         if len(image.structural):
             where.append(image.row * columns + image.structural)
-            values.append(torch.stack([log_mask[s.begin : s.end].amax() for s in image.layout.structural]))
+            values.append(torch.stack([_of_structural(log_mask, token) for token in image.layout.structural]))
     flat = torch.zeros(rows * columns, device=values[0].device)
     return flat.index_put((torch.cat(where),), torch.cat(values)).view(rows, columns)
+
+
+def _of_structural(log_mask: Tensor, token: Structural) -> Tensor:
+    """Return the log mask of a structural token, `()`, from those of all content tokens `(N,)`."""
+    own = log_mask[token.begin : token.end].amax()
+    return torch.minimum(own, log_mask[token.end :].amax()) if token.between else own

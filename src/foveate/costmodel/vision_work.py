@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from foveate.costmodel.decoder_shape import Mlp
 from foveate.costmodel.ops import CallPart, Op, attention, elementwise, fused_norm, linear, norm, repeated, rotary
@@ -19,8 +20,7 @@ def vision_parameters(shape: VisionShape | None) -> int:
     if shape is None:
         return 0
     layer = 4 * shape.width**2 + _mlp(shape).parameters(shape.width) + 2 * shape.width
-    inner = _projector_width(shape)
-    projector = shape.projector_inputs * inner + inner * shape.decoder_width
+    projector = sum(width * following for width, following in _projector_layers(shape))
     return shape.patch_values * shape.width + shape.depth * layer + (1 + shape.extra_projectors) * projector
 
 
@@ -39,15 +39,21 @@ def encoder_work(
     patches = batch * sum(grid.count for grid in grids)
     if shape is None or not patches:
         return CallPart("encoder", ())
-    ops: list[Op] = [linear("patch embedding", patches, shape.patch_values, shape.width, size)]
+    embedded = patches
+    if shape.joint:
+        embedded = batch * len(grids) * max(grid.h for grid in grids) * max(grid.w for grid in grids)
+    ops: list[Op] = [linear("patch embedding", embedded, shape.patch_values, shape.width, size)]
     layers = [tuple(grids)] * shape.depth
     if kept:
         layers = [tuple(Segment(1, 1, count) for count in counts) for counts in zip(*kept, strict=True)]
     windowed = [shape.window is not None and layer not in shape.full_attention_layers for layer in range(shape.depth)]
     for (seen, inside), times in Counter(zip(layers, windowed, strict=True)).items():
         ops += repeated(_layer(shape, _rows(shape, seen, batch), size), times)
-        for length, count in (_windows(shape, seen) if inside else _frames(shape, seen)).items():
-            attended = attention(batch, shape.heads, shape.heads, shape.width // shape.heads, length, length, size)
+        lengths, rows = (_windows if inside else _frames)(shape, seen), batch
+        if shape.joint:
+            lengths, rows = Counter({_rows(shape, seen, batch): 1}), 1
+        for length, count in lengths.items():
+            attended = attention(rows, shape.heads, shape.heads, shape.width // shape.heads, length, length, size)
             ops += repeated([attended], times * count)
     ops.append(_norm(shape, _rows(shape, layers[-1], batch), size))
     return CallPart("encoder", tuple(ops))
@@ -66,12 +72,11 @@ def projector_work(shape: VisionShape | None, tokens: int, batch: int, size: int
     rows = batch * tokens
     if shape is None or not rows:
         return CallPart("projector", ())
-    inner = _projector_width(shape)
-    ops = [
-        linear("projector in", rows, shape.projector_inputs, inner, size),
-        elementwise("activation", rows * inner, 2, size),
-        linear("projector out", rows, inner, shape.decoder_width, size),
-    ]
+    ops: list[Op] = []
+    for width, following in _projector_layers(shape):
+        if ops:
+            ops.append(elementwise("activation", rows * width, 2, size))
+        ops.append(linear("projector", rows, width, following, size))
     return CallPart("projector", tuple(repeated(ops, 1 + shape.extra_projectors if extra else 1)))
 
 
@@ -87,8 +92,10 @@ def _mlp(shape: VisionShape) -> Mlp:
     return Mlp(shape.mlp_width, gated=shape.gated_mlp)
 
 
-def _projector_width(shape: VisionShape) -> int:
-    return shape.decoder_width if shape.projector_width is None else shape.projector_width
+def _projector_layers(shape: VisionShape) -> list[tuple[int, int]]:
+    """Return the width that each layer of a projector reads, and the one that it makes."""
+    between = (shape.decoder_width,) if shape.projector_widths is None else shape.projector_widths
+    return list(pairwise([shape.projector_inputs, *between, shape.decoder_width]))
 
 
 def _rows(shape: VisionShape, grids: Iterable[Segment], batch: int) -> int:

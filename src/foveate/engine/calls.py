@@ -376,18 +376,15 @@ class CoreCalls(StaysWithModel):
             mask = torch.cat([state.first.mask(full_mask, state.full_length, tail), mask], dim=1)
             columns = state.first.extended(state.full_length, tail, columns)
             padded = padded or state.first.padded
-        visual = cut.input_ids == family.image_token
-        if cut.padded:
-            visual &= cut.columns >= 0
         first = LayerState(0, columns, cut.following, padded)
         length = past + ids.shape[1]
-        after = CacheState(length, (first,), _text_at_end(cut, visual))
+        after = CacheState(length, (first,), _text_at_end(cut))
         decoder_pass = self._decoder_pass(call, prefix, full_mask, length)
         prompt = None
         if decoder_pass is not None:
             wanted: WantedPredictions = getattr(self._local, "wanted", WantedPredictions())
             prompt = self._uncached(call, known, decoder_pass, wanted)
-            decoder_pass.start_prompt(ids, cut, visual, images, order, known.signals, self.schedule, wanted)
+            decoder_pass.start_prompt(ids, cut, images, order, known.signals, self.schedule, wanted)
         call = self._shortened(call, cut, images, known.stacked)
         call["attention_mask"] = mask
         for name in blocks:
@@ -613,7 +610,7 @@ def _order_of_images(features: Sequence[Tensor] | Tensor, capture: Capture | Enc
         for count in counts[::beams].tolist() if not rest and counts.shape[0] % beams == 0 else ():
             first, need = following, count
             while need > 0 and following < encoded:
-                need -= capture.layouts[following].total
+                need -= capture.layouts[following].placeholders
                 following += 1
             order += list(range(first, following)) * beams
         if len(order) == len(features):
@@ -631,8 +628,9 @@ def _order_of_images(features: Sequence[Tensor] | Tensor, capture: Capture | Enc
     )
 
 
-def _text_at_end(cut: CutPrompt, visual: Tensor) -> Tensor:
-    """Return how many columns at the end of a prompt are text in every row, `()` int64; `visual` marks the others."""
+def _text_at_end(cut: CutPrompt) -> Tensor:
+    """Return how many columns at the end of a prompt are text in every row, `()` int64."""
+    visual = cut.visual
     other = visual | (cut.columns < 0) if cut.padded else visual
     width = other.shape[1]
     return width - (other * torch.arange(1, width + 1, device=other.device)).amax()

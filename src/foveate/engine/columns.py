@@ -200,8 +200,8 @@ class Closing:
 
 
 @dataclass(frozen=True)
-class PackedImage:
-    """What packing must know of one image: where it stands, and how far it moves what follows it.
+class PackedRun:
+    """What packing must know of one run of an image: where it stands, and how far it moves what follows it.
 
     Attributes:
         row: of the batch.
@@ -218,37 +218,37 @@ class PackedImage:
     end: int | None = None
 
 
-def pack_positions(columns: Columns, images: Sequence[PackedImage]) -> tuple[Columns, list[PackedImage]]:
-    """Give images position ids without gaps, and move up what follows them.
+def pack_positions(columns: Columns, runs: Sequence[PackedRun]) -> tuple[Columns, list[PackedRun]]:
+    """Give runs of images position ids without gaps, and move up what follows them.
 
     Returns:
-        The columns with new positions, and each image with its new span and begin.
+        The columns with new positions, and each run with its new span and begin.
     """
     device = columns.positions.device
     rows, width = columns.index.shape
     shift = np.zeros((rows, width + 1), dtype=np.int64)
-    for image in images:
-        if len(image.places):
-            shift[image.row, image.places[-1] + 1] += image.span - len(image.places)
-        elif image.end is not None:
-            shift[image.row, image.end] += image.span
+    for run in runs:
+        if len(run.places):
+            shift[run.row, run.places[-1] + 1] += run.span - len(run.places)
+        elif run.end is not None:
+            shift[run.row, run.end] += run.span
     shift = shift.cumsum(axis=1)
     moved = on_device(shift, device)
     positions = columns.positions - moved[:, :-1]
     flat = positions.flatten(1)
-    packed: list[PackedImage] = []
-    for image in images:
-        if not len(image.places):
-            packed.append(replace(image, span=0 if image.end is not None else image.span))
+    packed: list[PackedRun] = []
+    for run in runs:
+        if not len(run.places):
+            packed.append(replace(run, span=0 if run.end is not None else run.span))
             continue
-        if image.begin is None:
-            packed.append(image)
+        if run.begin is None:
+            packed.append(run)
             continue
-        begin = image.begin - int(shift[image.row, image.places[0]])
-        steps = begin + torch.arange(len(image.places), device=device)
-        where = on_device(image.row * width + image.places, device)
+        begin = run.begin - int(shift[run.row, run.places[0]])
+        steps = begin + torch.arange(len(run.places), device=device)
+        where = on_device(run.row * width + run.places, device)
         flat = flat.index_copy(1, where, steps.expand(flat.shape[0], -1))
-        packed.append(replace(image, span=len(image.places), begin=begin))
+        packed.append(replace(run, span=len(run.places), begin=begin))
     following = columns.following - moved[:, -1]
     return replace(columns, positions=flat.view_as(positions), following=following, packed=True), packed
 

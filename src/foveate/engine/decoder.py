@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.engine.columns import Closing, Columns, Host, PackedImage, on_device, pack_positions, text_positions
+from foveate.engine.columns import Closing, Columns, Host, PackedRun, on_device, pack_positions, text_positions
 from foveate.engine.prompt import CompressedImage, CutPrompt, WantedPredictions
 from foveate.engine.signals import ImageColumns, LayerInput, answer, read_after_running, reads_text, watched
 from foveate.engine.state import CacheState, LayerState
@@ -54,8 +55,9 @@ class ImageSpan:
         methods: what acts on it, per layer.
         text: how many text tokens of its row, from the first on, are its prompt.
         end: the column of the call that holds its prompt's last token.
-        span: how far the image moves the position of what follows it.
-        begin: `()` int64 on the device, the position id of its first place; None where nothing packs.
+        spans: per run, how far it moves the position of what follows it.
+        begins: per run, `()` int64 on the device, the position id of its first place; None where nothing packs, or
+            where nothing is left of it.
         leader: the image whose plan it takes: itself, except for the beams of one sample.
     """
 
@@ -72,8 +74,8 @@ class ImageSpan:
     methods: dict[int, Method]
     text: int
     end: int
-    span: int
-    begin: Tensor | None
+    spans: list[int]
+    begins: list[Tensor | None]
     leader: int
 
     def move(self, device: torch.device) -> None:
@@ -88,9 +90,27 @@ class ImageSpan:
             return self.places
         return np.sort(np.concatenate([self.places, self.structural[1]]))
 
+    @property
+    def needs_slots(self) -> bool:
+        """Whether the host must know which of its tokens stay, because other columns stand among them."""
+        return bool(self.full.structural) or len(self.full.run_lengths) > 1
+
+    @property
+    def run_places(self) -> list[Host]:
+        """Return the places of each run, content and structural tokens alike, ascending."""
+        if len(self.full.run_lengths) == 1:
+            return [self.all_places]
+        columns = self.full.places[self.dense].numpy()
+        structural = np.array([token.place for token in self.full.structural], dtype=np.int64)
+        columns = np.concatenate([columns, structural[self.structural[0]]])
+        places = np.concatenate([self.places, self.structural[1]])
+        order = places.argsort()
+        run_of = self.full.run_of.numpy()[columns[order]]
+        return np.split(places[order], np.searchsorted(run_of, np.arange(1, len(self.full.run_lengths))))
+
     def drop(self, slots: Any) -> Host:
         """Drop all content tokens but those at `slots`, and the structural tokens that go with them; return places."""
-        if self.full.structural:
+        if self.needs_slots:
             self.dense = self.dense[torch.from_numpy(slots)]
             self.structural = self.structural[:, self.full.held(self.dense).numpy()[self.structural[0]]]
         return self.places[slots]
@@ -253,7 +273,6 @@ class DecoderPass:
         self,
         ids: Tensor,
         cut: CutPrompt,
-        visual: Tensor,
         images: Sequence[CompressedImage],
         order: Sequence[int],
         signals: Mapping[Signal, Sequence[Tensor]],
@@ -265,7 +284,6 @@ class DecoderPass:
         Args:
             ids: `(B, S)`, the prompt before the cut.
             cut: what is left of it at layer 0.
-            visual: `(B, M)` bool, where visual tokens stand in the cut prompt, structural ones included.
             images: in prompt order.
             order: the number of each image among those that were encoded; beams bring the same number again.
             signals: the encoder's answers for each image of these numbers, `(N, ...)` over the full image.
@@ -281,24 +299,28 @@ class DecoderPass:
         self._watched = {layer for signals, at in needs for layer in watched(signals, at)}
         self.recorded = {layer for signals, at in needs for layer in read_after_running(signals, at)}
         rows, width = cut.columns.shape
-        index, is_visual = torch.stack([cut.columns, visual]).cpu().numpy()
+        index, is_visual = torch.stack([cut.columns, cut.visual]).cpu().numpy()
         lengths = (index >= 0).sum(axis=1).tolist()
         positions = cut.position_ids.view(self.family.position_axes, rows, width)
         self._columns = Columns(cut.columns, lengths, cut.restore_index(), positions, cut.following)
-        ends = wanted.prompt_ends(ids, self.family.image_token, [image.before for image in images])
+        ends = wanted.prompt_ends(cut.visual_before, [image.before for image in images])
         steps = self._place_images(index, is_visual, images, ends, ids.shape[1] - 1, schedule)
         for number, (span, image) in enumerate(zip(self.images, images, strict=True)):
             answers = {signal: values[order[number]] for signal, values in signals.items()}
             slot = span.slot
             span.signals = answers if slot is None else {signal: each[slot] for signal, each in answers.items()}
             if any(method.positions == "pack" for method in self._steps.values()) and image.after:
-                if image.reach > image.span:
+                if image.leads_text:
                     raise FoveateError(
                         f"image {number} (counted from 0) has more frames than rows or columns, and position ids of "
                         "such an image can't be packed inside the decoder; write positions=keep, or use @input"
                     )
-                first = int(span.all_places[0])
-                span.begin = positions[0, span.row, first] - int(image.positions[0, 0])
+                begun = 0
+                for run, places in enumerate(span.run_places):
+                    if len(places):
+                        relative = int(image.positions[0, begun])
+                        span.begins[run] = positions[0, span.row, int(places[0])] - relative
+                        begun += len(places)
         if len(set(order)) < len(order):
             # What beams have added since doesn't part them.
             self._choose_leaders(ids[:, : self.made_for], order)
@@ -363,8 +385,8 @@ class DecoderPass:
                     methods=expected.methods,
                     text=text,
                     end=end,
-                    span=image.span,
-                    begin=None,
+                    spans=list(image.spans),
+                    begins=[None] * len(image.spans),
                     leader=number,
                 )
             )
@@ -533,16 +555,17 @@ class DecoderPass:
         """
         began = self.clock()
         planned = [self._plan_images(layer, members, hidden, here) for members in self._batches(layer)]
+        packs = self._steps[layer].positions == "pack"
+        runs = [image.run_places if packs else [] for image in self.images]
         keep, staying = self._kept(planned)
         closing = Closing.of(keep)
         if not closing.lengths.min():
             raise self._empty_row(layer)
-        packs = self._steps[layer].positions == "pack"
-        ends: dict[int, int] = {}
+        # Where each run ended, for runs of which nothing is left.
+        ends: dict[int, list[int | None]] = {}
         for number in staying if packs else ():
-            # Where the image ended, for images of which nothing is left.
-            image = self.images[number]
-            ends[number] = int(closing.landing[image.row, image.places[-1]]) + 1
+            landing = closing.landing[self.images[number].row]
+            ends[number] = [int(landing[run[-1]]) + 1 if len(run) else None for run in runs[number]]
         hidden = self._shorten(layer, hidden, planned, staying, closing)
         for number, places in staying.items():
             image = self.images[number]
@@ -582,7 +605,7 @@ class DecoderPass:
         places = on_device(np.stack([image.row * width + image.places for image in images]), device)
         features = hidden.flatten(0, 1).index_select(0, places.flatten()).view(*places.shape, -1)
         plan = self._plan(images[0].methods[layer], members, features, here)
-        known = _host_can_look(device) or plan.valid is not None or bool(images[0].full.structural)
+        known = _host_can_look(device) or plan.valid is not None or images[0].needs_slots
         return _PlannedImages(members, plan, places, features, known)
 
     def _plan(self, method: Method, members: Sequence[int], features: Tensor, here: Callable[[], LayerInput]) -> Plan:
@@ -718,20 +741,23 @@ class DecoderPass:
             image.signals = {signal: value[slot] for signal, value in image.signals.items()}
             image.slot = slot if image.slot is None else image.slot[slot]
 
-    def _pack(self, ends: Mapping[int, int]) -> None:
+    def _pack(self, ends: Mapping[int, Sequence[int | None]]) -> None:
         """Give images position ids without gaps; what follows moves up.
 
         Args:
-            ends: per image that a step acted on, the place after its last one.
+            ends: per image that a step acted on, the place after the last one of each run; None if it was gone before.
         """
         assert self._columns is not None
-        images = [
-            PackedImage(image.row, image.all_places, image.span, image.begin, ends.get(number))
-            for number, image in enumerate(self.images)
-        ]
-        self._columns, packed = pack_positions(self._columns, images)
-        for image, moved in zip(self.images, packed, strict=True):
-            image.span, image.begin = moved.span, moved.begin
+        runs: list[PackedRun] = []
+        for number, image in enumerate(self.images):
+            gone = ends.get(number, [None] * len(image.spans))
+            for places, span, begin, end in zip(image.run_places, image.spans, image.begins, gone, strict=True):
+                runs.append(PackedRun(image.row, places, span, begin, end))
+        self._columns, packed = pack_positions(self._columns, runs)
+        moved = iter(packed)
+        for image in self.images:
+            own = list(islice(moved, len(image.spans)))
+            image.spans, image.begins = [run.span for run in own], [run.begin for run in own]
 
     # After the last layer
 

@@ -33,7 +33,7 @@ class Encoded:
         seen: the layout that the encoder saw; smaller than `layouts` after a step at `@pixels`.
         projected: per image `(N, D)`, the features at `@input`; fewer after a step at `@encoder`.
         companions: per image, other features that go with the same tokens, each `(N, D)`; empty for most families.
-        structural: per image `(S, D)`, what stands at its structural tokens.
+        structural: per image `(S, D)`, what stands at its structural tokens that are no text.
         features: per image `(N, D_encoder)`, the features at `@features`; None if no spec asked for them.
         signals: per signal, per image, its value: attention `(N,)`, keys `(N, D_key)`; zeros where a step at
             `@encoder` left nothing.

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.containers import mark_images
+from foveate.engine.containers import images_of, mark_images
 from foveate.engine.decoder import DecoderPass
 from foveate.engine.encoder import EncoderPass, full_index
 from foveate.engine.sharding import inside_wrapper
@@ -161,6 +161,8 @@ class EncoderHooks(StaysWithModel):
         if not family.watches_tower:
             add(on_call(family.core, "get_image_features", after=self._capture_result))
             return
+        if self.pixels is not None and family.resizes_inputs:
+            add(on_call(family.core, "get_image_features", self._resize_arguments, self._grow_result))
         if family.encoder_arguments:
             add(on_call(family.core, "get_image_features", before=self._note_arguments))
         add(family.tower.register_forward_pre_hook(_outside_graph(self._before_tower), with_kwargs=True))
@@ -209,6 +211,24 @@ class EncoderHooks(StaysWithModel):
     def _note_arguments(self, arguments: Keywords) -> None:
         self._local.arguments = {name: arguments.get(name) for name in self.family.encoder_arguments}
 
+    def _resize_arguments(self, arguments: Keywords) -> Keywords:
+        assert self.pixels is not None
+        layouts = self.family.layouts(arguments)
+        sizes = [self.pixels.shrink(layout) for layout in layouts]
+        self._local.layouts = layouts
+        return self.family.resized_inputs(arguments, layouts, sizes, self.mode)
+
+    def _grow_result(self, output: Any) -> None:
+        """Repeat features up to the full count: `generate` counts them for its beams before the prompt is cut."""
+        capture = images_of(output)
+        if not isinstance(capture, Capture) or capture.seen == capture.layouts:
+            return
+        grown: list[Tensor] = []
+        for rows, layout in zip(output.pooler_output, capture.layouts, strict=True):
+            index = torch.arange(layout.placeholders, device=rows.device) * rows.shape[0] // layout.placeholders
+            grown.append(rows[index])
+        output.pooler_output = torch.stack(grown) if isinstance(output.pooler_output, Tensor) else grown
+
     def _before_tower(self, module: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
         arguments: Keywords | None = self._local.__dict__.pop("arguments", None)
         if self.family.encoder_arguments and arguments is None:
@@ -218,7 +238,9 @@ class EncoderHooks(StaysWithModel):
         capture = self.family.tower_call(args, {**kwargs, **(arguments or {})})
         self._local.capture = capture
         call = None
-        if self.pixels is not None:
+        if self.pixels is not None and self.family.resizes_inputs:
+            capture.seen, capture.layouts = capture.layouts, self._local.__dict__.pop("layouts", capture.layouts)
+        elif self.pixels is not None:
             sizes = [self.pixels.shrink(layout) for layout in capture.layouts]
             call = self.family.shrink(args, kwargs, capture, sizes, self.mode)
         if self.encoder is not None:
@@ -270,7 +292,7 @@ class EncoderHooks(StaysWithModel):
         self._local.capture = None
         capture.projected = output if isinstance(output, Tensor) else output.pooler_output
         capture.companions = self.family.output_companions(output)
-        if capture.seen == capture.layouts and not capture.inside:
+        if self.family.resizes_inputs or (capture.seen == capture.layouts and not capture.inside):
             return None
         index = [nearest_below(seen, layout) for seen, layout in zip(capture.seen, capture.layouts, strict=True)]
         if capture.inside:
@@ -389,7 +411,7 @@ class MethodHook:
         self,
         module: nn.Module,
         name: str,
-        before: Callable[[dict[str, Any]], None] | None,
+        before: Callable[[dict[str, Any]], dict[str, Any] | None] | None,
         after: Callable[[Any], None] | None,
     ) -> None:
         self.before = before
@@ -415,13 +437,13 @@ class MethodHook:
 def on_call(
     module: nn.Module,
     name: str,
-    before: Callable[[dict[str, Any]], None] | None = None,
+    before: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
     after: Callable[[Any], None] | None = None,
 ) -> MethodHook:
     """Listen to the calls of a module's method: `before` gets the arguments by name, `after` what is returned.
 
-    Only this module is concerned, not its class, and the method keeps its signature. Listeners come and go in any
-    order, from any thread.
+    If `before` returns arguments, the method and later listeners get these. Only this module is concerned, not its
+    class, and the method keeps its signature. Listeners come and go in any order, from any thread.
 
     >>> class Adder(nn.Module):
     ...     def add(self, one, other=2):
@@ -457,7 +479,8 @@ def _listened(module: nn.Module, name: str) -> Any:
         listeners = tuple(_handles.get(this, {}).get(name, ())) if this is not None else ()
         for each in listeners:
             if each.before is not None:
-                each.before({**signature.bind_partial(*args).arguments, **kwargs})
+                changed = each.before({**signature.bind_partial(*args).arguments, **kwargs})
+                args, kwargs = (args, kwargs) if changed is None else ((), changed)
         output = shared(this, *args, **kwargs) if own is None else own(*args, **kwargs)
         for each in listeners:
             if each.after is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from foveate.engine.containers import mark_images
 from foveate.engine.encode import Encoded
-from foveate.engine.prompt import CompressedImage, reach_of
+from foveate.engine.prompt import CompressedImage, reaches_of
 from foveate.engine.sharding import gathered
 from foveate.engine.step import Arrival, make_plan
 from foveate.errors import FoveateError
@@ -79,7 +79,7 @@ class _ImageGroup:
     def compressed(self) -> list[CompressedImage]:
         """Run the steps and lay out what is left of each image."""
         untouched = not self.schedule.before_decoder and self.seen == self.layout and not self.encoded.inside
-        if untouched and not self.layout.structural:
+        if untouched and all(token.is_text for token in self.layout.structural):
             return [self._complete(image) for image in self.members]
         features = self._run_steps()
         companions = [self._stack(level) for level in zip(*self.encoded.companions, strict=True)]
@@ -146,26 +146,27 @@ class _ImageGroup:
             if valid is not None:
                 own, *ridden = (values[valid[row].to(values.device)] for values in (own, *ridden))
             slot, source = layout.placed(to_dense[kept])
-            if layout.structural:
-                own, ridden = _with_structural(own, ridden, self.encoded.structural[image], source)
+            if any(not token.is_text for token in layout.structural):
+                own, ridden = _with_structural(own, ridden, self.encoded.structural[image], layout, source)
             if packed:
-                positions, span = torch.arange(slot.shape[0]).expand(relative.shape[0], -1), slot.shape[0]
-                reach = span
+                lengths = layout.run_of[slot].bincount(minlength=len(layout.run_lengths)).tolist()
+                positions = torch.cat([torch.arange(length) for length in lengths]).expand(relative.shape[0], -1)
+                spans = reaches = tuple(lengths)
             else:
                 positions = relative[:, seen.placed(kept)[0] if small else slot]
-                span, reach = family.image_span(base), reach_of(relative)
+                spans, reaches = family.image_spans(base), reaches_of(relative, base)
             images.append(
                 CompressedImage(
                     layout,
                     slot,
                     own,
                     positions,
-                    span,
+                    spans,
                     companions=tuple(ridden),
                     own_positions=not packed and not small,
                     seen=seen,
                     plan=None if plan is None else plan.image(row, len(kept)),
-                    reach=reach,
+                    reaches=reaches,
                 )
             )
         return images
@@ -178,11 +179,11 @@ class _ImageGroup:
             torch.arange(self.layout.total),
             self.encoded.projected[image],
             positions,
-            self.family.image_span(self.layout),
+            self.family.image_spans(self.layout),
             companions=tuple(self.encoded.companions[image]),
             own_positions=True,
             seen=self.seen,
-            reach=reach_of(positions),
+            reaches=reaches_of(positions, self.layout),
         )
 
     def _stack(self, values: Sequence[Tensor]) -> Tensor:
@@ -191,17 +192,20 @@ class _ImageGroup:
 
 
 def _with_structural(
-    features: Tensor, companions: Sequence[Tensor], structural: Tensor, source: Tensor
+    features: Tensor, companions: Sequence[Tensor], structural: Tensor, layout: Layout, source: Tensor
 ) -> tuple[Tensor, list[Tensor]]:
     """Put structural tokens among content tokens: features and companions `(M, D)` -> `(M + S, D)`.
 
     Args:
         features: of the content tokens.
         companions: likewise.
-        structural: `(S_all, D)`, what stands at structural tokens.
-        source: `(M + S,)` int64, the number of each token among content tokens, then structural ones.
+        structural: `(S_all, D)`, what stands at structural tokens that are no text.
+        layout: of the image.
+        source: `(M + S_t,)` int64, the number of each token among content tokens, then structural ones, text included.
     """
-    source = source.to(features.device)
+    is_text = torch.tensor([False] * features.shape[0] + [token.is_text for token in layout.structural])
+    number = (~is_text).cumsum(0) - 1
+    source = number[source[~is_text[source]]].to(features.device)
     structural = structural.to(features)
     # Structural tokens have no companions: zeros change nothing where they are added.
     ridden = [torch.cat([each, each.new_zeros(structural.shape[0], each.shape[1])])[source] for each in companions]

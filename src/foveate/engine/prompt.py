@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from foveate.engine.columns import left_padded, per_axis, standing_for, take_columns
 from foveate.errors import FoveateError
 from foveate.families import Family
+from foveate.layout import remembered
 from foveate.plan import Plan
 from foveate.tokens import Layout
 
@@ -26,28 +27,28 @@ class CompressedImage:
 
     Attributes:
         layout: its full layout.
-        slot: `(M,)` int64, the kept places inside the image's run of placeholders, ascending.
-        features: `(M, D)`, what stands at those places.
-        positions: `(axes, M)` int64, position ids relative to where the image begins.
-        span: how far the image moves the position of the text that follows it.
-        companions: what rides along with the features, each `(M, D)`.
+        slot: `(M,)` int64, the kept places among the image's columns, ascending.
+        features: `(M', D)`, what stands at those places, without those of text ids: row breaks, for instance.
+        positions: `(axes, M)` int64, position ids relative to where each run of the image begins.
+        spans: per run, how far it moves the position of the text that follows it.
+        companions: what rides along with the features, each `(M', D)`.
         own_positions: whether `positions` are those of the full image, so that nothing moves.
         seen: the layout that the plan is over: the full one, or the smaller one of a step at `@pixels`.
         plan: a batch of one image over the content tokens of `seen`; None if no step acted.
-        reach: the largest of the positions before anything was dropped, plus one: what is generated comes after it,
-            even where the prompt's text doesn't; at most `span` for most images.
+        reaches: per run, the largest of its positions before anything was dropped, plus one: what is generated comes
+            after it, even where the prompt's text doesn't; at most its span for most images. () is the spans.
     """
 
     layout: Layout
     slot: Tensor
     features: Tensor
     positions: Tensor
-    span: int
+    spans: tuple[int, ...]
     companions: tuple[Tensor, ...] = ()
     own_positions: bool = False
     seen: Layout | None = None
     plan: Plan | None = None
-    reach: int = 0
+    reaches: tuple[int, ...] = ()
 
     @property
     def before(self) -> int:
@@ -58,6 +59,11 @@ class CompressedImage:
     def after(self) -> int:
         """Tokens of the image in the shorter prompt."""
         return int(self.slot.shape[0])
+
+    @property
+    def leads_text(self) -> bool:
+        """Whether the text after it may have smaller positions than some of its own."""
+        return any(reach > span for reach, span in zip(self.reaches, self.spans))
 
     @property
     def grid(self) -> Layout:
@@ -86,6 +92,8 @@ class CutPrompt:
         keep: `(B, S)` bool, the columns of the full prompt that are left.
         following: `(B,)` int64, the position id of the next token.
         padded: whether rows of different length had to be padded.
+        visual: `(B, M)` bool, the columns of images among them, structural tokens of text included.
+        visual_before: `(B, S)` bool, those of the full prompt.
     """
 
     input_ids: Tensor
@@ -95,6 +103,8 @@ class CutPrompt:
     keep: Tensor
     following: Tensor
     padded: bool
+    visual: Tensor
+    visual_before: Tensor
 
     def take(self, values: Tensor, fill: int) -> Tensor:
         """Cut a tensor with one value per column: `(B, S)` -> `(B, M)`, `fill` at padding made here.
@@ -114,9 +124,9 @@ class CutPrompt:
         return standing_for(self.columns, self.keep, self.padded)
 
 
-def reach_of(positions: Tensor) -> int:
-    """Return the largest of an image's relative positions `(axes, N)`, plus one."""
-    return int(positions.max()) + 1
+def reaches_of(positions: Tensor, layout: Layout) -> tuple[int, ...]:
+    """Return per run the largest of its relative positions, plus one: `(axes, N)` of all columns."""
+    return tuple(int(run.max()) + 1 for run in positions.split(layout.run_lengths, dim=1))
 
 
 def refuse_packed(inputs: Mapping[str, Any]) -> None:
@@ -139,18 +149,17 @@ def refuse_packed(inputs: Mapping[str, Any]) -> None:
         )
 
 
-def check_prompt(family: Family, placeholder: Tensor, layouts: Sequence[Layout]) -> list[int]:
+def check_prompt(placeholder: Tensor, layouts: Sequence[Layout]) -> list[int]:
     """Check that the rows' placeholders are complete images, in order; return the row that each image stands in.
 
     Args:
-        family: of the model.
         placeholder: `(B, S)` bool, where a visual token goes.
         layouts: of each image, in prompt order.
 
     Raises:
         FoveateError: there are more or fewer placeholders than the images have tokens.
     """
-    sizes = [layout.total for layout in layouts]
+    sizes = [layout.placeholders for layout in layouts]
     rows: list[int] = []
     following = 0
     for row, count in enumerate(placeholder.sum(dim=1).tolist()):
@@ -167,6 +176,50 @@ def check_prompt(family: Family, placeholder: Tensor, layouts: Sequence[Layout])
     if following != len(sizes):
         raise FoveateError(f"{len(sizes)} images came with a prompt that has places for {following}")
     return rows
+
+
+def image_columns(family: Family, input_ids: Tensor, layouts: Sequence[Layout]) -> Tensor:
+    """Mark the columns of images: their placeholders, and text that is a structural token, such as [IMG_BREAK].
+
+    Args:
+        family: knows the placeholder.
+        input_ids: `(B, S)` int64.
+        layouts: of each image, in prompt order, as many as `check_prompt` has counted.
+
+    Returns:
+        `(B, S)` bool.
+
+    Raises:
+        FoveateError: another placeholder, or nothing, stands where an image has such text.
+    """
+    placeholder = input_ids == family.image_token
+    offsets = [_text_offsets(layout) for layout in layouts]
+    if not any(len(after) for after, _ in offsets):
+        return placeholder
+    begins = accumulate((layout.placeholders for layout in layouts), initial=0)
+    last = torch.cat([after + begin for (after, _), begin in zip(offsets, begins)]).to(input_ids.device)
+    offset = torch.cat([offset for _, offset in offsets]).to(input_ids.device)
+    rows, columns = placeholder.nonzero()[last].unbind(1)
+    columns = columns + offset
+    if int(columns.max()) >= input_ids.shape[1] or bool(placeholder[rows, columns].any()):
+        raise FoveateError(
+            f"{family.title} puts a text token after each row or tile of an image, and the prompt has none at some "
+            "place; pass what its processor returned, unchanged"
+        )
+    marked = placeholder.clone()
+    marked[rows, columns] = True
+    return marked
+
+
+@remembered
+def _text_offsets(layout: Layout) -> tuple[Tensor, Tensor]:
+    """Return for each structural token of text the placeholder before it, and how far after that it stands: `(S,)`."""
+    is_text = torch.zeros(layout.total, dtype=torch.bool)
+    is_text[[token.place for token in layout.structural if token.is_text]] = True
+    place = is_text.nonzero().squeeze(1)
+    before = (~is_text).cumsum(0) - 1
+    columns = (~is_text).nonzero().squeeze(1)
+    return before[place], place - columns[before[place]]
 
 
 def cut_prompt(
@@ -191,8 +244,9 @@ def cut_prompt(
     Raises:
         FoveateError: images and placeholders don't fit together.
     """
-    placeholder = input_ids == family.image_token
-    check_prompt(family, placeholder, [image.layout for image in images])
+    layouts = [image.layout for image in images]
+    check_prompt(input_ids == family.image_token, layouts)
+    placeholder = image_columns(family, input_ids, layouts)
     real = torch.ones_like(placeholder) if attention_mask is None else attention_mask.bool()
     nothing_cut = all(image.after == image.before for image in images) and (attention_mask is None or bool(real.all()))
     if nothing_cut:
@@ -200,18 +254,19 @@ def cut_prompt(
         rows, width = input_ids.shape
         keep, padded = torch.ones_like(placeholder), False
         columns = torch.arange(width, device=input_ids.device).repeat(rows, 1)
-        own = all(image.own_positions and image.span == image.layout.total for image in images)
+        own = all(image.own_positions and image.spans == image.layout.run_lengths for image in images)
         if family.position_axes == 1 and own and (position_ids is None or start is not None):
             # As many positions as tokens, on one axis: every column simply follows the one before it.
             positions = columns if start is None else columns + start[:, None]
             following = columns.new_full((rows,), width) if start is None else start + width
-            return CutPrompt(input_ids, torch.ones_like(input_ids), positions, columns, keep, following, padded)
+            mask = torch.ones_like(input_ids)
+            return CutPrompt(input_ids, mask, positions, columns, keep, following, padded, placeholder, placeholder)
         short_ids, visual = input_ids, placeholder
     else:
         keep = _kept(placeholder, real, images)
         columns, padded = left_padded(keep)
         short_ids = take_columns(input_ids, columns, 0)
-        visual = (short_ids == family.image_token) & (columns >= 0)
+        visual = take_columns(placeholder, columns, 0)
     layout = _PositionLayout(family, placeholder, None if nothing_cut else columns, visual, images)
     positions, following = layout.positions(position_ids, real, start)
     return CutPrompt(
@@ -222,6 +277,8 @@ def cut_prompt(
         keep=keep,
         following=following,
         padded=padded,
+        visual=visual,
+        visual_before=placeholder,
     )
 
 
@@ -241,7 +298,7 @@ class _PositionLayout:
 
     Attributes:
         family: knows the axes.
-        placeholder: `(B, S)` bool, in the full prompt.
+        placeholder: `(B, S)` bool, the columns of images in the full prompt.
         columns: `(B, M)` int64, those that are left; None for all.
         visual: `(B, M)` bool, where visual tokens stand in the cut prompt.
         images: in prompt order.
@@ -261,12 +318,12 @@ class _PositionLayout:
             real: `(B, S)` bool, False at padding.
             start: as in `cut_prompt`.
         """
-        relative, spans = [image.positions for image in self.images], [image.span for image in self.images]
+        relative, spans = [image.positions for image in self.images], [image.spans for image in self.images]
         if given is None or start is not None:
             padding_counts = self.family.counts_padding and start is None
             moves = torch.ones_like(real) if padding_counts else real
             # With position ids `generate` goes on after the last one; without, the model goes on after the largest.
-            reaches = [image.reach for image in self.images] if given is None else []
+            reaches = [image.reaches or image.spans for image in self.images] if given is None else []
             return self._laid_out(relative, spans, moves, start, reaches)
         axes = per_axis(given, self.family.position_axes, real.shape[0])
         columns = self.columns
@@ -277,7 +334,7 @@ class _PositionLayout:
         # The caller's positions, moved by as much as the images' new ones move them.
         new, new_following = self._laid_out(relative, spans, real, start)
         dense = [self.family.image_positions(image.layout)[:, image.slot] for image in self.images]
-        dense_spans = [self.family.image_span(image.layout) for image in self.images]
+        dense_spans = [self.family.image_spans(image.layout) for image in self.images]
         old, old_following = self._laid_out(dense, dense_spans, real, start)
         return positions + new - old, following + new_following - old_following
 
@@ -293,31 +350,31 @@ class _PositionLayout:
     def _laid_out(
         self,
         relative: list[Tensor],
-        spans: list[int],
+        spans: Sequence[tuple[int, ...]],
         moves: Tensor,
         start: Tensor | None,
-        reaches: Sequence[int] = (),
+        reaches: Sequence[tuple[int, ...]] = (),
     ) -> tuple[Tensor, Tensor]:
         """Lay out images of these relative positions and spans.
 
         Args:
             relative: positions of each image.
-            spans: how far each image moves the text after it.
+            spans: per image, how far each of its runs moves the text after it.
             moves: `(B, S)` bool, where text moves on.
             start: as in `cut_prompt`.
-            reaches: of each image; what follows a row comes after all of them.
+            reaches: per image those of its runs; what follows a row comes after all of them.
         """
         device, rows = self.placeholder.device, self.placeholder.shape[0]
         places = self.placeholder.flatten().nonzero().squeeze(1)
-        ends = list(accumulate(image.layout.total for image in self.images))
+        lengths = chain.from_iterable(image.layout.run_lengths for image in self.images)
         advance = (moves & ~self.placeholder).long()
-        last = places[torch.tensor(ends, device=device) - 1]
-        advance.view(-1)[last] = torch.tensor(spans, device=device)
+        last = places[torch.tensor(list(accumulate(lengths)), device=device) - 1]
+        advance.view(-1)[last] = torch.tensor(list(chain.from_iterable(spans)), device=device)
         begin = torch.zeros(rows, dtype=torch.int64, device=device) if start is None else start
         base = advance.cumsum(dim=1) - advance + begin[:, None]
         following = begin + advance.sum(dim=1)
-        if any(reach > span for span, reach in zip(spans, reaches)):
-            reached = base.flatten()[last] + torch.tensor(reaches, device=device)
+        if reaches and any(image.leads_text for image in self.images):
+            reached = base.flatten()[last] + torch.tensor(list(chain.from_iterable(reaches)), device=device)
             following = following.scatter_reduce(0, last // moves.shape[1], reached, "amax")
         base = base if self.columns is None else take_columns(base, self.columns, 0)
         positions = base.repeat(self.family.position_axes, 1, 1)
@@ -330,8 +387,8 @@ def texts_of(
 ) -> list[Tensor]:
     """Return the text that stands with each image: all text of its row in this call, embedded, `(T, D)`.
 
-    Text before the image and after it; neither image placeholders nor padding. In a row to learn from, the answer is
-    text, too.
+    Text before the image, after it and between its runs; neither columns of images nor padding. In a row to learn
+    from, the answer is text, too.
 
     Args:
         family: knows the placeholder, and how text is embedded.
@@ -342,8 +399,8 @@ def texts_of(
     Raises:
         FoveateError: images and placeholders don't fit together.
     """
-    placeholder = input_ids == family.image_token
-    rows = check_prompt(family, placeholder, layouts)
+    rows = check_prompt(input_ids == family.image_token, layouts)
+    placeholder = image_columns(family, input_ids, layouts)
     real = ~placeholder if attention_mask is None else ~placeholder & attention_mask.bool()
     with torch.no_grad():
         texts = family.embed(input_ids[real]).split(real.sum(dim=1).tolist())
@@ -362,25 +419,24 @@ class WantedPredictions:
     labels: Tensor | None = None
     last: int = 1
 
-    def prompt_ends(self, ids: Tensor, image_token: int, sizes: Sequence[int]) -> list[int]:
+    def prompt_ends(self, placeholder: Tensor, sizes: Sequence[int]) -> list[int]:
         """Return, per image, the column that holds the last token of its prompt.
 
         It makes the first wanted prediction after the image: with labels it is the column before the first label, else
         the one whose logits come first. Without either it is the last column.
 
         Args:
-            ids: `(B, S)` int64.
-            image_token: the id of a visual token's placeholder.
-            sizes: placeholders of each image, in prompt order.
+            placeholder: `(B, S)` bool, the columns of images.
+            sizes: columns of each image, in prompt order.
         """
-        length = ids.shape[1]
+        length = placeholder.shape[1]
         end = length - min(max(self.last, 1), length)
         if self.labels is None:
             return [end] * len(sizes)
         # Labels may come for the last columns alone, those that make predictions.
         given = (self.labels[:, -length:] != -100).cpu()
         wanted = torch.nn.functional.pad(given, (length - given.shape[1], 0))
-        row_of, column_of = (ids == image_token).cpu().nonzero().unbind(1)
+        row_of, column_of = placeholder.cpu().nonzero().unbind(1)
         ends: list[int] = []
         after = 0
         for size in sizes:

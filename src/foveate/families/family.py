@@ -90,6 +90,9 @@ class Family(Decoder, ABC):
     """Whether layouts have rows and columns; if not, each image is one row, and overlays can't be drawn."""
     resize_modes: ClassVar[tuple[str, ...]] = ()
     """How an image can be resized before the encoder; "auto" is the first."""
+    resizes_inputs: ClassVar[bool] = False
+    """Whether images are resized among the arguments of `get_image_features`, by `resized_inputs`, and the model then
+    takes them for smaller ones; if not, `shrink` and `grow` do it around the tower."""
     pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     """The inputs that describe images; they are dropped from a call once its features are computed."""
     encoder_arguments: ClassVar[tuple[str, ...]] = ()
@@ -256,13 +259,16 @@ class Family(Decoder, ABC):
     def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """Return the layout of each image, in prompt order, from the processor's output; no encoder runs."""
 
-    @abstractmethod
     def image_positions(self, layout: Layout) -> Tensor:
-        """Return the position ids of one image, counted from its first token: `(axes, N)` int64."""
+        """Return the position ids of one image's columns, counted from the first one of each run: `(axes, N)` int64.
 
-    @abstractmethod
-    def image_span(self, layout: Layout) -> int:
-        """Return by how much one image raises the positions of what follows it."""
+        The default has one axis and counts columns, as text has it.
+        """
+        return layout.within_runs[None]
+
+    def image_spans(self, layout: Layout) -> tuple[int, ...]:
+        """Return by how much each run of one image raises the positions of what follows it; by default, its columns."""
+        return layout.run_lengths
 
     def text_position(self, position_ids: Tensor) -> int | None:
         """Return how many columns precede the first one of a call, read from the position ids of `generate`.
@@ -303,7 +309,19 @@ class Family(Decoder, ABC):
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
         """Start a capture from the arguments of a call of the tower, with `encoder_arguments` added to `kwargs`."""
 
-    @abstractmethod
+    def resized_inputs(
+        self, inputs: Mapping[str, Any], layouts: Sequence[Layout], sizes: Sequence[tuple[int, int]], mode: str
+    ) -> dict[str, Any]:
+        """Resize images among the arguments of `get_image_features`, for families with `resizes_inputs`.
+
+        Args:
+            inputs: the arguments by name.
+            layouts: of the images at full size.
+            sizes: rows and columns of visual tokens, one pair per image.
+            mode: one of `resize_modes`.
+        """
+        raise NotImplementedError
+
     def shrink(
         self,
         args: tuple[Any, ...],
@@ -316,6 +334,7 @@ class Family(Decoder, ABC):
 
         Sets `capture.seen`, and returns the tower's new arguments.
         """
+        raise NotImplementedError
 
     def shrunk(self, layout: Layout, size: tuple[int, int]) -> Layout:
         """Return the layout of an image whose first grid was resized to `size` rows and columns.
@@ -324,13 +343,13 @@ class Family(Decoder, ABC):
         """
         return Layout((Segment(layout.segments[0].t, *size),))
 
-    @abstractmethod
     def grow(self, output: Any, capture: Capture, index: Sequence[Tensor]) -> Any:
         """Repeat rows of the output of `projected_module` up to the full count, after `shrink`.
 
         The model's own code checks the number of rows before the engine can cut the prompt. `index[i]`, `(N,)` int64,
         is the row of image i for each place.
         """
+        raise NotImplementedError
 
     @abstractmethod
     def features(self, capture: Capture) -> tuple[Tensor, ...]:
@@ -341,11 +360,11 @@ class Family(Decoder, ABC):
         """Return the features at `@input`, per image `(N, D)`, in token order."""
 
     def structural(self, capture: Capture) -> tuple[Tensor, ...]:
-        """Return the embeddings of structural tokens, per image `(S, D)`, in the order of the full layout.
+        """Return the embeddings of structural tokens that are no text, per image `(S, D)`, in the layout's order.
 
         They are parameters of the model, with their gradient.
         """
-        assert not any(layout.structural for layout in capture.layouts)
+        assert all(token.is_text for layout in capture.layouts for token in layout.structural)
         return (torch.empty(0),) * len(capture.layouts)
 
     @abstractmethod

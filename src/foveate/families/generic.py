@@ -156,14 +156,6 @@ class Generic(Family):
         edges = torch.nn.functional.pad(input_ids == self.image_token, (1, 1)).int().diff(dim=1)
         return ((edges < 0).nonzero()[:, 1] - (edges > 0).nonzero()[:, 1]).tolist()
 
-    def image_positions(self, layout: Layout) -> Tensor:
-        """Return 0, 1, 2, ...: `(1, N)`."""
-        return torch.arange(layout.total)[None]
-
-    def image_span(self, layout: Layout) -> int:
-        """Return the number of tokens."""
-        return layout.total
-
     # Encoding
 
     def encoded(self, output: Any) -> Capture:

@@ -169,14 +169,6 @@ class Llava(Family):
         grid = Segment(1, pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size)
         return (Layout((grid,)),) * pixels.shape[0]
 
-    def image_positions(self, layout: Layout) -> Tensor:
-        """Return 0, 1, 2, ... in raster order: `(1, N)`."""
-        return torch.arange(layout.total)[None]
-
-    def image_span(self, layout: Layout) -> int:
-        """Return the number of tokens."""
-        return layout.total
-
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
         """Read the layouts of the images from the pixels of the call."""
         layouts = self.pixel_layouts(args[0] if args else kwargs["pixel_values"])

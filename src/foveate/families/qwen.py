@@ -105,7 +105,7 @@ class QwenVL(Family):
             patch_values=channels * read_number(vision, "temporal_patch_size") * patch**2,
             decoder_width=read_number(self.config.text_config, "hidden_size"),
             merge=merge,
-            projector_width=width * merge**2,
+            projector_widths=(width * merge**2,),
             rotary=True,
             **more,
         )
@@ -127,10 +127,10 @@ class QwenVL(Family):
         axes = torch.meshgrid(torch.arange(segment.t), torch.arange(segment.h), torch.arange(segment.w), indexing="ij")
         return torch.stack(axes).flatten(1)
 
-    def image_span(self, layout: Layout) -> int:
+    def image_spans(self, layout: Layout) -> tuple[int, ...]:
         """Return the longer side: text continues after the image's rows and columns, however many frames it has."""
         (segment,) = layout.segments
-        return max(segment.h, segment.w)
+        return (max(segment.h, segment.w),)
 
     def text_position(self, position_ids: Tensor) -> int | None:
         """Read the row of text positions above the three axes, or plain positions plus the model's `rope_deltas`."""

@@ -9,7 +9,7 @@ from foveate.errors import FoveateError
 
 @dataclass(frozen=True)
 class VisionShape:
-    """An encoder of patches and a projector of two layers; the cost model counts their work and weights from this.
+    """An encoder of patches and a projector; the cost model counts their work and weights from this.
 
     A family reads it from its configuration: `Family.vision_shape`.
 
@@ -27,8 +27,11 @@ class VisionShape:
         full_attention_layers: encoder layers that attend beyond windows.
         levels: encoder layers whose outputs the projector reads side by side.
         extra_projectors: projectors beside the first, such as those of DeepStack.
-        projector_width: width between the projector's two layers; None is the decoder's width.
+        projector_widths: widths between the projector's layers, one fewer than there are layers; None is two layers
+            with the decoder's width between them.
         rotary: whether the encoder has rotary embeddings; its norms are unfused RMS norms then, else fused layer norms.
+        joint: whether images are padded to one size and cut into patches, and then the patches of all images of a call
+            are one sequence, whose attention is computed as a whole and masked where images differ.
 
     Raises:
         FoveateError: the width is no multiple of the number of heads.
@@ -47,8 +50,9 @@ class VisionShape:
     full_attention_layers: frozenset[int] = frozenset()
     levels: int = 1
     extra_projectors: int = 0
-    projector_width: int | None = None
+    projector_widths: tuple[int, ...] | None = None
     rotary: bool = False
+    joint: bool = False
 
     def __post_init__(self) -> None:
         if self.width % self.heads:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from foveate.errors import FoveateError
 from foveate.families import Family
 from foveate.tokens import Layout
 from foveate.voco.embeddings import decoder_device_and_dtype, embedding_table
@@ -39,6 +40,9 @@ def image_segments(
         features: `(B, N, D)`, the images at the decoder's input.
         layout: all images have it.
         voco: `(n, D)`, the embeddings of the VoCo tokens.
+
+    Raises:
+        FoveateError: text stands between the image's tokens.
     """
     before, after = ids_around_image(family)
     table = embedding_table(family)
@@ -49,7 +53,12 @@ def image_segments(
     def embedded(ids: list[int]) -> Tensor:
         return table(torch.tensor(ids, dtype=torch.int64, device=device)).expand(images, -1, -1)
 
-    start, span = len(before), family.image_span(layout)
+    if len(layout.run_lengths) > 1 or any(token.is_text for token in layout.structural):
+        raise FoveateError(
+            f"{family.title} puts text between the rows or tiles of an image, and VoCo tokens read an image alone, "
+            "without text; use another method for this model"
+        )
+    start, (span,) = len(before), family.image_spans(layout)
     rest = len(after) + voco.shape[0]
     axes = family.position_axes
     positions = [

@@ -36,6 +36,7 @@ class Row:
         smaller: for a family that resizes exactly: `(letter, rows, columns)` -> pixel inputs of the smaller picture.
         later_type: the token type of text after the prompt.
         rounding: by how much logits may differ where nothing is left out.
+        break_token: the id of structural tokens that are text.
         words: special tokens of the tokenizer and their ids, the placeholder among them.
         processor: from a tokenizer, the model's configuration and "torchvision" or "pil", which computes with images:
             the family's real processor with its chat template.
@@ -53,6 +54,7 @@ class Row:
     smaller: Callable[[str, int, int], dict[str, Tensor]] | None = None
     later_type: int = 0
     rounding: float = 1e-6
+    break_token: int = 0
     words: Mapping[str, int] = field(default_factory=dict)
     processor: Callable[[Any, Any, str], Any] | None = None
 
@@ -83,8 +85,20 @@ class Row:
                 length = int(piece[1:].split("'")[0])
                 ids += torch.randint(TEXT_IDS.start, TEXT_IDS.stop, (length,), generator=generator).tolist()
             else:
-                ids += [self.image_token] * self.count(piece)
+                ids += self.image_ids(self.pictures[piece])
         return ids
+
+    def image_ids(self, layout: Layout) -> list[int]:
+        """Token ids of a picture: placeholders, and structural tokens that are text."""
+        ids = [self.image_token] * layout.total
+        for token in layout.structural:
+            if token.is_text:
+                ids[token.place] = self.break_token
+        return ids
+
+    def is_image(self, ids: Tensor) -> Tensor:
+        """Mark the columns of images, text that is a structural token among them."""
+        return (ids == self.image_token) | ((ids == self.break_token) & (self.break_token > 0))
 
     def inputs(self, *prompts: str, side: str = "left") -> dict[str, torch.Tensor]:
         """A padded batch, as a processor would return it."""
