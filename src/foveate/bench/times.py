@@ -1,4 +1,4 @@
-"""Choose the times that may be compared: an interrupted run measures at moments when the machine is not equally fast."""
+"""Choose times that may be compared: the sessions of an interrupted run are not equally fast."""
 
 from __future__ import annotations
 
