@@ -28,7 +28,7 @@ from atp_configurations import COMPARED, FIXED, LEARNED, STARTS, VARIANTS, confi
 from atp_inside import draw_kept, tokens_by_place
 
 import foveate
-from foveate.bench.statistics import difference_interval, mean_interval
+from foveate.bench.statistics import difference_interval, mean_interval, value_interval
 from foveate.costmodel import cost
 from foveate.families import family_of
 from foveate.files import write_json
@@ -241,8 +241,7 @@ def needs(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 def mean_tokens(shares: list[float], scenes: list[str]) -> dict[str, float | None]:
     """Return the mean of shares of 576 tokens and its interval by scene, in tokens."""
-    interval = difference_interval(shares, [0.0] * len(shares), scenes).to_dict()
-    return {end: None if value is None else 576 * value for end, value in interval.items()}
+    return value_interval([576 * share for share in shares], scenes).to_dict()
 
 
 def rank_correlation(one: list[float], other: list[float]) -> float:

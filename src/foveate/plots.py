@@ -72,11 +72,27 @@ def log2_axis(axes: Any, ticks: Iterable[float]) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f}")
 
 
+_UNDATED: Final = {
+    "png": {},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None},
+}
+"""What matplotlib would write into a file of each format, and what would make two files of one figure differ."""
+
+
 def save(made: Any, path: Path) -> None:
-    """Save a figure as PNG, atomically.
+    """Save a figure as PNG, SVG or PDF, atomically; what is drawn twice gives the same bytes.
+
+    Args:
+        made: the figure.
+        path: the file; its suffix is the format. Text in an SVG or a PDF stays text.
 
     Raises:
         FoveateError: the file can't be written.
     """
-    with atomic_file(path) as partial:
-        made.savefig(partial, format="png")
+    import matplotlib
+
+    kind = path.suffix.lstrip(".").lower()
+    text = {"svg.fonttype": "none", "svg.hashsalt": "foveate", "pdf.fonttype": 42}
+    with matplotlib.rc_context(text), atomic_file(path) as partial:
+        made.savefig(partial, format=kind, metadata=_UNDATED[kind])

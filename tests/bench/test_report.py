@@ -16,21 +16,21 @@ from foveate.bench.tasks import Task, TaskImage, TaskQuestion
 
 @pytest.fixture
 def metrics() -> Any:
-    """Two images of two questions; what each configuration gets right is written by hand."""
+    """Four images of two questions; what each configuration gets right is written by hand."""
     asked = (TaskQuestion("what ?", "red", "colour"), TaskQuestion("where ?", "left", "place"))
-    task = Task("hand", tuple(TaskImage(name, Path(name), asked) for name in "ab"), "", ("colour", "place"))
+    task = Task("hand", tuple(TaskImage(name, Path(name), asked) for name in "abcd"), "", ("colour", "place"))
     specs = {name_of(spec): spec for spec in configurations(["random:4", "cluster:4", "stride:9"])}
-    right = {"dense": "1111", "random:4": "1010", "cluster:4": "1110", "stride:9": "0111"}
+    right = {"dense": "11111111", "random:4": "10101010", "cluster:4": "11101110", "stride:9": "01110111"}
     predictions = []
     for name, marks in right.items():
         for number, mark in enumerate(marks):
             question = asked[number % 2]
             text = question.answer.upper() if mark == "1" else "no"
-            image = "ab"[number // 2]
+            image = "abcd"[number // 2]
             said = (question.skill, question.text, question.answer, text, mark == "1")
             predictions.append(Prediction(name, number, image, *said))
-    spent = Spent(20.0, 2.0, 10.0, 8.0, 4.0, images=2, compressions=2, questions=4)
-    parts = [Part(name, 0, 32.0, {"dense": 32.0, "stride:9": 18.0}.get(name, 8.0), spent) for name in specs]
+    spent = Spent(40.0, 4.0, 20.0, 16.0, 8.0, images=4, compressions=4, questions=8)
+    parts = [Part(name, 0, 64.0, {"dense": 64.0, "stride:9": 36.0}.get(name, 16.0), spent) for name in specs]
     return measure(task, specs, predictions, parts, {"colour": 0.5, "place": 0.0})
 
 
@@ -42,7 +42,7 @@ def test_numbers(metrics: Any) -> None:
     assert rows["cluster:4"]["loyalty"] == 0.75
     assert rows["cluster:4"]["skills"]["place"]["accuracy"]["value"] == 0.5
     times = {"encoder": 10, "compressor": 1, "prefill": 7, "decode": 1, "total": 19}
-    assert rows["dense"]["time_ms"] == {**times, "images": 2}
+    assert rows["dense"]["time_ms"] == {**times, "images": 4}
     assert rows["dense"]["tokens"] == {"before": 16, "after": 16, "share": 1, "mean_over_layers": 16}
     assert metrics["floor"]["overall"] == 0.25
 
@@ -73,7 +73,7 @@ def test_times_of_an_interrupted_run_are_marked(metrics: Any) -> None:
     assert "interrupted" not in markdown(metrics)
     for row in metrics["configurations"]:
         row["time_ms"]["images"] = 1
-    assert "times are from 1 of 2 images, measured in one go" in markdown(metrics)
+    assert "times are from 1 of 4 images, measured in one go" in markdown(metrics)
 
 
 def test_markdown_has_the_command(metrics: Any) -> None:
@@ -82,12 +82,26 @@ def test_markdown_has_the_command(metrics: Any) -> None:
     assert text.rstrip().endswith("foveate bench --questions 4\n```")
 
 
-def test_plot_is_whole_or_not_there(metrics: Any, tmp_path: Path) -> None:
+def test_plots_are_whole_or_not_there(metrics: Any, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    assert plot(metrics, tmp_path / "accuracy.png")
-    assert [each.name for each in tmp_path.iterdir()] == ["accuracy.png"]
+    names = ["accuracy.pdf", "accuracy.png", "accuracy.svg"]
+    assert sorted(each.name for each in plot(metrics, tmp_path / "accuracy.png")) == names
+    assert sorted(each.name for each in tmp_path.iterdir()) == names
     metrics["configurations"] = metrics["configurations"][:1]
     assert not plot(metrics, tmp_path / "none.png")
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_plots_of_the_same_numbers_are_the_same_files_and_hold_text(metrics: Any, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    metrics["task"] = "costs $5 \\frac{ and _x^2$\n"
+    metrics["configurations"][1]["label"] = "a$b$ <c> & \ud800"
+    once, twice = (plot(metrics, tmp_path / f"{name}.png") for name in ("once", "twice"))
+    assert [each.read_bytes() for each in once] == [each.read_bytes() for each in twice]
+    text = once[1].read_text()
+    assert "Accuracy on costs $5 \\frac{ and _x^2$\\n: 8 questions" in text
+    assert "a$b$ &lt;c&gt; &amp; \\ud800" in text
+    assert b"CreationDate" not in once[2].read_bytes()
 
 
 def test_who_loses_to_a_baseline_is_said() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Final
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, unknown
 from foveate.spec import Spec, SpecLike, Step, as_spec, parse, spec_list
 from foveate.tokens import Keep
 
@@ -113,6 +114,31 @@ def _crossed(spec: Spec, budgets: Sequence[Keep]) -> list[Spec]:
     return [
         Spec((dataclasses.replace(step, method=dataclasses.replace(step.method, keep=budget)),)) for budget in budgets
     ]
+
+
+def reference_name(text: str, specs: Iterable[Spec], seed: int | None = None) -> str:
+    """Return the name of the configuration that differences are taken from.
+
+    Args:
+        text: as the user wrote it: "dense", or a spec in any spelling.
+        specs: all configurations of the run.
+        seed: what methods that have a seed got.
+
+    Raises:
+        FoveateError: no configuration is called so.
+
+    >>> reference_name("cluster:keep=64", [DENSE, parse("cluster:64")])
+    'cluster:64'
+    """
+    known = [name_of(spec) for spec in specs]
+    names = [text.strip()]
+    # What can't be read as a spec is answered with the names that there are.
+    with suppress(FoveateError):
+        names += [name_of(spec) for spec in (parse(text), seeded(parse(text), text, seed))]
+    found = [name for name in names if name in known]
+    if not found:
+        raise FoveateError(f"--against: {unknown("configuration is called", text, known)}")
+    return found[-1]
 
 
 def has_keep(text: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, Final
@@ -36,9 +38,10 @@ def measure(
         budgets: by configuration, the budget that it belongs to if its keep isn't it.
 
     Returns:
-        "configurations": one entry each, dense first, then by budget, with "against": the paired difference to each
-        baseline of its budget; "floor"; counts. Times are milliseconds per question about a new image, from
-        as many "images" as one session measured for all configurations; shares are between 0 and 1.
+        "configurations": one entry each, dense first, then by budget, with "difference" to dense and "against", the
+        paired difference to each baseline of its budget; "pairs": see `_pairs`; "floor"; counts. Times are milliseconds
+        per question about a new image, from as many "images" as one session measured for all configurations; shares
+        are between 0 and 1.
     """
     answers: dict[str, list[Prediction]] = {}
     for each in predictions:
@@ -67,7 +70,51 @@ def measure(
         "questions": task.questions,
         "floor": None if floor is None else _floor(floor, dense),
         "configurations": rows,
+        "pairs": _pairs([row["spec"] for row in rows], answers),
     }
+
+
+def difference_of(metrics: Mapping[str, Any], spec: str, reference: str) -> dict[str, Any] | None:
+    """Return the paired difference of two configurations, `spec` minus `reference`; None for one and itself.
+
+    Args:
+        metrics: what `measure` returns.
+        spec: a configuration's name.
+        reference: another one's.
+
+    >>> metrics = {"pairs": {"cluster:4": {"dense": [-0.5, -0.9, -0.1, 7]}}}
+    >>> difference_of(metrics, "dense", "cluster:4")
+    {'value': 0.5, 'low': 0.1, 'high': 0.9, 'changed': 7}
+    """
+    if spec == reference:
+        return None
+    found = metrics["pairs"].get(spec, {}).get(reference)
+    if found is not None:
+        value, low, high, changed = found
+    else:
+        value, high, low, changed = metrics["pairs"][reference][spec]
+        value, low, high = (None if end is None else 0.0 - end for end in (value, low, high))
+    return {"value": value, "low": low, "high": high, "changed": changed}
+
+
+def metrics_text(metrics: Mapping[str, Any]) -> str:
+    """Return the text of metrics.json, each list of numbers on one line.
+
+    >>> print(metrics_text({"pairs": {"pool:4": {"dense": [-0.5, None, None, 2]}}}), end="")
+    {
+     "pairs": {
+      "pool:4": {
+       "dense": [-0.5, null, null, 2]
+      }
+     }
+    }
+    """
+    text = json.dumps(metrics, ensure_ascii=False, indent=1)
+    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
+
+
+_NUMBERS: Final = re.compile(r"\[\n\s*([-+.0-9enul,\s]+?)\s*\]")
+"""A list of numbers over several lines; text in JSON never holds a line break."""
 
 
 def _configuration(
@@ -103,33 +150,50 @@ def _configuration(
     }
 
 
+def _pairs(names: Sequence[str], answers: Mapping[str, Sequence[Prediction]]) -> dict[str, dict[str, list[Any]]]:
+    """Return the paired difference of each configuration to each one before it, to six digits.
+
+    By name, and by the other's name: value, low, high, and how many questions have another score.
+    """
+    return {
+        name: {
+            other: [
+                None if found is None else round(found, 6) for found in _paired(answers[name], answers[other]).values()
+            ]
+            for other in names[:number]
+        }
+        for number, name in enumerate(names)
+        if number
+    }
+
+
 def _against(
     row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], answers: Mapping[str, Sequence[Prediction]]
 ) -> dict[str, Any]:
     """Return the paired difference of a configuration to each other baseline of its budget."""
     if row["spec"] == "dense":
         return {}
-
-    def right(name: str) -> list[float]:
-        return [float(each.right) for each in answers[name]]
-
-    own = right(row["spec"])
-    images = [each.image for each in answers[row["spec"]]]
     rivals = [each["spec"] for each in rows if each["baseline"] and each["budget"] == row["budget"]]
-    return {name: difference_interval(own, right(name), images).to_dict() for name in rivals if name != row["spec"]}
+    return {name: _paired(answers[row["spec"]], answers[name]) for name in rivals if name != row["spec"]}
 
 
 def _accuracy(own: Sequence[Prediction], dense: Sequence[Prediction]) -> dict[str, Any]:
-    right = [float(each.right) for each in own]
-    images = [each.image for each in own]
-    difference = None
-    if own[0].spec != "dense":
-        difference = difference_interval(right, [float(each.right) for each in dense], images).to_dict()
     return {
         "questions": len(own),
-        "accuracy": mean_interval(right, images).to_dict(),
-        "difference": difference,
+        "accuracy": mean_interval(_scores(own), [each.image for each in own]).to_dict(),
+        "difference": None if own[0].spec == "dense" else _paired(own, dense),
     }
+
+
+def _paired(own: Sequence[Prediction], reference: Sequence[Prediction]) -> dict[str, Any]:
+    """Return the paired difference, and how many questions have another score."""
+    scores, others = _scores(own), _scores(reference)
+    found = difference_interval(scores, others, [each.image for each in own])
+    return {**found.to_dict(), "changed": sum(one != other for one, other in zip(scores, others, strict=True))}
+
+
+def _scores(own: Sequence[Prediction]) -> list[float]:
+    return [float(each.right) for each in own]
 
 
 def _times(parts: Sequence[Part]) -> dict[str, float]:

@@ -8,29 +8,37 @@ from pathlib import Path
 from typing import Any, Final
 
 from foveate import plots
+from foveate.bench.formatting import printable
 from foveate.bench.report import placement_line
 
 MARKERS: Final = "osD^vPX*"
 
 
-def plot(metrics: Mapping[str, Any], path: Path) -> bool:
-    """Draw a benchmark as a PNG of 1,600 x 1,000 pixels.
+FORMATS: Final = ("png", "svg", "pdf")
+"""What the figure is saved as: for screens, and for pages and papers at any size."""
+
+
+def plot(metrics: Mapping[str, Any], path: Path) -> tuple[Path, ...]:
+    """Draw a benchmark as a PNG of 1,600 x 1,000 pixels, as SVG and as PDF.
 
     Args:
         metrics: what metrics.json holds.
-        path: the file to write, atomically.
+        path: of the PNG; the others stand beside it.
 
     Returns:
-        Whether it was drawn: False without matplotlib, or if nothing but dense was measured.
+        The files, each written atomically; none without matplotlib, or if nothing but dense was measured.
+
+    Raises:
+        FoveateError: a file can't be written.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        return False
+        return ()
     rows, where = metrics["configurations"], placement_line(metrics)
     lines: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows[1:]:
-        lines.setdefault(row["label"], []).append(row)
+        lines.setdefault(printable(row["label"]), []).append(row)
     if not lines:
-        return False
+        return ()
     dense = rows[0]
     counts = sorted({row["tokens"]["mean_over_layers"] for row in rows[1:]})
     with plots.style():
@@ -103,11 +111,12 @@ def plot(metrics: Mapping[str, Any], path: Path) -> bool:
         plots.plain(axes, ("top", "right", "left"), grid=True)
         axes.tick_params(axis="y", length=0)
         axes.set_title(
-            f"Accuracy on {metrics['task']}: {metrics['questions']:,} questions, {metrics['images']:,} images",
+            f"Accuracy on {printable(metrics['task'])}: {metrics['questions']:,} questions, {metrics['images']:,} images",
             loc="left",
             fontsize=12.5,
             fontweight="bold",
             pad=22,
+            parse_math=False,
         )
         axes.text(
             0,
@@ -115,12 +124,15 @@ def plot(metrics: Mapping[str, Any], path: Path) -> bool:
             "Bars are 95 % intervals clustered by image. Dashed lines are baselines."
             + (f" Measured in {where}." if where else ""),
             transform=axes.transAxes,
+            parse_math=False,
             fontsize=9.5,
             color="#555555",
         )
         figure.subplots_adjust(left=0.075, right=0.86, top=0.87, bottom=0.12)
-        plots.save(figure, path)
-    return True
+        files = tuple(path.with_suffix(f".{kind}") for kind in FORMATS)
+        for file in files:
+            plots.save(figure, file)
+    return files
 
 
 def _label_ends(axes: Any, ends: list[tuple[float, str, str, bool]], right: float) -> None:
@@ -150,6 +162,7 @@ def _label_ends(axes: Any, ends: list[tuple[float, str, str, bool]], right: floa
             fontsize=11,
             fontweight="normal" if baseline else "bold",
             annotation_clip=False,
+            parse_math=False,
             arrowprops={
                 "arrowstyle": "-",
                 "color": colour,

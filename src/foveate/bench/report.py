@@ -2,45 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
-from foveate.bench.formatting import count, interval, points, share_text
+from foveate.bench.formatting import (
+    count,
+    direction,
+    interval,
+    markdown_cell,
+    outward,
+    points,
+    printable,
+    share_text,
+)
+from foveate.bench.metrics import difference_of
+from foveate.bench.statistics import FEWEST_IMAGES
 from foveate.devices import Placement
 
-NOTE = (
-    "Differences are paired with dense, question by question; intervals are 95 %, clustered by image. "
-    "loyal: the share of answers equal to the dense model's. time: of whole calls, relative to dense."
-)
 PARTS = (
     "Times of parts are milliseconds for one question about a new image: whole batches, divided by what is in them; "
     "medians over batches."
 )
 
-
+DIFFERENCE: Final = "Δ dense"
+"""The heading of differences; that of another reference is in its place."""
 HEADS: Final = (
-    *("spec", "tokens", "kept", "layers", "accuracy", "± 95 %", "Δ dense", "95 % interval", "loyal"),
+    *("spec", "tokens", "kept", "layers", "accuracy", "± 95 %", DIFFERENCE, "95 % interval", "loyal"),
     *("encode", "compress", "prefill", "decode", "time"),
 )
 """Columns of the main table; "layers" are mean tokens over layers, "time" is the total relative to dense."""
-NARROW: Final = ("spec", "tokens", "kept", "accuracy", "Δ dense", "95 % interval", "loyal", "time")
+NARROW: Final = ("spec", "tokens", "kept", "accuracy", DIFFERENCE, "95 % interval", "loyal", "time")
+"""Columns where there is no room for all."""
 FULL: Final = 118
 """The width in characters at which the table shows all columns."""
 WIDE: Final = 132
 """The width in characters at which two blanks are between its columns, rather than one."""
+_NAME: Final = 13
+"""Characters of a spec's name for which a table must have room; longer ones are folded, never cut."""
+_UNCHANGED: Final = "unchanged"
 
 
-def table(metrics: Mapping[str, Any], width: int = WIDE) -> Table:
-    """Return the main table for a terminal of `width` characters; narrow ones get fewer columns."""
+def table(metrics: Mapping[str, Any], width: int = WIDE, against: str = "dense") -> Table:
+    """Return the main table for a terminal of `width` characters; narrow ones get fewer columns.
+
+    Args:
+        metrics: what metrics.json holds.
+        width: of the terminal.
+        against: the configuration that differences are taken from.
+    """
+    rows = [dict(zip(HEADS, cells_of(metrics, row, against), strict=True)) for row in metrics["configurations"]]
+    names = [printable(row["spec"]) + (" °" if row["baseline"] else "") for row in metrics["configurations"]]
+    titles = {head: _title_of(head, against) for head in HEADS}
     heads = HEADS if width >= FULL else NARROW
     where = placement_line(metrics)
     made = Table(
         title=Text.assemble((_title(metrics), "bold"), (f"\n{where}" if where else "", "dim")),
         title_justify="left",
-        caption=caption(metrics, parts=heads is HEADS),
+        caption=Text(caption(metrics, heads, against)),
         caption_justify="left",
         title_style="",
         header_style="bold",
@@ -50,23 +72,27 @@ def table(metrics: Mapping[str, Any], width: int = WIDE) -> Table:
     )
     for head in heads:
         if head == "spec":
-            made.add_column(head, min_width=13, overflow="fold")
+            made.add_column(head, min_width=min(_NAME, max(map(cell_len, names))), overflow="fold")
         else:
-            made.add_column(head, justify="right", no_wrap=True)
+            made.add_column(titles[head], justify="right", no_wrap=True)
     budget = None
-    for row in metrics["configurations"]:
+    for row, cells, name in zip(metrics["configurations"], rows, names, strict=True):
         if budget is not None and row["budget"] != budget:
             made.add_row()
         budget = row["budget"]
-        cells = dict(zip(HEADS, cells_of(row), strict=True))
-        cells["spec"] += " °" if row["baseline"] else ""
-        made.add_row(*(Text(cells[head], style=_style(row, head)) for head in heads))
+        cells["spec"] = name
+        made.add_row(*(Text(cells[head], style=_style(metrics, row, head, against)) for head in heads))
     return made
 
 
-def cells_of(row: Mapping[str, Any]) -> list[str]:
+def _title_of(head: str, against: str) -> str:
+    """Return a column's heading; a reference other than dense has its name in the caption, where there is room."""
+    return "Δ" if head == DIFFERENCE and against != "dense" else head
+
+
+def cells_of(metrics: Mapping[str, Any], row: Mapping[str, Any], against: str = "dense") -> list[str]:
     """Return a configuration as text, one cell per column of `HEADS`."""
-    accuracy, difference = row["accuracy"], row["difference"]
+    accuracy, difference = row["accuracy"], _difference(metrics, row, against)
     times = row["time_ms"]
     return [
         row["spec"],
@@ -76,10 +102,10 @@ def cells_of(row: Mapping[str, Any]) -> list[str]:
         f"{accuracy['value']:.1%}",
         "" if accuracy["low"] is None else f"{(accuracy['high'] - accuracy['low']) / 2:.1%}",
         "" if difference is None else points(difference["value"]),
-        "" if difference is None or difference["low"] is None else interval(difference),
+        "" if difference is None else interval(difference) if difference["changed"] else _UNCHANGED,
         f"{row['loyalty']:.0%}",
         *(f"{times[part]:.1f}" for part in ("encoder", "compressor", "prefill", "decode")),
-        f"{row['time_ratio']['total']:.2f}",
+        "" if row["time_ratio"]["total"] is None else f"{row['time_ratio']['total']:.2f}",
     ]
 
 
@@ -98,25 +124,29 @@ def skills_table(metrics: Mapping[str, Any]) -> Table | None:
         pad_edge=False,
         padding=(0, 2, 0, 0),
     )
-    made.add_column("spec")
+    names = [printable(row["spec"]) for row in rows]
+    made.add_column("spec", min_width=min(_NAME, max(map(cell_len, names))), overflow="fold")
+    columns = []
     for skill in skills:
-        made.add_column(skill.replace("_", " "), justify="right", no_wrap=True)
-    if metrics["floor"] is not None:
-        made.add_row("question only", *(f"{metrics['floor'][skill]:.0%}      " for skill in skills), style="dim")
-    for row in rows:
-        made.add_row(row["spec"], *(_skill(row["skills"][skill]["accuracy"]) for skill in skills))
-    made.add_row("questions", *(f"{rows[0]['skills'][skill]['questions']}      " for skill in skills), style="dim")
+        made.add_column(Text(_skill_name(skill)), justify="right", no_wrap=True)
+        cells = [_skill(row["skills"][skill]["accuracy"]) for row in rows]
+        floor = [] if metrics["floor"] is None else [f"{metrics['floor'][skill]:.0%}"]
+        columns.append([*floor, *cells, str(rows[0]["skills"][skill]["questions"])])
+    heads = [*([] if metrics["floor"] is None else ["question only"]), *names, "questions"]
+    for head, cells in zip(heads, zip(*columns, strict=True), strict=True):
+        style = "" if head in names else "dim"
+        made.add_row(Text(head), *(Text(cell) for cell in cells), style=style)
     return made
 
 
 def markdown(metrics: Mapping[str, Any], command: str = "") -> str:
     """Return the main table and the one per skill as Markdown, with the command that made them."""
     where = placement_line(metrics)
-    lines = [f"**{_title(metrics)}**" + (f" ({where})" if where else ""), ""]
+    lines = [f"**{markdown_cell(_title(metrics))}**" + (f" ({where})" if where else ""), ""]
     heads = ["spec", "visual tokens", "kept", "mean over layers", "accuracy (95 %)", "difference to dense (95 %)"]
     heads += ["loyal", "encode ms", "compress ms", "prefill ms", "decode ms", "time / dense"]
-    lines += _rows(heads, [_markdown_cells(row) for row in metrics["configurations"]])
-    lines += ["", caption(metrics)]
+    lines += _rows(heads, [_markdown_cells(metrics, row) for row in metrics["configurations"]])
+    lines += ["", markdown_cell(caption(metrics))]
     worse = losses(metrics)
     if worse:
         lines += ["", "Worse than a baseline of the same budget:", "", *(f"* {line}" for line in worse)]
@@ -127,28 +157,58 @@ def markdown(metrics: Mapping[str, Any], command: str = "") -> str:
         for row in metrics["configurations"]:
             rows.append([_code(row), *(_skill(row["skills"][s]["accuracy"]) for s in skills)])
         rows.append(["questions", *(str(metrics["configurations"][0]["skills"][s]["questions"]) for s in skills)])
-        lines += _rows(["spec", *(skill.replace("_", " ") for skill in skills)], rows)
+        lines += _rows(["spec", *(markdown_cell(_skill_name(skill)) for skill in skills)], rows)
     if command:
-        lines += ["", "Made by", "", "```", command, "```"]
+        fence = "```"
+        while fence in command:
+            fence += "`"
+        lines += ["", "Made by", "", fence, command, fence]
     return "\n".join(lines) + "\n"
 
 
-def caption(metrics: Mapping[str, Any], parts: bool = True) -> str:
-    """Return what the columns mean, those of the parts of a call if they are shown, and the question-only floor."""
+def caption(metrics: Mapping[str, Any], heads: Collection[str] = HEADS, against: str = "dense") -> str:
+    """Return what the columns in `heads` mean, what to know about the run, and the question-only floor."""
     sentences = []
     if any(row["baseline"] for row in metrics["configurations"]):
         sentences.append("° baseline.")
-    sentences.append(NOTE)
-    if parts:
+    if DIFFERENCE in heads:
+        reference = "dense" if against == "dense" else printable(against)
+        sentences.append(f"Differences are paired with {reference}, question by question.")
+        sentences += _about_intervals(metrics, heads, against)
+    if "loyal" in heads:
+        sentences.append("loyal: the share of answers equal to the dense model's.")
+    if "time" in heads:
+        sentences.append("time: of whole calls, relative to dense.")
+        timed = metrics["configurations"][0]["time_ms"]["images"]
+        if timed < metrics["images"]:
+            sentences.append(
+                f"The run was interrupted; times are from {timed} of {metrics['images']} images, measured in one go."
+            )
+    if "prefill" in heads:
         sentences.append(PARTS)
-    timed = metrics["configurations"][0]["time_ms"]["images"]
-    if timed < metrics["images"]:
-        sentences.append(
-            f"The run was interrupted; times are from {timed} of {metrics['images']} images, measured in one go."
-        )
     if metrics["floor"] is not None:
         sentences.append(f"Answering without the image scores {metrics['floor']['overall']:.1%}.")
     return " ".join(sentences)
+
+
+def _about_intervals(metrics: Mapping[str, Any], heads: Collection[str], against: str) -> list[str]:
+    if metrics["images"] < FEWEST_IMAGES:
+        return [f"{metrics['images']} image{'s are' if metrics['images'] > 1 else ' is'} too few for intervals."]
+    if "95 % interval" not in heads:
+        return []
+    sentences = ["Intervals are 95 %, clustered by image, rounded outward."]
+    differences = [_difference(metrics, row, against) for row in metrics["configurations"]]
+    ends = [outward(each) for each in differences if each is not None and not each["changed"]]
+    if ends and ends[0] is not None:
+        sentences.append(
+            f"{_UNCHANGED}: each score is the same; so few images can't rule out a change of up to "
+            f"±{ends[0][1]:.1f} points on others."
+        )
+    return sentences
+
+
+def _difference(metrics: Mapping[str, Any], row: Mapping[str, Any], against: str) -> Mapping[str, Any] | None:
+    return row["difference"] if against == "dense" else difference_of(metrics, row["spec"], against)
 
 
 def losses(metrics: Mapping[str, Any]) -> list[str]:
@@ -164,7 +224,8 @@ def losses(metrics: Mapping[str, Any]) -> list[str]:
 def clearly_below(row: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """Return the baselines that a configuration is clearly worse than, each with the paired difference.
 
-    Clearly: the difference's 95 % interval leaves zero out. Baselines are not held against each other.
+    Clearly: the difference's 95 % interval, as it is printed, leaves zero out. Baselines are not held against each
+    other.
 
     >>> against = {"pool:64": {"low": -0.2, "high": -0.1}, "random:64": {"low": -0.1, "high": 0.1}}
     >>> list(clearly_below({"baseline": False, "against": against}))
@@ -172,9 +233,7 @@ def clearly_below(row: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """
     if row["baseline"]:
         return {}
-    # A single image has no interval.
-    against = row.get("against", {})
-    return {name: each for name, each in against.items() if each["high"] is not None and each["high"] < 0}
+    return {name: each for name, each in row.get("against", {}).items() if direction(each) < 0}
 
 
 def placement_line(metrics: Mapping[str, Any]) -> str:
@@ -191,23 +250,26 @@ def placement_line(metrics: Mapping[str, Any]) -> str:
 
 def _title(metrics: Mapping[str, Any]) -> str:
     questions, images = metrics["questions"], metrics["images"]
-    return f"{metrics['task']}: {questions:,} questions about {images:,} image{'s' if images != 1 else ''}"
+    return f"{printable(metrics['task'])}: {questions:,} questions about {images:,} image{'s' if images != 1 else ''}"
 
 
-def _markdown_cells(row: Mapping[str, Any]) -> list[str]:
-    cells = cells_of(row)
-    accuracy = row["accuracy"]
-    measured = cells[4] if accuracy["low"] is None else share_text(accuracy)
-    return [_code(row), *cells[1:4], measured, f"{cells[6]} {cells[7]}".strip(), *cells[8:]]
+def _markdown_cells(metrics: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    cells = cells_of(metrics, row)
+    return [_code(row), *cells[1:4], share_text(row["accuracy"]), f"{cells[6]} {cells[7]}".strip(), *cells[8:]]
 
 
 def _code(row: Mapping[str, Any]) -> str:
-    return f"`{row['spec']}`{' °' if row['baseline'] else ''}"
+    """Return a spec as code; a bar in it would end the cell even there."""
+    return f"`{printable(row['spec']).replace('|', chr(92) + '|')}`{' °' if row['baseline'] else ''}"
 
 
 def _rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(heads) + " |", "|:--" + "|--:" * (len(heads) - 1) + "|"]
     return lines + ["| " + " | ".join(cells) + " |" for cells in rows]
+
+
+def _skill_name(skill: str) -> str:
+    return printable(skill.replace("_", " "))
 
 
 def _skill(accuracy: Mapping[str, Any]) -> str:
@@ -216,9 +278,9 @@ def _skill(accuracy: Mapping[str, Any]) -> str:
     return f"{accuracy['value']:.0%} ±{(accuracy['high'] - accuracy['low']) / 2 * 100:2.0f}"
 
 
-def _style(row: Mapping[str, Any], head: str) -> str:
+def _style(metrics: Mapping[str, Any], row: Mapping[str, Any], head: str, against: str) -> str:
     """Return green or red if the interval excludes zero."""
-    difference = row["difference"]
-    if head not in {"Δ dense", "95 % interval"} or difference is None or difference["low"] is None:
-        return "bold" if row["spec"] == "dense" else ""
-    return "red" if difference["high"] < 0 else "green" if difference["low"] > 0 else ""
+    difference = _difference(metrics, row, against)
+    if head not in {DIFFERENCE, "95 % interval"} or difference is None:
+        return "bold" if row["spec"] == against else ""
+    return {-1: "red", 0: "", 1: "green"}[direction(difference)]

@@ -17,7 +17,7 @@ from torch import nn
 from foveate.bench.answers import Asker, Prompts
 from foveate.bench.configurations import DENSE, name_of
 from foveate.bench.environment import environment
-from foveate.bench.metrics import measure
+from foveate.bench.metrics import measure, metrics_text
 from foveate.bench.report import markdown
 from foveate.bench.results import Part, Prediction, ResultsFolder
 from foveate.bench.tasks import Task, TaskImage, normalised
@@ -163,7 +163,7 @@ class Benchmark:
         metrics |= {**self.placement.to_dict(), "batch": self.asker.batch}
         where = environment(self.asker.device, time.monotonic() - began)
         texts = {
-            "metrics.json": json.dumps(metrics, ensure_ascii=False, indent=1) + "\n",
+            "metrics.json": metrics_text(metrics),
             "environment.json": json.dumps(where, indent=1) + "\n",
             "table.md": markdown(metrics, self.command),
         }

@@ -57,6 +57,14 @@ def bench(
             "or flops (of the prefill).",
         ),
     ] = None,
+    against: Annotated[
+        str,
+        typer.Option(
+            "--against",
+            metavar="NAME",
+            help="The configuration that differences in the table are taken from: dense, or a spec with its keep.",
+        ),
+    ] = "dense",
     model: ModelOption = None,
     revision: RevisionOption = None,
     questions: Annotated[
@@ -95,19 +103,21 @@ def bench(
 ) -> None:
     """Measure what compression costs and saves, on questions.
 
-    Compares accuracy, tokens and time of each spec with the dense model:
-    paired by question, with 95% confidence intervals.
+    Compares accuracy, tokens and time of each spec with the dense model, or
+    with another spec: paired by question, with 95% confidence intervals.
 
     To continue an interrupted run, give the same command again.
 
     Example: foveate bench --spec cluster --spec cls:64 --questions 200
     """
-    from foveate.bench.configurations import BUDGETS, METHODS, configurations
+    from foveate.bench.configurations import BUDGETS, METHODS, configurations, reference_name
 
     if match not in (None, "mean", "flops"):
         raise FoveateError(f"--match {match} is unknown; match mean (tokens over layers) or flops (of the prefill)")
     keep = keep or BUDGETS
     specs = configurations(spec or (), keep, seed)
+    if match is None:
+        against = reference_name(against, specs, seed)
     budgets: dict[str, float] = {}
     if questions is not None and questions < 1:
         raise FoveateError(f"--questions is {questions}; it must be at least 1")
@@ -117,38 +127,36 @@ def bench(
         from foveate.bench.results import check_results_folder
 
         check_results_folder(out)
-    from foveate.loading import commit_of, load_model, load_processor
+    from foveate.loading import commit_of, find_config, load_model, load_processor
 
     with spinner("Finding the model"):
         commit = commit_of(model, revision)
     task = _task(data, questions, skip)
     from foveate.bench.match import matched
-    from foveate.bench.plot import plot
     from foveate.bench.report import losses, skills_table, table
     from foveate.bench.runner import Benchmark
 
+    lacking: tuple[str, ...] = ()
+    if match is not None:
+        config, size = find_config(model, revision=commit), task.pictures[0].load().size
+        specs, budgets, lacking = matched(spec or METHODS, keep, match, config, size, seed=seed)
+        against = reference_name(against, specs, seed)
     with loading(model):
         processor = load_processor(model, revision=commit)
         loaded = load_model(model, revision=commit, **arguments)
     with spinner("Checking the model's images"):
-        lacking: tuple[str, ...] = ()
-        if match is not None:
-            size = task.pictures[0].load().size
-            specs, budgets, lacking = matched(spec or METHODS, keep, match, loaded.config, size, seed=seed)
         run = Benchmark(
             loaded, processor, task, specs, out, max_new_tokens, _typed_command(), budgets, batch, revision=commit
         )
     for line in lacking:
         notes().print(line)
     metrics = _measure(run, task.questions * len(specs))
-    picture = run.folder.path / "accuracy.png"
-    if not picture.exists():
-        plot(metrics, picture)
+    pictures = _pictures(metrics, run.folder.path)
     if as_json:
         print_json({**metrics, "config": run.config, "results": str(run.folder.path)})
         return
     screen = console()
-    screen.print(table(metrics, screen.width))
+    screen.print(table(metrics, screen.width, against))
     for line in losses(metrics):
         screen.print(line, style="red")
     several_budgets = len({row["budget"] for row in metrics["configurations"][1:]}) > 1
@@ -157,7 +165,7 @@ def bench(
         screen.print()
         screen.print(per_skill)
     screen.print()
-    files = ["metrics.json", "predictions.jsonl", "table.md", *(["accuracy.png"] if picture.exists() else [])]
+    files = ["metrics.json", "predictions.jsonl", "table.md", *(each.name for each in pictures)]
     screen.print(f"Results: {run.folder.path} ({', '.join(files)})", soft_wrap=True)
 
 
@@ -179,6 +187,14 @@ def _measure(run: Benchmark, answers: int) -> dict[str, Any]:
     with progress_bar() as advance:
         advance(run.done, run.parts, "")
         return run.run(lambda what, done, total: advance(done, total, what))
+
+
+def _pictures(metrics: dict[str, Any], folder: Path) -> tuple[Path, ...]:
+    """Draw what is missing of the plots, and return those that there are."""
+    from foveate.bench.plot import FORMATS, plot
+
+    files = tuple(folder / f"accuracy.{kind}" for kind in FORMATS)
+    return files if all(each.exists() for each in files) else plot(metrics, files[0])
 
 
 def _typed_command() -> str:

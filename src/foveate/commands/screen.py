@@ -81,11 +81,14 @@ class Screen(Console):
 
 
 def needed_width(given: Table) -> int:
-    """Return the width in characters at which no cell of a table is cut, and texts are wrapped at `READABLE`."""
+    """Return the width in characters at which no cell of a table is cut, and texts are wrapped at their least width.
+
+    That is the column's own, or `READABLE`.
+    """
     width = 0
     for column in given.columns:
         widest = max(cell_len(line) for text in (column.header, *column.cells) for line in str(text).split("\n"))
-        width += widest if column.no_wrap else min(widest, READABLE)
+        width += widest if column.no_wrap else min(widest, column.min_width or READABLE)
         width += given.padding[1] + given.padding[3]
     if given.box is not None:
         width += len(given.columns) + 1
