@@ -1,4 +1,5 @@
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,12 @@ from rich.console import Console
 
 from foveate.bench.answers import Spent
 from foveate.bench.configurations import configurations, name_of
-from foveate.bench.metrics import measure
+from foveate.bench.metrics import difference_of, measure, metrics_text
 from foveate.bench.plot import plot
 from foveate.bench.report import FULL, WIDE, losses, markdown, skills_table, table
 from foveate.bench.results import Part, Prediction
 from foveate.bench.tasks import Task, TaskImage, TaskQuestion
+from foveate.commands.screen import Screen
 
 
 @pytest.fixture
@@ -67,6 +69,98 @@ def test_the_caption_explains_the_columns_that_are_shown(metrics: Any, width: in
     assert ("prefill" in [column.header for column in shown.columns]) == parts
     assert ("milliseconds" in str(shown.caption)) == parts
     assert "time: of whole calls, relative to dense." in str(shown.caption)
+
+
+@pytest.mark.parametrize("width", [16, 40, 60, 80])
+def test_rows_can_be_told_apart_in_a_narrow_terminal(metrics: Any, width: int) -> None:
+    names = ["sparsevlm-plus:0.3333@1,3,6", "sparsevlm-plus:0.3333@1,3,7", "sparsevlm-plus:0.3334@1,3,6"]
+    for row, name in zip(metrics["configurations"][1:], names, strict=True):
+        row["spec"] = name
+    screen = Screen(width=width, record=True, file=io.StringIO())
+    screen.print(table(metrics, width))
+    screen.print(skills_table(metrics))
+    text = screen.export_text()
+    assert "…" not in text
+    assert all(len(line) <= width for line in text.splitlines())
+    if width <= 60:
+        # One block per row: names are whole, over two lines where they must be.
+        assert all("".join(text.split()).count(name) >= 1 for name in names)
+
+
+def test_texts_of_users_are_shown_as_they_are(metrics: Any) -> None:
+    skills = {"colour": "[red] [/] | :smile: <b>", "place": "two\nlines \x1b[31m\u2028 \ud800"}
+    for row in metrics["configurations"]:
+        row["skills"] = {skills[name]: own for name, own in row["skills"].items()}
+    metrics["floor"] = {"overall": 0.25, **{name: metrics["floor"][old] for old, name in skills.items()}}
+    metrics["task"] = "[bold]q[/]|\nx"
+    metrics["configurations"][3]["spec"] = "atp:adapter=a|b[/]:0.5"
+    for screen in (
+        Screen(width=140, record=True, file=io.StringIO()),
+        Console(width=140, record=True, file=io.StringIO()),
+    ):
+        screen.print(table(metrics))
+        screen.print(skills_table(metrics))
+        text = screen.export_text()
+        assert "[red] [/] | :smile: <b>" in text
+        assert "two lines \\x1b[31m" in text or "two\\nlines \\x1b[31m\\u2028 \\ud800" in text
+        assert "[bold]q[/]|\\nx: 8 questions" in text
+        assert "atp:adapter=a|b[/]:0.5" in text
+    text = markdown(metrics, "foveate bench --data '```'")
+    assert "[red] [/] \\| :smile: &lt;b>" in text
+    assert "`atp:adapter=a\\|b[/]:0.5`" in text
+    assert "\n````\nfoveate bench --data '```'\n````\n" in text
+    counts = {line.replace("\\|", "").count("|") for line in text.splitlines() if line.startswith("|")}
+    assert counts == {4, 13}
+    assert "\u2028" not in text
+
+
+def test_differences_to_any_row(metrics: Any) -> None:
+    names = [row["spec"] for row in metrics["configurations"]]
+    for one in names:
+        for other in names:
+            found, back = (difference_of(metrics, *pair) for pair in ((one, other), (other, one)))
+            if one == other:
+                assert found is None
+                continue
+            assert found is not None
+            assert back is not None
+            assert (found["value"], found["low"], found["changed"]) == (-back["value"], -back["high"], back["changed"])
+    shown = table(metrics, WIDE, "random:4")
+    column = next(each for each in shown.columns if each.header == "Δ")
+    assert [str(cell) for cell in column.cells] == ["+50.0", "", "+25.0", "", "", "+25.0"]
+    assert "paired with random:4" in str(shown.caption)
+    written = metrics_text(metrics)
+    assert json.loads(written) == json.loads(json.dumps(metrics))
+    assert '"random:4": [0.25, ' in written
+
+
+def test_rows_without_a_change_say_so(metrics: Any) -> None:
+    """Not `0.0 [-52.8, +52.8]`, which looks like noise: what an interval of so few images means is in the caption."""
+    row = metrics["configurations"][3]
+    row["difference"] = {"value": 0.0, **{"low": -0.5272, "high": 0.5272}, "changed": 0}
+    text = markdown(metrics)
+    assert "| 0.0 unchanged |" in text
+    assert "can't rule out a change of up to ±52.8 points" in text
+
+
+@pytest.mark.parametrize(("low", "clearly"), [(-0.0004, False), (-0.00051, False), (-0.001, True), (0.0, False)])
+def test_clearly_is_said_only_where_the_printed_interval_leaves_zero_out(low: float, clearly: bool) -> None:
+    row = {"spec": "a", "baseline": False, "against": {"b": {"value": -0.05, "low": -0.14, "high": low}}}
+    (line,) = losses({"configurations": [row]}) or [""]
+    assert bool(line) == clearly
+    assert "0.0]" not in line
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_one_or_two_images_have_no_intervals(metrics: Any, images: int) -> None:
+    metrics["images"] = images
+    for row in metrics["configurations"]:
+        for each in (row["accuracy"], row["difference"] or {}, *row["against"].values()):
+            each.update(low=None, high=None)
+    text = markdown(metrics)
+    assert f"{images} image{'s are' if images > 1 else ' is'} too few for intervals." in text
+    assert "[" not in text
+    assert not losses(metrics)
 
 
 def test_times_of_an_interrupted_run_are_marked(metrics: Any) -> None:

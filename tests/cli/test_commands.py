@@ -1,5 +1,6 @@
 """What the commands print, and that programs can read it."""
 
+import json
 import subprocess
 import sys
 
@@ -114,6 +115,29 @@ def test_bench_help_errors_and_interruptions(monkeypatch):
 
     monkeypatch.setattr(sys.modules["foveate.bench.configurations"], "configurations", interrupted)
     assert run.refused("bench", "--keep", "3") == "interrupted; run the same command again to continue"
+
+
+def test_bench_against_any_row(run, tmp_path):
+    words = ("--questions", "4", "--spec", "pool:9", "--spec", "random:4", "--seed", "3", "--out", tmp_path / "out")
+    text = run("bench", *words, "--against", "random:keep=4")
+    assert "paired with random:4:seed=3" in " ".join(text.split())
+    for kind in ("png", "svg", "pdf"):
+        assert (tmp_path / "out" / f"accuracy.{kind}").stat().st_size > 1000
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert {name: list(own) for name, own in metrics["pairs"].items()} == {
+        "pool:9": ["dense"],
+        "random:4:seed=3": ["dense", "pool:9"],
+    }
+    again = run("bench", *words, "--against", "pool:9")
+    assert "paired with pool:9" in " ".join(again.split())
+
+
+def test_bench_against_no_row(refuse):
+    words = ("--questions", "4", "--spec", "pool:9", "--spec", "random:4")
+    assert 'did you mean "pool:9"?' in refuse("bench", *words, "--against", "pool:8")
+    for name in ("", "[/]", "nothing" * 1000, "pool"):
+        assert "--against: no configuration is called" in refuse("bench", *words, "--against", name)
+    assert "no configuration is called" in refuse("bench", *words, "--match", "mean", "--against", "cls:4")
 
 
 def test_bench_at_equal_terms(run, tmp_path):

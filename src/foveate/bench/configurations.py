@@ -137,7 +137,7 @@ def reference_name(text: str, specs: Iterable[Spec], seed: int | None = None) ->
         names += [name_of(spec) for spec in (parse(text), seeded(parse(text), text, seed))]
     found = [name for name in names if name in known]
     if not found:
-        raise FoveateError(f"--against: {unknown("configuration is called", text, known)}")
+        raise FoveateError(f"--against: {unknown('configuration is called', text, known)}")
     return found[-1]
 
 

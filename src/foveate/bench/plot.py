@@ -110,8 +110,9 @@ def plot(metrics: Mapping[str, Any], path: Path) -> tuple[Path, ...]:
         axes.set_xlabel("visual tokens per image, mean over layers (logarithmic)")
         plots.plain(axes, ("top", "right", "left"), grid=True)
         axes.tick_params(axis="y", length=0)
+        asked = f"{metrics['questions']:,} questions, {metrics['images']:,} images"
         axes.set_title(
-            f"Accuracy on {printable(metrics['task'])}: {metrics['questions']:,} questions, {metrics['images']:,} images",
+            f"Accuracy on {printable(metrics['task'])}: {asked}",
             loc="left",
             fontsize=12.5,
             fontweight="bold",
