@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from torch import Tensor
 
-from foveate.errors import FoveateError
-from foveate.files import atomic_files, write_json
+from foveate.errors import FoveateError, first_line
+from foveate.files import (
+    FileError,
+    atomic_files,
+    is_folder,
+    read_json_object,
+    read_tensors,
+    real_path,
+    shown_path,
+    temporary_folder,
+    write_json,
+    write_tensors,
+)
 
 SHIPPED: Final = "shipped"
 """The name of the embedded model's adapter, which comes with foveate."""
@@ -105,10 +114,8 @@ class PretrainedAdapter:
         return directory
 
     def _write_files(self, folder: Path, **options: Any) -> None:
-        from safetensors.torch import save_file
-
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
-        save_file(tensors, folder / self.weights_name())
+        write_tensors(folder / self.weights_name(), tensors)
         settings = {"format": FORMAT, **self.settings(), **self.write_further(folder, **options)}
         write_json(folder / self.settings_name(), settings, indent=2)
 
@@ -119,21 +126,19 @@ class PretrainedAdapter:
         Raises:
             FoveateError: its files are missing or damaged, or another version of foveate wrote them.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         try:
-            settings = json.loads((folder / cls.settings_name()).read_text(encoding="utf-8"))
+            settings = read_json_object(folder / cls.settings_name())
             if settings["format"] != FORMAT:
                 raise FoveateError(
                     f"{folder} has format {settings['format']}, and this foveate reads {FORMAT}; update foveate"
                 )
-            return cls.from_files(settings, load_file(folder / cls.weights_name()), folder)
-        except FoveateError:
-            raise
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise FoveateError(f"{folder} holds no complete {cls.kind} adapter ({reason}); save it again") from error
+            return cls.from_files(settings, read_tensors(folder / cls.weights_name()), folder)
+        except (FileError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, FoveateError) and not isinstance(error, FileError):
+                raise
+            raise FoveateError(
+                f"{shown_path(folder)} holds no complete {cls.kind} adapter ({first_line(error)}); save it again"
+            ) from error
 
     @classmethod
     def from_pretrained(cls, path: str | Path = SHIPPED, **options: Any) -> Self:
@@ -164,8 +169,8 @@ class PretrainedAdapter:
 
         api = HfApi()
         api.create_repo(repository, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            self._write_files(Path(folder))
+        with temporary_folder() as folder:
+            self._write_files(folder)
             return api.upload_folder(repo_id=repository, folder_path=folder, **options)
 
 
@@ -185,8 +190,8 @@ def downloaded(path: str | Path, what: str, **options: Any) -> Path:
     Raises:
         FoveateError: there is none.
     """
-    if Path(path).is_dir():
-        return Path(path).resolve()
+    if is_folder(path):
+        return real_path(path)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

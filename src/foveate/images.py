@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import warnings
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from foveate.errors import FoveateError, shown
+from foveate.errors import FoveateError, first_line, shown
+from foveate.files import open_file, shown_path
 
 __all__ = ["LIMIT", "open_image"]
 
@@ -69,24 +69,28 @@ def open_image(path: str | Path) -> Image.Image:
     """
     if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise FoveateError(f"an image file is named by its path, not by {shown(path)}")
-    path = Path(path)
-    _check_file(path)
+    with open_file(path, "image") as file:
+        return _read(file, shown_path(path))
+
+
+def _read(file: BinaryIO, name: str) -> Image.Image:
+    """Read an open image file; `name` is what errors call it."""
     try:
         with warnings.catch_warnings():
             # Pillow warns at its own limit; LIMIT is checked below.
             warnings.simplefilter("ignore")
-            opened = Image.open(path, formats=[name for name in _FORMATS if _known(name)])
+            opened = Image.open(file, formats=[each for each in _FORMATS if _known(each)])
     except Image.DecompressionBombError as error:
         count = re.search(r"\d+", str(error))
-        raise _too_large(path, f"{int(count[0]):,} pixels" if count else "too many pixels") from None
+        raise _too_large(name, f"{int(count[0]):,} pixels" if count else "too many pixels") from None
     except UnidentifiedImageError:
-        raise FoveateError(f"{path} is {_kind_of(path)}; use a PNG, JPEG, WebP, GIF, BMP or TIFF file") from None
+        raise FoveateError(f"{name} is {_kind_of(file)}; use a PNG, JPEG, WebP, GIF, BMP or TIFF file") from None
     except Exception as error:
-        raise _damaged(path, error) from error
+        raise _damaged(name, error) from error
     with opened:
         width, height = opened.size
         if width * height > LIMIT:
-            raise _too_large(path, f"{width:,} x {height:,} pixels")
+            raise _too_large(name, f"{width:,} x {height:,} pixels")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -95,9 +99,9 @@ def open_image(path: str | Path) -> Image.Image:
                 tags = {tag: getattr(opened, "tag_v2", {}).get(tag) for tag in _TAGS}
                 return _rgb(ImageOps.exif_transpose(opened), tags)
         except FoveateError as error:
-            raise FoveateError(f"{path} {error}") from None
+            raise FoveateError(f"{name} {error}") from None
         except Exception as error:  # on broken bytes, decoders raise all kinds of errors
-            raise _damaged(path, error) from error
+            raise _damaged(name, error) from error
 
 
 def _known(name: str) -> bool:
@@ -106,28 +110,10 @@ def _known(name: str) -> bool:
     return name in Image.OPEN
 
 
-def _check_file(path: Path) -> None:
-    """Check that a path names a file.
-
-    Raises:
-        FoveateError: there is none, or it can't be looked at.
-    """
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in the name.
-        raise FoveateError(f"there is no image {path}; check the path") from None
-    except OSError as error:
-        raise FoveateError(f"{path} cannot be read ({error.strerror}); check the path") from None
-    if stat.S_ISDIR(mode):
-        raise FoveateError(f"{path} is a directory; name one image in it")
-    if not stat.S_ISREG(mode):
-        raise FoveateError(f"{path} is not a file; name an image file")
-
-
-def _kind_of(path: Path) -> str:
+def _kind_of(file: BinaryIO) -> str:
     """Say what a file is that can't be opened as an image."""
-    with path.open("rb") as file:
-        head = file.read(512)
+    file.seek(0)
+    head = file.read(512)
     kinds = (kind for mark, kind in _DOCUMENTS.items() if mark in head)
     return next(kinds, "not an image, whatever its name says")
 
@@ -180,11 +166,10 @@ def _grey_levels(image: Image.Image, tags: dict[int, Any]) -> np.ndarray[Any, np
     return (levels * 255 + 0.5).astype(np.uint8)
 
 
-def _too_large(path: Path, size: str) -> FoveateError:
-    return FoveateError(f"{path} is too large: {size}, and the limit is {LIMIT:,}; make it smaller first")
+def _too_large(name: str, size: str) -> FoveateError:
+    return FoveateError(f"{name} is too large: {size}, and the limit is {LIMIT:,}; make it smaller first")
 
 
-def _damaged(path: Path, error: Exception) -> FoveateError:
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    reason = reason.splitlines()[0].rstrip(".")
-    return FoveateError(f"{path} cannot be read ({reason}); get the file again or save it again")
+def _damaged(name: str, error: Exception) -> FoveateError:
+    reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+    return FoveateError(f"{name} cannot be read ({reason}); get the file again or save it again")

@@ -41,9 +41,7 @@ def check_question(question: str) -> str:
     if not question.strip():
         raise FoveateError('the question is empty; ask something, for instance "what colour is the circle ?"')
     if (bad := re.search("[\ud800-\udfff]", question)) is not None:
-        raise FoveateError(
-            f"the question holds {ascii(bad[0])[1:-1]}, which is no character; write it in UTF-8"
-        )
+        raise FoveateError(f"the question holds {ascii(bad[0])[1:-1]}, which is no character; write it in UTF-8")
     return question.strip()
 
 

@@ -22,7 +22,7 @@ def test_images(refuse, tmp_path, command):
     part.write_bytes(IMAGE.read_bytes()[:400])
     for path, words in {
         tmp_path / "none.png": "there is no image",
-        tmp_path: "is a directory",
+        tmp_path: "is a folder",
         text: "is not an image, whatever its name says",
         part: "cannot be read",
     }.items():

@@ -93,7 +93,7 @@ def test_a_model_of_which_only_the_decoder_is_known(run: Commands, tmp_path: Pat
     [
         (
             ("--model", "llava-2"),
-            "there is no llava-2; name a model directory, a config.json, a model of the Hugging Face hub as organ",
+            "there is no configuration llava-2; name a model directory, a config.json",
         ),
         (("--device", "a1000"), 'no device is called "a1000"; did you mean "a100"?'),
         (("--image", "336"), "--image '336' is not a size; write WIDTHxHEIGHT in pixels"),
@@ -131,9 +131,9 @@ def test_bad_calibrations(run: Commands, tmp_path: Path, words: tuple[str, ...],
 def test_calibrate_writes_beside_what_is_there(run: Commands, tmp_path: Path) -> None:
     notes = tmp_path / "notes.toml"
     notes.write_text("just text")
-    assert "cannot be read" in run.refused("calibrate", "--out", notes)
+    assert "notes.toml is not TOML" in run.refused("calibrate", "--out", notes)
     assert notes.read_text() == "just text"
-    assert "is a directory" in run.refused("calibrate", "--out", tmp_path)
+    assert "is a folder" in run.refused("calibrate", "--out", tmp_path)
 
     path = tmp_path / "device.toml"
     for name in ("first", "second"):

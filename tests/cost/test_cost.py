@@ -1,5 +1,6 @@
 """What the cost model tells, and what it refuses."""
 
+import importlib
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -251,10 +252,11 @@ def test_measured_devices_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_processor_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("foveate.costmodel.device")
     told = "processor\t: 0\nmodel name\t: A fast one @ 3 GHz\nflags\t: fpu\nmodel name\t: Another\n"
-    monkeypatch.setattr(Path, "read_text", lambda path, encoding: told)
+    monkeypatch.setattr(module, "read_text", lambda path: told)
     assert processor() == "A fast one @ 3 GHz"
-    monkeypatch.setattr(Path, "read_text", lambda path, encoding: "CPU implementer : 0x41\n")
+    monkeypatch.setattr(module, "read_text", lambda path: "CPU implementer : 0x41\n")
     monkeypatch.setattr("platform.processor", lambda: "")
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert processor() == "aarch64"
@@ -300,7 +302,7 @@ def test_predictions_agree_with_the_committed_measurements() -> None:
 @pytest.mark.parametrize("text", ["", "{}", '{"device": {}, "check": []}', '{"device": 3, "check": [1]}'])
 def test_no_measurement(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.json").write_text(text)
-    with pytest.raises(FoveateError, match="is not what foveate calibrate --check --json prints"):
+    with pytest.raises(FoveateError, match=r"is not JSON|is not what foveate calibrate --check --json prints"):
         read(tmp_path / "x.json")
 
 
@@ -370,9 +372,9 @@ def test_configurations(tmp_path: Path) -> None:
     assert "one of llava-1.5-13b" in refused("llava-1.5-70b")
     assert "there is no" in refused(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    assert "cannot be read" in refused(tmp_path)
+    assert "is not JSON" in refused(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    assert "no configuration" in refused(tmp_path / "config.json")
+    assert "holds no JSON object, but [] (list)" in refused(tmp_path / "config.json")
 
     assert "has no vision_config and no text_config" in refused({"model_type": "llava"})
     assert "has no vision_config;" in refused({"model_type": "qwen2_5_vl", "hidden_size": 64})
@@ -438,7 +440,7 @@ def test_nothing_acts_in_a_vision_side_that_is_not_known(spec: str, words: str) 
         ("[x]\nfloat32 = 1e9\nbandwidth = 1\nmemory = 1\nproducts = [[2, 1], [1, 1]]\n", "ascending"),
         ("[x]\nfloat32 = 1e9\nbandwidth = 1\nmemory = 1\nproducts = 3\n", "list of pairs"),
         ("x = 1\n", "is no table"),
-        ("[x", "cannot be read"),
+        ("[x", "is not TOML"),
     ],
 )
 def test_device_files(tmp_path: Path, text: str, words: str) -> None:

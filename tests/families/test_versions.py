@@ -79,11 +79,3 @@ def test_features_in_blocks_are_refused() -> None:
     transformers_api.refuse_blocks(Blocks(1))
     with pytest.raises(UnsupportedFamily, match=r"in blocks of one length.*install another version"):
         transformers_api.refuse_blocks(Blocks(14))
-
-
-def test_a_family_that_names_a_span_as_in_earlier_versions() -> None:
-    from foveate.families import register_family
-    from foveate.families.llava import Llava
-
-    with pytest.raises(FoveateError, match="image_span was renamed; write image_spans"):
-        register_family(type("Old", (Llava,), {"image_span": lambda self, layout: layout.total}))

@@ -149,7 +149,7 @@ def test_a_file_that_cannot_be_opened_now_stays(tmp_path):
     os.close(opened[0])
     with limit(resource.RLIMIT_NOFILE, opened[0]):
         assert store.get("a") is None
-        with pytest.raises(FoveateError, match="can't be opened now"):
+        with pytest.raises(FoveateError, match=r"can't be read \(Too many open files"):
             VoCoMemory.load(tmp_path / "a.safetensors")
     os.close(opened[1])
     assert (store.get("a").keys == 1.0).all()
@@ -214,7 +214,7 @@ def test_bad_stores(tmp_path):
     with pytest.raises(FoveateError, match="holds nothing"):
         MemoryStore(tmp_path, max_bytes=0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(FoveateError, match="can't be a store"):
+    with pytest.raises(FoveateError, match="can't be made"):
         MemoryStore(tmp_path / "file")
     with pytest.raises(FoveateError, match="larger than the store"):
         MemoryStore(tmp_path / "small", max_bytes=100).put("a", memory(1.0))

@@ -181,11 +181,14 @@ class ResultsFolder:
         lines: dict[tuple[str, int], list[str]] = {}
         numbers: dict[tuple[str, int], list[int]] = {}
         for value in self._whole_lines("predictions.jsonl"):
-            key = (value.get("spec"), value.get("chunk"))
-            # Answers of one part stand together and have been counted; what else is there was never finished.
-            if key in sizes and isinstance(value.get("number"), int):
+            spec, chunk, number = (value.get(name) for name in ("spec", "chunk", "number"))
+            if not (isinstance(spec, str) and isinstance(chunk, int) and isinstance(number, int)):
+                continue
+            key = (spec, chunk)
+            # Answers that belong to no part that has been closed were interrupted.
+            if key in sizes:
                 lines.setdefault(key, []).append(_line(value))
-                numbers.setdefault(key, []).append(value["number"])
+                numbers.setdefault(key, []).append(number)
         times = Counter((spec, number) for (spec, _), found in numbers.items() for number in found)
         kept = {
             key: "".join(lines[key])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Final
 from PIL import Image
 
 from foveate.errors import FoveateError
+from foveate.files import LIST_LIMIT, read_bytes, read_json_lines, shown_path
 from foveate.images import open_image
 from foveate.scenes import SKILLS, question_only_floor, scene
 from foveate.scenes import test_set as scenes_test_set
@@ -131,31 +131,24 @@ def jsonl(path: Path, questions: int | None = None, skip: int = 0) -> Task:
     if questions is not None:
         _check_count(questions)
     _check_skip(skip)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise FoveateError(f"there is no file {path}; --data takes a JSONL file of questions") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise FoveateError(f"{path} can't be read as UTF-8 text: {error}") from None
+    name = shown_path(path)
     by_image: dict[str, list[TaskQuestion]] = {}
     first_line: dict[str, int] = {}
     skipped: set[str] = set()
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, value in read_json_lines(path, advice="--data takes a JSONL file of questions"):
         if questions is not None and sum(map(len, by_image.values())) >= questions:
             break
-        image, asked = _read_line(line, f"{path}, line {number}")
+        image, asked = _read_question(value, f"{name}, line {number}")
         if image in skipped or (len(skipped) < skip and image not in by_image):
             skipped.add(image)
             continue
         by_image.setdefault(image, []).append(asked)
         first_line.setdefault(image, number)
     if not by_image and skipped:
-        raise FoveateError(f"{path} has {len(skipped)} images, and --skip leaves all of them out")
+        raise FoveateError(f"{name} has {len(skipped)} images, and --skip leaves all of them out")
     if not by_image:
         raise FoveateError(
-            f'{path} holds no questions; each line is {{"image": "cat.png", "question": "...", "answer": "..."}}'
+            f'{name} holds no questions; each line is {{"image": "cat.png", "question": "...", "answer": "..."}}'
         )
     digest = hashlib.sha256()
     pictures = []
@@ -164,18 +157,17 @@ def jsonl(path: Path, questions: int | None = None, skip: int = 0) -> Task:
         try:
             open_image(where)
         except FoveateError as error:
-            raise FoveateError(f"{path}, line {first_line[image]}: {error}") from None
-        digest.update(where.read_bytes() + repr([(each.text, each.answer, each.skill) for each in asked]).encode())
+            raise FoveateError(f"{name}, line {first_line[image]}: {error}") from None
+        digest.update(
+            read_bytes(where, "image", limit=LIST_LIMIT)
+            + repr([(each.text, each.answer, each.skill) for each in asked]).encode()
+        )
         pictures.append(TaskImage(image, where, tuple(asked)))
     skills = sorted({each.skill for picture in pictures for each in picture.questions if each.skill is not None})
     return Task(path.stem, tuple(pictures), digest.hexdigest(), tuple(skills))
 
 
-def _read_line(line: str, where: str) -> tuple[str, TaskQuestion]:
-    try:
-        value: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise FoveateError(f"{where} is not JSON ({error.msg} at character {error.pos + 1})") from None
+def _read_question(value: Any, where: str) -> tuple[str, TaskQuestion]:
     if not isinstance(value, dict):
         raise FoveateError(f'{where} is not a JSON object; write {{"image": ..., "question": ..., "answer": ...}}')
     if type(value.get("answer")) in {int, float}:

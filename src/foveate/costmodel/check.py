@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from foveate.costmodel.calibrate import Calibration, Probe, measure
 from foveate.costmodel.decoder_shape import DecoderShape, read_decoder
 from foveate.costmodel.device import CURVES, SIZES, Device
 from foveate.errors import FoveateError
+from foveate.files import read_json, shown_path
 
 COUNTS = (16, 64, 128, 256, 576, 1024)
 """Numbers of tokens of the prefills."""
@@ -113,13 +113,15 @@ def read(path: Path) -> tuple[Device, list[Point]]:
     Raises:
         FoveateError: there is no such file, or it holds something else.
     """
+    data = read_json(path, advice="foveate calibrate --check --json > FILE makes one")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
         curves = {name: tuple((x, y) for x, y in data["device"][name]) for name in CURVES}
         points = [Point(**{field.name: point[field.name] for field in fields(Point)}) for point in data["check"]]
         return Device(**data["device"] | curves), points
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise FoveateError(f"{path} is not what foveate calibrate --check --json prints ({error})") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise FoveateError(
+            f"{shown_path(path)} is not what foveate calibrate --check --json prints ({error})"
+        ) from error
 
 
 def draw(device: Device, points: Sequence[Point], path: Path) -> None:

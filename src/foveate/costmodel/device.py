@@ -7,7 +7,6 @@ import json
 import math
 import os
 import platform
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from foveate.costmodel.ops import CallPart, Op
 from foveate.errors import FoveateError
-from foveate.files import write_text
+from foveate.files import FileError, is_file, read_text, read_toml, shown_path, write_text
 
 _BUILT_IN = Path(__file__).with_name("devices.toml")
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -113,8 +112,8 @@ def at(curve: Curve, x: float) -> float:
 def processor() -> str:
     """Return the name of this machine's processor, or its architecture if the system gives no name."""
     try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
+        text = read_text("/proc/cpuinfo")
+    except FileError:
         text = ""
     names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
@@ -129,7 +128,7 @@ def user_file() -> Path:
 def devices() -> dict[str, Device]:
     """Return the built-in devices and those measured on this machine, by name."""
     found = read_devices(_BUILT_IN)
-    if user_file().is_file():
+    if is_file(user_file()):
         found |= read_devices(user_file())
     return found
 
@@ -163,17 +162,12 @@ def read_devices(path: Path) -> dict[str, Device]:
     Raises:
         FoveateError: there is no such file, or a field in it is missing or wrong.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FoveateError(f"there is no device file {path}; foveate calibrate --out {path} makes one") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise FoveateError(f"the device file {path} cannot be read ({error})") from error
+    tables = read_toml(path, "device file", f"foveate calibrate --out {shown_path(path)} makes one")
     return {name: _device(name, table, path) for name, table in tables.items()}
 
 
 def _device(name: str, table: Any, path: Path) -> Device:
-    where = f"device {name!r} in {path}"
+    where = f"device {name!r} in {shown_path(path)}"
     if not isinstance(table, dict):
         raise FoveateError(f"{where} is no table")
     rates = {kind: _positive(table, kind, where) for kind in SIZES if kind in table}
@@ -237,7 +231,7 @@ def save(device: Device, path: Path) -> None:
     Raises:
         FoveateError: the existing file is no device file, or the file can't be written.
     """
-    found = read_devices(path) if path.is_file() else {}
+    found = read_devices(path) if is_file(path) else {}
     found[device.name] = device
     text = "# Devices measured by `foveate calibrate`.\n\n" + "\n".join(written(known) for known in found.values())
     write_text(path, text)

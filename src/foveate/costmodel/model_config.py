@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from foveate.errors import FoveateError, first_line
+from foveate.files import files_in, is_folder, read_json_object
 from foveate.hub import is_hub_name
 from foveate.loading import find_config
 
@@ -16,7 +16,7 @@ PUBLISHED = Path(__file__).parent / "published"
 
 def published() -> tuple[str, ...]:
     """Return the names of the configurations that come with the package."""
-    return tuple(sorted(path.stem for path in PUBLISHED.glob("*.json")))
+    return tuple(path.stem for path in files_in(PUBLISHED, "*.json"))
 
 
 def load_config(source: Any, revision: str | None = None) -> Any:
@@ -81,17 +81,10 @@ def _read(source: str | Path, revision: str | None) -> dict[str, Any]:
     path = PUBLISHED / f"{source}.json" if str(source) in published() else Path(source)
     if revision is not None or is_hub_name(source):
         path = find_config(source, revision=revision)
-    if path.is_dir():
+    if is_folder(path):
         path = path / "config.json"
-    if not path.is_file():
-        raise FoveateError(
-            f"there is no {path}; name a model directory, a config.json, a model of the Hugging Face hub as "
-            f"organisation/name, or one of {', '.join(published())}"
-        )
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise FoveateError(f"{path} cannot be read ({error})") from error
-    if not isinstance(data, dict):
-        raise FoveateError(f"{path} holds no configuration, which is a JSON object")
-    return data
+    advice = (
+        "name a model directory, a config.json, a model of the Hugging Face hub as organisation/name, or one of "
+        f"{', '.join(published())}"
+    )
+    return read_json_object(path, "configuration", advice)

@@ -32,7 +32,9 @@ def reference() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     >>> model.config.image_seq_length, len(model.model.language_model.layers)
     (576, 12)
     """
-    if not (PATH / "model.safetensors").exists():
+    from foveate.files import is_file
+
+    if not is_file(PATH / "model.safetensors"):
         raise FileNotFoundError(f"the weights of the embedded model are missing from {PATH}; install foveate again")
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor

@@ -17,13 +17,8 @@ def register_family(family: F) -> F:
     """Make a family known by its `name`, the `model_type` of its models; a decorator of its class.
 
     Raises:
-        FoveateError: another family has the name, or it defines what an earlier version asked for.
+        FoveateError: another family has the name.
     """
-    if hasattr(family, "image_span"):
-        raise FoveateError(
-            f"{family.__name__}.image_span was renamed; write image_spans, which returns one number for each run of an "
-            "image"
-        )
     other = FAMILIES.get(family.name)
     if other is not None and (other.__module__, other.__qualname__) != (family.__module__, family.__qualname__):
         raise FoveateError(f"two families want models of type {family.name!r}: {other.__module__}, {family.__module__}")

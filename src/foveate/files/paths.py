@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, shown
 
 Kind = Literal["missing", "file", "folder", "other"]
 """What stands at a path. "other" is a pipe, a device or a socket."""
@@ -79,7 +81,9 @@ def checked_path(path: str | Path) -> Path:
     Raises:
         FileError: it is empty, holds a NUL character, or can't be encoded.
     """
-    text = os.fspath(path)
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise FileError(f"a file or folder is named by its path, not by {shown(path)}")
     if not text:
         raise FileError("the path is empty; name a file or folder")
     if "\0" in text:
@@ -120,6 +124,50 @@ def is_file(path: str | Path) -> bool:
 def is_folder(path: str | Path) -> bool:
     """Return whether a folder stands at a path; see `kind_of` for the errors."""
     return kind_of(path) == "folder"
+
+
+@dataclass(frozen=True, order=True)
+class FileFacts:
+    """A file of a folder.
+
+    Attributes:
+        modified: when it was last modified, in seconds since 1970.
+        path: where it is.
+        size: in bytes.
+    """
+
+    modified: float
+    path: Path
+    size: int
+
+
+def facts_of_files(folder: str | Path, pattern: str) -> list[FileFacts]:
+    """Return the files in a folder whose names match, the oldest first; one that another process deletes is left out.
+
+    Raises:
+        FileError: the folder can't be read.
+    """
+    found: list[FileFacts] = []
+    for path in files_in(folder, pattern):
+        with suppress(OSError):
+            status = path.stat()
+            found.append(FileFacts(status.st_mtime, path, status.st_size))
+    return sorted(found)
+
+
+def modified(path: str | Path) -> int:
+    """Return when a file was last modified, in nanoseconds.
+
+    Raises:
+        MissingFile: there is none.
+        FileError: the system can't tell.
+    """
+    try:
+        return checked_path(path).stat().st_mtime_ns
+    except (FileNotFoundError, NotADirectoryError):
+        raise MissingFile(f"there is no file {shown_path(path)}") from None
+    except OSError as error:
+        raise FileError(f"{shown_path(path)} can't be reached {why(error)}") from None
 
 
 def real_path(path: str | Path) -> Path:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Final, NoReturn
 
 from torch import Tensor
 
+from foveate.errors import shown
 from foveate.files.paths import DamagedFile, FileError, MissingFile, checked_path, shown_path, why
 
 LIMIT: Final = 64 * 2**20
@@ -260,6 +261,26 @@ def read_json(
         FileError: it can't be read, or is larger.
     """
     return parse_json(read_text(path, what, advice, limit), shown_path(path), strict)
+
+
+def read_json_object(
+    path: str | Path,
+    what: str = "file",
+    advice: str = "check the path",
+    limit: int = LIMIT,
+    strict: bool = True,
+) -> dict[str, Any]:
+    """Read a JSON file that holds an object; see `read_json`.
+
+    Raises:
+        MissingFile: there is none.
+        DamagedFile: it isn't JSON in UTF-8, or holds something else.
+        FileError: it can't be read, or is larger.
+    """
+    found = read_json(path, what, advice, limit, strict)
+    if not isinstance(found, dict):
+        raise DamagedFile(f"{shown_path(path)} holds no JSON object, but {shown(found)}")
+    return found
 
 
 def read_json_lines(

@@ -43,6 +43,18 @@ def make_folder(path: str | Path) -> Path:
     return folder
 
 
+def copy_folder(path: Path, new: Path) -> None:
+    """Copy a folder with all that is in it.
+
+    Raises:
+        FileError: it can't be read, or the copy can't be written.
+    """
+    try:
+        shutil.copytree(path, new)
+    except (OSError, shutil.Error) as error:
+        raise _not_written(new, error) from error
+
+
 def remove_folder(path: Path) -> None:
     """Remove a folder with all that is in it, as far as the system lets us; a missing one is fine."""
     shutil.rmtree(path, ignore_errors=True)
@@ -52,6 +64,12 @@ def remove_file(path: Path) -> None:
     """Remove a file, if the system lets us; a missing one is fine."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
+
+
+def touch(path: Path) -> None:
+    """Mark a file as used now, if the system lets us."""
+    with suppress(OSError):
+        os.utime(path)
 
 
 def rename(path: Path, new: Path) -> None:

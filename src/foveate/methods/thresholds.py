@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from foveate.adapters import SHIPPED, PretrainedAdapter, shipped
 from foveate.errors import FoveateError, KeepError
+from foveate.files import FileError, modified
 from foveate.numbers import SEED, Between, check_whole
 
 PARTS: Final = ("self", "cross", "spatial")
@@ -214,8 +215,8 @@ class LearnedThresholds(PretrainedAdapter, nn.Module):
         folder = shipped("atp") if text == SHIPPED else Path(text)
         names = cls.settings_name(), cls.weights_name()
         try:
-            changed = tuple((folder / name).stat().st_mtime_ns for name in names)
-        except OSError as error:
+            changed = tuple(modified(folder / name) for name in names)
+        except FileError as error:
             raise FoveateError(
                 f'there is no ATP adapter at {text}; name the directory that save_pretrained wrote, or "{SHIPPED}" for '
                 "the embedded model's"

@@ -21,7 +21,7 @@ from foveate.engine.encode import encode_for
 from foveate.engine.images import plan_images
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
-from foveate.files import write_tensors
+from foveate.files import is_file, make_folder, write_tensors
 from foveate.loading import find_config, load_model
 from foveate.prompts import tokenized
 from foveate.schedule import Schedule, schedule
@@ -96,9 +96,9 @@ class KeptFeatures:
         self._messages: dict[int, list[Any]] = {}
         self._begins: dict[int, list[int]] = {}
         shards = range(-(-len(rows) // SHARD))
-        missing = [number for number in shards if not self._path(number).exists()]
+        missing = [number for number in shards if not is_file(self._path(number))]
         if missing:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             family = family_of(model)
             plan = check_features(family, spec)
             for number in missing[share[0] :: share[1]]:

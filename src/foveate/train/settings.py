@@ -158,7 +158,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
     except FileError as error:
         raise RecipeError(str(error)) from None
     if not isinstance(found, dict):
-        raise RecipeError(f"{shown_path(path)}: a recipe is a mapping, not {type(found).__name__}")
+        what = "and this file is empty" if found is None else f"not {type(found).__name__}"
+        raise RecipeError(f"{shown_path(path)}: a recipe is a mapping, {what}")
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from foveate.errors import FoveateError, first_line
+from foveate.files import LIST_LIMIT, FileError, is_file, open_file, read_json, read_json_lines, shown_path
 from foveate.images import open_image
 from foveate.scenes import caption, clip, scene
 from foveate.train.recipe import Data
@@ -127,15 +127,16 @@ class Lines:
         self._path, folder = path, images or path.parent
         self._rows: list[tuple[int, Conversation]] = []
         for number, value in _objects(path):
-            where = f"{path}, line {number}"
+            where = f"{shown_path(path)}, line {number}"
             one = read_conversation(value, where, folder)
             for image in one.images:
-                if isinstance(image, Path) and not image.is_file():
-                    raise FoveateError(f"{where}: there is no image {image}; images says where paths start")
+                if isinstance(image, Path):
+                    _check_image(image, where)
             self._rows.append((number, one))
         if not self._rows:
             raise FoveateError(
-                f'{path} holds no conversation; a line is {{"image": "cat.png", "question": "...", "answer": "..."}}'
+                f'{shown_path(path)} holds no conversation; a line is {{"image": "cat.png", "question": "...", '
+                '"answer": "..."}'
             )
 
     def __len__(self) -> int:
@@ -147,6 +148,15 @@ class Lines:
 
     def __getitem__(self, index: int) -> Conversation:
         return self._rows[index][1]
+
+
+def _check_image(image: Path, where: str) -> None:
+    try:
+        found = is_file(image)
+    except FileError as error:
+        raise FoveateError(f"{where}: {error}") from None
+    if not found:
+        raise FoveateError(f"{where}: there is no image {shown_path(image)}; images says where paths start")
 
 
 class HuggingFace:
@@ -171,7 +181,7 @@ class HuggingFace:
                 "in a clone), or use data.jsonl"
             ) from None
         try:
-            if any(Path(name, kept).is_file() for kept in ("state.json", "dataset_dict.json")):
+            if any(is_file(Path(name, kept)) for kept in ("state.json", "dataset_dict.json")):
                 loaded: Any = datasets.load_from_disk(name)
                 loaded = loaded[split] if isinstance(loaded, dict) else loaded
             else:
@@ -291,28 +301,14 @@ def _turns(asked: Sequence[tuple[str, str]], images: int = 1) -> tuple[Message, 
 
 def _objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The JSON objects of a file with their line numbers, or places in its list."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise FoveateError(f"there is no file {path}; data.jsonl names a file of conversations") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise FoveateError(f"{path} can't be read as UTF-8 text: {error}") from None
-    if text.lstrip().startswith("["):
-        try:
-            numbered = list(enumerate(json.loads(text), start=1))
-        except json.JSONDecodeError as error:
-            raise FoveateError(f"{path} is not JSON ({error.msg} in line {error.lineno})") from None
+    advice, name = "data.jsonl names a file of conversations", shown_path(path)
+    with open_file(path, advice=advice) as file:
+        is_list = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    if is_list:
+        rows = enumerate(read_json(path, advice=advice, limit=LIST_LIMIT), start=1)
     else:
-        numbered = []
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                try:
-                    numbered.append((number, json.loads(line)))
-                except json.JSONDecodeError as error:
-                    raise FoveateError(
-                        f"{path}, line {number} is not JSON ({error.msg} at character {error.pos + 1})"
-                    ) from None
-    for number, value in numbered:
+        rows = read_json_lines(path, advice=advice)
+    for number, value in rows:
         if not isinstance(value, Mapping):
-            raise FoveateError(f"{path}, line {number} is not a JSON object")
+            raise FoveateError(f"{name}, line {number} is not a JSON object")
         yield number, value

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from foveate.errors import FoveateError
-from foveate.files import atomic_file, check_writable_file, is_folder, shown_path
+from foveate.files import atomic_file, check_writable_file, checked_path, is_folder, shown_path
 from foveate.fonts import font
 from foveate.plan import Plan
 from foveate.tokens import Layout, Segment
@@ -187,7 +187,7 @@ def writable(path: str | Path) -> Path:
     Raises:
         FoveateError: its name doesn't end like that of a picture, its folder is missing, or it can't be written.
     """
-    path = Path(path)
+    path = checked_path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise FoveateError(f"{shown_path(path)} has no suffix of a picture; use {', '.join(SUFFIXES)}")
     check_writable_file(path)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +17,20 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, first_line
+from foveate.files import (
+    LIST_LIMIT,
+    FileError,
+    copy_folder,
+    modified,
+    read_bytes,
+    read_json_object,
+    read_tensors,
+    remove_file,
+    shown_path,
+    write_json,
+    write_tensors,
+)
 
 LORA_WEIGHTS: Final = "adapter_model.safetensors"
 """The name that peft gives the file of weights."""
@@ -104,7 +115,7 @@ def copy_lora(source: Path, folder: Path, dtype: torch.dtype | None) -> None:
         FoveateError: they are gone, damaged, or more than plain LoRA of linear layers.
     """
     load_lora(source)
-    shutil.copytree(source, folder)
+    copy_folder(source, folder)
     _finish(folder, dtype)
 
 
@@ -113,16 +124,14 @@ def _finish(folder: Path, dtype: torch.dtype | None) -> None:
 
     peft adds an empty model card, and the path of the base model on the machine that trained it.
     """
-    from safetensors.torch import load_file, save_file
-
-    (folder / "README.md").unlink(missing_ok=True)
-    config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    remove_file(folder / "README.md")
+    config = read_json_object(folder / _CONFIG)
     if Path(config.get("base_model_name_or_path") or "").is_absolute():
         config["base_model_name_or_path"] = None
-        (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_json(folder / _CONFIG, dict(sorted(config.items())), indent=2)
     if dtype is not None:
         weights = folder / LORA_WEIGHTS
-        save_file({name: value.to(dtype) for name, value in load_file(weights).items()}, weights)
+        write_tensors(weights, {name: value.to(dtype) for name, value in read_tensors(weights).items()})
     load_lora(folder)
 
 
@@ -188,8 +197,8 @@ _innermost: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
 
 def _modified(folder: Path) -> int:
     try:
-        return (folder / LORA_WEIGHTS).stat().st_mtime_ns
-    except OSError as error:
+        return modified(folder / LORA_WEIGHTS)
+    except FileError as error:
         raise FoveateError(
             f"the adapter's LoRA weights are gone from {folder}; load it from where they are now"
         ) from error
@@ -198,18 +207,15 @@ def _modified(folder: Path) -> int:
 @functools.lru_cache(maxsize=16)
 def _lora_digest(folder: Path, modified: int) -> bytes:
     """Cache the hash, which every question needs, for as long as the file isn't modified."""
-    return hashlib.sha256((folder / LORA_WEIGHTS).read_bytes()).digest()
+    return hashlib.sha256(read_bytes(folder / LORA_WEIGHTS, limit=LIST_LIMIT)).digest()
 
 
 @functools.lru_cache(maxsize=2)
 def _load_lora(folder: Path, modified: int) -> Mapping[str, LoraDelta]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        config = read_json_object(folder / _CONFIG)
         with torch.inference_mode(False):
-            stored = load_file(folder / LORA_WEIGHTS)
+            stored = read_tensors(folder / LORA_WEIGHTS)
             _check_plain_lora(folder, config, stored)
             names = sorted({found[1] for name in stored if (found := _NAME.fullmatch(name))})
             deltas: dict[str, LoraDelta] = {}
@@ -219,8 +225,10 @@ def _load_lora(folder: Path, modified: int) -> Mapping[str, LoraDelta]:
                 scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
                 deltas[name] = LoraDelta(down.float(), up.float() * scale)
             return deltas
-    except (OSError, KeyError, ValueError, TypeError, SafetensorError) as error:
-        raise FoveateError(f"{folder} holds no complete LoRA weights ({error}); save the adapter again") from error
+    except (KeyError, ValueError, TypeError, ArithmeticError) as error:
+        raise FoveateError(
+            f"{shown_path(folder)} holds no complete LoRA weights ({first_line(error)}); save the adapter again"
+        ) from error
 
 
 def _check_plain_lora(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Tensor]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.errors import FoveateError, UnsupportedFamily, first_line
 from foveate.families.turning import turned
-from foveate.files import write_tensors
+from foveate.files import DamagedFile, FileError, open_tensors, shown_path, write_tensors
 
 _FORMAT = "foveate-voco-memory-1"
 
@@ -203,13 +202,8 @@ class VoCoMemory:
             DamagedMemory: the file is corrupt or truncated, or no VoCo memory.
             FoveateError: there is no such file, or it can't be opened now.
         """
-        from safetensors import SafetensorError, safe_open
-
-        path = Path(path)
-        if not os.access(path, os.F_OK):
-            raise FoveateError(f"there is no memory at {path}")
         try:
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(path, "memory", "encode the image, and save its memory") as file:
                 metadata: dict[str, Any] = dict(file.metadata() or {})
                 if metadata.get("format") == _FORMAT:
                     tensors = {name: file.get_tensor(name) for name in ("keys", "values", "frequencies")}
@@ -222,8 +216,10 @@ class VoCoMemory:
                         base=metadata["base"],
                         adapter=metadata["adapter"],
                     )
-        except (OSError, RuntimeError) as error:  # torch raises RuntimeError when it can't open a file
-            raise FoveateError(f"{path} can't be opened now ({error}); try again") from error
-        except (SafetensorError, KeyError, ValueError) as error:
-            raise DamagedMemory(f"{path} is truncated or damaged ({error}); encode the image again") from error
-        raise DamagedMemory(f"{path} is not a VoCo memory; save one with memory.save(path)")
+        except (DamagedFile, KeyError, ValueError) as error:
+            if isinstance(error, FileError) and not isinstance(error, DamagedFile):
+                raise
+            raise DamagedMemory(
+                f"{shown_path(path)} is truncated or damaged ({first_line(error)}); encode the image again"
+            ) from error
+        raise DamagedMemory(f"{shown_path(path)} is not a VoCo memory; save one with memory.save(path)")

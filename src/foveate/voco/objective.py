@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import torch
 from pydantic import Field, model_validator
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foveate.engine import encode
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
+from foveate.files import read_tensors
 from foveate.loading import load_model
 from foveate.tokens import Layout
 from foveate.train.batches import Batches, pad
@@ -386,7 +386,7 @@ def _continue_lora(wrapped: nn.Module, folder: Path) -> None:
     """
     from peft import set_peft_model_state_dict
 
-    stored = load_file(folder / LORA_WEIGHTS)
+    stored = read_tensors(folder / LORA_WEIGHTS)
     mine = {n.replace(".default", ""): w.shape for n, w in wrapped.named_parameters() if ".lora_" in n}
     if mine != {name: value.shape for name, value in stored.items()}:
         raise RecipeError(

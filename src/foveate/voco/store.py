@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from foveate.errors import FoveateError, FoveateWarning
+from foveate.errors import FoveateError, FoveateWarning, shown
 from foveate.families import family_of
-from foveate.files import PARTIAL
+from foveate.files import PARTIAL, FileFacts, facts_of_files, is_file, make_folder, remove_file, touch
 from foveate.fingerprint import update_digest
 from foveate.voco.embeddings import decoder_device_and_dtype
 from foveate.voco.memory import DamagedMemory, VoCoMemory
 
 _SUFFIX = ".safetensors"
 _STALE_SECONDS = 3600
+_KEY = re.compile(r"\w[\w.-]*")
 _TEXT_INPUTS = {"input_ids", "attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids", "labels"}
 """What a processor returns besides images; a memory doesn't depend on the question."""
 
@@ -50,10 +50,7 @@ class MemoryStore:
             raise FoveateError(f"a store of {max_bytes} bytes holds nothing; allow at least the size of one memory")
         self.directory = Path(directory)
         self.max_bytes = max_bytes
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FoveateError(f"{self.directory} can't be a store ({error.strerror or error})") from error
+        make_folder(self.directory)
 
     @staticmethod
     def key(image: bytes | Tensor | Mapping[str, Any], base: str, adapter: str) -> str:
@@ -92,13 +89,11 @@ class MemoryStore:
         try:
             memory = VoCoMemory.load(path)
         except DamagedMemory:
-            with suppress(OSError):
-                path.unlink()
+            remove_file(path)
             return None
         except FoveateError:
             return None
-        with suppress(OSError):  # A read-only store.
-            os.utime(path)
+        touch(path)
         return memory if model is None else memory.to(*decoder_device_and_dtype(family_of(model)))
 
     def put(self, key: str, memory: VoCoMemory) -> None:
@@ -134,41 +129,34 @@ class MemoryStore:
     @property
     def nbytes(self) -> int:
         """The size of all files in bytes."""
-        return sum(size for _, _, size in self._files())
+        return sum(file.size for file in self._files())
 
     def __len__(self) -> int:
         return len(self._files())
 
     def __contains__(self, key: Any) -> bool:
-        return self._path(str(key)).is_file()
+        return is_file(self._path(str(key)))
 
     def _path(self, key: str) -> Path:
+        if not _KEY.fullmatch(key):
+            raise FoveateError(f"{shown(key)} is no key of a memory; MemoryStore.key makes one of an image")
         return self.directory / f"{key}{_SUFFIX}"
 
-    def _files(self) -> list[tuple[float, Path, int]]:
-        """Return the time of last use, the path and the size in bytes of each memory."""
-        found: list[tuple[float, Path, int]] = []
-        for path in self.directory.glob(f"[!.]*{_SUFFIX}"):
-            try:
-                status = path.stat()
-            except OSError:
-                continue
-            found.append((status.st_mtime, path, status.st_size))
-        return found
+    def _files(self) -> list[FileFacts]:
+        """Return the memories, the least recently used first."""
+        return facts_of_files(self.directory, f"[!.]*{_SUFFIX}")
 
     def _evict(self, keep: Path) -> None:
         """Delete the least recently used memories until the store fits its size."""
-        for path in self.directory.glob(f".*{PARTIAL}"):
+        for file in facts_of_files(self.directory, f".*{PARTIAL}"):
             # Left by a process that was killed: writing takes seconds.
-            with suppress(OSError):
-                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                    path.unlink()
-        files = sorted(self._files())
-        total = sum(size for _, _, size in files)
-        for _, path, size in files:
+            if time.time() - file.modified > _STALE_SECONDS:
+                remove_file(file.path)
+        files = self._files()
+        total = sum(file.size for file in files)
+        for file in files:
             if total <= self.max_bytes:
                 return
-            if path != keep:
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
-                    total -= size
+            if file.path != keep:
+                remove_file(file.path)
+                total -= file.size
