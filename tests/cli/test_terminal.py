@@ -189,6 +189,15 @@ def test_usage_is_one_line(refuse, words, said) -> None:
     assert "\n" not in found
 
 
+@pytest.mark.parametrize("width", [20, 40, 69, 70, 80, 120])
+def test_help_names_every_option_whole(width: int) -> None:
+    for command, option in (("ask", "--max-new-tokens"), ("bench", "--device-map"), ("count", "--revision")):
+        printed = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": str(width)}).stdout
+        assert option in printed
+        assert "…" not in printed
+        assert max(map(len, printed.splitlines())) <= max(width, 36)
+
+
 def test_without_a_command_there_is_help() -> None:
     done = CliRunner().invoke(app, [])
     assert done.exit_code == 0
@@ -245,3 +254,18 @@ def test_work_off_a_terminal_shows_lines(monkeypatch: pytest.MonkeyPatch, capsys
     with spinner("Reading"):
         time.sleep(0.05)
     assert capsys.readouterr().err == ""
+
+
+def test_the_hub_is_asked_with_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
+    import foveate.commands.output as output
+    import foveate.loading as loading
+    from foveate.errors import FoveateError
+
+    def slow(*_: object) -> None:
+        time.sleep(0.1)
+        raise FoveateError("the hub can't be reached")
+
+    monkeypatch.setattr(output, "_FIRST_LINE", 0.02)
+    monkeypatch.setattr(loading, "commit_of", slow)
+    done = CliRunner().invoke(app, ["count", str(IMAGE), "--model", "org/name"])
+    assert done.stderr == "Asking the hub for org/name: 0:00:00 so far\nthe hub can't be reached\n"

@@ -137,3 +137,12 @@ def test_places_that_cannot_hold_a_picture(tmp_path):
     (tmp_path / "folder.png").mkdir()
     with pytest.raises(FoveateError, match="is a folder"):
         writable(tmp_path / "folder.png")
+
+
+def test_a_very_thin_image() -> None:
+    """Its tokens are two pixels wide or high."""
+    layout = Layout((Segment(1, 24, 24),))
+    plan = Cluster(keep=16).plan(VisualTokens.of(torch.rand(1, 576, 8), (24, 24)))
+    for size in ((5000, 1), (1, 5000), (1, 1)):
+        drawn = draw_panel(Image.new("RGB", size), Panel(layout, plan=plan))
+        assert min(drawn.size) >= 48

@@ -27,6 +27,7 @@ from foveate.commands.output import (
     JSON_HINT,
     Column,
     console,
+    finding,
     fitted_table,
     loading,
     print_json,
@@ -90,6 +91,7 @@ def ask(
             raise FoveateError(f"--picture would overwrite {shown_path(image)}; choose another name")
         silence_transformers()
         arguments = placement_arguments(device, dtype, device_map, quantize)
+    with finding(model):
         commit = commit_of(model, revision)
         processor, bare_model = load_processor(model, revision=commit), skeleton(model, revision=commit)
         inputs = question_inputs(processor, opened, question)

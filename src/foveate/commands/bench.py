@@ -21,7 +21,16 @@ from foveate.commands.options import (
     RevisionOption,
     placement_arguments,
 )
-from foveate.commands.output import console, loading, notes, print_json, progress_bar, silence_transformers, spinner
+from foveate.commands.output import (
+    console,
+    finding,
+    loading,
+    notes,
+    print_json,
+    progress_bar,
+    silence_transformers,
+    spinner,
+)
 from foveate.errors import FoveateError
 
 if TYPE_CHECKING:
@@ -129,7 +138,7 @@ def bench(
         check_results_folder(out)
     from foveate.loading import commit_of, find_config, load_model, load_processor
 
-    with spinner("Finding the model"):
+    with finding(model):
         commit = commit_of(model, revision)
     task = _task(data, questions, skip)
     from foveate.bench.match import matched

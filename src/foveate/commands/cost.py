@@ -14,6 +14,7 @@ from foveate.commands.output import (
     Column,
     add_number_columns,
     console,
+    finding,
     fitted_table,
     notes,
     print_json,
@@ -92,7 +93,7 @@ def cost(
 
     specs = [as_spec(text) for text in spec or ()]
     silence_transformers()
-    with spinner("Reading the model's configuration"), warnings.catch_warnings(record=True) as caught:
+    with finding(model), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FoveateWarning)
         shapes = costmodel.read_model(model, revision)
     call: dict[str, Any] = {"text_tokens": text_tokens, "new_tokens": new_tokens, "batch": batch, "dtype": dtype}

@@ -14,6 +14,7 @@ from foveate.commands.output import (
     JSON_HINT,
     add_number_columns,
     console,
+    finding,
     print_json,
     silence_transformers,
     spinner,
@@ -47,6 +48,7 @@ def count(
         specs = [as_spec(text) for text in spec or ()]
         opened = open_image(image)
         silence_transformers()
+    with finding(model):
         commit = commit_of(model, revision)
         processor, bare_model = load_processor(model, revision=commit), skeleton(model, revision=commit)
         layout = layout_of_prompt(bare_model, question_inputs(processor, opened, "?"))

@@ -21,6 +21,7 @@ from foveate.commands.options import (
 from foveate.commands.output import (
     add_number_columns,
     console,
+    finding,
     loading,
     print_json,
     progress_bar,
@@ -69,6 +70,7 @@ def find_layer(
         asked = list(layers.practice(questions)) if data is None else list(jsonl(data).pictures[:questions])
         silence_transformers()
         arguments = placement_arguments(device, dtype, device_map, quantize)
+    with finding(model):
         commit = commit_of(model, revision)
         processor = load_processor(model, revision=commit)
     with loading(model):

@@ -87,7 +87,7 @@ QuantizeOption = Annotated[
 ]
 
 MaxNewTokensOption = Annotated[
-    int, typer.Option("--max-new-tokens", metavar="N", min=1, help="The longest answer, in tokens.")
+    int, typer.Option("--max-new-tokens", metavar="N", min=1, max=1_000_000, help="The longest answer, in tokens.")
 ]
 
 QuestionsFileOption = Annotated[

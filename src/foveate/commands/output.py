@@ -282,6 +282,16 @@ def spinner(action: str, working: bool = False) -> Iterator[None]:
 
 
 @contextmanager
+def finding(model: str | Path | None) -> Iterator[None]:
+    """Show on stderr that a model's configuration and processor are read: from the hub that may take long."""
+    from foveate.hub import is_hub_name
+
+    hub = model is not None and is_hub_name(model)
+    with spinner(f"Asking the hub for {model}" if hub else "Finding the model", working=hub):
+        yield
+
+
+@contextmanager
 def loading(model: str | Path | None) -> Iterator[None]:
     """Show on stderr that a model is being loaded; of one on the hub, how the download goes."""
     from foveate.hub import is_hub_name

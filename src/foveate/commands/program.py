@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,9 @@ _OUT_OF_MEMORY = (
     "the GPU has too little memory ({}); try a smaller --batch, --dtype bfloat16, --quantize 4bit or --device-map auto"
 )
 
+
+_PANELS = 70
+"""The least width in characters at which help stands in panels."""
 
 _CTRL_C = 130
 """The exit code that typer gives to an interruption."""
@@ -106,6 +110,14 @@ class _Main:
             print_error(_interrupted(None))
             code = 2
         sys.exit(code if isinstance(code, int) else 0)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help; without panels where they would cut the names of options."""
+        mine: Any = self
+        width = shutil.get_terminal_size().columns
+        if width < _PANELS:
+            formatter.width, mine.rich_markup_mode = max(width - 2, 16), None
+        super().format_help(ctx, formatter)  # pyright: ignore[reportAttributeAccessIssue]
 
     def make_context(self, *arguments: Any, **options: Any) -> Any:
         """Read the words of the command line; --help and --version print here."""

@@ -266,7 +266,8 @@ def _outlined(
     """Draw a frame around each slot; a thin one around tokens that are not merged."""
     pen = ImageDraw.Draw(picture)
     thick = 1 if alone or min(cell) < 14 else 2
-    inset = 0 if alone else max(1, min(cell) // 7)
+    # Tokens of a very thin image are two pixels wide, which leaves no room inside.
+    inset = 0 if alone else min(max(1, min(cell) // 7), (min(cell) - 1) // 2)
     for slot in slots:
         x, y = slot % columns * cell[0], slot // columns * cell[1]
         box = [x + inset, y + inset, x + cell[0] - 1 - inset, y + cell[1] - 1 - inset]
