@@ -350,3 +350,23 @@ def test_bf16_and_passes_over_the_data(tiny_model: Path, tmp_path: Path) -> None
     assert prepare(parse_recipe(given)).timetable.steps == 2
     stored = trained(tmp_path / "run", given)
     assert all(value.isfinite().all() for value in stored.values())
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_weights_that_are_no_numbers_are_never_saved(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """The last step's loss is finite, and its update isn't: no later loss would tell."""
+    original = torch.optim.AdamW.step
+
+    def poisoned(self: Any, *arguments: Any, **options: Any) -> Any:
+        result = original(self, *arguments, **options)
+        if next(iter(self.state.values()))["step"] == steps:
+            self.param_groups[0]["params"][0].data.view(-1)[:3] = float("nan")
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", poisoned)
+    with pytest.raises(FoveateError, match=rf"step {steps} of {steps}: 3 of the [0-9,]+ weights of .* are NaN"):
+        run(parse_recipe(recipe(tiny_model, steps=steps, stages="single")), tmp_path / "run", say=lambda _: None)
+    assert not checkpoints(tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()

@@ -416,7 +416,20 @@ class Family(Decoder, ABC):
         Raises:
             FoveateError: the encoder has no such layer.
         """
-        count = len(self.encoder_attentions)
+        return self._checked_layer(layer, len(self.encoder_attentions))
+
+    def check_encoder_layer(self, layer: int) -> None:
+        """Check that the encoder has a layer, if the configuration says how many it has.
+
+        Raises:
+            FoveateError: it has no such layer.
+        """
+        vision = getattr(self.config, "vision_config", None)
+        count = getattr(vision, "num_hidden_layers", None) or getattr(vision, "depth", None)
+        if isinstance(count, int):
+            self._checked_layer(layer, count)
+
+    def _checked_layer(self, layer: int, count: int) -> int:
         if not -count <= layer < count:
             raise FoveateError(
                 f"encoder layer {layer} was asked for, and this {self.title} encoder has {count} layers; "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TypeAlias
 
 from foveate.errors import FoveateError, KeepError
@@ -23,6 +23,9 @@ SpecLike: TypeAlias = "str | Spec | Step | Method | Sequence[SpecLike]"
 
 # The places in front of the decoder, in the order in which a model reaches them.
 _PLACES = ("pixels", "encoder", "features", "input")
+
+_LAYER_OPTIONS = ("layer", "early")
+"""Options of methods that name encoder layers."""
 
 
 @dataclass(frozen=True)
@@ -288,6 +291,8 @@ def _check_method(placement: _Placement, family: Family) -> None:
         FoveateError: it cannot, or the family does not give a signal.
     """
     step, method, place = placement.step, placement.method, placement.place
+    for layer in _encoder_layers(method):
+        family.check_encoder_layer(layer)
     if (place == "pixels") != isinstance(method, PixelMethod):
         raise FoveateError(f"{method.name} cannot act at @{place}; its place is @{method.place}")
     if isinstance(method, PixelMethod):
@@ -298,6 +303,13 @@ def _check_method(placement: _Placement, family: Family) -> None:
         for signal in method.needs:
             if not _gives(family, signal, place):
                 raise FoveateError(f"{method.name} asks for {signal}, which {family.title} cannot give at @{place}")
+
+
+def _encoder_layers(method: Method) -> set[int]:
+    """Return the encoder layers that a method reads, and those that its options name though nothing reads them."""
+    read = {signal.layer for signal in method.needs if isinstance(signal, EncoderAttention | EncoderKeys)}
+    options = {field.name: field.default for field in fields(method) if field.name in _LAYER_OPTIONS}
+    return read | {getattr(method, name) for name, usual in options.items() if getattr(method, name) != usual}
 
 
 def _gives(family: Family, signal: Signal, place: Place) -> bool:

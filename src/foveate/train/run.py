@@ -232,8 +232,9 @@ def save_result(training: Training, out: Path) -> None:
     LoRA adapters go to `out/adapter` and are merged into the model. The model is written to another folder and renamed.
 
     Raises:
-        FoveateError: the disk is full.
+        FoveateError: a weight is NaN or infinite, or the disk is full.
     """
+    training.trainer.check_weights()
     loaded, trained = training.loaded, training.model
     ready, objective = loaded.ready, loaded.ready.recipe.objective
     module = training.trainer.accelerator.unwrap_model(training.trainer.model)

@@ -182,9 +182,15 @@ class SafeTrainer(Trainer):
         self.counted += 1
         return (loss, outputs) if return_outputs else loss
 
-    def stopped(self, why: str, rows: list[int] | None = None) -> FoveateError:
-        """Write the error that stops a run: where it stopped, why, and which checkpoint is from before."""
-        where = f"step {self.state.global_step + 1} of {self.state.max_steps}"
+    def stopped(self, why: str, rows: list[int] | None = None, step: int | None = None) -> FoveateError:
+        """Write the error that stops a run: where it stopped, why, and which checkpoint is from before.
+
+        Args:
+            why: the reason.
+            rows: numbers of the rows of the batch.
+            step: counted from 1; the one that runs now if None.
+        """
+        where = f"step {self.state.global_step + 1 if step is None else step} of {self.state.max_steps}"
         if rows is not None:
             where += f", {self.describe(rows) if self.describe else f'rows {rows}'}"
         kept = files.checkpoints(self.folder)
@@ -206,7 +212,12 @@ class SafeTrainer(Trainer):
     # Checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Let transformers write a checkpoint into another folder, then flush and rename it."""
+        """Let transformers write a checkpoint into another folder, then flush and rename it.
+
+        Raises:
+            FoveateError: a weight is NaN or infinite, or the checkpoint can't be written.
+        """
+        self.check_weights()
         out = self.folder
         aside = out / files.WRITING
         name = f"checkpoint-{self.state.global_step}"
@@ -246,6 +257,20 @@ class SafeTrainer(Trainer):
             folder = Path(output_dir or self.folder)
             folder.mkdir(parents=True, exist_ok=True)
             save_file({name: weight.detach().contiguous() for name, weight in self._trained()}, folder / files.WEIGHTS)
+
+    def check_weights(self) -> None:
+        """Check that all trained weights are finite: the last step's loss is finite even if its update wasn't.
+
+        Raises:
+            FoveateError: one isn't; the text names it, the step, and the last checkpoint.
+        """
+        for name, weight in self._trained():
+            wrong = int((~torch.isfinite(weight.detach())).sum())
+            if wrong:
+                raise self.stopped(
+                    f"{wrong:,} of the {weight.numel():,} weights of {name} are NaN or infinite; {_LESS}",
+                    step=self.state.global_step,
+                )
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
