@@ -153,7 +153,7 @@ def test_a_hugging_face_dataset(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "other")
     with pytest.raises(FoveateError, match='needs "question" and "answer"'):
         conversations(Data(dataset=str(tmp_path / "other")))
-    with pytest.raises(RecipeError, match="can't be loaded"):
+    with pytest.raises(RecipeError, match="it must be the name of a dataset"):
         conversations(Data(dataset=str(tmp_path / "set" / "data-00000-of-00001.arrow")))
 
 

@@ -60,7 +60,7 @@ def test_bad_recipes(changes: dict, message: str) -> None:
         ({"stages": [{"share": "1/100"}, {"share": "99/100"}]}, "has no step: 1/100 of 6 steps"),
         ({"model": "nowhere"}, "no model directory nowhere"),
         ({"data": {"jsonl": "nowhere.jsonl"}}, "no file nowhere.jsonl"),
-        ({"data": {"dataset": "/nowhere/at/all"}}, "can't be loaded"),
+        ({"data": {"dataset": "/nowhere/at/all"}}, "must be the name of a dataset"),
     ],
 )
 def test_what_only_the_model_and_the_data_tell(tiny_model: Path, changes: dict, message: str) -> None:

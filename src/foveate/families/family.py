@@ -418,6 +418,12 @@ class Family(Decoder, ABC):
         """
         return self._checked_layer(layer, len(self.encoder_attentions))
 
+    @property
+    def longest_prompt(self) -> int | None:
+        """How many positions the decoder has room for, by its configuration; None if that doesn't say."""
+        longest = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return longest if isinstance(longest, int) else None
+
     def check_encoder_layer(self, layer: int) -> None:
         """Check that the encoder has a layer, if the configuration says how many it has.
 

@@ -34,6 +34,11 @@ class Batches:
 
     def __init__(self, processor: Any, family: Family, max_length: int | None = None) -> None:
         self._processor, self._family, self._max_length = processor, family, max_length
+        longest = family.longest_prompt
+        if max_length is not None and longest is not None and max_length > longest:
+            raise FoveateError(
+                f"max_length is {max_length:,}, and the model has room for {longest:,} tokens; lower max_length"
+            )
         self._image = family.image_token
         tokenizer = processor.tokenizer
         if not getattr(tokenizer, "is_fast", False):
@@ -47,7 +52,7 @@ class Batches:
             What the model takes, with `labels`; `rows`, the numbers of the rows; and `tokens`, how many there are.
 
         Raises:
-            FoveateError: an image is cut off or brings no tokens, or a row has nothing to learn.
+            FoveateError: an image is cut off or brings no tokens, or a row is too long or has nothing to learn.
         """
         made = [self.row(one) for _, one in rows]
         batch = pad(made, self.padding)
@@ -96,6 +101,12 @@ class Batches:
             for key, value in inputs.items():
                 if value.shape[:2] == ids.shape[:2] and (key in PADDING or key == "input_ids"):
                     inputs[key] = value[:, : self._max_length]
+        length, longest = inputs["input_ids"].shape[1], self._family.longest_prompt
+        if longest is not None and length > longest:
+            raise FoveateError(
+                f"{name} has {length:,} tokens, and the model has room for {longest:,}; shorten it or leave it out, or "
+                f"set max_length to at most {longest:,}, which cuts its end"
+            )
         check_row(inputs, self._image, expected, name, self._max_length)
         return inputs
 
@@ -125,11 +136,13 @@ def check_row(
     cut = f" in the first {max_length} tokens (max_length)" if max_length is not None else ""
     if placed != expected:
         raise FoveateError(
-            f"{name}: its images need {expected} tokens, and {placed} are left{cut}; raise max_length or leave the "
-            "row out"
+            f"{name}: its images need {expected} tokens, and {placed} are left{cut}; "
+            + ("raise max_length or " if max_length is not None else "look for the image's word in its text, or ")
+            + "leave the row out"
         )
     if not bool((labels[:, 1:] != IGNORE).any()):
-        raise FoveateError(f"{name}: no answer is left{cut}, so there is nothing to learn; raise max_length")
+        advice = "raise max_length" if max_length is not None else "write an answer, or leave the row out"
+        raise FoveateError(f"{name}: no answer is left{cut}, so there is nothing to learn; {advice}")
 
 
 def spoken(processor: Any, messages: Sequence[Message], name: str) -> tuple[str, list[tuple[int, int]]]:
@@ -138,7 +151,10 @@ def spoken(processor: Any, messages: Sequence[Message], name: str) -> tuple[str,
     Raises:
         FoveateError: the template is missing, or changes earlier turns when later ones come.
     """
-    whole = chat_text(processor, messages, generation_prompt=False)
+    try:
+        whole = chat_text(processor, messages, generation_prompt=False)
+    except FoveateError as error:
+        raise FoveateError(f"{name}: {error}") from None
     spans: list[tuple[int, int]] = []
     for number, message in enumerate(messages):
         if message["role"] != "assistant":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +12,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from foveate.errors import FoveateError, first_line
-from foveate.files import LIST_LIMIT, FileError, is_file, open_file, read_json, read_json_lines, shown_path
+from foveate.errors import FoveateError, first_line, quoted
+from foveate.files import LIST_LIMIT, FileError, is_file, kind_of, open_file, read_json, read_json_lines, shown_path
 from foveate.images import open_image
 from foveate.scenes import caption, clip, scene
 from foveate.train.recipe import Data
@@ -173,6 +175,13 @@ class HuggingFace:
     """
 
     def __init__(self, name: str, split: str = "train", images: Path | None = None) -> None:
+        kept = any(is_file(Path(name, each)) for each in ("state.json", "dataset_dict.json"))
+        hub = re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", name) and kind_of(name) == "missing"
+        if not kept and not hub:
+            raise RecipeError(
+                f'data.dataset is "{name}"; it must be the name of a dataset on the Hugging Face hub, or a folder that '
+                "save_to_disk wrote (conversations in a file go into data.jsonl)"
+            )
         try:
             import datasets
         except ImportError:
@@ -181,7 +190,7 @@ class HuggingFace:
                 "in a clone), or use data.jsonl"
             ) from None
         try:
-            if any(is_file(Path(name, kept)) for kept in ("state.json", "dataset_dict.json")):
+            if kept:
                 loaded: Any = datasets.load_from_disk(name)
                 loaded = loaded[split] if isinstance(loaded, dict) else loaded
             else:
@@ -235,7 +244,7 @@ def read_conversation(value: Mapping[str, Any], where: str, folder: Path) -> Con
     """
     given = value.get("images", value.get("image"))
     listed: Sequence[Any] = () if given is None else given if isinstance(given, list | tuple) else (given,)
-    images = tuple(folder / each if isinstance(each, str) else each for each in listed)
+    images = tuple(folder / each if isinstance(each, str) and each.strip() else each for each in listed)
     if any(not isinstance(each, Image.Image | Path) for each in images):
         raise FoveateError(f'{where}: "image" holds no path and no picture; write a path, or leave it out')
     if "messages" in value:
@@ -245,12 +254,23 @@ def read_conversation(value: Mapping[str, Any], where: str, folder: Path) -> Con
         listed = _list(value["conversations"], where, "conversations")
         turns = [(roles.get(str(each.get("from")), each.get("from")), each.get("value")) for each in listed]
     elif "question" in value and "answer" in value:
-        turns = [("user", value["question"]), ("assistant", str(value["answer"]))]
+        if not isinstance(value["question"], str):
+            raise FoveateError(
+                f'{where}: "question" is {quoted(value["question"])}, which is no text; write it in quotes'
+            )
+        turns = [("user", value["question"]), ("assistant", _answer(value["answer"], where))]
     else:
         raise FoveateError(f'{where} needs "question" and "answer", or "messages", or "conversations"')
     messages = tuple(_message(role, content, where) for role, content in turns)
     if not any(message["role"] == "assistant" for message in messages):
         raise FoveateError(f"{where} has no turn of the assistant, so there is nothing to learn")
+    if next(message["role"] for message in messages if message["role"] != "system") == "assistant":
+        raise FoveateError(f"{where} begins with a turn of the assistant; a turn of the user comes first")
+    for message in messages:
+        if message["role"] != "user" and any(part["type"] == "image" for part in message["content"]):
+            raise FoveateError(
+                f"{where} has an image in a turn of the {message['role']}; images stand in turns of the user"
+            )
     placed = sum(part["type"] == "image" for message in messages for part in message["content"])
     if images and not placed:
         first = next((m for m in messages if m["role"] == "user"), None)
@@ -262,6 +282,21 @@ def read_conversation(value: Mapping[str, Any], where: str, folder: Path) -> Con
     return Conversation(where, images, messages)
 
 
+def _answer(value: Any, where: str) -> str:
+    """Return the answer that is trained on; a number is written as its row has it.
+
+    Raises:
+        FoveateError: it is no text and no number.
+    """
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    if isinstance(value, list | tuple):
+        raise FoveateError(f'{where}: "answer" is a list; training takes one text: write the answer to be learned')
+    raise FoveateError(f'{where}: "answer" is {quoted(value)}, which is no text; write the answer in quotes')
+
+
 def _list(value: Any, where: str, key: str) -> list[Mapping[str, Any]]:
     if not isinstance(value, list) or any(not isinstance(each, Mapping) for each in value):
         raise FoveateError(f'{where}: "{key}" is a list of turns')
@@ -270,15 +305,16 @@ def _list(value: Any, where: str, key: str) -> list[Mapping[str, Any]]:
 
 def _message(role: Any, content: Any, where: str) -> Message:
     if role not in ("user", "assistant", "system"):
-        raise FoveateError(f"{where}: a turn is by user, assistant or system, not {role!r}")
+        raise FoveateError(f"{where}: a turn is by user, assistant or system, not {quoted(role)}")
     if isinstance(content, list):
-        parts = [
-            {"type": "image"} if each.get("type") == "image" else {"type": "text", "text": str(each.get("text", ""))}
-            for each in _list(content, where, "content")
-        ]
+        parts = [_part(each, role, where) for each in _list(content, where, "content")]
+        if not any(part["type"] == "image" or part["text"].strip() for part in parts):
+            raise FoveateError(f"{where}: a turn of the {role} is empty; write its text, or leave the row out")
         return {"role": role, "content": parts}
     if not isinstance(content, str):
-        raise FoveateError(f"{where}: a turn of the {role} holds no text")
+        raise FoveateError(f"{where}: a turn of the {role} holds no text, but {quoted(content)}")
+    if not content.strip():
+        raise FoveateError(f"{where}: a turn of the {role} is empty; write its text, or leave the row out")
     # LLaVA writes images into the text.
     pieces = content.split("<image>")
     parts = []
@@ -288,6 +324,22 @@ def _message(role: Any, content: Any, where: str) -> Message:
         if piece.strip():
             parts.append({"type": "text", "text": piece.strip()})
     return {"role": role, "content": parts}
+
+
+def _part(given: Mapping[str, Any], role: str, where: str) -> Message:
+    """Return one part of a turn: an image's place, or text.
+
+    Raises:
+        FoveateError: it is something else, or text that is none.
+    """
+    kind = given.get("type")
+    if kind == "image":
+        return {"type": "image"}
+    if kind != "text":
+        raise FoveateError(f'{where}: a part of a turn has the type "image" or "text", not {quoted(kind)}')
+    if not isinstance(given.get("text"), str):
+        raise FoveateError(f"{where}: a part of a turn of the {role} holds no text, but {quoted(given.get('text'))}")
+    return {"type": "text", "text": given["text"]}
 
 
 def _turns(asked: Sequence[tuple[str, str]], images: int = 1) -> tuple[Message, ...]:

@@ -1,0 +1,95 @@
+"""Rows of training data: text is text, and whatever is no conversation is refused with its line before training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tiny import recipe
+
+from foveate.errors import FoveateError
+from foveate.train.objectives import parse_recipe
+from foveate.train.prepared import prepare
+from foveate.train.run import run
+
+
+def asked(**changes: Any) -> dict[str, Any]:
+    return {"image": "a.png", "question": "what is this ?", "answer": "a star", **changes}
+
+
+def told(*turns: tuple[Any, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+@pytest.fixture
+def given(tiny_model: Path, tmp_path: Path) -> Any:
+    """Returns a recipe on rows of data."""
+    Image.new("RGB", (48, 48)).save(tmp_path / "a.png")
+
+    def make(*rows: Any, **changes: Any) -> Any:
+        path = tmp_path / "rows.jsonl"
+        path.write_text("\n".join(map(json.dumps, rows)))
+        changes = {"stages": "single", "steps": 1, "batch": 1, "per_device": 1, **changes}
+        return parse_recipe(recipe(tiny_model, data={"jsonl": str(path)}, **changes))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (asked(answer=None), '"answer" is None, which is no text'),
+        (asked(answer=True), '"answer" is True, which is no text'),
+        (asked(answer={}), '"answer" is {}, which is no text'),
+        (asked(answer=["a", "b"]), '"answer" is a list; training takes one text'),
+        (asked(answer=" "), "a turn of the assistant is empty"),
+        (asked(answer="<image>"), "image in a turn of the assistant"),
+        (asked(question=None), '"question" is None, which is no text'),
+        (asked(question=["q"]), "which is no text"),
+        (asked(question=""), "a turn of the user is empty"),
+        (asked(image=3), '"image" holds no path and no picture'),
+        (asked(image=""), '"image" holds no path and no picture'),
+        (asked(image=[None]), '"image" holds no path and no picture'),
+        (asked(image="b.png"), "there is no image"),
+        (asked(image="."), "there is no image"),
+        (told(("assistant", "a")), "begins with a turn of the assistant"),
+        (told(("user", "q")), "has no turn of the assistant"),
+        (told(("user", None), ("assistant", "a")), "a turn of the user holds no text, but None"),
+        (told(("user", "q"), ("assistant", "")), "a turn of the assistant is empty"),
+        (told(("user", []), ("assistant", "a")), "a turn of the user is empty"),
+        (told(("user", [{"type": "text", "text": None}]), ("assistant", "a")), "holds no text, but None"),
+        (told(("user", [{"type": "video"}]), ("assistant", "a")), 'type "image" or "text", not \'video\''),
+        (told(("user", [{"text": "q"}]), ("assistant", "a")), 'type "image" or "text", not None'),
+        (told((["user"], "q"), ("assistant", "a")), "by user, assistant or system, not ['user']"),
+    ],
+)
+def test_rows_that_are_no_conversation(given: Any, row: dict[str, Any], message: str) -> None:
+    with pytest.raises(FoveateError, match=r"rows\.jsonl, line 2") as caught:
+        prepare(given(asked(), row))
+    assert message in str(caught.value)
+
+
+def test_numbers_are_answers(given: Any) -> None:
+    rows = prepare(given(asked(answer=3), asked(answer=2.5))).rows
+    assert [row.messages[1]["content"][0]["text"] for row in (rows[0], rows[1])] == ["3", "2.5"]
+
+
+def test_prompts_beyond_the_models_room(given: Any, tmp_path: Path) -> None:
+    """Refused with the line before training; cut where max_length asks for that, and never an image of it."""
+    long = asked(answer="star " * 3000)
+    with pytest.raises(FoveateError, match=r"line 1 has 3,\d+ tokens, and the model has room for 2,048"):
+        run(given(long), tmp_path / "run", say=lambda _: None)
+    with pytest.raises(FoveateError, match="max_length is 4,096, and the model has room for 2,048"):
+        run(given(asked(), max_length=4096), tmp_path / "run", say=lambda _: None)
+    with pytest.raises(FoveateError, match=r"its images need 36 tokens, and \d+ are left in the first 20 tokens"):
+        run(given(asked(), max_length=20), tmp_path / "run", say=lambda _: None)
+    assert not (tmp_path / "run" / "model").exists()
+    run(given(long, max_length=100), tmp_path / "run", say=lambda _: None)
+    assert (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_a_folder_that_is_no_dataset(tiny_model: Path, name: str) -> None:
+    with pytest.raises(FoveateError, match="it must be the name of a dataset on the Hugging Face hub"):
+        prepare(parse_recipe(recipe(tiny_model, data={"dataset": name})))
