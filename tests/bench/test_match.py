@@ -2,9 +2,10 @@
 
 import pytest
 
-from foveate.bench.configurations import name_of
+from foveate.bench.configurations import configurations, name_of
 from foveate.bench.match import matched
 from foveate.costmodel import cost, read_model
+from foveate.errors import FoveateError
 
 SIZE = (192, 192)
 LAYERS, WHOLE = 12, 576
@@ -46,3 +47,46 @@ def test_layers_before_the_step_may_cost_too_much_alone():
     assert len(specs) == 2
     (line,) = lacking
     assert line.startswith("stride@6 at 144: its mean tokens over layers is 288.5 or more")
+
+
+def test_nothing_to_measure_is_refused():
+    with pytest.raises(FoveateError, match=r"leaves nothing to measure: fastv@2 at 4: .* 96\.8 or more"):
+        matched(["fastv@2"], "4", "mean", None, SIZE)
+
+
+def test_a_spec_that_works_nowhere_is_refused_with_the_budget_that_was_given():
+    with pytest.raises(FoveateError, match="fastv:144 acts inside the decoder"):
+        matched(["fastv"], "144", "mean", None, SIZE)
+    with pytest.raises(FoveateError, match="keep 144: an adapter decides"):
+        matched(["atp:adapter=shipped"], "144", "mean", None, SIZE)
+
+
+@pytest.mark.parametrize("measure", ["size", "", None])
+def test_other_measures_are_refused(measure):
+    with pytest.raises(FoveateError, match="match mean"):
+        matched(["pool"], "144", measure, None, SIZE)
+
+
+@pytest.mark.parametrize("measure", ["mean", "flops"])
+def test_one_token_is_a_budget(measure):
+    specs, budgets, lacking = matched(["pool", "resize", "fastv@2"], "1,0.0001", measure, None, SIZE)
+    assert [name_of(spec) for spec in specs] == ["dense", "pool:1", "pool:0.0001", "resize:1", "resize:0.0001"]
+    assert set(budgets.values()) == {1.0}
+    assert len(lacking) == 2
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        *("", ",", "0", "-1", "nan", "inf", "1e999", "1e999999999", "9" * 5000, "0." + "0" * 5000 + "1", "577", "1.5"),
+        *("auto", "64;4", "1/0", "mean=144", "x", "64,x", "\u0663", "0x10", None, 64, True, [64]),
+    ],
+)
+def test_budgets_that_are_none_are_one_clear_line(keep):
+    with pytest.raises(FoveateError) as found:
+        matched(["pool"], keep, "mean", None, SIZE)
+    assert len(str(found.value)) < 200
+    assert "\n" not in str(found.value)
+    if keep not in ("577",):
+        with pytest.raises(FoveateError):
+            configurations(["pool"], keep)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from foveate.errors import FoveateError, unknown
+from foveate.errors import FoveateError, shown, unknown
 from foveate.spec import Spec, SpecLike, Step, as_spec, parse, spec_list
 from foveate.tokens import Keep
 
@@ -62,9 +62,11 @@ def read_budgets(text: str) -> tuple[Keep, ...]:
     """Read a list of budgets, such as "288,0.25,4".
 
     Raises:
-        FoveateError: there is none in it.
+        FoveateError: it is no text, or there is none in it.
         KeepError: one of them is no budget.
     """
+    if not isinstance(text, str):
+        raise FoveateError(f"budgets are text such as {BUDGETS!r}, not {shown(text)}")
     pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
     if not pieces:
         raise FoveateError(f"--keep {text!r} names no budget; write for instance --keep {BUDGETS}")

@@ -11,7 +11,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
-from foveate.bench.configurations import DENSE, has_keep, name_of, read_budgets, seeded
+from foveate.bench.configurations import DENSE, METHODS, has_keep, name_of, read_budgets, seeded
+from foveate.errors import FoveateError
 from foveate.spec import Spec, parse
 from foveate.tokens import Keep
 
@@ -35,8 +36,9 @@ def matched(
     """Return configurations that are equal in `measure`, dense first.
 
     Args:
-        specs: written specs; one without a keep is given one per budget, one with a keep stands as it is, and so does
-            one that takes none. These belong to a budget if they cost what it costs, to 1 %.
+        specs: written specs, or none for the default methods; one without a keep is given one per budget, one with a
+            keep stands as it is, and so does one that takes none. These belong to a budget if they cost what it costs,
+            to 1 %.
         keep: budgets, parted by commas: tokens, or shares of them, of a step at `@input`, which all others must equal.
         measure: "mean" for tokens averaged over decoder layers, "flops" for FLOPs of the prefill.
         config: the model's configuration.
@@ -45,10 +47,11 @@ def matched(
         seed: given to every method that has a seed and wasn't given one in its spec.
 
     Returns:
-        The configurations; the budget that each belongs to, by name; a line per pair without a solution.
+        The configurations; the budget that each belongs to, by name; a line for each spec and budget that can't be
+        equal.
 
     Raises:
-        FoveateError: the cost model doesn't know the model.
+        FoveateError: the cost model doesn't know the model, there is no such measure, or no spec equals any budget.
         KeepError: a budget can't be read.
         SpecError: a spec can't be read.
 
@@ -60,6 +63,8 @@ def matched(
     """
     from foveate.costmodel import cost, read_model
 
+    if measure not in TITLES:
+        raise FoveateError(f"--match {measure} is unknown; match mean (tokens over layers) or flops (of the prefill)")
     model = read_model(config)
 
     def value(spec: Spec) -> float:
@@ -72,7 +77,7 @@ def matched(
     whole = cost(model, None, images=[size]).visual_tokens
     counts = {budget: budget.count(whole) for budget in read_budgets(keep)}
     targets = {budget: (count, value(parse(f"pool:{count}"))) for budget, count in counts.items()}
-    for text in specs:
+    for text in specs or METHODS:
         spec = seeded(parse(text), text, seed)
         if has_keep(text) or not any(step.method.takes_keep for step in spec.steps):
             chosen.setdefault(name_of(spec), spec)
@@ -83,17 +88,25 @@ def matched(
             continue
         for budget in read_budgets(keep):
             count, target = targets[budget]
+            # What doesn't work at all is refused with the budget that was given, before others are tried.
+            value(_with_keep(spec, budget))
             if all(place in ("pixels", "encoder", "features", "input") for step in spec.steps for place in step.places):
                 found = _with_keep(spec, budget)
             else:
                 found = _nearest(spec, target, value)
             if found is None:
                 least = value(_with_keep(spec, _share(1)))
-                shown = f"{least:.1f}" if measure == "mean" else f"{least / target:.2f} times that of {count} tokens"
-                lacking.append(f"{text} at {budget}: its {TITLES[measure]} is {shown} or more; act at an earlier layer")
+                cost_told = (
+                    f"{least:.1f}" if measure == "mean" else f"{least / target:.2f} times that of {count} tokens"
+                )
+                lacking.append(
+                    f"{text} at {budget}: its {TITLES[measure]} is {cost_told} or more; act at an earlier layer"
+                )
                 continue
             chosen.setdefault(name_of(found), found)
             budgets.setdefault(name_of(found), float(count))
+    if len(chosen) == 1:
+        raise FoveateError(f"--match {measure} leaves nothing to measure: {'; '.join(lacking)}")
     return tuple(chosen.values()), budgets, tuple(lacking)
 
 

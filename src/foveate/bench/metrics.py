@@ -35,7 +35,7 @@ def measure(
         predictions: every configuration's answer to every question.
         parts: tokens and times.
         floor: accuracy per skill of answering without looking.
-        budgets: by configuration, the budget that it belongs to if its keep isn't it.
+        budgets: by configuration, the budget that it equals at its cost; the others belong to their mean over layers.
 
     Returns:
         "configurations": one entry each, dense first, then by budget, with "difference" to dense and "against", the
@@ -56,7 +56,9 @@ def measure(
         own_parts = [part for part in parts if part.spec == name]
         rows.append(_configuration(name, spec, answers[name], dense, own_parts, skills))
         rows[-1]["time_ms"] = _times([part for part in timed if part.spec == name])
-        rows[-1]["budget"] = (budgets or {}).get(name, rows[-1]["budget"])
+        if budgets:
+            # A spec that equals no budget is held against no baseline of one.
+            rows[-1]["budget"] = budgets.get(name, rows[-1]["tokens"]["mean_over_layers"])
     for row in rows:
         row["against"] = _against(row, rows, answers)
     base = rows[0]["time_ms"]

@@ -119,7 +119,7 @@ def bench(
 
     Example: foveate bench --spec cluster --spec cls:64 --questions 200
     """
-    from foveate.bench.configurations import BUDGETS, METHODS, configurations, reference_name
+    from foveate.bench.configurations import BUDGETS, configurations, reference_name
 
     if match not in (None, "mean", "flops"):
         raise FoveateError(f"--match {match} is unknown; match mean (tokens over layers) or flops (of the prefill)")
@@ -148,7 +148,7 @@ def bench(
     lacking: tuple[str, ...] = ()
     if match is not None:
         config, size = find_config(model, revision=commit), task.pictures[0].load().size
-        specs, budgets, lacking = matched(spec or METHODS, keep, match, config, size, seed=seed)
+        specs, budgets, lacking = matched(spec or (), keep, match, config, size, seed=seed)
         against = reference_name(against, specs, seed)
     with loading(model):
         processor = load_processor(model, revision=commit)
