@@ -21,6 +21,12 @@ CPU = torch.device("cpu")
     [
         ({"device": "moon"}, "this machine has no device 'moon'; use cpu"),
         ({"device": "meta"}, "this machine has no device 'meta'"),
+        ({"device": "gpu"}, "this machine has no device 'gpu'; use cpu, cuda, cuda:1 (the second GPU), mps, or auto"),
+        ({"device": "cpu:5"}, "this machine has no device 'cpu:5'"),
+        ({"device": ""}, "this machine has no device ''"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"device": "cuda:-1"}, "cuda:-1"),
+        ({"device": "cuda:123456789012345678901234567890"}, "this machine has no device"),
         (
             {"device": "cpu", "dtype": "float12"},
             "there is no dtype 'float12' here; use float32, bfloat16",

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, softmax
 
-from foveate.errors import FoveateError, first_line
+from foveate.device_names import check_device_name
+from foveate.errors import FoveateError, first_line, quoted
 
 __all__ = [
     "DEVICE_MAPS",
@@ -53,6 +54,8 @@ def usable_device(name: str | torch.device = "auto") -> torch.device:
     >>> usable_device("cpu")
     device(type='cpu')
     """
+    if not isinstance(name, torch.device):
+        check_device_name(name)
     if name == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else CPU
     try:
@@ -75,7 +78,7 @@ def _devices_here(wanted: str) -> str:
         if torch.version.cuda is None and torch.version.hip is None:
             return f"torch {torch.__version__} is built without CUDA: install a build with it, or use cpu"
         return "torch finds no GPU: look at the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES, or use cpu"
-    return "use cpu, or cuda where there is a GPU"
+    return "use cpu, or cuda or mps where there is a GPU"
 
 
 def usable_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
@@ -93,9 +96,10 @@ def usable_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """
     if isinstance(dtype, str):
         if dtype not in DTYPES:
-            raise FoveateError(f"there is no dtype {dtype!r} here; use {', '.join(DTYPES)}, or auto: as saved")
+            raise FoveateError(f"there is no dtype {quoted(dtype)} here; use {', '.join(DTYPES)}, or auto: as saved")
         dtype = getattr(torch, dtype)
-    assert isinstance(dtype, torch.dtype)
+    if not isinstance(dtype, torch.dtype):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise FoveateError(f"a dtype is one of {', '.join(DTYPES)}, or torch's, not {quoted(dtype)}")
     if not dtype.is_floating_point:
         raise FoveateError(f"{_plain(dtype)} holds no floating-point numbers; use {', '.join(DTYPES)}")
     try:
@@ -140,7 +144,7 @@ def load_arguments(
     if device_map is not None:
         if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
             raise FoveateError(
-                f"there is no device map {device_map!r}; use {', '.join(DEVICE_MAPS)}, or --device for one device"
+                f"there is no device map {device_map!r}; use {', '.join(DEVICE_MAPS)}, or name a device instead"
             )
         place = usable_device("auto")
         found["device_map"] = device_map
@@ -181,7 +185,7 @@ def _quantization(quantize: str, dtype: Any, device: torch.device) -> Any:
     if device.type not in able:
         raise FoveateError(
             f"bitsandbytes {bitsandbytes.__version__} can't quantise on {device.type}, only on "
-            f"{', '.join(sorted(able))}; leave out --quantize, or choose another device"
+            f"{', '.join(sorted(able))}; leave the quantisation out, or choose another device"
         )
     if quantize == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)

@@ -312,10 +312,10 @@ def test_no_measurement(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ({"batch": 0}, "batch is 0; it must be a whole number of 1 or more"),
-        ({"new_tokens": 0}, "new_tokens is 0"),
-        ({"text_tokens": -1}, "text_tokens is -1; it must be a whole number of 0 or more"),
-        ({"batch": 1.5}, "batch is 1.5"),
+        ({"batch": 0}, "batch must be a whole number from 1 on, not 0"),
+        ({"new_tokens": 0}, "new_tokens must be a whole number from 1 to 1,000,000, not 0"),
+        ({"text_tokens": -1}, "text_tokens must be a whole number from 0 on, not -1"),
+        ({"batch": 1.5}, "batch must be a whole number from 1 on, not 1.5"),
         ({"images": [(0, 336)]}, "0 x 336 pixels does not exist"),
         ({"images": [(336, -4)]}, "336 x -4 pixels does not exist"),
         ({"images": [(50_000, 50_000)]}, "2,500,000,000 pixels, and the limit is 100,000,000"),

@@ -32,6 +32,7 @@ from foveate.commands.output import (
     spinner,
 )
 from foveate.errors import FoveateError
+from foveate.numbers import LARGEST_SEED, MOST
 
 if TYPE_CHECKING:
     from foveate.bench import Benchmark, Task
@@ -79,7 +80,11 @@ def bench(
     questions: Annotated[
         int | None,
         typer.Option(
-            "--questions", metavar="N", help="How many questions.", show_default="500 about scenes; all of --data"
+            "--questions",
+            metavar="N",
+            max=100_000,
+            help="How many questions.",
+            show_default="500 about scenes; all of --data",
         ),
     ] = None,
     batch: Annotated[
@@ -88,11 +93,12 @@ def bench(
             "--batch",
             metavar="N",
             min=1,
+            max=100_000,
             help="How many prompts the model gets at once, padded on the left.",
             show_default="8 images; prompts of one length together, without padding",
         ),
     ] = None,
-    skip: Annotated[int, typer.Option("--skip", metavar="N", help="Skip the first N images.")] = 0,
+    skip: Annotated[int, typer.Option("--skip", metavar="N", max=MOST, help="Skip the first N images.")] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -100,7 +106,10 @@ def bench(
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", help="The seed of methods that have one, such as random.")
+        int | None,
+        typer.Option(
+            "--seed", metavar="N", min=0, max=LARGEST_SEED, help="The seed of methods that have one, such as random."
+        ),
     ] = None,
     max_new_tokens: MaxNewTokensOption = 16,
     skills: Annotated[bool, typer.Option("--skills", help="Print accuracy per skill as well.")] = False,

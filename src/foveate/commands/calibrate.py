@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveate.commands.options import JsonOption
+from foveate.commands.options import JsonOption, checked_device
 from foveate.commands.output import (
     add_number_columns,
     console,
@@ -33,6 +34,7 @@ def calibrate(
         typer.Option(
             "--device",
             metavar="DEVICE",
+            callback=checked_device,
             help="What to measure: cpu, cuda, cuda:1.",
             show_default="cuda if there is a GPU, else cpu",
         ),
@@ -79,8 +81,9 @@ def calibrate(
 
     if not re.fullmatch(r"[\w.-]{1,60}", name):
         raise FoveateError(f"--name {name!r} is not valid; use at most 60 letters, digits, dots and dashes")
-    if threads is not None and threads < 1:
-        raise FoveateError(f"--threads is {threads}; it must be at least 1")
+    cores = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= cores:
+        raise FoveateError(f"--threads is {threads:,}; it must be from 1 to {cores}, the CPU cores of this machine")
     if seconds is not None and not 0 <= seconds <= 3600:
         raise FoveateError(f"--seconds is {seconds:g}; it must be from 0 to 3600")
     # Whatever can't be read or written is refused before a minute of measuring.

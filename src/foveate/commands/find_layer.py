@@ -39,7 +39,8 @@ def find_layer(
     ] = 0.003,
     data: QuestionsFileOption = None,
     questions: Annotated[
-        int, typer.Option("--questions", metavar="N", help="How many questions, each about another image.")
+        int,
+        typer.Option("--questions", metavar="N", max=100_000, help="How many questions, each about another image."),
     ] = 20,
     model: ModelOption = None,
     revision: RevisionOption = None,

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from foveate.device_names import check_device_name
 from foveate.errors import FoveateError
 
 ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.", show_default=False)]
@@ -42,11 +43,20 @@ DEFAULT_SPECS: list[str] = ["cluster:64"]
 PANEL = "Device and number format"
 """The heading under which help lists the options of `placement_arguments`."""
 
+
+def checked_device(name: str | None) -> str | None:
+    """Refuse what no device is called before the command imports torch."""
+    if name is not None:
+        check_device_name(name)
+    return name
+
+
 DeviceOption = Annotated[
     str | None,
     typer.Option(
         "--device",
         metavar="DEVICE",
+        callback=checked_device,
         help="Where to run: cpu, cuda, cuda:1, mps.",
         show_default="cuda if there is a GPU, else cpu",
         rich_help_panel=PANEL,

@@ -11,6 +11,7 @@ import typer
 from foveate.commands.options import JsonOption, RevisionOption
 from foveate.commands.output import silence_transformers
 from foveate.errors import FoveateError
+from foveate.numbers import MOST
 
 
 def train(
@@ -39,7 +40,7 @@ def train(
     revision: RevisionOption = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", metavar="N", help="Run N optimiser steps instead of the recipe's number."),
+        typer.Option("--steps", metavar="N", max=MOST, help="Run N optimiser steps instead of the recipe's number."),
     ] = None,
     data: Annotated[Path | None, typer.Option("--data", hidden=True)] = None,
     as_json: JsonOption = False,

@@ -14,12 +14,14 @@ from foveate.costmodel.model import Model, read_model
 from foveate.costmodel.vision_work import encoder_work, projector_work, vision_activations
 from foveate.errors import FoveateError, KeepError
 from foveate.families import Family
+from foveate.numbers import Between, check_whole
 from foveate.schedule import ImageTokens, SpecLike, count_tokens, schedule
 from foveate.spec import Spec, as_spec
 from foveate.tokens import Layout, Segment
 
 _FLOAT32 = 4
 _LARGEST_GRID = 128
+_LONGEST_ANSWER = 1_000_000
 """Rows and columns of the largest image that `break_even` tries."""
 
 
@@ -191,7 +193,9 @@ def cost_of_layouts(
     dtype: str | None = None,
 ) -> Cost:
     """Count what a call costs on images of these layouts; the other arguments and errors are those of `cost`."""
-    _check_numbers(text_tokens=(text_tokens, 0), new_tokens=(new_tokens, 1), batch=(batch, 1))
+    check_whole("text_tokens", text_tokens, Between(0))
+    check_whole("new_tokens", new_tokens, Between(1, _LONGEST_ANSWER))
+    check_whole("batch", batch, Between(1))
     dtype = _checked_dtype(dtype, device)
     size, decoder = SIZES[dtype], model.decoder
     steps = None if spec is None else as_spec(spec)
@@ -237,17 +241,6 @@ def cost_of_layouts(
         peak_bytes=weight_bytes + max(vision_activations(model.vision, grids, batch, size), kv_bytes + activations),
         memory=device.memory,
     )
-
-
-def _check_numbers(**numbers: tuple[object, int]) -> None:
-    """Check whole numbers against their minimum, each given as (number, minimum).
-
-    Raises:
-        FoveateError: one is no whole number, or too small.
-    """
-    for name, (value, least) in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise FoveateError(f"{name} is {value!r}; it must be a whole number of {least} or more")
 
 
 def _checked_dtype(dtype: str | None, device: Device) -> str:
