@@ -122,7 +122,7 @@ def test_a_checkpoint_that_lacks_a_file_is_refused(whole: Path, tiny_model: Path
     """Without an optimiser's state, say, transformers would go on with a new one."""
     shutil.copytree(whole / "checkpoint-4", tmp_path / "run" / "checkpoint-4")
     (tmp_path / "run" / "checkpoint-4" / name).unlink()
-    with pytest.raises(FoveateError, match=f"checkpoint-4 has no {name}"):
+    with pytest.raises(FoveateError, match=f"checkpoint-4 is damaged .*: it has no {name}; remove it"):
         trained(tmp_path / "run", recipe(tiny_model), resume=True)
 
 

@@ -19,6 +19,7 @@ from foveate.files.paths import (
 )
 from foveate.files.reading import (
     LIST_LIMIT,
+    check_torch_file,
     open_file,
     open_tensors,
     parse_json,
@@ -31,6 +32,7 @@ from foveate.files.reading import (
     read_text,
     read_toml,
     read_yaml,
+    tensor_file,
 )
 from foveate.files.writing import (
     PARTIAL,
@@ -43,6 +45,7 @@ from foveate.files.writing import (
     copy_folder,
     flush,
     make_folder,
+    others_write,
     remove_file,
     remove_folder,
     rename,
@@ -83,9 +86,12 @@ __all__ = [
     "read_toml",
     "read_tensors",
     "open_tensors",
+    "tensor_file",
+    "check_torch_file",
     "atomic_file",
     "atomic_files",
     "replace_folder",
+    "others_write",
     "make_folder",
     "temporary_folder",
     "copy_folder",

@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 
 from foveate.files.paths import FileError, kind_of, shown_path, why
 from foveate.files.reading import read_json
-from foveate.files.writing import make_folder, remove_file, write_json
+from foveate.files.writing import make_folder, remove_empty_folder, remove_file, write_json
 
 LOCK: Final = ".lock"
 OWNER: Final = ".owner.json"
@@ -49,6 +49,7 @@ class FolderLock:
         self.folder = Path(folder)
         self._advice = advice
         self._lock: Any = None
+        self._made = False
 
     @property
     def held(self) -> bool:
@@ -64,6 +65,7 @@ class FolderLock:
         """
         if self.held:
             return
+        self._made = kind_of(self.folder) == "missing"
         make_folder(self.folder)
         from filelock import FileLock, SoftFileLock, Timeout
 
@@ -121,6 +123,9 @@ class FolderLock:
         remove_file(self.folder / LOCK)
         lock, self._lock = self._lock, None
         lock.release()
+        if self._made:
+            # Nothing was written to it.
+            remove_empty_folder(self.folder)
 
     def __enter__(self) -> Self:
         self.acquire()

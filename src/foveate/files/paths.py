@@ -131,12 +131,12 @@ class FileFacts:
     """A file of a folder.
 
     Attributes:
-        modified: when it was last modified, in seconds since 1970.
+        modified: when it was last modified, in nanoseconds since 1970.
         path: where it is.
         size: in bytes.
     """
 
-    modified: float
+    modified: int
     path: Path
     size: int
 
@@ -151,7 +151,7 @@ def facts_of_files(folder: str | Path, pattern: str) -> list[FileFacts]:
     for path in files_in(folder, pattern):
         with suppress(OSError):
             status = path.stat()
-            found.append(FileFacts(status.st_mtime, path, status.st_size))
+            found.append(FileFacts(status.st_mtime_ns, path, status.st_size))
     return sorted(found)
 
 

@@ -473,20 +473,48 @@ def open_tensors(path: str | Path, what: str = "file", advice: str = "check the 
         DamagedFile: it is no safetensors file, or is cut off.
         FileError: it can't be read.
     """
+    from safetensors import SafetensorError
+
+    with tensor_file(path, what, advice) as file:
+        try:
+            yield file
+        except SafetensorError as error:
+            raise DamagedFile(f"{shown_path(path)} can't be read {why(error)}") from None
+
+
+def tensor_file(path: str | Path, what: str = "file", advice: str = "check the path") -> Any:
+    """Return a safetensors file that stays open as long as the result exists; `open_tensors` closes it.
+
+    Raises:
+        MissingFile: there is none.
+        DamagedFile: it is no safetensors file, or is cut off.
+        FileError: it can't be read.
+    """
     from safetensors import SafetensorError, safe_open
 
     # The library would block at a pipe.
     with open_file(path, what, advice):
         pass
-    name = shown_path(path)
     try:
-        file: Any = safe_open(path, framework="pt")
+        return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise DamagedFile(f"{name} is no whole safetensors file {why(error)}") from None
+        raise DamagedFile(f"{shown_path(path)} is no whole safetensors file {why(error)}") from None
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError when it can't open a file
-        raise FileError(f"{name} can't be read {why(error)}") from None
-    with file:
+        raise FileError(f"{shown_path(path)} can't be read {why(error)}") from None
+
+
+def check_torch_file(path: str | Path, what: str = "file", advice: str = "check the path") -> None:
+    """Check that a file of `torch.save` is whole, without reading what is in it.
+
+    Raises:
+        MissingFile: there is none.
+        DamagedFile: it is no such file, or is cut off.
+        FileError: it can't be read.
+    """
+    import zipfile
+
+    with open_file(path, what, advice) as file:
         try:
-            yield file
-        except SafetensorError as error:
-            raise DamagedFile(f"{name} can't be read {why(error)}") from None
+            zipfile.ZipFile(file).close()
+        except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+            raise DamagedFile(f"{shown_path(path)} is no whole file of torch {why(error)}") from None

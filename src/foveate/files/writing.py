@@ -18,8 +18,29 @@ from foveate.files.paths import FileError, checked_path, kind_of, real_path, sho
 
 PARTIAL: Final = ".partial"
 """The end of temporary names."""
+_TORCH_CAN_NOT_WRITE: Final = ("PytorchStreamWriter", "unexpected pos", "inline_container")
+"""Words in the RuntimeErrors of `torch.save` when a file can't be written."""
 _ERRORS: Final = "backslashreplace"
 """How halves of surrogate pairs are written, which names of files may hold: as JSON writes them."""
+
+
+@contextmanager
+def others_write(path: str | Path) -> Iterator[None]:
+    """Turn what other libraries raise when they can't write to a path into our error, inside the block.
+
+    Raises:
+        FileError: the system refuses: the disk is full, or the folder is gone.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise _not_written(path, error) from error
+    except RuntimeError as error:
+        if not any(word in str(error) for word in _TORCH_CAN_NOT_WRITE):
+            raise
+        raise _not_written(path, error) from error
 
 
 def _not_written(path: str | Path, error: BaseException) -> FileError:
@@ -58,6 +79,12 @@ def copy_folder(path: Path, new: Path) -> None:
 def remove_folder(path: Path) -> None:
     """Remove a folder with all that is in it, as far as the system lets us; a missing one is fine."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_empty_folder(path: Path) -> None:
+    """Remove a folder that holds nothing, if the system lets us; another one stays."""
+    with suppress(OSError):
+        path.rmdir()
 
 
 def remove_file(path: Path) -> None:

@@ -2,24 +2,58 @@
 
 from __future__ import annotations
 
-import shutil
+import dataclasses
+import re
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from transformers import TrainerState
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
 from foveate.errors import FoveateError
-from foveate.files import replace_folder
+from foveate.files import (
+    FileError,
+    check_torch_file,
+    files_in,
+    is_file,
+    is_folder,
+    open_tensors,
+    read_json_object,
+    remove_folder,
+    rename,
+    replace_folder,
+    shown_path,
+)
 
 WEIGHTS: Final = "trained.safetensors"
 WRITING: Final = ".writing"
 """The folder in which a checkpoint is written before it gets its name."""
+_NAME: Final = re.compile(r"checkpoint-[0-9]{1,18}")
+_STATE: Final = {field.name for field in dataclasses.fields(TrainerState)}
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first. Each is complete: an unfinished one has another name."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    if not is_folder(folder):
+        return []
+    found = [path for path in files_in(folder, "checkpoint-*") if _NAME.fullmatch(path.name) and is_folder(path)]
+    return sorted(found, key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def made_by(checkpoint: Path) -> dict[str, Any]:
+    """Return the recipe that made a checkpoint.
+
+    Raises:
+        FoveateError: it is missing or damaged.
+    """
+    try:
+        return read_json_object(checkpoint / "recipe.json", strict=False)
+    except FileError as error:
+        raise _damaged(checkpoint, str(error)) from None
 
 
 def check_complete(checkpoint: Path) -> None:
@@ -29,11 +63,26 @@ def check_complete(checkpoint: Path) -> None:
         FoveateError: one is missing; the text names it.
     """
     for name in (WEIGHTS, OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME):
-        if not (checkpoint / name).is_file():
-            raise FoveateError(
-                f"{checkpoint} has no {name}, so it is damaged or from another version of foveate; remove it to go on "
-                "from the checkpoint before, or name another --out"
-            )
+        if not is_file(checkpoint / name):
+            raise _damaged(checkpoint, f"it has no {name}")
+    try:
+        with open_tensors(checkpoint / WEIGHTS):
+            pass
+        # What was drawn at random, one file per process, may be missing.
+        for file in (OPTIMIZER_NAME, SCHEDULER_NAME, *files_in(checkpoint, "rng_state*.pth")):
+            check_torch_file(checkpoint / file)
+        state = read_json_object(checkpoint / TRAINER_STATE_NAME, strict=False)
+    except FileError as error:
+        raise _damaged(checkpoint, str(error)) from None
+    if state.get("global_step") != _step(checkpoint) or state.keys() - _STATE:
+        raise _damaged(checkpoint, f"{TRAINER_STATE_NAME} is of another step or another version of transformers")
+
+
+def _damaged(checkpoint: Path, how: str) -> FoveateError:
+    return FoveateError(
+        f"{shown_path(checkpoint)} is damaged or from another version of foveate: {how}; remove it to go on from the "
+        "one before, or name another --out"
+    )
 
 
 def publish(written: Path, final: Path, keep: int) -> None:
@@ -46,8 +95,8 @@ def publish(written: Path, final: Path, keep: int) -> None:
     """
     replace_folder(written, final)
     aside = written.parent / "old"
-    shutil.rmtree(aside, ignore_errors=True)
+    remove_folder(aside)
     for old in checkpoints(final.parent)[:-keep]:
         # Renamed first: a kill while it is removed leaves no damaged checkpoint.
-        old.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        rename(old, aside)
+        remove_folder(aside)

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from foveate.engine.encode import encode_for
 from foveate.engine.images import plan_images
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
-from foveate.files import is_file, make_folder, write_tensors
+from foveate.files import facts_of_files, is_file, make_folder, parse_json, shown_path, tensor_file, write_tensors
 from foveate.loading import find_config, load_model
 from foveate.prompts import tokenized
 from foveate.schedule import Schedule, schedule
@@ -135,11 +134,13 @@ class KeptFeatures:
 
     def _file(self, number: int) -> Any:
         if number not in self._open:
-            self._open[number] = safe_open(self._path(number), framework="pt")
+            path = self._path(number)
+            self._open[number] = tensor_file(path, "file of features", "run the same command again to make it")
             header = self._open[number].metadata()
-            self._messages[number] = json.loads(header["messages"])
+            self._messages[number] = parse_json(header["messages"], shown_path(path))
             # Files of earlier versions have one image in every conversation and no numbers of images.
-            images = json.loads(header["images"]) if "images" in header else [1] * len(self._messages[number])
+            many = "images" in header
+            images = parse_json(header["images"], shown_path(path)) if many else [1] * len(self._messages[number])
             self._begins[number] = list(accumulate(images, initial=0))
         return self._open[number]
 
@@ -241,5 +242,5 @@ def _weights(recipe: Recipe) -> list[Any]:
     """Return what distinguishes the weights of two models without reading them."""
     if recipe.commit is not None:
         return [recipe.model, recipe.commit]
-    found = sorted(find_config(**recipe.source).parent.glob("*.safetensors"))
-    return [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in found]
+    found = facts_of_files(find_config(**recipe.source).parent, "*.safetensors")
+    return [[file.path.name, file.size, file.modified] for file in sorted(found, key=lambda file: file.path)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,9 +15,22 @@ from typing import Any, Final
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, first_line
 from foveate.families import family_of
-from foveate.files import replace_folder, write_json
+from foveate.files import (
+    FileError,
+    FolderLock,
+    check_writable_folder,
+    is_file,
+    kind_of,
+    make_folder,
+    others_write,
+    read_json_object,
+    remove_folder,
+    replace_folder,
+    shown_path,
+    write_json,
+)
 from foveate.loading import load_model
 from foveate.train import checkpoint as files
 from foveate.train.batches import Batches
@@ -33,6 +46,8 @@ from foveate.train.trainer import Passes, SafeTrainer, accumulation, training_ar
 
 FREE: Final = ("per_device", "save_every", "keep_checkpoints", "log_every", "workers", "trackers")
 """Keys of a recipe that may change between an interruption and its `--resume`."""
+HISTORY: Final = "run.json"
+"""What a run writes about itself before its result: the recipe, the stages in steps, the losses."""
 
 
 @dataclass(frozen=True)
@@ -81,38 +96,85 @@ def run(
     """
     first = int(os.environ.get("RANK", "0")) == 0
     tell = say if first else _silent
+    lock = FolderLock(out, "wait for it, or name another --out")
+    if first:
+        check_training_folder(recipe, out)
+        lock.check_free()
     kept = files.checkpoints(out)
     done = finished(recipe, out)
-    if not resume and (kept or done.exists()):
-        raise FoveateError(f"{out} holds a run already; add --resume to go on with it, or name another --out")
-    if resume and kept:
-        before = json.loads((kept[-1] / "recipe.json").read_text(encoding="utf-8"))
+    if not resume and (kept or is_file(done)):
+        raise FoveateError(
+            f"{shown_path(out)} holds a run already; add --resume to go on with it, or name another --out"
+        )
+    if resume and (kept or is_file(done)):
+        where = kept[-1] if kept else out / HISTORY
+        before = files.made_by(where) if kept else _made_by(where)
         commit = before.pop("commit", None)
-        same_recipe(before, recipe, kept[-1])
+        same_recipe(before, recipe, where)
         # A branch of the hub may have moved since.
         recipe = recipe.with_commit(commit)
-    if resume and done.exists():
+    if resume and is_file(done):
         tell(f"{out} is finished; nothing is left to do")
         return done.parent
     ready = prepare(recipe)
     for warning in ready.warnings:
         tell(f"warning: {warning}")
+    with lock if first else nullcontext():
+        if first and files.checkpoints(out) != kept:
+            raise FoveateError(
+                f"another process has trained in {shown_path(out)} meanwhile; run the same command again"
+            )
+        return _train(ready, out, kept[-1] if resume and kept else None, resume, tell, flops)
+
+
+def _train(
+    ready: Prepared, out: Path, checkpoint: Path | None, resume: bool, tell: Callable[[str], None], flops: bool
+) -> Path:
+    recipe, done = ready.recipe, finished(ready.recipe, out)
     training = make_trainer(ready, out, tell, flops=flops)
     trainer = training.trainer
     if resume:
-        tell(f"going on at {kept[-1].name}" if kept else "no checkpoint has been written yet; starting anew")
+        none = "no checkpoint has been written yet; starting anew"
+        tell(f"going on at {checkpoint.name}" if checkpoint is not None else none)
     began = time.time()
     try:
-        trainer.train(resume_from_checkpoint=str(kept[-1]) if resume and kept else None)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     finally:
         training.switch.close()
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
-        save_result(training, out)
+        # The result is written last: it tells that the run is finished.
         _save_history(training, out, time.time() - began)
+        save_result(training, out)
     trainer.accelerator.wait_for_everyone()
     tell(f"{done.parent}: trained in {duration(time.time() - began)}; {recipe.objective.use(ready, out)}")
     return done.parent
+
+
+def check_training_folder(recipe: Recipe, out: Path) -> None:
+    """Check that a run can be written to a folder, before anything is loaded.
+
+    Raises:
+        FoveateError: it can't be written, or holds something in the result's place that no run has written.
+    """
+    folder = check_writable_folder(out)
+    if folder.is_mount() and folder == folder.parent:
+        raise FoveateError(f"{shown_path(out)} is the root of the disk; name another --out")
+    if recipe.objective.keeps_model(recipe) or kind_of(out / "model") == "missing":
+        return
+    if not (is_file(out / "model" / "config.json") and is_file(out / HISTORY)):
+        raise FoveateError(
+            f"{shown_path(out / 'model')} is where the trained model goes, and holds something that no run has "
+            "written; name another --out"
+        )
+
+
+def _made_by(history: Path) -> dict[str, Any]:
+    """Return the recipe of a finished run whose checkpoints are gone."""
+    found = read_json_object(history, strict=False).get("recipe")
+    if not isinstance(found, dict):
+        raise FoveateError(f"{shown_path(history)} holds no recipe, so it is damaged; name another --out")
+    return found
 
 
 def same_recipe(before: dict[str, Any], recipe: Recipe, where: Path) -> None:
@@ -125,8 +187,8 @@ def same_recipe(before: dict[str, Any], recipe: Recipe, where: Path) -> None:
     for name in dict.fromkeys([*now, *before]):
         if name not in FREE and before.get(name) != now.get(name):
             raise RecipeError(
-                f"{where} was made with {name}: {before.get(name)!r}, and the recipe says {now.get(name)!r}; put it "
-                "back, or name another --out"
+                f"{shown_path(where)} was made with {name}: {before.get(name)!r}, and the recipe says "
+                f"{now.get(name)!r}; put it back, or name another --out"
             )
 
 
@@ -242,26 +304,30 @@ def save_result(training: Training, out: Path) -> None:
         objective.save(module, trained, loaded, out)
         return
     aside = out / files.WRITING / "model"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    adapter = out / files.WRITING / "adapter"
+    remove_folder(out / files.WRITING)
     try:
+        make_folder(aside)
         model: Any = trained
         if hasattr(model, "merge_and_unload"):
-            model.save_pretrained(out / "adapter")
+            with others_write(out):
+                model.save_pretrained(adapter)
+            replace_folder(adapter, out / "adapter")
             model = model.merge_and_unload()
         if ready.recipe.data.features is not None:
             model = with_encoder(model, ready.recipe)
         objective.save(module, model, loaded, out)
         model.config.use_cache = True
-        model.save_pretrained(aside)
-        ready.processor.save_pretrained(aside)
+        with others_write(out):
+            model.save_pretrained(aside)
+            ready.processor.save_pretrained(aside)
         replace_folder(aside, out / "model")
-    except OSError as error:
+    except FileError as error:
         raise FoveateError(
-            f"the trained model could not be written to {out} ({error}); its last checkpoint is whole: make room and "
-            "run the same command with --resume"
+            f"the trained model could not be written to {shown_path(out)} ({first_line(error)}); its last "
+            "checkpoint is whole: make room and run the same command with --resume"
         ) from error
-    shutil.rmtree(out / files.WRITING, ignore_errors=True)
+    remove_folder(out / files.WRITING)
 
 
 def _save_history(training: Training, out: Path, seconds: float) -> None:
@@ -269,7 +335,7 @@ def _save_history(training: Training, out: Path, seconds: float) -> None:
     ready, trainer = training.loaded.ready, training.trainer
     table = ready.timetable
     write_json(
-        out / "run.json",
+        out / HISTORY,
         {
             "recipe": ready.recipe.to_dict(),
             "stages": [

@@ -9,15 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import get_total_norm
 from torch.utils.data import Dataset
@@ -30,8 +27,17 @@ from transformers import (
     TrainingArguments,
 )
 
-from foveate.errors import FoveateError
-from foveate.files import write_json
+from foveate.errors import FoveateError, first_line
+from foveate.files import (
+    FileError,
+    make_folder,
+    others_write,
+    read_tensors,
+    remove_folder,
+    shown_path,
+    write_json,
+    write_tensors,
+)
 from foveate.train import checkpoint as files
 from foveate.train.progress import Progress
 from foveate.train.settings import RecipeError, nearest
@@ -40,9 +46,6 @@ from foveate.train.trainer_options import SHARDED, TrainerOptions, trainer_optio
 _LESS = "look at these rows, or lower lr, lengthen warmup, or train in bf16 or fp32 instead of fp16"
 
 _OPTIONS = tuple(TrainerOptions.model_fields)
-
-_FULL = ("PytorchStreamWriter", "unexpected pos", "inline_container")
-"""Words in the RuntimeErrors of `torch.save` when a file can't be written."""
 
 
 class Passes(Dataset[Any]):
@@ -132,7 +135,7 @@ class SafeTrainer(Trainer):
         except UnpicklingError as error:
             raise FoveateError(
                 f"{resume_from_checkpoint} holds something else than tensors and plain data, which could run code, so "
-                f"it was not opened ({str(error).splitlines()[0]}); go on from a checkpoint that foveate wrote"
+                f"it was not opened ({first_line(error)}); go on from a checkpoint that foveate wrote"
             ) from error
 
     # Learning rates
@@ -224,26 +227,25 @@ class SafeTrainer(Trainer):
         self.args.output_dir = str(aside)
         try:
             if self.args.should_save:
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.mkdir(parents=True)
+                remove_folder(aside)
+                make_folder(aside)
             self.accelerator.wait_for_everyone()
-            super()._save_checkpoint(model, trial)
+            with others_write(aside):
+                super()._save_checkpoint(model, trial)
             if self.args.should_save:
                 write_json(aside / name / "recipe.json", self.note)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 files.publish(aside / name, out / name, self.args.save_total_limit or 2)
-                shutil.rmtree(aside, ignore_errors=True)
+                remove_folder(aside)
             self.accelerator.wait_for_everyone()
-        except (OSError, safetensors.SafetensorError, RuntimeError, FoveateError) as error:
-            if isinstance(error, RuntimeError) and not any(word in str(error) for word in _FULL):
-                raise
-            shutil.rmtree(aside, ignore_errors=True)
+        except FileError as error:
+            remove_folder(aside)
             kept = files.checkpoints(out)
             last = f"{kept[-1]} is whole" if kept else "no earlier one exists"
             raise FoveateError(
-                f"{name} could not be written to {out} ({str(error).splitlines()[0]}); {last}. Make room there and run "
-                "the same command with --resume"
+                f"{name} could not be written to {shown_path(out)} ({first_line(error)}); {last}. Make room "
+                "there and run the same command with --resume"
             ) from error
         finally:
             self.args.output_dir = str(out)
@@ -255,8 +257,8 @@ class SafeTrainer(Trainer):
         """
         if self.args.should_save:
             folder = Path(output_dir or self.folder)
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file({name: weight.detach().contiguous() for name, weight in self._trained()}, folder / files.WEIGHTS)
+            weights = {name: weight.detach().contiguous() for name, weight in self._trained()}
+            write_tensors(folder / files.WEIGHTS, weights)
 
     def check_weights(self) -> None:
         """Check that all trained weights are finite: the last step's loss is finite even if its update wasn't.
@@ -279,7 +281,7 @@ class SafeTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load what `save_model` wrote, every weight of it; transformers would skip names that it doesn't find."""
         path = Path(resume_from_checkpoint, files.WEIGHTS)
-        stored, trained = load_file(path), dict(self._trained())
+        stored, trained = read_tensors(path), dict(self._trained())
         if stored.keys() != trained.keys():
             other = sorted(stored.keys() ^ trained.keys())[0]
             raise RecipeError(f"{path} holds the weights of another model, or of other parts of it ({other})")
@@ -353,7 +355,7 @@ def training_arguments(
     try:
         return TrainingArguments(**{**fixed, **given})
     except (TypeError, ValueError, ImportError) as error:
-        raise RecipeError(f"trainer: {str(error).strip().splitlines()[0]}") from None
+        raise RecipeError(f"trainer: {first_line(error)}") from None
 
 
 def accumulation(batch: int, per_device: int | None, processes: int) -> tuple[int, int]:

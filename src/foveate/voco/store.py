@@ -150,7 +150,7 @@ class MemoryStore:
         """Delete the least recently used memories until the store fits its size."""
         for file in facts_of_files(self.directory, f".*{PARTIAL}"):
             # Left by a process that was killed: writing takes seconds.
-            if time.time() - file.modified > _STALE_SECONDS:
+            if time.time_ns() - file.modified > _STALE_SECONDS * 10**9:
                 remove_file(file.path)
         files = self._files()
         total = sum(file.size for file in files)
