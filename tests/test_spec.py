@@ -1,10 +1,12 @@
 """The written form of a configuration: everything that can be said goes round, everything else gets one clear line."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import jaxtyping
@@ -14,8 +16,11 @@ from hypothesis import strategies as st
 
 import foveate.methods
 import foveate.registry
+from foveate.adapters import shipped
 from foveate.errors import FoveateError, SpecError
 from foveate.methods import Cluster, FastV, Method, Pool, Random, method_class, register
+from foveate.methods.atp import ATPMethod
+from foveate.methods.thresholds import LearnedThresholds
 from foveate.plan import Plan
 from foveate.spec import Spec, Step, as_spec, parse
 from foveate.tokens import Keep, VisualTokens
@@ -321,3 +326,48 @@ def test_a_step_of_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(SpecError, match="not 'cluster:64' \\(str\\)"):
         Step("cluster:64")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["plain", "two words", "a+b", "a:b", "a@b", "a=b", "a,b", 'a "b"', "it's", "both \" and '", '"', "tab\there"],
+)
+def test_a_path_may_hold_what_separates_options(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    shutil.copytree(shipped("atp"), folder)
+    spec = as_spec([Cluster(keep=64), ATPMethod(keep=Keep.of("mean=144"), adapter=LearnedThresholds.read(str(folder)))])
+    assert parse(str(spec)) == spec
+    double, single = f'"{str(folder).replace(chr(34), chr(34) * 2)}"', "'" + str(folder).replace("'", "''") + "'"
+    for quoted in (double, single):
+        written = parse(f"cluster:64 + atp:mean=144: adapter = {quoted} @ 2,4,8")
+        assert written == spec
+        assert str(written) == str(spec)
+
+
+@pytest.mark.parametrize(
+    ("text", "marked", "words"),
+    [
+        ('atp:adapter="my runs', '"my runs', 'add a " at its end'),
+        ("atp:adapter='a+b", "'a+b", "add a ' at its end"),
+        ('atp:adapter="a:b@c"', 'adapter="a:b@c"', "no ATP adapter at a:b@c"),
+        ('cluster:64+atp:adapter="a+b":nosuch=1@2', 'adapter="a+b"', "no ATP adapter at a+b"),
+        ('atp:nosuch="a+b@c":theta_r=0.5', "nosuch", "no option of atp"),
+        ('cluster:64:start="a+b"+cls:2', 'start="a+b"', "start must be"),
+        ('cluster:64:start="stride"+clss:2', "clss", "no method is called"),
+        ('"cluster":64', '"cluster"', "no method is called"),
+    ],
+)
+def test_errors_show_their_place_behind_quotes(text: str, marked: str, words: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        parse(text)
+    first, second = str(caught.value).split("\n")
+    begin = len(second) - len(second.lstrip())
+    end = begin + len(second.strip().split(" ")[0])
+    assert first[begin:end] == marked
+    assert words in second
+
+
+@pytest.mark.parametrize("value", [None, b"cluster:64", 5, ["cluster:64"]])
+def test_parse_reads_text_alone(value: Any) -> None:
+    with pytest.raises(SpecError, match="parse reads text"):
+        parse(value)

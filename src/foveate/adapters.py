@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
+import torch
 from torch import Tensor
 
-from foveate.errors import FoveateError, first_line
+from foveate.errors import FoveateError, first_line, quoted
 from foveate.files import (
     FileError,
     atomic_files,
@@ -21,12 +22,16 @@ from foveate.files import (
     write_json,
     write_tensors,
 )
+from foveate.numbers import Between, check_whole
 
 SHIPPED: Final = "shipped"
 """The name of the embedded model's adapter, which comes with foveate."""
 
 FORMAT: Final = 1
 """The version of the files that this foveate writes and reads."""
+
+FLOATS: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""What the weights of an adapter may be."""
 
 
 class PretrainedAdapter:
@@ -172,6 +177,67 @@ class PretrainedAdapter:
         with temporary_folder() as folder:
             self._write_files(folder)
             return api.upload_folder(repo_id=repository, folder_path=folder, **options)
+
+
+def read_settings(
+    settings: Mapping[str, Any], kinds: Mapping[str, type | Between], defaults: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Read what the JSON file of an adapter says.
+
+    Args:
+        settings: as the file has them.
+        kinds: what each is: a type, or the range of a whole number.
+        defaults: of settings that may be missing.
+
+    Raises:
+        ValueError: one is missing, unknown, or something else; the text names it.
+    """
+    found = {**(defaults or {}), **{name: value for name, value in settings.items() if name != "format"}}
+    for name, kind in kinds.items():
+        if name not in found:
+            raise ValueError(f"it lacks {name}")
+        if isinstance(kind, Between):
+            try:
+                check_whole(name, found[name], kind)
+            except FoveateError as error:
+                raise ValueError(str(error)) from None
+        elif type(found[name]) is not kind:
+            raise ValueError(f"{name} is {quoted(found[name])}, and should be {_KINDS[kind]}")
+    for name in found:
+        if name not in kinds:
+            raise ValueError(f"it says {name}, which no such adapter has")
+    return found
+
+
+_KINDS: Final[Mapping[type, str]] = {str: "text", bool: "true or false", list: "a list"}
+
+
+def check_weights(tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int | None]]) -> None:
+    """Check that an adapter's file holds these weights and no others, and that all are finite floats.
+
+    Args:
+        tensors: what the file holds.
+        shapes: of each weight; None is any size of 1 or more.
+
+    Raises:
+        ValueError: a weight is missing, left over, or isn't what it should be; the text names it.
+    """
+    for name in {**tensors, **shapes}:
+        if name not in shapes:
+            raise ValueError(f"it holds {name}, which no such adapter has")
+        if name not in tensors:
+            raise ValueError(f"it lacks {name}")
+        tensor, shape = tensors[name], shapes[name]
+        fits = tensor.ndim == len(shape) and all(
+            size >= 1 if wanted is None else size == wanted for size, wanted in zip(tensor.shape, shape, strict=True)
+        )
+        if not fits:
+            wanted = ", ".join("any" if size is None else str(size) for size in shape)
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, and should have ({wanted})")
+        if tensor.dtype not in FLOATS:
+            raise ValueError(f"{name} is {tensor.dtype}, and weights are floats of 16 bits or more")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} has NaN or infinite numbers")
 
 
 def shipped(kind: str) -> Path:

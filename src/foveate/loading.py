@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.embedded import PATH
 from foveate.errors import FoveateError, first_line
+from foveate.files import FileError, read_json_object
 from foveate.hub import explain, fetch_config, is_hub_name
 from foveate.model_checks import buffer_names, check_finite, check_loaded, check_processor
 from foveate.weight_files import SAFETENSORS_ONLY, check_kinds, check_size, stored_tensors
@@ -243,11 +243,9 @@ def _found(model: str | Path | None, revision: str | None) -> _Source:
 
     source = _located(model, revision)
     try:
-        data: Any = json.loads(source.config.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise FoveateError(f"{source.config} cannot be read ({first_line(error)}); download the model again") from error
-    if not isinstance(data, dict):
-        raise FoveateError(f"{source.config} holds no configuration, which is a JSON object; download the model again")
+        data = read_json_object(source.config, "configuration")
+    except FileError as error:
+        raise FoveateError(f"{error}; download the model again") from None
     kind = data.get("model_type")
     # A model without a family of its own may still work, if it takes images and text.
     if not isinstance(kind, str) or kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:

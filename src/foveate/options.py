@@ -10,6 +10,7 @@ from typing import Any
 
 from foveate.errors import FoveateError
 from foveate.numbers import Between, check_real, check_whole, read_real, read_whole
+from foveate.quotes import quote
 
 
 def written(method: Any) -> str:
@@ -27,7 +28,7 @@ def written_value(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
     # "1e+20" would end the step at its plus.
-    return str(value).replace("e+", "e") if isinstance(value, float) else str(value)
+    return str(value).replace("e+", "e") if isinstance(value, float) else quote(str(value))
 
 
 def read_value(kind: Any, text: str) -> Any:

@@ -4,6 +4,7 @@
     step := name [":" keep] [":" option "=" value]* ["@" place ("," place)*]
     keep := 64 | 0.25 | auto | 300/200/110 (one per layer) | mean=64 (over all layers of the decoder)
 
+A value with any of + : @ = , or blanks in it, such as a path, stands in quotes: atp:adapter="my runs/a+b".
 Everything that changes a result is in it. `str(parse(text))` is canonical: options in the order the method declares
 them; options at their default and a method's default places are left out.
 """
@@ -23,6 +24,7 @@ from foveate.keep import Keep
 from foveate.method import Method, Step
 from foveate.methods import aliases, method_class, method_names
 from foveate.options import expected, read_value
+from foveate.quotes import open_quote, pieces, unquote
 from foveate.renamed import refuse_old_name
 from foveate.tokens import PLACES, Place
 
@@ -104,14 +106,13 @@ def parse(text: str) -> Spec:
     Raises:
         SpecError: it can't be read; the text shows the place and the nearest valid name.
     """
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise SpecError(f'parse reads text such as "cluster:64", not {shown(text)}')
     if not text.strip():
         raise SpecError(_EMPTY)
-    steps: list[Step] = []
-    offset = 0
-    for part in text.split("+"):
-        steps.append(_step(text, part, offset))
-        offset += len(part) + 1
-    return Spec(tuple(steps))
+    if (begin := open_quote(text)) is not None:
+        raise _fail(text, begin, len(text) - begin, f"a quote is opened and not closed; add a {text[begin]} at its end")
+    return Spec(tuple(_step(text, part, offset) for offset, part in pieces(text, "+")))
 
 
 def _fail(text: str, start: int, length: int, message: str) -> SpecError:
@@ -131,19 +132,18 @@ _AROUND = 100
 
 
 def _step(text: str, part: str, offset: int) -> Step:
-    body, at, where = part.partition("@")
-    pieces = body.split(":")
-    name = pieces[0].strip()
+    (_, body), *after = pieces(part, "@")
+    (_, first), *rest = pieces(body, ":")
+    name = first.strip()
     known = (*method_names(), *aliases())
     if name not in known:
         message = unknown("method is called", name, known) + "  (foveate methods lists them)"
-        raise _fail(text, offset, len(pieces[0]), message)
+        raise _fail(text, offset, len(first), message)
     method = method_class(name)
     fields = {field.name: field for field in dataclasses.fields(method)}
     hints = typing.get_type_hints(method)
     options: dict[str, Any] = {}
-    begin = offset + len(pieces[0]) + 1
-    for number, piece in enumerate(pieces[1:]):
+    for number, (begin, piece) in enumerate((offset + place, piece) for place, piece in rest):
         key, equals, value = (each.strip() for each in piece.partition("="))
         if key == "mean" and "mean" not in fields:
             if number:
@@ -158,13 +158,13 @@ def _step(text: str, part: str, offset: int) -> Step:
         if key in options:
             raise _fail(text, begin, len(piece), f"{key} is given twice")
         try:
-            options[key] = Keep.of(value) if key == "keep" else read_value(hints[key], value)
+            options[key] = Keep.of(value) if key == "keep" else read_value(hints[key], unquote(value))
         except FoveateError as error:
             raise _fail(text, begin, len(piece), str(error)) from None
         except ValueError:
             raise _fail(text, begin, len(piece), f"{key} must be {expected(hints[key])}, not {value!r}") from None
-        begin += len(piece) + 1
-    places = _places(text, where, offset + len(body) + 1) if at else ()
+    where = part[after[0][0] :] if after else ""
+    places = _places(text, where, offset + len(body) + 1) if after else ()
     try:
         return Step(method(**options), places)
     except FoveateError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final
 
-from foveate.errors import FoveateError, first_line
+from foveate.errors import FoveateError
+from foveate.files import FileError, files_in, is_file, open_tensors, read_json_object
 
 __all__ = ["StoredTensor", "check_kinds", "check_size", "stored_tensors"]
 
@@ -48,19 +48,15 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     Raises:
         FoveateError: there are no weights in safetensors, a file of the index is missing, or one is damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
     found: dict[str, StoredTensor] = {}
     for path in _weight_files(folder):
         try:
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(path, "file of weights") as file:
                 for name in file.keys():  # noqa: SIM118
                     part = file.get_slice(name)
                     found[name] = StoredTensor(part.get_dtype(), tuple(part.get_shape()))
-        except (OSError, SafetensorError) as error:
-            raise FoveateError(
-                f"{path} is no complete file of weights ({first_line(error)}); download the model again"
-            ) from error
+        except FileError as error:
+            raise FoveateError(f"{error}; download the model again") from None
     return found
 
 
@@ -118,11 +114,11 @@ def _weight_files(folder: Path) -> list[Path]:
     Raises:
         FoveateError: there are none, or some are missing.
     """
-    if (folder / _WHOLE).is_file():
+    if is_file(folder / _WHOLE):
         return [folder / _WHOLE]
-    if (folder / _INDEX).is_file():
+    if is_file(folder / _INDEX):
         return _indexed(folder / _INDEX)
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
+    names = [path.name for path in files_in(folder)]
     pickles = [name for name in names if name.endswith(_PICKLES)]
     others = [name for name in names if name.endswith(".safetensors")]
     if others:
@@ -145,10 +141,10 @@ def _indexed(index: Path) -> list[Path]:
         FoveateError: the index is damaged, or a file is missing.
     """
     try:
-        data: Any = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FoveateError(f"{index} cannot be read ({first_line(error)}); download the model again") from error
-    names: Any = data.get("weight_map") if isinstance(data, dict) else None
+        data = read_json_object(index, "index of weights")
+    except FileError as error:
+        raise FoveateError(f"{error}; download the model again") from None
+    names = data.get("weight_map")
     files: list[Any] = list(dict.fromkeys(map(str, names.values()))) if isinstance(names, dict) else []
     if not files or not isinstance(data.get("metadata"), dict):
         raise FoveateError(
@@ -158,7 +154,7 @@ def _indexed(index: Path) -> list[Path]:
     outside = [name for name in files if Path(name).name != name]
     if outside:
         raise FoveateError(f"{index} names {outside[0]!r}, and weights are files beside it; download the model again")
-    missing = sorted(name for name in files if not (index.parent / name).is_file())
+    missing = sorted(name for name in files if not is_file(index.parent / name))
     if missing:
         raise FoveateError(
             f"{index.parent} lacks {len(missing)} of its {len(files)} files of weights ({', '.join(missing[:3])}"

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from rows import ROWS, Row
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 from versions import set_checkpointing
@@ -395,6 +396,47 @@ def test_a_memory_cut_short(row, model, voco, tmp_path):
         VoCoMemory.load(tmp_path / "none.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors: tensors["keys"].view(-1)[3:4].fill_(float("nan")), "NaN"),
+        (lambda tensors: tensors["values"].view(-1)[3:4].fill_(float("inf")), "infinite"),
+        (lambda tensors: tensors.update(keys=tensors["keys"].to(torch.int8)), "must be alike"),
+        (lambda tensors: tensors.update({name: tensors[name].to(torch.int8) for name in ("keys", "values")}), "int8"),
+        (lambda tensors: tensors.update(keys=tensors["keys"][0].contiguous()), "must be alike"),
+        (lambda tensors: tensors.update(values=tensors["values"][:, :, :1].contiguous()), "must be alike"),
+        (lambda tensors: tensors.pop("values"), "values"),
+        (lambda tensors: tensors.update(frequencies=torch.zeros(2, 2)), "frequencies"),
+    ],
+)
+def test_memories_of_other_tensors(row, model, voco, tmp_path, change, said):
+    (memory,) = voco.encode(model, row.inputs("A"))
+    path = memory.save(tmp_path / "a.safetensors")
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata)
+    with pytest.raises(FoveateError, match="damaged") as caught:
+        VoCoMemory.load(path)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["begin", "end", "visual_tokens", "images"])
+@pytest.mark.parametrize("value", ["-1", "x", "", "1e3", None])
+def test_memories_of_other_counts(row, model, voco, tmp_path, name, value):
+    (memory,) = voco.encode(model, row.inputs("A"))
+    path = memory.save(tmp_path / "a.safetensors")
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    if value is None and name == "images":
+        pytest.skip("files of one image may leave it out")
+    kept = {key: each for key, each in metadata.items() if key != name}
+    save_file(load_file(path), path, kept if value is None else {**kept, name: value})
+    with pytest.raises(FoveateError, match="damaged"):
+        VoCoMemory.load(path)
+
+
 def test_an_adapter_cut_short(row, model, voco, tmp_path):
     path = voco.save_pretrained(tmp_path / "voco")
     weights = path / "voco.safetensors"
@@ -408,7 +450,7 @@ def test_an_adapter_cut_short(row, model, voco, tmp_path):
     ("settings", "said"),
     [
         ({"format": 99}, "format 99.*update foveate"),
-        ({"tokens": 5}, rf"5 tokens and embeddings of shape \({TOKENS},"),
+        ({"tokens": 5}, rf"embedding has the shape \({TOKENS}, .*should have \(5, any\)"),
     ],
 )
 def test_an_adapter_of_another_shape(row, model, voco, tmp_path, settings, said):

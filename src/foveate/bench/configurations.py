@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Final
 
 from foveate.errors import FoveateError, shown, unknown
+from foveate.quotes import pieces
 from foveate.spec import Spec, SpecLike, Step, as_spec, parse, spec_list
 from foveate.tokens import Keep
 
@@ -42,9 +43,9 @@ def label_of(spec: Spec) -> str:
     """
     parts = []
     for step in spec.steps:
-        body, at, place = str(step).partition("@")
-        pieces = body.split(":")
-        parts.append(":".join([pieces[0], *pieces[2:]]) + at + place)
+        (_, body), *places = pieces(str(step), "@")
+        words = [word for _, word in pieces(body, ":")]
+        parts.append("@".join([":".join([words[0], *words[2:]]), *(place for _, place in places)]))
     return "+".join(parts) or "dense"
 
 
@@ -145,7 +146,8 @@ def reference_name(text: str, specs: Iterable[Spec], seed: int | None = None) ->
 
 def has_keep(text: str) -> bool:
     """Return whether the text of a spec sets a keep in its first step."""
-    options = text.partition("@")[0].split(":")[1:]
+    first = next(step for _, step in pieces(text, "@"))
+    options = [option for _, option in pieces(first, ":")][1:]
     return any("=" not in option or option.strip().startswith(("keep", "mean")) for option in options)
 
 

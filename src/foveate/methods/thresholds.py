@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -11,16 +12,29 @@ import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
-from foveate.adapters import SHIPPED, PretrainedAdapter, shipped
-from foveate.errors import FoveateError, KeepError
+from foveate.adapters import SHIPPED, PretrainedAdapter, check_weights, read_settings, shipped
+from foveate.errors import FoveateError, KeepError, quoted
 from foveate.files import FileError, modified
-from foveate.numbers import SEED, Between, check_whole
+from foveate.numbers import SEED, Between, check_real, check_whole
 
 PARTS: Final = ("self", "cross", "spatial")
 """The scores of the rule: logits from the image, attention from text, and place on nested grids."""
 
 _STATISTICS: Final = 8
 """The number of values that `score_statistics` computes per image."""
+
+
+_MOST: Final = 1_000_000
+
+
+_SETTINGS: Final = {
+    "base": str,
+    "layers": list,
+    "features": Between(0, _MOST),
+    "width": Between(1, _MOST),
+    "parts": list,
+    "curve": list,
+}
 
 
 class ThresholdPredictor(nn.Module):
@@ -187,18 +201,24 @@ class LearnedThresholds(PretrainedAdapter, nn.Module):
         cls: type[Thresholds], settings: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path
     ) -> Thresholds:
         """Build an adapter from its settings and weights; its weights don't require gradients."""
+        found = read_settings(settings, _SETTINGS)
+        layers: list[Any] = found["layers"]
+        try:
+            for layer in layers:
+                check_whole("a layer", layer, Between(1, 1000))
+            curve = _read_curve(found["curve"])
+        except FoveateError as error:
+            raise ValueError(str(error)) from None
+        if any(type(part) is not str for part in found["parts"]):
+            raise ValueError(f"parts is {quoted(found['parts'])}, and should be a list of texts")
+        check_weights(tensors, _weight_shapes(len(layers), found["features"], found["width"]))
         adapter = cls.__new__(cls)
         # The __init__ of subclasses needs a model, which isn't available here.
         LearnedThresholds.__init__(
-            adapter,
-            [int(layer) for layer in settings["layers"]],
-            int(settings["features"]),
-            width=int(settings["width"]),
-            parts=settings["parts"],
-            base=str(settings["base"]),
+            adapter, layers, found["features"], width=found["width"], parts=found["parts"], base=found["base"]
         )
         adapter.load_state_dict(tensors)
-        adapter.curve = tuple((float(shift), float(share)) for shift, share in settings["curve"])
+        adapter.curve = curve
         adapter.source = str(folder)
         return adapter.requires_grad_(False)
 
@@ -222,6 +242,40 @@ class LearnedThresholds(PretrainedAdapter, nn.Module):
                 "the embedded model's"
             ) from error
         return _read(text, folder, changed)
+
+
+def _read_curve(pairs: Sequence[Any]) -> tuple[tuple[float, float], ...]:
+    """Read a calibration curve.
+
+    Raises:
+        ValueError: it holds something else than pairs of a shift, ascending, and a share, which never grows.
+    """
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise ValueError(f"curve holds {quoted(pair)}, and should hold pairs of a shift and a share")
+        check_real("a shift of the curve", pair[0])
+        check_real("a share of the curve", pair[1], Between(0, 1))
+    curve = tuple((float(shift), float(share)) for shift, share in pairs)
+    if any(low >= high or more < fewer for (low, more), (high, fewer) in pairwise(curve)):
+        raise ValueError("the shifts of its curve must ascend, and the shares must not grow")
+    return curve
+
+
+def _weight_shapes(layers: int, features: int, width: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all weights of an adapter by name, before anything of that size is made."""
+    of_layer: dict[str, tuple[int, ...]] = {
+        "center": (_STATISTICS,),
+        "spread": (_STATISTICS,),
+        "scores.weight": (width, _STATISTICS),
+        "scores.bias": (width,),
+        "redundancy.weight": (1, width),
+        "redundancy.bias": (1,),
+        "spatial.weight": (1, width),
+        "spatial.bias": (1,),
+    }
+    if features:
+        of_layer["question.weight"] = (width, features)
+    return {f"predictors.{layer}.{name}": shape for layer in range(layers) for name, shape in of_layer.items()}
 
 
 @lru_cache(maxsize=8)

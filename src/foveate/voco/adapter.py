@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from foveate.adapters import PretrainedAdapter
+from foveate.adapters import PretrainedAdapter, check_weights, read_settings
 from foveate.engine import Encoded
 from foveate.engine.calls import refuse_video
 from foveate.engine.sharding import refuse_sharded
@@ -22,11 +22,20 @@ from foveate.errors import FoveateError
 from foveate.families import Family, family_of, vlm_of
 from foveate.fingerprint import DIGITS, model_fingerprint
 from foveate.numbers import SEED, Between, check_whole
+from foveate.spec import as_spec
 from foveate.tokens import Layout
 from foveate.voco.embeddings import decoder_device_and_dtype, embedded_vocabulary, initial_embeddings
 from foveate.voco.generation import check_options, generate_after_memories, paired, question_ids
 from foveate.voco.image_features import DENSE, check_features_spec, encode_features, reduced_features
-from foveate.voco.lora import adapters_disabled, copy_lora, load_lora, lora_applied, lora_digest, save_lora
+from foveate.voco.lora import (
+    adapters_disabled,
+    check_lora_fits,
+    copy_lora,
+    load_lora,
+    lora_applied,
+    lora_digest,
+    save_lora,
+)
 from foveate.voco.losses import VoCoOutput, cross_entropy
 from foveate.voco.memory import VoCoMemory
 from foveate.voco.one_pass import one_pass_logits
@@ -34,6 +43,11 @@ from foveate.voco.prompt_rows import prompt_rows
 from foveate.voco.two_pass import read_images, two_pass_logits
 
 _LORA: Final = "lora"
+_MOST_TOKENS: Final = 65_536
+"""The most VoCo tokens of an adapter; each is a column of the prompt."""
+
+
+_SETTINGS: Final = {"tokens": Between(1, _MOST_TOKENS), "base": str, "lora": bool, "features": str, "packed": bool}
 
 
 class VoCo(PretrainedAdapter, nn.Module):
@@ -290,7 +304,15 @@ class VoCo(PretrainedAdapter, nn.Module):
         Raises:
             FoveateError: it was made for another one.
         """
-        self.check_base(model_fingerprint(family_of(model).core))
+        family = family_of(model)
+        self.check_base(model_fingerprint(family.core))
+        width, own = int(family.decoder_config.hidden_size), self.embedding.shape[1]
+        if own != width:
+            raise FoveateError(
+                f"this VoCo adapter has embeddings of width {own} and the model {width}; train a new one"
+            )
+        if self.lora is not None:
+            check_lora_fits(vlm_of(model), load_lora(self.lora))
 
     def set_base_model(self, model: nn.Module) -> None:
         """Make the adapter belong to a model that was trained together with it."""
@@ -380,17 +402,18 @@ class VoCo(PretrainedAdapter, nn.Module):
         Raises:
             FoveateError: embeddings don't fit the number of tokens, or LoRA weights are damaged.
         """
+        found = read_settings(settings, _SETTINGS, {"features": DENSE, "packed": False})
+        tokens: int = found["tokens"]
+        shared = "embedding" in tensors and tensors["embedding"].shape[:1] == (1,)
+        check_weights(tensors, {"embedding": (1 if shared else tokens, None)})
         voco = cls.__new__(cls)
         nn.Module.__init__(voco)
-        embedding = tensors["embedding"]
-        voco.embedding = nn.Parameter(embedding)
-        voco.tokens, voco.base = int(settings["tokens"]), str(settings["base"])
-        voco.features, voco.packed = str(settings.get("features", DENSE)), bool(settings.get("packed", False))
-        voco.lora = folder / _LORA if settings["lora"] else None
-        if embedding.ndim != 2 or len(embedding) not in (1, voco.tokens):
-            raise FoveateError(
-                f"{folder} has {voco.tokens} tokens and embeddings of shape {tuple(embedding.shape)}; save it again"
-            )
+        voco.embedding = nn.Parameter(tensors["embedding"])
+        voco.tokens, voco.base = tokens, found["base"]
+        voco.features, voco.packed = found["features"], found["packed"]
+        voco.lora = folder / _LORA if found["lora"] else None
+        if voco.features != DENSE:
+            as_spec(voco.features)
         if voco.lora is not None:
             load_lora(voco.lora)
         return voco

@@ -17,7 +17,8 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from foveate.errors import FoveateError, first_line
+from foveate.adapters import check_weights
+from foveate.errors import FoveateError, first_line, quoted
 from foveate.files import (
     LIST_LIMIT,
     FileError,
@@ -37,6 +38,7 @@ LORA_WEIGHTS: Final = "adapter_model.safetensors"
 _CONFIG: Final = "adapter_config.json"
 
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_(A|B)\.weight")
+_LARGEST_ALPHA: Final = 1e9
 # Options under which LoRA isn't `x A B`, or the base model is changed.
 _VARIANTS = (
     "alora_invocation_tokens",
@@ -65,6 +67,11 @@ class LoraDelta:
     def __init__(self, down: Float32[Tensor, "r in"], up: Float32[Tensor, "out r"]) -> None:
         self._stored = self._converted = down, up
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """The widths of input and output of its layer."""
+        return self._stored[0].shape[1], self._stored[1].shape[0]
+
     def __call__(self, hidden: Float[Tensor, "*B in"], output: Float[Tensor, "*B out"]) -> Float[Tensor, "*B out"]:
         """Add to a layer's output `(..., out)` what LoRA makes of its input `(..., in)`."""
         if (self._converted[0].device, self._converted[0].dtype) != (output.device, output.dtype):
@@ -82,6 +89,29 @@ def load_lora(folder: Path) -> Mapping[str, LoraDelta]:
         FoveateError: the weights are gone, damaged, or more than plain LoRA of linear layers.
     """
     return _load_lora(folder, _modified(folder))
+
+
+def check_lora_fits(model: nn.Module, deltas: Mapping[str, LoraDelta]) -> None:
+    """Check that a model has the layers of LoRA weights, and that they are as wide.
+
+    Raises:
+        FoveateError: it lacks one, or one is wider or narrower.
+    """
+    for name, delta in deltas.items():
+        layer = _layer(model, name)
+        own = getattr(layer, "in_features", None), getattr(layer, "out_features", None)
+        if None not in own and own != delta.sizes:
+            raise FoveateError(
+                f"the adapter's LoRA weights of {name} are for a layer of {delta.sizes[0]} inputs and {delta.sizes[1]} "
+                f"outputs, and the model's has {own[0]} and {own[1]}; load the model that it was trained with"
+            )
+
+
+def _layer(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise FoveateError(f"this model has no layer {name}, which has LoRA weights in the adapter") from error
 
 
 def lora_digest(folder: Path) -> bytes:
@@ -150,10 +180,7 @@ def lora_applied(model: nn.Module, deltas: Mapping[str, LoraDelta]) -> Iterator[
     handles: list[Any] = []
     try:
         for name, delta in deltas.items():
-            try:
-                handles.append(model.get_submodule(name).register_forward_hook(hook(delta)))
-            except AttributeError as error:
-                raise FoveateError(f"this model has no layer {name}, which has LoRA weights in the adapter") from error
+            handles.append(_layer(model, name).register_forward_hook(hook(delta)))
         _innermost[model] = own
         yield
     finally:
@@ -240,3 +267,12 @@ def _check_plain_lora(folder: Path, config: Mapping[str, Any], stored: Mapping[s
         unsupported.append(f"init_lora_weights {config['init_lora_weights']}")
     if unsupported:
         raise FoveateError(f"{folder} has {', '.join(unsupported)}; VoCo takes plain LoRA weights of linear layers")
+    alpha = config["lora_alpha"]
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not -_LARGEST_ALPHA < alpha < _LARGEST_ALPHA:
+        raise ValueError(f"lora_alpha is {quoted(alpha)}, and should be a number")
+    ranks = {name: value.shape[0] for name, value in stored.items() if name.endswith("lora_A.weight")}
+    shapes = {name: (rank, None) for name, rank in ranks.items()}
+    shapes |= {name.replace("lora_A", "lora_B"): (None, rank) for name, rank in ranks.items()}
+    check_weights(stored, shapes)
+    if 0 in ranks.values():
+        raise ValueError("a rank is 0")

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from foveate.adapters import FLOATS
 from foveate.errors import FoveateError, UnsupportedFamily, first_line
 from foveate.families.turning import turned
 from foveate.files import DamagedFile, FileError, open_tensors, shown_path, write_tensors
@@ -53,6 +54,14 @@ class VoCoMemory:
     adapter: str
     frequencies: Float[Tensor, "half"]
     images: int = 1
+
+    def __post_init__(self) -> None:
+        counts = self.begin >= 0 and self.end > self.begin and self.visual_tokens >= 0 and self.images >= 1
+        if not counts:
+            raise FoveateError(
+                f"a memory from position {self.begin} to {self.end} of {self.images} images and {self.visual_tokens} "
+                "visual tokens can't be; encode the image again"
+            )
 
     @property
     def tokens(self) -> int:
@@ -207,6 +216,7 @@ class VoCoMemory:
                 metadata: dict[str, Any] = dict(file.metadata() or {})
                 if metadata.get("format") == _FORMAT:
                     tensors = {name: file.get_tensor(name) for name in ("keys", "values", "frequencies")}
+                    _check_tensors(**tensors)
                     return cls(
                         **tensors,
                         begin=int(metadata["begin"]),
@@ -223,3 +233,20 @@ class VoCoMemory:
                 f"{shown_path(path)} is truncated or damaged ({first_line(error)}); encode the image again"
             ) from error
         raise DamagedMemory(f"{shown_path(path)} is not a VoCo memory; save one with memory.save(path)")
+
+
+def _check_tensors(keys: Tensor, values: Tensor, frequencies: Tensor) -> None:
+    """Check that tensors of a file are those of a memory.
+
+    Raises:
+        ValueError: one has another shape or type, or numbers that are NaN or infinite.
+    """
+    if keys.ndim != 4 or not keys.numel() or keys.shape != values.shape or keys.dtype != values.dtype:
+        raise ValueError(
+            f"keys {tuple(keys.shape)} {keys.dtype} and values {tuple(values.shape)} {values.dtype} must be alike, and "
+            "(layers, heads, tokens, width)"
+        )
+    if keys.dtype not in FLOATS or frequencies.dtype != torch.float32 or frequencies.ndim != 1:
+        raise ValueError(f"keys are {keys.dtype} and frequencies {tuple(frequencies.shape)} {frequencies.dtype}")
+    if not all(bool(each.isfinite().all()) for each in (keys, values, frequencies)):
+        raise ValueError("it has NaN or infinite numbers")
