@@ -135,7 +135,7 @@ def test_a_features_spec_that_can_not_be_read(tmp_path, features):
         ({"parts": [5]}, "parts"),
         ({"curve": [[1]]}, "pairs of a shift and a share"),
         ({"curve": [["a", "b"]]}, "not 'a'"),
-        ({"curve": [[NAN, 0.5]]}, "not nan"),
+        ({"curve": [[NAN, 0.5]]}, "NaN"),
         ({"curve": [[0, 5.0]]}, "from 0 to 1"),
         ({"curve": [[1, 0.5], [0, 0.2]]}, "must ascend"),
         ({"curve": {"a": 1}}, "should be a list"),
@@ -168,7 +168,7 @@ def test_lora_weights(tmp_path, change, text):
 def test_lora_scales(tmp_path, alpha):
     folder = folder_of("voco", tmp_path)
     settings(folder / "lora", "adapter_config.json", lora_alpha=alpha)
-    said("voco", folder, "lora_alpha")
+    said("voco", folder, "no complete LoRA weights")
 
 
 @pytest.fixture(scope="module")

@@ -184,10 +184,10 @@ def test_weights_of_zero(folder, weights):
 @pytest.mark.parametrize(
     ("data", "text"),
     [
-        (b"", "no complete file of weights"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "no complete file of weights"),
-        (b"\xff" * 1000, "no complete file of weights"),
-        ((PATH / "model.safetensors").read_bytes()[:1_000_000], "no complete file of weights"),
+        (b"", "no whole safetensors file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "no whole safetensors file"),
+        (b"\xff" * 1000, "no whole safetensors file"),
+        ((PATH / "model.safetensors").read_bytes()[:1_000_000], "no whole safetensors file"),
     ],
     ids=["empty", "pointer", "noise", "cut"],
 )
@@ -217,8 +217,8 @@ def test_shards(folder, weights):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda index: "", "cannot be read"),
-        (lambda index: [], "is damaged"),
+        (lambda index: "", "is not JSON"),
+        (lambda index: [], "holds no JSON object"),
         (lambda index: {}, "is damaged"),
         (lambda index: {"metadata": {}, "weight_map": {}}, "is damaged"),
         (lambda index: {"metadata": {}, "weight_map": ["one.safetensors"]}, "is damaged"),

@@ -156,7 +156,7 @@ def _grey_levels(image: Image.Image, tags: dict[int, Any]) -> np.ndarray[Any, np
     if image.mode.startswith("I;16") or (image.mode == "I" and tags[_BITS] is None):
         # Pillow scales what is in a PGM file to 16 bits.
         low, high = 0.0, 65535.0
-    elif image.mode == "F" and low >= 0 and high <= 1:
+    elif image.mode == "F" and low >= 0 and 1 / 255 <= high <= 1:
         low, high = 0.0, 1.0
     elif low >= 0 and high <= 255 and bool((values == np.floor(values)).all()):
         low, high = 0.0, 255.0

@@ -243,7 +243,7 @@ def _found(model: str | Path | None, revision: str | None) -> _Source:
 
     source = _located(model, revision)
     try:
-        data = read_json_object(source.config, "configuration")
+        data = read_json_object(source.config, "configuration", strict=False)
     except FileError as error:
         raise FoveateError(f"{error}; download the model again") from None
     kind = data.get("model_type")

@@ -141,7 +141,7 @@ def _indexed(index: Path) -> list[Path]:
         FoveateError: the index is damaged, or a file is missing.
     """
     try:
-        data = read_json_object(index, "index of weights")
+        data = read_json_object(index, "index of weights", strict=False)
     except FileError as error:
         raise FoveateError(f"{error}; download the model again") from None
     names = data.get("weight_map")

@@ -93,9 +93,9 @@ def test_the_model_directory(refuse, directory, tmp_path):
     said = refuse("count", IMAGE, "--model", directory)
     assert "'bert' are not supported; supported are llava (LLaVA), " in said
     (directory / "config.json").write_text('{"model_type": ')
-    assert "config.json cannot be read" in refuse("ask", IMAGE, "what ?", "--model", directory)
+    assert "config.json is not JSON" in refuse("ask", IMAGE, "what ?", "--model", directory)
     (directory / "config.json").write_text("[]")
-    assert "config.json holds no configuration" in refuse("ask", IMAGE, "what ?", "--model", directory)
+    assert "config.json holds no JSON object" in refuse("ask", IMAGE, "what ?", "--model", directory)
 
 
 def test_a_directory_without_its_processor(refuse, directory):
@@ -115,7 +115,7 @@ def test_weights(run, directory):
     assert "safetensors only" in said
     (directory / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     said = run.refused("ask", IMAGE, "what ?", "--model", directory)
-    assert "model.safetensors is no complete file of weights" in said
+    assert "model.safetensors is no whole safetensors file" in said
     assert "\n" not in said
 
 

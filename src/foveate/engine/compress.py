@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from foveate.engine.calls import refuse_video
 from foveate.engine.encode import Encoded, encode_for
 from foveate.engine.images import plan_images
+from foveate.engine.inputs import check_image_inputs, check_mapping, check_prompt_inputs
 from foveate.engine.prompt import PER_COLUMN, CompressedImage, CutPrompt, cut_prompt, refuse_packed, texts_of
 from foveate.engine.sharding import refuse_sharded
 from foveate.engine.timing import now
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, shown
 from foveate.families import Family, family_of
 from foveate.schedule import schedule
 from foveate.spec import Spec, SpecLike, as_spec
@@ -122,6 +123,7 @@ def compress(
             f"{steps.spec} acts inside the decoder, where shorter inputs can't reach; use foveate.apply, or a place "
             "up to @input"
         )
+    check_mapping(inputs)
     refuse_video(family, inputs)
     refuse_packed(inputs)
     if inputs.get("input_ids") is None:
@@ -131,6 +133,9 @@ def compress(
             "compress takes images as pixel_values, or encoded by foveate.encode; mm_encoder_outputs would pass at "
             "full length"
         )
+    check_prompt_inputs(inputs)
+    if encoded is not None and not isinstance(encoded, Encoded):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise FoveateError(f"encoded is what foveate.encode returned, not {shown(encoded)}")
     if encoded is None and inputs.get("pixel_values") is None:
         placeholders = int((inputs["input_ids"] == family.image_token).sum())
         if placeholders:
@@ -143,6 +148,7 @@ def compress(
     device = family.device
     milliseconds = {"encoder": 0.0}
     if encoded is None:
+        check_image_inputs(family, inputs)
         refuse_sharded(model, family.core)
         encoded = encode_for(family, inputs, [steps])
         milliseconds["encoder"] = encoded.milliseconds

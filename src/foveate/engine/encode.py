@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from foveate.engine.containers import images_of
 from foveate.engine.encoder import mapped_signal, plan_inside
 from foveate.engine.hooks import EncoderHooks, hooked
+from foveate.engine.inputs import check_image_inputs, check_mapping
 from foveate.engine.sharding import refuse_sharded
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
@@ -114,8 +115,10 @@ def encode(model: nn.Module, inputs: Mapping[str, Any], specs: SpecLike | Iterab
         UnsupportedFamily: the model is of no supported family.
     """
     family = family_of(model)
+    check_mapping(inputs)
     if inputs.get("pixel_values") is None:
         raise FoveateError("there is no image to encode; pass what the processor returned for a prompt with images")
+    check_image_inputs(family, inputs)
     refuse_sharded(model, family.core)
     schedules = [schedule(as_spec(spec), family) for spec in spec_list(specs)]
     if len({each.encoding for each in schedules}) > 1:

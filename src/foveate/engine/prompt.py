@@ -244,6 +244,11 @@ def cut_prompt(
     Raises:
         FoveateError: images and placeholders don't fit together.
     """
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise FoveateError(
+            f"attention_mask is {tuple(attention_mask.shape)} and input_ids {tuple(input_ids.shape)}; both need one "
+            "value per token of each prompt"
+        )
     layouts = [image.layout for image in images]
     check_prompt(input_ids == family.image_token, layouts)
     placeholder = image_columns(family, input_ids, layouts)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.errors import FoveateError, UnsupportedFamily, shown
 from foveate.families.config_fields import read_number
 from foveate.families.family import Capture, Family, cls_attention
 from foveate.families.registry import register_family
@@ -143,8 +143,9 @@ class Llava(Family):
 
     def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """Return one grid per image of `pixel_values`, `(images, channels, height, width)`."""
+        layouts = self.pixel_layouts(inputs["pixel_values"])
         self.check_pixels(inputs["pixel_values"])
-        return self.pixel_layouts(inputs["pixel_values"])
+        return layouts
 
     def check_pixels(self, pixels: Tensor) -> None:
         """Check that images or crops have the size for which the encoder has positions.
@@ -152,7 +153,15 @@ class Llava(Family):
         Raises:
             FoveateError: they have another one.
         """
+        if self.has_model and isinstance(self.tower, _FeatureMaps):
+            return
         edge = read_number(self.config.vision_config, "image_size")
+        channels = read_number(self.config.vision_config, "num_channels")
+        if pixels.shape[-3] != channels:
+            raise FoveateError(
+                f"pixel_values are {tuple(pixels.shape)}, and images of this {self.title} have {channels} channels, "
+                "which come before height and width"
+            )
         if tuple(pixels.shape[-2:]) != (edge, edge):
             height, width = pixels.shape[-2:]
             raise FoveateError(
@@ -162,16 +171,20 @@ class Llava(Family):
 
     def pixel_layouts(self, pixels: Tensor) -> tuple[Layout, ...]:
         """Return one grid per image of `(images, channels, height, width)`."""
-        if pixels.ndim != 4:
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4:  # pyright: ignore[reportUnnecessaryIsInstance]
+            found = tuple(pixels.shape) if isinstance(pixels, Tensor) else shown(pixels)
             raise FoveateError(
-                f"pixel_values of {self.title} must be (images, channels, height, width), not {tuple(pixels.shape)}"
+                f"pixel_values of {self.title} must be a tensor (images, channels, height, width), not {found}"
             )
         grid = Segment(1, pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size)
         return (Layout((grid,)),) * pixels.shape[0]
 
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
         """Read the layouts of the images from the pixels of the call."""
-        layouts = self.pixel_layouts(args[0] if args else kwargs["pixel_values"])
+        pixels = args[0] if args else kwargs["pixel_values"]
+        layouts = self.pixel_layouts(pixels)
+        if not kwargs.get("interpolate_pos_encoding"):
+            self.check_pixels(pixels)
         return Capture(layouts=layouts, seen=layouts)
 
     def shrink(
