@@ -1,4 +1,4 @@
-"""docs/accuracy.md and its pictures, from docs/measured/accuracy-*.json."""
+"""docs/accuracy.md and its pictures, from docs/measured/accuracy-*.json, and what other pages say of these results."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foveate.bench.formatting import interval, points
+from foveate.bench.formatting import direction, interval, points
 from foveate.bench.report import clearly_below
 from foveate.files import write_json
 from foveate.plots import BASELINE, COLOURS, figure, plain, save
-from generators.folders import MEASURED, PICTURES
-from generators.markdown import bullets
+from generators.folders import DOCS, MEASURED, PICTURES
+from generators.markdown import bullets, fill, with_part
+from generators.markdown import table as markdown_table
 
 HEAD = """\
 # What methods cost in accuracy
@@ -23,11 +24,7 @@ FOLLOWS
 These results show how methods differ in what they keep. They come from a model of 8 million parameters on generated
 scenes and do not rank methods for your model; `foveate bench --model MODEL --data FILE` does.
 
-**How to read the tables.** Accuracy is in %, with half the width of its 95 % interval, clustered by image. Comparisons
-are paired by question. **Bold** means clearly above every baseline of the same budget, ↓ clearly below at least one:
-the 95 % interval of the paired difference excludes zero. In each direction, two or three of a hundred such comparisons
-do so by chance. Square brackets show the real number of tokens where it differs from the budget. ° marks a baseline.
-
+READING
 `python docs/make.py accuracy` makes this page from committed results.
 """
 
@@ -46,6 +43,16 @@ SECTIONS = {
     ),
 }
 
+READING = """\
+**How to read the tables.** Accuracy is in %, with half the width of its 95 % interval, clustered by image. Comparisons
+are paired by question. **Bold** means clearly above every baseline of the same budget, ↓ clearly below at least one:
+the 95 % interval of the paired difference, as it is printed, excludes zero. Many pairs are many comparisons: in each
+direction, two or three of a hundred do so by chance. Square brackets show the real number of tokens where it differs
+from the budget. ° marks a baseline."""
+EARLIER = """\
+Intervals on this page are t intervals, clustered by image, of an earlier version; `foveate bench` now computes
+[others](measure.md#intervals), which differ little with so many images."""
+
 GROUPS = {
     "clusters": ("cluster", "agglomerative", "dpc-knn"),
     "selection and merging": ("visionzip", "prumerge", "prumerge-plus", "tome"),
@@ -60,12 +67,15 @@ STYLES = ("-", "--", ":", "-.", (0, (1, 3)), (0, (6, 3, 1, 3, 1, 3)))
 
 def pages() -> dict[str, str]:
     """Return the page."""
-    return {"accuracy.md": page()}
+    guide = (DOCS / "choose-a-method.md").read_text(encoding="utf-8")
+    return {"accuracy.md": page(), "choose-a-method.md": with_part(guide, "accuracy", "\n" + in_short() + "\n")}
 
 
 def page() -> str:
     """Return the text of docs/accuracy.md."""
-    parts = [HEAD.replace("FOLLOWS\n", what_follows())]
+    first = _measured("before")["metrics"]["configurations"][1]
+    reading = READING if "changed" in first["difference"] else f"{READING} {EARLIER}"
+    parts = [HEAD.replace("FOLLOWS\n", what_follows()).replace("READING", fill(" ".join(reading.split())) + "\n")]
     for name, (title, text, count) in SECTIONS.items():
         path = MEASURED / f"accuracy-{name}.json"
         if path.exists():
@@ -99,8 +109,84 @@ def what_follows() -> str:
                 f"{'is' if len(labels) == 1 else 'are'} clearly above every baseline. The best is `{best['label']}`: "
                 f"{best['accuracy']['value']:.1%} (dense: {dense['accuracy']['value']:.1%})."
             )
+        for budget in above:
+            below = behind_stride(rows, budget)
+            if len(below) > 1:
+                methods = [row for row in rows if row["budget"] == budget and not row["baseline"]]
+                points.append(
+                    f"With {unit.format(f'{budget:.0f}')}, {len(below)} of {len(methods)} methods are clearly *below* "
+                    f"a plain stride: {_listed(below)}."
+                )
         parts.append(f"**{title.lstrip('# ')}:**\n\n{bullets(*points)}")
     return "\n".join(parts) + "\n"
+
+
+def behind_stride(rows: Sequence[Mapping[str, Any]], budget: float) -> list[str]:
+    """Return the methods that are clearly below a stride before the decoder, which needs no model and no arithmetic."""
+    own = [row for row in rows if row["budget"] == budget]
+    return [
+        row["label"]
+        for row in own
+        if any(name.partition(":")[0] == "stride" and "@" not in name for name in clearly_below(row))
+    ]
+
+
+def in_short() -> str:
+    """Return what the results before the decoder mean for the choice of a method, in two sentences."""
+    dense, *rows = _measured("before")["metrics"]["configurations"]
+    total = dense["tokens"]["before"]
+    budgets = sorted(budgets_of(rows), reverse=True)
+    none = [f"{budget:.0f}" for budget in budgets if not _clear_winners(rows, budget)]
+    some = next(budget for budget in budgets if _clear_winners(rows, budget))
+    winners = _clear_winners(rows, some)
+    below = {budget: behind_stride(rows, budget) for budget in budgets}
+    worst = max(budgets, key=lambda budget: len(below[budget]))
+    methods = [row for row in rows if row["budget"] == worst and not row["baseline"]]
+    return fill(
+        f"On the embedded model, no method is clearly above every baseline with {' or '.join(none)} of {total:.0f} "
+        f"tokens. With {worst:.0f}, {len(below[worst])} of {len(methods)} are clearly *worse* than a plain stride: "
+        f"{_listed(below[worst])}. Differences in favour of a method begin at {some:.0f} tokens, where {len(winners)} "
+        f"are clearly above every baseline ([accuracy](accuracy.md))."
+    )
+
+
+def readme_table() -> str:
+    """Return README's table of what 64 tokens cost, with what was measured."""
+    measured = _measured("readme")
+    metrics = measured["metrics"]
+    dense, *rows = metrics["configurations"]
+    heads = ("spec", "visual tokens", "accuracy", "difference to dense (95 %)", "same answer as dense")
+    cells = []
+    for row in (dense, *rows):
+        mark = "&nbsp;°" if row["baseline"] else ""
+        difference = (
+            "" if row["difference"] is None else f"{points(row['difference']['value'])} {interval(row['difference'])}"
+        )
+        tokens, ratio = row["tokens"]["mean_over_layers"], row["time_ratio"]
+        measures = [f"{tokens:.0f}", f"{row['accuracy']['value']:.1%}", difference, f"{row['loyalty']:.0%}"]
+        cells.append([f"`{row['spec']}`{mark}", *measures, f"{ratio['prefill']:.2f}", f"{ratio['total']:.2f}"])
+    lost = sorted(-row["difference"]["value"] * 100 for row in rows)
+    after, before = rows[0]["tokens"]["after"], dense["tokens"]["before"]
+    text = fill(
+        f"On the small embedded model, which we could measure thoroughly, keeping {after:.0f} of {before:.0f} tokens "
+        f"costs {lost[0]:.0f} to {lost[-1]:.0f} points without any training:"
+    )
+    note = fill(
+        "° baseline. All rows act before the decoder, so each of its layers sees these tokens; compare a step inside "
+        f"it at an equal mean over layers (`--match mean`). {metrics['questions']} questions about {metrics['images']} "
+        "images; differences are paired by question, intervals are clustered by image, and times are from a CPU that "
+        f"did other work, too. Answering without the image scores {metrics['floor']['overall']:.1%}. Made by "
+        f"`{measured['command'].partition(' --out')[0]}`."
+    )
+    return f"{text}\n\n{markdown_table((*heads, 'prefill / dense', 'call / dense'), cells, 'lrrrrrr')}\n{note}\n"
+
+
+def _measured(name: str) -> dict[str, Any]:
+    return json.loads((MEASURED / f"accuracy-{name}.json").read_text(encoding="utf-8"))
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return ", ".join(f"`{label}`" for label in labels)
 
 
 def _clear_winners(rows: Sequence[Mapping[str, Any]], budget: float) -> list[str]:
@@ -278,7 +364,8 @@ def take(folder: Path, name: str) -> Path:
     for row in parts["metrics"]["configurations"]:
         row["skills"] = {skill: {"accuracy": own["accuracy"]["value"]} for skill, own in row["skills"].items()}
         row.pop("time_ms")
-        row.pop("time_ratio")
+    # Of pairs, the page shows those with a baseline of the same budget, which rows hold.
+    parts["metrics"].pop("pairs", None)
     path = MEASURED / f"accuracy-{name}.json"
     write_json(path, {"command": command, **parts})
     return path
@@ -310,9 +397,7 @@ def _accuracy(row: Mapping[str, Any]) -> str:
 
 def _above(row: Mapping[str, Any]) -> bool:
     against = row["against"].values()
-    return (
-        not row["baseline"] and bool(against) and all(each["low"] is not None and each["low"] > 0 for each in against)
-    )
+    return not row["baseline"] and bool(against) and all(direction(each) > 0 for each in against)
 
 
 def _name(spec: str) -> str:

@@ -1,4 +1,4 @@
-"""The lists of README.md that follow from the code: families and methods. The rest is written by hand."""
+"""The parts of README.md that follow from the code or from results: families, methods, accuracy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from foveate.bench.configurations import BASELINES
 from foveate.families import family_class, supported
 from foveate.listing import Listing, listing
 from foveate.methods import method_class
+from generators.accuracy import readme_table
 from generators.folders import DOCS
 from generators.markdown import table, with_part
 
@@ -24,6 +25,7 @@ def pages() -> dict[str, str]:
     """Return README.md, whose path is seen from docs/."""
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     text = with_part(text, "families", _families())
+    text = with_part(text, "accuracy", "\n" + readme_table())
     return {"../README.md": with_part(text, "methods", "\n" + _methods())}
 
 
