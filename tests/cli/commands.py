@@ -10,6 +10,10 @@ from foveate.commands import app
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+def _refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} is not JSON")
+
+
 class Commands:
     """Runs commands in this process, with the reference model loaded once."""
 
@@ -25,7 +29,7 @@ class Commands:
         return result.stdout
 
     def json(self, *words: object):
-        return json.loads(self(*words, "--json"))
+        return json.loads(self(*words, "--json"), parse_constant=_refuse)
 
     def refused(self, *words: object) -> str:
         """Return the error of a command that must exit with code 2 and print nothing on stdout."""

@@ -60,7 +60,7 @@ def _console(file: Any, width: int | None) -> Console:
     given = os.environ.get("COLUMNS", "")
     if re.fullmatch("[0-9]{1,4}", given) and int(given) > 0:
         width = max(NARROWEST, int(given))
-    return Screen(file=file, width=width)
+    return Screen(file=file, width=width, lossy=file is sys.stderr)
 
 
 def table(*columns: str, title: str | None = None) -> Table:

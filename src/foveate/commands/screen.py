@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import accumulate
@@ -34,18 +33,23 @@ class Screen(Console):
     """A console for texts of users and models: no markup, no emoji codes, no control characters.
 
     What its stream can't encode is printed by its likeness in ASCII.
+
+    Args:
+        lossy: whether what can't be written is lost, as on stderr, rather than an error.
+        **options: for `rich.console.Console`.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, lossy: bool = False, **options: Any) -> None:
+        self._lossy = lossy
         super().__init__(**options, markup=False, emoji=False, highlight=False)
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """Print texts and tables; what stderr doesn't take is lost.
+        """Print texts and tables.
 
         Raises:
             FoveateError: stdout can't be written.
         """
-        with suppress(OSError) if self.file is sys.stderr else writing():
+        with suppress(OSError) if self._lossy else writing():
             for each in objects or ("",):
                 super().print(self._fitted(each), **options)
 
