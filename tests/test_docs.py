@@ -87,6 +87,21 @@ def test_every_file_and_folder_of_the_package_is_in_the_tree_of_the_design() -> 
     assert not missing
 
 
+def test_the_questions_on_the_page_about_measuring_can_be_read(tmp_path: Path) -> None:
+    from PIL import Image
+
+    from foveate.bench.tasks import jsonl
+
+    shown = blocks("measure.md", "json")[0]
+    (tmp_path / "scans").mkdir()
+    for name in ("photo.jpg", "scans/bill.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / name)
+    (tmp_path / "questions.jsonl").write_text(shown + "\n\n")
+    task = jsonl(tmp_path / "questions.jsonl")
+    assert task.questions == len(shown.splitlines()) == 2
+    assert task.skills == ("counting",)
+
+
 def test_the_code_in_the_design_runs(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = (block for block in blocks("design.md") if "foveate.apply(" in block)
     exec(compile(code, "design.md", "exec"), {"__name__": "page"})
