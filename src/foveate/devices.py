@@ -62,7 +62,7 @@ def usable_device(name: str | torch.device = "auto") -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
         usable = device.type != "meta"
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError):
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ImportError):
         usable = False
     if not usable:
         raise FoveateError(f"this machine has no device {str(name)!r}; {_devices_here(str(name))}")

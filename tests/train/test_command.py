@@ -4,13 +4,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from tiny import recipe
+from transformers import TrainerState
 from typer.testing import CliRunner
 
 from foveate.commands import app
+from foveate.train.progress import Progress
+from foveate.train.timetable import Timetable
 
 
 def call(*arguments: str) -> tuple[int, str]:
@@ -32,6 +36,44 @@ def test_a_dry_run_prints_and_leaves_nothing(path: Path, tmp_path: Path) -> None
     assert "per step" in text
     code, text = call(str(path), "--dry-run", "--json", "--steps", "8")
     assert [stage["steps"] for stage in json.loads(text)["stages"]] == [4, 4]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_tells_how_long_it_takes_before_it_is_done(path: Path, tmp_path: Path) -> None:
+    """On stderr; stdout has the folder of the model alone."""
+    out = tmp_path / "run"
+    result = CliRunner().invoke(app, ["train", str(path), "--out", str(out)])
+    assert (result.exit_code, result.stdout) == (0, f"{out / 'model'}\n")
+    told = [line for line in result.stderr.splitlines() if " to go for 4 steps of 4 conversations" in line]
+    assert len(told) == 1
+    lines = result.stderr.splitlines()
+    assert lines.index(told[0]) < next(number for number, line in enumerate(lines) if line.startswith("step 3/4"))
+
+
+def test_the_time_that_is_told_counts_stages_by_their_work() -> None:
+    """Two dense steps of ten are done; the other eight take a quarter each."""
+    said: list[str] = []
+    done: list[tuple[int, int, str]] = []
+    table = Timetable(10, ("dense", "pool:0.25"), (0, 2))
+    progress = Progress(said.append, table, (4.0, 1.0), 4.0, 8, lambda *now: done.append(now))
+    state = TrainerState(max_steps=10, is_world_process_zero=True)
+    arguments = SimpleNamespace(gradient_accumulation_steps=2)
+    progress.on_train_begin(arguments, state, None)  # pyright: ignore
+    assert progress._steps_left(state, 1.5) == 0.5 + 8 / 4
+    assert progress._steps_left(state, 6) == 4
+    for _ in range(4):
+        progress.on_substep_end(arguments, state, None)  # pyright: ignore
+        progress.on_step_end(arguments, state, None)  # pyright: ignore
+    assert [line.partition(" to go for ")[2].partition(",")[0] for line in said] == ["10 steps of 8 conversations"]
+    assert done[0] == (0, 80, "Training, step 1 of 10")
+    assert done[-1] == (32, 80, "Training, step 5 of 10")
+
+
+def test_a_row_that_cannot_be_trained_on_is_found_first(path: Path, tiny_model: Path, tmp_path: Path) -> None:
+    path.write_text(yaml.safe_dump(recipe(tiny_model, max_length=5)))
+    result = CliRunner().invoke(app, ["train", str(path), "--out", str(tmp_path / "run")])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "scene 0: its images need 36 tokens" in result.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -164,7 +164,8 @@ def test_two_processes_are_one(tiny_model: Path, tmp_path: Path) -> None:
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
     one, two = (load_file(tmp_path / out / "model" / "model.safetensors") for out in ("one", "two"))
     same(one, two, 2e-5)
-    assert done.stdout.count("step 1/6") == 1
+    assert done.stderr.count("step 1/6") == 1
+    assert done.stdout == f"{tmp_path / 'two' / 'model'}\n"
 
 
 def killed(folder: Path, given: dict[str, Any], pause: float = 0.0) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from foveate.commands.options import JsonOption, RevisionOption
-from foveate.commands.output import silence_transformers
+from foveate.commands.output import print_line, print_note, progress_bar, silence_transformers, spinner
 from foveate.errors import FoveateError
 from foveate.numbers import MOST
 
@@ -48,6 +49,7 @@ def train(
     """Train a model under compression, by a recipe.
 
     A recipe names data, stages of compression, the weights to train, and seeds.
+    Progress goes to stderr, the folder of the trained model to stdout.
 
     With several GPUs: accelerate launch -m foveate train RECIPE [OPTIONS].
 
@@ -94,11 +96,17 @@ def train(
     if dry_run:
         from foveate.train.estimate import estimate
 
-        typer.echo(estimate(parsed).to_json() if as_json else str(estimate(parsed)))
+        with spinner("Estimating"):
+            table = estimate(parsed)
+        print_line(table.to_json() if as_json else str(table))
         return
     from foveate.train.run import run
 
-    run(parsed, folder, resume=resume, say=typer.echo)
+    first = int(os.environ.get("RANK", "0")) == 0
+    with progress_bar("Preparing") if first else nullcontext() as advance:
+        made = run(parsed, folder, resume=resume, say=print_note, advance=advance)
+    if first:
+        print_line(str(made))
 
 
 def prepare_process() -> None:

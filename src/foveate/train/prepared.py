@@ -15,7 +15,7 @@ from foveate.train.recipe import LAST, Recipe, Stage
 from foveate.train.settings import DENSE, RecipeError
 from foveate.train.sources import Conversations, conversations
 from foveate.train.timetable import Timetable, ending_warning, published
-from foveate.train.trainer_options import check_trackers
+from foveate.train.trainer_options import check_trackers, check_unsharded
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def prepare(recipe: Recipe) -> Prepared:
         FoveateError: something is missing, broken, or can't be done on this model.
     """
     check_trackers(recipe.trackers)
+    check_unsharded()
     # A branch may move while the run lasts; everything comes from one commit.
     recipe = recipe.with_commit(commit_of(**recipe.source))
     family = family_of(skeleton(**recipe.source))
@@ -85,4 +86,4 @@ def _check_spec(spec: str, family: Family, where: str) -> None:
     try:
         schedule(spec, family)
     except FoveateError as error:
-        raise RecipeError(f"{where}:\n{error}") from None
+        raise RecipeError(f"{where}: {error}") from None

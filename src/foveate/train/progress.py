@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from foveate.train.timetable import Timetable
+
+_MEASURED: Final = 3
+"""Forward and backward passes after which the time of the whole run is told."""
+
+_SLOW: Final = 20.0
+"""Seconds after which fewer have to do."""
 
 
 class Progress(TrainerCallback):
@@ -20,6 +26,8 @@ class Progress(TrainerCallback):
         flops: of one conversation's forward and backward pass, per stage; the share that is saved is counted against
             `dense`. Empty: that share isn't printed.
         dense: the same without compression.
+        batch: conversations per optimiser step.
+        advance: takes the conversations that are done, all of them, and what is done now.
     """
 
     def __init__(
@@ -28,9 +36,13 @@ class Progress(TrainerCallback):
         timetable: Timetable | None = None,
         flops: Sequence[float] = (),
         dense: float = 0.0,
+        batch: int = 1,
+        advance: Callable[[int, int, str], None] | None = None,
     ) -> None:
         self._say, self._timetable, self._flops, self._dense = say, timetable, flops, dense
+        self._batch, self._advance = batch, advance
         self._began = self._last = 0.0
+        self._parts, self._warm, self._told = 0, 0.0, False
         self._first = self._logged = self._tokens = 0
         self._shown: list[str] = []
 
@@ -39,6 +51,60 @@ class Progress(TrainerCallback):
         self._began = self._last = time.perf_counter()
         self._first = self._logged = state.global_step
         self._tokens = 0
+        self._parts, self._told = 0, state.global_step >= state.max_steps
+        self._show(args, state)
+
+    def on_substep_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Count a part of an accumulated step."""
+        self._count(args, state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Count a step, or the last part of one."""
+        self._count(args, state)
+
+    def _count(self, args: TrainingArguments, state: TrainerState) -> None:
+        self._parts += 1
+        now = time.perf_counter()
+        self._show(args, state)
+        if self._told:
+            return
+        # The first part warms up; a slow one is told at once.
+        if self._parts == 1:
+            self._warm = now
+            if now - self._began < _SLOW:
+                return
+        elif self._parts <= _MEASURED and now - self._warm < _SLOW:
+            return
+        self._told = True
+        first = self._parts == 1
+        each = (now - self._began) if first else (now - self._warm) / (self._parts - 1)
+        done = self._parts / args.gradient_accumulation_steps
+        seconds = each * args.gradient_accumulation_steps * self._steps_left(state, self._first + done)
+        self._say(
+            f"about {duration(seconds)} to go for {state.max_steps - self._first:,} steps of {self._batch:,} "
+            f"conversations, by the first {self._parts} forward and backward passes"
+        )
+
+    def _steps_left(self, state: TrainerState, done: float) -> float:
+        """Return how many steps like the present one are left: steps under other specs count by their FLOPs."""
+        if not self._flops or self._timetable is None:
+            return state.max_steps - done
+        table = self._timetable
+        here = self._flops[table.stage(min(int(done), table.steps - 1))]
+        ends = [*table.starts[1:], table.steps]
+        return (
+            sum(max(0, end - max(start, done)) * flops for flops, start, end in zip(self._flops, table.starts, ends))
+            / here
+        )
+
+    def _show(self, args: TrainingArguments, state: TrainerState) -> None:
+        if self._advance is None or not state.is_world_process_zero:
+            return
+        steps = self._first + self._parts / args.gradient_accumulation_steps
+        step = min(int(steps) + 1, state.max_steps)
+        self._advance(
+            round(steps * self._batch), state.max_steps * self._batch, f"Training, step {step:,} of {state.max_steps:,}"
+        )
 
     def measure(self, state: TrainerState, tokens: int, numbers: dict[str, float]) -> dict[str, float]:
         """Measure the steps since the last call.

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -34,7 +34,7 @@ from foveate.files import (
 from foveate.loading import load_model
 from foveate.train import checkpoint as files
 from foveate.train.batches import Batches
-from foveate.train.estimate import stage_flops
+from foveate.train.estimate import sampled, stage_flops
 from foveate.train.features import train_on_features, with_encoder
 from foveate.train.objectives import Loaded, Objective
 from foveate.train.prepared import Prepared, prepare
@@ -73,7 +73,13 @@ def finished(recipe: Recipe, out: Path) -> Path:
 
 
 def run(
-    recipe: Recipe, out: Path, *, resume: bool = False, say: Callable[[str], None] = print, flops: bool = True
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    say: Callable[[str], None] = print,
+    flops: bool = True,
+    advance: Callable[[int, int, str], None] | None = None,
 ) -> Path:
     """Train by a recipe, from the beginning or from the latest checkpoint.
 
@@ -85,6 +91,7 @@ def run(
         resume: go on from the latest checkpoint in `out`; from the beginning if there is none yet.
         say: prints progress, in the first process.
         flops: count what compression saves, which takes the cost model a moment.
+        advance: takes how many conversations are done, how many there are, and what is done now; for a bar.
 
     Returns:
         The directory of the trained model, with its processor: what every command takes as `--model`; or that of an
@@ -119,19 +126,33 @@ def run(
     ready = prepare(recipe)
     for warning in ready.warnings:
         tell(f"warning: {warning}")
-    with lock if first else nullcontext():
-        if first and files.checkpoints(out) != kept:
-            raise FoveateError(
-                f"another process has trained in {shown_path(out)} meanwhile; run the same command again"
-            )
-        return _train(ready, out, kept[-1] if resume and kept else None, resume, tell, flops)
+    # A row that can't be trained on is best found before the model is loaded.
+    sampled(ready)
+    try:
+        with lock if first else nullcontext():
+            if first and files.checkpoints(out) != kept:
+                raise FoveateError(
+                    f"another process has trained in {shown_path(out)} meanwhile; run the same command again"
+                )
+            return _train(ready, out, kept[-1] if resume and kept else None, resume, tell, flops, advance)
+    finally:
+        # A run that failed before its first checkpoint leaves no empty folder.
+        if first:
+            with suppress(OSError):
+                out.rmdir()
 
 
 def _train(
-    ready: Prepared, out: Path, checkpoint: Path | None, resume: bool, tell: Callable[[str], None], flops: bool
+    ready: Prepared,
+    out: Path,
+    checkpoint: Path | None,
+    resume: bool,
+    tell: Callable[[str], None],
+    flops: bool,
+    advance: Callable[[int, int, str], None] | None,
 ) -> Path:
     recipe, done = ready.recipe, finished(ready.recipe, out)
-    training = make_trainer(ready, out, tell, flops=flops)
+    training = make_trainer(ready, out, tell, flops=flops, advance=advance)
     trainer = training.trainer
     if resume:
         none = "no checkpoint has been written yet; starting anew"
@@ -143,6 +164,7 @@ def _train(
         training.switch.close()
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
+        trainer.check_weights()
         # The result is written last: it tells that the run is finished.
         _save_history(training, out, time.time() - began)
         save_result(training, out)
@@ -196,7 +218,14 @@ def _silent(text: str) -> None:
     pass
 
 
-def make_trainer(ready: Prepared, out: Path, say: Callable[[str], None], *, flops: bool = True) -> Training:
+def make_trainer(
+    ready: Prepared,
+    out: Path,
+    say: Callable[[str], None],
+    *,
+    flops: bool = True,
+    advance: Callable[[int, int, str], None] | None = None,
+) -> Training:
     """Load the model, let the recipe's objective choose what is trained, and put the Trainer together.
 
     Args:
@@ -204,6 +233,7 @@ def make_trainer(ready: Prepared, out: Path, say: Callable[[str], None], *, flop
         out: the run's folder.
         say: prints progress.
         flops: count what compression saves.
+        advance: takes how far the work is.
     """
     recipe, timetable, objective = ready.recipe, ready.timetable, ready.recipe.objective
     arguments = _arguments(ready, out)
@@ -213,7 +243,7 @@ def make_trainer(ready: Prepared, out: Path, say: Callable[[str], None], *, flop
     module = objective.wrap(model, loaded)
     switch = StageSwitch(base, timetable)
     spent, dense = _flops(ready, say) if flops and not objective.uncounted else ((), 0.0)
-    progress = Progress(say, timetable, spent, dense)
+    progress = Progress(say, timetable, spent, dense, recipe.batch, advance)
     trainer = SafeTrainer(
         module,
         arguments,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -41,7 +40,7 @@ from foveate.files import (
 from foveate.train import checkpoint as files
 from foveate.train.progress import Progress
 from foveate.train.settings import RecipeError, nearest
-from foveate.train.trainer_options import SHARDED, TrainerOptions, trainer_options
+from foveate.train.trainer_options import TrainerOptions, check_unsharded, trainer_options
 
 _LESS = "look at these rows, or lower lr, lengthen warmup, or train in bf16 or fp32 instead of fp16"
 
@@ -343,9 +342,7 @@ def training_arguments(
         **(defaults or {}),
         **owned,
     }
-    sharded = [name for name in ("fsdp", "deepspeed") if os.environ.get(f"ACCELERATE_USE_{name.upper()}") == "true"]
-    if sharded:
-        raise RecipeError(f"{sharded[0]} {SHARDED}")
+    check_unsharded()
     known = {each.name for each in dataclasses.fields(TrainingArguments)}
     for name in given:
         if name not in known:

@@ -8,6 +8,7 @@ loaded, deep in transformers, if their value is wrong.
 from __future__ import annotations
 
 import importlib.util
+import os
 from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
@@ -142,6 +143,17 @@ SHARDED: Final = (
     "shards weights and optimiser over processes, and our checkpoints have not been tried with that; train with plain "
     "data parallelism (accelerate launch --multi_gpu), LoRA and activation checkpointing"
 )
+
+
+def check_unsharded() -> None:
+    """Check that `accelerate launch` asked for no shards.
+
+    Raises:
+        RecipeError: it did.
+    """
+    for name in ("fsdp", "deepspeed"):
+        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() in ("true", "1", "yes"):
+            raise RecipeError(f"{name} {SHARDED}")
 
 
 def check_workers(given: dict[str, Any], workers: int) -> None:
