@@ -269,3 +269,19 @@ def test_the_hub_is_asked_with_signs_of_life(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(loading, "commit_of", slow)
     done = CliRunner().invoke(app, ["count", str(IMAGE), "--model", "org/name"])
     assert done.stderr == "Asking the hub for org/name: 0:00:00 so far\nthe hub can't be reached\n"
+
+
+def test_a_warning_of_ours_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import warnings
+
+    import foveate.commands.program as program
+    from foveate.errors import FoveateWarning
+
+    def warned() -> None:
+        warnings.warn("this family\x1b is unknown", FoveateWarning, stacklevel=2)
+
+    monkeypatch.setattr(program, "app", warned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        program.main()
+    assert capsys.readouterr().err == "warning: this family\\x1b is unknown\n"

@@ -132,7 +132,7 @@ def bench(
 
     if match not in (None, "mean", "flops"):
         raise FoveateError(f"--match {match} is unknown; match mean (tokens over layers) or flops (of the prefill)")
-    keep = keep or BUDGETS
+    keep = BUDGETS if keep is None else keep
     specs = configurations(spec or (), keep, seed)
     if match is None:
         against = reference_name(against, specs, seed)

@@ -170,13 +170,13 @@ def _finite(value: Any) -> Any:
 
 
 def print_line(text: str) -> None:
-    """Print a text on stdout as it is, at once.
+    """Print a text on stdout, at once.
 
     Raises:
         FoveateError: stdout can't be written.
     """
     with writing():
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 def print_note(text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -20,10 +21,10 @@ from foveate.commands.cost import cost
 from foveate.commands.count import count
 from foveate.commands.find_layer import find_layer
 from foveate.commands.methods import methods
-from foveate.commands.output import print_error, print_line, silence_imports
+from foveate.commands.output import print_error, print_line, print_note, silence_imports
 from foveate.commands.streams import prepare_streams, writing
 from foveate.commands.train import train
-from foveate.errors import FoveateError, first_line
+from foveate.errors import FoveateError, FoveateWarning, first_line
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -191,8 +192,20 @@ for _panel, _commands in {
         app.command(cls=_Part, rich_help_panel=_panel)(_command)
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **options: Any) -> None:
+    """Print a warning of ours as one line, and others as Python does."""
+    if issubclass(category, FoveateWarning):
+        print_note(f"warning: {message}")
+    else:
+        _PYTHON_SHOWS(message, category, *place, **options)
+
+
+_PYTHON_SHOWS = warnings.showwarning
+
+
 def main() -> None:
     """Run the program with the words of the command line."""
+    warnings.showwarning = _show_warning
     try:
         app()
     except KeyboardInterrupt:
