@@ -305,3 +305,17 @@ def synchronize(devices: Iterable[torch.device]) -> None:
             torch.cuda.synchronize(device)
         elif device.type not in ("cpu", "meta"):
             torch.accelerator.synchronize(device)
+
+
+def checked_device(device: Any) -> Any:
+    """Return a torch device, for moving tensors.
+
+    Raises:
+        FoveateError: torch knows no device of this name.
+    """
+    import torch
+
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise FoveateError(f"there is no device {quoted(device)}; write cpu, cuda or cuda:1, for instance") from error

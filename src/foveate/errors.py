@@ -78,6 +78,7 @@ def quoted(value: object) -> str:
         text = repr(value)
     except ValueError:  # Python writes no longer numbers.
         text = "a number of over 4,000 digits"
+    text = " ".join(line.strip() for line in text.splitlines())
     return text if len(text) <= 60 else text[:57] + "..."
 
 

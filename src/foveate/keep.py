@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-from foveate.errors import KeepError, quoted
+from foveate.errors import KeepError, quoted, shown
 from foveate.numbers import read_decimal, read_whole
 
 
@@ -39,6 +39,15 @@ class Keep:
     """Mean number of tokens per layer, over all layers of the decoder."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.layers, tuple) or any(not isinstance(each, Keep) for each in self.layers):
+            raise KeepError(f"layers of a keep are a tuple of Keep objects, not {shown(self.layers)}")
+        for name, value, kind in (
+            ("tokens", self.tokens, int),
+            ("mean", self.mean, int),
+            ("share", self.share, Fraction),
+        ):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+                raise KeepError(f"{name} of a keep is a {kind.__name__}, not {shown(value)}; Keep.of reads other forms")
         if self.layers or self.mean is not None:
             self._check_layers()
             return

@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from foveate.arguments import check_kind
+from foveate.errors import FoveateError, shown
+
 T = TypeVar("T")
 
 
@@ -48,8 +51,13 @@ class Segment:
     columns: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        assert not self.rows or sum(self.rows) == self.h
-        assert not self.columns or sum(self.columns) == self.w
+        for name, value in (("t", self.t), ("h", self.h), ("w", self.w)):
+            if type(value) is not int or value < 0:
+                raise FoveateError(f"{name} of a segment must be a whole number of 0 or more, not {shown(value)}")
+        for name, parts, whole in (("rows", self.rows, self.h), ("columns", self.columns, self.w)):
+            check_kind(name, parts, tuple, "a tuple of whole numbers")
+            if parts and (any(type(part) is not int or part < 0 for part in parts) or sum(parts) != whole):
+                raise FoveateError(f"{name} of tiles are {parts}, and must be whole numbers whose sum is {whole}")
 
     @property
     def count(self) -> int:
@@ -110,6 +118,9 @@ class Layout:
     runs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
+        for name, parts, kind in (("segments", self.segments, Segment), ("structural", self.structural, Structural)):
+            if not isinstance(parts, tuple) or any(not isinstance(part, kind) for part in parts):
+                raise FoveateError(f"{name} of a layout must be a tuple of {kind.__name__} objects, not {shown(parts)}")
         assert not self.runs or sum(self.runs) == self.total
 
     @property

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from foveate.arguments import listed
 from foveate.errors import FoveateError, KeepError, SpecError, shown
 from foveate.keep import Keep
 from foveate.layout import Layout
@@ -288,7 +289,8 @@ class Step:
     def __post_init__(self) -> None:
         if not isinstance(self.method, Method):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise SpecError(f"a step takes a method object such as Cluster(keep=64), not {shown(self.method)}")
-        places = (self.places,) if isinstance(self.places, (str, int)) else tuple(self.places)
+        given: Any = self.places
+        places = (given,) if isinstance(given, (str, int)) else tuple(listed("places", given, "places of a step"))
         object.__setattr__(self, "places", places or tuple(self.method.places))
         for place in places:
             _check_place(place)

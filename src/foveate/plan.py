@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64, Shaped
 from torch import Tensor
 
-from foveate.errors import PlanError
+from foveate.arguments import check_kind, listed
+from foveate.errors import PlanError, shown
 from foveate.precision import without_autocast
 
 
@@ -38,6 +39,28 @@ class Plan:
     mix: Float[Tensor, "B M N"] | None = None
     valid: Bool[Tensor, "B M"] | None = None
 
+    def __post_init__(self) -> None:
+        _check_slot(self.slot)
+        images, kept = self.slot.shape
+        wanted = {
+            "group": (images, None),
+            "weight": (images, None),
+            "mix": (images, kept, None),
+            "valid": (images, kept),
+        }
+        for name, shape in wanted.items():
+            value = getattr(self, name)
+            if value is None:
+                continue
+            check_kind(f"{name} of a plan", value, Tensor, "a tensor or None")
+            fits = value.ndim == len(shape) and all(b in (None, a) for a, b in zip(value.shape, shape, strict=True))
+            kind = value.dtype == _KINDS[name] if name in _KINDS else value.is_floating_point()
+            if not fits or not kind:
+                words = ", ".join("tokens" if size is None else str(size) for size in shape)
+                raise PlanError(f"{name} of a plan is {_described(value)}, and must be {_WORDS[name]} ({words})")
+        if self.group is not None and self.weight is not None and self.group.shape != self.weight.shape:
+            raise PlanError(f"group of a plan is {_described(self.group)} and weight {_described(self.weight)}")
+
     @classmethod
     def keeping(cls, mask: Bool[Tensor, "B N"], kept: int | None = None) -> Plan:
         """Make the selection that a mask marks: `(B, N)` bool; ragged if images differ in how many tokens they keep.
@@ -49,6 +72,9 @@ class Plan:
         >>> plan.slot.tolist(), plan.valid.tolist()
         ([[0, 2], [1, 1]], [[True, True], [True, False]])
         """
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.dtype != torch.bool:  # pyright: ignore
+            found = _described(mask) if isinstance(mask, Tensor) else shown(mask)
+            raise PlanError(f"a mask of kept tokens must be bool (images, tokens), not {found}")
         order = mask.byte().argsort(dim=1, descending=True, stable=True)
         if kept is not None:
             return cls(order[:, :kept])
@@ -65,9 +91,15 @@ class Plan:
 
         def of(values: list[Tensor | None]) -> Tensor | None:
             found = [each for each in values if each is not None]
-            assert len(found) in (0, len(plans))
+            if len(found) not in (0, len(plans)):
+                raise PlanError("selections and plans that merge can't be one batch; see `grouped`")
             return torch.cat(found) if found else None
 
+        plans = listed("plans", plans, "a list of plans")
+        for plan in plans:
+            check_kind("a plan", plan, Plan, "a Plan")
+        if not plans or len({plan.slot.shape[1] for plan in plans}) > 1:
+            raise PlanError("a batch needs at least one plan, and all must keep equally many tokens")
         names = ("group", "weight", "mix", "valid")
         rest = {name: of([getattr(plan, name) for plan in plans]) for name in names}
         return cls(torch.cat([plan.slot for plan in plans]), **rest)
@@ -98,9 +130,39 @@ class Plan:
         return Plan(plan.slot[:, :kept], plan.group, plan.weight, mix)
 
     def apply(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B M D"]:
-        """Compute features of the kept tokens: `(B, N, D)` -> `(B, M, D)`, in the dtype of `x`; sums are in float32."""
+        """Compute features of the kept tokens: `(B, N, D)` -> `(B, M, D)`, in the dtype of `x`; sums are in float32.
+
+        Raises:
+            PlanError: the plan is over other tokens. On an accelerator, numbers of tokens are not looked at.
+        """
+        self._check_over(x, 3)
         with without_autocast(x.device):
             return self._applied(x)
+
+    def _check_over(self, x: Tensor, axes: int) -> None:
+        """Check that values are those of this plan's tokens. No device but the CPU is asked for numbers.
+
+        Raises:
+            PlanError: they aren't.
+        """
+        if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise PlanError(f"a plan applies to a tensor (images, tokens, ...), not to {shown(x)}")
+        tokens = self.mix.shape[2] if self.mix is not None else None if self.group is None else self.group.shape[1]
+        fits = x.ndim >= min(axes, 2) and x.ndim >= axes and x.shape[0] == self.slot.shape[0]
+        if not fits or tokens not in (None, x.shape[1]):
+            over = "" if tokens is None else f" of {tokens} tokens"
+            raise PlanError(f"this plan is for {self.slot.shape[0]} images{over}, and the values are {_described(x)}")
+        for name, value, low, high in (
+            ("slot", self.slot, 0, x.shape[1]),
+            ("group", self.group, -1, self.slot.shape[1]),
+        ):
+            if value is None or value.device.type != "cpu" or not value.numel():
+                continue
+            least, most = value.aminmax()
+            if int(least) < low or int(most) >= high:
+                raise PlanError(
+                    f"{name} of the plan holds {int(least)} to {int(most)}, and may hold {low} to {high - 1}"
+                )
 
     def _applied(self, x: Tensor) -> Tensor:
         if self.mix is not None:
@@ -125,6 +187,7 @@ class Plan:
 
     def select(self, x: Shaped[Tensor, "B N *rest"]) -> Shaped[Tensor, "B M *rest"]:
         """Take the values at the slots: `(B, N, ...)` -> `(B, M, ...)`; position ids, signals, labels, mask columns."""
+        self._check_over(x, 2)
         if x.ndim == 2:
             return x.gather(1, self.slot)
         # Whole rows are copied several times faster than their elements are gathered.
@@ -143,7 +206,8 @@ class Plan:
 
     def weights(self) -> Float[Tensor, "B N"]:
         """Return the coefficient of each token: `(B, N)` float, 0 where it is dropped. Not for plans with `mix`."""
-        assert self.group is not None
+        if self.group is None:
+            raise PlanError("a selection and a plan with mix have no weights; see `grouped` and `matrix`")
         kept = self.group >= 0
         if self.weight is not None:
             return self.weight * kept
@@ -167,7 +231,8 @@ class Plan:
         if self.mix is not None:
             return self.mix.float()
         if self.group is None:
-            assert tokens is not None
+            if tokens is None:
+                raise PlanError("a selection needs the number of tokens that it is over: matrix(576)")
             return self.grouped(tokens).matrix()
         numbers = torch.arange(self.slot.shape[1], device=self.slot.device)
         return (self.group[:, None] == numbers[None, :, None]) * self.weights()[:, None].float()
@@ -177,6 +242,10 @@ class Plan:
 
         `tokens` is N; it is needed only if this plan is a selection and the later plan merges.
         """
+        check_kind("the later plan", later, Plan, "a Plan")
+        if later.slot.shape[0] != self.slot.shape[0]:
+            raise PlanError(f"a plan of {self.slot.shape[0]} images, then one of {later.slot.shape[0]}")
+        later._check_over(self.slot, 2)
         slot = self.slot.gather(1, later.slot)
         valid = later.valid
         if self.valid is not None:
@@ -206,6 +275,26 @@ class Plan:
         group = torch.where(first.group < 0, -1, second.group.gather(1, through))
         weight = first.weight * second.weight.gather(1, through) * (group >= 0)
         return Plan(slot, group, weight, None, valid)
+
+
+_KINDS = {"group": torch.int64, "valid": torch.bool}
+_WORDS = {"group": "int64", "weight": "floats", "mix": "floats", "valid": "bool"}
+
+
+def _described(value: Tensor) -> str:
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def _check_slot(slot: object) -> None:
+    """Check the slots of a plan by type and shape.
+
+    Raises:
+        PlanError: they are something else.
+    """
+    if not isinstance(slot, Tensor):
+        raise PlanError(f"slot of a plan must be a tensor (images, kept tokens), not {shown(slot)}")
+    if slot.ndim != 2 or slot.dtype != torch.int64:
+        raise PlanError(f"slot of a plan is {_described(slot)}, and must be int64 (images, kept tokens)")
 
 
 def _wide(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from foveate.arguments import check_kind, listed
 from foveate.errors import FoveateError, SpecError, shortened, shown, unknown
 from foveate.keep import Keep
 from foveate.method import Method, Step
@@ -31,11 +32,19 @@ from foveate.tokens import PLACES, Place
 __all__ = ["Spec", "SpecLike", "Step", "as_spec", "parse", "spec_list"]
 
 
+_STEPS = "a list of Step objects"
+
+
 @dataclass(frozen=True)
 class Spec:
     """A sequence of steps, in the order in which they act."""
 
     steps: tuple[Step, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "steps", tuple(listed("the steps of a spec", self.steps, _STEPS)))
+        for step in self.steps:
+            check_kind("a step of a spec", step, Step, "a Step")
 
     def __str__(self) -> str:
         return "+".join(str(step) for step in self.steps)
@@ -68,6 +77,7 @@ def as_spec(value: SpecLike) -> Spec:
     if isinstance(value, Step):
         return Spec((value,))
     if isinstance(value, (list, tuple)):
+        _check_depth(value)
         steps = tuple(step for item in typing.cast("Sequence[Any]", value) for step in as_spec(item).steps)
         if not steps:
             raise SpecError(_EMPTY)
@@ -78,6 +88,22 @@ def as_spec(value: SpecLike) -> Spec:
         f'a spec is text such as "cluster:64", a method object such as Cluster(keep=64), a Step, a Spec, or a list '
         f"of these, not {shown(value)}"
     )
+
+
+_DEEPEST = 10
+
+
+def _check_depth(value: Sequence[Any], depth: int = 1) -> None:
+    """Check that lists of steps don't stand inside each other without end.
+
+    Raises:
+        SpecError: they do.
+    """
+    if depth > _DEEPEST:
+        raise SpecError(f"over {_DEEPEST} lists stand inside each other; write one list of steps")
+    for item in value:
+        if isinstance(item, (list, tuple)):
+            _check_depth(typing.cast("Sequence[Any]", item), depth + 1)
 
 
 def spec_list(specs: SpecLike | Iterable[SpecLike]) -> list[SpecLike]:

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from foveate.errors import FoveateError, SignalError
+from foveate.arguments import check_kind, listed
+from foveate.errors import FoveateError, SignalError, shown
 from foveate.keep import Keep, spread
 from foveate.layout import Layout, Segment, Structural
 
@@ -283,7 +284,14 @@ class VisualTokens:
         Raises:
             FoveateError: features and grid don't fit together.
         """
-        layout = grid if isinstance(grid, Layout) else Layout((Segment(*((1, *grid) if len(grid) == 2 else grid)),))
+        check_kind("features", features, Tensor, "a tensor (images, tokens, width)")
+        if isinstance(grid, Layout):
+            layout = grid
+        else:
+            sides = listed("grid", grid, "(h, w), (t, h, w) or a Layout")
+            if len(sides) not in (2, 3):
+                raise FoveateError(f"grid must be (h, w), (t, h, w) or a Layout, not {shown(grid)}")
+            layout = Layout((Segment(*([1, *sides] if len(sides) == 2 else sides)),))
         if features.ndim != 3 or features.shape[1] != layout.content:
             raise FoveateError(
                 f"features of shape {tuple(features.shape)} don't fit a layout of {layout.content} tokens; "

@@ -9,6 +9,7 @@ from typing import Any, Self
 from torch import nn
 
 from foveate.adapters import SHIPPED
+from foveate.arguments import listed
 from foveate.atp.calibration import SHIFTS, measured_curve
 from foveate.atp.initial import Grid, initialise_thresholds
 from foveate.errors import FoveateError, UnsupportedFamily
@@ -16,6 +17,7 @@ from foveate.families import family_of
 from foveate.fingerprint import model_fingerprint
 from foveate.methods.atp import ATPMethod
 from foveate.methods.thresholds import PARTS, LearnedThresholds
+from foveate.numbers import check_whole
 from foveate.schedule import scaled_layers
 from foveate.spec import Spec, Step
 from foveate.tokens import Keep, Text
@@ -60,7 +62,10 @@ class ATP(LearnedThresholds):
     ) -> None:
         family = family_of(model)
         depth = len(family.decoder_layers)
-        layers = scaled_layers(ATPMethod.layers, depth) if layers is None else list(layers)
+        if layers is None:
+            layers = scaled_layers(ATPMethod.layers, depth)
+        else:
+            layers = [check_whole("a layer", layer) for layer in listed("layers", layers, "numbers of decoder layers")]
         if any(layer >= depth for layer in layers):
             raise FoveateError(f"layers {layers}: this decoder has {depth} layers; name some from 1 to {depth - 1}")
         missing = [signal for signal in (*ATPMethod().needs, Text()) if not family.gives_inside(signal)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from foveate.arguments import check_kind
 from foveate.costmodel.ops import CallPart, Op
 from foveate.errors import FoveateError
 from foveate.files import FileError, is_file, read_text, read_toml, shown_path, write_text
@@ -141,6 +142,7 @@ def device(name: str | Device) -> Device:
     """
     if isinstance(name, Device):
         return name
+    check_kind("device", name, str, "the name of a device, a file of one, or a Device")
     if name.endswith(".toml"):
         found = read_devices(Path(name))
         if len(found) != 1:

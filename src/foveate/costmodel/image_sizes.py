@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from foveate.arguments import listed
 from foveate.errors import FoveateError
 from foveate.images import LIMIT
 
@@ -18,7 +19,7 @@ def read_sizes(images: Sequence[object]) -> list[tuple[int, int]]:
         FoveateError: one of them is no pair of numbers, or no image can have that size.
     """
     sizes: list[tuple[int, int]] = []
-    for size in images:
+    for size in listed("images", images, "a list of sizes (width, height) in pixels"):
         if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 2:
             raise FoveateError(f"{size!r} is no size of a picture; write (width, height) in pixels")
         width, height = size

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.devices import checked_device
 from foveate.engine.calls import refuse_video
 from foveate.engine.encode import Encoded, encode_for
 from foveate.engine.images import plan_images
@@ -59,7 +60,15 @@ class ShortInputs(Mapping[str, Any]):
         Args:
             device: where all tensors go; None leaves them where they are.
             dtype: of the features; ids, masks and positions keep theirs.
+
+        Raises:
+            FoveateError: there is no such device, or the dtype is no float.
         """
+
+        if device is not None:
+            device = checked_device(device)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise FoveateError(f"dtype must be a float such as torch.bfloat16, not {shown(dtype)}")
 
         def moved(value: Any) -> Any:
             if not isinstance(value, Tensor):

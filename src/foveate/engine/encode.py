@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.arguments import listed
 from foveate.engine.containers import images_of
 from foveate.engine.encoder import mapped_signal, plan_inside
 from foveate.engine.hooks import EncoderHooks, hooked
@@ -19,6 +20,7 @@ from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Capture, Family, family_of
 from foveate.families.placement import weights_at_hand
+from foveate.numbers import Between, check_whole
 from foveate.plan import Plan
 from foveate.schedule import Schedule, schedule
 from foveate.spec import SpecLike, as_spec, spec_list
@@ -81,7 +83,14 @@ class Encoded:
             )
 
     def pick(self, images: Sequence[int]) -> Encoded:
-        """Return some of the images, in this order; an image may come more than once."""
+        """Return some of the images, in this order; an image may come more than once.
+
+        Raises:
+            FoveateError: there is no such image.
+        """
+        images = [
+            check_whole("an image", image, Between(0, len(self) - 1)) for image in listed("images", images, "numbers")
+        ]
 
         def of(values: tuple[Any, ...]) -> tuple[Any, ...]:
             return tuple(values[image] for image in images)

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from foveate.arguments import check_kind
 from foveate.discovery import Discovery
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.config_fields import read_field, read_number
@@ -82,8 +83,9 @@ def vlm_of(model: nn.Module) -> nn.Module:
     `peft.PeftModel`, a compiled model.
 
     Raises:
-        FoveateError: several models are inside.
+        FoveateError: it is no module, or several models are inside.
     """
+    check_kind("model", model, nn.Module, "a model such as foveate.load returns")
     DISCOVERY.load()
     return find_vlm(model, FAMILIES)
 

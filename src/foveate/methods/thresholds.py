@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Float32
 from torch import Tensor, nn
 
 from foveate.adapters import SHIPPED, PretrainedAdapter, check_weights, read_settings, shipped
+from foveate.arguments import check_kind, listed
 from foveate.errors import FoveateError, KeepError, quoted
 from foveate.files import FileError, modified
 from foveate.numbers import SEED, Between, check_real, check_whole
@@ -133,7 +134,9 @@ class LearnedThresholds(PretrainedAdapter, nn.Module):
             raise FoveateError(
                 f"layers {list(layers)}: name some, ascending, from 1 on; layer 0 has no layer before it"
             )
-        unknown = sorted({*parts} - {*PARTS})
+        check_kind("layers", layers, (list, tuple), "a list of decoder layers")
+        parts = listed("parts", parts, f"some of {', '.join(PARTS)}")
+        unknown = sorted(str(part) for part in parts if part not in PARTS)
         if unknown or not parts:
             raise FoveateError(f"parts {list(parts)}: name some of {', '.join(PARTS)}")
         check_whole("seed", seed, SEED)

@@ -15,8 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from foveate.adapters import PretrainedAdapter, check_weights, read_settings
+from foveate.arguments import check_kind, listed
 from foveate.engine import Encoded
 from foveate.engine.calls import refuse_video
+from foveate.engine.inputs import check_mapping
 from foveate.engine.sharding import refuse_sharded
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of, vlm_of
@@ -37,7 +39,7 @@ from foveate.voco.lora import (
     save_lora,
 )
 from foveate.voco.losses import VoCoOutput, cross_entropy
-from foveate.voco.memory import VoCoMemory
+from foveate.voco.memory import VoCoMemory, memories_of
 from foveate.voco.one_pass import one_pass_logits
 from foveate.voco.prompt_rows import prompt_rows
 from foveate.voco.two_pass import read_images, two_pass_logits
@@ -106,8 +108,13 @@ class VoCo(PretrainedAdapter, nn.Module):
         packed: bool = False,
     ) -> None:
         super().__init__()
-        check_whole("tokens", tokens, Between(1))
+        check_whole("tokens", tokens, Between(1, _MOST_TOKENS))
         check_whole("seed", seed, SEED)
+        check_kind("features", features, str, "a spec as text")
+        if start is not None:
+            start = [
+                check_whole("a token of start", token, Between(0)) for token in listed("start", start, "token ids")
+            ]
         if start is not None and (shared or not start):
             raise FoveateError("each VoCo token starts from its own token: pass shared=False, and ids to start")
         family = family_of(model)
@@ -140,6 +147,9 @@ class VoCo(PretrainedAdapter, nn.Module):
                 among the inputs.
             UnsupportedFamily: the family's images can't be read; see `docs/voco.md`.
         """
+        check_mapping(inputs)
+        if encoded is not None:
+            check_kind("encoded", encoded, Encoded, "what foveate.encode returned")
         self.check(model)
         refuse_sharded(model, family_of(model).core)
         model = vlm_of(model)
@@ -206,8 +216,12 @@ class VoCo(PretrainedAdapter, nn.Module):
         model = vlm_of(model)
         check_options(model, options)
         family = family_of(model)
+        if not isinstance(questions, str | Tensor):
+            questions = listed("questions", questions, "texts, or token ids")
+            for question in questions:
+                check_kind("a question", question, str, "a text")
         texts = [questions] if isinstance(questions, str) else questions
-        memories = [memory] if isinstance(memory, VoCoMemory) else list(memory)
+        memories = [memory] if isinstance(memory, VoCoMemory) else memories_of(memory)
         if not memories or not len(texts):
             raise FoveateError(f"there is no {'question to answer' if memories else 'memory to answer from'}; pass one")
         device = family.device
@@ -291,7 +305,7 @@ class VoCo(PretrainedAdapter, nn.Module):
         return self.embedding.expand(self.tokens, -1)[:count]
 
     def _count(self, tokens: int | None) -> int:
-        count = self.tokens if tokens is None else tokens
+        count = self.tokens if tokens is None else check_whole("tokens", tokens)
         if not 1 <= count <= self.tokens:
             raise FoveateError(f"{count} VoCo tokens were asked for; this adapter has from 1 to {self.tokens}")
         return count

@@ -12,9 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from foveate.adapters import FLOATS
-from foveate.errors import FoveateError, UnsupportedFamily, first_line
+from foveate.arguments import check_kind, listed
+from foveate.devices import checked_device
+from foveate.errors import FoveateError, UnsupportedFamily, first_line, shown
 from foveate.families.turning import turned
 from foveate.files import DamagedFile, FileError, open_tensors, shown_path, write_tensors
+from foveate.numbers import Between, check_whole
 
 _FORMAT = "foveate-voco-memory-1"
 
@@ -74,7 +77,15 @@ class VoCoMemory:
         return self.keys.nbytes + self.values.nbytes
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> VoCoMemory:
-        """Return the memory on another device or in another floating dtype."""
+        """Return the memory on another device or in another floating dtype.
+
+        Raises:
+            FoveateError: there is no such device, or the dtype is no float.
+        """
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise FoveateError(f"dtype must be a float such as torch.bfloat16, not {shown(dtype)}")
+        if device is not None:
+            device = checked_device(device)
         return replace(
             self,
             keys=self.keys.to(device, dtype),
@@ -88,6 +99,7 @@ class VoCoMemory:
         Raises:
             FoveateError: the memory has fewer tokens, or holds several images.
         """
+        check_whole("tokens", tokens)
         if tokens == self.tokens:
             return self
         if not 1 <= tokens <= self.tokens:
@@ -111,6 +123,7 @@ class VoCoMemory:
         Raises:
             UnsupportedFamily: the keys of this decoder can't be rotated so.
         """
+        check_whole("begin", begin, Between(0))
         if begin == self.begin:
             return self
         if not self.frequencies.shape[0]:
@@ -136,6 +149,7 @@ class VoCoMemory:
             FoveateError: there is none, or they come from different models or adapters, or have different dtypes.
             UnsupportedFamily: the keys of their decoder can't be rotated to another position.
         """
+        memories = memories_of(memories)
         if not memories:
             raise FoveateError("there is no memory to join; encode an image first")
         first = memories[0]
@@ -233,6 +247,18 @@ class VoCoMemory:
                 f"{shown_path(path)} is truncated or damaged ({first_line(error)}); encode the image again"
             ) from error
         raise DamagedMemory(f"{shown_path(path)} is not a VoCo memory; save one with memory.save(path)")
+
+
+def memories_of(memories: Sequence[VoCoMemory]) -> list[VoCoMemory]:
+    """Return memories as a list.
+
+    Raises:
+        FoveateError: they are something else.
+    """
+    found = listed("memories", memories, "VoCoMemory objects")
+    for memory in found:
+        check_kind("a memory", memory, VoCoMemory, "a VoCoMemory, as voco.encode returns")
+    return found
 
 
 def _check_tensors(keys: Tensor, values: Tensor, frequencies: Tensor) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from foveate.arguments import check_kind
 from foveate.errors import FoveateError, FoveateWarning, shown
 from foveate.families import family_of
 from foveate.files import PARTIAL, FileFacts, facts_of_files, is_file, make_folder, remove_file, touch
@@ -46,8 +47,9 @@ class MemoryStore:
     """
 
     def __init__(self, directory: str | Path, max_bytes: int = 1 << 30) -> None:
-        if max_bytes < 1:
+        if type(max_bytes) is not int or max_bytes < 1:
             raise FoveateError(f"a store of {max_bytes} bytes holds nothing; allow at least the size of one memory")
+        check_kind("directory", directory, (str, Path), "a path")
         self.directory = Path(directory)
         self.max_bytes = max_bytes
         make_folder(self.directory)
@@ -65,6 +67,9 @@ class MemoryStore:
         Raises:
             FoveateError: the processor's output has no image.
         """
+        check_kind(
+            "an image", image, (bytes, Tensor, Mapping), "the processor's output, the bytes of a file, or pixels"
+        )
         digest = hashlib.sha256(f"{base} {adapter} ".encode())
         if isinstance(image, Mapping):
             names = sorted(set(image) - _TEXT_INPUTS)
@@ -102,6 +107,7 @@ class MemoryStore:
         Raises:
             FoveateError: the memory is larger than the whole store, or it can't be written.
         """
+        check_kind("a memory", memory, VoCoMemory, "a VoCoMemory, as voco.encode returns")
         if memory.nbytes > self.max_bytes:
             raise FoveateError(f"a memory of {memory.nbytes} bytes is larger than the store of {self.max_bytes}")
         memory.save(self._path(key))
@@ -119,7 +125,9 @@ class MemoryStore:
         """
         memory = self.get(key, model)
         if memory is None:
+            check_kind("make", make, Callable, "a function that encodes the image")
             memory = make()
+            check_kind("what make returns", memory, VoCoMemory, "a VoCoMemory")
             try:
                 self.put(key, memory)
             except FoveateError as error:
@@ -138,7 +146,7 @@ class MemoryStore:
         return is_file(self._path(str(key)))
 
     def _path(self, key: str) -> Path:
-        if not _KEY.fullmatch(key):
+        if not isinstance(key, str) or not _KEY.fullmatch(key):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise FoveateError(f"{shown(key)} is no key of a memory; MemoryStore.key makes one of an image")
         return self.directory / f"{key}{_SUFFIX}"
 
