@@ -93,6 +93,6 @@ def save(made: Any, path: Path) -> None:
     import matplotlib
 
     kind = path.suffix.lstrip(".").lower()
-    text = {"svg.fonttype": "none", "svg.hashsalt": "foveate", "pdf.fonttype": 42}
-    with matplotlib.rc_context(text), atomic_file(path) as partial:
+    as_text = matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "foveate", "pdf.fonttype": 42})
+    with as_text, atomic_file(path) as partial:
         made.savefig(partial, format=kind, metadata=_UNDATED[kind])
