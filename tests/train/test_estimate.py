@@ -15,6 +15,8 @@ from foveate.train.estimate import estimate, sampled
 from foveate.train.objectives import parse_recipe
 from foveate.train.parameters import choose_parameters
 from foveate.train.prepared import prepare
+from foveate.train.run import make_trainer
+from foveate.train.trainer_options import OPTIMISERS
 
 STAGES = [{"share": "1/2", "spec": "pool:0.25@2"}, {"share": "1/4", "spec": "pool:0.25"}, {"share": "1/4"}]
 
@@ -83,3 +85,24 @@ def test_a_sample_is_measured_from_the_data(tiny_model: Path) -> None:
     found = sampled(ready)
     assert len(found) == 8
     assert all(one.visual == 36 and one.images == ((192, 192),) for one in found)
+
+
+@pytest.mark.parametrize("name", [name for name, (package, _) in OPTIMISERS.items() if not package])
+def test_optimisers_store_what_the_estimate_says(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    """Memory besides activations is the bytes of weights, gradients and the optimiser's state."""
+    parsed = parse_recipe(recipe(tiny_model, steps=1, stages="single", trainer={"optim": name}))
+    training = make_trainer(prepare(parsed), tmp_path / "run", lambda _: None, flops=False)
+    training.trainer.train()
+    state = training.trainer.optimizer.optimizer.state.values()  # pyright: ignore
+    stored = sum(value.nbytes for each in state for value in each.values() if torch.is_tensor(value) and value.ndim)
+    told = estimate(parsed)
+    assert stored == pytest.approx(OPTIMISERS[name][1] * told.trained, rel=0.02, abs=0.35 * told.trained)
+    plain = estimate(parse_recipe(recipe(tiny_model, steps=1, stages="single")))
+    difference = (OPTIMISERS["adamw_torch"][1] - OPTIMISERS[name][1]) * told.trained
+    assert plain.stages[0].memory - told.stages[0].memory == pytest.approx(difference)
+
+
+def test_several_processes_keep_gradients_twice(tiny_model: Path) -> None:
+    parsed = parse_recipe(recipe(tiny_model, stages="single", per_device=2))
+    one, two = estimate(parsed), estimate(parsed, processes=2)
+    assert two.stages[0].memory - one.stages[0].memory == pytest.approx(4 * one.trained)

@@ -15,6 +15,7 @@ from foveate.train.prepared import Prepared, prepare
 from foveate.train.recipe import CHECKPOINTING, Recipe
 from foveate.train.settings import DENSE
 from foveate.train.trainer import accumulation
+from foveate.train.trainer_options import OPTIMISERS
 
 SAMPLE: Final = 8
 """The number of conversations whose lengths and images are measured."""
@@ -32,7 +33,7 @@ class StageEstimate:
         kept: visual tokens of a conversation in the last decoder layer.
         mean_over_layers: visual tokens of a conversation per decoder layer, averaged over layers.
         flops: of one conversation, forward and backward; one multiply-add is 2 FLOPs.
-        memory: bytes of one process: weights, gradients, AdamW's state, and activations; an estimate.
+        memory: bytes of one process: weights, gradients, the optimiser's state, and activations; an estimate.
     """
 
     spec: str
@@ -115,7 +116,7 @@ class Estimate:
         )
         lines.append(
             f"{self.flops / 1e15:,.3f} PFLOPs in all, forward and backward, 1 multiply-add = 2 FLOPs; {self.saved:.0%} "
-            "fewer than without compression. Memory is per process, with AdamW; activations are an estimate"
+            "fewer than without compression. Memory is per process, with the optimiser; activations are an estimate"
         )
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
@@ -145,8 +146,10 @@ def estimate(recipe: Recipe, processes: int = 1) -> Estimate:
     wrapped = choose_parameters(shell, recipe)
     trained = sum(weight.numel() for weight in wrapped.parameters() if weight.requires_grad)
     parameters = sum(weight.numel() for weight in wrapped.parameters())
-    # Weights, gradients and two moments of what is trained.
-    fixed = trained * 4 * _FLOAT32 + (parameters - trained) * stored
+    # Weights, gradients and the optimiser's state of what is trained; DDP keeps a second copy of the gradients.
+    state = OPTIMISERS[recipe.trainer.get("optim", "adamw_torch")][1]
+    copies = 2 if processes == 1 else 3
+    fixed = trained * (copies * _FLOAT32 + state) + (parameters - trained) * stored
     config = read_model(shell.config)
     stages = []
     for number, spec in enumerate(ready.timetable.specs):
