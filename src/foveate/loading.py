@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.embedded import PATH
 from foveate.errors import FoveateError, first_line
-from foveate.files import FileError, read_json_object
+from foveate.files import FileError, is_file, kind_of, read_json_object, shown_path
 from foveate.hub import explain, fetch_config, is_hub_name
 from foveate.model_checks import buffer_names, check_finite, check_loaded, check_processor
 from foveate.weight_files import SAFETENSORS_ONLY, check_kinds, check_size, stored_tensors
@@ -216,16 +216,17 @@ def _located(model: str | Path | None, revision: str | None) -> _Source:
     if revision is not None:
         what = "the embedded model has none" if model is None else f"{folder} is not named by the hub"
         raise FoveateError(f"only models on the hub have revisions, and {what}; leave out the revision {revision!r}")
-    if not folder.exists():
+    kind = kind_of(folder)
+    if kind == "missing":
         raise FoveateError(
-            f"there is no model directory {folder}; name a folder with a model, or a model of the Hugging Face hub as "
-            "organisation/name"
+            f"there is no model directory {shown_path(folder)}; name a folder with a model, or a model of the "
+            "Hugging Face hub as organisation/name"
         )
-    if not folder.is_dir():
-        raise FoveateError(f"{folder} is a file; name the directory that holds the model's config.json")
+    if kind != "folder":
+        raise FoveateError(f"{shown_path(folder)} is a file; name the directory that holds the model's config.json")
     config = folder / "config.json"
-    if not config.is_file():
-        raise FoveateError(f"{folder} has no config.json, so it is not a Hugging Face model directory")
+    if not is_file(config):
+        raise FoveateError(f"{shown_path(folder)} has no config.json, so it is not a Hugging Face model directory")
     return _Source(str(folder), str(folder), config)
 
 

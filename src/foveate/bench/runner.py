@@ -119,7 +119,7 @@ class Benchmark:
             total += len(picture.questions)
         self._size = size = batch or CHUNK
         self._chunks = [task.pictures[start : start + size] for start in range(0, len(task.pictures), size)]
-        self.done = 0 if not self.folder.partial.exists() else len(self.folder.parts())
+        self.done = len(self.folder.parts())
         first = task.pictures[0]
         self._first = [self.asker.prompts(replace(first, questions=first.questions[:1]))]
         if not self.folder.whole:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -85,6 +87,12 @@ def _usage(error: Any) -> str:
     return said if context is None else f"{said}  ({context.command_path} --help says what there is)"
 
 
+def _end_as_by_ctrl_c() -> None:
+    """Let SIGTERM end the program as Ctrl-C does, so that temporary files are removed and locks are freed."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
 class _Main:
     """How a program of typer begins and ends: what typer and the streams refuse is one line, too."""
 
@@ -95,6 +103,7 @@ class _Main:
             return run(*arguments, standalone_mode=False, **options)
         prepare_streams()
         silence_imports()
+        _end_as_by_ctrl_c()
         try:
             code = run(*arguments, standalone_mode=False, **options)
             with writing():

@@ -22,6 +22,7 @@ from foveate.engine.inputs import check_mapping
 from foveate.engine.sharding import refuse_sharded
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of, vlm_of
+from foveate.files import is_folder, real_path
 from foveate.fingerprint import DIGITS, model_fingerprint
 from foveate.numbers import SEED, Between, check_whole
 from foveate.spec import as_spec
@@ -389,8 +390,8 @@ class VoCo(PretrainedAdapter, nn.Module):
             FoveateError: the directory can't be written, or `lora` is more than plain LoRA of linear layers.
         """
         directory = self.write(directory, lora=lora, dtype=dtype)
-        if (directory / _LORA).is_dir():
-            self.lora = directory.resolve() / _LORA
+        if is_folder(directory / _LORA):
+            self.lora = real_path(directory) / _LORA
         return directory
 
     def settings(self) -> dict[str, Any]:
@@ -407,7 +408,7 @@ class VoCo(PretrainedAdapter, nn.Module):
             save_lora(lora, folder / _LORA, dtype)
         elif self.lora is not None:
             copy_lora(self.lora, folder / _LORA, dtype)
-        return {"lora": (folder / _LORA).is_dir()}
+        return {"lora": is_folder(folder / _LORA)}
 
     @classmethod
     def from_files(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> Self:
