@@ -120,6 +120,7 @@ class ResultsFolder:
             self._check_config(folder)
         if self.whole:
             self._check_complete(self.predictions())
+            self.metrics()
 
     def _check_config(self, folder: Path) -> None:
         file = folder / "config.json"
@@ -356,7 +357,7 @@ def check_results_folder(path: Path) -> Path:
         # A finished run is only read.
         return path
     folder = check_new_folder(path)
-    if kind_of(folder) == "folder" and not is_file(folder / "config.json") and files_in(folder):
+    if kind_of(folder) == "folder" and files_in(folder):
         raise FoveateError(f"{shown_path(path)} holds something that is no benchmark; name another folder with --out")
     partial = _partial(folder)
     kind = kind_of(partial)

@@ -203,6 +203,11 @@ def _check_parents(path: str | Path, final: Path) -> None:
                 f"{shown_path(path)} can't be written: nothing may be written to {shown_path(parent)}; check its "
                 "access rights, or name another place"
             )
+        try:
+            # Some folders only look as if they could be written: /proc, and those of disks that are read-only.
+            tempfile.TemporaryFile(dir=parent).close()
+        except OSError as error:
+            raise _not_written(path, error) from None
         return
 
 

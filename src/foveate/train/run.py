@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ from foveate.files import (
     make_folder,
     others_write,
     read_json_object,
+    remove_empty_folder,
     remove_folder,
     replace_folder,
     shown_path,
@@ -138,8 +139,7 @@ def run(
     finally:
         # A run that failed before its first checkpoint leaves no empty folder.
         if first:
-            with suppress(OSError):
-                out.rmdir()
+            remove_empty_folder(out)
 
 
 def _train(
