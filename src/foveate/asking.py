@@ -146,7 +146,7 @@ def ask(
             f"prompt and answer take {length} + {max_new_tokens} tokens and the model has room for {longest}; "
             "shorten the question or the answer"
         )
-    decoding = Decoding(model, processor.tokenizer, max_new_tokens, beams=True).generate_arguments()
+    decoding = Decoding(model, family.device, processor.tokenizer, max_new_tokens, beams=True).generate_arguments()
     generate: Any = model.generate
 
     with apply(model, spec) if spec is not None else nullcontext():

@@ -79,6 +79,7 @@ class Decoding:
 
     Args:
         model: with `generate` and a `generation_config`.
+        device: where its inputs go; weights that are offloaded are nowhere.
         tokenizer: its own; None if no string may end an answer.
         longest: the most tokens that an answer may have.
         greedy: leave the configuration out; only its ids of padding and end are read.
@@ -89,9 +90,16 @@ class Decoding:
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, longest: int = 16, greedy: bool = False, beams: bool = False
+        self,
+        model: Any,
+        device: torch.device,
+        tokenizer: Any,
+        longest: int = 16,
+        greedy: bool = False,
+        beams: bool = False,
     ) -> None:
         self.model = model
+        self.device = device
         self.tokenizer = tokenizer
         self._beams = beams
         self.longest = longest
@@ -109,7 +117,7 @@ class Decoding:
             if getattr(settings, name, None) not in (None, neutral)
         }
         try:
-            self._criteria: Any = stop_criteria(model, settings, tokenizer)
+            self._criteria: Any = stop_criteria(model, settings, tokenizer, device)
             head = model.get_output_embeddings()
             self._columns: int = model.config.get_text_config().vocab_size if head is None else head.weight.shape[0]
             self._try()
@@ -144,7 +152,7 @@ class Decoding:
 
     def _try(self) -> None:
         """Use the configuration once, since some of its values are checked only then."""
-        ids = torch.zeros(1, 2, dtype=torch.int64, device=self.model.device)
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
         processors = logits_processors(self.model, self.settings, ids, self.longest)
         self.changes_logits = len(processors) > 0
         if self.changes_logits:
@@ -173,6 +181,20 @@ class Decoding:
             for name, value in self.set_values.items()
         }
         return {"greedy": self.greedy, **values, "eos_token_id": self.ends, "pad_token_id": self.pad}
+
+    def generate_arguments(self) -> dict[str, Any]:
+        """Return what makes `generate` decode like this, whatever else the model's configuration says."""
+        arguments: dict[str, Any] = {
+            **_CHANGES,
+            **{name: value for name, (value, _) in _REFUSED.items()},
+            **_OUTPUT,
+            **self.set_values,
+        }
+        if self._beams and self.settings.num_beams is not None:
+            arguments["num_beams"] = self.settings.num_beams
+        known = {name: value for name, value in arguments.items() if hasattr(self.settings, name)}
+        tokenizer = {"tokenizer": self.tokenizer} if self.ends_by_text else {}
+        return {**known, **tokenizer, "do_sample": False, "pad_token_id": self.pad, "max_new_tokens": self.longest}
 
     def processed(self, prompt: Int64[Tensor, "R S"], logits: Float[Tensor, "R V"]) -> Float[Tensor, "R V"]:
         """Return the logits of the first token after prompts of one length, float32, as decoding sees them."""

@@ -270,13 +270,14 @@ def logits_processors(model: Any, settings: Any, ids: Tensor, longest: int) -> A
     )
 
 
-def stop_criteria(model: Any, settings: Any, tokenizer: Any) -> Any:
+def stop_criteria(model: Any, settings: Any, tokenizer: Any, device: torch.device) -> Any:
     """Make what ends an answer, as `generate` makes it, but for the most tokens and the clock.
 
     Args:
         model: with `generate`.
         settings: from `generation_settings`.
         tokenizer: of the model; settings with strings that end an answer need it.
+        device: of the ids.
 
     Returns:
         A callable that takes ids `(R, S)` and scores, and returns which rows have ended, `(R,)` bool; it is empty
@@ -289,7 +290,7 @@ def stop_criteria(model: Any, settings: Any, tokenizer: Any) -> Any:
 
     made = copy.deepcopy(settings)
     made.max_length = made.max_time = None
-    model._prepare_special_tokens(made, True, device=model.device)
+    model._prepare_special_tokens(made, True, device=device)
     return model._get_stopping_criteria(made, stopping_criteria=StoppingCriteriaList(), tokenizer=tokenizer)
 
 

@@ -133,7 +133,7 @@ class Asker:
         self.devices = devices_of(model)
         takes = inspect.signature(self.model.forward).parameters
         self._types = [name for name in _TOKEN_TYPES if name in takes]
-        self.decoding = Decoding(self.model, getattr(processor, "tokenizer", None), longest, greedy)
+        self.decoding = Decoding(self.model, self.device, getattr(processor, "tokenizer", None), longest, greedy)
         self.pad: int = self.decoding.pad
 
     # Prompts
