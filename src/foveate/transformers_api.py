@@ -264,6 +264,9 @@ def logits_processors(model: Any, settings: Any, ids: Tensor, longest: int) -> A
     """
     made = copy.deepcopy(settings)
     made.max_length = ids.shape[1] + longest
+    if made.min_new_tokens is not None:
+        # As in `generate`, it takes the place of a length that counts the prompt.
+        made.min_length = made.min_new_tokens + ids.shape[1]
     model._prepare_special_tokens(made, True, device=ids.device)
     return model._get_logits_processor(
         made, input_ids_seq_length=ids.shape[1], encoder_input_ids=ids, device=ids.device

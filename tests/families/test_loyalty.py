@@ -12,6 +12,8 @@ from foveate.bench.configurations import DENSE
 from foveate.errors import FoveateError
 from foveate.spec import Spec, parse
 
+pytestmark = pytest.mark.filterwarnings("ignore:Unfeasible length constraints")
+
 STUB = SimpleNamespace(chat_template="x", batch_decode=lambda ids, skip_special_tokens: [str(each) for each in ids])
 SETTINGS: dict[str, dict[str, Any]] = {
     "penalty": {"repetition_penalty": 1.05},
@@ -20,10 +22,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "bad_words_ids": [[30], [40, 41]],
         "no_repeat_ngram_size": 2,
         "suppress_tokens": [33],
-        "min_length": 60,
-        "min_new_tokens": 3,
+        "min_length": 48,
         "eos_token_id": list(range(60, 90)),
     },
+    "new_words": {"min_length": 60, "min_new_tokens": 3, "eos_token_id": list(range(60, 90))},
 }
 SPECS = ("fastv:1.0@2", "pool:1.0@1", "cluster:1.0", "cluster:1.0@1", "cdpruner:1.0", "divprune:1.0@features")
 MORE = (
@@ -77,9 +79,11 @@ def check(row: Row, settings: str, specs: tuple[str, ...], batch: int | None = N
     assert dense != answers(asker_of(row, {}, batch), prompts, DENSE), "the settings change nothing"
     for spec in specs:
         try:
-            assert answers(asker, prompts, parse(spec)) == dense, spec
-        except FoveateError as error:
-            assert spec != "fastv:1.0@2", error
+            found = answers(asker, prompts, parse(spec))
+        except FoveateError:
+            found = None
+        # A family may refuse a method, but not all of them.
+        assert found == dense or (found is None and spec != "fastv:1.0@2"), spec
 
 
 @pytest.mark.parametrize("settings", ["large_penalty", "words"])

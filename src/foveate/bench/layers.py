@@ -118,7 +118,7 @@ def find_layer(
     if not pictures:
         raise FoveateError("there is no picture to ask about")
     if not 0 <= below < float("inf"):
-        raise FoveateError(f"the divergence must be a number from 0 on, not {below}")
+        raise FoveateError(f"the divergence must be at least 0 and finite, not {below}")
     asker = Asker(model, processor, longest=1)
     asked = [
         replace(picture, questions=(picture.questions[number % len(picture.questions)],))
