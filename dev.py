@@ -9,6 +9,7 @@
     python3 dev.py versions run the contract suite with every supported transformers and make docs/versions.md;
                             versions that follow choose some; other words go to pytest, and leave the page as it is
                             unless they are -n and a number of processes
+    python3 dev.py fuzz     run the corpus of bad input and thousands of drawn inputs; kinds that follow choose some
     python3 dev.py setup    only set up
 
 Needs Python 3.11 or later with pip and venv, and nothing else. Packages are installed in the versions of
@@ -66,7 +67,7 @@ CONTRACT: Command = (
 def main() -> int:
     """Run what the command line asks for; return the exit code of the first command that fails."""
     wanted, more = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("", [])
-    if wanted not in ("setup", "demo", "test", "lint", "docs", "check", "versions"):
+    if wanted not in ("setup", "demo", "test", "lint", "docs", "check", "versions", "fuzz"):
         print((__doc__ or "").strip())
         return 0 if wanted in ("", "-h", "--help") else 2
     extras, groups = (("bench",), ()) if wanted == "demo" else (("bench", "train"), ("test", "lint", "docs"))
@@ -83,6 +84,9 @@ def main() -> int:
     if wanted == "versions":
         every = transformers_versions("transformers")
         return versions([word for word in more if word in every] or every, [word for word in more if word not in every])
+    if wanted == "fuzz":
+        os.environ["FOVEATE_FUZZ_EXAMPLES"] = "500"
+        return run_all(("python", "tests/fuzz/run.py", *more), ("pytest", "-q", "tests/fuzz/test_hypothesis.py"))
     return check() if wanted == "check" else 0
 
 

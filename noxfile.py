@@ -50,6 +50,12 @@ def versions(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Run the corpus of bad input and thousands of drawn inputs; kinds after -- choose some. See `dev.py fuzz`."""
+    session.run("python", "dev.py", "fuzz", *session.posargs, env={"FOVEATE_VENV": session.virtualenv.location})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, types and the direction of imports."""
     install(session, "test", "lint", "docs")

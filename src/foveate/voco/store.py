@@ -125,8 +125,7 @@ class MemoryStore:
         """
         memory = self.get(key, model)
         if memory is None:
-            if not callable(make):
-                raise FoveateError(f"make must be a function that encodes the image, not {shown(make)}")
+            check_kind("make", make, Callable, "a function that encodes the image")
             memory = make()
             check_kind("what make returns", memory, VoCoMemory, "a VoCoMemory")
             try:
