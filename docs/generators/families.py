@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 
-from foveate.families import Family, Generic, family_class, supported
+from foveate.families import Family, Generic, families
 
 HEAD = """\
 # Families
@@ -29,7 +29,7 @@ A new family takes one file, here or in your own package: [add a family](add-a-f
 
 def pages() -> dict[str, str]:
     """Return every page by its path inside docs/."""
-    ours = [family_class(_Kind(name)) for name in supported()]
+    ours = families()
     ours = [family for family in ours if family.__module__.startswith("foveate.families.")]
     return {
         "families.md": HEAD + "".join(_row(family) for family in (*ours, Generic)) + OTHERS,
@@ -37,15 +37,8 @@ def pages() -> dict[str, str]:
     }
 
 
-class _Kind:
-    """As much of a configuration as names a family."""
-
-    def __init__(self, model_type: str) -> None:
-        self.model_type = model_type
-
-
 def _row(family: type[Family]) -> str:
-    kind = f"`{family.name}`" if family is not Generic else "any other"
+    kind = f"`{family.kind()}`" if family is not Generic else "any other"
     title = family.title if family is not Generic else "no family"
     ways = ", ".join(f"`{mode}`" for mode in family.resize_modes) or "none"
     return f"| [{title}](families/{family.name}.md) | {kind} | {_places(family)} | {ways} | {family.position_axes} |\n"
@@ -75,7 +68,7 @@ def _takes_models(family: type[Family]) -> bool:
 
 def _facts(family: type[Family]) -> dict[str, str]:
     facts = {
-        "models of type": f"`{family.name}`" if family is not Generic else "any that follow transformers' own",
+        "models of type": f"`{family.kind()}`" if family is not Generic else "any that follow transformers' own",
         "places": _places(family),
         "encoder": _line(family, "tower"),
         "layout of an image": _line(family, "layouts"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from foveate.bench.configurations import BASELINES
-from foveate.families import family_class, supported
+from foveate.families import families
 from foveate.listing import Listing, listing
 from foveate.methods import method_class
 from generators.accuracy import readme_table
@@ -30,16 +30,9 @@ def pages() -> dict[str, str]:
 
 
 def _families() -> str:
-    kinds = [family_class(_Kind(name)) for name in supported()]
+    kinds = families()
     titles = [kind.title for kind in kinds if kind.__module__.startswith("foveate.families.")]
     return f"[{', '.join(titles[:-1])} or {titles[-1]}](docs/families.md)"
-
-
-class _Kind:
-    """As much of a configuration as names a family."""
-
-    def __init__(self, model_type: str) -> None:
-        self.model_type = model_type
 
 
 def _methods() -> str:

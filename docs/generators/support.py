@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foveate import FoveateError, FoveateWarning
-from foveate.families import Family, Generic, family_of, supported
+from foveate.families import Family, Generic, families, family_of
 from foveate.listing import Listing, listing
 from foveate.methods import method_class
 from foveate.schedule import schedule
@@ -37,19 +38,20 @@ def pages() -> dict[str, str]:
 
 def page() -> str:
     """Return the text of docs/support.md."""
-    families = {name: _family(name) for name in (*supported(), *UNDESCRIBED)}
-    titles = [UNDESCRIBED.get(name, family.title) for name, family in families.items()]
+    described = [_family(family.kind(), family.encoders, family.example) for family in families()]
+    columns = [*described, *(_family(kind) for kind in UNDESCRIBED)]
+    titles = [*(family.title for family in described), *UNDESCRIBED.values()]
     reasons: dict[str, int] = {}
     rows: list[str] = []
     for method in listing():
         if not method_class(method.name).__module__.startswith("foveate.methods."):
             continue
-        cells = [_cell(method, family, reasons) for family in families.values()]
+        cells = [_cell(method, family, reasons) for family in columns]
         name = f"[`{method.name}`](methods/{method.name}.md)"
         rows.append(f"| {name} | {' | '.join(cells)} |")
     head = f"| method | {' | '.join(titles)} |\n|{'---|' * (len(titles) + 1)}"
     notes = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
-    refused = any("no (" in cell for row in rows for cell in row.split("|")[2 : 2 + len(supported())])
+    refused = any("no (" in cell for row in rows for cell in row.split("|")[2 : 2 + len(described)])
     follows = "Some methods are refused on some families" if refused else "Every method works on every model family"
     return "\n".join([HEAD.replace("FOLLOWS", follows), head, *rows, "", notes, ""])
 
@@ -78,11 +80,19 @@ def _reason(error: str, family: Family) -> str:
     return re.sub(r"^It acts at @\d+", "It acts inside the decoder", error)
 
 
-def _family(kind: str) -> Family:
+def _family(kind: str, encoders: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Family:
+    """Return the family of a model of a type, without weights.
+
+    Args:
+        kind: the type.
+        encoders: the model has the first of these, if there are any.
+        values: other values of its configuration.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    parts = {**(values or {}), **({"vision_config": {"model_type": encoders[0]}} if encoders else {})}
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FoveateWarning)
-        model: Any = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind))
+        model: Any = AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **parts))
         return family_of(model)

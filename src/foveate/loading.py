@@ -239,7 +239,7 @@ def _found(model: str | Path | None, revision: str | None) -> _Source:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    from foveate.families import family_class, supported
+    from foveate.families import family_class, model_types
     from foveate.families.config_fields import check_parts
 
     source = _located(model, revision)
@@ -251,7 +251,7 @@ def _found(model: str | Path | None, revision: str | None) -> _Source:
     # A model without a family of its own may still work, if it takes images and text.
     if not isinstance(kind, str) or kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         family_class(SimpleNamespace(model_type=kind))
-    if kind in supported():
+    if kind in model_types():
         check_parts(data)
     return source
 

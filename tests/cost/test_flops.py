@@ -335,3 +335,12 @@ def test_a_wrong_shape_would_be_seen() -> None:
     lengths = [636] * len(shapes.layers)
     assert other.prefill(lengths, 1, 2).flops > shapes.prefill(lengths, 1, 2).flops * (1 + CLOSE)
     assert other.cache(lengths, 1, 2) == 7 * shapes.cache(lengths, 1, 2)
+
+
+def test_a_pooling_head_is_counted() -> None:
+    from dataclasses import replace
+
+    from rows.llava_siglip import ROW, make_llava_siglip
+
+    row = replace(ROW, make=lambda: make_llava_siglip(head=True))
+    test_dense(row, PROMPTS[1])

@@ -500,10 +500,10 @@ def test_commands_on_a_model_that_no_family_describes() -> None:
 
 
 def test_a_family_that_refuses_one_model_leaves_it_to_this_one() -> None:
-    assert isinstance(family_of(shared(BY_NAME["llava_with_siglip"])), Generic)
+    assert isinstance(family_of(shared(BY_NAME["llava_with_cls"])), Generic)
     assert type(family_of(ROWS[0].model())).__name__ == "Llava"
-    assert grid(1, 36) == family_of(shared(BY_NAME["llava_with_siglip"])).layouts(row_inputs())[0]
+    assert grid(1, 37) == family_of(shared(BY_NAME["llava_with_cls"])).layouts(row_inputs())[0]
 
 
 def row_inputs() -> dict[str, torch.Tensor]:
-    return BY_NAME["llava_with_siglip"].inputs(contract.CHAT)
+    return BY_NAME["llava_with_cls"].inputs(contract.CHAT)

@@ -85,7 +85,7 @@ def test_encoder_signals_of_unmerged_lora(row: Row) -> None:
     merged = signals_of_encoder(model.merge_and_unload(), inputs)
     for signal in ENCODER_SIGNALS:
         for one, other, before in zip(unmerged[signal], merged[signal], plain[signal], strict=True):
-            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(one, other, atol=3e-5, rtol=1e-4)
             assert not torch.allclose(one, before, atol=1e-5, rtol=1e-2)
 
 

@@ -10,7 +10,7 @@ from foveate.costmodel.decoder_shape import DecoderShape, read_decoder
 from foveate.costmodel.model_config import load_config
 from foveate.costmodel.vision_work import vision_parameters
 from foveate.errors import FoveateError, FoveateWarning, UnsupportedFamily
-from foveate.families import Family, Generic, family_class, supported
+from foveate.families import Family, Generic, families, family_class, model_types
 from foveate.families.config_fields import kind_of
 from foveate.families.vision_shape import VisionShape
 
@@ -87,7 +87,7 @@ def _family(config: Any) -> Family:
 def _why_unknown(config: Any) -> str:
     """Say why the vision side of a configuration is not counted."""
     kind = kind_of(config)
-    if kind in supported():
+    if kind in model_types():
         try:
             family_class(config).of_config(config)
         except UnsupportedFamily as error:
@@ -96,17 +96,9 @@ def _why_unknown(config: Any) -> str:
 
 
 def counted() -> tuple[str, ...]:
-    """Return the `model_type` of every architecture whose vision side is counted.
+    """Return the name of every family whose vision side is counted.
 
     >>> "llava" in counted()
     True
     """
-    families = ((name, family_class(_Kind(name))) for name in supported())
-    return tuple(name for name, family in families if family.vision_shape is not Family.vision_shape)
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """As much of a configuration as names its family."""
-
-    model_type: str
+    return tuple(family.name for family in families() if family.vision_shape is not Family.vision_shape)

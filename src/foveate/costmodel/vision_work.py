@@ -21,7 +21,8 @@ def vision_parameters(shape: VisionShape | None) -> int:
         return 0
     layer = 4 * shape.width**2 + _mlp(shape).parameters(shape.width) + 2 * shape.width
     projector = sum(width * following for width, following in _projector_layers(shape))
-    return shape.patch_values * shape.width + shape.depth * layer + (1 + shape.extra_projectors) * projector
+    pooling = layer if shape.pooling else 0
+    return shape.patch_values * shape.width + shape.depth * layer + pooling + (1 + shape.extra_projectors) * projector
 
 
 def encoder_work(
@@ -56,6 +57,8 @@ def encoder_work(
             attended = attention(rows, shape.heads, shape.heads, shape.width // shape.heads, length, length, size)
             ops += repeated([attended], times * count)
     ops.append(_norm(shape, _rows(shape, layers[-1], batch), size))
+    if shape.pooling:
+        ops += _pooling(shape, layers[-1], batch, size)
     return CallPart("encoder", tuple(ops))
 
 
@@ -115,6 +118,20 @@ def _layer(shape: VisionShape, rows: int, size: int) -> list[Op]:
     ]
     if shape.rotary:
         ops.append(rotary(rows, 2 * width, size))
+    return ops
+
+
+def _pooling(shape: VisionShape, grids: Sequence[Segment], batch: int, size: int) -> list[Op]:
+    """Return the work of one query per grid after the last layer."""
+    rows, width = batch * len(grids), shape.width
+    ops = [
+        linear("pooling query", rows, width, width, size),
+        *repeated([linear("pooling keys, values", _rows(shape, grids, batch), width, width, size)], 2),
+        linear("pooling output", rows, width, width, size),
+        *_mlp(shape).ops(rows, width, size),
+    ]
+    for length, count in _frames(shape, grids).items():
+        ops += repeated([attention(batch, shape.heads, shape.heads, width // shape.heads, 1, length, size)], count)
     return ops
 
 

@@ -19,7 +19,7 @@ from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.config_fields import read_field, read_number
 from foveate.families.family import Capture, Family
 from foveate.families.generic import Generic
-from foveate.families.registry import FAMILIES, register_family
+from foveate.families.registry import FAMILIES, family_for, register_family
 from foveate.families.vision_shape import VisionShape
 from foveate.families.wrappers import find_vlm
 from foveate.layout import Layout, Segment, Structural
@@ -45,6 +45,8 @@ __all__ = [
     "family_of",
     "vlm_of",
     "family_class",
+    "families",
+    "model_types",
     "families_at",
     "supported",
 ]
@@ -53,27 +55,36 @@ DISCOVERY = Discovery(__name__, "foveate.families")
 
 
 def supported() -> tuple[str, ...]:
-    """List the `model_type` of every family, foveate's own and those of installed packages, sorted by title."""
-    return tuple(family.name for family in _families())
+    """List the name of every family, foveate's own and those of installed packages, sorted by title."""
+    return tuple(family.name for family in families())
+
+
+def model_types() -> frozenset[str]:
+    """Return the `model_type` of all models that a family takes."""
+    return frozenset(family.kind() for family in families())
 
 
 def families_at(place: str) -> tuple[str, ...]:
     """List the titles of the families in which steps can act at a place, sorted."""
-    return tuple(family.title for family in _families() if place in family.places)
+    return tuple(family.title for family in families() if place in family.places)
 
 
 def family_class(config: Any) -> type[Family]:
-    """Find the family of a model's configuration by its `model_type`.
+    """Find the family of a configuration by its `model_type`, and by that of its encoder where families share a type.
 
     Raises:
         UnsupportedFamily: no family takes models of this type; the text names those that are supported.
     """
-    DISCOVERY.load()
-    name = getattr(config, "model_type", None)
-    family = FAMILIES.get(str(name))
+    family = _family_for(config)
     if family is None:
-        raise UnsupportedFamily(f"models of type {name!r} are not supported; {_known()}")
+        raise UnsupportedFamily(f"models of type {getattr(config, 'model_type', None)!r} are not supported; {_known()}")
     return family
+
+
+def _family_for(config: Any) -> type[Family] | None:
+    DISCOVERY.load()
+    encoder = getattr(getattr(config, "vision_config", None), "model_type", None)
+    return family_for(getattr(config, "model_type", None), encoder)
 
 
 def vlm_of(model: nn.Module) -> nn.Module:
@@ -86,8 +97,7 @@ def vlm_of(model: nn.Module) -> nn.Module:
         FoveateError: it is no module, or several models are inside.
     """
     check_kind("model", model, nn.Module, "a model such as foveate.load returns")
-    DISCOVERY.load()
-    return find_vlm(model, FAMILIES)
+    return find_vlm(model, model_types())
 
 
 def family_of(model: nn.Module) -> Family:
@@ -105,9 +115,9 @@ def family_of(model: nn.Module) -> Family:
     """
     check_version()
     model = vlm_of(model)
-    kind = getattr(getattr(model, "config", None), "model_type", None)
-    family = FAMILIES.get(str(kind))
-    why = f"no family describes models of type {kind!r}"
+    config = getattr(model, "config", None)
+    family = _family_for(config)
+    why = f"no family describes models of type {getattr(config, 'model_type', None)!r}"
     if family is not None:
         try:
             return family(model)
@@ -122,16 +132,17 @@ def family_of(model: nn.Module) -> Family:
 def __getattr__(name: str) -> Any:
     """Find the class of a family in this folder, such as `foveate.families.Llava`."""
     if not name.startswith("_"):
-        for family in _families():
+        for family in families():
             if family.__name__ == name and family.__module__.startswith(f"{__name__}."):
                 return family
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _families() -> list[type[Family]]:
+def families() -> list[type[Family]]:
+    """List the class of every family, sorted by title."""
     DISCOVERY.load()
     return sorted(FAMILIES.values(), key=lambda family: family.title.casefold())
 
 
 def _known() -> str:
-    return "supported are " + ", ".join(f"{family.name} ({family.title})" for family in _families())
+    return "supported are " + ", ".join(f"{family.name} ({family.title})" for family in families())

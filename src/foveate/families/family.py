@@ -67,7 +67,13 @@ class Family(Decoder, ABC):
     """
 
     name: ClassVar[str]
-    """The `model_type` of its configuration."""
+    """Its own name: the `model_type` of its configuration, unless `model_type` says another."""
+    model_type: ClassVar[str] = ""
+    """The `model_type` of its configuration, where it isn't the name: for a type that several families share."""
+    encoders: ClassVar[tuple[str, ...]] = ()
+    """The `model_type` of the encoders that it takes, where families share a type; () takes any."""
+    example: ClassVar[Mapping[str, Any]] = {}
+    """Values that make a default configuration of its type one of its own, beside the encoder; for pages and tables."""
     title: ClassVar[str]
     """The name of the architecture in texts."""
     core_class: ClassVar[str]
@@ -116,6 +122,11 @@ class Family(Decoder, ABC):
     # What the configuration alone tells: nothing in this part may read `self.core`
 
     @classmethod
+    def kind(cls) -> str:
+        """Return the `model_type` of its models."""
+        return cls.model_type or cls.name
+
+    @classmethod
     def of_config(cls, config: Any) -> Self:
         """Make the family of a configuration, without a model.
 
@@ -127,6 +138,19 @@ class Family(Decoder, ABC):
         family.core = cast("nn.Module", _NoModel(cls.title))
         family.check_config()
         return family
+
+    def check_encoder(self) -> None:
+        """Check that the encoder is one of `encoders`.
+
+        Raises:
+            UnsupportedFamily: it is not.
+        """
+        encoder = getattr(getattr(self.config, "vision_config", None), "model_type", None)
+        if self.encoders and encoder not in self.encoders:
+            raise UnsupportedFamily(
+                f"{self.title} with a {encoder} encoder is not supported yet; {self.title} with "
+                f"{' or '.join(self.encoders)} is"
+            )
 
     def check_config(self) -> None:
         """Check that the family supports this configuration; by default it supports every one.
@@ -496,7 +520,12 @@ def cls_attention(
 
 
 def attention_received(
-    query: Tensor, key: Tensor, scale: float, rows_at_once: int = 1024, heads: Literal["mean", "full"] = "mean"
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    rows_at_once: int = 1024,
+    heads: Literal["mean", "full"] = "mean",
+    bias: Tensor | None = None,
 ) -> Tensor:
     """Compute the attention that each token receives, summed over all query rows.
 
@@ -508,6 +537,7 @@ def attention_received(
         scale: factor of the scores of one head before the softmax.
         rows_at_once: how many query rows are scored at a time.
         heads: "mean" averages over heads; "full" takes them as one head of width H d, scaled by its own width.
+        bias: `(B, T)`, added to the scores of each token, or None.
 
     Returns:
         `(B, T)` float32, rows sum to T.
@@ -519,5 +549,7 @@ def attention_received(
     for block in query.split(rows_at_once, dim=2):
         with without_autocast(query.device):
             scores = torch.matmul(block, key.transpose(-1, -2)) * scale
+        if bias is not None:
+            scores = scores + bias[:, None, None]
         received += scores.softmax(dim=-1, dtype=torch.float32).mean(dim=1).sum(dim=1)
     return received

@@ -31,6 +31,7 @@ class Llava(Family):
 
     name = "llava"
     title = "LLaVA"
+    encoders = ("clip_vision_model",)
     core_class = "LlavaModel"
     counts_padding = True
     places = ("pixels", "encoder", "features", "input", "decoder")
@@ -40,11 +41,7 @@ class Llava(Family):
 
     def check_config(self) -> None:
         """Check that the encoder is CLIP's and that [CLS] is dropped after it."""
-        tower = getattr(self.config.vision_config, "model_type", "")
-        if tower != "clip_vision_model":
-            raise UnsupportedFamily(
-                f"{self.title} with a {tower} encoder is not supported yet; {self.title} with clip_vision_model is"
-            )
+        self.check_encoder()
         strategy = getattr(self.config, "vision_feature_select_strategy", "default")
         if strategy != "default":
             raise UnsupportedFamily(
@@ -69,6 +66,7 @@ class Llava(Family):
             decoder_width=read_number(self.config.text_config, "hidden_size"),
             marks=self.encoder_marks,
             levels=1 if isinstance(layers, int) else len(layers),
+            pooling=bool(getattr(vision, "vision_use_head", False)),
         )
 
     @property
@@ -137,7 +135,7 @@ class Llava(Family):
         """Replace the tower by one that returns its pixels, with patches of one feature."""
         self.check_feature_maps()
         depth = self.config.vision_config.num_hidden_layers
-        self.core.vision_tower = _FeatureMaps(depth)  # pyright: ignore[reportAttributeAccessIssue]
+        self.core.vision_tower = _FeatureMaps(depth, self.encoder_marks)  # pyright: ignore[reportAttributeAccessIssue]
         self.config.vision_config.patch_size = 1
         self.config.image_seq_length = rows * columns
 
@@ -263,13 +261,19 @@ class Llava(Family):
 
 
 class _FeatureMaps(nn.Module):
-    """Stands for a tower: pixels `(images, D, rows, columns)` are the features of every layer."""
+    """Stands for a tower: pixels `(images, D, rows, columns)` are the features of every layer.
 
-    def __init__(self, depth: int) -> None:
+    Args:
+        depth: layers of the tower.
+        marks: rows in front of the patches, which nothing reads.
+    """
+
+    def __init__(self, depth: int, marks: int) -> None:
         super().__init__()
         self.depth = depth
+        self.marks = marks
 
     def forward(self, pixel_values: Tensor, **_: Any) -> Any:
-        """Return a row for [CLS], which nothing reads, and the features in raster order."""
-        hidden = torch.nn.functional.pad(pixel_values.flatten(2).transpose(1, 2), (0, 0, 1, 0))
+        """Return the features in raster order, with rows for [CLS] and the like before them."""
+        hidden = torch.nn.functional.pad(pixel_values.flatten(2).transpose(1, 2), (0, 0, self.marks, 0))
         return FeaturesOutput(last_hidden_state=hidden, hidden_states=(hidden,) * (self.depth + 1))  # pyright: ignore

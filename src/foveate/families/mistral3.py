@@ -34,6 +34,7 @@ class Mistral3(Family):
     name = "mistral3"
     title = "Mistral 3"
     core_class = "Mistral3Model"
+    encoders = ("pixtral",)
     outside_encoder = "the merger after its encoder reads patches in blocks, which merging patches would break up"
     resize_modes = ("exact", "enlarge")
     resizes_inputs = True
@@ -41,11 +42,7 @@ class Mistral3(Family):
 
     def check_config(self) -> None:
         """Check that the encoder is Pixtral's, and that one of its layers is read."""
-        tower = getattr(self.config.vision_config, "model_type", "")
-        if tower != "pixtral":
-            raise UnsupportedFamily(
-                f"{self.title} with a {tower} encoder is not supported yet; {self.title} with pixtral is"
-            )
+        self.check_encoder()
         if not isinstance(self.config.vision_feature_layer, int):
             raise UnsupportedFamily(
                 f"{self.title} that reads several layers of its encoder ({self.config.vision_feature_layer}) is not "
@@ -76,6 +73,12 @@ class Mistral3(Family):
         (grid,) = layout.segments
         return (Segment(1, grid.h * self.merge, grid.w * self.merge),)
 
+    @property
+    def projector_widths(self) -> tuple[int, ...] | None:
+        """Widths between the projector's layers: the merger's, then the decoder's."""
+        text = self.config.text_config
+        return read_number(self.config.vision_config, "hidden_size"), read_number(text, "hidden_size")
+
     def vision_shape(self) -> VisionShape:
         """Read Pixtral's sizes: MLPs with a gate, rotary embeddings."""
         vision = self.config.vision_config
@@ -88,7 +91,7 @@ class Mistral3(Family):
             decoder_width=read_number(self.config.text_config, "hidden_size"),
             gated_mlp=True,
             merge=self.merge,
-            projector_widths=(read_number(vision, "hidden_size"), read_number(self.config.text_config, "hidden_size")),
+            projector_widths=self.projector_widths,
             rotary=True,
             joint=True,
         )

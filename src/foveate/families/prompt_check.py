@@ -25,7 +25,7 @@ def prompt_layouts(family: Family, inputs: Mapping[str, Any]) -> tuple[Layout, .
     layouts = family.layouts(inputs)
     ids: Tensor = inputs["input_ids"]
     images = ids == family.image_token
-    written, wanted = int(images.sum()), sum(layout.total for layout in layouts)
+    written, wanted = int(images.sum()), sum(layout.placeholders for layout in layouts)
     if written != wanted:
         images_given = f"{len(layouts)} image{'' if len(layouts) == 1 else 's'}"
         raise FoveateError(

@@ -32,6 +32,8 @@ class VisionShape:
         rotary: whether the encoder has rotary embeddings; its norms are unfused RMS norms then, else fused layer norms.
         joint: whether images are padded to one size and cut into patches, and then the patches of all images of a call
             are one sequence, whose attention is computed as a whole and masked where images differ.
+        pooling: whether one more row attends to all patches after the last layer, as in SigLIP with its head; the model
+            computes its output, which nothing reads.
 
     Raises:
         FoveateError: the width is no multiple of the number of heads.
@@ -53,6 +55,7 @@ class VisionShape:
     projector_widths: tuple[int, ...] | None = None
     rotary: bool = False
     joint: bool = False
+    pooling: bool = False
 
     def __post_init__(self) -> None:
         if self.width % self.heads:

@@ -64,7 +64,8 @@ class Batches:
         images = self.images(one)
         found = processor_inputs(self._processor, text, images, f"{one.name}: the processor refuses it")
         inputs = {name: value for name, value in found.items() if isinstance(value, Tensor)}
-        expected = sum(layout.total for layout in self._family.layouts(inputs)) if "pixel_values" in inputs else 0
+        layouts = self._family.layouts(inputs) if "pixel_values" in inputs else ()
+        expected = sum(layout.placeholders for layout in layouts)
         return self.labelled(inputs, text, spans, one.name, expected)
 
     def spoken(self, one: Conversation) -> tuple[str, list[tuple[int, int]]]:
