@@ -367,3 +367,21 @@ def test_a_chat_template_that_never_ends(folder, monkeypatch):
         if thread is not threading.current_thread():
             thread.join(10)
     assert threading.active_count() <= before
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("repetition_penalty", -1),
+        ("repetition_penalty", "x"),
+        ("forced_eos_token_id", 10**7),
+        ("begin_suppress_tokens", "x"),
+        ("suppress_tokens", [10**6]),
+        ("penalty_alpha", 0.6),
+        ("assistant_early_exit", 99),
+        ("prompt_lookup_num_tokens", -3),
+    ],
+)
+def test_generation_configurations(folder, field, value):
+    edited(folder / "generation_config.json", **{field: value})
+    assert f"{field} in the generation_config.json" in refusal(load_model, folder)

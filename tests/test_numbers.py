@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 
 from foveate.errors import FoveateError, KeepError
+from foveate.families import family_of
 from foveate.keep import Keep
+from foveate.loading import skeleton
 from foveate.methods.cluster import Cluster
 from foveate.methods.holov import HoloV
 from foveate.methods.random import Random
 from foveate.numbers import LARGEST_SEED, SEED, Between, check_real, check_whole, read_real, read_share, read_whole
 from foveate.scenes import clip, scene
+from foveate.schedule import schedule
 from foveate.spec import parse
 
 HUGE = pytest.param(10**5000, id="huge")
@@ -99,6 +102,15 @@ def test_options_hold_what_they_declare() -> None:
         with pytest.raises(FoveateError, match="layer must be a whole number, not"):
             check_whole("layer", layer)
     assert check_whole("layer", np.int64(3)) == 3
+
+
+def test_encoder_layers_that_a_model_lacks() -> None:
+    """Found from the configuration alone, and where nothing reads the layer, too."""
+    family = family_of(skeleton())
+    for spec in ("cls:4:layer=99", "cluster:4:layer=-99", "hired:4:early=6"):
+        with pytest.raises(FoveateError, match="encoder has 6 layers; name one from -6 to 5"):
+            schedule(spec, family)
+    schedule("cls:4:layer=-6+cluster:2:layer=5", family)
 
 
 def test_ranges() -> None:

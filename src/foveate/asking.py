@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from foveate.decoding import Decoding
 from foveate.devices import devices_of
 from foveate.engine import apply, timed
 from foveate.engine.encode import moved
@@ -115,7 +116,7 @@ def ask(
     spec: SpecLike | None = None,
     max_new_tokens: int = 16,
 ) -> Answer:
-    """Answer a prompt greedily, and time the parts.
+    """Answer a prompt under the model's own generation configuration, without sampling, and time the parts.
 
     One run of at most two tokens warms up. Then up to five runs are timed, as many as fit into two seconds.
 
@@ -128,7 +129,8 @@ def ask(
 
     Raises:
         SpecError: the spec can't be read.
-        FoveateError: the model can't do the spec on this image, or prompt and answer are longer than the model takes.
+        FoveateError: the model can't do the spec on this image, or prompt and answer are longer than the model
+            takes, or its generation configuration can't be used.
     """
     family = family_of(model)
     inputs = moved(inputs, family.device)
@@ -144,21 +146,18 @@ def ask(
             f"prompt and answer take {length} + {max_new_tokens} tokens and the model has room for {longest}; "
             "shorten the question or the answer"
         )
-    pad = getattr(processor.tokenizer, "pad_token_id", None)
-    greedy: dict[str, Any] = {"do_sample": False, "num_beams": 1}
-    if pad is not None:
-        greedy["pad_token_id"] = pad
+    decoding = Decoding(model, family.device, processor.tokenizer, max_new_tokens, beams=True).generate_arguments()
     generate: Any = model.generate
 
     with apply(model, spec) if spec is not None else nullcontext():
-        generate(**inputs, **greedy, max_new_tokens=min(2, max_new_tokens))
+        generate(**inputs, **decoding | {"max_new_tokens": min(2, max_new_tokens)})
 
     runs: list[tuple[float, float, float, float, float]] = []
     began = time.perf_counter()
     while True:
         with apply(model, spec, synchronise=True) if spec is not None else nullcontext() as run, timed(model) as times:
             start = now(devices)
-            ids = generate(**inputs, **greedy, max_new_tokens=max_new_tokens)
+            ids = generate(**inputs, **decoding)
             total = (now(devices) - start) * 1e3
         report = None if run is None else run.report()
         compressor = 0.0 if report is None else report.milliseconds

@@ -120,6 +120,8 @@ class Keep:
             )
         if self.auto:
             raise KeepError("keep auto gives no number; the method's `bounds` give the fewest and the most tokens")
+        if not hasattr(tokens, "__index__"):
+            raise KeepError(f"a keep counts a whole number of tokens, not {shown(tokens)}")
         if self.share is not None:
             return max(1, math.floor(self.share * tokens + Fraction(1, 2)))
         assert self.tokens is not None

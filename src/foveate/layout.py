@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Int64
@@ -119,7 +119,8 @@ class Layout:
 
     def __post_init__(self) -> None:
         for name, parts, kind in (("segments", self.segments, Segment), ("structural", self.structural, Structural)):
-            if not isinstance(parts, tuple) or any(not isinstance(part, kind) for part in parts):
+            given: Any = parts
+            if not isinstance(given, tuple) or any(not isinstance(part, kind) for part in parts):  # pyright: ignore
                 raise FoveateError(f"{name} of a layout must be a tuple of {kind.__name__} objects, not {shown(parts)}")
         assert not self.runs or sum(self.runs) == self.total
 

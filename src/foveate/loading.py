@@ -12,7 +12,7 @@ from foveate.embedded import PATH
 from foveate.errors import FoveateError, first_line
 from foveate.files import FileError, is_file, kind_of, read_json_object, shown_path
 from foveate.hub import explain, fetch_config, is_hub_name
-from foveate.model_checks import buffer_names, check_finite, check_loaded, check_processor
+from foveate.model_checks import buffer_names, check_finite, check_generation, check_loaded, check_processor
 from foveate.weight_files import SAFETENSORS_ONLY, check_kinds, check_size, stored_tensors
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ def load_model(
     if source.hub and getattr(config, "quantization_config", None) is None:
         check_kinds(source.name, stored_tensors(source.config.parent), buffer_names(network))
     check_finite(source.name, network)
+    check_generation(source.name, network)
     family_of(network)
     return network.eval()
 

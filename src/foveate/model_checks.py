@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import torch
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, quoted
 
-__all__ = ["buffer_names", "check_finite", "check_loaded", "check_processor"]
+__all__ = ["buffer_names", "check_finite", "check_generation", "check_loaded", "check_processor"]
 
 _FLOATS: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -83,6 +83,45 @@ def check_finite(title: str, network: Any) -> None:
         )
     if not any(totals.values()):
         raise FoveateError(f"all weights of {title} are zero, so its files are damaged; get the model again")
+
+
+def check_generation(title: str, network: Any) -> None:
+    """Check the numbers of a generation configuration that `generate` would stumble over in the middle of an answer.
+
+    Args:
+        title: what errors call the model.
+        network: the model.
+
+    Raises:
+        FoveateError: a penalty is no number above 0, a token is not in the vocabulary, or it asks for a way to decode
+            that needs more than the model.
+    """
+    config = getattr(network, "generation_config", None)
+    if config is None:
+        return
+    vocabulary = getattr(network.config.get_text_config(), "vocab_size", None)
+    for name in ("repetition_penalty", "encoder_repetition_penalty"):
+        value = getattr(config, name, None)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9):
+            raise _no_generation(title, name, value, "a number above 0")
+    for name in ("forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens"):
+        value = getattr(config, name, None)
+        tokens: Any = value if isinstance(value, list) else () if value is None else (value,)
+        for token in tokens:
+            if type(token) is not int or not 0 <= token < (vocabulary or token + 1):
+                raise _no_generation(title, name, token, "tokens of the vocabulary")
+    for name in ("penalty_alpha", "assistant_early_exit", "dola_layers"):
+        if (value := getattr(config, name, None)) is not None:
+            raise _no_generation(title, name, value, "left out: foveate decodes with the model alone")
+    value = getattr(config, "prompt_lookup_num_tokens", None)
+    if value is not None and (type(value) is not int or value < 1):
+        raise _no_generation(title, "prompt_lookup_num_tokens", value, "a whole number of 1 or more")
+
+
+def _no_generation(title: str, name: str, value: object, expected: str) -> FoveateError:
+    return FoveateError(
+        f"{name} in the generation_config.json of {title} is {quoted(value)}, and must be {expected}; correct the file"
+    )
 
 
 def check_processor(title: str, processor: Any, config: Any) -> None:

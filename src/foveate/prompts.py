@@ -18,10 +18,12 @@ __all__ = [
     "chat_ids",
     "chat_text",
     "check_chat_template",
+    "check_prompt",
     "check_question",
     "processor_inputs",
     "question_inputs",
     "question_messages",
+    "question_text",
     "tokenized",
 ]
 
@@ -43,6 +45,22 @@ def check_question(question: str) -> str:
     if (bad := re.search("[\ud800-\udfff]", question)) is not None:
         raise FoveateError(f"the question holds {ascii(bad[0])[1:-1]}, which is no character; write it in UTF-8")
     return question.strip()
+
+
+def check_prompt(prompt: str) -> str:
+    """Return the text that is asked, in which `{question}` stands for each question.
+
+    Raises:
+        FoveateError: it has no such place, or holds bytes that are no text.
+
+    >>> check_prompt("{question} Answer with one word.")
+    '{question} Answer with one word.'
+    """
+    if "{question}" not in prompt:
+        raise FoveateError(
+            f'the prompt {prompt[:60]!r} has no place for the question; write "{{question}} Answer with one word."'
+        )
+    return check_question(prompt)
 
 
 def question_messages(question: str, images: int = 1) -> list[Message]:
@@ -139,15 +157,34 @@ def question_inputs(processor: Any, images: Image.Image | Sequence[Image.Image],
         FoveateError: the question is empty or holds the model's image placeholder, the processor has no chat template,
             or it refuses an image.
     """
-    question = check_question(question)
-    placeholder = getattr(processor, "image_token", None)
-    if isinstance(placeholder, str) and placeholder in question:
-        raise FoveateError(f"the question holds {placeholder}, which stands for the image in prompts; leave it out")
     given = images if isinstance(images, Sequence) else [images]
-    text = chat_text(processor, question_messages(question, len(given)))
+    return processor_inputs(processor, question_text(processor, question, len(given)), given)
+
+
+def question_text(processor: Any, question: str, images: int = 1) -> str:
+    """Write one question after its images as text, by the model's own chat template.
+
+    Args:
+        processor: the model's processor.
+        question: text, not empty, without a placeholder of the model.
+        images: how many come before it.
+
+    Raises:
+        FoveateError: the question is empty or holds a placeholder of the model, or the processor has no chat template,
+            or one that refuses the question or leaves it out.
+    """
+    question = check_question(question)
+    for name in ("image_token", "video_token", "audio_token"):
+        placeholder = getattr(processor, name, None)
+        if isinstance(placeholder, str) and placeholder and placeholder in question:
+            what = name.removesuffix("_token")
+            raise FoveateError(
+                f"the question holds {placeholder}, which stands for the {what} in prompts; leave it out"
+            )
+    text = chat_text(processor, question_messages(question, images))
     if question not in text:
         raise no_template("it leaves out the question")
-    return processor_inputs(processor, text, given)
+    return text
 
 
 def _special_tokens(processor: Any, text: str) -> dict[str, bool]:

@@ -291,7 +291,8 @@ class VisualTokens:
             sides = listed("grid", grid, "(h, w), (t, h, w) or a Layout")
             if len(sides) not in (2, 3):
                 raise FoveateError(f"grid must be (h, w), (t, h, w) or a Layout, not {shown(grid)}")
-            layout = Layout((Segment(*([1, *sides] if len(sides) == 2 else sides)),))
+            t, h, w = [1, *sides] if len(sides) == 2 else sides
+            layout = Layout((Segment(t, h, w),))
         if features.ndim != 3 or features.shape[1] != layout.content:
             raise FoveateError(
                 f"features of shape {tuple(features.shape)} don't fit a layout of {layout.content} tokens; "

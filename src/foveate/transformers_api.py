@@ -7,6 +7,7 @@ classes, `train/` extends the public Trainer, and `costmodel/` builds models to 
 
 from __future__ import annotations
 
+import copy
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -36,8 +37,10 @@ __all__ = [
     "causal_mask",
     "check_version",
     "deepstack_output",
+    "generation_settings",
     "is_transformers_model",
     "last_keys",
+    "logits_processors",
     "new_cache",
     "passes_position_ids",
     "passes_types_from_start",
@@ -47,6 +50,7 @@ __all__ = [
     "refuse_mixed_images",
     "rotate_patches",
     "router_layers",
+    "stop_criteria",
     "window_order",
 ]
 
@@ -230,6 +234,67 @@ def passes_position_ids(model: Any) -> bool:
     except Exception:  # a model's own code, which may want anything else
         return False
     return made.get("position_ids") is not None
+
+
+# Decoding
+
+
+def generation_settings(model: Any) -> Any:
+    """Return a copy of a model's generation configuration, without sampling."""
+    settings = copy.deepcopy(model.generation_config)
+    settings.do_sample = False
+    return settings
+
+
+def logits_processors(model: Any, settings: Any, ids: Tensor, longest: int) -> Any:
+    """Make what changes the logits of each step of greedy decoding, as `generate` makes it for the same prompt.
+
+    Args:
+        model: with `generate`.
+        settings: from `generation_settings`.
+        ids: `(R, S)` int64, prompts of one length, without padding.
+        longest: the most tokens of an answer.
+
+    Returns:
+        A callable that takes the ids so far `(R, S + n)` and logits `(R, V)` float32, and returns logits; it is empty
+        (`len` 0) if the settings change nothing.
+
+    Raises:
+        ValueError: the settings can't be used, or a TypeError: whatever transformers raises for them.
+    """
+    made = copy.deepcopy(settings)
+    made.max_length = ids.shape[1] + longest
+    if made.min_new_tokens is not None:
+        # As in `generate`, it takes the place of a length that counts the prompt.
+        made.min_length = made.min_new_tokens + ids.shape[1]
+    model._prepare_special_tokens(made, True, device=ids.device)
+    return model._get_logits_processor(
+        made, input_ids_seq_length=ids.shape[1], encoder_input_ids=ids, device=ids.device
+    )
+
+
+def stop_criteria(model: Any, settings: Any, tokenizer: Any, device: torch.device) -> Any:
+    """Make what ends an answer, as `generate` makes it, but for the most tokens and the clock.
+
+    Args:
+        model: with `generate`.
+        settings: from `generation_settings`.
+        tokenizer: of the model; settings with strings that end an answer need it.
+        device: of the ids.
+
+    Returns:
+        A callable that takes ids `(R, S)` and scores, and returns which rows have ended, `(R,)` bool; it is empty
+        (`len` 0) if nothing ends an answer.
+
+    Raises:
+        ValueError: the settings can't be used, or a TypeError: whatever transformers raises for them.
+    """
+    from transformers import StoppingCriteriaList
+
+    made = copy.deepcopy(settings)
+    made.max_length = made.max_time = None
+    model._prepare_special_tokens(made, True, device=device)
+    return model._get_stopping_criteria(made, stopping_criteria=StoppingCriteriaList(), tokenizer=tokenizer)
 
 
 # Images

@@ -15,7 +15,7 @@ from foveate.fingerprint import answering_fingerprint
 from foveate.spec import parse
 
 PROCESSOR = SimpleNamespace(
-    chat_template="x", batch_decode=lambda ids, skip_special_tokens: [str(one.tolist()) for one in ids]
+    chat_template="x", batch_decode=lambda ids, skip_special_tokens: [str(each) for each in ids]
 )
 SPECS = ("cluster:6", "prumerge:auto", "cdpruner:4", "stride:5:positions=keep", "pool:4@1", "cluster:7+fastv:3@1")
 """At the input, ragged, reading the question, keeping positions, inside the decoder, both."""

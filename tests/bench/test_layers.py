@@ -89,5 +89,5 @@ def test_nothing_to_ask(deep_model: Any, processor: Any) -> None:
         find_layer(model, processor, "vtw", [])
     with pytest.raises(FoveateError, match="asks nothing"):
         list(practice(0))
-    with pytest.raises(FoveateError, match="at least 0, not -1"):
+    with pytest.raises(FoveateError, match="at least 0 and finite, not -1"):
         find_layer(model, processor, "vtw", list(practice(1)), below=-1.0)

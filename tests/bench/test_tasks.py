@@ -40,7 +40,7 @@ def test_questions_are_gathered_by_image(folder: Path) -> None:
         ("[1]", "line 2 is not a JSON object"),
         ({"image": "a.png", "question": "what ?"}, 'line 2: "answer" is missing'),
         ({**GOOD, "question": " "}, 'line 2: "question" is empty'),
-        ({**GOOD, "answer": True}, 'line 2: "answer" is empty or not text'),
+        ({**GOOD, "answer": True}, 'line 2: "answer" is true; write text'),
         ({**GOOD, "skill": 3}, 'line 2: "skill"'),
         ({**GOOD, "image": "none.png"}, r"line 2: there is no image .*none\.png"),
     ],

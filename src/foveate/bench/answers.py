@@ -1,27 +1,30 @@
-"""Answer many questions about few images, greedily: each compressed image is prefilled once for all its questions.
+"""Answer many questions about few images: each compressed image is prefilled once for all its questions.
 
 What stands before the questions, up to the last visual token, is the same for every question about an image. With
 methods that don't read the question, its keys and values are made once and repeated for the questions. Methods that do
-read it go through the model's own `generate`, question by question, in batches.
+read it, or act inside the decoder, get whole prompts, in batches. All answers then grow in one loop, in which one
+`Decoding` chooses the tokens.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveate.bench.tasks import TaskImage
+from foveate.bench.tasks import TaskImage, TaskQuestion
+from foveate.decoding import Answers, Decoding
 from foveate.devices import devices_of
-from foveate.engine import Encoded, apply, compress, encode, encoder_outputs, timed
+from foveate.engine import Encoded, apply, compress, encode, encoder_outputs
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
-from foveate.prompts import chat_text, check_chat_template, processor_inputs, question_messages, tokenized
+from foveate.prompts import check_chat_template, check_prompt, processor_inputs, question_text, tokenized
 from foveate.spec import Spec
 from foveate.transformers_api import cache_argument, cache_of_output, new_cache
 
@@ -31,7 +34,7 @@ ROWS_AT_ONCE = 128
 _TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
 """Names under which models take which tokens are visual: some count positions by it, some let an image see itself."""
 PLAIN_ROWS = 16
-"""Rows of a batch that goes through `generate`."""
+"""Rows of a batch of whole prompts."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Answered:
 
     Attributes:
         texts: per picture, per question.
+        cut: per picture, per question, whether the answer reached the most tokens without an end.
         before: per picture, visual tokens of the whole prompt.
         after: per picture, visual tokens after the last step (for methods that read the question: on average).
         mean: per picture, visual tokens per decoder layer, averaged over layers (and questions).
@@ -80,6 +84,7 @@ class Answered:
     """
 
     texts: list[list[str]]
+    cut: list[list[bool]]
     before: list[float]
     after: list[float]
     mean: list[float]
@@ -95,16 +100,30 @@ class Asker:
         longest: the most tokens that an answer may have.
         batch: how many prompts the model gets at once, padded on the left to one length. None puts only prompts of one
             length together, which need no padding, and as many questions as share a small cache.
+        greedy: decode without the model's own generation configuration.
+        prompt: what is asked: a text in which `{question}` stands for the question.
 
     Raises:
         UnsupportedFamily: the model is of no supported family.
-        FoveateError: the processor has no chat template, or the batch is smaller than 1.
+        FoveateError: the processor has no chat template, the batch or `longest` is smaller than 1, the prompt has no
+            `{question}`, or the model's generation configuration can't be obeyed.
     """
 
-    def __init__(self, model: nn.Module, processor: Any, longest: int = 16, batch: int | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        longest: int = 16,
+        batch: int | None = None,
+        greedy: bool = False,
+        prompt: str = "{question}",
+    ) -> None:
         check_chat_template(processor)
         if batch is not None and batch < 1:
             raise FoveateError(f"--batch is {batch}; it must be at least 1")
+        if longest < 1:
+            raise FoveateError(f"an answer of at most {longest} tokens is none; allow at least 1")
+        self.prompt = check_prompt(prompt)
         self.batch = batch
         self.model: Any = model
         self.processor = processor
@@ -114,10 +133,8 @@ class Asker:
         self.devices = devices_of(model)
         takes = inspect.signature(self.model.forward).parameters
         self._types = [name for name in _TOKEN_TYPES if name in takes]
-        settings = self.model.generation_config
-        ends = settings.eos_token_id
-        self.ends: list[int] = [] if ends is None else list(ends) if isinstance(ends, list | tuple) else [ends]
-        self.pad: int = settings.pad_token_id if settings.pad_token_id is not None else (self.ends or [0])[0]
+        self.decoding = Decoding(self.model, self.device, getattr(processor, "tokenizer", None), longest, greedy)
+        self.pad: int = self.decoding.pad
 
     # Prompts
 
@@ -125,10 +142,10 @@ class Asker:
         """Prepare all questions about a picture; the image goes through the processor once.
 
         Raises:
-            FoveateError: the image can't be read.
+            FoveateError: the image can't be read, or a question can't be asked.
         """
         image = picture.load()
-        texts = [chat_text(self.processor, question_messages(asked.text)) for asked in picture.questions]
+        texts = self._asked(picture)
         first = processor_inputs(self.processor, texts[0], [image], f"the model's processor refuses {picture.name}")
         family = self.family
         whole: list[int] = first["input_ids"][0].tolist()
@@ -153,6 +170,44 @@ class Asker:
             shared = 0
         pixels = {name: first[name] for name in family.pixel_inputs if name in first}
         return Prompts(pixels, tuple(tuple(row) for row in rows), shared)
+
+    def _asked(self, picture: TaskImage) -> list[str]:
+        """Return the prompts of all questions about a picture as text."""
+        texts = []
+        for asked in picture.questions:
+            try:
+                texts.append(question_text(self.processor, self.prompt.replace("{question}", asked.text)))
+            except FoveateError as error:
+                raise FoveateError(f"{_named(asked, picture)}: {error}") from None
+        return texts
+
+    def check(self, pictures: Iterable[TaskImage]) -> None:
+        """Check that every question can be asked, before any of them is.
+
+        Raises:
+            FoveateError: an image can't be read, a question is empty or holds a placeholder of the model, or a prompt
+                and its answer are longer than the model takes.
+        """
+        room = getattr(self.family.config.get_text_config(), "max_position_embeddings", None)
+        # An image takes as many tokens as another one of its size.
+        taken: dict[tuple[int, int], int] = {}
+        for picture in pictures:
+            texts = self._asked(picture)
+            if room is None:
+                continue
+            image = picture.load()
+            lengths = [len(tokenized(self.processor, text)["input_ids"]) for text in texts]
+            if image.size not in taken:
+                refusal = f"the model's processor refuses {picture.name}"
+                whole = processor_inputs(self.processor, texts[0], [image], refusal)["input_ids"]
+                taken[image.size] = whole.shape[1] - lengths[0]
+            length, asked = max(zip(lengths, picture.questions, strict=True), key=itemgetter(0))
+            length += taken[image.size]
+            if length + self.longest > room:
+                raise FoveateError(
+                    f"{_named(asked, picture)}: prompt and answer take {length} + {self.longest} tokens and the model "
+                    f"has room for {room}; shorten the question or the answer"
+                )
 
     def pixels(self, prompts: Iterable[Prompts], without: Iterable[str] = ()) -> dict[str, Tensor]:
         """Return the images of several prompts as the inputs of one call of the encoder.
@@ -211,7 +266,13 @@ class Asker:
             why = "reads the question" if aware else "acts inside the decoder"
             raise FoveateError(f"{spec} {why}, so its questions can't share an image's keys and values")
         none = [0.0] * len(prompts)
-        answered = Answered([[""] * len(each.rows) for each in prompts], none[:], none[:], none[:])
+        answered = Answered(
+            [[""] * len(each.rows) for each in prompts],
+            [[False] * len(each.rows) for each in prompts],
+            none[:],
+            none[:],
+            none[:],
+        )
         answered.spent.images = len(prompts)
         answered.spent.questions = sum(len(each.rows) for each in prompts)
         if reuse:
@@ -221,10 +282,8 @@ class Asker:
         else:
             rows = ((len(row), (index, n)) for index, each in enumerate(prompts) for n, row in enumerate(each.rows))
             for batch in self._batches(rows, PLAIN_ROWS):
-                if inside:
-                    self._inside(prompts, batch, spec, encoded, answered)
-                else:
-                    self._plainly(prompts, batch, spec, encoded, answered)
+                act = self._inside if inside else self._plainly
+                act(prompts, batch, spec, encoded, answered)
         return answered
 
     def _batches(self, items: Iterable[tuple[int, Any]], most: int) -> Iterator[list[Any]]:
@@ -282,59 +341,89 @@ class Asker:
         for start in range(0, len(rows), at_once):
             batch = rows[start : start + at_once]
             of = torch.tensor([row for row, _ in batch], device=self.device)
-            ends = [prompts[group[row]].rows[n][prompts[group[row]].shared :] for row, n in batch]
-            texts = self._decode(_selected(cache, of), mask[of], positions[..., -1].index_select(-1, of), ends, spent)
-            for (row, n), text in zip(batch, texts, strict=True):
+            whole = [prompts[group[row]].rows[n] for row, n in batch]
+            starts = [prompts[group[row]].shared for row, _ in batch]
+            answers = self._continue(
+                _selected(cache, of), mask[of], positions[..., -1].index_select(-1, of), whole, starts, spent
+            )
+            for (row, n), text, cut in zip(batch, self._texts(answers), answers.cut, strict=True):
                 answered.texts[group[row]][n] = text
+                answered.cut[group[row]][n] = cut
 
-    def _decode(
-        self, cache: Any, mask: Tensor, start: Tensor, ends: Sequence[Sequence[int]], spent: Spent
-    ) -> list[str]:
-        """Return greedy answers for rows whose beginning is in the cache.
+    def _continue(
+        self,
+        cache: Any,
+        mask: Tensor,
+        start: Tensor,
+        rows: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        spent: Spent,
+    ) -> Answers:
+        """Answer prompts whose beginning is in the cache.
 
         Args:
             cache: keys and values of R rows; it grows.
             mask: `(R, P)` int64, 0 where the beginning is padding.
             start: `(R,)` or `(axes, R)`, the position id of the first new token.
-            ends: per row, the ids that are left of its prompt.
+            rows: per row, the ids of its whole prompt.
+            starts: per row, how many of these ids the cache stands for.
             spent: gets the time.
         """
+        ends = [row[start:] for row, start in zip(rows, starts, strict=True)]
         longest = max(map(len, ends))
         ids = torch.tensor([[self.pad] * (longest - len(end)) + list(end) for end in ends], device=self.device)
         real = torch.tensor([[0] * (longest - len(end)) + [1] * len(end) for end in ends], device=self.device)
         positions = start[..., None] + (real.cumsum(dim=1) - 1).clamp(min=0)
-        mask = torch.cat([mask, real], dim=1)
-        rows = torch.arange(len(ends), device=self.device)
-        stop = self._stop
-        answers = torch.full((len(ends), self.longest), self.pad, device=self.device)
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": torch.cat([mask, real], dim=1),
+            "position_ids": positions,
+            **cache_argument(self.model.forward, cache),
+        }
+        return self._decode(inputs, rows, spent)
+
+    def _decode(
+        self, inputs: dict[str, Any], rows: Sequence[Sequence[int]], spent: Spent, *, shrink: bool = True
+    ) -> Answers:
+        """Answer a batch of prompts, token by token.
+
+        Args:
+            inputs: of the first call of the model, with `attention_mask` over all columns; what the decoder's position
+                ids go on from may be among them.
+            rows: per row, the ids of the uncompressed prompt.
+            spent: gets the time.
+            shrink: whether rows whose answers have ended may leave the cache.
+        """
+        answers = self.decoding.answers(rows, self.device)
+        open_rows = torch.arange(len(rows), device=self.device)
+        mask: Tensor = inputs["attention_mask"]
+        positions: Tensor | None = inputs.get("position_ids")
         for step in range(self.longest):
             began = now(self.devices)
-            output = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                use_cache=True,
-                logits_to_keep=1,
-                **cache_argument(self.model.forward, cache),
-            )
-            ids = output.logits[:, -1:].argmax(dim=-1)
-            answers[rows, step] = ids[:, 0]
-            open_rows = (~torch.isin(ids[:, 0], stop)).nonzero().squeeze(1)
+            output = self.model(**inputs, use_cache=True, logits_to_keep=1)
+            ids = answers.next(output.logits[:, -1], open_rows)
+            going = answers.open(open_rows).nonzero().squeeze(1)
             milliseconds = (now(self.devices) - began) * 1e3
             if step == 0:
                 spent.question += milliseconds
             else:
                 spent.decode += milliseconds
-            if not len(open_rows):
+            if not len(going):
                 break
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-            positions = positions[..., -1:] + 1
-            if len(open_rows) <= len(rows) // 2:
+            cache = cache_of_output(output)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            if positions is not None:
+                positions = positions[..., -1:] + 1
+            if shrink and len(going) <= len(open_rows) // 2:
                 # Rows whose answers have ended are removed from the cache.
-                cache = _selected(cache, open_rows)
-                ids, mask, rows = ids[open_rows], mask[open_rows], rows[open_rows]
-                positions = positions.index_select(-2, open_rows)
-        return self._texts(answers)
+                cache = _selected(cache, going)
+                ids, mask, open_rows = ids[going], mask[going], open_rows[going]
+                if positions is not None:
+                    positions = positions.index_select(-2, going)
+            inputs = {"input_ids": ids[:, None], "attention_mask": mask, **cache_argument(self.model.forward, cache)}
+            if positions is not None:
+                inputs["position_ids"] = positions
+        return answers
 
     def _plainly(
         self,
@@ -344,13 +433,14 @@ class Asker:
         encoded: Encoded,
         answered: Answered,
     ) -> None:
-        """Answer whole prompts with the model's own `generate`."""
+        """Answer whole prompts, compressed before the decoder."""
         spent = answered.spent
-        inputs = self.padded([prompts[index].rows[n] for index, n in group])
-        short = compress(self.model, inputs, spec, encoded.pick([index for index, _ in group]))
+        rows = [prompts[index].rows[n] for index, n in group]
+        short = compress(self.model, self.padded(rows), spec, encoded.pick([index for index, _ in group]))
         spent.compressor += short.milliseconds["compressor"]
-        texts = self._generated(short, spent)
-        _record(prompts, group, texts, [(image.before, image.after, image.after) for image in short.images], answered)
+        answers = self._decode(dict(short), rows, spent)
+        counts = [(image.before, image.after, image.after) for image in short.images]
+        self._record(prompts, group, answers, counts, answered)
 
     def _inside(
         self,
@@ -360,30 +450,21 @@ class Asker:
         encoded: Encoded,
         answered: Answered,
     ) -> None:
-        """Answer whole prompts with `generate` under `apply`, where steps inside the decoder act."""
+        """Answer whole prompts under `apply`, where steps inside the decoder act."""
         spent = answered.spent
-        inputs = self.padded([prompts[index].rows[n] for index, n in group])
+        rows = [prompts[index].rows[n] for index, n in group]
+        inputs = self.padded(rows)
         # Position ids may need the other inputs that describe the images.
         inputs |= self.pixels((prompts[index] for index, _ in group), without=("pixel_values",))
         inputs["mm_encoder_outputs"] = encoder_outputs(self.model, encoded.pick([index for index, _ in group]))
         with apply(self.model, spec, synchronise=True) as run:
-            texts = self._generated(inputs, spent)
+            answers = self._decode(inputs, rows, spent, shrink=False)
         report = run.report()
         spent.compressor += report.milliseconds
         # Steps inside the decoder run during its prefill; their time is not counted twice.
-        spent.question -= report.inside
+        spent.question -= report.milliseconds
         counts = [(image.before, image.after, image.mean_over_layers) for image in report.images]
-        _record(prompts, group, texts, counts, answered)
-
-    def _generated(self, inputs: Mapping[str, Any], spent: Spent) -> list[str]:
-        """Return the answers of the model's own `generate` to a batch of prompts; `spent` gets the time."""
-        with timed(self.model) as times:
-            output = self.model.generate(
-                **inputs, max_new_tokens=self.longest, do_sample=False, num_beams=1, pad_token_id=self.pad
-            )
-        spent.question += times.prefill
-        spent.decode += times.decode
-        return self._texts(output[:, inputs["input_ids"].shape[1] :])
+        self._record(prompts, group, answers, counts, answered)
 
     def padded(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
         """Return prompts as the text inputs of one call, padded on the left, so that all end in the last column."""
@@ -394,38 +475,40 @@ class Asker:
         types = {name: (ids == self.family.image_token).int() for name in self._types}
         return {"input_ids": ids, "attention_mask": mask, **types}
 
-    @property
-    def _stop(self) -> Tensor:
-        return torch.tensor(self.ends, dtype=torch.int64, device=self.device)
+    def _texts(self, answers: Answers) -> list[str]:
+        return self.processor.batch_decode(answers.ids(), skip_special_tokens=True)
 
-    def _texts(self, ids: Tensor) -> list[str]:
-        """Return rows of new ids as text up to their end; batches go on until all rows have ended."""
-        ended = torch.isin(ids, self._stop).long().cumsum(dim=1) > 0
-        return self.processor.batch_decode(ids.masked_fill(ended, self.pad), skip_special_tokens=True)
+    def _record(
+        self,
+        prompts: Sequence[Prompts],
+        group: Sequence[tuple[int, int]],
+        answers: Answers,
+        counts: Sequence[tuple[int, int, float]],
+        answered: Answered,
+    ) -> None:
+        """Store answers to single questions at their image and question.
+
+        Args:
+            prompts: of all pictures.
+            group: per answer, the picture and the number of its question.
+            answers: to these.
+            counts: per answer, visual tokens of the full prompt, after the last step, and per decoder layer on average.
+            answered: gets them; what questions of a picture differ in is averaged over them.
+        """
+        answered.spent.compressions += len(group)
+        texts = self._texts(answers)
+        for (index, n), text, cut, count in zip(group, texts, answers.cut, counts, strict=True):
+            before, after, mean = count
+            answered.texts[index][n] = text
+            answered.cut[index][n] = cut
+            answered.before[index] = before
+            answered.after[index] += after / len(prompts[index].rows)
+            answered.mean[index] += mean / len(prompts[index].rows)
 
 
-def _record(
-    prompts: Sequence[Prompts],
-    group: Sequence[tuple[int, int]],
-    texts: Sequence[str],
-    counts: Sequence[tuple[int, int, float]],
-    answered: Answered,
-) -> None:
-    """Store answers to single questions at their image and question.
-
-    Args:
-        prompts: of all pictures.
-        group: per answer, the picture and the number of its question.
-        texts: the answers.
-        counts: per answer, visual tokens of the full prompt, after the last step, and per decoder layer on average.
-        answered: gets them; what questions of a picture differ in is averaged over them.
-    """
-    answered.spent.compressions += len(group)
-    for (index, n), text, (before, after, mean) in zip(group, texts, counts, strict=True):
-        answered.texts[index][n] = text
-        answered.before[index] = before
-        answered.after[index] += after / len(prompts[index].rows)
-        answered.mean[index] += mean / len(prompts[index].rows)
+def _named(asked: TaskQuestion, picture: TaskImage) -> str:
+    text = asked.text if len(asked.text) <= 60 else f"{asked.text[:57]}..."
+    return f'the question "{text}" about {picture.name}'
 
 
 def _after_last(ids: Sequence[int], family: Family) -> int:

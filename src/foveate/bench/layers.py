@@ -24,7 +24,8 @@ class LayerEffect:
 
     Attributes:
         layer: of the decoder, counted from zero.
-        divergence: KL(compressed, dense) between the two distributions of that token, in nats, mean over questions.
+        divergence: KL(compressed, dense) between the two distributions of that token under the model's own generation
+            configuration, in nats, mean over questions.
         same: share of questions for which the likeliest token stays the same.
     """
 
@@ -111,28 +112,33 @@ def find_layer(
 
     Raises:
         UnsupportedFamily: the model is of no supported family.
-        FoveateError: the rule names a place, there is no picture, or the model can't do it.
+        FoveateError: a question can't be asked, the rule names a place, there is no picture, or the model can't do it.
     """
     method = rule_of(rule).method
     if not pictures:
         raise FoveateError("there is no picture to ask about")
-    if not below >= 0:
-        raise FoveateError(f"the divergence must be at least 0, not {below}")
-    asker = Asker(model, processor)
+    if not 0 <= below < float("inf"):
+        raise FoveateError(f"the divergence must be at least 0 and finite, not {below}")
+    asker = Asker(model, processor, longest=1)
+    asked = [
+        replace(picture, questions=(picture.questions[number % len(picture.questions)],))
+        for number, picture in enumerate(pictures)
+    ]
+    asker.check(asked)
     layers = range(1, len(asker.family.decoder_layers))
     away = torch.zeros(len(layers), dtype=torch.float64)
     same = torch.zeros(len(layers), dtype=torch.float64)
     whole = len(pictures) * (1 + len(layers))
-    for number, picture in enumerate(pictures):
-        asked = picture.questions[number % len(picture.questions)]
-        prompts = asker.prompts(replace(picture, questions=(asked,)))
+    for number, picture in enumerate(asked):
+        prompts = asker.prompts(picture)
         inputs = {**asker.pixels([prompts]), **asker.padded(prompts.rows)}
-        dense = _next_token(model, inputs)
+        ids: Tensor = inputs["input_ids"]
+        dense = _next_token(asker, inputs, ids)
         step(number * (1 + len(layers)) + 1, whole)
         for at, layer in enumerate(layers):
             with apply(model, Spec((Step(method, (layer,)),))):
-                short = _next_token(model, inputs)
-            away[at] += float(kl_div(dense, short, reduction="sum", log_target=True).clamp(min=0))
+                short = _next_token(asker, inputs, ids)
+            away[at] += _divergence(dense, short)
             same[at] += int(dense.argmax()) == int(short.argmax())
             step(number * (1 + len(layers)) + at + 2, whole)
     away, same = away / len(pictures), same / len(pictures)
@@ -140,9 +146,16 @@ def find_layer(
     return LayerSearch(str(method), below, len(pictures), tuple(effects))
 
 
-def _next_token(model: Any, inputs: dict[str, Any]) -> Tensor:
-    """Return the log-probabilities of the first token of the answer: `(V,)` float32."""
-    return model(**inputs, use_cache=False, logits_to_keep=1).logits[0, -1].float().log_softmax(dim=-1)
+def _next_token(asker: Asker, inputs: dict[str, Any], ids: Tensor) -> Tensor:
+    """Return the log-probabilities of the first token of the answer, as decoding sees them: `(V,)` float32."""
+    logits: Tensor = asker.model(**inputs, use_cache=False, logits_to_keep=1).logits[:, -1]
+    return asker.decoding.processed(ids, logits)[0].log_softmax(dim=-1)
+
+
+def _divergence(dense: Tensor, short: Tensor) -> float:
+    """Return KL(short, dense) in nats; tokens that decoding rules out in both count nothing."""
+    possible = ~dense.isneginf()
+    return float(kl_div(dense[possible], short[possible], reduction="sum", log_target=True).clamp(min=0))
 
 
 def practice(questions: int) -> Iterator[TaskImage]:

@@ -39,7 +39,8 @@ def measure(
 
     Returns:
         "configurations": one entry each, dense first, then by budget, with "difference" to dense and "against", the
-        paired difference to each baseline of its budget; "pairs": see `_pairs`; "floor"; counts. Times are milliseconds
+        paired difference to each baseline of its budget, and "cut", how many answers reached the most tokens without an
+        end; "pairs": see `_pairs`; "floor"; counts. Times are milliseconds
         per question about a new image, from as many "images" as one session measured for all configurations; shares
         are between 0 and 1.
     """
@@ -145,6 +146,7 @@ def _configuration(
         },
         **_accuracy(own, dense),
         "loyalty": sum(same) / len(same),
+        "cut": sum(each.cut for each in own),
         "skills": {
             skill: _accuracy([p for p in own if p.skill == skill], [p for p in dense if p.skill == skill])
             for skill in skills
@@ -195,7 +197,7 @@ def _paired(own: Sequence[Prediction], reference: Sequence[Prediction]) -> dict[
 
 
 def _scores(own: Sequence[Prediction]) -> list[float]:
-    return [float(each.right) for each in own]
+    return [each.score for each in own]
 
 
 def _times(parts: Sequence[Part]) -> dict[str, float]:

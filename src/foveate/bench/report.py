@@ -188,7 +188,24 @@ def caption(metrics: Mapping[str, Any], heads: Collection[str] = HEADS, against:
         sentences.append(PARTS)
     if metrics["floor"] is not None:
         sentences.append(f"Answering without the image scores {metrics['floor']['overall']:.1%}.")
+    sentences += _about_answers(metrics)
     return " ".join(sentences)
+
+
+def _about_answers(metrics: Mapping[str, Any]) -> list[str]:
+    """Return how answers were decoded and scored, and how many were cut; [] for results that don't say it."""
+    if "decoding" not in metrics:
+        return []
+    scoring = metrics["scoring"]
+    sentences = [f"Decoding: {printable(metrics['decoding'])}.", f"Scoring: {printable(scoring['name'])} ("]
+    sentences[-1] += f"{printable(scoring['title'])})."
+    if metrics["prompt"] != "{question}":
+        sentences.append(f'Prompt: "{printable(metrics["prompt"])}".')
+    cut = [f"{row['spec']} {row['cut']:,}" for row in metrics["configurations"] if row["cut"]]
+    if cut:
+        most = metrics["longest_answer"]
+        sentences.append(f"Answers cut at {most} tokens (--max-new-tokens): {printable(', '.join(cut))}.")
+    return sentences
 
 
 def _about_intervals(metrics: Mapping[str, Any], heads: Collection[str], against: str) -> list[str]:

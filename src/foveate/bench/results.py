@@ -54,9 +54,11 @@ class Prediction:
         image: the picture's name.
         skill: what the question tests, or None.
         question: its text.
-        answer: the right one.
+        answer: the right one; several stand in one line, " | " between them.
         prediction: the model's, as it was decoded.
-        right: whether the two are the same after lower-casing and stripping.
+        right: whether its score is 1.
+        score: from 0 to 1, by the run's metric.
+        cut: whether the answer reached the most tokens without an end.
     """
 
     spec: str
@@ -67,6 +69,13 @@ class Prediction:
     answer: str
     prediction: str
     right: bool
+    score: float = -1.0
+    cut: bool = False
+
+    def __post_init__(self) -> None:
+        if self.score < 0:
+            # Results that are older say whether an answer is right, and no more.
+            object.__setattr__(self, "score", float(self.right))
 
 
 @dataclass(frozen=True)

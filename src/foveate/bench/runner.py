@@ -20,7 +20,8 @@ from foveate.bench.environment import environment
 from foveate.bench.metrics import measure, metrics_text
 from foveate.bench.report import markdown
 from foveate.bench.results import Part, Prediction, ResultsFolder
-from foveate.bench.tasks import Task, TaskImage, normalised
+from foveate.bench.scoring import DEFAULT, Metric, Response, scoring_of
+from foveate.bench.tasks import Task, TaskImage
 from foveate.bench.times import comparable_parts
 from foveate.devices import placement_of
 from foveate.engine import Encoded
@@ -57,6 +58,9 @@ class Benchmark:
         batch: how many images and prompts the model gets at once, padded on the left to one length. None is 8 images,
             of which those whose prompts are equally long go together, and their questions with little padding.
         revision: the commit of a model on the hub, for the results.
+        greedy: decode without the model's own generation configuration, which every row obeys otherwise.
+        prompt: what is asked: a text in which `{question}` stands for the question.
+        score: the name of a metric (`foveate.bench.scoring`), or a function of a `Response`.
 
     Raises:
         FoveateError: a configuration doesn't work on this model or on these images, or the folder holds something
@@ -86,8 +90,14 @@ class Benchmark:
         budgets: Mapping[str, float] | None = None,
         batch: int | None = None,
         revision: str | None = None,
+        greedy: bool = False,
+        prompt: str = "{question}",
+        score: str | Metric = DEFAULT,
     ) -> None:
-        self.asker = Asker(model, processor, longest, batch)
+        self.scoring = scoring_of(score)
+        asked = task.pictures[0].questions[0]
+        self.scoring.score(Response(asked.answers[0], asked.answers, asked.text))
+        self.asker = Asker(model, processor, longest, batch, greedy, prompt)
         self.placement = placement_of(model)
         self.model = model
         self.task = task
@@ -105,6 +115,9 @@ class Benchmark:
             "specs": list(self.specs),
             **({"budgets": self.budgets} if self.budgets else {}),
             "longest_answer": longest,
+            "decoding": self.asker.decoding.to_dict(),
+            "prompt": self.asker.prompt,
+            "scoring": self.scoring.name,
             **self.placement.to_dict(),
             "batch": batch,
             "revision": revision,
@@ -124,6 +137,7 @@ class Benchmark:
         self._first = [self.asker.prompts(replace(first, questions=first.questions[:1]))]
         if not self.folder.whole:
             self._refuse_more_than_there_is()
+            self.asker.check(task.pictures)
 
     @property
     def parts(self) -> int:
@@ -161,6 +175,12 @@ class Benchmark:
         predictions = sorted(self.folder.predictions(), key=lambda each: (order[each.spec], each.number))
         metrics = measure(self.task, self.specs, predictions, self.folder.parts(), floor, self.budgets)
         metrics |= {**self.placement.to_dict(), "batch": self.asker.batch}
+        metrics |= {
+            "decoding": self.asker.decoding.title,
+            "prompt": self.asker.prompt,
+            "scoring": {"name": self.scoring.name, "title": self.scoring.title},
+            "longest_answer": self.asker.longest,
+        }
         where = environment(self.asker.device, time.monotonic() - began)
         texts = {
             "metrics.json": metrics_text(metrics),
@@ -223,12 +243,25 @@ class Benchmark:
             # A method is charged for its signals; with several signals in one run this is an upper bound.
             answered.spent.compressor += signals
         predictions = []
-        for offset, (picture, texts) in enumerate(zip(pictures, answered.texts, strict=True)):
+        for offset, picture in enumerate(pictures):
             first = self._numbers[chunk * self._size + offset]
-            for number, (asked, text) in enumerate(zip(picture.questions, texts, strict=True), start=first):
-                right = normalised(text) == normalised(asked.answer)
+            said = zip(picture.questions, answered.texts[offset], answered.cut[offset], strict=True)
+            for number, (asked, text, cut) in enumerate(said, start=first):
+                score = self.scoring.score(Response(text.strip(), asked.answers, asked.text))
+                answer = " | ".join(dict.fromkeys(asked.answers))
                 predictions.append(
-                    Prediction(name, number, picture.name, asked.skill, asked.text, asked.answer, text.strip(), right)
+                    Prediction(
+                        name,
+                        number,
+                        picture.name,
+                        asked.skill,
+                        asked.text,
+                        answer,
+                        text.strip(),
+                        score == 1,
+                        score,
+                        cut,
+                    )
                 )
         before, after, mean = (sum(each) for each in (answered.before, answered.after, answered.mean))
         self.folder.add(Part(name, chunk, before, after, answered.spent, mean), predictions)

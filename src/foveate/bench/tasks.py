@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,11 +22,16 @@ FLOOR_SCENES: Final = 1_000
 
 @dataclass(frozen=True)
 class TaskQuestion:
-    """One question with its answer, and the skill that it tests, if that is known."""
+    """One question with its answer, or all that are right, and the skill that it tests, if that is known."""
 
     text: str
-    answer: str
+    answer: str | Sequence[str]
     skill: str | None = None
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All answers that are right, as they were given: one may occur several times."""
+        return (self.answer,) if isinstance(self.answer, str) else tuple(self.answer)
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,8 @@ def scenes(questions: int = 500, skip: int = 0) -> Task:
 def jsonl(path: Path, questions: int | None = None, skip: int = 0) -> Task:
     """Read a file with one JSON object per line: image, question, answer, and optionally skill.
 
+    An answer is text or a number, or a list of these, of which any is right.
+
     Every image is opened and decoded here, so that a damaged one is found before the work begins.
 
     Args:
@@ -138,7 +145,7 @@ def jsonl(path: Path, questions: int | None = None, skip: int = 0) -> Task:
     for number, value in read_json_lines(path, advice="--data takes a JSONL file of questions"):
         if questions is not None and sum(map(len, by_image.values())) >= questions:
             break
-        image, asked = _read_question(value, f"{name}, line {number}")
+        image, asked = _question(value, f"{name}, line {number}")
         if image in skipped or (len(skipped) < skip and image not in by_image):
             skipped.add(image)
             continue
@@ -167,19 +174,39 @@ def jsonl(path: Path, questions: int | None = None, skip: int = 0) -> Task:
     return Task(path.stem, tuple(pictures), digest.hexdigest(), tuple(skills))
 
 
-def _read_question(value: Any, where: str) -> tuple[str, TaskQuestion]:
+def _question(value: Any, where: str) -> tuple[str, TaskQuestion]:
+    """Return the image and the question of one line."""
     if not isinstance(value, dict):
         raise FoveateError(f'{where} is not a JSON object; write {{"image": ..., "question": ..., "answer": ...}}')
-    if type(value.get("answer")) in {int, float}:
-        value["answer"] = str(value["answer"])
-    for key in ("image", "question", "answer"):
+    for key in ("image", "question"):
         if not isinstance(value.get(key), str) or not value[key].strip():
             state = "is empty or not text" if key in value else "is missing"
             raise FoveateError(f'{where}: "{key}" {state}; each line needs "image", "question" and "answer"')
+    if "answer" not in value:
+        raise FoveateError(f'{where}: "answer" is missing; each line needs "image", "question" and "answer"')
+    given = value["answer"]
+    answers = [_answer(each, where) for each in (given if isinstance(given, list) else [given])]
+    if not answers:
+        raise FoveateError(f'{where}: "answer" is an empty list; write the answers that are right')
     skill = value.get("skill")
-    if skill is not None and not isinstance(skill, str):
-        raise FoveateError(f'{where}: "skill" is not text; leave it out or write a name')
-    return str(value["image"]), TaskQuestion(str(value["question"]).strip(), str(value["answer"]), skill)
+    if skill is not None and (not isinstance(skill, str) or not skill.strip()):
+        raise FoveateError(f'{where}: "skill" is empty or not text; leave it out or write a name')
+    asked = TaskQuestion(value["question"].strip(), answers[0] if len(answers) == 1 else tuple(answers), skill)
+    return value["image"], asked
+
+
+def _answer(value: Any, where: str) -> str:
+    if type(value) in {int, float}:
+        return str(value)
+    if not isinstance(value, str) or not value.strip():
+        wanted = 'text, a number, or a list of these (for true write "yes")'
+        raise FoveateError(f'{where}: "answer" is {_named(value)}; write {wanted}')
+    return value
+
+
+def _named(value: Any) -> str:
+    names = {type(None): "null", bool: str(value).lower(), dict: "a mapping", list: "a list inside a list"}
+    return names.get(type(value), "empty")
 
 
 def _check_skip(skip: int) -> None:

@@ -112,6 +112,22 @@ def bench(
         ),
     ] = None,
     max_new_tokens: MaxNewTokensOption = 16,
+    prompt: Annotated[
+        str,
+        typer.Option(
+            "--prompt",
+            metavar="TEXT",
+            help='What is asked, such as "{question} Answer with one word."; {question} stands for the question.',
+        ),
+    ] = "{question}",
+    score: Annotated[
+        str,
+        typer.Option("--score", metavar="NAME", help="The metric: words (also short sentences) or exact."),
+    ] = "words",
+    greedy: Annotated[
+        bool,
+        typer.Option("--greedy", help="Decode without the model's own generation configuration (penalties, ...)."),
+    ] = False,
     skills: Annotated[bool, typer.Option("--skills", help="Print accuracy per skill as well.")] = False,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -129,6 +145,8 @@ def bench(
     Example: foveate bench --spec cluster --spec cls:64 --questions 200
     """
     from foveate.bench.configurations import BUDGETS, configurations, reference_name
+    from foveate.bench.scoring import scoring_of
+    from foveate.prompts import check_prompt
 
     if match not in (None, "mean", "flops"):
         raise FoveateError(f"--match {match} is unknown; match mean (tokens over layers) or flops (of the prefill)")
@@ -139,6 +157,8 @@ def bench(
     budgets: dict[str, float] = {}
     if questions is not None and questions < 1:
         raise FoveateError(f"--questions is {questions}; it must be at least 1")
+    check_prompt(prompt)
+    scoring_of(score)
     silence_transformers()
     arguments = placement_arguments(device, dtype, device_map, quantize)
     if out is not None:
@@ -164,7 +184,19 @@ def bench(
         loaded = load_model(model, revision=commit, **arguments)
     with spinner("Checking the model's images"):
         run = Benchmark(
-            loaded, processor, task, specs, out, max_new_tokens, _typed_command(), budgets, batch, revision=commit
+            loaded,
+            processor,
+            task,
+            specs,
+            out,
+            max_new_tokens,
+            _typed_command(),
+            budgets,
+            batch,
+            revision=commit,
+            greedy=greedy,
+            prompt=prompt,
+            score=score,
         )
     for line in lacking:
         notes().print(line)

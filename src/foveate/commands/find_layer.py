@@ -66,8 +66,10 @@ def find_layer(
 
         # All input is checked before the model is loaded.
         rule = str(layers.rule_of(rule).method)
-        if not below >= 0:
-            raise FoveateError(f"--below is {below:g}; it must be at least 0, as divergences are")
+        if not 0 <= below < float("inf"):
+            raise FoveateError(f"--below is {below:g}; it must be at least 0, as divergences are, and finite")
+        if questions < 1:
+            raise FoveateError(f"--questions {questions} asks nothing; ask at least 1")
         asked = list(layers.practice(questions)) if data is None else list(jsonl(data).pictures[:questions])
         silence_transformers()
         arguments = placement_arguments(device, dtype, device_map, quantize)

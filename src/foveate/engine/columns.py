@@ -209,6 +209,7 @@ class PackedRun:
         span: how far it moves the position of what follows it, so far.
         begin: `()` int64 on the device, the position id of its first place; None if it has none.
         end: if nothing is left of it, the place after its last one; None if it was gone before.
+        complete: whether this step has left out nothing of its image, so that its positions move as a whole.
     """
 
     row: int
@@ -216,10 +217,11 @@ class PackedRun:
     span: int
     begin: Tensor | None
     end: int | None = None
+    complete: bool = False
 
 
 def pack_positions(columns: Columns, runs: Sequence[PackedRun]) -> tuple[Columns, list[PackedRun]]:
-    """Give runs of images position ids without gaps, and move up what follows them.
+    """Give runs of images position ids without gaps, and move up what follows them. Complete ones have no gaps.
 
     Returns:
         The columns with new positions, and each run with its new span and begin.
@@ -228,6 +230,8 @@ def pack_positions(columns: Columns, runs: Sequence[PackedRun]) -> tuple[Columns
     rows, width = columns.index.shape
     shift = np.zeros((rows, width + 1), dtype=np.int64)
     for run in runs:
+        if run.complete:
+            continue
         if len(run.places):
             shift[run.row, run.places[-1] + 1] += run.span - len(run.places)
         elif run.end is not None:
@@ -245,6 +249,9 @@ def pack_positions(columns: Columns, runs: Sequence[PackedRun]) -> tuple[Columns
             packed.append(run)
             continue
         begin = run.begin - int(shift[run.row, run.places[0]])
+        if run.complete:
+            packed.append(replace(run, begin=begin))
+            continue
         steps = begin + torch.arange(len(run.places), device=device)
         where = on_device(run.row * width + run.places, device)
         flat = flat.index_copy(1, where, steps.expand(flat.shape[0], -1))

@@ -11,7 +11,7 @@ ones on the device alone. Only a rule whose count depends on the content makes t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -566,6 +566,7 @@ class DecoderPass:
         for number in staying if packs else ():
             landing = closing.landing[self.images[number].row]
             ends[number] = [int(landing[run[-1]]) + 1 if len(run) else None for run in runs[number]]
+        complete = {number for number, places in staying.items() if len(places) == len(self.images[number].places)}
         hidden = self._shorten(layer, hidden, planned, staying, closing)
         for number, places in staying.items():
             image = self.images[number]
@@ -574,7 +575,7 @@ class DecoderPass:
             image.layout = one_row(len(places))
             image.expected = image.expected.after(image.methods[layer])
         if packs:
-            self._pack(ends)
+            self._pack(ends, complete)
         self.counts[layer] = [len(image.places) + image.structural.shape[1] for image in self.images]
         self.applied += [(layer, group.members, group.plan) for group in planned]
         self.milliseconds += (self.clock() - began) * 1e3
@@ -741,18 +742,19 @@ class DecoderPass:
             image.signals = {signal: value[slot] for signal, value in image.signals.items()}
             image.slot = slot if image.slot is None else image.slot[slot]
 
-    def _pack(self, ends: Mapping[int, Sequence[int | None]]) -> None:
+    def _pack(self, ends: Mapping[int, Sequence[int | None]], complete: Collection[int]) -> None:
         """Give images position ids without gaps; what follows moves up.
 
         Args:
             ends: per image that a step acted on, the place after the last one of each run; None if it was gone before.
+            complete: numbers of images of which it has left out nothing.
         """
         assert self._columns is not None
         runs: list[PackedRun] = []
         for number, image in enumerate(self.images):
             gone = ends.get(number, [None] * len(image.spans))
             for places, span, begin, end in zip(image.run_places, image.spans, image.begins, gone, strict=True):
-                runs.append(PackedRun(image.row, places, span, begin, end))
+                runs.append(PackedRun(image.row, places, span, begin, end, number in complete))
         self._columns, packed = pack_positions(self._columns, runs)
         moved = iter(packed)
         for image in self.images:

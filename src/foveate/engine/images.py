@@ -148,7 +148,9 @@ class _ImageGroup:
             slot, source = layout.placed(to_dense[kept])
             if any(not token.is_text for token in layout.structural):
                 own, ridden = _with_structural(own, ridden, self.encoded.structural[image], layout, source)
-            if packed:
+            # An image of which everything stays has no gaps to close: it is the dense model's.
+            own_positions = not small and (not packed or (seen == layout and len(kept) == layout.content))
+            if packed and not own_positions:
                 lengths = layout.run_of[slot].bincount(minlength=len(layout.run_lengths)).tolist()
                 positions = torch.cat([torch.arange(length) for length in lengths]).expand(relative.shape[0], -1)
                 spans = reaches = tuple(lengths)
@@ -163,7 +165,7 @@ class _ImageGroup:
                     positions,
                     spans,
                     companions=tuple(ridden),
-                    own_positions=not packed and not small,
+                    own_positions=own_positions,
                     seen=seen,
                     plan=None if plan is None else plan.image(row, len(kept)),
                     reaches=reaches,

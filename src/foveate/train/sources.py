@@ -244,7 +244,9 @@ def read_conversation(value: Mapping[str, Any], where: str, folder: Path) -> Con
     """
     given = value.get("images", value.get("image"))
     listed: Sequence[Any] = () if given is None else given if isinstance(given, list | tuple) else (given,)
-    images = tuple(folder / each if isinstance(each, str) and each.strip() else each for each in listed)
+    images: tuple[Any, ...] = tuple(
+        folder / each if isinstance(each, str) and each.strip() else each for each in listed
+    )
     if any(not isinstance(each, Image.Image | Path) for each in images):
         raise FoveateError(f'{where}: "image" holds no path and no picture; write a path, or leave it out')
     if "messages" in value:

@@ -125,7 +125,8 @@ class MemoryStore:
         """
         memory = self.get(key, model)
         if memory is None:
-            check_kind("make", make, Callable, "a function that encodes the image")
+            if not callable(make):
+                raise FoveateError(f"make must be a function that encodes the image, not {shown(make)}")
             memory = make()
             check_kind("what make returns", memory, VoCoMemory, "a VoCoMemory")
             try:

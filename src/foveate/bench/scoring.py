@@ -1,0 +1,233 @@
+"""Score answers: a registry of metrics, and the default one, which reads free answers.
+
+A metric is a function of one `Response`; it returns a score from 0 to 1. A table's accuracy is the mean score.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Final
+
+from foveate.errors import FoveateError
+
+__all__ = ["DEFAULT", "Metric", "Response", "Scoring", "exact", "metric", "metrics", "scoring_of", "words"]
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a metric sees.
+
+    Attributes:
+        prediction: the model's answer, as it was decoded.
+        answers: the right ones, as the data gives them, at least one; an answer that several people gave stands there
+            several times.
+        question: its text.
+    """
+
+    prediction: str
+    answers: tuple[str, ...]
+    question: str = ""
+
+
+Metric = Callable[[Response], float]
+"""Returns the score of one answer: 0 is wrong, 1 is right."""
+
+_METRICS: dict[str, tuple[Metric, str]] = {}
+DEFAULT: Final = "words"
+
+
+def metric(name: str, title: str) -> Callable[[Metric], Metric]:
+    """Register a metric under a name, which `bench --score` takes.
+
+    Args:
+        name: in lower case.
+        title: what tables say about it: one sentence without its full stop.
+
+    Raises:
+        FoveateError: the name is taken.
+
+    >>> @metric("length", "the share of the right answer's length")
+    ... def length(response):
+    ...     return min(1.0, len(response.prediction) / len(response.answers[0]))
+    >>> "length" in metrics()
+    True
+    """
+    if name in _METRICS:
+        raise FoveateError(f'a metric is called "{name}" already; choose another name')
+
+    def register(function: Metric) -> Metric:
+        _METRICS[name] = function, title
+        return function
+
+    return register
+
+
+def metrics() -> tuple[str, ...]:
+    """Return the names of all metrics."""
+    return tuple(_METRICS)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A metric with its name, and what tables say about it."""
+
+    name: str
+    title: str
+    function: Metric
+
+    def score(self, response: Response) -> float:
+        """Return the score of one answer.
+
+        Raises:
+            FoveateError: the metric returned something other than a number from 0 to 1.
+        """
+        value = self.function(response)
+        if not isinstance(value, bool | int | float) or not 0 <= value <= 1:
+            raise FoveateError(
+                f"the metric {self.name} scored {response.prediction[:40]!r} as {str(value)[:40]}; it must return a "
+                "number from 0 to 1"
+            )
+        return float(value)
+
+
+def scoring_of(metric: str | Metric = DEFAULT) -> Scoring:
+    """Return a metric by its name, or one of your own.
+
+    Raises:
+        FoveateError: no metric has that name.
+
+    >>> scoring_of("exact").score(Response("Red", ("red",)))
+    1.0
+    """
+    if callable(metric):
+        name = f"{getattr(metric, '__module__', '?')}.{getattr(metric, '__qualname__', type(metric).__qualname__)}"
+        return Scoring(name, f"{name}, a metric of the caller's", metric)
+    if metric not in _METRICS:
+        near = get_close_matches(str(metric), _METRICS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise FoveateError(f"no metric is called {str(metric)[:40]!r}{hint} (there are {', '.join(_METRICS)})")
+    function, title = _METRICS[metric]
+    return Scoring(metric, title, function)
+
+
+# The metrics
+
+
+@metric("exact", "the answer itself, in any case")
+def exact(response: Response) -> float:
+    """Score 1 if the prediction is one of the answers, in lower case and with single blanks.
+
+    >>> exact(Response(" Dark  Red ", ("dark red",))), exact(Response("dark red.", ("dark red",)))
+    (1.0, 0.0)
+    """
+    found = " ".join(response.prediction.lower().split())
+    return float(any(" ".join(answer.lower().split()) == found for answer in response.answers))
+
+
+@metric(DEFAULT, "the answer, or a short sentence that says nothing else; case, punctuation and articles don't count")
+def words(response: Response) -> float:
+    """Score 1 if the prediction is one of the answers, or a sentence that gives this answer and no other.
+
+    Both are normalised as VQA's evaluation does (arXiv 1505.00468, Section 4): lower case; no punctuation but what
+    stands inside a number; no articles; numbers up to twenty as digits ("none" is 0). Plurals are not folded.
+
+    If one of the answers is yes or no, the first word of the prediction must be it, and the other one must not occur.
+    Any other answer must be the whole prediction, or stand in it as whole words, and what is left must be words of the
+    question or words that carry no answer ("it", "is", "there", "in", "picture"). A negation, an "or", another number,
+    or a word of which nobody knows whether it is a second answer makes the prediction wrong. In a question that offers
+    a choice ("red or blue"), the words that are offered carry an answer.
+
+    >>> asked = "what colour is the circle ?"
+    >>> [words(Response(said, ("red",), asked)) for said in ("Red.", "The circle is red.", "it's a red circle")]
+    [1.0, 1.0, 1.0]
+    >>> [words(Response(said, ("red",), asked)) for said in ("not red", "red or blue", "red, blue", "reddish", "")]
+    [0.0, 0.0, 0.0, 0.0, 0.0]
+    >>> words(Response("There are two.", ("2",), "how many ?")), words(Response("12", ("2",), "how many ?"))
+    (1.0, 0.0)
+    >>> words(Response("Yes, it is.", ("yes",))), words(Response("No, not yes.", ("yes",)))
+    (1.0, 0.0)
+    """
+    return float(any(_gives(response.prediction, answer, response.question) for answer in set(response.answers)))
+
+
+_NUMBER_WORDS: Final = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty"
+)
+_NUMBERS: Final = {name: str(number) for number, name in enumerate(_NUMBER_WORDS.split())} | {"none": "0"}
+_ARTICLES: Final = {"a", "an", "the"}
+_YES_NO: Final = {"yes", "no"}
+_REJECTING: Final = (
+    "no not never neither nor none nothing without cannot cant dont doesnt didnt isnt arent wasnt werent wont wouldnt "
+    "hasnt havent hadnt unknown unclear unsure or either maybe perhaps but except instead than if"
+)
+"""Words beside an answer that take it back, or offer another."""
+_EMPTY: Final = (
+    "it its is are was were be being been this that these those there here they he she i you we am has have had of in "
+    "on at to as by with from and so then thus which who what answer correct answers image picture photo scene shown "
+    "shows show see seen visible depicted located positioned colored coloured color colour shape number count total "
+    "exactly only just appears seems looks called named says reads would can will do does sure"
+)
+"""Words that carry no answer."""
+_WORD: Final = re.compile(r"-?\d+(?:[.:/]\d+)*(?![^\W_])|[^\W_]+")
+
+
+def _words(text: str, articles: bool = False) -> list[str]:
+    """Return the words of a text in their normal form, without articles unless nothing else is there."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"[\u2212\u2013](?=\d)", "-", text)
+    # it's -> its, don't -> dont: an apostrophe ends no word.
+    text = re.sub(r"(?<=\w)['\u2019](?=\w)", "", text)
+    # A hyphen after a word is no sign of a number.
+    text = re.sub(r"(?<=\w)-(?=\d)", " ", text)
+    found = [_number(word) for word in _WORD.findall(text)]
+    kept = [word for word in found if word not in _ARTICLES]
+    return found if articles or not kept else kept
+
+
+def _number(word: str) -> str:
+    """Return a number in its shortest form, as digits."""
+    word = _NUMBERS.get(word, word)
+    if re.fullmatch(r"-?\d+(\.\d+)?", word) and word.isascii():
+        sign, digits = ("-", word[1:]) if word.startswith("-") else ("", word)
+        whole, _, part = digits.partition(".")
+        whole, part = whole.lstrip("0") or "0", part.rstrip("0")
+        word = (sign if (whole, part) != ("0", "") else "") + whole + (f".{part}" if part else "")
+    return word
+
+
+def _gives(prediction: str, answer: str, question: str) -> bool:
+    """Return whether a prediction gives this answer and no other."""
+    wanted, said = _words(answer), _words(prediction)
+    if not wanted:
+        return prediction.split() == answer.split()
+    if not said:
+        return False
+    if set(wanted) <= _ARTICLES:
+        # The letter of a choice, such as A: only as the last word it is no article.
+        said = _words(prediction, articles=True)
+        if said[-len(wanted) :] != wanted:
+            return False
+    if said == wanted:
+        return True
+    if len(wanted) == 1 and wanted[0] in _YES_NO:
+        return said[0] == wanted[0] and not (_YES_NO - set(wanted)) & set(said)
+    allowed = set(_EMPTY.split()) | set(_words(question, articles=True)) | _ARTICLES
+    allowed -= _offered(question) | set(_REJECTING.split())
+    allowed = {word for word in allowed if not word[-1].isdigit()} | set(wanted)
+    places = (at for at in range(len(said) - len(wanted) + 1) if said[at : at + len(wanted)] == wanted)
+    return any(allowed.issuperset([*said[:at], *said[at + len(wanted) :]]) for at in places)
+
+
+def _offered(question: str) -> set[str]:
+    """Return the words beside each "or" of a question, and beside the commas before it: what it offers as answers."""
+    parts = re.split(r",|\bor\b", question.casefold())
+    if not re.search(r"\bor\b", question.casefold()):
+        return set()
+    before = {word for part in parts[:-1] for word in _words(part)[-1:]}
+    return before | {word for part in parts[1:] for word in _words(part)[:1]}
