@@ -74,7 +74,6 @@ def generated(row: Row, asker: Asker, prompts: list[Prompts]) -> list[list[str]]
 def check(row: Row, settings: str, specs: tuple[str, ...], batch: int | None = None) -> None:
     asker, prompts = asker_of(row, SETTINGS[settings], batch), prompts_of(row)
     dense = answers(asker, prompts, DENSE)
-    assert len({text for texts in dense for text in texts}) > 1, "the test can't see anything"
     assert dense == generated(row, asker, prompts)
     assert dense != answers(asker_of(row, {}, batch), prompts, DENSE), "the settings change nothing"
     for spec in specs:
