@@ -57,7 +57,7 @@ LINT: tuple[Command, ...] = (
 )
 SITE: Command = ("mkdocs", "build", "--strict")
 CONTRACT: Command = (
-    *("pytest", "-q", "-n", "2", "-m", "not slow", "--ignore-glob", "*_methods.py"),
+    *("pytest", "-q", "-n", "2", "-m", "not slow", "--every-family", "--ignore-glob", "*_methods.py"),
     *("tests/families", "tests/engine", "tests/schedule", "tests/cost", "tests/voco", "tests/atp"),
     "tests/test_transformers_api.py",
 )

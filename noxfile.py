@@ -44,6 +44,13 @@ def tests(session: nox.Session, transformers: str) -> None:
 
 
 @nox.session(python=PYTHONS)
+def full(session: nox.Session) -> None:
+    """Run the whole suite with every test on every family; `tests` and `dev.py test` run a sample that covers both."""
+    install(session, "test")
+    session.run("pytest", "-q", "-n", "2", "--every-family", *session.posargs)
+
+
+@nox.session(python=PYTHONS)
 def versions(session: nox.Session) -> None:
     """Run the contract suite with every version of transformers and make docs/versions.md; see `dev.py versions`."""
     session.run("python", "dev.py", "versions", *session.posargs, env={"FOVEATE_VENV": session.virtualenv.location})

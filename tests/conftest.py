@@ -1,4 +1,7 @@
-"""Shapes and dtypes in signatures are checked in tests; drawn cases are the same each time; torchvision is at hand."""
+"""Shapes and dtypes in signatures are checked in tests; drawn cases are the same each time; torchvision is at hand.
+
+Without `--every-family`, the contract suite is a sample: see sample_families.py.
+"""
 
 import sys
 from importlib.util import find_spec
@@ -6,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
@@ -59,3 +63,17 @@ def decode_image(source: str | Tensor, mode: object = None, apply_exif_orientati
 
 
 operators = offer_torchvision()  # which live as long as this name
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-family", action="store_true", help="run each test of the contract suite on every family (nightly)"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    from sample_families import is_chosen_by_name, sample
+
+    if not config.getoption("every_family") and not is_chosen_by_name(config):
+        items[:], dropped = sample(items)
+        config.hook.pytest_deselected(items=dropped)

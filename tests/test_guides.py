@@ -88,7 +88,9 @@ class Tree:
 
     def collected(self, *arguments: str) -> list[str]:
         """The tests of this tree that there are."""
-        out = self.python("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "--collect-only", *arguments)
+        out = self.python(
+            "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "--collect-only", "--every-family", *arguments
+        )
         return [line for line in out.splitlines() if "::" in line]
 
 
