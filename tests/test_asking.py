@@ -5,7 +5,11 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from foveate.asking import seen_part
+import foveate
+from foveate.asking import ask, seen_part
+from foveate.errors import FoveateError
+from foveate.prompts import question_inputs
+from foveate.scenes import scene
 
 
 @pytest.mark.parametrize(
@@ -34,3 +38,34 @@ def test_processors_that_cut_tiles_show_all():
 def test_processors_that_do_not_crop_show_all():
     image = Image.new("RGB", (640, 480))
     assert seen_part(SimpleNamespace(image_processor=SimpleNamespace(do_center_crop=False)), image) is image
+
+
+@pytest.mark.parametrize("spec", [None, "fastv:1.0@2"])
+def test_ask_obeys_the_models_own_configuration(spec):
+    model, processor = foveate.reference()
+    inputs = question_inputs(processor, scene(3).image, "what colour is the circle ?")
+    length = inputs["input_ids"].shape[1]
+    model.generation_config.min_length = length + 4
+    model.generation_config.return_dict_in_generate = True
+    answer = ask(model, processor, inputs, spec, 8)
+    ids = model.generate(**inputs, max_new_tokens=8, do_sample=False).sequences[0, length:]
+    assert answer.new_tokens == len(ids) >= 4
+    assert answer.text == processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("repetition_penalty", 0),
+        ("eos_token_id", "x"),
+        ("num_beams", 0),
+        ("penalty_alpha", 0.6),
+        ("early_stopping", "x"),
+    ],
+)
+def test_ask_refuses_a_configuration_that_cannot_be_used(setting, value):
+    model, processor = foveate.reference()
+    setattr(model.generation_config, setting, value)
+    inputs = question_inputs(processor, scene(3).image, "what colour is the circle ?")
+    with pytest.raises(FoveateError, match="generation configuration"):
+        ask(model, processor, inputs)

@@ -54,6 +54,8 @@ _REFUSED: Final = {
     "max_time": (None, "ends answers by the clock"),
 }
 """Settings that can't act alike on all rows, each with the value that changes nothing, and what it does."""
+_SAMPLING: Final = ("temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""Settings that only sampling reads."""
 _OUTPUT: Final = {
     "return_dict_in_generate": False,
     "output_attentions": False,
@@ -66,6 +68,9 @@ _OUTPUT: Final = {
     "assistant_early_exit": None,
     "prefill_chunk_size": None,
     "use_mtp": None,
+    "compile_config": None,
+    "cache_config": None,
+    "max_length": None,
 }
 """Settings that change how `generate` works and what it returns, but not the answer."""
 _ROW_BY_ROW: Final = ("encoder_repetition_penalty", "encoder_no_repeat_ngram_size")
@@ -150,8 +155,15 @@ class Decoding:
                 "use; take it out of generation_config.json, or decode without the configuration: bench takes --greedy"
             )
 
+        beams = self.settings.num_beams
+        if beams is not None and not (isinstance(beams, int) and not isinstance(beams, bool) and beams >= 1):
+            raise FoveateError(
+                f"the model's generation configuration sets num_beams to {_short(beams)}; it must be a number from 1 on"
+            )
+
     def _try(self) -> None:
         """Use the configuration once, since some of its values are checked only then."""
+        self.settings.validate()
         ids = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
         processors = logits_processors(self.model, self.settings, ids, self.longest)
         self.changes_logits = len(processors) > 0
@@ -187,11 +199,13 @@ class Decoding:
         arguments: dict[str, Any] = {
             **_CHANGES,
             **{name: value for name, (value, _) in _REFUSED.items()},
+            **dict.fromkeys(_SAMPLING),
             **_OUTPUT,
+            # Not 0, which would take the place of `min_length`.
+            "min_new_tokens": None,
             **self.set_values,
         }
-        if self._beams and self.settings.num_beams is not None:
-            arguments["num_beams"] = self.settings.num_beams
+        arguments["num_beams"] = (self._beams and self.settings.num_beams) or 1
         known = {name: value for name, value in arguments.items() if hasattr(self.settings, name)}
         tokenizer = {"tokenizer": self.tokenizer} if self.ends_by_text else {}
         return {**known, **tokenizer, "do_sample": False, "pad_token_id": self.pad, "max_new_tokens": self.longest}
