@@ -148,9 +148,10 @@ def ask(
         )
     decoding = Decoding(model, family.device, processor.tokenizer, max_new_tokens, beams=True).generate_arguments()
     generate: Any = model.generate
+    short = {"max_new_tokens": min(2, max_new_tokens), "min_length": 0, "min_new_tokens": None}
 
     with apply(model, spec) if spec is not None else nullcontext():
-        generate(**inputs, **decoding | {"max_new_tokens": min(2, max_new_tokens)})
+        generate(**inputs, **decoding | short)
 
     runs: list[tuple[float, float, float, float, float]] = []
     began = time.perf_counter()
