@@ -28,7 +28,7 @@ columns, and the last one has sliding windows. The number after a no is its reas
 model of the real architecture.
 """
 
-UNDESCRIBED = {"internvl": "other, plain", "gemma3": "other"}
+UNDESCRIBED = {"janus": "other, plain", "gemma3": "other"}
 
 
 def pages() -> dict[str, str]:

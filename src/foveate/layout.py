@@ -42,6 +42,8 @@ class Segment:
         rows: if the grid consists of tiles that were encoded separately, how many of its rows each row of tiles has,
             from top to bottom; 0 for a row of tiles that was all padding. () means one tile.
         columns: the same for columns, from left to right.
+        part: the part of the image that the grid shows, where the tokens of its tiles come one tile after another: the
+            row and the column of this tile, and how many rows and columns of tiles there are. () means all of it.
     """
 
     t: int
@@ -49,6 +51,7 @@ class Segment:
     w: int
     rows: tuple[int, ...] = ()
     columns: tuple[int, ...] = ()
+    part: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in (("t", self.t), ("h", self.h), ("w", self.w)):
@@ -58,6 +61,8 @@ class Segment:
             check_kind(name, parts, tuple, "a tuple of whole numbers")
             if parts and (any(type(part) is not int or part < 0 for part in parts) or sum(parts) != whole):
                 raise FoveateError(f"{name} of tiles are {parts}, and must be whole numbers whose sum is {whole}")
+        if self.part and (len(self.part) != 4 or any(type(number) is not int or number < 0 for number in self.part)):
+            raise FoveateError(f"part of a segment is {self.part}, and must be 4 whole numbers of 0 or more")
 
     @property
     def count(self) -> int:
@@ -135,6 +140,15 @@ class Layout:
         return self.content + len(self.structural)
 
     @property
+    def whole(self) -> int:
+        """The number of the segment that shows the whole image: the first that does.
+
+        >>> Layout((Segment(1, 2, 2, part=(0, 0, 1, 2)), Segment(1, 2, 2, part=(0, 1, 1, 2)), Segment(1, 2, 2))).whole
+        2
+        """
+        return next((number for number, segment in enumerate(self.segments) if not segment.part), 0)
+
+    @property
     def placeholders(self) -> int:
         """The number of its columns that have the id of the placeholder: all but the structural tokens of text."""
         return self.total - sum(token.is_text for token in self.structural)
@@ -166,7 +180,7 @@ class Layout:
 
         >>> base, left, right = Layout((Segment(1, 1, 2), Segment(1, 2, 3, columns=(1, 2)))).tiles
         >>> left[1].tolist(), right[0], right[1].tolist()
-        ([2, 5], Segment(t=1, h=2, w=2, rows=(), columns=()), [3, 4, 6, 7])
+        ([2, 5], Segment(t=1, h=2, w=2, rows=(), columns=(), part=()), [3, 4, 6, 7])
         """
         return _tiles(self)
 
@@ -234,7 +248,7 @@ def one_row(count: int) -> Layout:
     """Return the layout of `count` tokens whose rows and columns are unknown.
 
     >>> one_row(3).segments
-    (Segment(t=1, h=1, w=3, rows=(), columns=()),)
+    (Segment(t=1, h=1, w=3, rows=(), columns=(), part=()),)
     """
     return Layout((Segment(1, 1, count),))
 

@@ -424,9 +424,11 @@ def refuse_blocks(core: Any) -> None:
     """
     if not hasattr(core, "inputs_merger"):
         return
-    feature, placeholder = torch.zeros(1, 1, 1), torch.tensor([[core.config.image_token_id]])
+    # On the CPU, also where the model has no weights.
+    feature = torch.zeros(1, 1, 1, device="cpu")
+    placeholder = torch.tensor([[core.config.image_token_id]], device="cpu")
     try:
-        core.inputs_merger(placeholder, torch.zeros(1, 1, 1), feature)
+        core.inputs_merger(placeholder, torch.zeros_like(feature), feature)
     except (RuntimeError, ValueError) as error:
         raise UnsupportedFamily(
             f"transformers {_installed()} puts its image features into the prompt in blocks of one length, which "

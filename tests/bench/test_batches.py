@@ -32,7 +32,8 @@ def prompts_of(row: Any) -> tuple[list[Prompts], list[list[str]]]:
         beginning = f"t{3 + 2 * number} {letter}"
         texts.append([f"{beginning} {end}" for end in ("t3", "t5", "t7'1")])
         ids = tuple(tuple(row.ids(text)) for text in texts[-1])
-        prompts.append(Prompts(row.pixels(letter), ids, 3 + 2 * number + row.count(letter)))
+        shared = int(row.image_columns(texts[-1][0])[0][-1]) + 1
+        prompts.append(Prompts(row.pixels(letter), ids, shared))
     return prompts, texts
 
 
@@ -114,6 +115,8 @@ def test_inputs_that_fit_into_no_batch(model: Any, processor: Any) -> None:
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_an_offloaded_model_answers_as_one_in_memory(row: Any, spec: str) -> None:
     """Parameters of an offloaded model are on the meta device; inputs go to where its embeddings run."""
+    if not row.offloads:
+        pytest.skip("the dense model doesn't run while its weights are offloaded")
     from accelerate import cpu_offload
 
     prompts, _ = prompts_of(row)

@@ -327,17 +327,6 @@ DEEPSEEK_OCR2 = other("deepseek_ocr2", deepseek_ocr2, 289, with_crops)
 ALL = (
     other("llava_with_cls", llava_with_cls, 37),
     other(
-        "internvl",
-        maker(
-            "InternVL",
-            "InternVLVisionConfig",
-            "Qwen2Config",
-            {"vision": {"image_size": [84, 84], "patch_size": [14, 14]}},
-            image_token_id=5,
-        ),
-        9,
-    ),
-    other(
         "gemma3",
         gemma3(512),
         9,
@@ -376,14 +365,6 @@ ALL = (
         ),
         78,
         base_and_tile,
-    ),
-    other("idefics3", maker("Idefics3", "Idefics3VisionConfig", "LlamaConfig", image_token_id=5), 9, nested),
-    other(
-        "smolvlm",
-        maker("SmolVLM", "SmolVLMVisionConfig", "LlamaConfig", image_token_id=5),
-        9,
-        nested,
-        since=(5, 21) if INSTALLED == (5, 20) else (5, 18),  # 5.20 takes features in blocks of one length
     ),
     other(
         "aya_vision",

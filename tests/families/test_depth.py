@@ -124,38 +124,34 @@ def by_hand(row: Row, model: Any, prompt: str, spec: str, answer: Tensor | None 
     positions = asked["position_ids"].view(family.position_axes, 1, -1)
     added = list(asked.get("deepstack_visual_embeds") or ())
 
-    # Every image as it is now: where it begins, its content tokens left, and its whole run (gone tokens hold nothing).
+    # Every image as it is now: its columns, its content tokens left, and its whole run (gone tokens hold nothing).
     images: list[dict[str, Any]] = []
-    column = seen = 0
-    for piece in prompt.split():
-        if piece[0] == "t":
-            column += int(piece[1:].split("'")[0])
-            continue
+    columns = torch.arange(hidden.shape[1])
+    seen = 0
+    for piece, own in zip([piece for piece in prompt.split() if piece[0] != "t"], row.image_columns(prompt)):
         layout = row.pictures[piece]
-        total = layout.total
         run, _ = layout.placed(torch.arange(layout.content))
         images.append(
             {
                 "layout": layout,
-                "at": column,
+                "own": own,
                 "run": run,
                 "content": torch.arange(layout.content),
-                "span": family.image_spans(layout)[0],
-                "values": hidden[0, column : column + total].clone(),
-                "added": [level[seen : seen + total].clone() for level in added],
+                "spans": list(family.image_spans(layout)),
+                "values": hidden[0, own].clone(),
+                "added": [level[seen : seen + layout.total].clone() for level in added],
             }
         )
-        column += total
-        seen += total
+        seen += layout.total
 
     for number, layer in enumerate(family.decoder_layers):
         for step in parse(spec).steps:
             if number not in step.places:
                 continue
-            moved = 0
             for image in images:
-                at, count, layout = image["at"] + moved, len(image["run"]), image["layout"]
-                image["values"][image["run"]] = hidden[0, at : at + count]
+                layout, old = image["layout"], image["run"]
+                at = torch.searchsorted(columns, image["own"][old])
+                image["values"][old] = hidden[0, at]
                 places = layout.places[image["content"]]
                 first = len(image["content"]) == layout.content
                 grid = layout if first else (1, len(places))
@@ -166,21 +162,25 @@ def by_hand(row: Row, model: Any, prompt: str, spec: str, answer: Tensor | None 
                 image["values"][kept] = plan.apply(image["values"][places][None])[0]
                 for level in image["added"]:
                     level[kept] = plan.apply(level[places][None])[0]
-                old = image["run"]
                 image["run"], _ = layout.placed(image["content"])
-                left = torch.isin(old, image["run"]).nonzero().squeeze(1)
-                shape = positions[:, :, at : at + count][:, :, left]
-                after = positions[:, :, at + count :]
+                stays = torch.isin(old, image["run"])
                 if step.method.positions == "pack":
-                    begin = positions[:, 0, at - 1].max() + 1 if at else torch.tensor(0)
-                    shape = (begin + torch.arange(len(left))).expand(family.position_axes, 1, -1)
-                    after = after - (image["span"] - len(left))
-                    image["span"] = len(left)
-                positions = torch.cat([positions[:, :, :at], shape, after], dim=2)
-                middle = image["values"][image["run"]][None]
-                hidden = torch.cat([hidden[:, :at], middle, hidden[:, at + count :]], dim=1)
-                image["at"] = at
-                moved += len(left) - count
+                    positions = positions.clone()
+                    for part, span in enumerate(image["spans"]):
+                        here = layout.run_of[old] == part
+                        if not here.any():
+                            continue
+                        begin, end = int(at[here][0]), int(at[here][-1]) + 1
+                        left = at[here & stays]
+                        base = positions[:, 0, begin - 1].max() + 1 if begin else torch.tensor(0)
+                        positions[:, 0, left] = base + torch.arange(len(left))
+                        positions[:, 0, end:] -= span - len(left)
+                        image["spans"][part] = len(left)
+                hidden = hidden.clone()
+                hidden[0, at[stays]] = image["values"][image["run"]]
+                alive = torch.ones(len(columns), dtype=torch.bool)
+                alive[at[~stays]] = False
+                columns, hidden, positions = columns[alive], hidden[:, alive], positions[:, :, alive]
         width = hidden.shape[1]
         mask = torch.full((width, width), torch.finfo(hidden.dtype).min).triu(1)[None, None]
         rotary = family.decoder.rotary_emb(hidden, positions[0] if family.position_axes == 1 else positions)
@@ -188,7 +188,8 @@ def by_hand(row: Row, model: Any, prompt: str, spec: str, answer: Tensor | None 
         if number < len(added):
             hidden = hidden.clone()
             for image in images:
-                hidden[0, image["at"] : image["at"] + len(image["run"])] += image["added"][number][image["run"]]
+                at = torch.searchsorted(columns, image["own"][image["run"]])
+                hidden[0, at] += image["added"][number][image["run"]]
     return model.lm_head(family.decoder.norm(hidden))
 
 

@@ -111,25 +111,17 @@ def eager_maps(model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
 
 def content_columns(row: Row, prompt: str) -> list[Tensor]:
     """The columns of each image's content tokens."""
-    columns: list[Tensor] = []
-    begin = 0
-    for piece in prompt.split():
-        if piece[0] == "t":
-            begin += int(piece[1:].split("'")[0])
-        else:
-            columns.append(begin + row.pictures[piece].places)
-            begin += row.pictures[piece].total
-    return columns
+    letters = [piece for piece in prompt.split() if piece[0] != "t"]
+    return [own[row.pictures[letter].places] for letter, own in zip(letters, row.image_columns(prompt))]
 
 
 def visible(row: Row, inputs: dict[str, Tensor], prompt: str, kept: list[Tensor]) -> Tensor:
     """`(1, S)` bool: text, what is kept of each image, and the structural tokens that stay with it."""
     keep = ~row.is_image(inputs["input_ids"])
     letters = [piece for piece in prompt.split() if piece[0] != "t"]
-    for letter, places, slots in zip(letters, content_columns(row, prompt), kept):
-        layout = row.pictures[letter]
-        run, _ = layout.placed(slots)
-        keep[0, int(places[0]) - int(layout.places[0]) + run] = True
+    for letter, own, slots in zip(letters, row.image_columns(prompt), kept):
+        run, _ = row.pictures[letter].placed(slots)
+        keep[0, own[run]] = True
     return keep
 
 

@@ -261,7 +261,7 @@ def test_training(row: Other) -> None:
     contract.test_gradient_checkpointing_changes_nothing(row, "random:6")
 
 
-@pytest.mark.parametrize("name", ["internvl", "lighton_ocr"])
+@pytest.mark.parametrize("name", ["janus", "lighton_ocr"])
 def test_two_threads(name: str) -> None:
     row = BY_NAME[name]
     model = shared(row)
@@ -290,9 +290,7 @@ def test_nothing_is_left_behind(row: Other) -> None:
     assert torch.equal(contract.logits(model, inputs), dense)
 
 
-@pytest.mark.parametrize(
-    "name", [*(pytest.param(name, marks=BEAMS_OF_SEVERAL_IMAGES) for name in ("idefics3", "aya_vision")), "lighton_ocr"]
-)
+@pytest.mark.parametrize("name", [pytest.param("aya_vision", marks=BEAMS_OF_SEVERAL_IMAGES), "lighton_ocr"])
 def test_text_between_the_tiles_of_an_image(name: str) -> None:
     """What a model takes for one image may be several runs of placeholders; each is a row of tokens of its own."""
     row = BY_NAME[name]
@@ -305,8 +303,6 @@ def test_text_between_the_tiles_of_an_image(name: str) -> None:
     else:
         ids = row.ids("t4") + [5] * 9 + row.ids("t2") + [5] * 9 + row.ids("t5")
         inputs = row.pixels("AB")
-        if name == "idefics3":
-            inputs = {"pixel_values": inputs["pixel_values"].transpose(0, 1)}
         runs = [9, 9]
     inputs |= {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.int64)}
     dense = contract.logits(model, inputs)
@@ -330,9 +326,9 @@ def test_text_between_the_tiles_of_an_image(name: str) -> None:
 @BEAMS_OF_SEVERAL_IMAGES
 def test_beams_when_images_keep_different_numbers() -> None:
     """A model that takes one tensor is given images of different length, and their beams stay with their prompts."""
-    row = BY_NAME["internvl"]
+    row = BY_NAME["janus"]
     model = shared(row)
-    ids = [row.ids("t4 A t5"), row.ids("t2") + [5] * 18 + row.ids("t3")]
+    ids = [row.ids("t4 A t5"), row.ids("t2") + [5] * 2 * row.count("B") + row.ids("t3")]
     longest = max(len(each) for each in ids)
     pads = [longest - len(each) for each in ids]
     inputs = row.pixels("ABC") | {
@@ -352,7 +348,7 @@ def test_beams_when_images_keep_different_numbers() -> None:
 
 
 def test_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = BY_NAME["internvl"]
+    row = BY_NAME["janus"]
     model = shared(row)
     monkeypatch.setattr(generic, "_warned", type(generic._warned)())
 
@@ -362,7 +358,7 @@ def test_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
         with apply(model, "random:6"):
             contract.generate(model, row.inputs(contract.CHAT))
 
-    with pytest.warns(FoveateWarning, match="'internvl'") as caught:
+    with pytest.warns(FoveateWarning, match="'janus'") as caught:
         use()
     assert len([each for each in caught if issubclass(each.category, FoveateWarning)]) == 1
 
@@ -376,10 +372,10 @@ def test_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_is_not_known_is_refused(spec: str, words: str) -> None:
-    row = BY_NAME["internvl"]
+    row = BY_NAME["janus"]
     with pytest.raises(FoveateError, match=words) as caught:
         compress(shared(row), row.inputs(contract.CHAT), spec)
-    assert "InternVL" in str(caught.value)
+    assert "Janus" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -474,7 +470,7 @@ def test_what_a_second_call_of_the_encoder_returns() -> None:
 
 
 def test_values_per_column_that_nobody_knows_are_refused() -> None:
-    row = BY_NAME["internvl"]
+    row = BY_NAME["janus"]
     model = row.model()
     whole = model.model.forward
 
@@ -491,9 +487,9 @@ def test_values_per_column_that_nobody_knows_are_refused() -> None:
 
 def test_commands_on_a_model_that_no_family_describes() -> None:
     """`foveate ask` and `foveate count` ask for the layout of the one image."""
-    row = BY_NAME["internvl"]
+    row = BY_NAME["janus"]
     model = shared(row)
-    assert layout_of_prompt(model, row.inputs(contract.CHAT)) == grid(1, 9)
+    assert layout_of_prompt(model, row.inputs(contract.CHAT)) == grid(1, 36)
     with pytest.raises(FoveateError, match="2 runs of visual tokens"):
         layout_of_prompt(model, row.inputs("t4 A t2 B t5"))
     assert not family_of(model).knows_grids

@@ -9,6 +9,7 @@ from torch import Tensor
 from versions import CACHE, cache_of_output
 
 from foveate.engine import apply, compress
+from foveate.families import family_of
 
 PROMPTS = ("t6 A t5", "t2 B t9 C t3", "t11")
 SPECS = ("random:6", "fastv:0.5@1", "random:9+fastv:0.3@1+vtw@2")
@@ -120,7 +121,7 @@ def test_router_logits_of_a_batch_are_its_samples_alone(row: Row, spec: str, spa
     text = model.config.get_text_config()
     if not hasattr(text, "num_experts"):
         pytest.skip("the model has no experts")
-    layers = model.model.language_model.layers
+    layers = family_of(model).decoder_layers
     for layer in set(range(len(layers))) - set(sparse):
         layers[layer].mlp = torch.nn.Linear(text.hidden_size, text.hidden_size)
     prompts = ("t90", "t6 A t5")

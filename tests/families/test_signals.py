@@ -1,5 +1,6 @@
 """Signals made again from a captured input, against the weights that eager attention reports."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import pytest
@@ -23,7 +24,8 @@ from foveate.tokens import EncoderAttention, EncoderKeys
 def captured(model: Any, inputs: dict[str, Tensor], layer: int) -> Any:
     family = family_of(model)
     with hooked(EncoderHooks(family, [EncoderAttention(layer=layer)], features=True)):
-        return family, images_of(family.encode(inputs))
+        capture = images_of(family.encode(inputs))
+    return family, family.in_prompt(capture, range(len(capture.layouts)), inputs["input_ids"])[0]
 
 
 def weights_of(model: Any, inputs: dict[str, Tensor], layer: int) -> list[Tensor]:
@@ -120,13 +122,19 @@ def with_features(layout: Layout) -> list[Structural | None]:
     return [token for token in columns if token is None or not token.is_text]
 
 
+def by_image(output: Any, layouts: Sequence[Layout]) -> Sequence[Tensor]:
+    """What the encoder returns, whose entries may be tiles or rows of the prompt, by image."""
+    rows = torch.cat([entry.flatten(0, -2) for entry in output.pooler_output])
+    return rows.split([len(with_features(layout)) for layout in layouts])
+
+
 @torch.no_grad()
 def test_features_are_what_the_projector_reads(row: Row) -> None:
     model = row.model()
     inputs = row.inputs("A B")
     family, capture = captured(model, inputs, 1)
     output = family.encode(inputs)
-    for features, layout, whole in zip(family.features(capture), capture.layouts, output.pooler_output):
+    for features, layout, whole in zip(family.features(capture), capture.layouts, by_image(output, capture.layouts)):
         own = [place for place, token in enumerate(with_features(layout)) if token is None]
         torch.testing.assert_close(family.project(features), whole[own], atol=1e-6, rtol=1e-6)
 
@@ -137,7 +145,8 @@ def test_what_is_in_the_prompt_is_the_models_own(row: Row) -> None:
     model = row.model()
     family, capture = captured(model, row.inputs("A B C A"), 1)
     output = family.encode(row.inputs("A B C A"))
-    pieces = zip(family.projected(capture), family.structural(capture), capture.layouts, output.pooler_output)
+    wholes = by_image(output, capture.layouts)
+    pieces = zip(family.projected(capture), family.structural(capture), capture.layouts, wholes)
     for projected, structural, layout, whole in pieces:
         place, _ = layout.placed(torch.arange(layout.content))
         assert torch.equal(place, torch.arange(layout.total))

@@ -12,6 +12,7 @@ from torch import Tensor
 from versions import BEAMS, CACHE, cache_of_output
 
 from foveate.engine import apply, compress
+from foveate.families import family_of
 
 PROMPTS = ("t6 A t5", "t2 B t9 C t3", "t11")
 BEFORE = ("stride:6", "pool2d:6", "cluster:6@features", "cls:6", "resize:0.5@pixels", "prumerge:auto", "random:9")
@@ -41,12 +42,13 @@ def apart(row: Row) -> Any:
 
 def places(model: Any, encoder: str) -> dict[str, str]:
     """Return the device of each block, by its name."""
-    core, decoder = model.model, model.model.language_model
+    core, decoder = model.model, family_of(model).decoder
+    text = next(name for name, part in core.named_children() if part is decoder)
     found = {"": FIRST, "lm_head": SECOND}
     found |= {f"model.{name}": encoder for name, part in core.named_children() if part is not decoder}
-    found |= {f"model.language_model.{name}": FIRST for name, _ in decoder.named_children() if name != "layers"}
-    found["model.language_model.norm"] = SECOND
-    return found | {f"model.language_model.layers.{n}": FIRST if n < 2 else SECOND for n in range(len(decoder.layers))}
+    found |= {f"model.{text}.{name}": FIRST for name, _ in decoder.named_children() if name != "layers"}
+    found[f"model.{text}.norm"] = SECOND
+    return found | {f"model.{text}.layers.{n}": FIRST if n < 2 else SECOND for n in range(len(decoder.layers))}
 
 
 def on(device: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

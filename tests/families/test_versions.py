@@ -43,7 +43,7 @@ def test_checkpointing_is_refused_at_apply_and_when_it_is_turned_on_later(row: R
 @pytest.mark.usefixtures("old")
 @pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}])
 def test_beams_of_several_images_are_refused(row: Row, model: Any, options: dict[str, Any]) -> None:
-    several, single = row.inputs("t6 A t2 B t5", "t3 C"), row.inputs("t6 A t5", "t2", "t3 C")
+    several, single = row.inputs("t6 A t2 B t5", "t3 C"), row.inputs("t6 C t5", "t2", "t3 C")
     with apply(model, "random:6"):
         with pytest.raises(FoveateError, match=r"mixes up the images of a prompt .* or install 5.19"):
             model.generate(**several, max_new_tokens=2, **options)

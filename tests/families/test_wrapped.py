@@ -200,7 +200,7 @@ def test_two_models_in_one_wrapper(row: Row) -> None:
 
 @torch.no_grad()
 def test_a_generic_model_in_a_wrapper() -> None:
-    row = next(each for each in OTHERS if each.name == "internvl")
+    row = next(each for each in OTHERS if each.name == "janus")
     bare, wrapped, inputs = row.model(), Lightning(row.model()), row.inputs(CHAT)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FoveateWarning)

@@ -53,7 +53,7 @@ def test_one_image_is_right_and_two_are_refused(name):
 
 
 def test_frequencies_that_follow_the_length_are_refused():
-    model = BY_NAME["internvl"].model()
+    model = BY_NAME["janus"].model()
     assert frequencies(family_of(model)).shape[0]
     rotary = family_of(model).decoder.rotary_emb
     for name in ("dynamic", "longrope"):
@@ -69,7 +69,7 @@ def test_layers_that_remember_no_keys_are_refused():
 
 def test_asking_leaves_a_model_in_training_as_it_is():
     """The check works in half precision and with dropout, and changes neither modes nor the random state."""
-    model = BY_NAME["internvl"].model(dtype=torch.bfloat16).train()
+    model = BY_NAME["janus"].model(dtype=torch.bfloat16).train()
     family = family_of(model)
     for layer in family.decoder_layers:
         layer.self_attn.k_proj = torch.nn.Sequential(torch.nn.Dropout(0.5), layer.self_attn.k_proj)

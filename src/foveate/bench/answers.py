@@ -237,7 +237,12 @@ class Asker:
         for index, each in enumerate(prompts):
             shape = tuple((name, tuple(value.shape[1:])) for name, value in each.pixels.items())
             shapes.setdefault(shape, []).append(index)
-        parts = [encode(self.model, self.pixels(prompts[index] for index in group), specs) for group in shapes.values()]
+        parts = []
+        for group in shapes.values():
+            images = self.pixels(prompts[index] for index in group)
+            # The prompt tells which tiles are one image.
+            ids = self.padded([prompts[index].rows[0] for index in group])["input_ids"]
+            parts.append(encode(self.model, {**images, "input_ids": ids}, specs))
         order = [index for group in shapes.values() for index in group]
         return _joined(parts).pick([order.index(index) for index in range(len(order))])
 
@@ -454,8 +459,9 @@ class Asker:
         spent = answered.spent
         rows = [prompts[index].rows[n] for index, n in group]
         inputs = self.padded(rows)
-        # Position ids may need the other inputs that describe the images.
-        inputs |= self.pixels((prompts[index] for index, _ in group), without=("pixel_values",))
+        if self.family.position_axes > 1:
+            # Position ids need the other inputs that describe the images.
+            inputs |= self.pixels((prompts[index] for index, _ in group), without=("pixel_values",))
         inputs["mm_encoder_outputs"] = encoder_outputs(self.model, encoded.pick([index for index, _ in group]))
         with apply(self.model, spec, synchronise=True) as run:
             answers = self._decode(inputs, rows, spent, shrink=False)

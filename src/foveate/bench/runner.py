@@ -268,7 +268,8 @@ class Benchmark:
 
     def _refuse_more_than_there_is(self) -> None:
         """Check budgets against the first image, before the encoder runs and anything is written."""
-        layout = self.asker.family.layouts(self._first[0].pixels)[0]
+        first = self._first[0]
+        layout = self.asker.family.layouts({**first.pixels, "input_ids": torch.tensor([first.rows[0]])})[0]
         for name, spec in self.specs.items():
             try:
                 # Later steps check their tokens when they run.

@@ -20,7 +20,7 @@ from foveate.engine.caches import begin_call, cache_state, end_call, refuse_rebu
 from foveate.engine.columns import text_positions
 from foveate.engine.containers import images_of, original
 from foveate.engine.decoder import DecoderPass
-from foveate.engine.encode import Encoded, encoded_from
+from foveate.engine.encode import Encoded, encoded_from, images_of_prompt
 from foveate.engine.hooks import CoreHooks, DecoderHooks, EncoderHooks, StaysWithModel
 from foveate.engine.images import plan_images
 from foveate.engine.known import KnownImages, PreparedInputs, Question, UncachedPrompt
@@ -317,7 +317,7 @@ class CoreCalls(StaysWithModel):
             refuse_mixed_images(len(output.pooler_output), placeholder)
         order = _order_of_images(output.pooler_output, capture, placeholder)
         if isinstance(capture, Capture):
-            capture, order = self.family.in_prompt(capture, order, ids)
+            capture, order = images_of_prompt(self.family, capture, order, ids, self.schedule.pixels)
         known = self._known.get(capture)
         if known is None or not _same_question(known, call):
             known = self._known[capture] = self._plan_images(capture, order, ids, _new_mask(call))
@@ -600,8 +600,10 @@ def _order_of_images(features: Sequence[Tensor] | Tensor, capture: Capture | Enc
     """
     encoded = len(capture.layouts)
     if isinstance(features, Tensor):
-        # Beams are new rows of a new tensor; the rows of the prompt show which belong together.
-        beams, rest = divmod(len(features), encoded)
+        # Beams are new rows of a new tensor; the rows of the prompt show which belong together. Images of different
+        # length are joined in one row, so tokens are counted.
+        came, tokens = features.shape[:-1].numel(), [layout.placeholders for layout in capture.layouts]
+        beams, rest = divmod(came, max(1, sum(tokens)))
         if beams <= 1 and not rest:
             return list(range(encoded))
         order: list[int] = []
@@ -610,10 +612,10 @@ def _order_of_images(features: Sequence[Tensor] | Tensor, capture: Capture | Enc
         for count in counts[::beams].tolist() if not rest and counts.shape[0] % beams == 0 else ():
             first, need = following, count
             while need > 0 and following < encoded:
-                need -= capture.layouts[following].placeholders
+                need -= tokens[following]
                 following += 1
             order += list(range(first, following)) * beams
-        if len(order) == len(features):
+        if sum(tokens[image] for image in order) == came:
             return order
         came = len(features)
     else:

@@ -20,6 +20,7 @@ from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Capture, Family, family_of
 from foveate.families.placement import weights_at_hand
+from foveate.methods import PixelMethod
 from foveate.numbers import Between, check_whole
 from foveate.plan import Plan
 from foveate.schedule import Schedule, schedule
@@ -147,10 +148,32 @@ def encode_for(family: Family, inputs: Mapping[str, Any], schedules: Sequence[Sc
             output = family.encode(moved(inputs, device))
         capture = images_of(output)
         assert isinstance(capture, Capture)
-        capture, _ = family.in_prompt(capture, range(len(capture.layouts)), inputs.get("input_ids"))
+        order = range(len(capture.layouts))
+        capture, _ = images_of_prompt(family, capture, order, inputs.get("input_ids"), pixels)
         milliseconds = (now(device) - began) * 1e3
         encoded = encoded_from(family, capture, signals, features)
     return replace(encoded, steps=schedules[0].encoding if schedules else "", milliseconds=milliseconds)
+
+
+def images_of_prompt(
+    family: Family, capture: Capture, order: Sequence[int], input_ids: Tensor | None, pixels: PixelMethod | None
+) -> tuple[Capture, Sequence[int]]:
+    """Return the capture of a prompt's images, and their order in the prompt; see `Family.in_prompt`.
+
+    Raises:
+        FoveateError: the prompt groups what the encoder saw into images for which the step at `@pixels` asks for other
+            sizes.
+    """
+    found, order = family.in_prompt(capture, order, input_ids)
+    if pixels is not None and capture.sizes and found is not capture:
+        asked = {family.shrunk(layout, pixels.shrink(layout)).segments[0].count for layout in found.layouts}
+        made = zip(capture.layouts, capture.sizes, strict=True)
+        if asked != {family.shrunk(layout, size).segments[0].count for layout, size in made if layout.segments}:
+            raise FoveateError(
+                f"{pixels} asks for tiles of another size where an image has several, and {family.title} shrinks them "
+                "before the prompt tells how many; crops of one size come from a fraction, or a number per=tile"
+            )
+    return found, order
 
 
 def encoded_from(family: Family, capture: Capture, signals: Sequence[Signal], features: bool) -> Encoded:

@@ -214,8 +214,9 @@ class EncoderHooks(StaysWithModel):
     def _resize_arguments(self, arguments: Keywords) -> Keywords:
         assert self.pixels is not None
         layouts = self.family.layouts(arguments)
-        sizes = [self.pixels.shrink(layout) for layout in layouts]
-        self._local.layouts = layouts
+        # A row of the prompt may be without images.
+        sizes = [self.pixels.shrink(layout) if layout.segments else (0, 0) for layout in layouts]
+        self._local.resized = layouts, tuple(sizes)
         return self.family.resized_inputs(arguments, layouts, sizes, self.mode)
 
     def _grow_result(self, output: Any) -> None:
@@ -225,7 +226,7 @@ class EncoderHooks(StaysWithModel):
             return
         grown: list[Tensor] = []
         for rows, layout in zip(output.pooler_output, capture.layouts, strict=True):
-            index = torch.arange(layout.placeholders, device=rows.device) * rows.shape[0] // layout.placeholders
+            index = torch.arange(layout.placeholders, device=rows.device) * rows.shape[0] // max(1, layout.placeholders)
             grown.append(rows[index])
         output.pooler_output = torch.stack(grown) if isinstance(output.pooler_output, Tensor) else grown
 
@@ -239,7 +240,8 @@ class EncoderHooks(StaysWithModel):
         self._local.capture = capture
         call = None
         if self.pixels is not None and self.family.resizes_inputs:
-            capture.seen, capture.layouts = capture.layouts, self._local.__dict__.pop("layouts", capture.layouts)
+            resized = self._local.__dict__.pop("resized", (capture.layouts, ()))
+            capture.seen, (capture.layouts, capture.sizes) = capture.layouts, resized
         elif self.pixels is not None:
             sizes = [self.pixels.shrink(layout) for layout in capture.layouts]
             call = self.family.shrink(args, kwargs, capture, sizes, self.mode)
@@ -357,6 +359,9 @@ class DecoderHooks(StaysWithModel):
         if decoder_pass is None:
             return None
         kwargs = decoder_pass.before_decoder(kwargs)
+        if isinstance(embedded := kwargs.get("inputs_embeds"), Tensor):
+            # A core may leave them where its encoder lies.
+            kwargs = {**kwargs, "inputs_embeds": embedded.to(self._family.device)}
         with self._lock:
             # What is added after a layer is added before the next one reads it: callers see the layer's own output, as
             # in the dense model.

@@ -32,6 +32,8 @@ class Capture:
     """The layout of each image in the prompt, which its placeholders count."""
     seen: tuple[Layout, ...]
     """The layout that the encoder saw: smaller than `layouts` after a step at `@pixels`."""
+    sizes: tuple[tuple[int, int], ...] = ()
+    """Rows and columns of visual tokens that a step at `@pixels` asked for, for families with `resizes_inputs`."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Other values of the encoder's arguments that the family needs later."""
     attention: dict[int, dict[str, Any]] = field(default_factory=dict)

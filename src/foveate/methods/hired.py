@@ -18,13 +18,13 @@ from foveate.methods.arithmetic.parts import filled_up, top_of_each
 class HiRED(Method):
     """Keep the tokens with the highest [CLS] attention in the whole image and in each of its tiles.
 
-    The whole image, the first grid of the layout, gets the share `alpha` of the budget. The tiles share the rest by
+    The whole image, a grid of its own, gets the share `alpha` of the budget. The tiles share the rest by
     votes. The voters are the share (1 - alpha) of the whole image's tokens with the highest [CLS] attention in the
     layer `early`; each votes for the tile that it lies in. The attention of `layer` then selects tokens inside each
     part. An image of a single grid has no tiles; there the method is the same as `cls`.
 
-    The layout gives the tiles. If each tile is a separate grid, the layout doesn't give their arrangement; then, as in
-    the authors' code, equal runs of the whole image's tokens in raster order vote for one tile each.
+    The layout gives the tiles and how they lie. Where it doesn't say how, equal runs of the whole image's tokens in
+    raster order vote for one tile each, as in the authors' code.
 
     Budget: `keep` counts all tokens, of the whole image and of the tiles. The budget of each part is rounded down. The
     remainder, and what a tile can't use, goes to the most attended of all other tokens. With `remainder=drop` it is
@@ -78,30 +78,47 @@ class HiRED(Method):
         if len(layout.segments) == 1:
             return Plan(slot=filled_up(torch.zeros_like(late, dtype=torch.bool), late, kept))
         part, vote = (each.to(late.device) for each in _parts(layout))
-        count, whole = layout.segments[0].count, self._whole(layout)
-        voters = early[:, :count].argsort(dim=1, descending=True, stable=True)[:, : int(count * (1 - self.alpha))]
+        whole = self._whole(layout)
+        number, index = _whole_image(layout)
+        attended = early[:, index.to(early.device)].argsort(dim=1, descending=True, stable=True)
+        voters = attended[:, : int(len(index) * (1 - self.alpha))]
         votes = torch.zeros(late.shape[0], len(layout.tiles), dtype=torch.int64, device=late.device)
         votes = votes.scatter_add(1, vote[voters], torch.ones_like(voters))
         share = votes / votes.sum(dim=1, keepdim=True).clamp(min=1)
         quota = (share * (kept - whole)).long()
-        quota[:, 0] = whole
+        quota[:, number] = whole
         chosen = top_of_each(late, part, quota)
         return Plan.keeping(chosen) if self.ragged else Plan(slot=filled_up(chosen, late, kept))
 
     def _whole(self, layout: Layout) -> int:
         """Return the budget of the whole image: at least one token if the remainder is dropped."""
-        return min(max(int(self.count(layout) * self.alpha), int(self.ragged)), layout.segments[0].count)
+        return min(max(int(self.count(layout) * self.alpha), int(self.ragged)), len(_whole_image(layout)[1]))
 
 
 def _parts(layout: Layout) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " count"]]:
-    """X"""
+    """Return the number of the tile of each token, and of the tile that each token of the whole image votes for."""
     part = torch.empty(layout.content, dtype=torch.int64)
     for number, (_, index) in enumerate(layout.tiles):
         part[index] = number
-    base, *rest = layout.segments
-    if len(rest) > 1:
-        return part, torch.arange(base.count) * int(part[-1]) // base.count + 1
-    # A token of the whole image votes for the tile of the grid token under its middle.
-    (grid,) = rest
-    down, right = ((2 * torch.arange(n) + 1) * m // (2 * n) for n, m in ((base.h, grid.h), (base.w, grid.w)))
-    return part, part[base.count + down[:, None] * grid.w + right].flatten().repeat(base.t)
+    base, rest = layout.segments[layout.whole], layout.segments[: layout.whole] + layout.segments[layout.whole + 1 :]
+    down, right = (2 * torch.arange(n) + 1 for n in (base.h, base.w))
+    own, _ = _whole_image(layout)
+    if len(rest) == 1:
+        # A token of the whole image votes for the tile of the grid token under its middle.
+        (grid,) = rest
+        begin = 0 if layout.whole else base.count
+        rows, columns = (middle * m // (2 * n) for middle, m, n in ((down, grid.h, base.h), (right, grid.w, base.w)))
+        return part, part[begin + rows[:, None] * grid.w + columns].flatten().repeat(base.t)
+    if all(tile.part for tile in rest):
+        *_, high, wide = rest[0].part
+        rows, columns = (middle * m // (2 * n) for middle, m, n in ((down, high, base.h), (right, wide, base.w)))
+        tile = (rows[:, None] * wide + columns).flatten().repeat(base.t)
+    else:
+        tile = torch.arange(base.count) * len(rest) // base.count
+    return part, tile + (tile >= own)
+
+
+def _whole_image(layout: Layout) -> tuple[int, Int64[Tensor, " count"]]:
+    """Return the whole image's number among the tiles, and its content tokens, `(count,)` int64."""
+    begin = sum(segment.count for segment in layout.segments[: layout.whole])
+    return next((number, index) for number, (_, index) in enumerate(layout.tiles) if int(index[0]) == begin)

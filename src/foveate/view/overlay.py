@@ -67,7 +67,8 @@ def draw_panel(image: Image.Image, panel: Panel, side: int = 672) -> Image.Image
         Mode "RGB".
 
     An image of several grids is drawn once for each: the largest on top, as a rule the tiles, and the others, such as
-    the whole image in fewer tokens, half as large under it. Newlines are not drawn: they belong to their rows.
+    the whole image in fewer tokens, half as large under it. Tiles that are grids of their own are put together again.
+    Newlines are not drawn: they belong to their rows.
 
     >>> from foveate.tokens import Segment
     >>> draw_panel(Image.new("RGB", (90, 60)), Panel(Layout((Segment(1, 4, 6),))), side=120).size
@@ -77,16 +78,15 @@ def draw_panel(image: Image.Image, panel: Panel, side: int = 672) -> Image.Image
     group, slots = _groups(panel.plan, seen.content)
     alone = np.bincount(group[group >= 0], minlength=1).max(initial=0) <= 1
     colours = None if alone else _palette(int(group.max()) + 1)
-    segments = panel.layout.segments
-    largest = max(range(len(segments)), key=lambda number: segments[number].count)
+    grids = list(zip(_over_image(panel.layout.segments), _over_image(seen.segments), strict=True))
+    largest = max(range(len(grids)), key=lambda number: grids[number][0].size)
     drawn: list[Image.Image] = []
-    begin = 0
-    for number, (full, segment) in enumerate(zip(segments, seen.segments, strict=True)):
-        end = begin + segment.count
-        inside = [slot - begin for slot in slots if begin <= slot < end]
+    for number, (full, tokens) in enumerate(grids):
+        place = {token: at for at, token in enumerate(tokens.flatten().tolist())}
+        inside = [place[slot] for slot in slots if slot in place]
         size = side if number == largest else side // 2
-        drawn.append(_grid(image, full, segment, group[begin:end], inside, colours, size, panel.patch))
-        begin = end
+        owner = group[tokens]
+        drawn.append(_grid(image, full.shape, owner, inside, colours, size, panel.patch))
     top = drawn.pop(largest)
     if not drawn:
         return top
@@ -101,29 +101,57 @@ def draw_panel(image: Image.Image, panel: Panel, side: int = 672) -> Image.Image
     return sheet
 
 
+def _over_image(segments: Sequence[Segment]) -> list[np.ndarray]:
+    """Return the grids that show the whole image, the token at each of their places: `(h, w)` each.
+
+    >>> left, right = (Segment(1, 1, 2, part=(0, column, 1, 2)) for column in (0, 1))
+    >>> [grid.tolist() for grid in _over_image((left, right, Segment(1, 1, 2)))]
+    [[[0, 1, 2, 3]], [[4, 5]]]
+    """
+    grids: list[np.ndarray] = []
+    tiles: list[np.ndarray] = []
+    begin = 0
+    for segment in segments:
+        tiles.append(np.arange(begin, begin + segment.count).reshape(-1, segment.w))
+        begin += segment.count
+        rows, columns = segment.part[2:] or (1, 1)
+        if len(tiles) == rows * columns:
+            grids.append(np.block([tiles[row * columns : (row + 1) * columns] for row in range(rows)]))
+            tiles = []
+    return grids
+
+
 def _grid(
     image: Image.Image,
-    full: Segment,
-    seen: Segment,
-    group: np.ndarray,
+    full: tuple[int, ...],
+    owner: np.ndarray,
     slots: Sequence[int],
     colours: np.ndarray | None,
     side: int,
     patch: int,
 ) -> Image.Image:
-    """Draw one grid of tokens over the whole image; `colours` are those of the groups, None if nothing is merged."""
-    rows, columns = seen.h, seen.w
+    """Draw one grid of tokens over the whole image; `colours` are those of the groups, None if nothing is merged.
+
+    Args:
+        image: mode "RGB".
+        full: rows and columns of the grid without any step.
+        owner: `(rows, columns)`, the group of each token, -1 for none.
+        slots: places in it that are kept.
+        colours: `(groups, 3)`.
+        side: the longer side of the result, in pixels.
+        patch: pixels of the model's input along one side of a token.
+    """
+    rows, columns = owner.shape
     scale = side / max(image.size)
     cell = (max(2, round(image.width * scale / columns)), max(2, round(image.height * scale / rows)))
     size = (columns * cell[0], rows * cell[1])
-    shrunk = (seen.h, seen.w) != (full.h, full.w)
+    shrunk = owner.shape != full
     if shrunk:
         small = image.resize((columns * patch, rows * patch), Image.Resampling.BOX)
         pixels = np.asarray(small.resize(size, Image.Resampling.NEAREST), dtype=np.float32)
     else:
         pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
 
-    owner = group.reshape(rows, columns)
     alone = colours is None
     shown = _wide((owner >= 0)[..., None].astype(np.float32), cell)
     dim = pixels.mean(axis=2, keepdims=True) * _DIM + np.array(_GROUND, dtype=np.float32) * 0.6
@@ -131,7 +159,7 @@ def _grid(
     lit = pixels if colours is None else (1 - _TINT) * pixels + _TINT * _wide(colours[owner.clip(0)], cell)
     picture = Image.fromarray((shown * lit + (1 - shown) * dim).clip(0, 255).astype(np.uint8), "RGB")
 
-    if alone and len(slots) == seen.count:
+    if alone and len(slots) == owner.size:
         return _ruled(picture, rows, columns, cell, strength=0.45 if shrunk else 0.16)
     if not alone:
         picture = _borders(picture, owner, cell)

@@ -6,10 +6,17 @@ A family joins with one file here, named like its `model_type`.
 from importlib import import_module
 from pkgutil import iter_modules
 
+import transformers
+
 from rows.row import PAD, Row, grid, picture
 
-__all__ = ["PAD", "ROWS", "Row", "grid", "picture"]
+__all__ = ["FAMILIES", "PAD", "ROWS", "Row", "grid", "picture"]
 
 _MODULES = [import_module(f"rows.{module.name}") for module in iter_modules(__path__)]
 
-ROWS: tuple[Row, ...] = tuple(module.ROW for module in _MODULES if hasattr(module, "ROW"))
+_EVERY = [module.ROW for module in _MODULES if hasattr(module, "ROW")]
+
+FAMILIES = {row.name for row in _EVERY}
+"""The families that have a row, also one that the installed transformers can't run."""
+
+ROWS: tuple[Row, ...] = tuple(row for row in _EVERY if row.broken != ".".join(transformers.__version__.split(".")[:2]))

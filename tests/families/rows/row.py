@@ -37,6 +37,9 @@ class Row:
         later_type: the token type of text after the prompt.
         rounding: by how much logits may differ where nothing is left out.
         break_token: the id of structural tokens that are text.
+        written: turns a layout into token ids, for a family whose processor writes other text with a picture, too.
+        broken: a version of transformers whose model can't be given shorter images, "5.20" for instance.
+        offloads: whether the dense model runs while its weights are offloaded.
         words: special tokens of the tokenizer and their ids, the placeholder among them.
         processor: from a tokenizer, the model's configuration and "torchvision" or "pil", which computes with images:
             the family's real processor with its chat template.
@@ -55,6 +58,9 @@ class Row:
     later_type: int = 0
     rounding: float = 1e-6
     break_token: int = 0
+    written: Callable[[Layout], list[int]] | None = None
+    broken: str = ""
+    offloads: bool = True
     words: Mapping[str, int] = field(default_factory=dict)
     processor: Callable[[Any, Any, str], Any] | None = None
 
@@ -70,6 +76,8 @@ class Row:
                     weight.mul_(3.0)
         model.generation_config.eos_token_id = None
         model.generation_config.pad_token_id = PAD
+        # A random model may answer with placeholders, which even the dense model then can't read again.
+        model.generation_config.suppress_tokens = [self.image_token]
         return model.to(dtype).eval()
 
     def count(self, letter: str) -> int:
@@ -89,7 +97,11 @@ class Row:
         return ids
 
     def image_ids(self, layout: Layout) -> list[int]:
-        """Token ids of a picture: placeholders, and structural tokens that are text."""
+        """Token ids of a picture as the processor writes them."""
+        return self.bare(layout) if self.written is None else self.written(layout)
+
+    def bare(self, layout: Layout) -> list[int]:
+        """Token ids of a picture alone: placeholders, and structural tokens that are text."""
         ids = [self.image_token] * layout.total
         for token in layout.structural:
             if token.is_text:
@@ -99,6 +111,11 @@ class Row:
     def is_image(self, ids: Tensor) -> Tensor:
         """Mark the columns of images, text that is a structural token among them."""
         return (ids == self.image_token) | ((ids == self.break_token) & (self.break_token > 0))
+
+    def image_columns(self, prompt: str) -> list[Tensor]:
+        """The columns of each picture of a prompt, structural tokens among them."""
+        columns = self.is_image(torch.tensor(self.ids(prompt))).nonzero()[:, 0]
+        return list(columns.split([self.count(piece) for piece in prompt.split() if piece[0] != "t"]))
 
     def inputs(self, *prompts: str, side: str = "left") -> dict[str, torch.Tensor]:
         """A padded batch, as a processor would return it."""

@@ -41,8 +41,8 @@ def fit(height: int, width: int, budget: int) -> tuple[int, int]:
 def grids(layout: Layout, keep: Keep) -> list[tuple[int, int, int]]:
     """Return the kept grid `(t, h, w)` of each segment; segments share the budget by size, and frames stay separate.
 
-    If the budget is smaller than the number of segments, nothing remains of the last ones: `(0, 0, 0)`. The first of
-    several segments is the whole image.
+    If the budget is smaller than the number of segments, nothing remains of the last ones: `(0, 0, 0)`. The whole image
+    comes before its tiles, wherever it stands.
 
     >>> from foveate.tokens import Segment
     >>> tiles = Layout((Segment(1, 4, 4), Segment(1, 8, 8)))
@@ -53,10 +53,14 @@ def grids(layout: Layout, keep: Keep) -> list[tuple[int, int, int]]:
         KeepError: the budget is larger than the number of tokens.
     """
     budget = keep.count(layout.content)
-    held = layout.segments[:budget]
-    shares = spread(budget, [segment.count for segment in held])
-    kept = [(segment.t, *fit(segment.h, segment.w, max(1, share // segment.t))) for segment, share in zip(held, shares)]
-    return kept + [(0, 0, 0)] * (len(layout.segments) - len(held))
+    first = sorted(range(len(layout.segments)), key=lambda number: number != layout.whole)
+    held = sorted(first[:budget])
+    shares = spread(budget, [layout.segments[number].count for number in held])
+    kept = [(0, 0, 0)] * len(layout.segments)
+    for number, share in zip(held, shares):
+        segment = layout.segments[number]
+        kept[number] = (segment.t, *fit(segment.h, segment.w, max(1, share // segment.t)))
+    return kept
 
 
 def cells(layout: Layout, kept: list[tuple[int, int, int]]) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " M"]]:

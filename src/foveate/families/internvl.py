@@ -1,0 +1,249 @@
+"""InternVL 3 and 3.5: InternViT over tiles of an image, then over all of it.  Zhu et al. 2025, arXiv 2504.10479."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.families.config_fields import read_field, read_number
+from foveate.families.family import Capture, cls_attention
+from foveate.families.registry import register_family
+from foveate.families.tiling import TiledFamily, TileGrid
+from foveate.families.vision_shape import VisionShape
+from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Signal
+
+_MOST_TILES = 12
+"""Tiles of an image, without the whole one, as the processors of all released models have it."""
+_PREVIEW = 8
+_ALIKE = (0.5, 0.01)
+"""How far a picture put together from tiles may be from the whole one: a share of its variance, and a little more."""
+
+
+@register_family
+class InternVl(TiledFamily):
+    """InternVL with InternViT: an image in tiles and then as a whole, [CLS] dropped after the encoder.
+
+    The tokens of all tiles of an image are one run of placeholders. How the tiles lie is not among the processor's
+    outputs: it is the arrangement in which they make the picture of the last tile, the whole image. A run whose tiles
+    make no such picture is one image for each tile. Position ids are one-dimensional.
+
+    `EncoderAttention` is the attention of [CLS], summed over the patches of a token.
+    """
+
+    name = "internvl"
+    title = "InternVL"
+    core_class = "InternVLModel"
+    stacked = True
+    outside_encoder = "the pixel shuffle after its encoder reads blocks of patches, which merging would break up"
+
+    def check_config(self) -> None:
+        """Check that the encoder is InternViT, that one of its layers is read, and that [CLS] is dropped after it."""
+        vision = self.config.vision_config
+        tower = getattr(vision, "model_type", "")
+        if tower != "internvl_vision":
+            raise UnsupportedFamily(
+                f"{self.title} with a {tower} encoder is not supported yet; {self.title} with internvl_vision is"
+            )
+        layer, depth = self.config.vision_feature_layer, read_number(vision, "num_hidden_layers")
+        if not isinstance(layer, int) or not -depth - 1 <= layer <= depth:
+            raise UnsupportedFamily(
+                f"{self.title} that reads layers {layer} of its encoder (vision_feature_layer) is not supported; one "
+                f"of its {depth} layers is"
+            )
+        strategy = getattr(self.config, "vision_feature_select_strategy", "default")
+        if strategy != "default":
+            raise UnsupportedFamily(
+                f"{self.title} that keeps [CLS] among the visual tokens (vision_feature_select_strategy={strategy!r}) "
+                "is not supported; 'default' is"
+            )
+        ratio = read_field(self.config, "downsample_ratio")
+        if not isinstance(ratio, int | float) or not 0 < ratio <= 1 or round(1 / ratio) != 1 / ratio:
+            raise UnsupportedFamily(
+                f"downsample_ratio of {self.title} is {ratio!r}; it must be 1 divided by a whole number"
+            )
+
+    # What the configuration alone tells
+
+    @property
+    def merge(self) -> int:
+        """Patches along one side of a visual token."""
+        return round(1 / self.config.downsample_ratio)
+
+    @property
+    def patch(self) -> int:
+        """Pixels along one side of a patch."""
+        return self._square("patch_size")
+
+    @property
+    def edge(self) -> int:
+        """Pixels along one side of a tile."""
+        return self._square("image_size")
+
+    def _square(self, name: str) -> int:
+        sides = read_field(self.config.vision_config, name)
+        sides = sides if isinstance(sides, Sequence) else (sides, sides)
+        if len(sides) != 2 or sides[0] != sides[1] or not isinstance(sides[0], int) or sides[0] < 1:
+            raise UnsupportedFamily(f"{name} of {self.title} is {sides!r}; only squares are supported")
+        return sides[0]
+
+    def image_layout(self, height: int, width: int) -> Layout:
+        """Return the tiles of an image of `height` x `width` pixels: up to 12 in the arrangement nearest its shape."""
+        rows, columns = _cut(height, width, self.edge)
+        cut = rows * columns
+        grid = TileGrid(cut + 1, rows, columns) if cut > 1 else TileGrid()
+        return self.tiled(grid, self.tile_side)
+
+    def vision_shape(self) -> VisionShape:
+        """Read InternViT's sizes."""
+        vision = self.config.vision_config
+        return VisionShape(
+            depth=read_number(vision, "num_hidden_layers"),
+            width=read_number(vision, "hidden_size"),
+            heads=read_number(vision, "num_attention_heads"),
+            mlp_width=read_number(vision, "intermediate_size"),
+            patch_values=read_number(vision, "num_channels") * self.patch**2,
+            decoder_width=read_number(self.config.text_config, "hidden_size"),
+            merge=self.merge,
+            marks=1,
+        )
+
+    # Places in the model
+
+    @property
+    def tower(self) -> nn.Module:
+        """The InternViT encoder."""
+        return self.core.vision_tower  # pyright: ignore[reportReturnType]
+
+    @property
+    def encoder_attentions(self) -> Sequence[nn.Module]:
+        """The attention of each InternViT layer."""
+        return [layer.attention for layer in self.core.vision_tower.encoder.layer]  # pyright: ignore
+
+    def encoder_projections(self, layer: int) -> Mapping[str, nn.Module]:
+        """Return the norms after the projections of an InternViT layer to "queries" and "keys", heads side by side."""
+        attention: Any = self.encoder_attentions[layer]
+        return {"queries": attention.q_norm, "keys": attention.k_norm}
+
+    @property
+    def feature_module(self) -> nn.Module:
+        """The projector, which reads the patches of a token side by side."""
+        return self.core.multi_modal_projector  # pyright: ignore[reportReturnType]
+
+    @property
+    def projected_module(self) -> nn.Module:
+        """The projector, too: it returns the tiles of all images."""
+        return self.core.multi_modal_projector  # pyright: ignore[reportReturnType]
+
+    @property
+    def encoder_inputs(self) -> tuple[str, ...]:
+        """Pixels, and the layer of the tower that is read."""
+        return (*self.pixel_inputs, "vision_feature_layer", "vision_feature_select_strategy")
+
+    # Tiles
+
+    def tile_counts(self, inputs: Mapping[str, Any]) -> list[int]:
+        """Return 1 for each tile: the encoder's output has an entry for each."""
+        pixels: Tensor = inputs["pixel_values"]
+        if pixels.ndim != 4:
+            raise FoveateError(
+                f"{self.title} takes pixel_values (tiles, channels, height, width), and {tuple(pixels.shape)} came; "
+                "pass what its processor returned"
+            )
+        return [1] * pixels.shape[0]
+
+    def previews(self, pixels: Tensor) -> Tensor:
+        """Return a small picture of each tile: `(tiles, channels, 8, 8)` float32."""
+        return adaptive_avg_pool2d(pixels.float(), _PREVIEW)
+
+    def tile_grids(
+        self, input_ids: Tensor, side: int, tiles: Sequence[int], previews: Tensor | None
+    ) -> list[TileGrid] | None:
+        """Take each run of placeholders as one image, and look at its tiles for how they lie."""
+        edges = torch.nn.functional.pad(input_ids == self.image_token, (1, 1)).int().diff(dim=1)
+        runs = ((edges < 0).nonzero()[:, 1] - (edges > 0).nonzero()[:, 1]).tolist()
+        if any(run % side**2 for run in runs) or sum(runs) != len(tiles) * side**2:
+            return None
+        assert previews is not None
+        grids: list[TileGrid] = []
+        begin = 0
+        for count in (run // side**2 for run in runs):
+            grids += _arranged(previews[list(tiles[begin : begin + count])])
+            begin += count
+        return grids
+
+    # Encoding
+
+    def project(self, features: Tensor) -> Tensor:
+        """Apply the projector: a norm and an MLP."""
+        return self.projected_module(features)
+
+    # Signals
+
+    def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
+        """Compute attention of [CLS] `(N,)` within each token's tile, or keys `(N, D_key)`, means of patches."""
+        assert isinstance(signal, EncoderAttention | EncoderKeys)
+        layer = self.encoder_layer(signal.layer)
+        attention: Any = self.encoder_attentions[layer]
+        query, key = (
+            capture.attention[layer][name].unflatten(-1, (-1, attention.head_dim)) for name in ("queries", "keys")
+        )
+        if isinstance(signal, EncoderKeys):
+            key = key[:, 1:].mean(dim=2) if signal.heads == "mean" else key[:, 1:].flatten(2)
+            return self.by_image(self.by_token(key).mean(dim=2), capture)
+        weights = cls_attention(query[:, 0], key.transpose(1, 2), attention.scale, signal.heads)
+        return self.by_image(self.by_token(weights[:, 1:]).sum(dim=2), capture)
+
+
+def _cut(height: int, width: int, edge: int) -> tuple[int, int]:
+    """Return the rows and columns of the arrangement of tiles whose shape is nearest to an image's.
+
+    Of equally near ones the processor takes the larger, as long as it holds less than twice the image's pixels.
+
+    >>> _cut(480, 640, 448), _cut(448, 448, 448), _cut(2000, 2000, 448)
+    ((3, 4), (1, 1), (3, 3))
+    """
+    arrangements = [
+        (rows, columns)
+        for columns in range(1, _MOST_TILES + 1)
+        for rows in range(1, _MOST_TILES + 1)
+        if rows * columns <= _MOST_TILES
+    ]
+    best, nearest = (1, 1), inf
+    for rows, columns in sorted(arrangements, key=lambda sides: sides[0] * sides[1]):
+        distance = abs(width / height - columns / rows)
+        larger = height * width > 0.5 * edge * edge * rows * columns
+        if distance < nearest or (distance == nearest and larger):
+            best, nearest = (rows, columns), distance
+    return best
+
+
+def _arranged(previews: Tensor) -> list[TileGrid]:
+    """Return how tiles of one run lie, from small pictures of them `(tiles, C, h, w)`; the last is the whole image.
+
+    >>> whole = torch.arange(16.0).view(1, 1, 4, 4)
+    >>> halves = torch.cat([half.repeat_interleave(2, dim=3) for half in whole.split(2, dim=3)])
+    >>> _arranged(torch.cat([halves, whole]))
+    [TileGrid(tiles=3, rows=1, columns=2)]
+    """
+    *_, height, width = previews.shape
+    count = previews.shape[0] - 1
+    # The processor makes one tile, or two and more and the whole image.
+    if count < 2:
+        return [TileGrid()] * (count + 1)
+    whole, errors = previews[-1:], []
+    arrangements = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
+    for rows, columns in arrangements:
+        picture = previews[:-1].unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+        errors.append((adaptive_avg_pool2d(picture[None], (height, width)) - whole).square().mean())
+    least, best = torch.stack(errors).min(dim=0)
+    share, more = _ALIKE
+    if not bool(least <= share * whole.var(correction=0) + more):
+        return [TileGrid()] * (count + 1)
+    rows, columns = arrangements[int(best)]
+    return [TileGrid(count + 1, rows, columns)]
