@@ -88,3 +88,9 @@ def test_the_first_images_can_be_left_out(folder: Path) -> None:
     assert later.questions == 12
     assert later.pictures[0].name == first.pictures[1].name
     assert later.digest != scenes(12).digest
+
+
+def test_one_file_is_one_image_however_its_path_is_written(folder: Path) -> None:
+    paths = ("a.png", "./a.png", f"../{folder.name}/a.png", str(folder / "a.png"))
+    task = jsonl(write(folder, *({**GOOD, "image": path} for path in paths)))
+    assert [(picture.name, len(picture.questions)) for picture in task.pictures] == [("a.png", 4)]

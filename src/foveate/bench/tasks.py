@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,10 +143,13 @@ def jsonl(path: Path, questions: int | None = None, skip: int = 0) -> Task:
     by_image: dict[str, list[TaskQuestion]] = {}
     first_line: dict[str, int] = {}
     skipped: set[str] = set()
+    written: dict[str, str] = {}
     for number, value in read_json_lines(path, advice="--data takes a JSONL file of questions"):
         if questions is not None and sum(map(len, by_image.values())) >= questions:
             break
         image, asked = _question(value, f"{name}, line {number}")
+        # One file is one image however its path is written: "cat.png" and "./cat.png" are one cluster.
+        image = written.setdefault(os.path.normpath(path.parent / image), image)
         if image in skipped or (len(skipped) < skip and image not in by_image):
             skipped.add(image)
             continue
