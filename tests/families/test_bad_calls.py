@@ -176,3 +176,18 @@ def test_rows_of_several_documents_are_refused(row: Row, any_model: Any, spec: s
             compress(any_model, packed, spec)
         with pytest.raises(FoveateError, match="several packed documents"):
             compress(any_model, first | {"cu_seq_lens_q": torch.tensor([0, 4])}, spec)
+
+
+@torch.no_grad()
+def test_placeholders_without_an_image_are_refused(row: Row, model: Any) -> None:
+    inputs = row.inputs("t6 A t5")
+    text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    words = "image placeholders and no image came with it"
+    with pytest.raises(FoveateError, match=words):
+        compress(model, text, "random:6")
+    with apply(model, "random:6"):
+        with pytest.raises(FoveateError, match=words):
+            model(**text)
+        with pytest.raises(FoveateError, match=words):
+            model.generate(**text, max_new_tokens=2, do_sample=False)
+        model(**row.inputs("t11"))

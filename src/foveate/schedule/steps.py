@@ -238,8 +238,10 @@ def _check_place(placement: _Placement, family: Family) -> None:
         raise FoveateError(f"{step} acts at @{place}, and all that steps can reach in {family.title} is {known}")
     if step.method.place == "decoder" and not isinstance(place, int):
         layers = ",".join(map(str, scaled_layers(step.method.layers, family.decoder_depth)))
+        at_input = " (@0 is @input, before the first layer)" if 0 in step.places else ""
         raise FoveateError(
-            f"{step} acts inside the decoder; say at the input of which layers, for instance {step.method}@{layers}"
+            f"{step} acts inside the decoder{at_input}; say at the input of which layers, for instance "
+            f"{step.method}@{layers}"
         )
     if isinstance(place, int):
         _check_layer(step, place, family)
