@@ -102,7 +102,18 @@ def test_halves_of_pairs_survive_writing(tmp_path: Path) -> None:
         ('a: !!int ""\n', "tag .* is not taken"),
         ("a: !!timestamp x\n", "tag .* is not taken"),
         ("a: !own x\n", "tag .* is not taken"),
-        ("a: " + "1" * 5000 + "\n", "a value that can't be read"),
+        ("a: " + "1" * 5000 + "\n", "line 1 holds a number of 5,000 digits"),
+        ("a: 0x" + "f" * 5000 + "\n", "line 1 holds a number of 5,002 digits"),
+        ("a: " + "1:" * 5000 + "1\n", "line 1 holds a number of"),
+        ("a: 1." + "1" * 5000 + "\n", "line 1 holds a number of"),
+        ("a: 1\nb: 012\n", "line 2 holds 012, which YAML reads as another number; write the number in plain digits"),
+        ("a: 1:30\n", "line 1 holds 1:30, which"),
+        ("a: [0x10]\n", "line 1 holds 0x10, which"),
+        ("a: 0b11\n", "line 1 holds 0b11, which"),
+        ("a: 1_000\n", "line 1 holds 1_000, which"),
+        ("a: 1_0.5\n", "line 1 holds 1_0.5, which"),
+        ("a: -1:30.5\n", "line 1 holds -1:30.5, which"),
+        ("012: 1\n", "line 1 holds 012, which"),
         ("a: 2026-13-45\n", "a value that can't be read"),
         ("[" * 100_000, "nested over 100 deep"),
         ("[" * 101 + "]" * 101, "nested over 100 deep"),
@@ -130,6 +141,9 @@ def test_yaml_that_is_right(tmp_path: Path) -> None:
     for content in (text, text.replace("\n", "\r\n"), "\ufeff" + text):
         assert read_yaml(_file(tmp_path, content)) == value
     assert read_yaml(_file(tmp_path, "# nothing\n")) is None
+    numbers = {"0": 0, "-12": -12, "+5": 5, "0.5": 0.5, "1.5e+3": 1500.0, '"012"': "012", "'1:30'": "1:30"}
+    for content, value in numbers.items():
+        assert read_yaml(_file(tmp_path, content)) == value
 
 
 @pytest.mark.parametrize(

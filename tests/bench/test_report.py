@@ -186,6 +186,28 @@ def test_plots_are_whole_or_not_there(metrics: Any, tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.parametrize("label", ["x", "cluster:64:start=plusplus@input", "pool:0.25@2+" * 40])
+@pytest.mark.parametrize("rows", [2, 4])
+def test_names_of_lines_stand_inside_the_figure(
+    metrics: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label: str, rows: int
+) -> None:
+    pytest.importorskip("matplotlib")
+    outside: list[str] = []
+
+    def look(figure: Any, file: Path) -> None:
+        figure.canvas.draw()
+        for text in figure.axes[0].texts:
+            box = text.get_window_extent()
+            if box.x1 > figure.bbox.x1 or box.x0 < 0:
+                outside.append(text.get_text())
+
+    monkeypatch.setattr("foveate.plots.save", look)
+    metrics["configurations"] = metrics["configurations"][:rows]
+    metrics["configurations"][1]["label"] = label
+    plot(metrics, tmp_path / "accuracy.png")
+    assert not outside
+
+
 def test_plots_of_the_same_numbers_are_the_same_files_and_hold_text(metrics: Any, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     metrics["task"] = "costs $5 \\frac{ and _x^2$\n"

@@ -203,3 +203,16 @@ def test_the_library_raises_the_same(tmp_path):
 
     with pytest.raises(FoveateError, match="there is no model directory"):
         load(tmp_path / "none")
+
+
+def test_a_current_folder_that_is_gone(refuse, tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for words in (("methods",), ("count", EXAMPLES / "shapes.png"), ("bench",), ("train", tmp_path / "r.yaml")):
+        assert refuse(*words) == "the current folder was removed; change to another one (cd)"
+
+
+def test_an_empty_dtype_is_none(refuse, tmp_path):
+    assert "there is no data type ''" in refuse("calibrate", "--dtype", "", "--out", tmp_path / "d.toml")

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 from tiny import recipe, write_tiny
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, FoveateWarning
 from foveate.files import FolderInUse, FolderLock
 from foveate.train.checkpoint import checkpoints
 from foveate.train.objectives import parse_recipe
@@ -62,6 +62,25 @@ def test_the_lock_of_a_killed_run_is_taken_over(tiny_model: Path, whole: Path, t
     train(folder, given)
     ours, theirs = (load_file(each / "model" / "model.safetensors") for each in (folder, whole))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def test_a_run_in_a_relative_folder_resumes(
+    tiny_model: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole / "checkpoint-1", "runs/one/checkpoint-1")
+    made = train(Path("runs/one"), recipe(tiny_model, steps=2, save_every=1), resume=True)
+    ours, theirs = (load_file(each / "model.safetensors") for each in (made, whole / "model"))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def test_the_function_prints_nothing_of_its_own(
+    tiny_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    given = recipe(tiny_model, steps=1, stages=[{"share": 1, "spec": "pool:9"}])
+    with pytest.warns(FoveateWarning, match="the last stage trains under pool:9"):
+        run(parse_recipe(given), tmp_path / "run", flops=False)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,11 @@ from typing import Any, Final
 from foveate import plots
 from foveate.bench.formatting import printable
 from foveate.bench.report import placement_line
+from foveate.errors import shortened
 
 MARKERS: Final = "osD^vPX*"
-
+_LONGEST: Final = 32
+"""Characters of the name of a line; a longer one loses its middle."""
 
 FORMATS: Final = ("png", "svg", "pdf")
 """What the figure is saved as: for screens, and for pages and papers at any size."""
@@ -105,7 +107,7 @@ def plot(metrics: Mapping[str, Any], path: Path) -> tuple[Path, ...]:
             )
         bottom, top = axes.get_ylim()
         axes.set_ylim(max(-3.0, bottom - 4), min(103.0, top + 3))
-        _label_ends(axes, ends, right)
+        names = _label_ends(axes, ends, right)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
         axes.set_xlabel("visual tokens per image, mean over layers (logarithmic)")
         plots.plain(axes, ("top", "right", "left"), grid=True)
@@ -129,15 +131,17 @@ def plot(metrics: Mapping[str, Any], path: Path) -> tuple[Path, ...]:
             fontsize=9.5,
             color="#555555",
         )
-        figure.subplots_adjust(left=0.075, right=0.86, top=0.87, bottom=0.12)
+        # A name may be as long as a spec: the axes leave it the room that it needs, up to half of the figure.
+        widest = max(name.get_window_extent().width for name in names) / figure.bbox.width
+        figure.subplots_adjust(left=0.075, right=max(0.5, 0.965 - widest), top=0.87, bottom=0.12)
         files = tuple(path.with_suffix(f".{kind}") for kind in FORMATS)
         for file in files:
             plots.save(figure, file)
     return files
 
 
-def _label_ends(axes: Any, ends: list[tuple[float, str, str, bool]], right: float) -> None:
-    """Write the name of each line after its last point; names that would overlap are pushed apart."""
+def _label_ends(axes: Any, ends: list[tuple[float, str, str, bool]], right: float) -> list[Any]:
+    """Write the name of each line after its last point, and return the texts; those that overlap are pushed apart."""
     bottom, top = axes.get_ylim()
     gap = (top - bottom) * 0.052
     order = sorted(ends, key=lambda end: end[0])
@@ -152,12 +156,12 @@ def _label_ends(axes: Any, ends: list[tuple[float, str, str, bool]], right: floa
                 moved = True
         if not moved:
             break
-    for place, (value, label, colour, baseline) in zip(places, order):
+    return [
         axes.annotate(
-            label,
+            shortened(label, _LONGEST),
             (right, value),
-            xytext=(right * 1.2, place),
-            textcoords="data",
+            xytext=(1.035, place),
+            textcoords=axes.get_yaxis_transform(),
             va="center",
             color=colour,
             fontsize=11,
@@ -174,6 +178,8 @@ def _label_ends(axes: Any, ends: list[tuple[float, str, str, bool]], right: floa
                 "shrinkB": 0,
             },
         )
+        for place, (value, label, colour, baseline) in zip(places, order)
+    ]
 
 
 def _tick(row: Mapping[str, Any]) -> float:

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -56,6 +57,7 @@ _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 def _one_line(context: Any) -> Iterator[None]:
     """End the program with one line on stderr and exit code 2: on errors that users can fix, and on Ctrl-C."""
     try:
+        _check_current_folder()
         yield
     except FoveateError as error:
         print_error(str(error))
@@ -69,6 +71,18 @@ def _one_line(context: Any) -> Iterator[None]:
     except KeyboardInterrupt:
         print_error(_interrupted(context.invoked_subcommand or context.command.name))
         raise typer.Exit(2) from None
+
+
+def _check_current_folder() -> None:
+    """Check that the current folder still exists; without one, torch's libraries end the process.
+
+    Raises:
+        FoveateError: it was removed.
+    """
+    try:
+        Path.cwd()
+    except OSError:
+        raise FoveateError("the current folder was removed; change to another one (cd)") from None
 
 
 def _interrupted(command: str | None) -> str:

@@ -18,7 +18,7 @@ from foveate.costmodel.decoder_shape import read_decoder
 from foveate.costmodel.device import SIZES, Device, processor
 from foveate.costmodel.ops import CallPart, elementwise, norm, rotary
 from foveate.devices import synchronize, usable_device, usable_dtype
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, quoted
 
 WIDTH, WIDER = 1024, 4096
 _ROWS = (4, 16, 64, 256, 1024)
@@ -94,9 +94,9 @@ class Calibration:
 
     def __init__(self, place: str = "cpu", dtype: str | None = None) -> None:
         self.place = usable_device(place)
-        self.dtype = dtype or ("float32" if self.place.type == "cpu" else "bfloat16")
+        self.dtype = ("float32" if self.place.type == "cpu" else "bfloat16") if dtype is None else dtype
         if self.dtype not in SIZES:
-            raise FoveateError(f"there is no data type {self.dtype!r} here; use {', '.join(SIZES)}")
+            raise FoveateError(f"there is no data type {quoted(self.dtype)} here; use {', '.join(SIZES)}")
         usable_dtype(self.dtype, self.place)
         # Enough weights that none of them is still in a cache at its next turn.
         weights = [self._numbers(WIDER, WIDTH) for _ in range(16 if self.place.type == "cpu" else 64)]

@@ -151,9 +151,9 @@ def device(name: str | Device) -> Device:
     known = devices()
     if name not in known:
         near = difflib.get_close_matches(name.lower(), known, n=1)
-        meant = f'did you mean "{near[0]}"? ' if near else ""
+        meant = f'did you mean "{near[0]}"? There' if near else "there"
         raise FoveateError(
-            f'no device is called "{name}"; {meant}There are {", ".join(known)}; foveate calibrate adds this machine'
+            f'no device is called "{name}"; {meant} are {", ".join(known)}; foveate calibrate adds this machine'
         )
     return known[name]
 

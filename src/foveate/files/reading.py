@@ -30,6 +30,10 @@ _NODES: Final = 100_000
 _DIGITS: Final = 308
 """The most digits of a whole number: a float holds no larger one."""
 _SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
+_YAML_WHOLE: Final = re.compile(r"[+-]?(?:0|[1-9][0-9]*)")
+"""Whole numbers that YAML reads as people do; `012` is ten, `1:30` ninety and `1_000` a thousand to it."""
+_YAML_REAL: Final = re.compile(r"[^_:]*")
+"""Other numbers that YAML reads as people do."""
 
 
 @contextmanager
@@ -334,7 +338,7 @@ def read_yaml(path: str | Path, what: str = "file", advice: str = "check the pat
 
     text, name = read_text(path, what, advice, YAML_LIMIT), shown_path(path)
     try:
-        loader = _plain_loader()(text)
+        loader = _plain_loader(name)(text)
         try:
             node = loader.get_single_node()
             if node is None:
@@ -356,11 +360,12 @@ def read_yaml(path: str | Path, what: str = "file", advice: str = "check the pat
     return value
 
 
-def _plain_loader() -> Any:
+def _plain_loader(name: str) -> Any:
+    """Return a loader for one file, which errors call by its name."""
     import yaml
 
     class Plain(yaml.SafeLoader):
-        """Refuses tags, and keys that occur twice."""
+        """Refuses tags, keys that occur twice, and numbers that YAML reads as others than people do."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
             event = self.peek_event()
@@ -374,16 +379,36 @@ def _plain_loader() -> Any:
             for key, _ in node.value:
                 if key.tag == "tag:yaml.org,2002:merge":
                     continue
-                name = self.construct_object(key, deep=True)
-                if isinstance(name, list | dict):
+                word = self.construct_object(key, deep=True)
+                if isinstance(word, list | dict):
                     raise yaml.constructor.ConstructorError(None, None, "a key is no name", key.start_mark)
-                if name in seen:
+                if word in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f'the key "{name}" occurs twice', key.start_mark
+                        None, None, f'the key "{word}" occurs twice', key.start_mark
                     )
-                seen.add(name)
+                seen.add(word)
             return super().construct_mapping(node, deep)
 
+        def construct_yaml_int(self, node: Any) -> int:
+            self._check_number(node, _YAML_WHOLE)
+            return super().construct_yaml_int(node)
+
+        def construct_yaml_float(self, node: Any) -> float:
+            self._check_number(node, _YAML_REAL)
+            return super().construct_yaml_float(node)
+
+        def _check_number(self, node: Any, plain: re.Pattern[str]) -> None:
+            place = f"{name}, line {node.start_mark.line + 1} holds"
+            if len(node.value) > _DIGITS:
+                raise DamagedFile(f"{place} a number of {len(node.value):,} digits; write one of at most {_DIGITS}")
+            if not plain.fullmatch(node.value):
+                raise DamagedFile(
+                    f"{place} {node.value}, which YAML reads as another number; write the number in plain digits, or "
+                    "the text in quotes"
+                )
+
+    for kind in ("int", "float"):
+        Plain.add_constructor(f"tag:yaml.org,2002:{kind}", getattr(Plain, f"construct_yaml_{kind}"))
     return Plain
 
 

@@ -69,8 +69,9 @@ def check_complete(checkpoint: Path) -> None:
         with open_tensors(checkpoint / WEIGHTS):
             pass
         # What was drawn at random, one file per process, may be missing.
-        for file in (OPTIMIZER_NAME, SCHEDULER_NAME, *files_in(checkpoint, "rng_state*.pth")):
-            check_torch_file(checkpoint / file)
+        drawn = files_in(checkpoint, "rng_state*.pth")
+        for file in (checkpoint / OPTIMIZER_NAME, checkpoint / SCHEDULER_NAME, *drawn):
+            check_torch_file(file)
         state = read_json_object(checkpoint / TRAINER_STATE_NAME, strict=False)
     except FileError as error:
         raise _damaged(checkpoint, str(error)) from None

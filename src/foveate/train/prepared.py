@@ -9,6 +9,7 @@ from typing import Any
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.loading import commit_of, load_processor, skeleton
+from foveate.numbers import MOST
 from foveate.schedule import schedule
 from foveate.train.features import check_features
 from foveate.train.recipe import LAST, Recipe, Stage
@@ -75,6 +76,11 @@ def prepare(recipe: Recipe) -> Prepared:
     if steps is None:
         assert recipe.epochs is not None
         steps = max(1, math.ceil(recipe.epochs * len(rows) / recipe.batch))
+        if steps > MOST:
+            raise RecipeError(
+                f"{recipe.epochs:g} epochs of {len(rows):,} conversations are {steps:,} optimiser steps; the most is "
+                f"{MOST:,}: train for fewer epochs"
+            )
     warning = ending_warning(stages, test)
     warnings = () if warning is None else (warning,)
     return Prepared(recipe, family, processor, rows, stages, Timetable.of(stages, steps), test, warnings)

@@ -132,7 +132,7 @@ class Recipe(Settings):
     lora: Lora = Lora()  # pyright: ignore[reportCallIssue]
     steps: Count | None = None
     """Optimiser steps."""
-    epochs: Number | None = Field(None, gt=0)
+    epochs: Number | None = Field(None, gt=0, le=1_000_000)
     """Passes over the data, instead of `steps`."""
     batch: int = Field(32, ge=1, le=1_000_000)
     """Conversations per optimiser step, over all processes and accumulations."""

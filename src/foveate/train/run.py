@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, Final
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from foveate.errors import FoveateError, first_line
+from foveate.errors import FoveateError, FoveateWarning, first_line
 from foveate.families import family_of
 from foveate.files import (
     FileError,
@@ -78,7 +79,7 @@ def run(
     out: Path,
     *,
     resume: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] | None = None,
     flops: bool = True,
     advance: Callable[[int, int, str], None] | None = None,
 ) -> Path:
@@ -90,7 +91,8 @@ def run(
         recipe: what to do.
         out: the run's folder: checkpoints in it, the trained model in `out/model`.
         resume: go on from the latest checkpoint in `out`; from the beginning if there is none yet.
-        say: prints progress, in the first process.
+        say: prints progress and warnings, in the first process; without it progress is not reported, and warnings are
+            Python's.
         flops: count what compression saves, which takes the cost model a moment.
         advance: takes how many conversations are done, how many there are, and what is done now; for a bar.
 
@@ -103,7 +105,7 @@ def run(
             full.
     """
     first = int(os.environ.get("RANK", "0")) == 0
-    tell = say if first else _silent
+    tell = say if first and say is not None else _silent
     lock = FolderLock(out, "wait for it, or name another --out")
     if first:
         check_training_folder(recipe, out)
@@ -125,8 +127,11 @@ def run(
         tell(f"{out} is finished; nothing is left to do")
         return done.parent
     ready = prepare(recipe)
-    for warning in ready.warnings:
-        tell(f"warning: {warning}")
+    for warning in ready.warnings if first else ():
+        if say is None:
+            warnings.warn(warning, FoveateWarning, stacklevel=2)
+        else:
+            say(f"warning: {warning}")
     # A row that can't be trained on is best found before the model is loaded.
     sampled(ready)
     try:
