@@ -42,6 +42,7 @@ class Idefics3(TiledFamily):
     core_class = "Idefics3Model"
     outside_encoder = "the pixel shuffle after its encoder reads blocks of patches, which merging would break up"
     words_between_tiles = True
+    pixel_axes = ("rows", "tiles", "channels", "height", "width")
     pixel_inputs = ("pixel_values", "pixel_attention_mask")
     # The tower sees the tiles of all prompts, without those that fill up shorter rows.
     encoder_arguments: ClassVar[tuple[str, ...]] = ("pixel_values",)
@@ -136,11 +137,6 @@ class Idefics3(TiledFamily):
     def tile_counts(self, inputs: Mapping[str, Any]) -> list[int]:
         """Return the tiles of each row of the prompt; tiles of zeros fill up shorter rows, and the model drops them."""
         pixels: Tensor = inputs["pixel_values"]
-        if pixels.ndim != 5:
-            raise FoveateError(
-                f"{self.title} takes pixel_values (rows, tiles, channels, height, width), and {tuple(pixels.shape)} "
-                "came; pass what its processor returned"
-            )
         return (pixels != 0).flatten(2).any(dim=2).sum(dim=1).tolist()
 
     def tile_grids(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.errors import UnsupportedFamily
 from foveate.families.config_fields import read_field, read_number
 from foveate.families.family import Capture, cls_attention
 from foveate.families.registry import register_family
@@ -149,13 +149,7 @@ class InternVl(TiledFamily):
 
     def tile_counts(self, inputs: Mapping[str, Any]) -> list[int]:
         """Return 1 for each tile: the encoder's output has an entry for each."""
-        pixels: Tensor = inputs["pixel_values"]
-        if pixels.ndim != 4:
-            raise FoveateError(
-                f"{self.title} takes pixel_values (tiles, channels, height, width), and {tuple(pixels.shape)} came; "
-                "pass what its processor returned"
-            )
-        return [1] * pixels.shape[0]
+        return [1] * inputs["pixel_values"].shape[0]
 
     def previews(self, pixels: Tensor) -> Tensor:
         """Return a small picture of each tile: `(tiles, channels, 8, 8)` float32."""

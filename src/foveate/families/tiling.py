@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -48,6 +48,8 @@ class TiledFamily(Family):
     resizes_inputs = True
     words_between_tiles = False
     """Whether text of the prompt stands between the tiles of an image."""
+    pixel_axes: ClassVar[tuple[str, ...]] = ("tiles", "channels", "height", "width")
+    """The axes of `pixel_values`."""
 
     # What the configuration alone tells
 
@@ -138,6 +140,11 @@ class TiledFamily(Family):
         return tuple(self.tiled(grid, side) for grid in grids or map(TileGrid, counts))
 
     def _side(self, pixels: Tensor) -> int:
+        if pixels.ndim != len(self.pixel_axes):
+            raise FoveateError(
+                f"{self.title} takes pixel_values ({', '.join(self.pixel_axes)}), and {tuple(pixels.shape)} came; pass "
+                "what its processor returned"
+            )
         height, width = pixels.shape[-2:]
         if height != width or height % self.token_side:
             raise FoveateError(
@@ -151,6 +158,11 @@ class TiledFamily(Family):
         return None
 
     # Encoding
+
+    def encode(self, inputs: Mapping[str, Any]) -> Any:
+        """Run the encoder and the projector, once the form of the tiles is checked."""
+        self._side(inputs["pixel_values"])
+        return super().encode(inputs)
 
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
         """Count the tiles of each entry of the encoder's output."""

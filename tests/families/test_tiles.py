@@ -1,0 +1,110 @@
+"""Images in tiles: which tiles are one image, and what becomes of a prompt that doesn't say."""
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from rows import ROWS, Row, grid
+from rows.tiles import tiled, tiles_of
+from test_contract import generate, logits
+from torch import Tensor
+from versions import BEAMS_OF_SEVERAL_IMAGES
+
+from foveate.engine import apply, compress, encode
+from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.families import family_class, family_of
+
+BY_NAME = {row.name: row for row in ROWS}
+WITH_LABELS = [BY_NAME[name] for name in ("idefics3", "smolvlm") if name in BY_NAME]
+ONE_RUN = BY_NAME["internvl"]
+
+
+@cache
+def model_of(name: str) -> Any:
+    return BY_NAME[name].model()
+
+
+def one_row(row: Row, letters: str) -> dict[str, Tensor]:
+    """A prompt whose pictures are in one row of tiles, as the processor returns them."""
+    inputs = row.inputs("t4 " + " t3 ".join(letters) + " t5")
+    inputs["pixel_values"] = torch.cat([tiles_of(letter) for letter in letters])[None]
+    inputs.pop("pixel_attention_mask")
+    return inputs
+
+
+@BEAMS_OF_SEVERAL_IMAGES
+@pytest.mark.parametrize("row", WITH_LABELS, ids=lambda row: row.name)
+def test_several_images_in_one_row_of_tiles(row: Row) -> None:
+    model, inputs = model_of(row.name), one_row(row, "ACB")
+    assert list(family_of(model).layouts(inputs)) == [row.pictures[letter] for letter in "ACB"]
+    assert encode(model, inputs).layouts == family_of(model).layouts(inputs)
+    dense = logits(model, inputs)
+    with apply(model, "random:1.0"):
+        torch.testing.assert_close(logits(model, inputs), dense, atol=1e-6, rtol=0)
+    given = inputs | {"position_ids": torch.arange(inputs["input_ids"].shape[1])[None]}
+    for options in ({}, {"num_beams": 2}):
+        with apply(model, "random:6") as run:
+            found = generate(model, inputs, 4, **options)
+        assert [image.after for image in run.report().images] == [6, 6, 6]
+        assert torch.equal(generate(model, compress(model, given, "random:6"), 4, **options), found)
+
+
+@pytest.mark.parametrize("row", WITH_LABELS, ids=lambda row: row.name)
+def test_tiles_without_labels_are_images(row: Row) -> None:
+    model, inputs = model_of(row.name), row.inputs("t4 A t5")
+    inputs["input_ids"] = torch.tensor([row.ids("t4") + row.bare(row.pictures["A"]) + row.ids("t5")])
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    assert list(family_of(model).layouts(inputs)) == [grid(3, 3)] * 5
+    dense = logits(model, inputs)
+    with apply(model, "random:1.0"):
+        torch.testing.assert_close(logits(model, inputs), dense, atol=1e-6, rtol=0)
+
+
+def test_tiles_that_make_no_picture_are_images() -> None:
+    model: Any = model_of("internvl")
+    inputs = ONE_RUN.inputs("t4 A t5")
+    assert family_of(model).layouts(inputs) == (tiled((2, 2)),)
+    inputs["pixel_values"] = torch.cat([inputs["pixel_values"][:-1], tiles_of("C")])
+    assert family_of(model).layouts(inputs) == (grid(3, 3),) * 5
+    with apply(model, "random:4") as run:
+        logits(model, inputs)
+    assert [image.after for image in run.report().images] == [4] * 5
+
+
+@pytest.mark.parametrize("row", [ONE_RUN, *WITH_LABELS], ids=lambda row: row.name)
+def test_a_number_of_tokens_for_several_tiles_is_no_size(row: Row) -> None:
+    model = model_of(row.name)
+    if row is ONE_RUN:
+        with pytest.raises(FoveateError, match="crops of one size come from a fraction"):
+            compress(model, row.inputs("t4 A t5"), "resize:8")
+    assert compress(model, row.inputs("t4 C t5"), "resize:8").images[0].after == 4
+    assert compress(model, row.inputs("t4 A t5"), "resize:8:per=tile").images[0].after == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "field", "value", "words"),
+    [
+        ("internvl", None, "vision_feature_select_strategy", "full", "keeps .CLS."),
+        ("internvl", None, "vision_feature_layer", [-1, -2], "one of its 3 layers is"),
+        ("internvl", None, "vision_feature_layer", -5, "one of its 3 layers is"),
+        ("internvl", None, "downsample_ratio", 0.4, "1 divided by a whole number"),
+        ("internvl", "vision_config", "patch_size", [14, 16], "only squares"),
+        ("internvl", "vision_config", "model_type", "siglip_vision_model", "siglip_vision_model encoder"),
+        ("idefics3", "vision_config", "model_type", "clip_vision_model", "clip_vision_model encoder"),
+    ],
+)
+def test_configurations_that_are_refused(name: str, part: str | None, field: str, value: Any, words: str) -> None:
+    config = BY_NAME[name].model().config
+    holder = config if part is None else getattr(config, part)
+    object.__setattr__(holder, field, value)
+    with pytest.raises(UnsupportedFamily, match=words):
+        family_class(config).of_config(config).image_layout(100, 100)
+
+
+def test_pixels_of_another_form_are_refused() -> None:
+    for name, shape in (("internvl", (1, 5, 3, 84, 84)), ("idefics3", (5, 3, 84, 84)), ("idefics3", (1, 5, 3, 84, 56))):
+        row = BY_NAME[name]
+        inputs = row.inputs("t4 A t5") | {"pixel_values": torch.ones(shape)}
+        with pytest.raises(FoveateError, match="pass what its processor returned"):
+            compress(model_of(row.name), inputs, "random:6")
