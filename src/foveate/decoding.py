@@ -137,6 +137,9 @@ class Decoding:
                 f"the model's generation configuration can't be used ({first_line(error)}); repair its "
                 "generation_config.json, or decode without it: bench takes --greedy"
             ) from error
+        # Beside the end's own id, words may end answers; `generate` leaves those in the text.
+        special = set(getattr(tokenizer, "all_special_ids", None) or ())
+        self.silent_ends = frozenset(special & set(self.ends) or self.ends)
         self.ends_by_text = bool(settings.stop_strings)
         self._alone = any(name in self.set_values for name in _ROW_BY_ROW)
 
@@ -302,9 +305,9 @@ class Answers:
         return cut.tolist()
 
     def ids(self) -> list[list[int]]:
-        """Return the ids of the answers, without the one that ended them."""
+        """Return the ids of the answers; the one that ended an answer is left out unless it is a word of it."""
         found = []
-        ends = set(self._decoding.ends)
+        ends = self._decoding.silent_ends
         for row, (length, new) in enumerate(zip(self._lengths.tolist(), self._new.tolist())):
             ids = self._ids[row, length : length + min(new, self._steps)].tolist()
             found.append(ids[:-1] if ids and ids[-1] in ends else ids)

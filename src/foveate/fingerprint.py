@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -62,6 +63,24 @@ def answering_fingerprint(model: nn.Module, processor: Any) -> str:
     images = getattr(processor, "image_processor", None)
     digest.update(repr(sorted((k, str(v)) for k, v in images.to_dict().items()) if images else "").encode())
     return digest.hexdigest()
+
+
+def learned_fingerprint(method: Any) -> str:
+    """Return the fingerprint of what a method has learned, such as an adapter; "" for a method without any.
+
+    Args:
+        method: a dataclass, whose fields that are modules count with their weights and calibration.
+    """
+    digest, found = hashlib.sha256(), False
+    for field in fields(method):
+        module = getattr(method, field.name)
+        if isinstance(module, nn.Module):
+            found = True
+            digest.update(f"{field.name} {sorted(map(str, vars(module).get('curve', ())))}".encode())
+            for name, weight in sorted(module.state_dict().items()):
+                digest.update(name.encode())
+                update_digest(digest, weight)
+    return digest.hexdigest()[:DIGITS] if found else ""
 
 
 def _sample(weight: Tensor, count: int) -> Tensor:

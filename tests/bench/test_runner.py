@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,10 @@ import pytest
 
 from foveate.bench import Benchmark, configurations
 from foveate.errors import FoveateError, KeepError, SpecError
+from foveate.families import family_of
+from foveate.fingerprint import model_fingerprint
+from foveate.methods import ATPMethod
+from foveate.methods.thresholds import LearnedThresholds
 
 SPECS = configurations(["random", "cluster", "resize"], "9,4")
 
@@ -137,3 +142,33 @@ def test_crossing() -> None:
     written = [str(spec) for spec in configurations(["cluster", "cls:keep=7", "cluster:64", "pool:8+cls"], "64,0.25")]
     assert written == ["", "cluster:64", "cluster:0.25", "cls:7", "pool:8+cls:1.0"]
     assert [str(spec) for spec in configurations(["random", "cls"], "4", seed=3)][1:] == ["random:4:seed=3", "cls:4"]
+
+
+def test_results_of_another_metric_are_not_reused(model, processor, task, tmp_path) -> None:
+    def always(value: float) -> Any:
+        return lambda response: value
+
+    Benchmark(model, processor, task, "pool:9", tmp_path / "out", longest=2, score=always(1.0)).run()
+    again = Benchmark(model, processor, task, "pool:9", tmp_path / "out", longest=2, score=always(1.0))
+    assert again.folder.whole
+    for other in (always(0.0), partial(lambda value, response: value, 1.0), lambda response: 1.0, Always()):
+        with pytest.raises(FoveateError, match="another run"):
+            Benchmark(model, processor, task, "pool:9", tmp_path / "out", longest=2, score=other)
+
+
+class Always:
+    def __call__(self, response: Any) -> float:
+        return 1.0
+
+
+def test_results_of_another_adapter_are_not_reused(model, processor, task, tmp_path) -> None:
+    def run(seed: int) -> Benchmark:
+        base = model_fingerprint(family_of(model).core)
+        adapter = LearnedThresholds([1], features=0, base=base, seed=seed)
+        adapter.source = "shipped"
+        return Benchmark(model, processor, task, ATPMethod(adapter=adapter), tmp_path / "out", longest=2)
+
+    run(0).run()
+    assert run(0).folder.whole
+    with pytest.raises(FoveateError, match="another run"):
+        run(1)

@@ -27,7 +27,7 @@ from foveate.devices import placement_of
 from foveate.engine import Encoded
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
-from foveate.fingerprint import answering_fingerprint
+from foveate.fingerprint import answering_fingerprint, learned_fingerprint
 from foveate.schedule import schedule
 from foveate.spec import Spec, SpecLike, as_spec, spec_list
 
@@ -106,6 +106,8 @@ class Benchmark:
         read = [DENSE, *(as_spec(spec) for spec in spec_list(specs))]
         self.specs = {name_of(spec): spec for spec in read}
         self.encoding = {name: schedule(spec, self.asker.family).encoding for name, spec in self.specs.items()}
+        found = {name: [learned_fingerprint(step.method) for step in spec.steps] for name, spec in self.specs.items()}
+        learned = {name: prints for name, prints in found.items() if any(prints)}
         self.config = {
             "task": task.name,
             "data": task.digest,
@@ -118,6 +120,8 @@ class Benchmark:
             "decoding": self.asker.decoding.to_dict(),
             "prompt": self.asker.prompt,
             "scoring": self.scoring.name,
+            **({"scoring_code": self.scoring.code} if self.scoring.code else {}),
+            **({"adapters": learned} if learned else {}),
             **self.placement.to_dict(),
             "batch": batch,
             "revision": revision,

@@ -5,13 +5,16 @@ A metric is a function of one `Response`; it returns a score from 0 to 1. A tabl
 
 from __future__ import annotations
 
+import hashlib
 import re
+import secrets
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache
-from typing import Final
+from functools import lru_cache, partial
+from types import CodeType, FunctionType
+from typing import Any, Final
 
 from foveate.errors import FoveateError
 
@@ -74,11 +77,20 @@ def metrics() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Scoring:
-    """A metric with its name, and what tables say about it."""
+    """A metric with its name, and what tables say about it.
+
+    Attributes:
+        name: of the metric.
+        title: one sentence without its full stop.
+        function: scores one answer.
+        code: a digest of a caller's own function, so that results of another one aren't taken for its; "" for a metric
+            that has a name.
+    """
 
     name: str
     title: str
     function: Metric
+    code: str = ""
 
     def score(self, response: Response) -> float:
         """Return the score of one answer.
@@ -106,13 +118,31 @@ def scoring_of(metric: str | Metric = DEFAULT) -> Scoring:
     """
     if callable(metric):
         name = f"{getattr(metric, '__module__', '?')}.{getattr(metric, '__qualname__', type(metric).__qualname__)}"
-        return Scoring(name, f"{name}, a metric of the caller's", metric)
+        return Scoring(name, f"{name}, a metric of the caller's", metric, _code(metric))
     if metric not in _METRICS:
         near = get_close_matches(str(metric), _METRICS, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise FoveateError(f"no metric is called {str(metric)[:40]!r}{hint} (there are {', '.join(_METRICS)})")
     function, title = _METRICS[metric]
     return Scoring(metric, title, function)
+
+
+def _code(function: Any) -> str:
+    """Return a digest of what a function does, as far as it holds that itself; what holds no code is like no other."""
+    if isinstance(function, partial):
+        parts: tuple[Any, ...] = (_code(function.func), function.args, sorted(function.keywords.items()))
+    elif isinstance(function, FunctionType):
+        held = [cell.cell_contents for cell in function.__closure__ or ()]
+        parts = (_constants(function.__code__), function.__defaults__, function.__kwdefaults__, held)
+    else:
+        return secrets.token_hex(8)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _constants(code: CodeType) -> tuple[Any, ...]:
+    """Return the instructions of a code object with its names and constants, those of functions inside included."""
+    inside = [_constants(each) if isinstance(each, CodeType) else each for each in code.co_consts]
+    return code.co_code, code.co_names, inside
 
 
 # The metrics
