@@ -1,5 +1,8 @@
 """Public functions refuse arguments of another kind by name, with one line."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from PIL import Image
@@ -128,3 +131,49 @@ def test_sizes_of_pictures(value):
 def test_devices_of_the_cost_model(device):
     with pytest.raises(FoveateError):
         foveate.cost(None, SPEC, device=device)
+
+
+OF_OTHER_KINDS = """
+import torch
+import foveate.methods
+from foveate.errors import FoveateError
+from foveate.fingerprint import model_fingerprint
+from foveate.loading import load
+from foveate.registry import register
+from foveate.tokens import DecoderAttention, DecoderKeys, DecoderLogits, EncoderAttention, EncoderKeys
+
+names = ("Cluster", "Cls", "FastV", "ToMe", "Pool", "Random", "DivPrune", "VisionZip")
+methods = [getattr(foveate.methods, name)(keep=4) for name in names]
+signals = (DecoderAttention, DecoderKeys, DecoderLogits, EncoderAttention, EncoderKeys)
+given = ("model", "revision", "device", "dtype", "device_map", "quantize")
+others = (None, 1.5, True, [], {}, "two words", b"x", object(), torch.zeros(2))
+calls = [
+    *((method.plan, "tokens must be VisualTokens") for method in methods),
+    *((method.count, "layout must be a Layout") for method in methods),
+    *((lambda value, signal=signal: signal(layer=value), "layer must be") for signal in signals),
+    (model_fingerprint, "core must be a torch module"),
+    (register, "name of a method"),
+    (lambda value: register("never", value), "name of a method"),
+    (register("never"), "registered method must be a class"),
+]
+for call, text in calls:
+    for value in others:
+        try:
+            found = call(value)
+        except FoveateError as error:
+            assert text in str(error), (text, error)
+        else:
+            raise AssertionError((text, value, found))
+for name in given:
+    for value in (3, 1.5, True, [], b"x"):
+        try:
+            load(**{name: value})
+        except FoveateError:
+            continue
+        raise AssertionError((name, value))
+"""
+
+
+def test_arguments_of_other_kinds_without_the_checks_of_types_that_tests_add():
+    ran = subprocess.run([sys.executable, "-c", OF_OTHER_KINDS], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr

@@ -105,9 +105,13 @@ def test_configurations_that_are_no_object(folder, text):
     ("field", "value", "text"),
     [
         ("text_config__num_hidden_layers", 6, "has 54 weights that its configuration has no place for"),
-        ("text_config__num_hidden_layers", 13, "lacks 9 weights of its own model"),
+        (
+            "text_config__num_hidden_layers",
+            13,
+            "asks for 13 layers in model.language_model.layers, and its files hold stacks of 6, 12",
+        ),
         ("text_config__num_hidden_layers", 500, "and its files hold 8,262,720"),
-        ("vision_config__num_hidden_layers", 3, "has 48 weights that its configuration has no place for"),
+        ("vision_config__num_hidden_layers", 3, "asks for 3 layers in model.vision_tower"),
         ("text_config__intermediate_size", 100, "has 36 weights of another shape"),
         ("text_config__vocab_size", 301, "(300, 192) in the files and (301, 192) by the configuration"),
         ("text_config__hidden_size", 4095, "and its files hold 8,262,720"),
@@ -130,7 +134,7 @@ def test_weights_that_are_missing_or_left_over(folder, weights):
     names = layer_of(weights)
     assert len(names) == 9
     changed(folder, {name: value for name, value in weights.items() if name not in names})
-    assert "lacks 9 weights of its own model" in refusal(load_model, folder)
+    assert "and its files hold stacks of 6, 11" in refusal(load_model, folder)
     changed(folder, {**weights, "nosuch.weight": torch.zeros(3)})
     assert "has 1 weight that its configuration has no place for (nosuch.weight)" in refusal(load_model, folder)
     changed(folder, {**weights, names[0].replace(".weight", ".weight_scale"): torch.ones(3)})
@@ -385,3 +389,19 @@ def test_a_chat_template_that_never_ends(folder, monkeypatch):
 def test_generation_configurations(folder, field, value):
     edited(folder / "generation_config.json", **{field: value})
     assert f"{field} in the generation_config.json" in refusal(load_model, folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "text"),
+    [
+        ("image_processor__size", {"height": 10**9, "width": 10**9}, "size.height is 1000000000"),
+        ("image_processor__crop_size", {"height": 0, "width": 0}, "crop_size.height is 0"),
+        ("image_processor__image_mean", [float("nan")] * 3, "image_mean is nan"),
+        ("image_processor__image_std", [float("inf")] * 3, "image_std is inf"),
+        ("image_processor__image_std", [0.0] * 3, "image_std is 0.0"),
+        ("image_processor__rescale_factor", float("nan"), "rescale_factor is nan"),
+    ],
+)
+def test_processors_with_numbers_out_of_range(folder, field, value, text):
+    edited(folder / "processor_config.json", **{field: value})
+    assert text in refusal(load_processor, folder)

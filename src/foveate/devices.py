@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear, softmax
 
+from foveate.arguments import check_kind
 from foveate.device_names import check_device_name
 from foveate.errors import FoveateError, first_line, quoted
 
@@ -142,6 +143,7 @@ def load_arguments(
             "on one device, the second spreads it; give one of them"
         )
     if device_map is not None:
+        check_kind("device_map", device_map, (str, Mapping), f"one of {', '.join(DEVICE_MAPS)}, or a mapping")
         if isinstance(device_map, str) and device_map not in DEVICE_MAPS:
             raise FoveateError(
                 f"there is no device map {device_map!r}; use {', '.join(DEVICE_MAPS)}, or name a device instead"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate.arguments import check_kind
 from foveate.errors import FoveateError
 
 DIGITS = 16
@@ -35,11 +36,12 @@ def model_fingerprint(core: nn.Module) -> str:
         core: the model itself, `family_of(model).core`.
 
     Raises:
-        FoveateError: weights were never loaded.
+        FoveateError: it is no module, or its weights were never loaded.
 
     >>> model_fingerprint(nn.Linear(2, 2)) == model_fingerprint(nn.Linear(2, 2))
     False
     """
+    check_kind("core", core, nn.Module, "a torch module")
     digest = hashlib.sha256()
     for name, weight in sorted(_base_weights(core)):
         digest.update(f"{name} {tuple(weight.shape)}".encode())

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any, cast
 
 from foveate.errors import KeepError, quoted, shown
 from foveate.numbers import read_decimal, read_whole
@@ -39,14 +40,18 @@ class Keep:
     """Mean number of tokens per layer, over all layers of the decoder."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.layers, tuple) or any(not isinstance(each, Keep) for each in self.layers):
+        given: Any = self.layers
+        members = cast("tuple[Any, ...]", given) if isinstance(given, tuple) else (None,)
+        if not all(isinstance(each, Keep) for each in members):
             raise KeepError(f"layers of a keep are a tuple of Keep objects, not {shown(self.layers)}")
-        for name, value, kind in (
+        numbers: tuple[tuple[str, Any, type[Any]], ...] = (
             ("tokens", self.tokens, int),
             ("mean", self.mean, int),
             ("share", self.share, Fraction),
-        ):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+        )
+        for name, value, kind in numbers:
+            fits = type(value) is not bool and isinstance(value, kind)  # pyright: ignore[reportUnnecessaryIsInstance]
+            if value is not None and not fits:
                 raise KeepError(f"{name} of a keep is a {kind.__name__}, not {shown(value)}; Keep.of reads other forms")
         if self.layers or self.mean is not None:
             self._check_layers()

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import NoneType, SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from foveate.arguments import check_kind
 from foveate.embedded import PATH
 from foveate.errors import FoveateError, first_line
 from foveate.files import FileError, is_file, kind_of, read_json_object, shown_path
 from foveate.hub import explain, fetch_config, is_hub_name
 from foveate.model_checks import buffer_names, check_finite, check_generation, check_loaded, check_processor
-from foveate.weight_files import SAFETENSORS_ONLY, check_kinds, check_size, stored_tensors
+from foveate.weight_files import SAFETENSORS_ONLY, check_depth, check_kinds, check_size, stored_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -210,6 +211,8 @@ def _located(model: str | Path | None, revision: str | None) -> _Source:
     Raises:
         FoveateError: there is none.
     """
+    check_kind("model", model, (str, Path, NoneType), "a folder, or a name on the Hugging Face hub")
+    check_kind("revision", revision, (str, NoneType), "a branch, a tag or a commit as text")
     if model is not None and is_hub_name(model):
         config, commit = fetch_config(str(model), revision)
         return _Source(str(model), str(model), config, commit or revision, hub=True)
@@ -310,6 +313,7 @@ def _check_files(source: _Source, config: Any) -> None:
     bare = _bare(source, config)
     check_kinds(source.name, stored, buffer_names(bare))
     check_size(source.name, stored, sum(weight.numel() for weight in bare.parameters()))
+    check_depth(source.name, stored, bare.state_dict())
 
 
 def _broken(source: _Source, what: str, error: Exception) -> FoveateError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -13,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from foveate.arguments import listed
+from foveate.arguments import check_kind, listed
 from foveate.errors import FoveateError, KeepError, SpecError, shown
 from foveate.keep import Keep
 from foveate.layout import Layout
@@ -40,6 +42,19 @@ class Effort(NamedTuple):
 
     flops: float
     launches: int
+
+
+def _checked(function: Callable[..., Any], kind: type, expected: str) -> Callable[..., Any]:
+    """Return a method that checks the type of its one argument before it runs."""
+    name = [*inspect.signature(function).parameters][1]
+
+    @functools.wraps(function)
+    def checking(self: Any, *given: Any, **named: Any) -> Any:
+        if given or name in named:
+            check_kind(name, given[0] if given else named[name], kind, expected)
+        return function(self, *given, **named)
+
+    return checking
 
 
 @dataclass(frozen=True)
@@ -85,6 +100,16 @@ class Method(ABC):
                 f"{self.keep} is a mean over the layers of an image; with per=tile write one keep per layer"
             )
         check_options(self)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Let `count` and `plan` of every subclass check the type of their argument."""
+        super().__init_subclass__(**options)
+        for name, kind, expected in (
+            ("count", Layout, "a Layout"),
+            ("plan", VisualTokens, "VisualTokens, which VisualTokens.of makes"),
+        ):
+            if name in cls.__dict__:
+                setattr(cls, name, _checked(cls.__dict__[name], kind, expected))
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -137,6 +162,7 @@ class Method(ABC):
         Raises:
             KeepError: the keep is more than there are tokens.
         """
+        check_kind("layout", layout, Layout, "a Layout")
         return self.keep.count(layout.content)
 
     def bounds(self, layout: Layout) -> tuple[int, int]:

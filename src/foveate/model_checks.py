@@ -12,6 +12,8 @@ from foveate.errors import FoveateError, quoted
 
 __all__ = ["buffer_names", "check_finite", "check_generation", "check_loaded", "check_processor"]
 
+_LONGEST_EDGE: Final = 32_768
+"""In pixels, of what an encoder sees; a larger image takes over 12 GB."""
 _FLOATS: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -133,7 +135,8 @@ def check_processor(title: str, processor: Any, config: Any) -> None:
         config: of the model.
 
     Raises:
-        FoveateError: image token, size of patches or choice of features differ.
+        FoveateError: image token, size of patches or choice of features differ, or a size, mean or deviation is
+            out of range.
     """
     token, wanted = getattr(processor, "image_token", None), getattr(config, "image_token_id", None)
     if isinstance(token, str) and isinstance(wanted, int):
@@ -148,6 +151,7 @@ def check_processor(title: str, processor: Any, config: Any) -> None:
                 f"an image is token {found} ({token!r}) for the tokenizer of {title} and {wanted} for its config.json; "
                 "take both from one model"
             )
+    _check_images(title, processor.image_processor)
     if not (hasattr(processor, "vision_feature_select_strategy") and hasattr(config, "vision_feature_select_strategy")):
         return
     for name, own in (("patch_size", config.vision_config), ("vision_feature_select_strategy", config)):
@@ -157,6 +161,38 @@ def check_processor(title: str, processor: Any, config: Any) -> None:
                 f"{name} is {theirs!r} for the processor of {title} and {ours!r} for the model, so the tokens of an "
                 "image don't fit; correct processor_config.json"
             )
+
+
+def _check_images(title: str, rules: Any) -> None:
+    """Check the numbers by which a processor resizes and scales images.
+
+    Raises:
+        FoveateError: an edge is no whole number from 1 to 32,768, a mean is not finite, or a deviation or factor is 0
+            or not finite.
+    """
+    for name in ("size", "crop_size"):
+        # A mapping in some versions of transformers, and its own type in others.
+        sizes: Any = getattr(rules, name, None)
+        # Other keys are numbers of pixels, not edges.
+        for edge in ("height", "width"):
+            value = sizes.get(edge) if isinstance(sizes, Mapping) else getattr(sizes, edge, None)
+            if value is not None and (type(value) is not int or not 1 <= value <= _LONGEST_EDGE):
+                wanted = f"a whole number from 1 to {_LONGEST_EDGE:,}"
+                raise _no_processor(title, f"{name}.{edge}", value, wanted)
+    for name, divides in (("image_mean", False), ("image_std", True), ("rescale_factor", True)):
+        given: Any = getattr(rules, name, None)
+        for value in given if isinstance(given, list | tuple) else () if given is None else (given,):
+            number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or (divides and not value):
+                wanted = "finite and not 0" if divides else "finite"
+                raise _no_processor(title, name, value, f"numbers that are {wanted}")
+
+
+def _no_processor(title: str, name: str, value: object, expected: str) -> FoveateError:
+    return FoveateError(
+        f"{name} is {quoted(value)} for the image processor of {title}, and must be {expected}; correct "
+        "preprocessor_config.json or processor_config.json"
+    )
 
 
 def _counted(names: Sequence[Any]) -> str:

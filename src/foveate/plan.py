@@ -73,7 +73,7 @@ class Plan:
         ([[0, 2], [1, 1]], [[True, True], [True, False]])
         """
         if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.dtype != torch.bool:  # pyright: ignore
-            found = _described(mask) if isinstance(mask, Tensor) else shown(mask)
+            found = _described(mask) if isinstance(mask, Tensor) else shown(mask)  # pyright: ignore
             raise PlanError(f"a mask of kept tokens must be bool (images, tokens), not {found}")
         order = mask.byte().argsort(dim=1, descending=True, stable=True)
         if kept is not None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from foveate.errors import FoveateError
+from foveate.arguments import check_kind
+from foveate.errors import FoveateError, quoted
 
 T = TypeVar("T", bound=type)
 
@@ -24,10 +25,16 @@ def register(name: str, *aliases: str) -> Callable[[T], T]:
         aliases: other names that specs may use, for instance a paper's name for the same rule; read, never written.
 
     Raises:
-        FoveateError: another method has one of these names.
+        FoveateError: another method has one of these names, a name is empty or holds blanks or signs, or what is
+            registered is no class.
     """
+    for given in (name, *aliases):
+        check_kind("the name of a method", given, str, 'a text such as "cluster"')
+        if not given.replace("-", "_").isidentifier():
+            raise FoveateError(f"{quoted(given)} can't be the name of a method; use letters, digits and hyphens")
 
     def decorate(method: T) -> T:
+        check_kind("a registered method", method, type, "a class")
         for wanted in (name, *aliases):
             other = METHODS.get(ALIASES.get(wanted, wanted))
             if other is not None and (other.__module__, other.__qualname__) != (method.__module__, method.__qualname__):

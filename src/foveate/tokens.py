@@ -14,6 +14,7 @@ from foveate.arguments import check_kind, listed
 from foveate.errors import FoveateError, SignalError, shown
 from foveate.keep import Keep, spread
 from foveate.layout import Layout, Segment, Structural
+from foveate.options import check_options
 
 __all__ = [
     "Behind",
@@ -49,8 +50,15 @@ PLACES = ("pixels", "encoder", "features", "input")
 # Signals: what a method may look at besides the features, requested by type.
 
 
+class _Chosen:
+    """A signal with fields, each checked against its declared type."""
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
 @dataclass(frozen=True)
-class EncoderAttention:
+class EncoderAttention(_Chosen):
     """Attention that each token gets in encoder layer `layer`: `(B, N)`, the average over heads ("mean").
 
     From [CLS], or where the encoder has none, from all tokens. With "full" the heads stand side by side as one wide
@@ -62,7 +70,7 @@ class EncoderAttention:
 
 
 @dataclass(frozen=True)
-class EncoderKeys:
+class EncoderKeys(_Chosen):
     """Keys of encoder layer `layer`: `(B, N, D_key)`, heads averaged ("mean") or side by side ("full")."""
 
     layer: int = -2
@@ -70,7 +78,7 @@ class EncoderKeys:
 
 
 @dataclass(frozen=True)
-class DecoderAttention:
+class DecoderAttention(_Chosen):
     """Attention that visual tokens get from text in a decoder layer, mean over heads.
 
     A row's softmax is over every column that it sees, text included, so rows sum to less than 1 over the visual tokens.
@@ -88,14 +96,14 @@ class DecoderAttention:
 
 
 @dataclass(frozen=True)
-class DecoderLogits:
+class DecoderLogits(_Chosen):
     """Mean pre-softmax attention logit that each visual token gets from itself and later visual tokens: `(B, N)`."""
 
     layer: Literal["here", "previous"] = "here"
 
 
 @dataclass(frozen=True)
-class DecoderKeys:
+class DecoderKeys(_Chosen):
     """Keys, after rotary embedding, heads side by side: `(B, N, D_key)` of visual, `(B, T, D_key)` of text tokens."""
 
     of: Literal["visual", "text"] = "visual"
@@ -111,7 +119,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class DecoderInput:
+class DecoderInput(_Chosen):
     """What entered the decoder, at whatever layer the method acts.
 
     `(B, N_0, D)` of visual: all tokens of the image, also those that steps inside the decoder have dropped since.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ from typing import Any, Final
 from foveate.errors import FoveateError
 from foveate.files import FileError, files_in, is_file, open_tensors, read_json_object
 
-__all__ = ["StoredTensor", "check_kinds", "check_size", "stored_tensors"]
+__all__ = ["StoredTensor", "check_depth", "check_kinds", "check_size", "stored_tensors"]
 
 _WHOLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_LAYER: Final = re.compile(r"(?P<stack>.*?\b(?:layers|blocks))\.(?P<number>\d+)\.")
 _FLOATS: Final = {"F64", "F32", "F16", "BF16"}
 SAFETENSORS_ONLY: Final = (
     "foveate reads safetensors only: get the model in that format, or convert it where you trust it (save_pretrained)"
@@ -106,6 +108,37 @@ def check_size(name: str, stored: Mapping[str, StoredTensor], weights: int) -> N
             f"the config.json of {name} describes a model of {weights:,} weights, and its files hold {held:,}; they "
             "are of two models, or files are missing: download it again"
         )
+
+
+def check_depth(name: str, stored: Collection[str], wanted: Collection[str]) -> None:
+    """Check that files hold as many layers as the configuration asks for, before they are loaded.
+
+    Names of modules may differ, so only numbers of layers are compared.
+
+    Args:
+        name: what errors call the model.
+        stored: names of the weights in the files.
+        wanted: names of the weights of the model of the configuration.
+
+    Raises:
+        FoveateError: some stack of layers has another depth.
+    """
+    found = sorted(set(_depths(stored).values()))
+    for stack, depth in _depths(wanted).items():
+        if found and depth not in found:
+            raise FoveateError(
+                f"the config.json of {name} asks for {depth} layers in {stack}, and its files hold stacks of "
+                f"{', '.join(map(str, found))}: its weights and its config.json are not of one model; download it again"
+            )
+
+
+def _depths(names: Collection[str]) -> dict[str, int]:
+    """Return how many layers each stack has: what stands before the first number in names of weights."""
+    stacks: dict[str, set[str]] = {}
+    for name in names:
+        if layer := _LAYER.match(name):
+            stacks.setdefault(layer["stack"], set()).add(layer["number"])
+    return {stack: len(numbers) for stack, numbers in stacks.items()}
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -147,7 +147,7 @@ def test_hired_drops_what_is_left_over_only_if_told() -> None:
         ("visionzip:64:contextual=-1", "no number of tokens"),
         ("vispruner:64:important=1.5", "no share"),
         ("vispruner:64:step=0", "at least 1"),
-        ("holov:64:windows=0", "at least 1"),
+        ("holov:64:windows=0", "windows must be a whole number from 1 on, not 0"),
         ("hired:64:alpha=2.0", "no share"),
         ("prumerge:neighbours=-1", "no number of tokens"),
         ("cluster:64:take=best", "mean or weighted or medoid or salient"),

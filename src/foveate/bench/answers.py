@@ -24,6 +24,7 @@ from foveate.engine import Encoded, apply, compress, encode, encoder_outputs
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
+from foveate.families.prompt_check import prompt_layouts
 from foveate.prompts import check_chat_template, check_prompt, processor_inputs, question_text, tokenized
 from foveate.spec import Spec
 from foveate.transformers_api import cache_argument, cache_of_output, new_cache
@@ -199,8 +200,9 @@ class Asker:
             lengths = [len(tokenized(self.processor, text)["input_ids"]) for text in texts]
             if image.size not in taken:
                 refusal = f"the model's processor refuses {picture.name}"
-                whole = processor_inputs(self.processor, texts[0], [image], refusal)["input_ids"]
-                taken[image.size] = whole.shape[1] - lengths[0]
+                whole = processor_inputs(self.processor, texts[0], [image], refusal)
+                prompt_layouts(self.family, whole)
+                taken[image.size] = whole["input_ids"].shape[1] - lengths[0]
             length, asked = max(zip(lengths, picture.questions, strict=True), key=itemgetter(0))
             length += taken[image.size]
             if length + self.longest > room:

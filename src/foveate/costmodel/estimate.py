@@ -12,7 +12,7 @@ from foveate.costmodel.device import device as device_of
 from foveate.costmodel.image_sizes import read_sizes
 from foveate.costmodel.model import Model, read_model
 from foveate.costmodel.vision_work import encoder_work, projector_work, vision_activations
-from foveate.errors import FoveateError, KeepError
+from foveate.errors import FoveateError, KeepError, quoted
 from foveate.families import Family
 from foveate.numbers import Between, check_whole
 from foveate.schedule import ImageTokens, SpecLike, count_tokens, schedule
@@ -251,8 +251,8 @@ def _checked_dtype(dtype: str | None, device: Device) -> str:
     """
     if dtype is None:
         dtype = "bfloat16" if "bfloat16" in device.rates else next(iter(device.rates))
-    if dtype not in SIZES:
-        raise FoveateError(f"there is no data type {dtype!r} here; use {', '.join(SIZES)}")
+    if not isinstance(dtype, str) or dtype not in SIZES:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise FoveateError(f"there is no data type {quoted(dtype)} here; use {', '.join(SIZES)}")
     device.rate(dtype)
     return dtype
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Float32
@@ -254,8 +254,8 @@ def _read_curve(pairs: Sequence[Any]) -> tuple[tuple[float, float], ...]:
         ValueError: it holds something else than pairs of a shift, ascending, and a share, which never grows.
     """
     for pair in pairs:
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise ValueError(f"curve holds {quoted(pair)}, and should hold pairs of a shift and a share")
+        if not isinstance(pair, list) or len(cast("list[Any]", pair)) != 2:
+            raise ValueError(f"curve holds {quoted(cast('Any', pair))}, and should hold pairs of a shift and a share")
         check_real("a shift of the curve", pair[0])
         check_real("a share of the curve", pair[1], Between(0, 1))
     curve = tuple((float(shift), float(share)) for shift, share in pairs)

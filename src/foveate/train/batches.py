@@ -10,6 +10,7 @@ from torch import Tensor
 
 from foveate.errors import FoveateError
 from foveate.families import Family
+from foveate.families.prompt_check import prompt_layouts
 from foveate.prompts import Message, chat_text, processor_inputs, tokenized
 from foveate.train.sources import Conversation
 
@@ -64,7 +65,7 @@ class Batches:
         images = self.images(one)
         found = processor_inputs(self._processor, text, images, f"{one.name}: the processor refuses it")
         inputs = {name: value for name, value in found.items() if isinstance(value, Tensor)}
-        layouts = self._family.layouts(inputs) if "pixel_values" in inputs else ()
+        layouts = prompt_layouts(self._family, inputs) if "pixel_values" in inputs else ()
         expected = sum(layout.placeholders for layout in layouts)
         return self.labelled(inputs, text, spans, one.name, expected)
 
