@@ -100,8 +100,11 @@ def test_a_model_of_which_only_the_decoder_is_known(run: Commands, tmp_path: Pat
         (("--image", "0x336"), "0 x 336 pixels does not exist"),
         (("--image", "-5x336"), "-5 x 336 pixels does not exist"),
         (("--image", "99999x99999"), "9,999,800,001 pixels, and the limit is 100,000,000"),
-        (("--new-tokens", "1000000000000000000000000000000"), "new_tokens must be a whole number from 1 to 1,000,000"),
-        (("--batch", "1000000000000000000000000000000"), "batch must be a whole number"),
+        (
+            ("--new-tokens", "1000000000000000000000000000000"),
+            "'--new-tokens': Input should be less than or equal to 1000000",
+        ),
+        (("--batch", "1000000000000000000000000000000"), "'--batch': Input should be less than or equal to 999999999"),
         (("--batch", "0"), "batch must be a whole number from 1 on, not 0"),
         (("--new-tokens", "0"), "new_tokens must be a whole number from 1 to 1,000,000, not 0"),
         (("--text-tokens", "-1"), "text_tokens must be a whole number from 0 on, not -1"),

@@ -23,6 +23,7 @@ from foveate.commands.output import (
     table,
 )
 from foveate.errors import FoveateError, FoveateWarning
+from foveate.numbers import MOST
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,9 +53,13 @@ def cost(
     image: Annotated[
         list[str], typer.Option("--image", metavar="WxH", help="The size of an image in pixels. Repeat for more.")
     ] = _DEFAULT_IMAGES,
-    text_tokens: Annotated[int, typer.Option("--text-tokens", metavar="N", help="Text tokens of the prompt.")] = 60,
-    new_tokens: Annotated[int, typer.Option("--new-tokens", metavar="N", help="Tokens of the answer.")] = 64,
-    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Equal prompts in one batch.")] = 1,
+    text_tokens: Annotated[
+        int, typer.Option("--text-tokens", metavar="N", max=MOST, help="Text tokens of the prompt.")
+    ] = 60,
+    new_tokens: Annotated[
+        int, typer.Option("--new-tokens", metavar="N", max=1_000_000, help="Tokens of the answer.")
+    ] = 64,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", max=MOST, help="Equal prompts in one batch.")] = 1,
     device_name: Annotated[
         str,
         typer.Option(

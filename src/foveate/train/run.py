@@ -127,13 +127,13 @@ def run(
         tell(f"{out} is finished; nothing is left to do")
         return done.parent
     ready = prepare(recipe)
+    # A row that can't be trained on is best found before the model is loaded.
+    sampled(ready)
     for warning in ready.warnings if first else ():
         if say is None:
             warnings.warn(warning, FoveateWarning, stacklevel=2)
         else:
             say(f"warning: {warning}")
-    # A row that can't be trained on is best found before the model is loaded.
-    sampled(ready)
     try:
         with lock if first else nullcontext():
             if first and files.checkpoints(out) != kept:
