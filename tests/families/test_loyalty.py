@@ -46,7 +46,8 @@ def prompts_of(row: Row) -> list[Prompts]:
     found = []
     for letter in "AB":
         ids = tuple(tuple(row.ids(f"t4 {letter} {end}")) for end in ("t3", "t5", "t7'1"))
-        found.append(Prompts(row.pixels(letter), ids, 4 + row.count(letter)))
+        last = max(at for at, token in enumerate(ids[0]) if token == row.image_token)
+        found.append(Prompts(row.pixels(letter), ids, last + 1))
     return found
 
 

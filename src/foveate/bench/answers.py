@@ -151,18 +151,15 @@ class Asker:
         family = self.family
         whole: list[int] = first["input_ids"][0].tolist()
         count = whole.count(family.image_token)
+        written = self._written(texts[0], whole)
         rows = [whole]
         for text in texts[1:]:
             ids: list[int] = tokenized(self.processor, text)["input_ids"]
-            if ids.count(family.image_token) != 1:
+            if written is None or ids.count(family.image_token) != 1:
                 ids = processor_inputs(self.processor, text, [image])["input_ids"][0].tolist()
             else:
                 at = ids.index(family.image_token)
-                ids = (
-                    ids[:at]
-                    + whole[whole.index(family.image_token) : len(whole) - _after_last(whole, family)]
-                    + (ids[at + 1 :])
-                )
+                ids = ids[:at] + written + ids[at + 1 :]
             if ids.count(family.image_token) != count:
                 raise FoveateError(f"a question about {picture.name} holds the image placeholder; take it out")
             rows.append(ids)
@@ -171,6 +168,23 @@ class Asker:
             shared = 0
         pixels = {name: first[name] for name in family.pixel_inputs if name in first}
         return Prompts(pixels, tuple(tuple(row) for row in rows), shared)
+
+    def _written(self, text: str, whole: Sequence[int]) -> list[int] | None:
+        """Return the ids that the processor writes for an image; None if they don't stand for one placeholder.
+
+        Placeholders, and the text that it puts around and among them: names of tiles, breaks between rows, an end.
+
+        Args:
+            text: a prompt.
+            whole: the ids that the processor made of it.
+        """
+        plain: list[int] = tokenized(self.processor, text)["input_ids"]
+        if plain.count(self.family.image_token) != 1:
+            return None
+        at = plain.index(self.family.image_token)
+        end = len(whole) - (len(plain) - at - 1)
+        fits = end > at and list(whole[:at]) == plain[:at] and list(whole[end:]) == plain[at + 1 :]
+        return list(whole[at:end]) if fits else None
 
     def _asked(self, picture: TaskImage) -> list[str]:
         """Return the prompts of all questions about a picture as text."""
