@@ -102,7 +102,7 @@ def test_every_method_is_loyal(row: Row, settings: str, batch: int | None) -> No
 
 def test_greedy_obeys_no_setting(row: Row) -> None:
     asker = asker_of(row, SETTINGS["large_penalty"])
-    plain = asker_of(row, {})
+    plain = asker_of(row, {"suppress_tokens": None})
     greedy = Asker(asker.model, STUB, longest=6, greedy=True)
     prompts = prompts_of(row)
     assert answers(greedy, prompts, DENSE) == answers(plain, prompts, DENSE)
