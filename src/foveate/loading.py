@@ -117,17 +117,15 @@ def load_model(
 
 def load_processor(model: str | Path | None = None, *, revision: str | None = None) -> Any:
     """Load a processor without its model; see `load`."""
-    from transformers import AutoProcessor
-
     source = _found(model, revision)
     config = _read_config(source)
     try:
+        from transformers import AutoProcessor
+
         processor: Any = AutoProcessor.from_pretrained(source.location, **source.arguments, trust_remote_code=False)
     except ImportError as error:
         # Processors of Qwen and of video need torchvision, some tokenizers sentencepiece; foveate depends on neither.
-        raise FoveateError(
-            f"the processor of {source.name} needs a package that is missing: {first_line(error)}"
-        ) from error
+        raise FoveateError(f"the processor of {source.name} can't be made: {_lacking(error)}") from error
     except Exception as error:
         raise _broken(source, "processor", error) from error
     if not hasattr(processor, "image_processor") or not hasattr(processor, "tokenizer"):
@@ -314,6 +312,18 @@ def _check_files(source: _Source, config: Any) -> None:
     check_kinds(source.name, stored, buffer_names(bare))
     check_size(source.name, stored, sum(weight.numel() for weight in bare.parameters()))
     check_depth(source.name, stored, bare.state_dict())
+
+
+def _lacking(error: ImportError) -> str:
+    """Say which package an import failed for, and what to do."""
+    required = re.search(r"requires the (\S+) library", str(error))
+    if required is not None:
+        package = required[1].lower()
+        return f"it needs {package}, which is missing; install it (torchvision from the same index as torch)"
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return f"{first_line(cause)}; install the version of that package that fits your torch"
 
 
 def _broken(source: _Source, what: str, error: Exception) -> FoveateError:

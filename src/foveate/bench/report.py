@@ -44,6 +44,8 @@ WIDE: Final = 132
 _NAME: Final = 13
 """Characters of a spec's name for which a table must have room; longer ones are folded, never cut."""
 _UNCHANGED: Final = "unchanged"
+_FEWEST: Final = 20
+"""Questions of a skill from which on its interval is printed; with fewer it is nearly everything."""
 
 
 def table(metrics: Mapping[str, Any], width: int = WIDE, against: str = "dense") -> Table:
@@ -57,7 +59,7 @@ def table(metrics: Mapping[str, Any], width: int = WIDE, against: str = "dense")
     rows = [dict(zip(HEADS, cells_of(metrics, row, against), strict=True)) for row in metrics["configurations"]]
     names = [printable(row["spec"]) + (" °" if row["baseline"] else "") for row in metrics["configurations"]]
     titles = {head: _title_of(head, against) for head in HEADS}
-    heads = HEADS if width >= FULL else NARROW
+    heads = HEADS if width >= FULL else _narrow(metrics)
     where = placement_line(metrics)
     made = Table(
         title=Text.assemble((_title(metrics), "bold"), (f"\n{where}" if where else "", "dim")),
@@ -83,6 +85,13 @@ def table(metrics: Mapping[str, Any], width: int = WIDE, against: str = "dense")
         cells["spec"] = name
         made.add_row(*(Text(cells[head], style=_style(metrics, row, head, against)) for head in heads))
     return made
+
+
+def _narrow(metrics: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the columns of a narrow table: with steps inside the decoder, tokens over layers in place of the share."""
+    tokens = [row["tokens"] for row in metrics["configurations"]]
+    inside = any(each["after"] != each["mean_over_layers"] for each in tokens)
+    return tuple("layers" if head == "kept" and inside else head for head in NARROW)
 
 
 def _title_of(head: str, against: str) -> str:
@@ -116,7 +125,7 @@ def skills_table(metrics: Mapping[str, Any]) -> Table | None:
     if not skills:
         return None
     made = Table(
-        title="Accuracy per skill (half of the 95 % interval's width)",
+        title=f"Accuracy per skill (± half of the 95 % interval's width, from {_FEWEST} questions on)",
         title_justify="left",
         title_style="bold",
         header_style="bold",
@@ -129,7 +138,7 @@ def skills_table(metrics: Mapping[str, Any]) -> Table | None:
     columns = []
     for skill in skills:
         made.add_column(Text(_skill_name(skill)), justify="right", no_wrap=True)
-        cells = [_skill(row["skills"][skill]["accuracy"]) for row in rows]
+        cells = [_skill(row["skills"][skill]) for row in rows]
         floor = [] if metrics["floor"] is None else [f"{metrics['floor'][skill]:.0%}"]
         columns.append([*floor, *cells, str(rows[0]["skills"][skill]["questions"])])
     heads = [*([] if metrics["floor"] is None else ["question only"]), *names, "questions"]
@@ -152,10 +161,10 @@ def markdown(metrics: Mapping[str, Any], command: str = "") -> str:
         lines += ["", "Worse than a baseline of the same budget:", "", *(f"* {line}" for line in worse)]
     skills = list(metrics["configurations"][0]["skills"])
     if skills:
-        lines += ["", "Accuracy per skill:", ""]
+        lines += ["", f"Accuracy per skill (± half of the 95 % interval's width, from {_FEWEST} questions on):", ""]
         rows = [] if metrics["floor"] is None else [["question only", *(f"{metrics['floor'][s]:.0%}" for s in skills)]]
         for row in metrics["configurations"]:
-            rows.append([_code(row), *(_skill(row["skills"][s]["accuracy"]) for s in skills)])
+            rows.append([_code(row), *(_skill(row["skills"][s]) for s in skills)])
         rows.append(["questions", *(str(metrics["configurations"][0]["skills"][s]["questions"]) for s in skills)])
         lines += _rows(["spec", *(markdown_cell(_skill_name(skill)) for skill in skills)], rows)
     if command:
@@ -215,6 +224,10 @@ def _about_intervals(metrics: Mapping[str, Any], heads: Collection[str], against
         return []
     sentences = ["Intervals are 95 %, clustered by image, rounded outward."]
     differences = [_difference(metrics, row, against) for row in metrics["configurations"]]
+    found = [each for each in differences if each is not None]
+    if found and not any(map(direction, found)):
+        reference = "dense" if against == "dense" else printable(against)
+        sentences.append(f"No row differs clearly from {reference}.")
     ends = [outward(each) for each in differences if each is not None and not each["changed"]]
     if ends and ends[0] is not None:
         sentences.append(
@@ -289,8 +302,9 @@ def _skill_name(skill: str) -> str:
     return printable(skill.replace("_", " "))
 
 
-def _skill(accuracy: Mapping[str, Any]) -> str:
-    if accuracy["low"] is None:
+def _skill(skill: Mapping[str, Any]) -> str:
+    accuracy = skill["accuracy"]
+    if accuracy["low"] is None or skill["questions"] < _FEWEST:
         return f"{accuracy['value']:.0%}"
     return f"{accuracy['value']:.0%} ±{(accuracy['high'] - accuracy['low']) / 2 * 100:2.0f}"
 

@@ -238,7 +238,7 @@ def _conclusions(
         else:
             line = (
                 f"{each.spec} saves time from {even.tokens:,} visual tokens on, in one square image; at "
-                f"{even.largest:,} tokens it saves {even.saved:.0%}."
+                f"{even.largest:,} tokens it saves {even.saved:.0%} of the call."
             )
             lines.append((line, ""))
     longest = model.decoder.longest
