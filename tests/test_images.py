@@ -167,6 +167,20 @@ def test_deep_images_are_scaled(tmp_path, numbers):
     assert abs(levels(path) - RAMP * 255).max() <= 1
 
 
+@pytest.mark.parametrize("white", [1.0, 255.0])
+def test_what_resampling_adds_changes_no_range(tmp_path, white):
+    path = tmp_path / "overshoot.tiff"
+    middle = 0.6 + RAMP * 0.2
+    numbers = (middle * white).astype(np.float32)
+    numbers[0, 0], numbers[-1, -1] = -0.03 * white, 1.04 * white
+    Image.fromarray(numbers).save(path)
+    found = levels(path)
+    assert (found[0, 0], found[-1, -1]) == (0, 255)
+    inner = np.ones_like(found, bool)
+    inner[0, 0] = inner[-1, -1] = False
+    assert abs(found - middle * 255)[inner].max() <= 1
+
+
 def tiff(path, numbers, bits, kind, order="<", photometric=1):
     """A TIFF that Pillow reads and doesn't write; `kind` is 1 for unsigned, 2 for signed, 3 for floats."""
     data = numbers.tobytes()

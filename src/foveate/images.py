@@ -39,6 +39,8 @@ _DOCUMENTS: Final = {
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _TAGS: Final = (_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT)
 """Tags of TIFF: bits per number; what zero looks like; kind of number."""
+_OVERSHOOT: Final = 0.05
+"""By how much of the range resampling may have left it; beyond that the range is another one."""
 _WHITE_IS_ZERO: Final = 0
 _UNSIGNED, _SIGNED = 1, 2
 
@@ -49,9 +51,10 @@ def open_image(path: str | Path) -> Image.Image:
     Checks the size before it decodes anything.
 
     Numbers of more than 8 bits become grey levels. 16-bit numbers are divided by their range, 65535. 32-bit integers,
-    signed 16-bit integers and floats have no agreed range: floats from 0 to 1 are fractions of white, whole numbers
-    from 0 to 255 are 8-bit levels, and all others are scaled from their smallest (black) to their largest (white); an
-    image of one such number is mid-grey.
+    signed 16-bit integers and floats have no agreed range: floats from 0 to 1 are fractions of white, floats from 0 to
+    128 or more and whole numbers from 0 to 255 are 8-bit levels, and all others are scaled from their smallest (black)
+    to their largest (white); an image of one such number is mid-grey. Floats may leave these ranges by 5 %, as
+    resampling makes them, and are clipped.
 
     Args:
         path: a PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF file.
@@ -156,11 +159,14 @@ def _grey_levels(image: Image.Image, tags: dict[int, Any]) -> np.ndarray[Any, np
     if image.mode.startswith("I;16") or (image.mode == "I" and tags[_BITS] is None):
         # Pillow scales what is in a PGM file to 16 bits.
         low, high = 0.0, 65535.0
-    elif image.mode == "F" and low >= 0 and 1 / 255 <= high <= 1:
+    elif image.mode == "F" and low >= -_OVERSHOOT and 1 / 255 <= high <= 1 + _OVERSHOOT:
         low, high = 0.0, 1.0
-    elif low >= 0 and high <= 255 and bool((values == np.floor(values)).all()):
+    elif (image.mode == "F" and low >= -255 * _OVERSHOOT and 128 <= high <= 255 * (1 + _OVERSHOOT)) or (
+        low >= 0 and high <= 255 and bool((values == np.floor(values)).all())
+    ):
         low, high = 0.0, 255.0
     levels = np.full_like(values, 0.5) if low == high else (values - low) / (high - low)
+    levels = levels.clip(0, 1)
     if _first(tags, _PHOTOMETRIC) == _WHITE_IS_ZERO:
         levels = 1 - levels
     return (levels * 255 + 0.5).astype(np.uint8)

@@ -172,3 +172,24 @@ def test_results_of_another_adapter_are_not_reused(model, processor, task, tmp_p
     assert run(0).folder.whole
     with pytest.raises(FoveateError, match="another run"):
         run(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"task": None}, "task must be a task"),
+        ({"out": 3}, "out must be the path of a folder"),
+        ({"longest": None}, "longest must be a whole number"),
+        ({"longest": "4"}, "longest must be a whole number"),
+        ({"longest": 1.5}, "longest must be a whole number"),
+        ({"batch": 1.5}, "batch must be a whole number"),
+        ({"prompt": None}, "prompt must be text"),
+        ({"greedy": "no"}, "greedy must be True or False"),
+        ({"budgets": {"x": 1.0}}, "budgets name x"),
+    ],
+)
+def test_arguments_of_another_kind(model, processor, task, tmp_path, options, words) -> None:
+    given = {"task": task, "out": str(tmp_path / "out"), **options}
+    with pytest.raises(FoveateError, match=words):
+        Benchmark(model, processor, given.pop("task"), "pool:9", given.pop("out"), **given)
+    assert not list(tmp_path.iterdir())

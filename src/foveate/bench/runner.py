@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from foveate.arguments import check_kind
 from foveate.bench.answers import Asker, Prompts
 from foveate.bench.configurations import DENSE, name_of
 from foveate.bench.environment import environment
@@ -28,6 +29,7 @@ from foveate.engine import Encoded
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.fingerprint import answering_fingerprint, learned_fingerprint
+from foveate.numbers import Between, check_whole
 from foveate.schedule import schedule
 from foveate.spec import Spec, SpecLike, as_spec, spec_list
 
@@ -84,7 +86,7 @@ class Benchmark:
         processor: Any,
         task: Task,
         specs: SpecLike | Iterable[SpecLike],
-        out: Path | None = None,
+        out: str | Path | None = None,
         longest: int = 16,
         command: str = "",
         budgets: Mapping[str, float] | None = None,
@@ -94,6 +96,13 @@ class Benchmark:
         prompt: str = "{question}",
         score: str | Metric = DEFAULT,
     ) -> None:
+        check_kind("task", task, Task, "a task, such as foveate.bench.jsonl returns")
+        check_kind("prompt", prompt, str, 'text with "{question}" in it')
+        check_kind("greedy", greedy, bool, "True or False")
+        longest = check_whole("longest", longest, Between(1))
+        batch = None if batch is None else check_whole("batch", batch, Between(1))
+        check_kind("out", out, (str, Path, type(None)), "the path of a folder")
+        out = None if out is None else Path(out)
         self.scoring = scoring_of(score)
         asked = task.pictures[0].questions[0]
         self.scoring.score(Response(asked.answers[0], asked.answers, asked.text))
@@ -105,6 +114,8 @@ class Benchmark:
         self.budgets = dict(budgets or {})
         read = [DENSE, *(as_spec(spec) for spec in spec_list(specs))]
         self.specs = {name_of(spec): spec for spec in read}
+        if unknown := sorted(self.budgets.keys() - self.specs.keys()):
+            raise FoveateError(f"budgets name {', '.join(unknown)}, and the specs are {', '.join(self.specs)}")
         self.encoding = {name: schedule(spec, self.asker.family).encoding for name, spec in self.specs.items()}
         found = {name: [learned_fingerprint(step.method) for step in spec.steps] for name, spec in self.specs.items()}
         learned = {name: prints for name, prints in found.items() if any(prints)}

@@ -11,9 +11,11 @@ from typing import Any, Final
 
 from PIL import Image
 
+from foveate.arguments import check_kind
 from foveate.errors import FoveateError
 from foveate.files import LIST_LIMIT, read_bytes, read_json_lines, shown_path
 from foveate.images import open_image
+from foveate.numbers import check_whole
 from foveate.scenes import SKILLS, question_only_floor, scene
 from foveate.scenes import test_set as scenes_test_set
 
@@ -120,7 +122,7 @@ def scenes(questions: int = 500, skip: int = 0) -> Task:
     return Task("scenes", tuple(pictures), digest.hexdigest(), skills, floor)
 
 
-def jsonl(path: Path, questions: int | None = None, skip: int = 0) -> Task:
+def jsonl(path: str | Path, questions: int | None = None, skip: int = 0) -> Task:
     """Read a file with one JSON object per line: image, question, answer, and optionally skill.
 
     An answer is text or a number, or a list of these, of which any is right.
@@ -136,9 +138,11 @@ def jsonl(path: Path, questions: int | None = None, skip: int = 0) -> Task:
         FoveateError: the file is missing or empty, a line is broken, or an image can't be read; its text gives the
             number of the line.
     """
+    check_kind("path", path, (str, Path), "the path of a JSONL file")
+    path = Path(path)
     if questions is not None:
-        _check_count(questions)
-    _check_skip(skip)
+        _check_count(check_whole("questions", questions))
+    _check_skip(check_whole("skip", skip))
     name = shown_path(path)
     by_image: dict[str, list[TaskQuestion]] = {}
     first_line: dict[str, int] = {}
