@@ -435,7 +435,7 @@ def test_a_long_conversation(row: Row, model: Any) -> None:
             mask = torch.cat([mask, inputs["attention_mask"]], dim=1)
             model(**inputs | {"attention_mask": mask}, **{CACHE: cache})
             images = list(run.report().images[before:])
-            texts = [sum(int(p[1:].rstrip("'")) for p in prompt.split() if p[0] == "t") for prompt in prompts]
+            texts = [row.text(prompt) for prompt in prompts]
             for layer in range(3):
                 fresh = [
                     text + sum(images[n].layers[layer] for n in numbers)
@@ -498,7 +498,8 @@ def test_the_cache_of_each_layer_is_as_long_as_the_plan_says(row: Row, any_model
     images = run.report().images
     for layer, each in enumerate((6, 3, 1)):
         counts = [image.layers[layer] for image in images]
-        assert cache.get_seq_length(layer) == max(11 + counts[0], 14 + counts[1] + counts[2])
+        longest = max(row.text(BATCH[0]) + counts[0], row.text(BATCH[1]) + counts[1] + counts[2])
+        assert cache.get_seq_length(layer) == longest
         for image in images:
             assert each <= image.layers[layer] <= each + image.structural
             assert image.structural or image.layers[layer] == each
@@ -556,12 +557,14 @@ def test_dropping_every_visual_token(row: Row, any_model: Any) -> None:
     oracle = masked_inside(any_model, row.with_text(inputs, answer), {1: keep}).logits
     torch.testing.assert_close(torch.stack(out.logits, dim=1), oracle[:, -4:-1].float(), atol=1e-4, rtol=1e-4)
     assert all(image.layers[1:] == (0, 0) for image in run.report().images)
-    assert cache_of_output(out).get_seq_length(2) == 14 + 2
+    assert cache_of_output(out).get_seq_length(2) == max(map(row.text, BATCH)) + 2
 
 
 def test_a_prompt_of_nothing_but_an_image_must_keep_something(row: Row, model: Any) -> None:
+    ids = torch.tensor([row.bare(row.pictures["A"])])
+    inputs = {**row.inputs("A"), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with apply(model, "vtw@1"), pytest.raises(FoveateError, match="leaves a row without any token"):
-        model(**row.inputs("A"))
+        model(**inputs)
 
 
 @pytest.mark.parametrize(
@@ -746,8 +749,10 @@ def test_assisted_decoding_is_greedy_decoding(row: Row, model: Any, spec: str) -
 
 def test_a_cache_cropped_into_its_images_is_refused(row: Row, model: Any) -> None:
     with apply(model, f"{SELECT}@1"):
-        cache = cache_of_output(model(**row.inputs(CHAT), use_cache=True))
-        cache.crop(-6)
+        inputs = row.inputs(CHAT)
+        cache = cache_of_output(model(**inputs, use_cache=True))
+        columns = row.is_image(inputs["input_ids"])[0]
+        cache.crop(int(columns.nonzero().max()) - len(columns))
         with pytest.raises(FoveateError, match="cropped into its compressed prompt"):
             model(input_ids=torch.full((1, 1), 33), **{CACHE: cache})
 

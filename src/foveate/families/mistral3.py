@@ -65,7 +65,13 @@ class Mistral3(Family):
         """Return the grid of an image of `height` x `width` pixels, shrunk to fit and then rounded up to tokens."""
         ratio = max(height, width) / read_number(self.config.vision_config, "image_size")
         if ratio > 1:
+            size = f"{width} x {height}"
             height, width = floor(height / ratio), floor(width / ratio)
+            if not height or not width:
+                raise FoveateError(
+                    f"an image of {size} pixels is too long for {self.title}: nothing of its shorter side is left when "
+                    "it is shrunk to fit; crop it, or make its shorter side longer"
+                )
         return _laid_out((height - 1) // self.token_side + 1, (width - 1) // self.token_side + 1)
 
     def encoder_grids(self, layout: Layout) -> tuple[Segment, ...]:

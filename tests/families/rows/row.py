@@ -100,6 +100,10 @@ class Row:
         """Token ids of a picture as the processor writes them."""
         return self.bare(layout) if self.written is None else self.written(layout)
 
+    def text(self, prompt: str) -> int:
+        """Text tokens of a prompt, those that the processor writes with its pictures among them."""
+        return len(self.ids(prompt)) - sum(self.count(piece) for piece in prompt.split() if piece[0] != "t")
+
     def bare(self, layout: Layout) -> list[int]:
         """Token ids of a picture alone: placeholders, and structural tokens that are text."""
         ids = [self.image_token] * layout.total
