@@ -2,7 +2,7 @@
 
 import pytest
 
-from foveate.bench.configurations import configurations, name_of
+from foveate.bench.configurations import configurations, name_of, unused
 from foveate.bench.match import matched
 from foveate.costmodel import cost, read_model
 from foveate.errors import FoveateError
@@ -90,3 +90,15 @@ def test_budgets_that_are_none_are_one_clear_line(keep):
     if keep not in ("577",):
         with pytest.raises(FoveateError):
             configurations(["pool"], keep)
+
+
+def test_options_that_change_nothing_are_named() -> None:
+    assert unused(["cluster"], "64", 3, "mean") == []
+    assert unused(["stride:4", "vtw@1"], "8", 3, "mean") == [
+        "--keep 8 changes nothing: each --spec names its keep, or takes none",
+        "--match mean changes nothing: each --spec names its keep, or takes none",
+        "--seed 3 changes nothing: no method of --spec has a seed, or each spec sets it",
+    ]
+    assert unused(["random:4:seed=1", "cluster:4"], None, 3) == []
+    assert unused(["pool:4", "pool:4"], None, None) == ["pool:4 is given twice and measured once"]
+    assert unused([], "8", 3) == []

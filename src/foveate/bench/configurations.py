@@ -68,10 +68,10 @@ def read_budgets(text: str) -> tuple[Keep, ...]:
     """
     if not isinstance(text, str):
         raise FoveateError(f"budgets are text such as {BUDGETS!r}, not {shown(text)}")
-    pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
-    if not pieces:
-        raise FoveateError(f"--keep {text!r} names no budget; write for instance --keep {BUDGETS}")
-    return tuple(dict.fromkeys(Keep.of(piece) for piece in pieces))
+    parts = [part.strip() for part in text.split(",")]
+    if not all(parts):
+        raise FoveateError(f"--keep {text!r} names no budget at one place; write for instance --keep {BUDGETS}")
+    return tuple(dict.fromkeys(Keep.of(part) for part in parts))
 
 
 def configurations(
@@ -110,6 +110,31 @@ def configurations(
         for each in _crossed(spec, budgets) if crossed else [spec]:
             found.setdefault(name_of(each), each)
     return tuple(found.values())
+
+
+def unused(specs: Sequence[str], keep: str | None, seed: int | None, match: str | None = None) -> list[str]:
+    """Return a line for each option that changes nothing about these specs, as text; None is an option that isn't set.
+
+    >>> unused(["cluster:64"], "16", None)
+    ['--keep 16 changes nothing: each --spec names its keep, or takes none']
+    """
+    lines: list[str] = []
+    read = [parse(text) for text in specs]
+    free = [
+        text
+        for text, spec in zip(specs, read, strict=True)
+        if len(spec.steps) == 1 and not has_keep(text) and spec.steps[0].method.takes_keep
+    ]
+    if specs and not free:
+        given = [f"--{name} {value}" for name, value in (("keep", keep), ("match", match)) if value is not None]
+        lines += [f"{option} changes nothing: each --spec names its keep, or takes none" for option in given]
+    if seed is not None and specs:
+        pairs = list(zip(read, specs, strict=True))
+        if all(seeded(spec, text, 0) == seeded(spec, text, 1) for spec, text in pairs):
+            lines.append(f"--seed {seed} changes nothing: no method of --spec has a seed, or each spec sets it")
+    names = [name_of(spec) for spec in read]
+    lines += [f"{name} is given twice and measured once" for name in dict.fromkeys(names) if names.count(name) > 1]
+    return lines
 
 
 def _crossed(spec: Spec, budgets: Sequence[Keep]) -> list[Spec]:

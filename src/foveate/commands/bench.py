@@ -144,13 +144,13 @@ def bench(
 
     Example: foveate bench --spec cluster --spec cls:64 --questions 200
     """
-    from foveate.bench.configurations import BUDGETS, configurations, reference_name
+    from foveate.bench.configurations import BUDGETS, configurations, reference_name, unused
     from foveate.bench.scoring import scoring_of
     from foveate.prompts import check_prompt
 
     if match not in (None, "mean", "flops"):
         raise FoveateError(f"--match {match} is unknown; match mean (tokens over layers) or flops (of the prefill)")
-    keep = BUDGETS if keep is None else keep
+    given, keep = keep, BUDGETS if keep is None else keep
     specs = configurations(spec or (), keep, seed)
     if match is None:
         against = reference_name(against, specs, seed)
@@ -198,7 +198,9 @@ def bench(
             prompt=prompt,
             score=score,
         )
-    for line in lacking:
+    if questions is not None and questions > task.questions:
+        notes().print(f"There are {task.questions:,} questions; all of them are asked.")
+    for line in (*lacking, *unused(spec or (), given, seed, match)):
         notes().print(line)
     metrics = _measure(run, task.questions * len(specs))
     pictures = _pictures(metrics, run.folder.path)
