@@ -97,3 +97,9 @@ def test_the_first_line_of_what_a_processor_says_is_told() -> None:
         prompts.processor_inputs(Processor(), "what ?")
     with pytest.raises(FoveateError, match=r"^row 3: the processor refuses it \(too narrow\)$"):
         prompts.processor_inputs(Processor(), "what ?", refusal="row 3: the processor refuses it")
+
+
+@pytest.mark.parametrize("question", ["", " \n\t", "\u200b", "\ufeff \u2060", "\x00"])
+def test_a_question_of_signs_that_nobody_sees_is_empty(question: str) -> None:
+    with pytest.raises(FoveateError, match="the question is empty"):
+        prompts.check_question(question)

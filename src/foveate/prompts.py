@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,10 +41,11 @@ def check_question(question: str) -> str:
     >>> check_question(" what colour is the circle ? ")
     'what colour is the circle ?'
     """
-    if not question.strip():
-        raise FoveateError('the question is empty; ask something, for instance "what colour is the circle ?"')
     if (bad := re.search("[\ud800-\udfff]", question)) is not None:
         raise FoveateError(f"the question holds {ascii(bad[0])[1:-1]}, which is no character; write it in UTF-8")
+    # Blanks, and signs that nobody sees.
+    if all(unicodedata.category(sign)[0] in "CZ" for sign in question):
+        raise FoveateError('the question is empty; ask something, for instance "what colour is the circle ?"')
     return question.strip()
 
 

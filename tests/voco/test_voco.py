@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families import family_of
 from foveate.layout import one_row
 from foveate.voco import VoCo, VoCoMemory
+from foveate.voco.generation import check_options
 from foveate.voco.losses import distillation
 from foveate.voco.two_pass import read_images
 
@@ -545,3 +547,9 @@ def test_a_backend_without_the_mask(row, voco):
     family_of(model).decoder.config._attn_implementation = "flash_attention_2"
     with pytest.raises(FoveateError, match="use in_two_passes=True"):
         voco(model, row.inputs("t3 A t4"), in_two_passes=False)
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, True])
+def test_answers_of_no_tokens_are_refused(count: Any) -> None:
+    with pytest.raises(FoveateError, match="max_new_tokens must be a whole number from 1"):
+        check_options(SimpleNamespace(generation_config=SimpleNamespace()), {"max_new_tokens": count})

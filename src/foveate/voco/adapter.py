@@ -25,6 +25,7 @@ from foveate.families import Family, family_of, vlm_of
 from foveate.files import is_folder, real_path
 from foveate.fingerprint import DIGITS, model_fingerprint
 from foveate.numbers import SEED, Between, check_whole
+from foveate.prompts import check_question
 from foveate.spec import as_spec
 from foveate.tokens import Layout
 from foveate.voco.embeddings import decoder_device_and_dtype, embedded_vocabulary, initial_embeddings
@@ -222,6 +223,8 @@ class VoCo(PretrainedAdapter, nn.Module):
             for question in questions:
                 check_kind("a question", question, str, "a text")
         texts = [questions] if isinstance(questions, str) else questions
+        if not isinstance(texts, Tensor):
+            texts = [check_question(text) for text in texts]
         memories = [memory] if isinstance(memory, VoCoMemory) else memories_of(memory)
         if not memories or not len(texts):
             raise FoveateError(f"there is no {'question to answer' if memories else 'memory to answer from'}; pass one")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveate.errors import FoveateError
 from foveate.families import Family
+from foveate.numbers import Between, check_whole
 from foveate.prompts import chat_ids, question_messages
 from foveate.transformers_api import cache_argument
 from foveate.voco.memory import VoCoMemory
@@ -46,11 +47,14 @@ def check_options(model: Any, options: Mapping[str, Any]) -> None:
         options: for its `generate`.
 
     Raises:
-        FoveateError: VoCo sets an option itself, or an option asks for several answers or another cache.
+        FoveateError: VoCo sets an option itself, an option asks for several answers or another cache, or answers would
+            have no token.
     """
     own = [name for name in _SET_HERE if options.get(name) is not None]
     if own:
         raise FoveateError(f"{', '.join(own)}: VoCo sets what a memory needs itself; leave it out")
+    if options.get("max_new_tokens") is not None:
+        check_whole("max_new_tokens", options["max_new_tokens"], Between(1))
     config = options.get("generation_config") or model.generation_config
     given = {name: options.get(name, getattr(config, name, None)) for name in _ONLY}
     # The model's own use_cache is overridden; the caller's isn't.
