@@ -368,8 +368,8 @@ def _judged(case: Case, done: Done, folder: Path, before: dict[str, str]) -> tup
     return "ok", done.stdout[-200:]
 
 
-_PROGRESS = re.compile(r"^Loading |^Failed to load |\d:\d\d:\d\d (so far|left)")
-"""Lines that are no error: signs of life, and what a package prints when it is imported."""
+_PROGRESS = re.compile(r"^Loading |^Failed to load |^warning: |\d:\d\d:\d\d (so far|left)")
+"""Lines that are no error: warnings, signs of life, and what a package prints when it is imported."""
 
 
 def one_line(text: str) -> bool:
