@@ -368,7 +368,7 @@ def _judged(case: Case, done: Done, folder: Path, before: dict[str, str]) -> tup
     return "ok", done.stdout[-200:]
 
 
-_PROGRESS = re.compile(r"^Loading |^Failed to load |^warning: |\d:\d\d:\d\d (so far|left)")
+_PROGRESS = re.compile(r"^Loading |^Failed to load |^warning: |^step \d+/|\d:\d\d:\d\d (so far|left)")
 """Lines that are no error: warnings, signs of life, and what a package prints when it is imported."""
 
 
