@@ -157,12 +157,12 @@ def test_all_code_of_the_guide_to_methods_runs(tmp_path: Path, monkeypatch: pyte
 
     import test_contract
     import test_methods
-    from rows import ROWS
+    from rows import LLAVA
 
     for keep in (5, 1.0):
         test_methods.test_a_plan_is_what_it_says((6, 10), "norm_merge:{k}", keep)
     test_methods.test_half_precision("norm_merge:{k}", torch.float16)
-    row = ROWS[0]
+    row = LLAVA
     model = row.model()
     for text in ("norm:6", "norm_merge:6@features", "plain:6"):
         test_contract.test_counts(row, model, text)

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final, Self
 import torch
 from torch import Tensor
 
+from foveate.arguments import check_kind
 from foveate.errors import FoveateError, first_line, quoted
 from foveate.files import (
     FileError,
@@ -113,6 +114,7 @@ class PretrainedAdapter:
         Raises:
             FoveateError: the directory can't be written.
         """
+        check_kind("directory", directory, (str, Path), "the path of a folder")
         directory = Path(directory)
         with atomic_files(directory, (self.weights_name(), *self.further, self.settings_name())) as folder:
             self._write_files(folder, **options)

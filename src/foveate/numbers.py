@@ -145,7 +145,7 @@ def check_whole(name: str, value: Any, within: Between = Between(-MOST)) -> int:
     Traceback (most recent call last):
     foveate.errors.FoveateError: seed must be a whole number from 0 to 4,294,967,295, not -1
     """
-    number = not isinstance(value, bool) and getattr(value, "shape", ()) == () and hasattr(value, "__index__")
+    number = _is_one(value) and hasattr(value, "__index__")
     if not number or int(value) not in within:
         raise FoveateError(f"{name} must be a whole number{_ending(within)}, not {quoted(value)}")
     return int(value)
@@ -166,11 +166,16 @@ def check_real(name: str, value: Any, within: Between = ANY) -> float:
     Traceback (most recent call last):
     foveate.errors.FoveateError: alpha must be a number, not nan
     """
-    number = not isinstance(value, bool) and getattr(value, "shape", ()) == () and hasattr(value, "__float__")
+    number = _is_one(value) and hasattr(value, "__float__")
     # NaN is in no range.
     if not number or (value if isinstance(value, int) else float(value)) not in within:
         raise FoveateError(f"{name} must be a number{_ending(within)}, not {quoted(value)}")
     return float(value)
+
+
+def _is_one(value: Any) -> bool:
+    """Whether a value may be one number: no boolean, no class, no array of several."""
+    return not isinstance(value, bool | type) and getattr(value, "shape", ()) == ()
 
 
 def _ending(within: Between) -> str:

@@ -367,7 +367,8 @@ def test_configurations(tmp_path: Path) -> None:
     assert "unknown to the installed transformers" in refused({"model_type": "lava"})
     assert "has no vision_config and no text_config" in refused({"model_type": "llama"})
     telling = refused(SimpleNamespace(model_type="fuyuer", vision_config=1, text_config=1))
-    assert "does not know the vision side of 'fuyuer'; it knows llava, llava_next" in telling
+    assert "does not know the vision side of 'fuyuer'; it knows " in telling
+    assert ", llava_next, " in telling
     assert "write the number into it as image_seq_length" in telling
     assert "one of llava-1.5-13b" in refused("llava-1.5-70b")
     assert "there is no" in refused(tmp_path)

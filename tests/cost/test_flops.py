@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from rows import FAMILIES, ROWS, Row
+from rows import FAMILIES, LLAVA, ROWS, Row
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from versions import CACHE, cache_of_output
@@ -185,7 +185,7 @@ def test_a_configuration_tells_what_the_model_tells(row: Row, spec: str) -> None
 
 
 def test_what_clustering_takes_is_near_the_estimate() -> None:
-    row = ROWS[0]
+    row = LLAVA
     model = counting(row)
     family = family_of(model)
     inputs = row.inputs(PROMPTS[0])

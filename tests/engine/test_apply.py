@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from rows import ROWS
+from rows import LLAVA, ROWS
 
 import foveate
 from foveate import FoveateError, FoveateWarning
 from foveate.methods import Cluster, FastV
 from foveate.spec import Step, parse
 
-ROW = ROWS[0]
+ROW = LLAVA
 PROMPT = "t6 A t5"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from rows import ROWS, Row
+from rows import LLAVA, ROWS, Row
 from torch import Tensor, nn
 from versions import CHECKPOINTING_INSIDE, set_checkpointing
 
@@ -17,7 +17,6 @@ from foveate.families import family_of
 from foveate.schedule import tokens_after
 from foveate.tokens import EncoderAttention, EncoderKeys
 
-LLAVA = ROWS[0]
 DEEP = 6
 READ = 4  # vision_feature_layer is -2 of 6 layers
 _deep: dict[str, Any] = {}

@@ -186,7 +186,7 @@ def test_training_after_inference() -> None:
     model = TILES.model()
     inputs = TILES.inputs("t6 A t5")
     inputs["labels"] = inputs["input_ids"].masked_fill(inputs["input_ids"] == TILES.image_token, -100)
-    for remembered in (llava_next._patches, layouts._places, layouts._runs, layouts._tiles):
+    for remembered in (llava_next._patches, layouts._places, layouts._groups, layouts._tiles):
         remembered.cache_clear()
     with torch.inference_mode():
         compress(model, inputs, "cls:4:per=tile")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from rows import ROWS, Row
+from rows import LLAVA, Row
 
 from foveate.bench.answers import Asker, Prompts
 from foveate.bench.configurations import DENSE
@@ -114,7 +114,7 @@ def test_greedy_obeys_no_setting(row: Row) -> None:
 )
 def test_what_cannot_be_obeyed_alike_is_refused_by_name(setting: str, value: Any) -> None:
     with pytest.raises(FoveateError, match=f"sets {setting} to {value}"):
-        asker_of(ROWS[0], {setting: value})
+        asker_of(LLAVA, {setting: value})
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_what_cannot_be_obeyed_alike_is_refused_by_name(setting: str, value: Any
     [("repetition_penalty", 0), ("repetition_penalty", "x"), ("bad_words_ids", [[10**9]]), ("eos_token_id", "x")],
 )
 def test_a_configuration_that_is_broken_is_refused(setting: str, value: Any) -> None:
-    model = ROWS[0].model()
+    model = LLAVA.model()
     setattr(model.generation_config, setting, value)
     with pytest.raises(FoveateError, match="generation configuration can't be used"):
         Asker(model, STUB)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from rows import ROWS, Row, picture
+from rows import LLAVA, ROWS, Row, picture
 from test_contract import dense_positions, generate
 from versions import BEAMS_OF_SEVERAL_IMAGES
 
@@ -14,7 +14,6 @@ from foveate.families import family_of
 from foveate.schedule import tokens_between
 from foveate.spec import parse
 
-LLAVA = ROWS[0]
 QWEN = next(row for row in ROWS if row.name == "qwen2_5_vl")
 
 

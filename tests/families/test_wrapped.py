@@ -9,7 +9,7 @@ import pytest
 import torch
 from others import OTHERS
 from peft import LoraConfig, get_peft_model
-from rows import ROWS, Row
+from rows import LLAVA, ROWS, Row
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -207,7 +207,7 @@ def test_a_generic_model_in_a_wrapper() -> None:
         expected, got = applied(bare, inputs, "cluster:6"), applied(wrapped, inputs, "cluster:6")
         torch.testing.assert_close(got[0], expected[0])
         assert got[1:] == expected[1:]
-        for second in (row.model(), ROWS[0].model()):
+        for second in (row.model(), LLAVA.model()):
             with pytest.raises(FoveateError, match="2 vision-language models inside"):
                 family_of(nn.ModuleList([wrapped, second]))
 

@@ -9,13 +9,15 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from foveate.arguments import check_kind
+from foveate.arguments import check_kind, listed
 from foveate.costmodel.ops import CallPart, Op
 from foveate.errors import FoveateError
 from foveate.files import FileError, is_file, read_text, read_toml, shown_path, write_text
+from foveate.numbers import check_real
 
 _BUILT_IN = Path(__file__).with_name("devices.toml")
 SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -46,6 +48,9 @@ class Device:
         elementwise: bytes per second of elementwise operations, by the bytes of one kernel; () is `bandwidth`.
         source: where the figures come from.
         measured: whether they were measured on the device; else they are peak figures, and times are lower bounds.
+
+    Raises:
+        FoveateError: a figure is no number, or not above zero.
     """
 
     name: str
@@ -60,6 +65,23 @@ class Device:
     elementwise: Curve = ()
     source: str = ""
     measured: bool = False
+
+    def __post_init__(self) -> None:
+        check_kind("rates", self.rates, Mapping, 'FLOPs per second by data type, such as {"bfloat16": 3e14}')
+        for name, value in (*self.rates.items(), ("bandwidth", self.bandwidth), ("memory", self.memory)):
+            if check_real(name, value) <= 0:
+                raise FoveateError(f"{name} of the device {self.name} is {value}; it must be more than 0")
+        if check_real("launch", self.launch) < 0:
+            raise FoveateError(f"launch of the device {self.name} is {self.launch}; it must be 0 seconds or more")
+        for name in CURVES:
+            points = listed(name, getattr(self, name), "points (x, y), x ascending")
+            for point in points:
+                if len(listed(name, point, "points (x, y), x ascending")) != 2:
+                    raise FoveateError(f"{name} of the device {self.name} has a point {point}; write (x, y)")
+                if min(check_real(name, number) for number in point) <= 0:
+                    raise FoveateError(f"{name} of the device {self.name} has a point {point}; both must be above 0")
+            if any(left[0] >= right[0] for left, right in pairwise(points)):
+                raise FoveateError(f"{name} of the device {self.name} must have its points with x ascending")
 
     def rate(self, dtype: str) -> float:
         """Return the FLOPs per second in a data type.

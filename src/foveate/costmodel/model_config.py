@@ -49,7 +49,7 @@ def load_config(source: Any, revision: str | None = None) -> Any:
     kind = data.pop("model_type", None)
     if kind is None:
         raise FoveateError("the configuration has no model_type, so it does not say which architecture it is for")
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise FoveateError(f"models of type {kind!r} are unknown to the installed transformers")
     # transformers would fill in default sizes for a missing part; older files have the decoder's fields at the top.
     lacking = [part for part in ("vision_config", "text_config") if not data.get(part)]

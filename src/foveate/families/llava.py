@@ -40,14 +40,33 @@ class Llava(Family):
     pixel_inputs = ("pixel_values", "image_sizes")
 
     def check_config(self) -> None:
-        """Check that the encoder is CLIP's and that [CLS] is dropped after it."""
+        """Check that the encoder is CLIP's, has the layers that are read, and that [CLS] is dropped after it."""
         self.check_encoder()
+        self.check_feature_layers()
         strategy = getattr(self.config, "vision_feature_select_strategy", "default")
         if strategy != "default":
             raise UnsupportedFamily(
                 f"{self.title} that keeps [CLS] among the visual tokens (vision_feature_select_strategy={strategy!r}) "
                 "is not supported yet; 'default' is"
             )
+
+    def check_feature_layers(self) -> None:
+        """Check that the encoder has the layers whose output becomes features; 0 is its embeddings.
+
+        Raises:
+            FoveateError: it hasn't.
+        """
+        named = getattr(self.config, "vision_feature_layer", -2)
+        depth = read_number(self.config.vision_config, "num_hidden_layers")
+        layers = [named] if isinstance(named, int) else list(named)
+        for layer in layers:
+            if not -depth - 1 <= layer <= depth:
+                raise FoveateError(
+                    f"vision_feature_layer names layer {layer}, and the encoder has {depth}; name one "
+                    f"from {-depth - 1} to {depth}"
+                )
+        if not layers:
+            raise FoveateError("vision_feature_layer names no layer; name one, such as -2")
 
     def image_layout(self, height: int, width: int) -> Layout:
         """Return the same grid for every size: the processor resizes and crops images to the encoder's size."""

@@ -33,6 +33,7 @@ class LlavaSiglip(Llava):
     def check_config(self) -> None:
         """Check that the encoder is SigLIP's and that no patch is dropped after it."""
         self.check_encoder()
+        self.check_feature_layers()
         strategy = getattr(self.config, "vision_feature_select_strategy", "default")
         if strategy != "full":
             raise UnsupportedFamily(

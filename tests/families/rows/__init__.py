@@ -20,3 +20,6 @@ FAMILIES = {row.name for row in _EVERY}
 """The families that have a row, also one that the installed transformers can't run."""
 
 ROWS: tuple[Row, ...] = tuple(row for row in _EVERY if row.broken != ".".join(transformers.__version__.split(".")[:2]))
+
+LLAVA: Row = next(row for row in ROWS if row.name == "llava")
+"""The family for tests that need one."""
