@@ -68,7 +68,7 @@ def open_image(path: str | Path) -> Image.Image:
 
     >>> open_image("holiday.png")
     Traceback (most recent call last):
-    foveate.errors.FoveateError: there is no image holiday.png; check the path
+    foveate.files.paths.MissingFile: there is no image holiday.png; check the path
     """
     if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise FoveateError(f"an image file is named by its path, not by {shown(path)}")

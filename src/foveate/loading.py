@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -320,8 +321,8 @@ def _lacking(error: ImportError) -> str:
     if required is not None:
         package = required[1].lower()
         return f"it needs {package}, which is missing; install it (torchvision from the same index as torch)"
-    cause: BaseException = error
-    while cause.__cause__ is not None:
+    cause: Exception = error
+    while isinstance(cause.__cause__, Exception):
         cause = cause.__cause__
     return f"{first_line(cause)}; install the version of that package that fits your torch"
 

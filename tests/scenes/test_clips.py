@@ -61,6 +61,6 @@ def test_the_control_has_the_same_frames_in_another_order() -> None:
 
 
 def test_clips_that_can_not_be() -> None:
-    for seed, frames, message in ((-1, 4, "from 0 on, not -1"), (0, 1, "2 frames or more")):
+    for seed, frames, message in ((-1, 4, "from 0 to 9,223,372,036,854,775,807, not -1"), (0, 1, "2 frames or more")):
         with pytest.raises(FoveateError, match=message):
             clip(seed, frames=frames)

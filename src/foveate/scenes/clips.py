@@ -67,7 +67,7 @@ def clip(seed: int, *, split: Split = "train", frames: int = 4) -> Clip:
     >>> len(one.frames), [q.skill for q in one.questions], clip(7).questions == one.questions
     (4, ['way', 'first', 'often'], True)
     """
-    check_whole("seed", seed, Between(0))
+    check_whole("seed", seed, Between(0, 2**63 - 1))
     if check_whole("frames", frames, Between(0, 1000)) < 2:
         raise FoveateError(f"a clip has 2 frames or more, not {frames}")
     rng = random.Random(f"foveate clips {split} {seed}")

@@ -52,7 +52,7 @@ def scene(seed: int, *, split: Split = "train", kind: str | None = None, boost: 
     >>> one.id, one.image.size, scene(7).questions == one.questions
     ('train-000007', (192, 192), True)
     """
-    check_whole("seed", seed, Between(0))
+    check_whole("seed", seed, Between(0, 2**63 - 1))
     if kind is not None and kind not in KINDS:
         raise FoveateError(f"no scenes of kind {kind!r}; there are {', '.join(KINDS)}")
     rng = random.Random(f"foveate scenes {split} {seed}")
