@@ -3,6 +3,7 @@
 Without `--every-family`, the contract suite is a sample: see sample_families.py.
 """
 
+import os
 import sys
 from importlib.util import find_spec
 from io import BytesIO
@@ -63,6 +64,9 @@ def decode_image(source: str | Tensor, mode: object = None, apply_exif_orientati
 
 
 operators = offer_torchvision()  # which live as long as this name
+
+# Programs that run tests may set the width of their own terminal; commands have theirs.
+os.environ.pop("COLUMNS", None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
