@@ -148,7 +148,7 @@ class Plan:
         if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise PlanError(f"a plan applies to a tensor (images, tokens, ...), not to {shown(x)}")
         tokens = self.mix.shape[2] if self.mix is not None else None if self.group is None else self.group.shape[1]
-        fits = x.ndim >= min(axes, 2) and x.ndim >= axes and x.shape[0] == self.slot.shape[0]
+        fits = x.ndim >= axes and x.shape[0] == self.slot.shape[0]
         if not fits or tokens not in (None, x.shape[1]):
             over = "" if tokens is None else f" of {tokens} tokens"
             raise PlanError(f"this plan is for {self.slot.shape[0]} images{over}, and the values are {_described(x)}")

@@ -11,12 +11,11 @@ import secrets
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache, partial
 from types import CodeType, FunctionType
 from typing import Any, Final
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, unknown
 
 __all__ = ["DEFAULT", "Metric", "Response", "Scoring", "exact", "metric", "metrics", "scoring_of", "words"]
 
@@ -120,9 +119,7 @@ def scoring_of(metric: str | Metric = DEFAULT) -> Scoring:
         name = f"{getattr(metric, '__module__', '?')}.{getattr(metric, '__qualname__', type(metric).__qualname__)}"
         return Scoring(name, f"{name}, a metric of the caller's", metric, _code(metric))
     if metric not in _METRICS:
-        near = get_close_matches(str(metric), _METRICS, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise FoveateError(f"no metric is called {str(metric)[:40]!r}{hint} (there are {', '.join(_METRICS)})")
+        raise FoveateError(unknown("metric is called", str(metric), metrics()))
     function, title = _METRICS[metric]
     return Scoring(metric, title, function)
 

@@ -31,6 +31,7 @@ from foveate.engine.prompt import (
     CutPrompt,
     WantedPredictions,
     cut_prompt,
+    refuse_missing_images,
     refuse_packed,
     texts_of,
 )
@@ -164,8 +165,9 @@ class CoreCalls(StaysWithModel):
                 refuse_rebuilt(cache)
             self._check_layers(cache, cached, None, 0)
             if not brings_images:
-                if not cached:
-                    self._check_text(call)
+                ids = call.get("input_ids")
+                if not cached and isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[1] > 1:
+                    refuse_missing_images(self.family, ids)
                 return None
         _check_call(call, brings_images)
         rows, passed = _passed(call).shape[:2]
@@ -189,21 +191,6 @@ class CoreCalls(StaysWithModel):
             self._local.cache = cache
             begin_call(cache)
         return (), call
-
-    def _check_text(self, call: Call) -> None:
-        """Check that a conversation that begins without images has no places for any.
-
-        Raises:
-            FoveateError: it has, and the model would answer from the placeholders' own embeddings.
-        """
-        ids = call.get("input_ids")
-        if isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[1] > 1:
-            placeholders = int((ids == self.family.image_token).sum())
-            if placeholders:
-                raise FoveateError(
-                    f"the prompt holds {placeholders} image placeholders and no image came with it; pass all that the "
-                    "processor returned"
-                )
 
     def _after_core(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Restore the full length, and note on the cache what it now holds."""

@@ -15,7 +15,15 @@ from foveate.engine.calls import refuse_video
 from foveate.engine.encode import Encoded, encode_for
 from foveate.engine.images import plan_images
 from foveate.engine.inputs import check_image_inputs, check_mapping, check_prompt_inputs
-from foveate.engine.prompt import PER_COLUMN, CompressedImage, CutPrompt, cut_prompt, refuse_packed, texts_of
+from foveate.engine.prompt import (
+    PER_COLUMN,
+    CompressedImage,
+    CutPrompt,
+    cut_prompt,
+    refuse_missing_images,
+    refuse_packed,
+    texts_of,
+)
 from foveate.engine.sharding import refuse_sharded
 from foveate.engine.timing import now
 from foveate.errors import FoveateError, shown
@@ -146,12 +154,7 @@ def compress(
     if encoded is not None and not isinstance(encoded, Encoded):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise FoveateError(f"encoded is what foveate.encode returned, not {shown(encoded)}")
     if encoded is None and inputs.get("pixel_values") is None:
-        placeholders = int((inputs["input_ids"] == family.image_token).sum())
-        if placeholders:
-            raise FoveateError(
-                f"the prompt holds {placeholders} image placeholders and no image came with it; pass all that the "
-                "processor returned"
-            )
+        refuse_missing_images(family, inputs["input_ids"])
         return ShortInputs(family.container, dict(inputs), (), {"encoder": 0.0, "compressor": 0.0})
 
     device = family.device

@@ -149,6 +149,24 @@ def refuse_packed(inputs: Mapping[str, Any]) -> None:
         )
 
 
+def refuse_missing_images(family: Family, input_ids: Tensor) -> None:
+    """Refuse placeholders in a prompt that comes without images: the model would answer from their own embeddings.
+
+    Args:
+        family: knows the placeholder.
+        input_ids: `(B, S)` int64.
+
+    Raises:
+        FoveateError: the prompt has some.
+    """
+    placeholders = int((input_ids == family.image_token).sum())
+    if placeholders:
+        raise FoveateError(
+            f"the prompt holds {placeholders} image placeholders and no image came with it; pass all that the "
+            "processor returned"
+        )
+
+
 def check_prompt(placeholder: Tensor, layouts: Sequence[Layout]) -> list[int]:
     """Check that the rows' placeholders are complete images, in order; return the row that each image stands in.
 

@@ -21,7 +21,7 @@ from foveate.families.vision_shape import VisionShape
 from foveate.layout import one_row
 from foveate.plan import Plan
 from foveate.precision import without_autocast
-from foveate.tokens import Layout, Segment, Signal
+from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
 
 
 @dataclass(eq=False)
@@ -223,12 +223,14 @@ class Family(Decoder, ABC):
         """Return the modules of an encoder layer that make its queries and keys, by names of the family's choice.
 
         Their outputs are captured while the layer runs, under these names. A module knows what its weights alone don't
-        tell: unmerged LoRA, quantisation, shards that are together only during the call.
+        tell: unmerged LoRA, quantisation, shards that are together only during the call. The default is the projections
+        to "queries" and "keys" that most encoders have, heads side by side.
 
         Args:
             layer: of the encoder, counted from zero.
         """
-        raise NotImplementedError
+        attention: Any = self.encoder_attentions[layer]
+        return {"queries": attention.q_proj, "keys": attention.k_proj}
 
     @property
     def encoder_reads(self) -> int:
@@ -280,6 +282,11 @@ class Family(Decoder, ABC):
         self.check_feature_maps()
 
     # Layouts and positions
+
+    def placeholder_runs(self, input_ids: Tensor) -> list[int]:
+        """Return the length of each run of placeholders, row by row of the prompt `(B, S)`."""
+        edges = torch.nn.functional.pad(input_ids == self.image_token, (1, 1)).int().diff(dim=1)
+        return ((edges < 0).nonzero()[:, 1] - (edges > 0).nonzero()[:, 1]).tolist()
 
     @abstractmethod
     def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
@@ -428,9 +435,12 @@ class Family(Decoder, ABC):
 
     # Signals
 
-    @abstractmethod
     def gives(self, signal: Signal) -> bool:
-        """Return whether this family can compute an encoder signal; reads the configuration alone."""
+        """Return whether it can compute an encoder signal: by default attention and keys, which every layer gives.
+
+        Reads the configuration alone.
+        """
+        return isinstance(signal, EncoderAttention | EncoderKeys)
 
     @abstractmethod
     def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:

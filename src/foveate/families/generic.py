@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, Self, get_args
 
-import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, FoveateWarning, UnsupportedFamily
@@ -149,12 +148,7 @@ class Generic(Family):
 
     def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """Return one row of tokens for each run of placeholders."""
-        return tuple(one_row(length) for length in self.runs(inputs["input_ids"]))
-
-    def runs(self, input_ids: Tensor) -> list[int]:
-        """Return the length of each run of placeholders, row by row of the prompt `(B, S)`."""
-        edges = torch.nn.functional.pad(input_ids == self.image_token, (1, 1)).int().diff(dim=1)
-        return ((edges < 0).nonzero()[:, 1] - (edges > 0).nonzero()[:, 1]).tolist()
+        return tuple(one_row(length) for length in self.placeholder_runs(inputs["input_ids"]))
 
     # Encoding
 
@@ -182,7 +176,7 @@ class Generic(Family):
         """Split the features of one image into its runs of placeholders."""
         if input_ids is None:
             return capture, order
-        runs = self.runs(input_ids)
+        runs = self.placeholder_runs(input_ids)
         sizes = [layout.total for layout in capture.layouts]
         if sum(runs) != sum(sizes[image] for image in order):
             return capture, order

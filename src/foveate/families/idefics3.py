@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.errors import FoveateError
 from foveate.families.config_fields import read_number
 from foveate.families.family import Capture, attention_received
 from foveate.families.registry import register_family
@@ -40,6 +40,7 @@ class Idefics3(TiledFamily):
     name = "idefics3"
     title = "Idefics3"
     core_class = "Idefics3Model"
+    encoders = ("idefics3_vision", "idefics3_vision_model")
     outside_encoder = "the pixel shuffle after its encoder reads blocks of patches, which merging would break up"
     words_between_tiles = True
     pixel_axes = ("rows", "tiles", "channels", "height", "width")
@@ -53,11 +54,7 @@ class Idefics3(TiledFamily):
 
     def check_config(self) -> None:
         """Check that the encoder is the model's own."""
-        tower = getattr(self.config.vision_config, "model_type", "")
-        if tower not in (f"{self.name}_vision", f"{self.name}_vision_model"):
-            raise UnsupportedFamily(
-                f"{self.title} with a {tower} encoder is not supported yet; {self.title} with {self.name}_vision is"
-            )
+        self.check_encoder()
 
     # What the configuration alone tells
 
@@ -111,11 +108,6 @@ class Idefics3(TiledFamily):
     def encoder_attentions(self) -> Sequence[nn.Module]:
         """The self-attention of each SigLIP layer."""
         return [layer.self_attn for layer in self.core.vision_model.encoder.layers]  # pyright: ignore
-
-    def encoder_projections(self, layer: int) -> Mapping[str, nn.Module]:
-        """Return the projections of a SigLIP layer to "queries" and "keys", heads side by side."""
-        attention: Any = self.encoder_attentions[layer]
-        return {"queries": attention.q_proj, "keys": attention.k_proj}
 
     @property
     def feature_module(self) -> nn.Module:

@@ -39,18 +39,15 @@ class InternVl(TiledFamily):
     name = "internvl"
     title = "InternVL"
     core_class = "InternVLModel"
+    encoders = ("internvl_vision",)
     stacked = True
     outside_encoder = "the pixel shuffle after its encoder reads blocks of patches, which merging would break up"
 
     def check_config(self) -> None:
         """Check that the encoder is InternViT, that one of its layers is read, and that [CLS] is dropped after it."""
-        vision = self.config.vision_config
-        tower = getattr(vision, "model_type", "")
-        if tower != "internvl_vision":
-            raise UnsupportedFamily(
-                f"{self.title} with a {tower} encoder is not supported yet; {self.title} with internvl_vision is"
-            )
-        layer, depth = self.config.vision_feature_layer, read_number(vision, "num_hidden_layers")
+        self.check_encoder()
+        depth = read_number(self.config.vision_config, "num_hidden_layers")
+        layer = self.config.vision_feature_layer
         if not isinstance(layer, int) or not -depth - 1 <= layer <= depth:
             raise UnsupportedFamily(
                 f"{self.title} that reads layers {layer} of its encoder (vision_feature_layer) is not supported; one "
@@ -159,8 +156,7 @@ class InternVl(TiledFamily):
         self, input_ids: Tensor, side: int, tiles: Sequence[int], previews: Tensor | None
     ) -> list[TileGrid] | None:
         """Take each run of placeholders as one image, and look at its tiles for how they lie."""
-        edges = torch.nn.functional.pad(input_ids == self.image_token, (1, 1)).int().diff(dim=1)
-        runs = ((edges < 0).nonzero()[:, 1] - (edges > 0).nonzero()[:, 1]).tolist()
+        runs = self.placeholder_runs(input_ids)
         if any(run % side**2 for run in runs) or sum(runs) != len(tiles) * side**2:
             return None
         assert previews is not None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from foveate.errors import FoveateError, UnsupportedFamily, shown
 from foveate.families.config_fields import read_number
 from foveate.families.family import Capture, Family, cls_attention
+from foveate.families.pixels import resized_pixels
 from foveate.families.registry import register_family
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
@@ -102,11 +102,6 @@ class Llava(Family):
     def encoder_layers(self) -> Sequence[nn.Module]:
         """The CLIP layers."""
         return list(self.core.vision_tower.encoder.layers)  # pyright: ignore
-
-    def encoder_projections(self, layer: int) -> Mapping[str, nn.Module]:
-        """Return the projections of a CLIP layer to "queries" and "keys", heads side by side."""
-        attention: Any = self.encoder_attentions[layer]
-        return {"queries": attention.q_proj, "keys": attention.k_proj}
 
     @property
     def encoder_reads(self) -> int:
@@ -217,19 +212,17 @@ class Llava(Family):
             raise FoveateError(f"images of one {self.title} call share their size; {sorted(set(sizes))} were asked for")
         pixels = args[0] if args else kwargs["pixel_values"]
         height, width = sizes[0]
-        small = self.averaged(pixels, sizes[0])
-        if mode == "enlarge":
-            small = interpolate(small, size=pixels.shape[-2:], mode="bicubic", align_corners=False, antialias=False)
-        else:
+        small = self.resized(pixels, sizes[0], mode)
+        if mode != "enlarge":
             kwargs = {**kwargs, "interpolate_pos_encoding": True}
             capture.seen = (Layout((Segment(1, height, width),)),) * len(sizes)
         small = small.to(pixels.dtype)
         return ((small, *args[1:]), kwargs) if args else ((), {**kwargs, "pixel_values": small})
 
-    def averaged(self, pixels: Tensor, size: tuple[int, int]) -> Tensor:
-        """Average pixels `(images, C, H, W)` down to those of `size` tokens, in float32."""
+    def resized(self, pixels: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+        """Average pixels `(images, C, H, W)` down to those of `size` tokens, in float32; enlarge them by the mode."""
         height, width = size
-        return interpolate(pixels.float(), size=(height * self.patch_size, width * self.patch_size), mode="area")
+        return resized_pixels(pixels, (height * self.patch_size, width * self.patch_size), mode == "enlarge")
 
     def grow(self, output: Any, capture: Capture, index: Sequence[Tensor]) -> Any:
         """Repeat rows: `(images, n, D)` -> `(images, N, D)`, since all images of a call have one size."""
@@ -250,10 +243,6 @@ class Llava(Family):
         """Apply the two-layer projector."""
         return self.core.multi_modal_projector(features)  # pyright: ignore[reportCallIssue]
 
-    def gives(self, signal: Signal) -> bool:
-        """Return whether it is attention of [CLS], or keys; every layer gives both."""
-        return isinstance(signal, EncoderAttention | EncoderKeys)
-
     def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
         """Compute attention of [CLS] `(N,)`, or keys `(N, D_key)`.
 
@@ -270,13 +259,41 @@ class Llava(Family):
         call = capture.attention[layer]
         keys: Tensor = call["keys"].unflatten(-1, (-1, attention.head_dim))
         if isinstance(signal, EncoderAttention):
-            row = call["queries"][:, 0].unflatten(-1, (-1, attention.head_dim))
+            queries = call["queries"].unflatten(-1, (-1, attention.head_dim))
             # After a step at `@encoder` a mask weighs each token, the same for every row.
             mask = call.get("attention_mask")
             bias = None if mask is None else mask[:, 0, 0]
-            return cls_attention(row, keys.transpose(1, 2), attention.scale, signal.heads, bias)[:, 1:]
-        keys = keys[:, 1:]
+            return self.crop_attention(queries, keys, attention.scale, signal.heads, bias)
+        keys = keys[:, self.encoder_marks :]
         return keys.mean(dim=2) if signal.heads == "mean" else keys.flatten(2)
+
+    def crop_attention(
+        self, queries: Tensor, keys: Tensor, scale: float, heads: Literal["mean", "full"], bias: Tensor | None
+    ) -> Tensor:
+        """Compute the attention that patches get: queries and keys `(images, T, H, d)` -> `(images, N)`.
+
+        Args:
+            queries: of all rows.
+            keys: of all rows.
+            scale: factor of the scores.
+            heads: as the signal asks for.
+            bias: `(images, T)`, added to the scores of each row, or None.
+        """
+        return cls_attention(queries[:, 0], keys.transpose(1, 2), scale, heads, bias)[:, 1:]
+
+
+def check_all_patches(family: Family) -> None:
+    """Check that the model drops no row of an encoder whose rows are all patches.
+
+    Raises:
+        UnsupportedFamily: it drops the first one.
+    """
+    strategy = getattr(family.config, "vision_feature_select_strategy", "default")
+    if strategy != "full":
+        raise UnsupportedFamily(
+            f"{family.title} that drops the encoder's first row (vision_feature_select_strategy={strategy!r}), which "
+            "is a patch, is not supported; 'full' is"
+        )
 
 
 class _FeatureMaps(nn.Module):

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from foveate.errors import FoveateError
 from foveate.families.family import Capture, Family
@@ -103,19 +102,15 @@ class LlavaNext(Llava):
         pixels = args[0] if args else kwargs["pixel_values"]
         crops = [_crops(layout) for layout in capture.layouts]
         if mode == "enlarge":
-            whole = pixels.shape[-2:]
-            parts = [
-                interpolate(self.averaged(part, size), size=whole, mode="bicubic", align_corners=False, antialias=False)
-                for part, size in zip(pixels.split(crops), sizes, strict=True)
-            ]
-            small = torch.cat(parts)
+            parts = zip(pixels.split(crops), sizes, strict=True)
+            small = torch.cat([self.resized(part, size, mode) for part, size in parts])
         else:
             if len(set(sizes)) > 1:
                 raise FoveateError(
                     f"images of one {self.title} call shrink to crops of one size, and {sorted(set(sizes))} were asked "
                     "for; keep a fraction, or a number per=tile, or encode the images one by one"
                 )
-            small = self.averaged(pixels, sizes[0])
+            small = self.resized(pixels, sizes[0], mode)
             kwargs = {**kwargs, "interpolate_pos_encoding": True}
             capture.seen = tuple(self.shrunk(layout, size) for layout, size in zip(capture.layouts, sizes, strict=True))
         small = small.to(pixels.dtype)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from foveate.errors import UnsupportedFamily
-from foveate.families.family import Capture, attention_received
-from foveate.families.llava import Llava
+from foveate.families.family import attention_received
+from foveate.families.llava import Llava, check_all_patches
 from foveate.families.registry import register_family
-from foveate.tokens import EncoderAttention, EncoderKeys, Signal
 
 
 @register_family
@@ -34,25 +32,11 @@ class LlavaSiglip(Llava):
         """Check that the encoder is SigLIP's and that no patch is dropped after it."""
         self.check_encoder()
         self.check_feature_layers()
-        strategy = getattr(self.config, "vision_feature_select_strategy", "default")
-        if strategy != "full":
-            raise UnsupportedFamily(
-                f"{self.title} that drops the encoder's first row (vision_feature_select_strategy={strategy!r}), which "
-                "is a patch, is not supported; 'full' is"
-            )
+        check_all_patches(self)
 
-    def crop_signal(self, signal: Signal, capture: Capture) -> Tensor:
-        """Compute attention received or keys for all images of a call: `(images, N)` or `(images, N, D_key)`."""
-        assert isinstance(signal, EncoderAttention | EncoderKeys)
-        layer = self.encoder_layer(signal.layer)
-        attention: Any = self.encoder_attentions[layer]
-        call = capture.attention[layer]
-        keys: Tensor = call["keys"].unflatten(-1, (-1, attention.head_dim))
-        if isinstance(signal, EncoderKeys):
-            return keys.mean(dim=2) if signal.heads == "mean" else keys.flatten(2)
-        queries: Tensor = call["queries"].unflatten(-1, (-1, attention.head_dim))
-        # After a step at `@encoder` a mask weighs each token, the same for every row.
-        mask = call.get("attention_mask")
-        bias = None if mask is None else mask[:, 0, 0]
+    def crop_attention(
+        self, queries: Tensor, keys: Tensor, scale: float, heads: Literal["mean", "full"], bias: Tensor | None
+    ) -> Tensor:
+        """Compute the attention that patches receive: `(images, N, H, d)` twice -> `(images, N)`."""
         rows = queries.transpose(1, 2), keys.transpose(1, 2)
-        return attention_received(*rows, attention.scale, heads=signal.heads, bias=bias) / keys.shape[1]
+        return attention_received(*rows, scale, heads=heads, bias=bias) / keys.shape[1]

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import pad
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.config_fields import read_number
 from foveate.families.decoder import rotate
 from foveate.families.family import Capture, Family, attention_received
+from foveate.families.pixels import resized_pixels
 from foveate.families.registry import register_family
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal, Structural
@@ -114,11 +115,6 @@ class Mistral3(Family):
         """The attention of each Pixtral layer."""
         return [layer.attention for layer in self.core.vision_tower.transformer.layers]  # pyright: ignore
 
-    def encoder_projections(self, layer: int) -> Mapping[str, nn.Module]:
-        """Return the projections of a Pixtral layer to "queries" and "keys", heads side by side."""
-        attention: Any = self.encoder_attentions[layer]
-        return {"queries": attention.q_proj, "keys": attention.k_proj}
-
     @property
     def feature_module(self) -> nn.Module:
         """The first layer of the projector's MLP, which reads merged patches."""
@@ -161,10 +157,8 @@ class Mistral3(Family):
         for image, layout, (rows, columns) in zip(pixels, layouts, sizes, strict=True):
             (grid,) = layout.segments
             # Images of different size are padded to one size.
-            whole = image[None, :, : grid.h * side, : grid.w * side].float()
-            small = interpolate(whole, size=(rows * side, columns * side), mode="area")
-            if mode == "enlarge":
-                small = interpolate(small, size=whole.shape[-2:], mode="bicubic", align_corners=False, antialias=False)
+            whole = image[None, :, : grid.h * side, : grid.w * side]
+            small = resized_pixels(whole, (rows * side, columns * side), mode == "enlarge")
             images.append(small[0].to(pixels.dtype))
         height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
         padded = [pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
@@ -191,10 +185,6 @@ class Mistral3(Family):
         return projector.linear_2(projector.act(projector.linear_1(features)))
 
     # Signals
-
-    def gives(self, signal: Signal) -> bool:
-        """Return whether it is attention or keys; every layer gives both."""
-        return isinstance(signal, EncoderAttention | EncoderKeys)
 
     def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
         """Compute attention received `(N,)`, which sums to 1 per image, or keys `(N, D_key)`, means of patches.

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from foveate.errors import UnsupportedFamily
 from foveate.families.family import Capture
+from foveate.families.llava import check_all_patches
 from foveate.families.mistral3 import Mistral3
 from foveate.families.registry import register_family
 
@@ -40,12 +40,7 @@ class Pixtral(Mistral3):
     def check_config(self) -> None:
         """Check that the encoder is Pixtral's, that one of its layers is read, and that no patch is dropped."""
         super().check_config()
-        strategy = getattr(self.config, "vision_feature_select_strategy", "default")
-        if strategy != "full":
-            raise UnsupportedFamily(
-                f"{self.title} that drops the encoder's first row (vision_feature_select_strategy={strategy!r}), which "
-                "is a patch, is not supported; 'full' is"
-            )
+        check_all_patches(self)
 
     @property
     def feature_module(self) -> nn.Module:

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from foveate.errors import FoveateError
 from foveate.families.config_fields import read_number
 from foveate.families.family import Capture, Family, attention_received
+from foveate.families.pixels import resized_pixels
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
 from foveate.transformers_api import rotate_patches
@@ -161,12 +161,10 @@ class QwenVL(Family):
         for patches, (t, h, w), (rows, columns) in zip(
             pixels.split([t * h * w for t, h, w in grids]), grids, sizes, strict=True
         ):
-            image = self.unpatchify(patches, (t, h, w)).float()
+            image = self.unpatchify(patches, (t, h, w))
             side = int(self.config.vision_config.patch_size) * self.merge
-            small = interpolate(image, size=(rows * side, columns * side), mode="area")
-            if mode == "enlarge":
-                small = interpolate(small, size=image.shape[-2:], mode="bicubic", align_corners=False, antialias=False)
-            else:
+            small = resized_pixels(image, (rows * side, columns * side), mode == "enlarge")
+            if mode != "enlarge":
                 h, w = rows * self.merge, columns * self.merge
             images.append(self.patchify(small, t).to(pixels.dtype))
             small_grids.append([t, h, w])
@@ -223,10 +221,6 @@ class QwenVL(Family):
         Most of these encoders keep patches in token order.
         """
         return rows.split([layout.total for layout in capture.seen])
-
-    def gives(self, signal: Signal) -> bool:
-        """Return whether it is attention or keys; every layer gives both."""
-        return isinstance(signal, EncoderAttention | EncoderKeys)
 
     def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
         """Compute attention received `(N,)`, which sums to 1 per image, or keys `(N, D_key)`, means of four patches.

@@ -16,6 +16,7 @@ class SmolVlm(Idefics3):
     name = "smolvlm"
     title = "SmolVLM"
     core_class = "SmolVLMModel"
+    encoders = ("smolvlm_vision", "smolvlm_vision_model")
 
     def tile_counts(self, inputs: Mapping[str, Any]) -> list[int]:
         """Return the tiles of each row of the prompt; where all are zeros, the model sees the first one."""

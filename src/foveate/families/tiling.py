@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from foveate.errors import FoveateError
 from foveate.families.family import Capture, Family
-from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
+from foveate.families.pixels import resized_pixels
+from foveate.tokens import Layout, Segment
 
 
 @dataclass(frozen=True)
@@ -220,10 +220,7 @@ class TiledFamily(Family):
         edge = (*sides, self._side(pixels))[0] * self.token_side
         found = dict(inputs)
         # A tile of padding is all zeros, and stays so.
-        flat = pixels.flatten(0, -4).float()
-        small = interpolate(flat, size=(edge, edge), mode="area")
-        if mode == "enlarge":
-            small = interpolate(small, size=pixels.shape[-2:], mode="bicubic", align_corners=False, antialias=False)
+        small = resized_pixels(pixels.flatten(0, -4), (edge, edge), mode == "enlarge")
         found["pixel_values"] = small.to(pixels.dtype).unflatten(0, pixels.shape[:-3])
         return found
 
@@ -242,10 +239,6 @@ class TiledFamily(Family):
         """Return the projector's output, per image `(N, D)`."""
         assert capture.projected is not None
         return self.by_image(capture.projected, capture)
-
-    def gives(self, signal: Signal) -> bool:
-        """Return whether it is attention or keys; every layer gives both."""
-        return isinstance(signal, EncoderAttention | EncoderKeys)
 
     def by_token(self, patches: Tensor) -> Tensor:
         """Group what patches have `(tiles, P, ...)`, in raster order, by token: `(tiles, n, merge ** 2, ...)`."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from foveate.layout import Layout
-from rows.row import Row, enlarged
+from rows.row import DECODER, ENCODER, Row, enlarged
 from rows.tiles import CUTS, EDGE, SIDE, of_pictures, of_tokens, smaller, tiled, tiles_of
 
 IMAGE, MARK, WHOLE, BREAK, BREAKS = 5, 6, 7, 8, 9
@@ -20,22 +20,13 @@ def maker(name: str) -> Callable[[], nn.Module]:
         import transformers
 
         vision = getattr(transformers, f"{name}VisionConfig")(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=4,
+            **ENCODER,
             image_size=EDGE,
             patch_size=14,
         )
         text = transformers.LlamaConfig(
-            vocab_size=128,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            **DECODER,
             head_dim=16,
-            max_position_embeddings=512,
             bos_token_id=1,
             eos_token_id=2,
             pad_token_id=0,

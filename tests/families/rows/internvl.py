@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.layout import Layout
-from rows.row import Row, enlarged
+from rows.row import DECODER, ENCODER, Row, enlarged
 from rows.tiles import CUTS, EDGE, SIDE, of_pictures, of_tokens, smaller, tiled, tiles_of
 
 IMAGE, BEGIN, END = 5, 6, 7
@@ -18,23 +18,14 @@ def make_internvl() -> nn.Module:
     model = InternVLForConditionalGeneration(
         InternVLConfig(
             vision_config=InternVLVisionConfig(
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=3,
-                num_attention_heads=4,
+                **ENCODER,
                 image_size=[EDGE, EDGE],
                 patch_size=[14, 14],
                 use_qk_norm=True,
                 layer_scale_init_value=1.0,
             ),
             text_config=Qwen2Config(
-                vocab_size=128,
-                hidden_size=64,
-                intermediate_size=96,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=512,
+                **DECODER,
             ),
             image_token_id=IMAGE,
             tie_word_embeddings=False,

@@ -3,7 +3,7 @@
 from torch import nn
 
 from rows.clip import CLIP_RESIZED, LLAVA_WORDS, clip_keys, cls_attention, llava_pixels, llava_processor
-from rows.row import Row, grid
+from rows.row import DECODER, ENCODER, Row, grid
 
 
 def make_llava() -> nn.Module:
@@ -12,21 +12,12 @@ def make_llava() -> nn.Module:
     return LlavaForConditionalGeneration(
         LlavaConfig(
             vision_config=CLIPVisionConfig(
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=3,
-                num_attention_heads=4,
+                **ENCODER,
                 image_size=84,
                 patch_size=14,
             ),
             text_config=LlamaConfig(
-                vocab_size=128,
-                hidden_size=64,
-                intermediate_size=96,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=512,
+                **DECODER,
             ),
             image_token_id=5,
         )

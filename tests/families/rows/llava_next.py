@@ -8,7 +8,7 @@ from torch.nn.functional import interpolate
 
 from foveate.layout import Layout, Segment, Structural
 from rows.clip import LLAVA_WORDS, clip_keys, llava_options
-from rows.row import Row, enlarged, picture
+from rows.row import DECODER, ENCODER, Row, enlarged, picture
 
 
 def make_llava_next() -> nn.Module:
@@ -17,21 +17,12 @@ def make_llava_next() -> nn.Module:
     return LlavaNextForConditionalGeneration(
         LlavaNextConfig(
             vision_config=CLIPVisionConfig(
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=3,
-                num_attention_heads=4,
+                **ENCODER,
                 image_size=56,
                 patch_size=14,
             ),
             text_config=LlamaConfig(
-                vocab_size=128,
-                hidden_size=64,
-                intermediate_size=96,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=512,
+                **DECODER,
             ),
             image_token_index=5,
             image_grid_pinpoints=[[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]],

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from rows.clip import CLIP_RESIZED, LLAVA_CHAT, LLAVA_WORDS, llava_pixels
-from rows.row import Row, grid
+from rows.row import DECODER, ENCODER, Row, grid
 
 
 def make_llava_siglip(head: bool = False) -> nn.Module:
@@ -16,22 +16,13 @@ def make_llava_siglip(head: bool = False) -> nn.Module:
     return LlavaForConditionalGeneration(
         LlavaConfig(
             vision_config=SiglipVisionConfig(
-                hidden_size=32,
-                intermediate_size=64,
-                num_hidden_layers=3,
-                num_attention_heads=4,
+                **ENCODER,
                 image_size=84,
                 patch_size=14,
                 vision_use_head=head,
             ),
             text_config=Qwen2Config(
-                vocab_size=128,
-                hidden_size=64,
-                intermediate_size=96,
-                num_hidden_layers=3,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=512,
+                **DECODER,
             ),
             image_token_id=5,
             vision_feature_select_strategy="full",

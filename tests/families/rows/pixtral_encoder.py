@@ -9,29 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
 from foveate.layout import Layout, Segment, Structural
-from rows.row import Row, enlarged, picture
+from rows.row import DECODER, ENCODER, Row, enlarged, picture
 
-PIXTRAL_VISION = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "head_dim": 8,
-    "image_size": 168,
-    "patch_size": 14,
-}
+PIXTRAL_VISION = {**ENCODER, "head_dim": 8, "image_size": 168, "patch_size": 14}
 
-MISTRAL_TEXT = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 512,
-    "sliding_window": None,
-}
+MISTRAL_TEXT = {**DECODER, "head_dim": 16, "sliding_window": None}
 
 
 def with_breaks(rows: int, columns: int) -> Layout:

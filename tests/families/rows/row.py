@@ -15,6 +15,24 @@ TEXT_IDS = range(20, 120)
 
 PAD = 0
 
+ENCODER: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+}
+"""Sizes of a tiny encoder."""
+DECODER: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+"""Sizes of a tiny decoder."""
+
 
 @dataclass(frozen=True)
 class Row:
