@@ -7,16 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from rows.row import Row, enlarged, grid, picture
+from rows.row import DECODER, Row, enlarged, grid, picture
 
 QWEN_TEXT = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
+    **DECODER,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
     "bos_token_id": 1,
     "eos_token_id": 2,
