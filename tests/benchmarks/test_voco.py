@@ -66,7 +66,7 @@ def test_training_rivals_answers_and_times(
     assert "after its first 1 steps" in page.measured_part(found)
     assert "over_plain" in rows["distil:8"]
     assert [row["tokens"] for row in found["clips"]["rows"]] == [1, 2, 4, 8, 32]
-    assert "+" in page.measured_part(found)
+    assert "| in order | shuffled | difference |" in page.measured_part(found)
     assert rows["dense:dense"]["accuracy"]["value"] > 0.8
     assert {"retention", "ratio", "over_pool", "over_qformer"} <= rows["press:1"].keys()
     sizes = found["times"]["bytes"]

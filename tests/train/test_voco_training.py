@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import TOKENS, recipe
 
+from foveate.embedded import PATH
 from foveate.errors import FoveateError
 from foveate.families import family_of
 from foveate.loading import load
@@ -18,10 +19,10 @@ from foveate.train.batches import Batches
 from foveate.train.objectives import parse_recipe
 from foveate.train.run import run
 from foveate.train.settings import RecipeError
-from foveate.train.sources import Scenes
+from foveate.train.sources import Clips, Scenes
 from foveate.voco import VoCo
 from foveate.voco.losses import cross_entropy
-from foveate.voco.objective import VoCoBatches, VoCoSettings, VoCoTrainee, alike, questions_apart
+from foveate.voco.objective import VoCoBatches, VoCoObjective, VoCoSettings, VoCoTrainee, alike, questions_apart
 
 PEFT = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # asked for by peft
 LORA = {"train": "lora", "lora": {"rank": 2, "alpha": 4}}
@@ -252,3 +253,13 @@ def test_texts_go_together_that_are_alike() -> None:
     groups = alike([3, 16, 17, 40, 33, 16])
     assert sorted(number for group in groups for number in group) == list(range(6))
     assert groups == [[0, 1, 5], [2], [3, 4]]
+
+
+def test_packed_images_take_no_positions() -> None:
+    """A clip of 2,304 visual tokens has no place in 2,048 positions; its VoCo tokens have."""
+    model, processor = load(PATH)
+    family, one = family_of(model), Clips(1)[0]
+    with pytest.raises(FoveateError, match=r"clip 0 has 2,3\d\d tokens, and the model has room for 2,048"):
+        Batches(processor, family).row(one)
+    assert [VoCoObjective(VoCoSettings(packed=packed)).dense_positions for packed in (True, False)] == [False, True]
+    assert Batches(processor, family, positions=False).row(one)["input_ids"].shape[1] > 2304

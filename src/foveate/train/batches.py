@@ -31,11 +31,14 @@ class Batches:
         processor: the model's own, with a chat template and a fast tokenizer.
         family: of the model; it may be a skeleton.
         max_length: longer rows are cut at their end; None leaves them.
+        positions: whether each token of a row takes a position of the decoder, so that a row has to fit in.
     """
 
-    def __init__(self, processor: Any, family: Family, max_length: int | None = None) -> None:
+    def __init__(
+        self, processor: Any, family: Family, max_length: int | None = None, *, positions: bool = True
+    ) -> None:
         self._processor, self._family, self._max_length = processor, family, max_length
-        longest = family.longest_prompt
+        self._longest = longest = family.longest_prompt if positions else None
         if max_length is not None and longest is not None and max_length > longest:
             raise FoveateError(
                 f"max_length is {max_length:,}, and the model has room for {longest:,} tokens; lower max_length"
@@ -103,7 +106,7 @@ class Batches:
             for key, value in inputs.items():
                 if value.shape[:2] == ids.shape[:2] and (key in PADDING or key == "input_ids"):
                     inputs[key] = value[:, : self._max_length]
-        length, longest = inputs["input_ids"].shape[1], self._family.longest_prompt
+        length, longest = inputs["input_ids"].shape[1], self._longest
         if longest is not None and length > longest:
             raise FoveateError(
                 f"{name} has {length:,} tokens, and the model has room for {longest:,}; shorten it or leave it out, or "

@@ -190,7 +190,9 @@ def stage_flops(ready: Prepared) -> tuple[tuple[float, ...], float]:
 
 def sampled(ready: Prepared) -> list[ConversationSize]:
     """Measure the first conversations."""
-    batches, out = Batches(ready.processor, ready.family, ready.recipe.max_length), []
+    recipe, out = ready.recipe, []
+    positions = recipe.objective.dense_positions
+    batches = Batches(ready.processor, ready.family, recipe.max_length, positions=positions)
     for index in range(min(SAMPLE, len(ready.rows))):
         one = ready.rows[index]
         ids = batches.row(one)["input_ids"]

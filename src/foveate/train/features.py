@@ -176,10 +176,19 @@ class FeatureBatches(Batches):
         family: of the model that reads features.
         kept: the conversations and features.
         max_length: as for `Batches`.
+        positions: as for `Batches`.
     """
 
-    def __init__(self, processor: Any, family: Family, kept: KeptFeatures, max_length: int | None = None) -> None:
-        super().__init__(processor, family, max_length)
+    def __init__(
+        self,
+        processor: Any,
+        family: Family,
+        kept: KeptFeatures,
+        max_length: int | None = None,
+        *,
+        positions: bool = True,
+    ) -> None:
+        super().__init__(processor, family, max_length, positions=positions)
         self._kept = kept
         self._word: str = processor.tokenizer.convert_ids_to_tokens(family.image_token)
 
@@ -223,7 +232,7 @@ def train_on_features(
         torch.distributed.barrier()
     family = family_of(model)
     family.read_feature_maps(1, kept.tokens)
-    return kept, FeatureBatches(processor, family, kept, recipe.max_length)
+    return kept, FeatureBatches(processor, family, kept, recipe.max_length, positions=recipe.objective.dense_positions)
 
 
 def with_encoder(trained: nn.Module, recipe: Recipe) -> Any:

@@ -86,6 +86,11 @@ class Objective:
     def __init__(self, settings: Any = None) -> None:
         self.settings: Any = self.Settings() if settings is None else settings
 
+    @property
+    def dense_positions(self) -> bool:
+        """Whether each token of a row takes a position of the decoder, as for the dense model."""
+        return True
+
     def check(self, recipe: Recipe) -> None:
         """Check the rest of the recipe.
 

@@ -309,7 +309,9 @@ def _loaded(
     """Put the conversations beside the model: as they are, or as features, which replace the model's encoder."""
     recipe = ready.recipe
     if recipe.data.features is None:
-        return Loaded(ready, base, ready.rows, Batches(ready.processor, family_of(base), recipe.max_length))
+        positions = recipe.objective.dense_positions
+        batches = Batches(ready.processor, family_of(base), recipe.max_length, positions=positions)
+        return Loaded(ready, base, ready.rows, batches)
     rows, batches = train_on_features(base, ready.processor, ready.rows, recipe, out / "features", say, arguments)
     return Loaded(ready, base, rows, batches)
 

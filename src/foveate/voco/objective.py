@@ -100,6 +100,11 @@ class VoCoObjective(Objective):
         super().__init__(settings)
         self.voco: VoCo | None = None
 
+    @property
+    def dense_positions(self) -> bool:
+        """Visual tokens of packed images take none after the first image."""
+        return not self.settings.packed
+
     def check(self, recipe: Recipe) -> None:
         """Check the rest of the recipe.
 
