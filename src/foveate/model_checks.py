@@ -156,7 +156,7 @@ def check_processor(title: str, processor: Any, config: Any) -> None:
         return
     for name, own in (("patch_size", config.vision_config), ("vision_feature_select_strategy", config)):
         theirs, ours = getattr(processor, name, None), getattr(own, name, None)
-        if theirs != ours:
+        if hasattr(processor, name) and theirs != ours:
             raise FoveateError(
                 f"{name} is {theirs!r} for the processor of {title} and {ours!r} for the model, so the tokens of an "
                 "image don't fit; correct processor_config.json"

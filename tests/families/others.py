@@ -95,17 +95,6 @@ def sized(letters: str) -> dict[str, Tensor]:
     return pixels(letters) | {"image_sizes": torch.tensor([[84, 84]] * len(letters))}
 
 
-def nested(letters: str) -> dict[str, Tensor]:
-    return {"pixel_values": pixels(letters)["pixel_values"][:, None]}
-
-
-def base_and_tile(letters: str) -> dict[str, Tensor]:
-    return {
-        "pixel_values": nested(letters)["pixel_values"].repeat(1, 2, 1, 1, 1),
-        "image_sizes": sized(letters)["image_sizes"],
-    }
-
-
 def large(letters: str) -> dict[str, Tensor]:
     return {"pixel_values": torch.stack([picture(letter, 3, 112, 112) for letter in letters])}
 
@@ -351,20 +340,6 @@ ALL = (
         later_type=1,
         blocks_after_cache=False,
         plain=False,
-    ),
-    other(
-        "llava_onevision",
-        maker(
-            "LlavaOnevision",
-            "SiglipVisionConfig",
-            "Qwen2Config",
-            HEADLESS,
-            image_token_index=5,
-            video_token_index=6,
-            image_grid_pinpoints=[[84, 84], [84, 168]],
-        ),
-        78,
-        base_and_tile,
     ),
     other(
         "aya_vision",

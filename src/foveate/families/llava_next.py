@@ -49,15 +49,31 @@ class LlavaNext(Llava):
 
     def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """Return base and tiles for each `(height, width)` of `image_sizes`, the sizes before any resizing."""
+        return tuple(self.image_layout(height, width) for height, width in self.image_sizes(inputs))
+
+    def image_sizes(self, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
+        """Return height and width in pixels of each image before any resizing, once the form of crops is checked.
+
+        Raises:
+            FoveateError: there are no sizes, or crops have another size than the encoder takes.
+        """
         sizes = inputs.get("image_sizes")
         if sizes is None:
             raise FoveateError(f"{self.title} needs image_sizes beside pixel_values; the processor returns both")
         if isinstance(pixels := inputs.get("pixel_values"), Tensor):
             self.check_pixels(pixels)
-        return tuple(self.image_layout(height, width) for height, width in torch.as_tensor(sizes).tolist())
+        return [(height, width) for height, width in torch.as_tensor(sizes).tolist()]
 
     def image_layout(self, height: int, width: int) -> Layout:
         """Return base and tiles of an image of `height` x `width` pixels, its size before any resizing."""
+        return laid_out((self.side, self.side), *self.tiles_of(height, width))
+
+    def tiles_of(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return how an image is tiled: rows and columns of tiles, then those of their tokens without the padding.
+
+        Raises:
+            FoveateError: no token is left.
+        """
         best = best_resolution((height, width), self.config.image_grid_pinpoints)
         edge, side = int(self.config.vision_config.image_size), self.side
         down, across = best[0] // edge, best[1] // edge
@@ -72,18 +88,18 @@ class LlavaNext(Llava):
                 f"an image of {width} x {height} pixels is too narrow for {self.title}: nothing of its tiles is left "
                 "without padding; crop it, or make its shorter side longer"
             )
-        return _laid_out((side, side), (down, across), (rows, columns))
+        return (down, across), (rows, columns)
 
     def encoder_grids(self, layout: Layout) -> tuple[Segment, ...]:
         """Return the grid of a crop, once for the base and once for each tile."""
         base = layout.segments[0]
-        return (base,) * _crops(layout)
+        return (base,) * crops_of(layout)
 
     def shrunk(self, layout: Layout, size: tuple[int, int]) -> Layout:
         """Return a layout with `size` tokens per crop; the tiles' grid shrinks in proportion, rounded down."""
         (height, width), tiles = size, layout.segments[1]
         visible = max(1, tiles.h * height // self.side), max(1, tiles.w * width // self.side)
-        return _laid_out(size, (len(tiles.rows), len(tiles.columns)), visible)
+        return laid_out(size, (len(tiles.rows), len(tiles.columns)), visible)
 
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
         """Read the layouts of the images from their sizes."""
@@ -100,7 +116,7 @@ class LlavaNext(Llava):
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Average every crop down to its image's target grid; "enlarge" enlarges it to the tower's size again."""
         pixels = args[0] if args else kwargs["pixel_values"]
-        crops = [_crops(layout) for layout in capture.layouts]
+        crops = [crops_of(layout) for layout in capture.layouts]
         if mode == "enlarge":
             parts = zip(pixels.split(crops), sizes, strict=True)
             small = torch.cat([self.resized(part, size, mode) for part, size in parts])
@@ -142,22 +158,24 @@ class LlavaNext(Llava):
 
     def in_token_order(self, crops: Tensor, capture: Capture) -> tuple[Tensor, ...]:
         """Order values per patch of all crops `(crops, n, ...)` as the tokens of each image `(N, ...)`."""
-        parts = crops.split([_crops(layout) for layout in capture.layouts])
-        return tuple(
-            part.flatten(0, 1)[_patches(layout).to(crops.device)]
-            for part, layout in zip(parts, capture.seen, strict=True)
-        )
+        parts = crops.split([crops_of(layout) for layout in capture.layouts])
+        return tuple(visible_values(part, layout) for part, layout in zip(parts, capture.seen, strict=True))
 
 
-def _crops(layout: Layout) -> int:
+def crops_of(layout: Layout) -> int:
     """Return the number of crops of an image: the base and its tiles, also those that hold padding alone."""
     return 1 + sum(len(grid.rows) * len(grid.columns) for grid in layout.segments[1:])
 
 
-def _laid_out(crop: tuple[int, int], tiles: tuple[int, int], visible: tuple[int, int]) -> Layout:
+def laid_out(crop: tuple[int, int], tiles: tuple[int, int], visible: tuple[int, int]) -> Layout:
     """Return a base and the middle of a grid of tiles with a newline after each row; sizes in tokens, rows first."""
-    rows, columns = (_shares(*axis) for axis in zip(crop, tiles, visible, strict=True))
-    base, grid = Segment(1, *crop), Segment(1, *visible, rows, columns)
+    rows, columns = (tile_shares(*axis) for axis in zip(crop, tiles, visible, strict=True))
+    return with_newlines(crop, rows, columns)
+
+
+def with_newlines(crop: tuple[int, int], rows: tuple[int, ...], columns: tuple[int, ...]) -> Layout:
+    """Return a base and a grid with a newline after each row, from the rows and columns that each tile gives to it."""
+    base, grid = Segment(1, *crop), Segment(1, sum(rows), sum(columns), rows, columns)
     newlines = (
         Structural(end + row, end - grid.w, end)
         for row, end in enumerate(range(base.count + grid.w, base.count + grid.count + 1, grid.w))
@@ -165,10 +183,15 @@ def _laid_out(crop: tuple[int, int], tiles: tuple[int, int], visible: tuple[int,
     return Layout((base, grid), tuple(newlines))
 
 
-def _shares(length: int, tiles: int, visible: int) -> tuple[int, ...]:
+def visible_values(crops: Tensor, layout: Layout) -> Tensor:
+    """Return the values of the tokens of one image, from those of the patches of its crops: `(crops, n, ...)`."""
+    return crops.flatten(0, 1)[_patches(layout).to(crops.device)]
+
+
+def tile_shares(length: int, tiles: int, visible: int) -> tuple[int, ...]:
     """Return how many tokens each of several tiles of one length gives to the `visible` tokens in their middle.
 
-    >>> _shares(24, 2, 36), _shares(24, 3, 24), _shares(7, 1, 2)
+    >>> tile_shares(24, 2, 36), tile_shares(24, 3, 24), tile_shares(7, 1, 2)
     ((18, 18), (0, 24, 0), (2,))
     """
     begin = (tiles * length - visible) // 2

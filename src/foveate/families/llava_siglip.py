@@ -3,40 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from torch import Tensor
-
-from foveate.families.family import attention_received
-from foveate.families.llava import Llava, check_all_patches
 from foveate.families.registry import register_family
+from foveate.families.siglip import SiglipCrops
 
 
 @register_family
-class LlavaSiglip(Llava):
-    """LLaVA with a SigLIP tower: every row of the encoder is a patch, and all of them become visual tokens.
-
-    There is no [CLS]: `EncoderAttention` is the attention that a token receives, as a share of all attention between
-    the image's patches. SigLIP's pooling head, where a checkpoint has one, is not asked: nothing that the decoder reads
-    depends on it. Places and ways to resize are those of LLaVA.
-    """
+class LlavaSiglip(SiglipCrops):
+    """LLaVA with a SigLIP tower. Places and ways to resize are those of LLaVA."""
 
     name = "llava_siglip"
     title = "LLaVA with SigLIP"
     model_type = "llava"
-    encoders = ("siglip_vision_model",)
     example: ClassVar[Mapping[str, Any]] = {"vision_feature_select_strategy": "full"}
-    encoder_marks = 0
-
-    def check_config(self) -> None:
-        """Check that the encoder is SigLIP's and that no patch is dropped after it."""
-        self.check_encoder()
-        self.check_feature_layers()
-        check_all_patches(self)
-
-    def crop_attention(
-        self, queries: Tensor, keys: Tensor, scale: float, heads: Literal["mean", "full"], bias: Tensor | None
-    ) -> Tensor:
-        """Compute the attention that patches receive: `(images, N, H, d)` twice -> `(images, N)`."""
-        rows = queries.transpose(1, 2), keys.transpose(1, 2)
-        return attention_received(*rows, scale, heads=heads, bias=bias) / keys.shape[1]
+    checkpoints: ClassVar[tuple[str, ...]] = (
+        "llava-hf/llava-interleave-qwen-0.5b-hf",
+        "llava-hf/llava-interleave-qwen-7b-hf",
+        "llava-hf/llava-interleave-qwen-7b-dpo-hf",
+    )

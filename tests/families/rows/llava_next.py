@@ -116,17 +116,22 @@ def with_newlines(model: Any, crops: Tensor, layout: Layout) -> Tensor:
     return torch.stack(rows)
 
 
-def crops_interpolated(model: Any, letter: str, rows: int, columns: int) -> Tensor:
-    """CLIP given smaller crops; as much of the tiles is padding as at full size."""
-    small = interpolate(llava_next_crops(letter), size=(rows * 14, columns * 14), mode="area")
-    hidden = model.model.vision_tower(small, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states
+def smaller_tiles(letter: str, rows: int, columns: int) -> Layout:
+    """The layout with crops of `rows` x `columns` tokens, of whose tiles as much is padding as at full size."""
     full = LLAVA_NEXT_PICTURES[letter].segments[1]
     visible = max(1, full.h * rows // 4), max(1, full.w * columns // 4)
     # How much each tile shows doesn't matter here, only how many there are.
     heights = (visible[0], *(0,) * (len(full.rows) - 1))
     widths = (visible[1], *(0,) * (len(full.columns) - 1))
+    return tiled((rows, columns), heights, widths)
+
+
+def crops_interpolated(model: Any, letter: str, rows: int, columns: int) -> Tensor:
+    """CLIP given smaller crops; as much of the tiles is padding as at full size."""
+    small = interpolate(llava_next_crops(letter), size=(rows * 14, columns * 14), mode="area")
+    hidden = model.model.vision_tower(small, interpolate_pos_encoding=True, output_hidden_states=True).hidden_states
     projected = model.model.multi_modal_projector(hidden[-2][:, 1:])
-    return with_newlines(model, projected, tiled((rows, columns), heights, widths))
+    return with_newlines(model, projected, smaller_tiles(letter, rows, columns))
 
 
 def crops_enlarged(model: Any, letter: str, rows: int, columns: int) -> Tensor:

@@ -1,0 +1,35 @@
+"""What families with a SigLIP encoder share: every row of it is a patch.  Zhai et al. 2023, arXiv 2303.15343."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from foveate.families.family import attention_received
+from foveate.families.llava import Llava, check_all_patches
+
+
+class SiglipCrops(Llava):
+    """LLaVA's architecture with a SigLIP tower, all of whose rows become visual tokens.
+
+    There is no [CLS]: `EncoderAttention` is the attention that a token receives, as a share of all attention between
+    the patches of its image or crop. SigLIP's pooling head, where a checkpoint has one, is not asked: nothing that the
+    decoder reads depends on it.
+    """
+
+    encoders = ("siglip_vision_model",)
+    encoder_marks = 0
+
+    def check_config(self) -> None:
+        """Check that the encoder is SigLIP's and that no patch is dropped after it."""
+        self.check_encoder()
+        self.check_feature_layers()
+        check_all_patches(self)
+
+    def crop_attention(
+        self, queries: Tensor, keys: Tensor, scale: float, heads: Literal["mean", "full"], bias: Tensor | None
+    ) -> Tensor:
+        """Compute the attention that patches receive: `(images, N, H, d)` twice -> `(images, N)`."""
+        rows = queries.transpose(1, 2), keys.transpose(1, 2)
+        return attention_received(*rows, scale, heads=heads, bias=bias) / keys.shape[1]
