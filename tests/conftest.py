@@ -77,7 +77,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     from sample_families import is_chosen_by_name, sample
+    from steps_inside import can_act
 
+    items[:], dropped = can_act(items)
+    config.hook.pytest_deselected(items=dropped)
     if not config.getoption("every_family") and not is_chosen_by_name(config):
         items[:], dropped = sample(items)
         config.hook.pytest_deselected(items=dropped)

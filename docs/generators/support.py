@@ -76,7 +76,7 @@ def _reason(error: str, family: Family) -> str:
     """Return the error without the names of method and model, so that equal reasons get one number."""
     if isinstance(family, Generic):
         error = error.replace(family.title, "this model")
-    error = re.sub(r"^\S+ (acts|asks)", r"It \1", error)
+    error = re.sub(r"^\S+ (acts|asks|would)", r"It \1", error)
     return re.sub(r"^It acts at @\d+", "It acts inside the decoder", error)
 
 

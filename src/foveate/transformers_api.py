@@ -152,6 +152,36 @@ def cached_rows(cache: Any) -> int:
     return next(layer.keys.shape[0] for layer in cache.layers if isinstance(getattr(layer, "keys", None), Tensor))
 
 
+def select_rows(cache: Any, rows: Tensor) -> None:
+    """Keep these rows of a cache, `(R,)` int64, in this order; a row may occur more than once.
+
+    Layers of linear attention, which hold a memory instead of keys, have another name for it.
+    """
+    for layer in cache.layers:
+        getattr(layer, "batch_select_indices", layer.reorder_cache)(rows)
+
+
+def with_rows(cache: Any, rows: Tensor) -> Any:
+    """Return a new cache with these rows of another one, `(R,)` int64; a row may occur more than once."""
+    made = copy.copy(cache)
+    made.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in made.layers:
+        # The memories of linear attention are in mappings, which copies would share.
+        vars(layer).update({name: dict(value) for name, value in vars(layer).items() if isinstance(value, dict)})
+    select_rows(made, rows)
+    return made
+
+
+def row_bytes(cache: Any) -> int:
+    """Return the bytes of one row of a filled cache: keys, values, and memories of linear attention."""
+    tensors: list[Tensor] = []
+    for layer in cache.layers:
+        for value in vars(layer).values():
+            held = value.values() if isinstance(value, dict) else (value,)
+            tensors += [each for each in held if isinstance(each, Tensor)]
+    return sum(each.nbytes for each in tensors) // cached_rows(cache)
+
+
 def last_keys(cache: Any) -> tuple[int, Tensor | None]:
     """Return the deepest layer of a cache that holds keys, and these, `(B, H_keys, P, d)`; None if none does."""
     layers = list(enumerate(getattr(cache, "layers", ())))

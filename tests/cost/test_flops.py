@@ -71,7 +71,13 @@ def costs(row: Row, family: Family, inputs: Any, prompt: str, spec: str | None, 
 
 
 def cache_bytes(cache: Any) -> int:
-    return sum(tensor.nbytes for layer in cache.layers for tensor in (layer.keys, layer.values))
+    total = 0
+    for layer in cache.layers:
+        held = [getattr(layer, "keys", None), getattr(layer, "values", None)]
+        for states in (getattr(layer, "conv_states", {}), getattr(layer, "recurrent_states", {})):
+            held += states.values()
+        total += sum(tensor.nbytes for tensor in held if tensor is not None)
+    return total
 
 
 def test_every_family_is_counted(row: Row) -> None:
@@ -273,7 +279,7 @@ def test_decoders(kind: str, tokens: int) -> None:
     lengths = [tokens] * 4
     parts = (shapes.prefill(lengths, batch, 4), shapes.head(1, batch, 4))
     assert sum(part.flops for part in parts) == pytest.approx(prefill, rel=CLOSE)
-    assert shapes.cache(lengths, batch, 4) == _all_bytes(cache_of_output(output))
+    assert shapes.cache(lengths, batch, 4) == cache_bytes(cache_of_output(output))
 
     def decode() -> None:
         for _ in range(steps):
@@ -282,19 +288,9 @@ def test_decoders(kind: str, tokens: int) -> None:
     _, decoding, _ = flops_of(model, decode)
     parts = (shapes.decode(lengths, steps, batch, 4), shapes.head(steps, batch, 4))
     assert sum(part.flops for part in parts) == pytest.approx(decoding, rel=CLOSE)
-    assert shapes.cache([tokens + steps] * 4, batch, 4) == _all_bytes(cache_of_output(output))
+    assert shapes.cache([tokens + steps] * 4, batch, 4) == cache_bytes(cache_of_output(output))
     weights = sum(weight.numel() for name, weight in model.named_parameters() if not name.endswith("bias"))
     assert shapes.parameters == pytest.approx(weights, rel=0.01)
-
-
-def _all_bytes(cache: Any) -> int:
-    total = 0
-    for layer in cache.layers:
-        held = [getattr(layer, "keys", None), getattr(layer, "values", None)]
-        for states in (getattr(layer, "conv_states", {}), getattr(layer, "recurrent_states", {})):
-            held += states.values()
-        total += sum(tensor.nbytes for tensor in held if tensor is not None)
-    return total
 
 
 def test_linear_attention_holds_the_same_whatever_the_length() -> None:

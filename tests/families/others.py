@@ -50,8 +50,6 @@ class Other(Row):
         takes_positions: whether its `generate` passes position ids on.
         blocks_after_cache: whether an image in a later turn looks in both directions, as one in the first turn does.
         images_see_later_ones: whether all images of a call look at each other, so that turns aren't the whole.
-        full_attention: whether dropping a token is masking it.
-        plain: whether every layer of the decoder sees all earlier columns and none behind, so that steps can act there.
     """
 
     token_types: bool = False
@@ -66,8 +64,6 @@ class Other(Row):
     takes_positions: bool = True
     blocks_after_cache: bool = True
     images_see_later_ones: bool = False
-    full_attention: bool = True
-    plain: bool = True
 
     def model(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
         model = super().model(attention, dtype)

@@ -50,7 +50,9 @@ def test_a_cache_that_was_made_anew_is_refused(row: Row, model: Any, spec: str, 
     inputs = row.inputs(CHAT)
     with apply(model, spec):
         cache = cache_of_output(model(**inputs))
-        anew = DynamicCache(ddp_cache_data=[(layer.keys, layer.values) for layer in cache.layers])
+        anew = DynamicCache(config=model.config.get_text_config())
+        for old, new in zip(cache.layers, anew.layers, strict=True):
+            vars(new).update(copy.deepcopy(vars(old)))
         del cache
         with pytest.raises(FoveateError, match="made anew"):
             turn(model, inputs, anew, mask)
@@ -68,7 +70,10 @@ def test_an_emptied_cache_is_plain_again(row: Row, model: Any) -> None:
     assert isinstance(cache, DynamicCache)
     assert type(cache) is not DynamicCache
     for layer in cache.layers:
-        layer.keys, layer.values = layer.keys[:, :, :0], layer.values[:, :, :0]
+        if hasattr(layer, "keys"):
+            layer.keys, layer.values = layer.keys[:, :, :0], layer.values[:, :, :0]
+        else:
+            layer.reset()
     text = row.inputs("t9")
     torch.testing.assert_close(model(**text, **{CACHE: cache}).logits, model(**text).logits)
     assert type(cache) is DynamicCache
@@ -128,6 +133,7 @@ def test_short_inputs_travel(row: Row, model: Any) -> None:
     torch.testing.assert_close(model(**moved.to(dtype=torch.float32)).logits, expected, atol=0.2, rtol=0.2)
 
 
+@pytest.mark.inside
 @torch.no_grad()
 def test_a_long_apply_does_not_grow(row: Row, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("foveate.engine.report.COUNTS_KEPT", 3)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from rows import ROWS, Row, picture
 from rows.qwen import qwen_patches
-from test_contract import SELECT, dense_positions, generate, kept_columns, logits
+from test_contract import SELECT, dense_positions, generate, kept_columns, logits, without
 from torch import Tensor
 from versions import CACHE, cache_of_output
 
@@ -67,16 +67,15 @@ def test_dropping_is_masking(row: Row, model: Any) -> None:
     inputs, token = clip(row, 1), torch.full((1, 1), 33)
     positions = dense_positions(model, inputs)
     keep = kept_columns(row, inputs, compress(model, inputs, f"{SELECT}:positions=keep"))
-    first = model(**{**inputs, "attention_mask": keep.long(), "position_ids": positions}, use_cache=True)
-    mask = torch.cat([keep.long(), torch.ones(1, 1, dtype=torch.int64)], dim=1)
-    following = (positions.amax() + 1).expand(3, 1, 1)
-    held = {CACHE: cache_of_output(first)}
-    expected = model(input_ids=token, attention_mask=mask, position_ids=following, **held).logits
+    longer = row.with_text(inputs, token)
+    following = torch.cat([positions, (positions.amax() + 1).expand(3, 1, 1)], dim=2)
+    kept = torch.cat([keep, torch.ones(1, 1, dtype=torch.bool)], dim=1)
+    expected = without(row, model, longer | {"position_ids": following}, kept)
     with apply(model, f"{SELECT}:positions=keep"):
         mine = model(**inputs, use_cache=True)
-        torch.testing.assert_close(mine.logits[:, keep[0]], first.logits[:, keep[0]], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(mine.logits[:, keep[0]], expected[:, :-1][:, keep[0]], atol=1e-5, rtol=1e-5)
         got = model(input_ids=token, **{CACHE: cache_of_output(mine)}).logits
-    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(got, expected[:, -1:], atol=1e-4, rtol=1e-4)
 
 
 def test_packed_positions_have_no_gaps(row: Row, model: Any) -> None:
@@ -85,5 +84,9 @@ def test_packed_positions_have_no_gaps(row: Row, model: Any) -> None:
     expected = generate(model, short)
     with apply(model, f"{SELECT}:positions=pack"):
         assert torch.equal(generate(model, inputs), expected)
+
+
+@pytest.mark.inside
+def test_packing_inside_the_decoder_is_refused(row: Row, model: Any) -> None:
     with apply(model, f"{SELECT}:positions=pack@1"), pytest.raises(FoveateError, match="more frames than rows"):
-        logits(model, inputs)
+        logits(model, clip(row, 1))

@@ -20,6 +20,8 @@ from foveate.schedule import tokens_per_layer
 from foveate.spec import parse
 from foveate.tokens import Layout, Segment, VisualTokens
 
+pytestmark = pytest.mark.inside
+
 SELECT = "random:6"
 plain_backend = test_contract.plain_backend
 

@@ -15,6 +15,8 @@ from foveate.errors import FoveateError
 from foveate.families import family_of
 from foveate.listing import listing
 
+pytestmark = pytest.mark.inside
+
 SCENARIOS = (
     "fastv:6@1",
     "fastv:0.3:rows=text@2",

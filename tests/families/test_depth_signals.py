@@ -31,6 +31,8 @@ from foveate.tokens import (
     VisualTokens,
 )
 
+pytestmark = pytest.mark.inside
+
 PROMPTS = ("t6 A t5", "t2 B t9 C t3", "t11", "t3 C t4")
 NEEDS = (
     *(

@@ -128,26 +128,12 @@ def test_the_contract(row: Other, point: str) -> None:
 
 
 def test_turns_of_a_padded_batch(row: Other) -> None:
-    if row.full_attention:
-        contract.test_a_second_turn_of_a_padded_batch_in_generate(row, shared(row))
-    else:
-        # Padding between the turns takes its place in the window: the dense model isn't its samples alone, either.
-        contract.test_a_batch_is_its_samples_alone(row, shared(row), "pool:3")
+    contract.test_a_second_turn_of_a_padded_batch_in_generate(row, shared(row))
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
 def test_dropping_is_masking(row: Other, attention: str) -> None:
-    model = shared(row, attention)
-    if row.full_attention:
-        contract.test_dropping_is_masking(row, model, "random:6")
-        return
-    # A window counts columns, a convolution mixes neighbours: what is right is the model given the kept tokens by hand.
-    short = dict(compress(model, row.inputs(contract.CHAT), "random:6:positions=pack"))
-    del short["position_ids"]
-    expected = contract.logits(model, short)
-    with apply(model, "random:6:positions=pack"):
-        got = contract.logits(model, row.inputs(contract.CHAT))
-    torch.testing.assert_close(got[:, -5:], expected[:, -5:], atol=1e-5, rtol=1e-5)
+    contract.test_dropping_is_masking(row, shared(row, attention), "random:6")
 
 
 @pytest.mark.parametrize("prompts", [(contract.CHAT,), contract.BATCH])
@@ -256,8 +242,7 @@ def test_counts(row: Other) -> None:
 
 
 def test_training(row: Other) -> None:
-    if row.full_attention:
-        contract.test_loss_and_gradients_are_the_masked_models(row, "left")
+    contract.test_loss_and_gradients_are_the_masked_models(row, "left")
     contract.test_gradient_checkpointing_changes_nothing(row, "random:6")
 
 

@@ -83,6 +83,7 @@ def test_every_step_of_generate_has_them(row: Row, eager: Any, spec: str) -> Non
         assert {tuple(each.shape[2:]) for each in attentions} == {(new, length + step)}
 
 
+@pytest.mark.inside
 @torch.no_grad()
 def test_tuples_have_it_too(row: Row, eager: Any) -> None:
     inputs = row.inputs(*PROMPTS)

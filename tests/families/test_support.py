@@ -44,8 +44,8 @@ def test_every_method_on_every_family(row: Row, method: Listing) -> None:
         family = family_of(model)
     spec = spec_of(method, len(family.decoder_layers)).replace(":1.0", ":0.5")
     if (refusal := refused(spec, family)) is not None:
-        # What a family of its own refuses would be news.
-        assert isinstance(family, Generic)
+        # What a family of its own refuses would be news, but for steps inside a decoder that isn't plain.
+        assert isinstance(family, Generic) or not (row.plain or method.place != "decoder")
         with pytest.raises(FoveateError, match=re.escape(refusal)), apply(model, spec):
             pass
         return

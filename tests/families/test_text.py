@@ -96,7 +96,7 @@ def test_beams_and_steps_without_a_cache_see_the_prompt_once(row: Row, model: An
 def test_a_later_turn_brings_its_own_text(row: Row, model: Any) -> None:
     from transformers import DynamicCache
 
-    cache, probe = DynamicCache(), Probe(keep=6)
+    cache, probe = DynamicCache(config=model.config.get_text_config()), Probe(keep=6)
     first, both = row.inputs("t6 A t5"), row.inputs("t6 A t5 t4 C t3")
     with apply(model, spec(probe)), torch.no_grad():
         model(**first, **{CACHE: cache}, use_cache=True)

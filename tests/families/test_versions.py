@@ -23,6 +23,7 @@ def old(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(transformers_api, name, lambda: True)
 
 
+@pytest.mark.inside
 @pytest.mark.usefixtures("old")
 def test_checkpointing_is_refused_at_apply_and_when_it_is_turned_on_later(row: Row) -> None:
     model, inputs = row.model(), row.inputs("t6 A t5")

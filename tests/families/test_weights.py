@@ -89,6 +89,7 @@ def test_encoder_signals_of_unmerged_lora(row: Row) -> None:
             assert not torch.allclose(one, before, atol=1e-5, rtol=1e-2)
 
 
+@pytest.mark.inside
 @pytest.mark.parametrize("use_cache", [True, False])
 @torch.no_grad()
 def test_decoder_signals_of_unmerged_lora(row: Row, use_cache: bool) -> None:
@@ -125,13 +126,20 @@ QUANTISE = [dynamic_int8, torchao_weights, torchao_dynamic]
 
 @pytest.mark.parametrize("quantise", QUANTISE)
 @torch.no_grad()
-def test_signals_of_quantised_layers(row: Row, quantise: Callable[[nn.Module], nn.Module]) -> None:
+def test_encoder_signals_of_quantised_layers(row: Row, quantise: Callable[[nn.Module], nn.Module]) -> None:
     model: Any = quantise(row.model("eager"))
     inputs = row.inputs("A B")
     family, capture = captured(model, inputs, -1)
     got = family.encoder_signal(EncoderAttention(layer=-1), capture)
     for mine, theirs in zip(got, row.attention(weights_of(model, inputs, -1), inputs), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.inside
+@pytest.mark.parametrize("quantise", QUANTISE)
+@torch.no_grad()
+def test_decoder_signals_of_quantised_layers(row: Row, quantise: Callable[[nn.Module], nn.Module]) -> None:
+    model: Any = quantise(row.model("eager"))
     prompt = row.inputs("t6 A t5")
     maps = model(**prompt, output_attentions=True).attentions
     columns = row.is_image(prompt["input_ids"][0]).nonzero().squeeze(1)[row.pictures["A"].places]
@@ -158,6 +166,7 @@ def test_quantised_layers_generate(row: Row, quantise: Callable[[nn.Module], nn.
 # Adapters of such models.
 
 
+@pytest.mark.inside
 @pytest.mark.parametrize("quantise", QUANTISE)
 @torch.no_grad()
 def test_adapters_of_quantised_layers(row: Row, quantise: Callable[[nn.Module], nn.Module]) -> None:
@@ -173,6 +182,7 @@ def test_adapters_of_quantised_layers(row: Row, quantise: Callable[[nn.Module], 
         assert answers.shape == (1, 3)
 
 
+@pytest.mark.inside
 def test_one_fingerprint_wherever_the_weights_are(row: Row) -> None:
     """Compiled parts have other names, and offloaded weights are loaded; weights that are nowhere are refused."""
     model, compiled = row.model(), row.model()

@@ -9,8 +9,9 @@ read it, or act inside the decoder, get whole prompts, in batches. All answers t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
@@ -27,7 +28,7 @@ from foveate.families import Family, family_of
 from foveate.families.prompt_check import prompt_layouts
 from foveate.prompts import check_chat_template, check_prompt, processor_inputs, question_text, tokenized
 from foveate.spec import Spec
-from foveate.transformers_api import cache_argument, cache_of_output, new_cache
+from foveate.transformers_api import cache_argument, cache_of_output, row_bytes, with_rows
 
 CACHE_BYTES = 256 * 2**20
 """Largest size in bytes of the cache with which one batch of questions starts."""
@@ -354,22 +355,32 @@ class Asker:
         cache = cache_of_output(output)
         spent.prefix += (now(self.devices) - began) * 1e3
 
-        held = sum(layer.keys[0].nbytes + layer.values[0].nbytes for layer in cache.layers)
+        held = row_bytes(cache)
         at_once = self.batch or max(1, min(ROWS_AT_ONCE, CACHE_BYTES // held))
-        # Questions of similar length share a batch, so that there is little padding.
         rows = [(row, n) for row, index in enumerate(group) for n in range(len(prompts[index].rows))]
-        rows.sort(key=lambda each: len(prompts[group[each[0]]].rows[each[1]]))
-        for start in range(0, len(rows), at_once):
-            batch = rows[start : start + at_once]
+        for batch in self._questions(rows, lambda each: len(prompts[group[each[0]]].rows[each[1]]), at_once):
             of = torch.tensor([row for row, _ in batch], device=self.device)
             whole = [prompts[group[row]].rows[n] for row, n in batch]
             starts = [prompts[group[row]].shared for row, _ in batch]
             answers = self._continue(
-                _selected(cache, of), mask[of], positions[..., -1].index_select(-1, of), whole, starts, spent
+                with_rows(cache, of), mask[of], positions[..., -1].index_select(-1, of), whole, starts, spent
             )
             for (row, n), text, cut in zip(batch, self._texts(answers), answers.cut, strict=True):
                 answered.texts[group[row]][n] = text
                 answered.cut[group[row]][n] = cut
+
+    def _questions(
+        self, rows: Iterable[tuple[int, int]], length: Callable[[tuple[int, int]], int], most: int
+    ) -> Iterator[list[tuple[int, int]]]:
+        """Yield batches of questions of similar length, so that there is little padding between image and question.
+
+        There is none where it would change what the decoder's layers hold of the image.
+        """
+        ordered = sorted(rows, key=length)
+        groups = [list(group) for _, group in groupby(ordered, length)] if self.family.memory_kinds() else [ordered]
+        for group in groups:
+            for start in range(0, len(group), most):
+                yield group[start : start + most]
 
     def _continue(
         self,
@@ -437,7 +448,7 @@ class Asker:
                 positions = positions[..., -1:] + 1
             if shrink and len(going) <= len(open_rows) // 2:
                 # Rows whose answers have ended are removed from the cache.
-                cache = _selected(cache, going)
+                cache = with_rows(cache, going)
                 ids, mask, open_rows = ids[going], mask[going], open_rows[going]
                 if positions is not None:
                     positions = positions.index_select(-2, going)
@@ -555,11 +566,3 @@ def _joined(parts: Sequence[Encoded]) -> Encoded:
         signals=signals,
         milliseconds=sum(part.milliseconds for part in parts),
     )
-
-
-def _selected(cache: Any, rows: Tensor) -> Any:
-    """Return a new cache with some rows of another one; a row may occur more than once."""
-    selected = new_cache()
-    for number, layer in enumerate(cache.layers):
-        selected.update(layer.keys.index_select(0, rows), layer.values.index_select(0, rows), number)
-    return selected

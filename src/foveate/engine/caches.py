@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from foveate.engine.state import CacheState
 from foveate.errors import FoveateError
-from foveate.transformers_api import cached_rows, last_keys
+from foveate.transformers_api import cached_rows, last_keys, select_rows
 
 _STATE, _IN_CALL, _PLAIN = "foveate_state", "foveate_in_call", "foveate_plain"
 _OUTSIDE = (
@@ -72,13 +72,35 @@ class CompressedCache:
         Raises:
             FoveateError: it doesn't.
         """
+        return self._known_call("update", *args, **kwargs)
+
+    # Layers of linear attention come here first; some then change their memory in place.
+
+    def has_previous_state(self, *args: Any, **kwargs: Any) -> Any:
+        """Tell whether a layer of linear attention has a memory, if the running call knows the state."""
+        return self._known_call("has_previous_state", *args, **kwargs)
+
+    def get_conv_state(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the last inputs of a layer's convolution, if the running call knows the state."""
+        return self._known_call("get_conv_state", *args, **kwargs)
+
+    def update_conv_state(self, *args: Any, **kwargs: Any) -> Any:
+        """Change the last inputs of a layer's convolution, if the running call knows the state."""
+        return self._known_call("update_conv_state", *args, **kwargs)
+
+    def _known_call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the cache's own class, if the running call of the model knows the state.
+
+        Raises:
+            FoveateError: it doesn't.
+        """
         cache: Any = self
         if not getattr(cache, _IN_CALL, False):
             if cache.get_seq_length():
                 raise FoveateError(_OUTSIDE)
             set_cache_state(cache, None)
-            return cache.update(*args, **kwargs)
-        return super().update(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+            return getattr(cache, name)(*args, **kwargs)
+        return getattr(super(), name)(*args, **kwargs)
 
     def reorder_cache(self, rows: Tensor) -> None:
         """Take rows in another order, as beam search does, and the state with them."""
@@ -86,7 +108,7 @@ class CompressedCache:
 
     def batch_select_indices(self, rows: Tensor) -> None:
         """Keep some rows, and their part of the state."""
-        self._move(super().batch_select_indices, rows)  # pyright: ignore[reportAttributeAccessIssue]
+        self._move(partial(select_rows, self), rows)
 
     def _move(self, move: Callable[[Tensor], None], rows: Tensor) -> None:
         state = cache_state(self)

@@ -63,6 +63,13 @@ class Decoder:
         plain = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
         return tuple(kinds) if kinds else (plain,) * self.decoder_depth
 
+    def memory_kinds(self, first: int = 0) -> tuple[str, ...]:
+        """Return the kinds of layers, from `first` on, that hold a memory instead of columns: linear attention, ...
+
+        Nothing can be taken out of a memory again, and padding after what it holds changes it.
+        """
+        return tuple(sorted(set(self.layer_kinds()[first:]) - {"full_attention", "sliding_attention"}))
+
     @property
     def window(self) -> int | None:
         """The number of columns that a layer of sliding attention sees; None if the decoder has no such layer."""

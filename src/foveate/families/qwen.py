@@ -51,6 +51,15 @@ class QwenVL(Family):
         return {"qkv": attention.qkv}
 
     @property
+    def feature_module(self) -> nn.Module:
+        """The merger's MLP, which reads four normalised patches side by side."""
+        return self.core.visual.merger.mlp  # pyright: ignore
+
+    def project(self, features: Tensor) -> Tensor:
+        """Apply the merger's MLP."""
+        return self.core.visual.merger.mlp(features)  # pyright: ignore
+
+    @property
     def projected_module(self) -> nn.Module:
         """The tower: it returns merged features in token order."""
         return self.tower

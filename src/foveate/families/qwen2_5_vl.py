@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from foveate.families.config_fields import read_field, read_number
 from foveate.families.family import Capture
@@ -36,15 +36,6 @@ class Qwen25VL(QwenVL):
             window=read_number(vision, "window_size") // read_number(vision, "patch_size"),
             full_attention_layers=frozenset(read_field(vision, "fullatt_block_indexes")),
         )
-
-    @property
-    def feature_module(self) -> nn.Module:
-        """The merger's MLP, which reads four normalised patches side by side."""
-        return self.core.visual.merger.mlp  # pyright: ignore
-
-    def project(self, features: Tensor) -> Tensor:
-        """Apply the merger's MLP."""
-        return self.core.visual.merger.mlp(features)  # pyright: ignore
 
     def in_token_order(self, rows: Tensor, capture: Capture) -> tuple[Tensor, ...]:
         """Split rows of all images in window order `(tokens, ...)` by image, in token order."""

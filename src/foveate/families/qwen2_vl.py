@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
 from foveate.families.config_fields import read_field, read_number
 from foveate.families.qwen import QwenVL
 from foveate.families.registry import register_family
@@ -23,12 +21,3 @@ class Qwen2VL(QwenVL):
         vision = self.config.vision_config
         width = read_number(vision, "embed_dim")
         return self._shape(width, int(width * read_field(vision, "mlp_ratio")))
-
-    @property
-    def feature_module(self) -> nn.Module:
-        """The merger's MLP, which reads four normalised patches side by side."""
-        return self.core.visual.merger.mlp  # pyright: ignore
-
-    def project(self, features: Tensor) -> Tensor:
-        """Apply the merger's MLP."""
-        return self.core.visual.merger.mlp(features)  # pyright: ignore

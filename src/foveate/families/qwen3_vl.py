@@ -5,50 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from foveate.families.config_fields import read_number
 from foveate.families.family import Capture
-from foveate.families.qwen import QwenVL
+from foveate.families.qwen3 import Qwen3Encoder
 from foveate.families.registry import register_family
-from foveate.families.vision_shape import VisionShape
 from foveate.transformers_api import deepstack_output
 
 _DEEPSTACK = frozenset({"deepstack_visual_embeds", "visual_pos_masks"})
 
 
 @register_family
-class Qwen3VL(QwenVL):
+class Qwen3VL(Qwen3Encoder):
     """Qwen3-VL: images of any size, four patches per visual token, features of several encoder layers per token.
 
     DeepStack adds features of earlier encoder layers to the hidden states after the first decoder layers. A plan is
-    applied to these features as to the projected ones. The encoder interpolates its position embeddings, so resizing is
-    exact for any grid.
+    applied to these features as to the projected ones.
     """
 
     name = "qwen3_vl"
     title = "Qwen3-VL"
     core_class = "Qwen3VLModel"
-    pixel_limits = (65_536, 16_777_216)
-
-    def vision_shape(self) -> VisionShape:
-        """Read the encoder's sizes; each layer of DeepStack has a projector of its own."""
-        vision = self.config.vision_config
-        return self._shape(
-            read_number(vision, "hidden_size"),
-            read_number(vision, "intermediate_size"),
-            extra_projectors=len(getattr(vision, "deepstack_visual_indexes", None) or ()),
-        )
-
-    @property
-    def feature_module(self) -> nn.Module:
-        """The first layer of the merger's MLP, which reads four normalised patches side by side."""
-        return self.core.visual.merger.linear_fc1  # pyright: ignore
-
-    def project(self, features: Tensor) -> Tensor:
-        """Apply the merger without its norm."""
-        merger: Any = self.core.visual.merger  # pyright: ignore
-        return merger.linear_fc2(merger.act_fn(merger.linear_fc1(features)))
 
     def output_companions(self, output: Any) -> tuple[Tensor, ...]:
         """Return the DeepStack features of all images, per layer `(tokens, D)`."""

@@ -228,14 +228,18 @@ def _check_place(placement: _Placement, family: Family) -> None:
         FoveateError: they cannot.
     """
     step, place = placement.step, placement.place
-    if ("decoder" if isinstance(place, int) else place) not in family.places:
+    if isinstance(place, int):
+        _check_memory(step, place, family)
+    inside = isinstance(place, int) or step.method.place == "decoder"
+    if ("decoder" if inside else place) not in family.places:
         if place == "encoder":
             raise FoveateError(
                 f"{step} acts at @encoder, and in {family.title} nothing can: {family.outside_encoder}; use @features "
                 f"or @input, or a model of {', '.join(families_at('encoder'))}"
             )
         known = " and ".join("the decoder's layers" if name == "decoder" else f"@{name}" for name in family.places)
-        raise FoveateError(f"{step} acts at @{place}, and all that steps can reach in {family.title} is {known}")
+        where = "inside the decoder" if inside and not isinstance(place, int) else f"at @{place}"
+        raise FoveateError(f"{step} acts {where}, and all that steps can reach in {family.title} is {known}")
     if step.method.place == "decoder" and not isinstance(place, int):
         layers = ",".join(map(str, scaled_layers(step.method.layers, family.decoder_depth)))
         at_input = " (@0 is @input, before the first layer)" if 0 in step.places else ""
@@ -245,6 +249,20 @@ def _check_place(placement: _Placement, family: Family) -> None:
         )
     if isinstance(place, int):
         _check_layer(step, place, family)
+
+
+def _check_memory(step: Step, layer: int, family: Family) -> None:
+    """Check that no layer from this one on holds a memory, out of which nothing can be taken.
+
+    Raises:
+        FoveateError: one does.
+    """
+    kinds = family.memory_kinds(layer)
+    if kinds:
+        raise FoveateError(
+            f"{step} would drop tokens that layers of {', '.join(kinds)} have taken into their memory already; "
+            "use @input on this model"
+        )
 
 
 def _check_layer(step: Step, layer: int, family: Family) -> None:
@@ -257,12 +275,6 @@ def _check_layer(step: Step, layer: int, family: Family) -> None:
     if layer >= layers:
         raise FoveateError(
             f"{step} acts at layer {layer}, and this decoder has {layers} layers; name one from 0 to {layers - 1}"
-        )
-    other = sorted(set(family.layer_kinds()[layer:]) - {"full_attention", "sliding_attention"})
-    if other:
-        raise FoveateError(
-            f"{step} would drop tokens that layers of {', '.join(other)} have taken into their memory already; "
-            "use @input on this model"
         )
     if step.method.positions == "pack" and not family.turns_alike:
         raise FoveateError(

@@ -19,7 +19,7 @@ QWEN_TEXT = {
 
 QWEN_TOKENS = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
 
-QWEN3_VISION = {
+QWEN3_5_VISION = {
     "depth": 3,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -27,13 +27,25 @@ QWEN3_VISION = {
     "out_hidden_size": 64,
     "patch_size": 14,
     "num_position_embeddings": 64,
-    "deepstack_visual_indexes": [0, 1],
 }
+
+QWEN3_VISION = QWEN3_5_VISION | {"deepstack_visual_indexes": [0, 1]}
 
 QWEN3_TEXT = QWEN_TEXT | {
     "head_dim": 16,
     "rope_parameters": QWEN_TEXT["rope_parameters"] | {"mrope_interleaved": True},
 }
+
+QWEN3_5_TEXT = QWEN3_TEXT | {
+    "rope_parameters": QWEN3_TEXT["rope_parameters"] | {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5},
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
+
+LINEAR_ATTENTION = {"full_attention": False, "plain": False, "takes_back": False}
 
 QWEN_PICTURES = {"A": grid(4, 6), "B": grid(5, 3), "C": grid(3, 3)}
 
@@ -160,7 +172,7 @@ def qwen_processor(tokenizer: Any, config: Any, backend: str) -> Any:
 QWEN_RESIZED = {"exact": qwen_exact, "enlarge": qwen_enlarged}
 
 
-def qwen_row(name: str, make: Callable[[], nn.Module], windows: bool) -> Row:
+def qwen_row(name: str, make: Callable[[], nn.Module], windows: bool, **facts: Any) -> Row:
     return Row(
         name,
         make,
@@ -174,4 +186,5 @@ def qwen_row(name: str, make: Callable[[], nn.Module], windows: bool) -> Row:
         words=QWEN_WORDS,
         processor=qwen_processor,
         smaller=qwen_smaller,
+        **facts,
     )

@@ -1,5 +1,6 @@
 """What a family brings to the contract suite: a tiny random model of the real architecture, and inputs for it."""
 
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -57,6 +58,11 @@ class Row:
         break_token: the id of structural tokens that are text.
         written: turns a layout into token ids, for a family whose processor writes other text with a picture, too.
         broken: a version of transformers whose model can't be given shorter images, "5.20" for instance.
+        full_attention: whether dropping a token is masking it. Where it isn't, because a window counts columns or a
+            layer mixes what it reads into a memory, what is right is the model fed the kept embeddings and positions by
+            hand; and padding after what a cache holds changes what follows, in the dense model, too.
+        plain: whether every layer of the decoder sees all earlier columns and none behind, so that steps can act there.
+        takes_back: whether a cache can give up its last tokens, as drafts need it; `generate` refuses drafts if not.
         offloads: whether the dense model runs while its weights are offloaded.
         words: special tokens of the tokenizer and their ids, the placeholder among them.
         processor: from a tokenizer, the model's configuration and "torchvision" or "pil", which computes with images:
@@ -78,6 +84,9 @@ class Row:
     break_token: int = 0
     written: Callable[[Layout], list[int]] | None = None
     broken: str = ""
+    full_attention: bool = True
+    plain: bool = True
+    takes_back: bool = True
     offloads: bool = True
     words: Mapping[str, int] = field(default_factory=dict)
     processor: Callable[[Any, Any, str], Any] | None = None
@@ -97,6 +106,10 @@ class Row:
         # A random model may answer with placeholders, which even the dense model then can't read again.
         model.generation_config.suppress_tokens = [self.image_token]
         return model.to(dtype).eval()
+
+    def takes(self, spec: str) -> bool:
+        """Whether the steps of a spec can act: inside the decoder only in a plain one."""
+        return self.plain or re.search(r"@[1-9]", spec) is None
 
     def count(self, letter: str) -> int:
         """Visual tokens of a picture, structural ones among them."""
