@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, ClassVar, Final, Self
 
 import torch
 from torch import Tensor
 
 from foveate.arguments import check_kind
-from foveate.errors import FoveateError, first_line, quoted
+from foveate.errors import FoveateError, first_line, quoted, unknown
 from foveate.files import (
     FileError,
     atomic_files,
@@ -23,6 +24,7 @@ from foveate.files import (
     write_json,
     write_tensors,
 )
+from foveate.hub import explain, hub_answers, is_hub_name
 from foveate.numbers import Between, check_whole
 
 SHIPPED: Final = "shipped"
@@ -135,9 +137,11 @@ class PretrainedAdapter:
         """
         try:
             settings = read_json_object(folder / cls.settings_name())
-            if settings["format"] != FORMAT:
+            version = settings["format"]
+            if type(version) is not int or version != FORMAT:
+                advice = "update foveate" if type(version) is int and version > FORMAT else "save it again"
                 raise FoveateError(
-                    f"{folder} has format {settings['format']}, and this foveate reads {FORMAT}; update foveate"
+                    f"{shown_path(folder)} has format {quoted(version)}, and this foveate reads {FORMAT}; {advice}"
                 )
             return cls.from_files(settings, read_tensors(folder / cls.weights_name()), folder)
         except (FileError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -253,17 +257,43 @@ def downloaded(path: str | Path, what: str, **options: Any) -> Path:
     Args:
         path: a folder, or a name on the hub.
         what: what the error calls it, such as "ATP adapter".
-        **options: for `huggingface_hub.snapshot_download`, such as `revision`, `token`, `cache_dir`.
+        **options: for the hub: `revision`, `token`, `cache_dir`.
 
     Raises:
-        FoveateError: there is none.
+        FoveateError: there is none, an option is unknown or of another type, or one is given for a folder.
     """
+    check_kind("path", path, (str, Path), "a folder, or a name on the Hugging Face hub")
+    for name, value in options.items():
+        if name not in _HUB_OPTIONS:
+            raise FoveateError(unknown("option for the hub is called", name, tuple(_HUB_OPTIONS)))
+        check_kind(name, value, (*_HUB_OPTIONS[name], NoneType), "text, or what huggingface_hub takes for it")
     if is_folder(path):
+        if given := sorted(name for name, value in options.items() if value is not None):
+            raise FoveateError(f"{given[0]} is for the hub, and {shown_path(path)} is a folder; leave it out")
         return real_path(path)
+    none = f"there is no {what} at {shown_path(path)}, neither here nor on the hub"
+    if not is_hub_name(path):
+        raise FoveateError(f"{none}; name a folder that save_pretrained wrote, or organisation/name")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    name, revision = str(path), options.get("revision")
     try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"], **options))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise FoveateError(f"there is no {what} at {path}, neither here nor on the hub") from error
+        found = snapshot_download(
+            name,
+            allow_patterns=["*.json", "*.safetensors"],
+            local_files_only=not hub_answers(name, revision),
+            **options,
+        )
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise explain(error, name, revision) or FoveateError(f"{none} ({first_line(error)})") from error
+    return Path(found)
+
+
+_HUB_OPTIONS: Final[Mapping[str, tuple[type, ...]]] = {
+    "revision": (str,),
+    "token": (str, bool),
+    "cache_dir": (str, Path),
+}
+"""Options of `huggingface_hub.snapshot_download` that adapters take, with their types."""

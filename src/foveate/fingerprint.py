@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from foveate.arguments import check_kind
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, quoted
 
 DIGITS = 16
 """Hexadecimal digits of a fingerprint."""
+_FINGERPRINT = re.compile(f"[0-9a-f]{{{DIGITS}}}")
 _WRAPPED = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
 """What torch's wrappers of inner modules add to the names of weights: compiled, sharded, checkpointed ones."""
 _SAMPLES = 64
@@ -48,6 +49,22 @@ def model_fingerprint(core: nn.Module) -> str:
         sample = _sample(_whole(name, weight.detach()), _SAMPLES)[:_SAMPLES].to(torch.bfloat16).float().cpu()
         digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:DIGITS]
+
+
+def check_fingerprint(name: str, value: str) -> None:
+    """Check that a text from a file is the fingerprint of a model.
+
+    Raises:
+        ValueError: it isn't; the text names it.
+
+    >>> check_fingerprint("base", "x")
+    Traceback (most recent call last):
+    ValueError: base is 'x', and should be the 16 hexadecimal digits of a model's fingerprint
+    """
+    if not _FINGERPRINT.fullmatch(value):
+        raise ValueError(
+            f"{name} is {quoted(value)}, and should be the {DIGITS} hexadecimal digits of a model's fingerprint"
+        )
 
 
 def answering_fingerprint(model: nn.Module, processor: Any) -> str:

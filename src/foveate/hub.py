@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from foveate.errors import FoveateError, first_line
 
-__all__ = ["explain", "fetch_config", "is_hub_name"]
+__all__ = ["HubFile", "explain", "fetch_config", "hub_answers", "is_hub_name"]
+
+_ATTEMPTS: Final = 2
+_REMEMBERED_SECONDS: Final = 60.0
 
 
 def is_hub_name(name: str | Path) -> bool:
@@ -29,23 +35,84 @@ def is_hub_name(name: str | Path) -> bool:
     return True
 
 
-def fetch_config(name: str, revision: str | None = None) -> tuple[Path, str | None]:
+@dataclass(frozen=True)
+class HubFile:
+    """A file of the hub on this machine.
+
+    Attributes:
+        path: of the file.
+        commit: that the revision stands for now.
+        answers: whether the hub can be reached; else only what is in the cache can be read.
+    """
+
+    path: Path
+    commit: str | None
+    answers: bool
+
+
+def hub_answers(name: str, revision: str | None = None) -> bool:
+    """Return whether the hub can be reached; False if HF_HUB_OFFLINE forbids to ask.
+
+    Without a network, huggingface_hub tries again for half a minute, for each file. This asks twice, and remembers the
+    answer for a minute. Whatever the hub answers counts, errors too, and so does a hub that is slow.
+
+    Args:
+        name: "organisation/name", of which it asks.
+        revision: a branch, a tag or a commit.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from transformers.utils.hub import is_offline_mode
+
+    if is_offline_mode():
+        return False
+    page = hf_hub_url(name, "config.json", revision=revision)
+    asked = _asked.get(_host(page))
+    if asked is not None and time.monotonic() - asked[0] < _REMEMBERED_SECONDS:
+        return asked[1]
+    answers = True
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(1)
+        try:
+            get_hf_file_metadata(page)
+        except MemoryError:
+            raise
+        except Exception as error:  # What can't be reached is told by its kind; all else is the hub's answer.
+            answers = not any(type(cause).__name__ in _UNREACHABLE for cause in _causes(error))
+        else:
+            answers = True
+        if answers:
+            break
+    _asked[_host(page)] = time.monotonic(), answers
+    return answers
+
+
+_UNREACHABLE: Final = ("ConnectError", "ConnectTimeout", "ProxyError")
+"""Errors of the HTTP libraries of huggingface_hub for a host that can't be connected to."""
+
+_asked: Final[dict[str, tuple[float, bool]]] = {}
+"""When each host was asked, and whether it answered."""
+
+
+def _host(page: str) -> str:
+    return "/".join(page.split("/")[:3])
+
+
+def fetch_config(name: str, revision: str | None = None) -> HubFile:
     """Find the config.json of a model of the hub in transformers' cache, or download it, and nothing else.
 
     Args:
         name: "organisation/name".
         revision: a branch, a tag or a commit; None is the main branch.
 
-    Returns:
-        The file, and the commit that the revision stands for now.
-
     Raises:
         FoveateError: there is no such model or revision, it is gated, or the hub can't be reached.
     """
     from transformers.utils.hub import cached_file, extract_commit_hash
 
+    answers = hub_answers(name, revision)
     try:
-        file = cached_file(name, "config.json", revision=revision)
+        file = cached_file(name, "config.json", revision=revision, local_files_only=not answers)
     except MemoryError:
         raise
     except Exception as error:
@@ -54,7 +121,7 @@ def fetch_config(name: str, revision: str | None = None) -> tuple[Path, str | No
         ) from error
     if file is None:
         raise FoveateError(f"{name} on the hub has no config.json, so it is not a model that transformers loads")
-    return Path(file), extract_commit_hash(file, None)
+    return HubFile(Path(file), extract_commit_hash(file, None), answers)
 
 
 def explain(error: BaseException, name: str, revision: str | None = None) -> FoveateError | None:

@@ -186,6 +186,7 @@ class _Source:
         config: the file config.json on this machine.
         commit: of a model on the hub; None for a folder.
         hub: whether it is on the hub.
+        answers: whether the hub can be reached.
     """
 
     name: str
@@ -193,6 +194,7 @@ class _Source:
     config: Path
     commit: str | None = None
     hub: bool = False
+    answers: bool = False
 
     @property
     def embedded(self) -> bool:
@@ -201,7 +203,7 @@ class _Source:
     @property
     def arguments(self) -> dict[str, Any]:
         """What `from_pretrained` needs besides the location."""
-        return {"revision": self.commit} if self.hub else {"local_files_only": True}
+        return {"local_files_only": not self.answers, **({"revision": self.commit} if self.hub else {})}
 
 
 def _located(model: str | Path | None, revision: str | None) -> _Source:
@@ -213,8 +215,8 @@ def _located(model: str | Path | None, revision: str | None) -> _Source:
     check_kind("model", model, (str, Path, NoneType), "a folder, or a name on the Hugging Face hub")
     check_kind("revision", revision, (str, NoneType), "a branch, a tag or a commit as text")
     if model is not None and is_hub_name(model):
-        config, commit = fetch_config(str(model), revision)
-        return _Source(str(model), str(model), config, commit or revision, hub=True)
+        file = fetch_config(str(model), revision)
+        return _Source(str(model), str(model), file.path, file.commit or revision, hub=True, answers=file.answers)
     folder = PATH if model is None else Path(model)
     if revision is not None:
         what = "the embedded model has none" if model is None else f"{folder} is not named by the hub"

@@ -31,11 +31,11 @@ class Commands:
     def json(self, *words: object):
         return json.loads(self(*words, "--json"), parse_constant=_refuse)
 
-    def refused(self, *words: object) -> str:
-        """Return the error of a command that must exit with code 2 and print nothing on stdout."""
+    def refused(self, *words: object, code: int = 2) -> str:
+        """Return the error of a command that must exit with this code and print nothing on stdout."""
         result = self.runner.invoke(app, [str(word) for word in words])
         assert isinstance(result.exception, SystemExit), repr(result.exception)
-        assert result.exit_code == 2
+        assert result.exit_code == code
         assert result.stdout == ""
         assert "Traceback" not in result.stderr
         return result.stderr.strip()

@@ -168,12 +168,12 @@ def test_usage(refuse):
     refuse("aks")
 
 
-def test_an_interruption_is_one_line(refuse, monkeypatch):
+def test_an_interruption_is_one_line(run, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("foveate.images.open_image", interrupted)
-    assert refuse("count", IMAGE) == "interrupted; no partial files were left behind"
+    assert run.refused("count", IMAGE, code=130) == "interrupted; no partial files were left behind"
 
 
 def test_what_nobody_foresaw_keeps_its_traceback(run, monkeypatch):

@@ -114,7 +114,7 @@ def test_bench_help_errors_and_interruptions(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sys.modules["foveate.bench.configurations"], "configurations", interrupted)
-    assert run.refused("bench", "--keep", "3") == "interrupted; run the same command again to continue"
+    assert run.refused("bench", "--keep", "3", code=130) == "interrupted; run the same command again to continue"
 
 
 def test_bench_against_any_row(run, tmp_path):

@@ -296,7 +296,7 @@ def test_sigterm_ends_as_ctrl_c_does_and_the_run_continues(tmp_path: Path) -> No
             time.sleep(0.02)
         started.terminate()
         printed, said = started.communicate()
-    assert (started.returncode, printed) == (2, "")
+    assert (started.returncode, printed) == (130, "")
     assert said.splitlines()[-1] == "interrupted; run the same command again to continue"
     assert "Traceback" not in said
     names = {"config.json", "parts.jsonl", "predictions.jsonl"}

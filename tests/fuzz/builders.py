@@ -409,7 +409,7 @@ def _interrupted() -> Path:
 
     with patch.object(ResultsFolder, "finish", side_effect=KeyboardInterrupt):
         result = _bench(HOME / "interrupted")
-    assert result.exit_code == 2, result.output
+    assert result.exit_code == 130, result.output
     return HOME / "interrupted"
 
 

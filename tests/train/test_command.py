@@ -135,7 +135,7 @@ def test_an_interruption_says_how_to_continue(path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("foveate.train.run.run", interrupted)
     code, text = call(str(path))
     assert (code, text.strip()) == (
-        2,
+        130,
         "interrupted; run the same command with --resume to continue from the last checkpoint",
     )
 

@@ -93,6 +93,26 @@ class Answered:
     spent: Spent = field(default_factory=Spent)
 
 
+def prompt_texts(processor: Any, prompt: str, picture: TaskImage) -> list[str]:
+    """Return the prompts of all questions about a picture as text.
+
+    Args:
+        processor: of the model.
+        prompt: what is asked: a text in which `{question}` stands for the question.
+        picture: with its questions.
+
+    Raises:
+        FoveateError: a question is empty or holds a placeholder of the model, or the chat template can't be used.
+    """
+    texts = []
+    for asked in picture.questions:
+        try:
+            texts.append(question_text(processor, prompt.replace("{question}", asked.text)))
+        except FoveateError as error:
+            raise FoveateError(f"{_named(asked, picture)}: {error}") from None
+    return texts
+
+
 class Asker:
     """Answers questions with a model and its processor.
 
@@ -188,14 +208,7 @@ class Asker:
         return list(whole[at:end]) if fits else None
 
     def _asked(self, picture: TaskImage) -> list[str]:
-        """Return the prompts of all questions about a picture as text."""
-        texts = []
-        for asked in picture.questions:
-            try:
-                texts.append(question_text(self.processor, self.prompt.replace("{question}", asked.text)))
-            except FoveateError as error:
-                raise FoveateError(f"{_named(asked, picture)}: {error}") from None
-        return texts
+        return prompt_texts(self.processor, self.prompt, picture)
 
     def check(self, pictures: Iterable[TaskImage]) -> None:
         """Check that every question can be asked, before any of them is.

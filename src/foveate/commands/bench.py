@@ -170,6 +170,7 @@ def bench(
     with finding(model):
         commit = commit_of(model, revision)
     task = _task(data, questions, skip)
+    from foveate.bench.answers import prompt_texts
     from foveate.bench.match import matched
     from foveate.bench.report import losses, skills_table, table
     from foveate.bench.runner import Benchmark
@@ -181,6 +182,9 @@ def bench(
         against = reference_name(against, specs, seed)
     with loading(model):
         processor = load_processor(model, revision=commit)
+        # What a question may not hold is known from the processor alone.
+        for picture in task.pictures:
+            prompt_texts(processor, prompt, picture)
         loaded = load_model(model, revision=commit, **arguments)
     with spinner("Checking the model's images"):
         run = Benchmark(

@@ -60,6 +60,7 @@ def find_layer(
     """
     with spinner("Reading the questions"):
         from foveate.bench import layers
+        from foveate.bench.answers import prompt_texts
         from foveate.bench.tasks import jsonl
         from foveate.devices import placement_of
         from foveate.loading import commit_of, load_model, load_processor
@@ -76,6 +77,8 @@ def find_layer(
     with finding(model):
         commit = commit_of(model, revision)
         processor = load_processor(model, revision=commit)
+        for picture in asked:
+            prompt_texts(processor, "{question}", picture)
     with loading(model):
         network = load_model(model, revision=commit, **arguments)
     with progress_bar() as advance:

@@ -46,16 +46,24 @@ _OUT_OF_MEMORY = (
 _PANELS = 70
 """The least width in characters at which help stands in panels."""
 
-_CTRL_C = 130
-"""The exit code that typer gives to an interruption."""
+_CTRL_C = 128 + signal.SIGINT
+"""The exit code of an interruption, as shells and typer have it."""
 
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 """What typer raises for options and arguments that it can't read."""
 
 
+class _Interrupted(Exception):
+    """Says what becomes of a command that Ctrl-C stopped."""
+
+
 @contextmanager
 def _one_line(context: Any) -> Iterator[None]:
-    """End the program with one line on stderr and exit code 2: on errors that users can fix, and on Ctrl-C."""
+    """End a command on errors that users can fix with one line on stderr and exit code 2, and on Ctrl-C with its own.
+
+    Raises:
+        _Interrupted: on Ctrl-C.
+    """
     try:
         _check_current_folder()
         yield
@@ -69,8 +77,7 @@ def _one_line(context: Any) -> Iterator[None]:
         print_error(_OUT_OF_MEMORY.format(first_line(error)))
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        print_error(_interrupted(context.invoked_subcommand or context.command.name))
-        raise typer.Exit(2) from None
+        raise _Interrupted(_interrupted(context.invoked_subcommand or context.command.name)) from None
 
 
 def _check_current_folder() -> None:
@@ -120,6 +127,8 @@ class _Main:
         _end_as_by_ctrl_c()
         try:
             code = run(*arguments, standalone_mode=False, **options)
+            if code == _CTRL_C:
+                raise _Interrupted(_interrupted(None))
             with writing():
                 sys.stdout.flush()
         except _UsageError as error:
@@ -128,11 +137,11 @@ class _Main:
         except FoveateError as error:
             print_error(str(error))
             code = 2
+        except (_Interrupted, KeyboardInterrupt) as stopped:
+            print_error(str(stopped) or _interrupted(None))
+            code = _CTRL_C
         except typer.Exit as end:
             code = end.exit_code
-        if code == _CTRL_C:
-            print_error(_interrupted(None))
-            code = 2
         sys.exit(code if isinstance(code, int) else 0)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -229,11 +238,7 @@ _PYTHON_SHOWS = warnings.showwarning
 def main() -> None:
     """Run the program with the words of the command line."""
     warnings.showwarning = _show_warning
-    try:
-        app()
-    except KeyboardInterrupt:
-        print_error(_interrupted(None))
-        sys.exit(2)
+    app()
 
 
 def run_training(command: Callable[..., None], name: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -100,9 +99,10 @@ def train(
             table = estimate(parsed)
         print_line(table.to_json() if as_json else str(table))
         return
+    from foveate.train.processes import process_variable
     from foveate.train.run import run
 
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = process_variable("RANK") == 0
     with progress_bar("Preparing") if first else nullcontext() as advance:
         made = run(parsed, folder, resume=resume, say=print_note, advance=advance)
     if first:
@@ -110,8 +110,15 @@ def train(
 
 
 def prepare_process() -> None:
-    """Set up one process of a run: one CPU thread if processes share the CPUs, and no output of transformers."""
-    if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+    """Set up one process of a run: one CPU thread if processes share the CPUs, and no output of transformers.
+
+    Raises:
+        FoveateError: a variable of a launcher such as torchrun is wrong.
+    """
+    from foveate.train.processes import check_process_variables, process_variable
+
+    check_process_variables()
+    if process_variable("LOCAL_WORLD_SIZE") > 1:
         import torch
 
         if not torch.cuda.is_available():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import FoveateError, first_line
+from foveate.families.config_fields import check_sizes, kind_of
 from foveate.files import files_in, is_folder, read_json_object
 from foveate.hub import is_hub_name
 from foveate.loading import find_config
@@ -65,7 +66,8 @@ def load_config(source: Any, revision: str | None = None) -> Any:
 
 def _checked(config: Any) -> Any:
     missing = [name for name in ("vision_config", "text_config") if getattr(config, name, None) is None]
-    _complain(getattr(config, "model_type", None) or type(config).__name__, missing)
+    _complain(kind_of(config), missing)
+    check_sizes(config)
     return config
 
 

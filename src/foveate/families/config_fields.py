@@ -15,7 +15,15 @@ _SIZES: Final = (
 )  # fmt: skip
 _MOST_LAYERS: Final = 1000
 """A model of more layers would take minutes to build, only to be refused."""
+_LARGEST_IMAGE: Final = 32_768
+"""In pixels, of an edge; a larger image takes over 12 GB."""
 _LARGEST_SIZE: Final = 100_000_000
+_LARGEST: Final = {
+    "num_hidden_layers": _MOST_LAYERS,
+    "depth": _MOST_LAYERS,
+    "image_size": _LARGEST_IMAGE,
+    "patch_size": _LARGEST_IMAGE,
+}
 
 
 def read_field(config: Any, *names: str) -> Any:
@@ -88,7 +96,7 @@ def check_sizes(config: Any) -> None:
     text = getattr(config, "text_config", None)
     for part in (config, text, vision):
         for name in _SIZES if part is not None else ():
-            most = _MOST_LAYERS if name in ("num_hidden_layers", "depth") else _LARGEST_SIZE
+            most = _LARGEST.get(name, _LARGEST_SIZE)
             for value in _listed(getattr(part, name, None)):
                 if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                     raise FoveateError(

@@ -524,7 +524,8 @@ def tensor_file(path: str | Path, what: str = "file", advice: str = "check the p
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise DamagedFile(f"{shown_path(path)} is no whole safetensors file {why(error)}") from None
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError when it can't open a file
+    # torch raises RuntimeError when it can't open a file; a process may not have addresses for all of a large one.
+    except (OSError, RuntimeError, MemoryError) as error:
         raise FileError(f"{shown_path(path)} can't be read {why(error)}") from None
 
 

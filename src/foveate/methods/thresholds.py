@@ -16,6 +16,7 @@ from foveate.adapters import SHIPPED, PretrainedAdapter, check_weights, read_set
 from foveate.arguments import check_kind, listed
 from foveate.errors import FoveateError, KeepError, quoted
 from foveate.files import FileError, modified
+from foveate.fingerprint import check_fingerprint
 from foveate.numbers import SEED, Between, check_real, check_whole
 
 PARTS: Final = ("self", "cross", "spatial")
@@ -136,9 +137,8 @@ class LearnedThresholds(PretrainedAdapter, nn.Module):
             )
         check_kind("layers", layers, (list, tuple), "a list of decoder layers")
         parts = listed("parts", parts, f"some of {', '.join(PARTS)}")
-        unknown = sorted(str(part) for part in parts if part not in PARTS)
-        if unknown or not parts:
-            raise FoveateError(f"parts {list(parts)}: name some of {', '.join(PARTS)}")
+        if not parts or any(part not in PARTS for part in parts) or len(parts) != len({*parts}):
+            raise FoveateError(f"parts {parts}: name some of {', '.join(PARTS)}, each once")
         check_whole("seed", seed, SEED)
         check_whole("width", width, Between(1))
         self.layers = tuple(layers)
@@ -214,6 +214,7 @@ class LearnedThresholds(PretrainedAdapter, nn.Module):
             raise ValueError(str(error)) from None
         if any(type(part) is not str for part in found["parts"]):
             raise ValueError(f"parts is {quoted(found['parts'])}, and should be a list of texts")
+        check_fingerprint("base", found["base"])
         check_weights(tensors, _weight_shapes(len(layers), found["features"], found["width"]))
         adapter = cls.__new__(cls)
         # The __init__ of subclasses needs a model, which isn't available here.

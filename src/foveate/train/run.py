@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -40,6 +39,7 @@ from foveate.train.estimate import sampled, stage_flops
 from foveate.train.features import train_on_features, with_encoder
 from foveate.train.objectives import Loaded, Objective
 from foveate.train.prepared import Prepared, prepare
+from foveate.train.processes import process_variable
 from foveate.train.progress import Progress, duration
 from foveate.train.recipe import Recipe
 from foveate.train.settings import RecipeError
@@ -104,7 +104,7 @@ def run(
         FoveateError: the recipe can't be done, `out` holds another run, the loss is NaN or infinite, or the disk is
             full.
     """
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = process_variable("RANK") == 0
     tell = say if first and say is not None else _silent
     lock = FolderLock(out, "wait for it, or name another --out")
     if first:
@@ -276,7 +276,7 @@ class _Steps(TrainerCallback):
 def _arguments(ready: Prepared, out: Path) -> TrainingArguments:
     """Write a recipe as transformers' own arguments."""
     recipe, steps = ready.recipe, ready.timetable.steps
-    at_once, times = accumulation(recipe.batch, recipe.per_device, int(os.environ.get("WORLD_SIZE", "1")))
+    at_once, times = accumulation(recipe.batch, recipe.per_device, process_variable("WORLD_SIZE"))
     return training_arguments(
         out,
         recipe.trainer,

@@ -23,14 +23,13 @@ from foveate.engine.sharding import refuse_sharded
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of, vlm_of
 from foveate.files import is_folder, real_path
-from foveate.fingerprint import DIGITS, model_fingerprint
+from foveate.fingerprint import DIGITS, check_fingerprint, model_fingerprint
 from foveate.numbers import SEED, Between, check_whole
 from foveate.prompts import check_question
-from foveate.spec import as_spec
 from foveate.tokens import Layout
 from foveate.voco.embeddings import decoder_device_and_dtype, embedded_vocabulary, initial_embeddings
 from foveate.voco.generation import check_options, generate_after_memories, paired, question_ids
-from foveate.voco.image_features import DENSE, check_features_spec, encode_features, reduced_features
+from foveate.voco.image_features import DENSE, check_features_spec, check_steps, encode_features, reduced_features
 from foveate.voco.lora import (
     adapters_disabled,
     check_lora_fits,
@@ -430,8 +429,8 @@ class VoCo(PretrainedAdapter, nn.Module):
         voco.tokens, voco.base = tokens, found["base"]
         voco.features, voco.packed = found["features"], found["packed"]
         voco.lora = folder / _LORA if found["lora"] else None
-        if voco.features != DENSE:
-            as_spec(voco.features)
+        check_fingerprint("base", voco.base)
+        check_steps(voco.features)
         if voco.lora is not None:
             load_lora(voco.lora)
         return voco

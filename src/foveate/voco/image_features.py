@@ -13,6 +13,7 @@ from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families import Family
 from foveate.layout import Layout, one_row
 from foveate.schedule import schedule
+from foveate.spec import as_spec
 
 DENSE = "dense"
 """The spec that keeps all visual tokens."""
@@ -39,18 +40,30 @@ def reduced_features(family: Family, encoded: Encoded, spec: str) -> tuple[Seque
     return [plan.features for plan in plans], [one_row(plan.after) for plan in plans]
 
 
-def check_features_spec(family: Family, spec: str) -> None:
-    """Check that VoCo tokens can read what a spec leaves of an image, as an image of one row.
+def check_steps(spec: str) -> None:
+    """Check that VoCo tokens can read what a spec leaves of an image of any model.
 
     Raises:
-        FoveateError: a step acts elsewhere than at `@features`, or leaves gaps between positions.
-        UnsupportedFamily: positions have rows and columns.
+        FoveateError: it can't be read, or a step acts elsewhere than at `@features` or leaves gaps between positions.
     """
     if spec == DENSE:
         return
-    steps = schedule(spec, family).spec.steps
-    if any(step.places != ("features",) or step.method.positions != "pack" for step in steps):
+    if any(step.places != ("features",) or step.method.positions != "pack" for step in as_spec(spec).steps):
         raise FoveateError(f"{spec}: VoCo reads what steps at @features leave, with positions=pack")
+
+
+def check_features_spec(family: Family, spec: str) -> None:
+    """Check that VoCo tokens can read what a spec leaves of an image of a model, as an image of one row.
+
+    Raises:
+        FoveateError: a step acts elsewhere than at `@features`, leaves gaps between positions, or can't act on this
+            model.
+        UnsupportedFamily: positions have rows and columns.
+    """
+    check_steps(spec)
+    if spec == DENSE:
+        return
+    schedule(spec, family)
     if family.position_axes > 1:
         raise UnsupportedFamily(
             f"{family.title} places visual tokens in rows and columns, so VoCo reads all of them; leave features out"

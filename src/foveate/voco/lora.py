@@ -32,6 +32,7 @@ from foveate.files import (
     write_json,
     write_tensors,
 )
+from foveate.numbers import Between, check_real, check_whole
 
 LORA_WEIGHTS: Final = "adapter_model.safetensors"
 """The name that peft gives the file of weights."""
@@ -156,7 +157,8 @@ def _finish(folder: Path, dtype: torch.dtype | None) -> None:
     """
     remove_file(folder / "README.md")
     config = read_json_object(folder / _CONFIG)
-    if Path(config.get("base_model_name_or_path") or "").is_absolute():
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or Path(base).is_absolute():
         config["base_model_name_or_path"] = None
         write_json(folder / _CONFIG, dict(sorted(config.items())), indent=2)
     if dtype is not None:
@@ -267,12 +269,32 @@ def _check_plain_lora(folder: Path, config: Mapping[str, Any], stored: Mapping[s
         unsupported.append(f"init_lora_weights {config['init_lora_weights']}")
     if unsupported:
         raise FoveateError(f"{folder} has {', '.join(unsupported)}; VoCo takes plain LoRA weights of linear layers")
-    alpha = config["lora_alpha"]
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not -_LARGEST_ALPHA < alpha < _LARGEST_ALPHA:
-        raise ValueError(f"lora_alpha is {quoted(alpha)}, and should be a number")
+    for name in ("r", "lora_alpha"):
+        if name not in config:
+            raise ValueError(f"{_CONFIG} lacks {name}")
+    check_real("lora_alpha", config["lora_alpha"], Between(-_LARGEST_ALPHA, _LARGEST_ALPHA))
+    if type(config.get("use_rslora", False)) is not bool:
+        raise ValueError(f"use_rslora is {quoted(config['use_rslora'])}, and should be true or false")
     ranks = {name: value.shape[0] for name, value in stored.items() if name.endswith("lora_A.weight")}
+    if not ranks:
+        raise ValueError(f"{LORA_WEIGHTS} holds none")
     shapes = {name: (rank, None) for name, rank in ranks.items()}
     shapes |= {name.replace("lora_A", "lora_B"): (None, rank) for name, rank in ranks.items()}
     check_weights(stored, shapes)
-    if 0 in ranks.values():
-        raise ValueError("a rank is 0")
+    known = _ranks(config)
+    for name, rank in ranks.items():
+        if rank not in known:
+            raise ValueError(f"{name} has the rank {rank}, and {_CONFIG} has {', '.join(map(str, sorted(known)))}")
+
+
+def _ranks(config: Mapping[str, Any]) -> set[int]:
+    """Return the ranks that layers have by peft's configuration: `r`, and those of `rank_pattern`.
+
+    Raises:
+        ValueError: one is no whole number of 1 or more; the text names it.
+    """
+    pattern = config.get("rank_pattern")
+    if not isinstance(pattern, dict | None):
+        raise ValueError(f"rank_pattern is {quoted(pattern)}, and should give ranks by names of layers")
+    ranks = {"r": config["r"], **{f"rank_pattern of {name}": rank for name, rank in (pattern or {}).items()}}
+    return {check_whole(name, rank, Between(1)) for name, rank in ranks.items()}

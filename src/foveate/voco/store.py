@@ -65,11 +65,13 @@ class MemoryStore:
             adapter: `voco.fingerprint(tokens)`.
 
         Raises:
-            FoveateError: the processor's output has no image.
+            FoveateError: the processor's output has no image, or an argument is of another type.
         """
         check_kind(
             "an image", image, (bytes, Tensor, Mapping), "the processor's output, the bytes of a file, or pixels"
         )
+        check_kind("base", base, str, "a text, as voco.base")
+        check_kind("adapter", adapter, str, "a text, as voco.fingerprint() returns")
         digest = hashlib.sha256(f"{base} {adapter} ".encode())
         if isinstance(image, Mapping):
             names = sorted(set(image) - _TEXT_INPUTS)
