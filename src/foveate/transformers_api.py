@@ -389,32 +389,43 @@ def refuse_checkpointing(layers: Iterable[Any], place: str) -> None:
         )
 
 
-@lru_cache(maxsize=1)
-def beams_mix_images() -> bool:
-    """Return whether `generate` mixes up the images of a prompt when it repeats them for beams or answers: in 5.18."""
+@lru_cache(maxsize=64)
+def beams_mix_images(generator: type | None = None) -> bool:
+    """Return whether `generate` mixes up the images of a prompt when it repeats them for beams or answers.
+
+    Args:
+        generator: a class of models, which may repeat them in its own way; None for the way of most, which was wrong in
+            5.18.
+    """
     from transformers.generation import GenerationMixin
 
-    mixin: Any = GenerationMixin
+    mixin: Any = GenerationMixin if generator is None else generator
     model = SimpleNamespace(config=SimpleNamespace(image_token_id=1))
     images = {"image": FeaturesOutput(pooler_output=[torch.zeros(1, 1), torch.ones(1, 1)])}  # pyright: ignore
     repeated = mixin._expand_multimodal_outputs(model, torch.tensor([[1, 1]]), images, expand_size=2)
     return [int(image) for image in repeated["image"].pooler_output] != [0, 1, 0, 1]
 
 
-def refuse_mixed_images(came: int, placeholder: Tensor) -> None:
+def refuse_mixed_images(model: nn.Module, came: int, placeholder: Tensor) -> None:
     """Refuse beams or several answers of prompts with several images.
 
     Args:
+        model: as the caller passed it.
         came: images that came to the decoder, each repeated for its beams.
         placeholder: `(B, S)` bool, where a visual token goes, with a row for each beam.
 
     Raises:
         FoveateError: the installed version mixes up the images of a prompt.
     """
-    if beams_mix_images() and came > int(placeholder.any(dim=1).sum()):
+    if came <= int(placeholder.any(dim=1).sum()):
+        return
+    repeating = [type(each) for each in model.modules() if hasattr(type(each), "_expand_multimodal_outputs")]
+    if any(beams_mix_images(each) for each in repeating):
+        newer = ", or install 5.19 or later" if beams_mix_images() else ""
         raise FoveateError(
             f"transformers {_installed()} mixes up the images of a prompt for which `generate` follows several beams "
-            "or gives several answers, also without foveate; pass one image per prompt, or install 5.19 or later"
+            f"or gives several answers with {repeating[0].__name__}, also without foveate; pass one image per "
+            f"prompt{newer}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Qwen-VL with an image of several frames, which reach further than rows and columns and so than the text after them.
+"""An image of several frames, which reaches further than its rows and columns, and so than the text after it.
 
 The dense models go on after the last position in `generate`, and after the largest one in `forward` with a cache.
 """
@@ -20,7 +20,10 @@ from foveate.errors import FoveateError
 FRAMES = 9
 
 
-@pytest.fixture(params=[row for row in ROWS if row.name.startswith("qwen")], ids=lambda row: row.name)
+TAKES_FRAMES = [row for row in ROWS if "image_grid_thw" in row.pixels("A") and not row.one_frame]
+
+
+@pytest.fixture(params=TAKES_FRAMES, ids=lambda row: row.name)
 def row(request: pytest.FixtureRequest) -> Row:
     return request.param
 

@@ -366,7 +366,7 @@ def test_what_is_not_known_is_refused(spec: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("glm4v", "several axes"),
+        ("hunyuan_vl", "several axes"),
         ("granite_docling", "image features after its first layers"),
         ("florence2", "encoder of text"),
         ("mllama", "no module with get_image_features"),

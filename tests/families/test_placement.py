@@ -9,7 +9,7 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module
 from rows import Row
 from torch import Tensor, nn
-from versions import BEAMS
+from versions import beams_of
 
 from foveate.engine import apply, compress, encode, encoder_outputs, timed
 from foveate.families import family_of
@@ -71,11 +71,11 @@ def test_apply_is_as_on_the_bare_model(row: Row, model: Any, placed: Any, spec: 
     options = {"max_new_tokens": 4, "do_sample": False}
     with apply(model, spec) as run:
         expected, ids = model(**inputs).logits, generated(model, inputs, **options)
-        beams = [generated(model, inputs, **each, **options) for each in BEAMS]
+        beams = [generated(model, inputs, **each, **options) for each in beams_of(row)]
     with apply(placed, spec) as other:
         torch.testing.assert_close(placed(**inputs).logits, expected, atol=1e-5, rtol=1e-5)
         assert equal(generated(placed, inputs, **options), ids)
-        for each, found in zip(BEAMS, beams, strict=True):
+        for each, found in zip(beams_of(row), beams, strict=True):
             assert equal(generated(placed, inputs, **each, **options), found)
         with timed(placed) as times:
             placed(**inputs)

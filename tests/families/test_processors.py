@@ -23,9 +23,16 @@ QUESTIONS = ("what is it ?", "what colour is it ? word40 word41 word42", "is it 
 SPECS = ("random:6", "cls:6", "pool:0.25:positions=keep", "resize:0.5", "fastv:6@2")
 
 
+CLIPS = {
+    "<|video_pad|>": "<|vision_start|><|video_pad|><|vision_end|>",
+    "<|video|>": "<|begin_of_video|><|video|><|end_of_video|>",
+}
+"""The placeholders of clips, and how the texts of their processors write one."""
+
+
 def needs_torchvision(row: Row, backend: str) -> bool:
     # Where there is a processor of clips, too, it does.
-    return backend == "torchvision" or bool({"<|video_pad|>", "<video>"} & row.words.keys())
+    return backend == "torchvision" or bool({"<video>", *CLIPS} & row.words.keys())
 
 
 @pytest.fixture(params=["torchvision", "pil"])
@@ -124,12 +131,13 @@ def test_dropping_changes_the_answer(model: Any, processor: Any) -> None:
     assert torch.equal(generated(model, inputs)[1], dense)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if "<|video_pad|>" in row.words], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in ROWS if CLIPS.keys() & row.words.keys()], ids=lambda row: row.name)
 def test_a_clip_of_a_real_processor_is_refused(row: Row, model: Any) -> None:
     pytest.importorskip("torchvision")
     processor = make_processor(row, model.config)
+    (word,) = CLIPS.keys() & row.words.keys()
     inputs: Any = processor(
-        text=["<|im_start|> user <|vision_start|><|video_pad|><|vision_end|> what is it ?"],
+        text=[f"user {CLIPS[word]} what is it ?"],
         videos=[np.stack([np.asarray(photo(100, 120))] * 4)],
         return_tensors="pt",
         do_sample_frames=False,

@@ -9,7 +9,7 @@ from fake_devices import FakeDevices, place_of, spread
 from rows import Row
 from test_depth_methods import SCENARIOS
 from torch import Tensor
-from versions import BEAMS, CACHE, cache_of_output
+from versions import CACHE, beams_of, cache_of_output
 
 from foveate.engine import apply, compress
 from foveate.families import family_of
@@ -97,12 +97,12 @@ def test_turns_and_beams_are_as_on_one_device(row: Row, model: Any, apart: Any, 
     with apply(model, spec):
         cache = cache_of_output(model(**inputs))
         turn = model(input_ids=more, attention_mask=mask, **{CACHE: cache}).logits
-        beams = [model.generate(**row.inputs(*PROMPTS), **options, **each) for each in BEAMS]
+        beams = [model.generate(**row.inputs(*PROMPTS), **options, **each) for each in beams_of(row)]
     with FakeDevices(), apply(apart, spec):
         cache = cache_of_output(apart(**on(FIRST, inputs)))
         second = on(FIRST, {"input_ids": more, "attention_mask": mask})
         new = apart(**second, **{CACHE: cache}).logits
-        ids = [apart.generate(**on(FIRST, row.inputs(*PROMPTS)), **options, **each) for each in BEAMS]
+        ids = [apart.generate(**on(FIRST, row.inputs(*PROMPTS)), **options, **each) for each in beams_of(row)]
     assert all(torch.equal(found, expected) for found, expected in zip(ids, beams, strict=True))
     torch.testing.assert_close(new, turn, atol=1e-5, rtol=1e-5)
 

@@ -20,12 +20,12 @@ from foveate.transformers_api import (
 )
 
 __all__ = [
-    "BEAMS",
     "BEAMS_OF_SEVERAL_IMAGES",
     "CACHE",
     "CHECKPOINTING",
     "CHECKPOINTING_INSIDE",
     "CHUNKS",
+    "beams_of",
     "cache_of_output",
     "set_checkpointing",
 ]
@@ -52,8 +52,10 @@ BEAMS_OF_SEVERAL_IMAGES = _refused(
 
 CHUNKS = _refused(chunks_lose_images(), "chunked prefill", "chunked prefill of transformers .* loses images")
 
-BEAMS: tuple[dict[str, int], ...] = () if beams_mix_images() else ({"num_beams": 2},)
-"""Options of `generate` that follow beams, for prompts with several images; none where that is refused."""
+
+def beams_of(row: Any) -> tuple[dict[str, int], ...]:
+    """Options of `generate` that follow beams, for prompts with several images; none where that is refused."""
+    return () if row.mixes_images or beams_mix_images() else ({"num_beams": 2},)
 
 
 CHECKPOINTING = (

@@ -21,8 +21,9 @@ def vision_parameters(shape: VisionShape | None) -> int:
         return 0
     layer = 4 * shape.width**2 + _mlp(shape).parameters(shape.width) + 2 * shape.width
     projector = sum(width * following for width, following in _projector_layers(shape))
-    pooling = layer if shape.pooling else 0
-    return shape.patch_values * shape.width + shape.depth * layer + pooling + (1 + shape.extra_projectors) * projector
+    after = layer if shape.pooling else 0
+    after += shape.width * shape.merge**2 * (shape.down_sampled or 0)
+    return shape.patch_values * shape.width + shape.depth * layer + after + (1 + shape.extra_projectors) * projector
 
 
 def encoder_work(
@@ -59,6 +60,9 @@ def encoder_work(
     ops.append(_norm(shape, _rows(shape, layers[-1], batch), size))
     if shape.pooling:
         ops += _pooling(shape, layers[-1], batch, size)
+    if shape.down_sampled:
+        tokens = _rows(shape, layers[-1], batch) // shape.merge**2
+        ops.append(linear("down-sampling", tokens, shape.width * shape.merge**2, shape.down_sampled, size))
     return CallPart("encoder", tuple(ops))
 
 
@@ -96,9 +100,10 @@ def _mlp(shape: VisionShape) -> Mlp:
 
 
 def _projector_layers(shape: VisionShape) -> list[tuple[int, int]]:
-    """Return the width that each layer of a projector reads, and the one that it makes."""
+    """Return the width that each matrix of a projector reads, and the one that it makes."""
     between = (shape.decoder_width,) if shape.projector_widths is None else shape.projector_widths
-    return list(pairwise([shape.projector_inputs, *between, shape.decoder_width]))
+    layers = list(pairwise([shape.projector_inputs, *between, shape.decoder_width]))
+    return layers[:-1] + layers[-2:] if shape.gated_projector else layers
 
 
 def _rows(shape: VisionShape, grids: Iterable[Segment], batch: int) -> int:

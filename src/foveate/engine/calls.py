@@ -72,6 +72,7 @@ class CoreCalls(StaysWithModel):
             refuse_checkpointing(family.encoder_layers, "encoder")
         self.schedule = schedule
         self.family = family
+        self._model = model
         self.builder = ReportBuilder(str(schedule.spec), len(family.decoder_layers))
         self._synchronise = synchronise
         self._window = family.window
@@ -318,7 +319,7 @@ class CoreCalls(StaysWithModel):
             )
         placeholder = ids == self.family.image_token
         if len(output.pooler_output) > len(capture.layouts):
-            refuse_mixed_images(len(output.pooler_output), placeholder)
+            refuse_mixed_images(self._model, len(output.pooler_output), placeholder)
         order = _order_of_images(output.pooler_output, capture, placeholder)
         if isinstance(capture, Capture):
             capture, order = images_of_prompt(self.family, capture, order, ids, self.schedule.pixels)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from foveate.errors import SignalError
 from foveate.families import Family
-from foveate.families.decoder import rotate
 from foveate.precision import without_autocast
 from foveate.tokens import (
     Behind,
@@ -252,7 +251,7 @@ def answer(
         return hidden[then.rows[:, None], then.visual if signal.of == "visual" else then.text]
     if isinstance(signal, RotaryLogits):
         query, key = (
-            rotate(torch.ones_like(tables[0], dtype=torch.float32), *(each.float() for each in tables))
+            given.family.rotate(torch.ones_like(tables[0], dtype=torch.float32), *(each.float() for each in tables))
             for tables in (here.tables(places, places.text), here.tables(places, places.visual))
         )
         with without_autocast(query.device):

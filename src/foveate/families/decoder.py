@@ -146,7 +146,11 @@ class Decoder:
         """
         attention: Any = self.decoder_layers[layer].self_attn
         heads = projected.reshape(*rotary[0].shape[:-1], -1, attention.head_dim)
-        return rotate(heads, *(each[..., None, :] for each in rotary))
+        return self.rotate(heads, *(each[..., None, :] for each in rotary))
+
+    def rotate(self, values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Apply the decoder's rotary embedding: `(..., d)` with tables `(..., r)`; by default, with halves as pairs."""
+        return rotate(values, cos, sin)
 
     def attention_scale(self, layer: int) -> float:
         """Return the factor of a layer's attention scores before the softmax."""

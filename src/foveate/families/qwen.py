@@ -240,7 +240,7 @@ class QwenVL(Family):
         layer = self.encoder_layer(signal.layer)
         attention: Any = self.encoder_attentions[layer]
         call = capture.attention[layer]
-        query, key, _ = call["qkv"].unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
+        query, key = self.patch_queries_keys(attention, call)
         if isinstance(signal, EncoderKeys):
             # Before rotary embedding: methods compare the content of keys, not their positions.
             key = key.mean(dim=1) if signal.heads == "mean" else key.flatten(1)
@@ -250,6 +250,16 @@ class QwenVL(Family):
         per_token = received.view(-1, self.merge**2).sum(dim=1)
         images = self.in_token_order(per_token, capture)
         return tuple(image / (image.shape[0] * self.merge**2) for image in images)
+
+    def patch_queries_keys(self, attention: Any, call: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the queries and keys of the patches before rotary embedding, each `(patches, H, d)`.
+
+        Args:
+            attention: of the layer.
+            call: what was captured of it: the outputs of `encoder_projections`, among other values.
+        """
+        query, key, _ = call["qkv"].unflatten(-1, (3, attention.num_heads, -1)).unbind(1)
+        return query, key
 
     @staticmethod
     def received_in_windows(

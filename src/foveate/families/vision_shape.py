@@ -29,6 +29,9 @@ class VisionShape:
         extra_projectors: projectors beside the first, such as those of DeepStack.
         projector_widths: widths between the projector's layers, one fewer than there are layers; None is two layers
             with the decoder's width between them.
+        gated_projector: whether the layer before the projector's last one has a gate, and so two matrices.
+        down_sampled: width of the tokens that a convolution makes of `merge` x `merge` patches behind the last layer,
+            and which the projector reads; None without one.
         rotary: whether the encoder has rotary embeddings; its norms are unfused RMS norms then, else fused layer norms.
         joint: whether images are padded to one size and cut into patches, and then the patches of all images of a call
             are one sequence, whose attention is computed as a whole and masked where images differ.
@@ -53,6 +56,8 @@ class VisionShape:
     levels: int = 1
     extra_projectors: int = 0
     projector_widths: tuple[int, ...] | None = None
+    gated_projector: bool = False
+    down_sampled: int | None = None
     rotary: bool = False
     joint: bool = False
     pooling: bool = False
@@ -64,4 +69,4 @@ class VisionShape:
     @property
     def projector_inputs(self) -> int:
         """Values that the projector reads of one visual token."""
-        return self.width * self.levels * self.merge**2
+        return self.down_sampled or self.width * self.levels * self.merge**2

@@ -64,6 +64,9 @@ class Row:
         plain: whether every layer of the decoder sees all earlier columns and none behind, so that steps can act there.
         takes_back: whether a cache can give up its last tokens, as drafts need it; `generate` refuses drafts if not.
         offloads: whether the dense model runs while its weights are offloaded.
+        mixes_images: whether `generate` of the dense model mixes up the images of a prompt when it repeats them for
+            beams or answers, so that these are refused.
+        one_frame: whether the dense model's encoder takes images of one frame alone.
         words: special tokens of the tokenizer and their ids, the placeholder among them.
         processor: from a tokenizer, the model's configuration and "torchvision" or "pil", which computes with images:
             the family's real processor with its chat template.
@@ -88,6 +91,8 @@ class Row:
     plain: bool = True
     takes_back: bool = True
     offloads: bool = True
+    mixes_images: bool = False
+    one_frame: bool = False
     words: Mapping[str, int] = field(default_factory=dict)
     processor: Callable[[Any, Any, str], Any] | None = None
 
