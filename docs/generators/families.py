@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Sequence
 
 from foveate.families import Family, Generic, families
+from generators.markdown import table
 
 HEAD = """\
 # Families
@@ -22,6 +24,18 @@ decoder layer. Video inputs are refused for now: pass frames as images.
 |---|---|---|---|---|
 """
 
+RELEASED = """
+## Find your model
+
+A model works like others of its type: what counts is `model_type` in its config.json. So other sizes, fine-tunes and
+quantised versions are not listed. `foveate families MODEL` tells which methods work on a model, listed or not:
+
+```bash
+foveate families Qwen/Qwen3-VL-8B-Instruct
+```
+
+"""
+
 OTHERS = """
 A new family takes one file, here or in your own package: [add a family](add-a-family.md).
 """
@@ -32,7 +46,7 @@ def pages() -> dict[str, str]:
     ours = families()
     ours = [family for family in ours if family.__module__.startswith("foveate.families.")]
     return {
-        "families.md": HEAD + "".join(_row(family) for family in (*ours, Generic)) + OTHERS,
+        "families.md": HEAD + "".join(_row(family) for family in (*ours, Generic)) + _released(ours) + OTHERS,
         **{f"families/{family.name}.md": _page(family) for family in (*ours, Generic)},
     }
 
@@ -42,6 +56,14 @@ def _row(family: type[Family]) -> str:
     title = family.title if family is not Generic else "no family"
     ways = ", ".join(f"`{mode}`" for mode in family.resize_modes) or "none"
     return f"| [{title}](families/{family.name}.md) | {kind} | {_places(family)} | {ways} | {family.position_axes} |\n"
+
+
+def _released(ours: Sequence[type[Family]]) -> str:
+    """Return the table of released models by their names on the hub."""
+    named = sorted((name.casefold(), name, family) for family in ours for name in family.checkpoints)
+    return RELEASED + table(
+        ("model", "family"), [(f"`{name}`", f"[{each.title}](families/{each.name}.md)") for _, name, each in named]
+    )
 
 
 def _places(family: type[Family]) -> str:
@@ -69,6 +91,7 @@ def _takes_models(family: type[Family]) -> bool:
 def _facts(family: type[Family]) -> dict[str, str]:
     facts = {
         "models of type": f"`{family.kind()}`" if family is not Generic else "any that follow transformers' own",
+        "released models": ", ".join(f"`{name}`" for name in family.checkpoints) or "none is known by name",
         "places": _places(family),
         "encoder": _line(family, "tower"),
         "layout of an image": _line(family, "layouts"),

@@ -124,7 +124,7 @@ def answer(kind: str) -> Answer:
         try:
             family = family_of(model)
         except UnsupportedFamily as error:
-            reason = str(error).partition("nothing can be done: ")[2].partition("; supported are")[0]
+            reason = str(error).partition("nothing can be done: ")[2].rpartition("; ")[0]
             return Answer(title, None, (), reason or str(error))
     return Answer(title, "none" if isinstance(family, Generic) else family.title, family.places)
 

@@ -20,7 +20,16 @@ from foveate.weight_files import SAFETENSORS_ONLY, check_depth, check_kinds, che
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["commit_of", "find_config", "load", "load_model", "load_processor", "skeleton"]
+__all__ = [
+    "commit_of",
+    "find_config",
+    "known_types",
+    "load",
+    "load_model",
+    "load_processor",
+    "model_of_type",
+    "skeleton",
+]
 
 
 def load(
@@ -153,6 +162,34 @@ def skeleton(model: str | Path | None = None, *, revision: str | None = None) ->
     network = _bare(source, _read_config(source))
     family_of(network)
     return network
+
+
+def model_of_type(kind: str, values: Mapping[str, Any] | None = None) -> Any:
+    """Build a model of a type on the meta device, with its default configuration and no weights.
+
+    Args:
+        kind: the `model_type`, as transformers knows it.
+        values: what its configuration has besides.
+
+    >>> model_of_type("llava").device.type
+    'meta'
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **(values or {})))
+
+
+def known_types() -> frozenset[str]:
+    """Return the `model_type` of all models that transformers loads by its class for images and text.
+
+    >>> "llava" in known_types()
+    True
+    """
+    from transformers import AutoModelForImageTextToText
+
+    return frozenset(kind.model_type for kind in AutoModelForImageTextToText._model_mapping)
 
 
 def find_config(model: str | Path | None = None, *, revision: str | None = None) -> Path:

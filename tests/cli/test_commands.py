@@ -8,6 +8,8 @@ from commands import EXAMPLES, Commands
 
 import foveate
 from foveate.bench.configurations import BUDGETS
+from foveate.embedded import PATH
+from foveate.families import supported
 from foveate.images import open_image
 from foveate.methods import method_names
 
@@ -66,6 +68,31 @@ def test_methods(run):
     text = run("methods")
     assert all(name in text for name in method_names())
     assert "foveate methods --json" in text
+
+
+def test_families(run):
+    rows = run.json("families")
+    assert {row["name"] for row in rows} == set(supported())
+    text = run("families")
+    assert all(row["title"] in text and all(name in text for name in row["checkpoints"]) for row in rows)
+    named = run.json("families", "qwen/qwen3-vl-8b-instruct")
+    assert (named["title"], named["model_type"], named["refused"], named["note"]) == ("Qwen3-VL", "qwen3_vl", {}, "")
+    assert "methods: all 26" in run("families", "Qwen/Qwen3-VL-8B-Instruct")
+    text = run("families", PATH)
+    assert "places: @pixels, @encoder, @features, @input, @1 to @11" in text
+
+
+def test_families_of_a_model_without_one(run, refuse):
+    found = run.json("families", "idefics2")
+    assert (found["name"], found["places"], found["grids"]) == ("generic", ["input"], False)
+    assert "no family describes models of type 'idefics2'" in found["note"]
+    assert found["refused"]["resize"] == "It acts at @pixels, and all that steps can reach in this model is @input"
+    assert found["refused"].keys() > {"cls", "visionzip", "fastv"}
+    assert "cluster" not in found["refused"]
+    text = " ".join(run("families", "idefics2").split())
+    assert "methods: 10 of 26 refused: " in text
+    assert "it has no module with get_image_features" in refuse("families", "blip")
+    assert "there is no model directory t6" in refuse("families", "t6")
 
 
 def test_count(run):

@@ -16,7 +16,7 @@ from foveate.errors import FoveateError
 from foveate.families import Family, Generic, family_of
 from foveate.listing import Listing, listing
 from foveate.schedule import schedule
-from generators.support import spec_of
+from foveate.support import spec_for
 
 _models: dict[str, Any] = {}
 
@@ -42,7 +42,7 @@ def test_every_method_on_every_family(row: Row, method: Listing) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FoveateWarning)
         family = family_of(model)
-    spec = spec_of(method, len(family.decoder_layers)).replace(":1.0", ":0.5")
+    spec = spec_for(method, len(family.decoder_layers)).replace(":1.0", ":0.5")
     if (refusal := refused(spec, family)) is not None:
         # What a family of its own refuses would be news, but for steps inside a decoder that isn't plain.
         assert isinstance(family, Generic) or not (row.plain or method.place != "decoder")

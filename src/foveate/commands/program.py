@@ -22,6 +22,7 @@ from foveate.commands.bench import bench
 from foveate.commands.calibrate import calibrate
 from foveate.commands.cost import cost
 from foveate.commands.count import count
+from foveate.commands.families import families
 from foveate.commands.find_layer import find_layer
 from foveate.commands.methods import methods
 from foveate.commands.output import print_error, print_line, print_note, silence_imports
@@ -216,7 +217,7 @@ def _root(
 
 
 for _panel, _commands in {
-    "Try methods": (ask, count, methods),
+    "Try methods": (ask, count, methods, families),
     "Measure and predict": (bench, find_layer, cost, calibrate),
     "Train": (train,),
 }.items():

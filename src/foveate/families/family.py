@@ -78,6 +78,8 @@ class Family(Decoder, ABC):
     """Values that make a default configuration of its type one of its own, beside the encoder; for pages and tables."""
     title: ClassVar[str]
     """The name of the architecture in texts."""
+    checkpoints: ClassVar[tuple[str, ...]] = ()
+    """Released models of it, by their names on the hub."""
     core_class: ClassVar[str]
     """The class of the module that puts image features among text embeddings; the engine hooks it."""
     position_axes: ClassVar[int] = 1

@@ -39,6 +39,12 @@ class Idefics3(TiledFamily):
 
     name = "idefics3"
     title = "Idefics3"
+    checkpoints = (
+        "HuggingFaceM4/Idefics3-8B-Llama3",
+        "HuggingFaceTB/SmolVLM-256M-Instruct",
+        "HuggingFaceTB/SmolVLM-500M-Instruct",
+        "HuggingFaceTB/SmolVLM-Instruct",
+    )
     core_class = "Idefics3Model"
     encoders = ("idefics3_vision", "idefics3_vision_model")
     outside_encoder = "the pixel shuffle after its encoder reads blocks of patches, which merging would break up"

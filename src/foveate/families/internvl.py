@@ -38,6 +38,21 @@ class InternVl(TiledFamily):
 
     name = "internvl"
     title = "InternVL"
+    checkpoints = (
+        "OpenGVLab/InternVL3-1B-hf",
+        "OpenGVLab/InternVL3-2B-hf",
+        "OpenGVLab/InternVL3-8B-hf",
+        "OpenGVLab/InternVL3-14B-hf",
+        "OpenGVLab/InternVL3-38B-hf",
+        "OpenGVLab/InternVL3-78B-hf",
+        "OpenGVLab/InternVL3_5-1B-HF",
+        "OpenGVLab/InternVL3_5-2B-HF",
+        "OpenGVLab/InternVL3_5-4B-HF",
+        "OpenGVLab/InternVL3_5-8B-HF",
+        "OpenGVLab/InternVL3_5-14B-HF",
+        "OpenGVLab/InternVL3_5-38B-HF",
+        "OpenGVLab/InternVL3_5-30B-A3B-HF",
+    )
     core_class = "InternVLModel"
     encoders = ("internvl_vision",)
     stacked = True

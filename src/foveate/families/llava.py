@@ -31,6 +31,12 @@ class Llava(Family):
 
     name = "llava"
     title = "LLaVA"
+    checkpoints = (
+        "llava-hf/llava-1.5-7b-hf",
+        "llava-hf/llava-1.5-13b-hf",
+        "llava-hf/bakLlava-v1-hf",
+        "xtuner/llava-llama-3-8b-v1_1-transformers",
+    )
     encoders = ("clip_vision_model",)
     core_class = "LlavaModel"
     counts_padding = True

@@ -37,6 +37,15 @@ class LlavaNext(Llava):
 
     name = "llava_next"
     title = "LLaVA-NeXT"
+    checkpoints = (
+        "llava-hf/llava-v1.6-mistral-7b-hf",
+        "llava-hf/llava-v1.6-vicuna-7b-hf",
+        "llava-hf/llava-v1.6-vicuna-13b-hf",
+        "llava-hf/llava-v1.6-34b-hf",
+        "llava-hf/llama3-llava-next-8b-hf",
+        "llava-hf/llava-next-72b-hf",
+        "llava-hf/llava-next-110b-hf",
+    )
     core_class = "LlavaNextModel"
     places = Family.places
     outside_encoder = "padding is cut out of its tiles after the encoder, and may have been merged by then"

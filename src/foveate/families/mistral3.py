@@ -34,6 +34,13 @@ class Mistral3(Family):
 
     name = "mistral3"
     title = "Mistral 3"
+    checkpoints = (
+        "mistralai/Mistral-Small-3.1-24B-Instruct-2503",
+        "mistralai/Mistral-Small-3.2-24B-Instruct-2506",
+        "mistralai/Ministral-3-3B-Instruct-2512",
+        "mistralai/Ministral-3-8B-Instruct-2512",
+        "mistralai/Ministral-3-14B-Instruct-2512",
+    )
     core_class = "Mistral3Model"
     encoders = ("pixtral",)
     outside_encoder = "the merger after its encoder reads patches in blocks, which merging patches would break up"

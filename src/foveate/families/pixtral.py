@@ -27,6 +27,7 @@ class Pixtral(Mistral3):
 
     name = "pixtral"
     title = "Pixtral"
+    checkpoints = ("mistral-community/pixtral-12b",)
     model_type = "llava"
     example: ClassVar[Mapping[str, Any]] = {"vision_feature_select_strategy": "full"}
     core_class = "LlavaModel"

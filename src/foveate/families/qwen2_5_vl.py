@@ -24,6 +24,14 @@ class Qwen25VL(QwenVL):
 
     name = "qwen2_5_vl"
     title = "Qwen2.5-VL"
+    checkpoints = (
+        "Qwen/Qwen2.5-VL-3B-Instruct",
+        "Qwen/Qwen2.5-VL-7B-Instruct",
+        "Qwen/Qwen2.5-VL-32B-Instruct",
+        "Qwen/Qwen2.5-VL-72B-Instruct",
+        "ByteDance-Seed/UI-TARS-1.5-7B",
+        "allenai/olmOCR-2-7B-1025",
+    )
     core_class = "Qwen2_5_VLModel"
 
     def vision_shape(self) -> VisionShape:

@@ -14,6 +14,12 @@ class Qwen2VL(QwenVL):
 
     name = "qwen2_vl"
     title = "Qwen2-VL"
+    checkpoints = (
+        "Qwen/Qwen2-VL-2B-Instruct",
+        "Qwen/Qwen2-VL-7B-Instruct",
+        "Qwen/Qwen2-VL-72B-Instruct",
+        "Qwen/QVQ-72B-Preview",
+    )
     core_class = "Qwen2VLModel"
 
     def vision_shape(self) -> VisionShape:

@@ -16,5 +16,10 @@ class Qwen35(Qwen3Encoder):
 
     name = "qwen3_5"
     title = "Qwen3.5"
+    checkpoints = (
+        "Qwen/Qwen3.5-27B",
+        "Qwen/Qwen3.5-9B",
+        "Qwen/Qwen3.5-4B",
+    )
     core_class = "Qwen3_5Model"
     places = ("pixels", "features", "input")

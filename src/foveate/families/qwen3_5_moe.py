@@ -12,4 +12,9 @@ class Qwen35Moe(Qwen35):
 
     name = "qwen3_5_moe"
     title = "Qwen3.5 MoE"
+    checkpoints = (
+        "Qwen/Qwen3.5-35B-A3B",
+        "Qwen/Qwen3.5-122B-A10B",
+        "Qwen/Qwen3.5-397B-A17B",
+    )
     core_class = "Qwen3_5MoeModel"

@@ -25,6 +25,16 @@ class Qwen3VL(Qwen3Encoder):
 
     name = "qwen3_vl"
     title = "Qwen3-VL"
+    checkpoints = (
+        "Qwen/Qwen3-VL-2B-Instruct",
+        "Qwen/Qwen3-VL-4B-Instruct",
+        "Qwen/Qwen3-VL-8B-Instruct",
+        "Qwen/Qwen3-VL-32B-Instruct",
+        "Qwen/Qwen3-VL-2B-Thinking",
+        "Qwen/Qwen3-VL-4B-Thinking",
+        "Qwen/Qwen3-VL-8B-Thinking",
+        "Qwen/Qwen3-VL-32B-Thinking",
+    )
     core_class = "Qwen3VLModel"
 
     def output_companions(self, output: Any) -> tuple[Tensor, ...]:

@@ -15,4 +15,10 @@ class Qwen3VLMoe(Qwen3VL):
 
     name = "qwen3_vl_moe"
     title = "Qwen3-VL MoE"
+    checkpoints = (
+        "Qwen/Qwen3-VL-30B-A3B-Instruct",
+        "Qwen/Qwen3-VL-30B-A3B-Thinking",
+        "Qwen/Qwen3-VL-235B-A22B-Instruct",
+        "Qwen/Qwen3-VL-235B-A22B-Thinking",
+    )
     core_class = "Qwen3VLMoeModel"

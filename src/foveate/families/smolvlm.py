@@ -15,6 +15,11 @@ class SmolVlm(Idefics3):
 
     name = "smolvlm"
     title = "SmolVLM"
+    checkpoints = (
+        "HuggingFaceTB/SmolVLM2-256M-Video-Instruct",
+        "HuggingFaceTB/SmolVLM2-500M-Video-Instruct",
+        "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+    )
     core_class = "SmolVLMModel"
     encoders = ("smolvlm_vision", "smolvlm_vision_model")
 

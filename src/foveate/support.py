@@ -1,0 +1,141 @@
+"""Tell what foveate does with a model: which family takes it, where steps can act in it, and which methods work."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from foveate.errors import FoveateError, FoveateWarning
+from foveate.families import Family, Generic, families, family_of
+from foveate.listing import Listing, listing
+from foveate.loading import model_of_type
+from foveate.schedule import schedule
+
+__all__ = ["Support", "every_family", "example_model", "released_as", "spec_for", "support", "why_refused"]
+
+
+@dataclass(frozen=True)
+class Support:
+    """What foveate does with the models of a family, or with one model.
+
+    Attributes:
+        name: of the family; "generic" if none describes the model.
+        title: of the family, in texts.
+        model_type: of the model's configuration.
+        checkpoints: released models by their names on the hub.
+        places: where steps can act; "decoder" means the inputs of decoder layers.
+        layers: of the decoder; 0 where no single model is meant.
+        grids: whether the rows and columns of an image are known.
+        resize_modes: how an image can be resized before the encoder.
+        refused: the methods that don't work, with their default options, and why.
+        note: what a model without a family lacks, and why it has none; "" for one with a family.
+    """
+
+    name: str
+    title: str
+    model_type: str
+    checkpoints: tuple[str, ...]
+    places: tuple[str, ...]
+    layers: int
+    grids: bool
+    resize_modes: tuple[str, ...]
+    refused: dict[str, str]
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same as plain data, for JSON."""
+        return asdict(self)
+
+
+def every_family() -> tuple[Support, ...]:
+    """Describe every family, sorted by title, from its class alone.
+
+    >>> [each.title for each in every_family() if "Qwen/Qwen3-VL-8B-Instruct" in each.checkpoints]
+    ['Qwen3-VL']
+    """
+    return tuple(
+        Support(
+            family.name,
+            family.title,
+            family.kind(),
+            family.checkpoints,
+            family.places,
+            0,
+            family.knows_grids,
+            family.resize_modes,
+            {},
+        )
+        for family in families()
+    )
+
+
+def released_as(checkpoint: str) -> type[Family] | None:
+    """Return the family that names a released model, however its name is capitalised; None if none does.
+
+    >>> released_as("qwen/qwen3-vl-8b-instruct").title
+    'Qwen3-VL'
+    """
+    wanted = checkpoint.casefold()
+    fitting = (each for each in families() if wanted in {name.casefold() for name in each.checkpoints})
+    return next(fitting, None)
+
+
+def support(model: Any) -> Support:
+    """Describe one model.
+
+    Args:
+        model: a model, or a `foveate.loading.skeleton` of it.
+
+    Raises:
+        UnsupportedFamily: nothing can be done with it.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FoveateWarning)
+        family = family_of(model)
+    generic = isinstance(family, Generic)
+    notes = [str(each.message) for each in caught if issubclass(each.category, FoveateWarning)]
+    return Support(
+        family.name,
+        family.title,
+        str(getattr(family.config, "model_type", "")),
+        family.checkpoints,
+        family.places,
+        len(family.decoder_layers),
+        family.knows_grids,
+        family.resize_modes,
+        {each.name: reason for each in listing() if (reason := why_refused(each, family))},
+        " ".join(notes) or ("no family describes it" if generic else ""),
+    )
+
+
+def why_refused(method: Listing, family: Family) -> str:
+    """Return why a method with its default options doesn't work on a family; "" if it does."""
+    try:
+        schedule(spec_for(method, len(family.decoder_layers)), family)
+    except FoveateError as error:
+        reason = str(error).replace(family.title, "this model")
+        # Equal reasons of several methods have equal texts.
+        reason = re.sub(r"^\S+ (acts|asks|would)", r"It \1", reason)
+        return re.sub(r"^It acts at @\d+", "It acts inside the decoder", reason)
+    return ""
+
+
+def spec_for(method: Listing, layers: int) -> str:
+    """Return a method's default spec; if it acts inside the decoder, at its authors' layers as far as they exist."""
+    if method.place != "decoder":
+        return method.spec
+    places = [layer for layer in method.layers if layer < layers] or [1]
+    return f"{method.spec}@{','.join(map(str, places))}"
+
+
+def example_model(family: type[Family]) -> Any:
+    """Build a model of a family on the meta device, with the default configuration of its type and no weights.
+
+    >>> from foveate.families import family_of
+    >>> family_of(example_model(released_as("llava-hf/llava-1.5-7b-hf"))).title
+    'LLaVA'
+    """
+    encoder = {"vision_config": {"model_type": family.encoders[0]}} if family.encoders else {}
+    return model_of_type(family.kind(), {**family.example, **encoder})
