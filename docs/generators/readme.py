@@ -30,9 +30,11 @@ def pages() -> dict[str, str]:
 
 
 def _families() -> str:
-    kinds = families()
-    titles = [kind.title for kind in kinds if kind.__module__.startswith("foveate.families.")]
-    return f"[{', '.join(titles[:-1])} or {titles[-1]}](docs/families.md)"
+    """List all families, and those on which methods inside the decoder are refused."""
+    kinds = [each for each in families() if each.__module__.startswith("foveate.families.")]
+    marks = {False: " °", True: ""}
+    titles = [f"[{each.title}](docs/families/{each.name}.md){marks['decoder' in each.places]}" for each in kinds]
+    return f"{', '.join(titles)} (°: no step can act inside their decoders)."
 
 
 def _methods() -> str:
