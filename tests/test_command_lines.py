@@ -1,7 +1,7 @@
 """Every command line that pages, docstrings, help and recipes show is one that the program takes.
 
 Each runs in this process with the program's own reading of options, specs, recipes, images and questions, up to the
-point where a model is loaded, a machine measured or a training begun. `count`, `cost` and `methods` run to their end.
+point where a model is loaded, a machine measured or a training begun. `count`, `cost`, `methods` and `families` run to their end.
 Blocks of pages that are not marked also run as a whole: `tests/test_code_in_pages.py`.
 """
 
@@ -27,7 +27,7 @@ SOURCES = [
     *sorted((ROOT / "src").rglob("*.md")),
     *sorted((ROOT / "recipes").rglob("*.*")),
 ]
-COMMANDS = ("ask", "bench", "calibrate", "cost", "count", "find-layer", "methods", "train")
+COMMANDS = ("ask", "bench", "calibrate", "cost", "count", "families", "find-layer", "methods", "train")
 RECIPE = "recipes/llavolta/last-stage-compression.yaml"
 
 PLACEHOLDERS = {
