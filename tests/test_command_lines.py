@@ -1,8 +1,8 @@
 """Every command line that pages, docstrings, help and recipes show is one that the program takes.
 
 Each runs in this process with the program's own reading of options, specs, recipes, images and questions, up to the
-point where a model is loaded, a machine measured or a training begun. `count`, `cost`, `methods` and `families` run to their end.
-Blocks of pages that are not marked also run as a whole: `tests/test_code_in_pages.py`.
+point where a model is loaded, a machine measured or a training begun. `count`, `cost`, `methods` and `families` run to
+their end. Blocks of pages that are not marked also run as a whole: `tests/test_code_in_pages.py`.
 """
 
 import importlib
