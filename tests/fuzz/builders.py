@@ -197,6 +197,7 @@ def tiny_model(
     tensors: dict[str, Any] | None = None,
     delete: list[str] | None = None,
     files: dict[str, Any] | None = None,
+    cut: dict[str, int] | None = None,
 ) -> None:
     """A model folder with 36 visual tokens and four decoder layers.
 
@@ -206,8 +207,15 @@ def tiny_model(
         tensors: changes by name of tensor: "delete", "nan", "int8", "half", "transpose", "shorter", or "copy:NAME".
         delete: names of files.
         files: per name, text, or a mapping of changes to a JSON file.
+        cut: per name of a file, how many of its first bytes are left.
     """
     _copied(_tiny(), path, config, tensors, delete, files)
+    _cut(path, cut)
+
+
+def _cut(path: Path, lengths: dict[str, int] | None) -> None:
+    for name, length in (lengths or {}).items():
+        (path / name).write_bytes((path / name).read_bytes()[:length])
 
 
 def embedded_model(path: Path, config: Any = None, tensors: Any = None, delete: Any = None, files: Any = None) -> None:
@@ -301,7 +309,13 @@ def change_tensors(path: Path, changes: dict[str, str]) -> None:
 
 
 def adapter(
-    path: Path, kind: str = "voco", settings: Any = None, tensors: Any = None, delete: Any = None, files: Any = None
+    path: Path,
+    kind: str = "voco",
+    settings: Any = None,
+    tensors: Any = None,
+    delete: Any = None,
+    files: Any = None,
+    cut: Any = None,
 ) -> None:
     """A copy of the embedded model's adapter, changed as a model folder is."""
     from foveate.adapters import shipped
@@ -322,6 +336,7 @@ def adapter(
         (path / name).unlink()
     for name, changed in (tensors or {}).items():
         change_tensors(path / name, changed)
+    _cut(path, cut)
 
 
 def memory(path: Path, tensors: Any = None, metadata: Any = None, cut: int | None = None) -> None:

@@ -23,6 +23,7 @@ from foveate.engine.decoder import DecoderPass
 from foveate.engine.encode import Encoded, encoded_from, images_of_prompt
 from foveate.engine.hooks import CoreHooks, DecoderHooks, EncoderHooks, StaysWithModel
 from foveate.engine.images import plan_images
+from foveate.engine.inputs import check_generation, check_ids, check_image_inputs, check_positions
 from foveate.engine.known import KnownImages, PreparedInputs, Question, UncachedPrompt
 from foveate.engine.pending import PendingCall
 from foveate.engine.prompt import (
@@ -98,6 +99,7 @@ class CoreCalls(StaysWithModel):
             before_core=self._before_core,
             after_core=self._after_core,
             end_call=self._end_call,
+            before_generate=self._before_generate,
             before_prepare=self._before_prepare,
         )
 
@@ -136,6 +138,12 @@ class CoreCalls(StaysWithModel):
             end_call(cache)
         self._decoder_hooks.start(None if pending is None else pending.decoder_pass)
 
+    def _before_generate(self, arguments: Call) -> None:
+        """Check what the caller gives to `generate`, which encodes images before it calls the core."""
+        check_generation(arguments)
+        if arguments.get("pixel_values") is not None:
+            check_image_inputs(self.family, arguments)
+
     def _before_prepare(self, arguments: Call) -> None:
         """Note what `generate` is about to pass: some models hide its length and position ids from their own call."""
         refuse_chunks(arguments)
@@ -155,6 +163,8 @@ class CoreCalls(StaysWithModel):
                 "DistributedDataParallel, or a single GPU"
             )
         call = {**self._signature.bind_partial(*args).arguments, **kwargs} if args else dict(kwargs)
+        check_ids(call.get("input_ids"))
+        check_positions(call.get("position_ids"))
         refuse_video(self.family, call)
         output = (call.get("mm_encoder_outputs") or {}).get("image")
         brings_images = output is not None or call.get("pixel_values") is not None
@@ -179,6 +189,9 @@ class CoreCalls(StaysWithModel):
             new = self._new_tokens(call, prefix, passed, prepared)
             call = _last(call, new)
         if brings_images:
+            if output is None:
+                # `generate` has checked its own.
+                check_image_inputs(self.family, call)
             with weights_at_hand(self.family.core):
                 known, order = self._images(self.family.encode(call) if output is None else output, call)
             call, pending = self._call_with_images(call, known, order, prefix)

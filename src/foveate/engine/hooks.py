@@ -98,11 +98,13 @@ class CoreHooks(StaysWithModel):
         before_core: Callable[[nn.Module, Arguments, Keywords], Any],
         after_core: Callable[[nn.Module, Arguments, Any], Any],
         end_call: Callable[[nn.Module, Arguments, Any], None],
+        before_generate: Callable[[Keywords], None],
         before_prepare: Callable[[Keywords], None],
     ) -> None:
         """Put the hooks on; `after_model` and `end_call` are called even if the call failed.
 
-        `before_prepare` gets what `generate` passes to its model's `prepare_inputs_for_generation` before a call.
+        `before_generate` gets what `generate` is called with, and `before_prepare` what it passes to its model's
+        `prepare_inputs_for_generation` before a call.
         """
         add = self._handles.append
         if self._around is not None:
@@ -112,6 +114,8 @@ class CoreHooks(StaysWithModel):
         add(self._core.register_forward_hook(_outside_graph(after_core)))
         add(self._core.register_forward_hook(_outside_graph(end_call), always_call=True))
         for module in self._generators:
+            if hasattr(module, "generate"):
+                add(on_call(module, "generate", before=before_generate))
             add(on_call(module, "prepare_inputs_for_generation", before=before_prepare))
 
     def close(self) -> None:

@@ -85,6 +85,68 @@ def check_image_inputs(family: Family, inputs: Mapping[str, Any]) -> None:
             raise FoveateError(f"{name} is {shown(value)}; the processor returns a tensor")
 
 
+def check_generation(arguments: Mapping[str, Any]) -> None:
+    """Check what a caller gives to `generate`, which reads shapes before any model is called.
+
+    Args:
+        arguments: of `generate`, by name.
+
+    Raises:
+        FoveateError: one is no tensor, or of another type or shape.
+    """
+    ids = arguments.get("input_ids")
+    ids = arguments.get("inputs") if ids is None else ids
+    check_ids(ids)
+    embeddings = arguments.get("inputs_embeds")
+    if embeddings is not None:
+        _check_tensor("inputs_embeds", embeddings)
+        if embeddings.ndim != 3 or not embeddings.is_floating_point():
+            raise FoveateError(
+                f"inputs_embeds are {_described(embeddings)}; they must be floats (prompts, tokens, width)"
+            )
+    mask = arguments.get("attention_mask")
+    if ids is None or mask is None:
+        return
+    _check_tensor("attention_mask", mask)
+    # With a cache, the mask covers what it holds, too.
+    if mask.ndim != 2 or mask.shape[0] != ids.shape[0] or mask.shape[1] < ids.shape[1]:
+        raise FoveateError(
+            f"attention_mask is {_described(mask)} and input_ids {_described(ids)}; both need one value per token of "
+            "each prompt"
+        )
+
+
+def check_ids(ids: object) -> None:
+    """Check the token ids of a call, if it has any.
+
+    Raises:
+        FoveateError: they are no whole numbers `(prompts, tokens)`.
+    """
+    if ids is None:
+        return
+    _check_tensor("input_ids", ids)
+    assert isinstance(ids, Tensor)
+    if ids.ndim != 2 or ids.dtype not in _INTEGERS:
+        raise FoveateError(f"input_ids are {_described(ids)}; they must be whole numbers (prompts, tokens)")
+
+
+def check_positions(positions: object) -> None:
+    """Check the position ids of a call, if it has any.
+
+    Raises:
+        FoveateError: they are no whole numbers `(prompts, tokens)` or `(axes, prompts, tokens)`.
+    """
+    if positions is None:
+        return
+    _check_tensor("position_ids", positions)
+    assert isinstance(positions, Tensor)
+    if positions.ndim not in (2, 3) or positions.dtype not in _INTEGERS:
+        raise FoveateError(
+            f"position_ids are {_described(positions)}; they must be whole numbers (prompts, tokens) or (axes, "
+            "prompts, tokens)"
+        )
+
+
 def _check_tensor(name: str, value: object) -> None:
     """Check that an input is a tensor.
 
