@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.arguments import check_kind
-from foveate.errors import FoveateError, quoted
+from foveate.errors import FoveateError, quoted, shown
 
 DIGITS = 16
 """Hexadecimal digits of a fingerprint."""
@@ -152,13 +152,21 @@ def update_digest(digest: Any, value: Any) -> None:
     Args:
         digest: of `hashlib`.
         value: shapes and dtypes of tensors count, too; floating values count as float32.
+
+    Raises:
+        FoveateError: it is something else, or a tensor on the meta device.
     """
     if isinstance(value, list | tuple):
         for item in value:
             update_digest(digest, item)
         return
     if not isinstance(value, bytes):
-        tensor = torch.as_tensor(value).detach().cpu()
+        if getattr(value, "is_meta", False):
+            raise FoveateError("a tensor on the meta device has no values; pass it on a real device")
+        try:
+            tensor = torch.as_tensor(value).detach().cpu()
+        except (TypeError, ValueError, RuntimeError):
+            raise FoveateError(f"{shown(value)} is no tensor, and nothing that becomes one") from None
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype} ".encode())
         # numpy has no bfloat16.
         value = (tensor.float() if tensor.is_floating_point() else tensor).contiguous().numpy().tobytes()

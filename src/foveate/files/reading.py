@@ -380,7 +380,7 @@ def _plain_loader(name: str) -> Any:
                 if key.tag == "tag:yaml.org,2002:merge":
                     continue
                 word = self.construct_object(key, deep=True)
-                if isinstance(word, list | dict):
+                if not isinstance(word, str | int | float | None):
                     raise yaml.constructor.ConstructorError(None, None, "a key is no name", key.start_mark)
                 if word in seen:
                     raise yaml.constructor.ConstructorError(

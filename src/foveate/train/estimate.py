@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from foveate.costmodel import cost, read_model
+from foveate.errors import FoveateError
+from foveate.layout import Layout
 from foveate.loading import skeleton
+from foveate.schedule import tokens_after
 from foveate.train.batches import Batches
 from foveate.train.parameters import choose_parameters
 from foveate.train.prepared import Prepared, prepare
 from foveate.train.recipe import CHECKPOINTING, Recipe
-from foveate.train.settings import DENSE
+from foveate.train.settings import DENSE, RecipeError
 from foveate.train.trainer import accumulation
 from foveate.train.trainer_options import OPTIMISERS
 
@@ -189,16 +192,33 @@ def stage_flops(ready: Prepared) -> tuple[tuple[float, ...], float]:
 
 
 def sampled(ready: Prepared) -> list[ConversationSize]:
-    """Measure the first conversations."""
+    """Measure the first conversations, and check that every spec of the recipe can be done on their images.
+
+    Raises:
+        FoveateError: a conversation can't be trained on, or a spec keeps more tokens than an image has.
+    """
     recipe, out = ready.recipe, []
     positions = recipe.objective.dense_positions
     batches = Batches(ready.processor, ready.family, recipe.max_length, positions=positions)
     for index in range(min(SAMPLE, len(ready.rows))):
         one = ready.rows[index]
-        ids = batches.row(one)["input_ids"]
+        row = batches.row(one)
+        ids = row["input_ids"]
+        for layout in dict.fromkeys(ready.family.layouts(row)) if "pixel_values" in row else ():
+            _check_keeps(ready, layout)
         visual = int((ids == ready.family.image_token).sum())
         out.append(ConversationSize(ids.numel() - visual, visual, tuple(image.size for image in one.pictures())))
     return out
+
+
+def _check_keeps(ready: Prepared, layout: Layout) -> None:
+    stages = {f"stage {number}": stage.spec for number, stage in enumerate(ready.stages, start=1)}
+    for where, spec in {**stages, "test": ready.test}.items():
+        steps = [each for each in (ready.recipe.data.features, spec) if each not in (None, DENSE)]
+        try:
+            tokens_after("+".join(steps), ready.family, layout) if steps else None
+        except FoveateError as error:
+            raise RecipeError(f"{where}: {error}") from None
 
 
 def measure(config: Any, recipe: Recipe, spec: str, one: ConversationSize) -> tuple[tuple[int, ...], float, float]:

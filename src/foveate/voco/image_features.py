@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from foveate.engine import Encoded, encode
 from foveate.engine.images import plan_images
-from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.errors import FoveateError, UnsupportedFamily, quoted
 from foveate.families import Family
 from foveate.layout import Layout, one_row
 from foveate.schedule import schedule
@@ -49,7 +49,7 @@ def check_steps(spec: str) -> None:
     if spec == DENSE:
         return
     if any(step.places != ("features",) or step.method.positions != "pack" for step in as_spec(spec).steps):
-        raise FoveateError(f"{spec}: VoCo reads what steps at @features leave, with positions=pack")
+        raise FoveateError(f"{quoted(spec)}: VoCo reads what steps at @features leave, with positions=pack")
 
 
 def check_features_spec(family: Family, spec: str) -> None:

@@ -17,7 +17,7 @@ from foveate.devices import checked_device
 from foveate.errors import FoveateError, UnsupportedFamily, first_line, shown
 from foveate.families.turning import turned
 from foveate.files import DamagedFile, FileError, open_tensors, shown_path, write_tensors
-from foveate.numbers import Between, check_whole
+from foveate.numbers import Between, check_whole, read_whole
 
 _FORMAT = "foveate-voco-memory-1"
 
@@ -59,11 +59,12 @@ class VoCoMemory:
     images: int = 1
 
     def __post_init__(self) -> None:
-        counts = self.begin >= 0 and self.end > self.begin and self.visual_tokens >= 0 and self.images >= 1
-        if not counts:
+        for name, least in (("begin", 0), ("end", 1), ("visual_tokens", 0), ("images", 1)):
+            check_whole(f"{name} of a memory", getattr(self, name), Between(least))
+        if self.end - self.begin < self.tokens:
             raise FoveateError(
-                f"a memory from position {self.begin} to {self.end} of {self.images} images and {self.visual_tokens} "
-                "visual tokens can't be; encode the image again"
+                f"a memory of {self.tokens} tokens can't stand from position {self.begin} to {self.end}; encode the "
+                "image again"
             )
 
     @property
@@ -233,10 +234,10 @@ class VoCoMemory:
                     _check_tensors(**tensors)
                     return cls(
                         **tensors,
-                        begin=int(metadata["begin"]),
-                        end=int(metadata["end"]),
-                        visual_tokens=int(metadata["visual_tokens"]),
-                        images=int(metadata.get("images", "1")),
+                        begin=read_whole(metadata["begin"]),
+                        end=read_whole(metadata["end"]),
+                        visual_tokens=read_whole(metadata["visual_tokens"]),
+                        images=read_whole(metadata.get("images", "1")),
                         base=metadata["base"],
                         adapter=metadata["adapter"],
                     )
@@ -274,5 +275,7 @@ def _check_tensors(keys: Tensor, values: Tensor, frequencies: Tensor) -> None:
         )
     if keys.dtype not in FLOATS or frequencies.dtype != torch.float32 or frequencies.ndim != 1:
         raise ValueError(f"keys are {keys.dtype} and frequencies {tuple(frequencies.shape)} {frequencies.dtype}")
+    if 2 * frequencies.shape[0] > keys.shape[3]:
+        raise ValueError(f"{frequencies.shape[0]} frequencies turn more than the {keys.shape[3]} numbers of a key")
     if not all(bool(each.isfinite().all()) for each in (keys, values, frequencies)):
         raise ValueError("it has NaN or infinite numbers")

@@ -72,13 +72,15 @@ class MemoryStore:
         )
         check_kind("base", base, str, "a text, as voco.base")
         check_kind("adapter", adapter, str, "a text, as voco.fingerprint() returns")
-        digest = hashlib.sha256(f"{base} {adapter} ".encode())
+        digest = hashlib.sha256(f"{base} {adapter} ".encode("utf-8", "surrogatepass"))
         if isinstance(image, Mapping):
+            for name in image:
+                check_kind("a name in the processor's output", name, str, "a text such as pixel_values")
             names = sorted(set(image) - _TEXT_INPUTS)
             if not names:
                 raise FoveateError("there is no image in the processor's output; pass that of a prompt with an image")
             for name in names:
-                digest.update(f"{name} ".encode())
+                digest.update(f"{name} ".encode("utf-8", "surrogatepass"))
                 update_digest(digest, image[name])
         else:
             update_digest(digest, image)
