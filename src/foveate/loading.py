@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from foveate.arguments import check_kind
 from foveate.embedded import PATH
 from foveate.errors import FoveateError, first_line
-from foveate.files import FileError, is_file, kind_of, read_json_object, shown_path
+from foveate.files import FileError, files_in, is_file, kind_of, open_file, read_json_object, shown_path
 from foveate.hub import explain, fetch_config, is_hub_name
 from foveate.model_checks import buffer_names, check_finite, check_generation, check_loaded, check_processor
 from foveate.weight_files import SAFETENSORS_ONLY, check_depth, check_kinds, check_size, stored_tensors
@@ -267,6 +268,7 @@ def _located(model: str | Path | None, revision: str | None) -> _Source:
     if kind != "folder":
         raise FoveateError(f"{shown_path(folder)} is a file; name the directory that holds the model's config.json")
     config = folder / "config.json"
+    _check_texts(folder)
     if not is_file(config):
         raise FoveateError(f"{shown_path(folder)} has no config.json, so it is not a Hugging Face model directory")
     return _Source(str(folder), str(folder), config)
@@ -352,6 +354,33 @@ def _check_files(source: _Source, config: Any) -> None:
     check_kinds(source.name, stored, buffer_names(bare))
     check_size(source.name, stored, sum(weight.numel() for weight in bare.parameters()))
     check_depth(source.name, stored, bare.state_dict())
+
+
+def _check_texts(folder: Path) -> None:
+    """Check that what transformers reads as text in a model's folder are files of a sensible size.
+
+    It takes a folder or a pipe for a file that is missing, such as the model's own generation configuration, and reads
+    a file as a whole, however large it is.
+
+    Raises:
+        FoveateError: one is something else, or too large.
+    """
+    for path in sorted({path for pattern in _TEXTS for path in files_in(folder, pattern)}):
+        try:
+            with open_file(path) as file:
+                size = file.seek(0, os.SEEK_END)
+        except FileError as error:
+            raise FoveateError(f"{error}; download the model again") from None
+        if size > _LARGEST_TEXT:
+            raise FoveateError(
+                f"{shown_path(path)} has {size:,} bytes, and such a file of a model has at most {_LARGEST_TEXT:,}; "
+                "download the model again"
+            )
+
+
+_TEXTS: Final = ("*.json", "*.jinja", "*.txt", "*.model")
+_LARGEST_TEXT: Final = 256 * 2**20
+"""In bytes; the largest vocabularies have about 40 MB."""
 
 
 def _lacking(error: ImportError) -> str:

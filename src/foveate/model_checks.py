@@ -112,8 +112,8 @@ def check_generation(title: str, network: Any) -> None:
         for token in tokens:
             if type(token) is not int or not 0 <= token < (vocabulary or token + 1):
                 raise _no_generation(title, name, token, "tokens of the vocabulary")
-    for name in ("penalty_alpha", "assistant_early_exit", "dola_layers"):
-        if (value := getattr(config, name, None)) is not None:
+    for name in ("penalty_alpha", "assistant_early_exit", "dola_layers", "is_assistant"):
+        if (value := getattr(config, name, None)) not in (None, False):
             raise _no_generation(title, name, value, "left out: foveate decodes with the model alone")
     value = getattr(config, "prompt_lookup_num_tokens", None)
     if value is not None and (type(value) is not int or value < 1):

@@ -29,7 +29,7 @@ for step in range(int(sys.argv[3])):
     value = (seed + step) % 7
     keys = torch.full((2, 2, 300, 16), float(value))
     def make():
-        return VoCoMemory(keys, keys.clone(), 0, 3, 1, "base", "adapter", torch.ones(8))
+        return VoCoMemory(keys, keys.clone(), 0, 300, 1, "base", "adapter", torch.ones(8))
     found = store.get_or_make(f"{value:064x}", make)
     assert (found.keys == value).all(), "a memory of another name"
     print(step, flush=True)

@@ -61,11 +61,8 @@ class VoCoMemory:
     def __post_init__(self) -> None:
         for name, least in (("begin", 0), ("end", 1), ("visual_tokens", 0), ("images", 1)):
             check_whole(f"{name} of a memory", getattr(self, name), Between(least))
-        if self.end - self.begin < self.tokens:
-            raise FoveateError(
-                f"a memory of {self.tokens} tokens can't stand from position {self.begin} to {self.end}; encode the "
-                "image again"
-            )
+        if self.end <= self.begin:
+            raise FoveateError(f"a memory from position {self.begin} to {self.end} can't be; encode the image again")
 
     @property
     def tokens(self) -> int:
@@ -232,7 +229,7 @@ class VoCoMemory:
                 if metadata.get("format") == _FORMAT:
                     tensors = {name: file.get_tensor(name) for name in ("keys", "values", "frequencies")}
                     _check_tensors(**tensors)
-                    return cls(
+                    memory = cls(
                         **tensors,
                         begin=read_whole(metadata["begin"]),
                         end=read_whole(metadata["end"]),
@@ -241,6 +238,9 @@ class VoCoMemory:
                         base=metadata["base"],
                         adapter=metadata["adapter"],
                     )
+                    if memory.end - memory.begin < memory.tokens:
+                        raise ValueError(f"{memory.tokens} tokens at {memory.end - memory.begin} positions")
+                    return memory
         except (DamagedFile, KeyError, ValueError) as error:
             if isinstance(error, FileError) and not isinstance(error, DamagedFile):
                 raise
