@@ -140,7 +140,10 @@ def check_processor(title: str, processor: Any, config: Any) -> None:
     """
     token, wanted = getattr(processor, "image_token", None), getattr(config, "image_token_id", None)
     if isinstance(token, str) and isinstance(wanted, int):
-        found = processor.tokenizer.convert_tokens_to_ids(token)
+        found = getattr(processor, "image_token_id", None)
+        # Some processors put other tokens in place of the one that a template writes.
+        if not isinstance(found, int) or found == processor.tokenizer.unk_token_id:
+            found = processor.tokenizer.convert_tokens_to_ids(token)
         if found is None or (found != wanted and found == processor.tokenizer.unk_token_id):
             raise FoveateError(
                 f"the tokenizer of {title} has no token {token!r}, which stands for an image in prompts; take the "

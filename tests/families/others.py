@@ -338,25 +338,6 @@ ALL = (
         plain=False,
     ),
     other(
-        "aya_vision",
-        maker("AyaVision", "SiglipVisionConfig", "Cohere2Config", HEADLESS, image_token_index=5),
-        9,
-        plain=False,
-    ),
-    other(
-        "cohere2_vision",
-        maker(
-            "Cohere2Vision",
-            "SiglipVisionConfig",
-            "Cohere2Config",
-            HEADLESS,
-            image_token_id=5,
-            alignment_intermediate_size=64,
-        ),
-        9,
-        plain=False,
-    ),
-    other(
         "got_ocr2",
         maker("GotOcr2", "GotOcr2VisionConfig", "Qwen2Config", {"vision": SAM}, image_token_index=5),
         49,

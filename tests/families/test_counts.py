@@ -32,7 +32,7 @@ def layout_in_prompt(family: Any, processor: Any, height: int, width: int) -> An
     try:
         inputs = processor.apply_chat_template(message, tokenize=True, return_dict=True, return_tensors="pt")
         (layout,) = family.layouts(dict(inputs))
-    except ValueError:
+    except (ValueError, RuntimeError):  # the second is torch's own, in a processor
         return None
     assert int((inputs["input_ids"] == family.image_token).sum()) == layout.placeholders
     return layout if layout.total else None

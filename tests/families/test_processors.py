@@ -17,7 +17,7 @@ from torch import Tensor
 from foveate.engine import apply, compress
 from foveate.errors import FoveateError
 
-SIZES = ((100, 160), (170, 60), (90, 90))
+SIZES = ((100, 160), (170, 60), (80, 80))
 """Height and width of the pictures."""
 QUESTIONS = ("what is it ?", "what colour is it ? word40 word41 word42", "is it ?")
 SPECS = ("random:6", "cls:6", "pool:0.25:positions=keep", "resize:0.5", "fastv:6@2")

@@ -2,14 +2,15 @@
 
 import pytest
 import torch
-from others import HEADLESS, OTHERS, Other, maker, other
+from others import HEADLESS, OTHERS, maker, other
+from rows import ROWS, Row
 
 from foveate.errors import UnsupportedFamily
 from foveate.families import family_of
 from foveate.families.turning import frequencies
 from foveate.voco import VoCo, VoCoMemory
 
-BY_NAME = {row.name: row for row in OTHERS}
+BY_NAME = {row.name: row for row in (*ROWS, *OTHERS)}
 HALF = other(
     "half_turned",
     maker(
@@ -25,7 +26,7 @@ HALF = other(
 pytestmark = pytest.mark.filterwarnings("ignore:.*Each run of its image placeholders")
 
 
-def apart(row: Other, prompt: str) -> float:
+def apart(row: Row, prompt: str) -> float:
     """Return the largest difference between the logits of two passes and of the masked pass."""
     model, inputs = row.model("eager"), row.inputs(prompt)
     voco = VoCo(model, 3, shared=False)

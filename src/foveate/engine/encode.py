@@ -166,9 +166,11 @@ def images_of_prompt(
     """
     found, order = family.in_prompt(capture, order, input_ids)
     if pixels is not None and capture.sizes and found is not capture:
-        asked = {family.shrunk(layout, pixels.shrink(layout)).segments[0].count for layout in found.layouts}
-        made = zip(capture.layouts, capture.sizes, strict=True)
-        if asked != {family.shrunk(layout, size).segments[0].count for layout, size in made if layout.segments}:
+        asked = [family.shrunk(layout, pixels.shrink(layout)) for layout in found.layouts]
+        entries = zip(capture.layouts, capture.sizes, strict=True)
+        made = [family.shrunk(layout, size) for layout, size in entries if layout.segments]
+        counts, made_counts = ({tile.count for each in layouts for tile in each.segments} for layouts in (asked, made))
+        if counts != made_counts:
             raise FoveateError(
                 f"{pixels} asks for tiles of another size where an image has several, and {family.title} shrinks them "
                 "before the prompt tells how many; crops of one size come from a fraction, or a number per=tile"

@@ -53,6 +53,12 @@ class StaysWithModel:
         )
 
 
+def _joined(rows: Tensor | None, more: Tensor) -> Tensor:
+    """Put the rows `(..., D)` of one more call after those of the calls before it: `(tokens, D)`."""
+    more = more.flatten(0, -2)
+    return more if rows is None else torch.cat([rows, more])
+
+
 class _OutsideGraph(StaysWithModel):
     """A hook for which a compiled model leaves its graph: each call changes something else."""
 
@@ -220,6 +226,7 @@ class EncoderHooks(StaysWithModel):
         layouts = self.family.layouts(arguments)
         # A row of the prompt may be without images.
         sizes = [self.pixels.shrink(layout) if layout.segments else (0, 0) for layout in layouts]
+        sizes = self.family.sizes_together(layouts, sizes)
         self._local.resized = layouts, tuple(sizes)
         return self.family.resized_inputs(arguments, layouts, sizes, self.mode)
 
@@ -283,7 +290,7 @@ class EncoderHooks(StaysWithModel):
 
     def _before_projection(self, module: nn.Module, args: Arguments) -> None:
         if (capture := self._capture) is not None:
-            capture.features = args[0]
+            capture.features = _joined(capture.features, args[0]) if self.family.projects_each else args[0]
 
     def _after_tower(self, module: nn.Module, args: Arguments, output: Any) -> None:
         # A backward pass may run the layers again, on what was merged before.
@@ -294,6 +301,11 @@ class EncoderHooks(StaysWithModel):
     def _after_projection(self, module: nn.Module, args: Arguments, output: Any) -> Any:
         capture = self._capture
         if capture is None:
+            return None
+        if self.family.projects_each:
+            capture.projected = _joined(capture.projected, output)
+            if capture.projected.shape[0] == sum(layout.content for layout in capture.seen):
+                self._local.capture = None
             return None
         self._local.capture = None
         capture.projected = output if isinstance(output, Tensor) else output.pooler_output

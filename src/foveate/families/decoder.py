@@ -71,6 +71,11 @@ class Decoder:
         return tuple(sorted(set(self.layer_kinds()[first:]) - {"full_attention", "sliding_attention"}))
 
     @property
+    def is_plain(self) -> bool:
+        """Whether every layer sees all earlier columns, so that steps can act between layers."""
+        return set(self.layer_kinds()) == {"full_attention"}
+
+    @property
     def window(self) -> int | None:
         """The number of columns that a layer of sliding attention sees; None if the decoder has no such layer."""
         if "sliding_attention" not in self.layer_kinds():

@@ -42,9 +42,9 @@ class Capture:
     inside: dict[int, Plan] = field(default_factory=dict)
     """Encoder layer -> the plan of a step at `@encoder` at its input; empty without such a step."""
     features: Tensor | None = None
-    """The input of the family's `feature_module`, unchanged."""
+    """The input of the family's `feature_module`, unchanged; `(tokens, D)` of all calls with `projects_each`."""
     projected: Tensor | None = None
-    """The output of the family's `projected_module`, unchanged."""
+    """The output of the family's `projected_module`, unchanged; `(tokens, D)` of all calls with `projects_each`."""
     companions: tuple[Tensor, ...] = ()
     """The other tensors of that output with one row per visual token, unchanged."""
     stacked: bool = False
@@ -103,6 +103,8 @@ class Family(Decoder, ABC):
     resizes_inputs: ClassVar[bool] = False
     """Whether images are resized among the arguments of `get_image_features`, by `resized_inputs`, and the model then
     takes them for smaller ones; if not, `shrink` and `grow` do it around the tower."""
+    projects_each: ClassVar[bool] = False
+    """Whether the model calls its projector once for each entry of the encoder's output, and not for all of them."""
     pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     """The inputs that describe images; they are dropped from a call once its features are computed."""
     encoder_arguments: ClassVar[tuple[str, ...]] = ()
@@ -343,6 +345,15 @@ class Family(Decoder, ABC):
     @abstractmethod
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
         """Start a capture from the arguments of a call of the tower, with `encoder_arguments` added to `kwargs`."""
+
+    def sizes_together(self, layouts: Sequence[Layout], sizes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+        """Return the sizes to which the entries of a call are resized, where some depend on others.
+
+        Args:
+            layouts: of the entries of the encoder's output at full size, for families with `resizes_inputs`.
+            sizes: rows and columns of visual tokens that a step asks for each of them alone.
+        """
+        return sizes
 
     def resized_inputs(
         self, inputs: Mapping[str, Any], layouts: Sequence[Layout], sizes: Sequence[tuple[int, int]], mode: str

@@ -11,11 +11,11 @@ from torch.nn.functional import interpolate
 
 from foveate.errors import FoveateError
 from foveate.families.config_fields import read_number
-from foveate.families.family import Capture, attention_received
+from foveate.families.family import Capture
 from foveate.families.registry import register_family
-from foveate.families.tiling import TiledFamily, TileGrid
-from foveate.families.vision_shape import VisionShape
-from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Signal
+from foveate.families.siglip_tiles import SiglipTiles
+from foveate.families.tiling import TileGrid
+from foveate.tokens import Layout
 from foveate.transformers_api import refuse_blocks
 
 _LONGEST = 4
@@ -27,14 +27,12 @@ _LABEL = 16
 
 
 @register_family
-class Idefics3(TiledFamily):
+class Idefics3(SiglipTiles):
     """Idefics3 with a SigLIP encoder: an image in tiles and then as a whole, no [CLS].
 
     Before each tile the prompt names its row and column, and before the whole image <global-img>. This text is no part
     of the image, and always stays. An image ends where the text before a tile is that before the prompt's last one. In
     a prompt without such text each tile is an image. Position ids are one-dimensional.
-
-    `EncoderAttention` is the attention that the patches of a token receive, as a share of all attention in their tile.
     """
 
     name = "idefics3"
@@ -47,7 +45,6 @@ class Idefics3(TiledFamily):
     )
     core_class = "Idefics3Model"
     encoders = ("idefics3_vision", "idefics3_vision_model")
-    outside_encoder = "the pixel shuffle after its encoder reads blocks of patches, which merging would break up"
     words_between_tiles = True
     pixel_axes = ("rows", "tiles", "channels", "height", "width")
     pixel_inputs = ("pixel_values", "pixel_attention_mask")
@@ -69,34 +66,10 @@ class Idefics3(TiledFamily):
         """Patches along one side of a visual token."""
         return read_number(self.config, "scale_factor")
 
-    @property
-    def patch(self) -> int:
-        """Pixels along one side of a patch."""
-        return read_number(self.config.vision_config, "patch_size")
-
-    @property
-    def edge(self) -> int:
-        """Pixels along one side of a tile."""
-        return read_number(self.config.vision_config, "image_size")
-
     def image_layout(self, height: int, width: int) -> Layout:
         """Return the tiles of an image of `height` x `width` pixels, enlarged to four tiles along its longer side."""
         rows, columns = _cut(height, width, self.edge)
         return self.tiled(TileGrid(rows * columns + 1, rows, columns), self.tile_side)
-
-    def vision_shape(self) -> VisionShape:
-        """Read SigLIP's sizes; the projector is one matrix."""
-        vision = self.config.vision_config
-        return VisionShape(
-            depth=read_number(vision, "num_hidden_layers"),
-            width=read_number(vision, "hidden_size"),
-            heads=read_number(vision, "num_attention_heads"),
-            mlp_width=read_number(vision, "intermediate_size"),
-            patch_values=read_number(vision, "num_channels") * self.patch**2,
-            decoder_width=read_number(self.config.text_config, "hidden_size"),
-            merge=self.merge,
-            projector_widths=(),
-        )
 
     # Places in the model
 
@@ -109,11 +82,6 @@ class Idefics3(TiledFamily):
     def tower(self) -> nn.Module:
         """The SigLIP encoder."""
         return self.core.vision_model  # pyright: ignore[reportReturnType]
-
-    @property
-    def encoder_attentions(self) -> Sequence[nn.Module]:
-        """The self-attention of each SigLIP layer."""
-        return [layer.self_attn for layer in self.core.vision_model.encoder.layers]  # pyright: ignore
 
     @property
     def feature_module(self) -> nn.Module:
@@ -138,12 +106,12 @@ class Idefics3(TiledFamily):
         return (pixels != 0).flatten(2).any(dim=2).sum(dim=1).tolist()
 
     def tile_grids(
-        self, input_ids: Tensor, side: int, tiles: Sequence[int], previews: Tensor | None
+        self, input_ids: Tensor, tokens: Sequence[int], tiles: Sequence[int], previews: Tensor | None
     ) -> list[TileGrid] | None:
         """Read how images were cut from the text before each tile."""
         grids: list[TileGrid] = []
         for row in input_ids.tolist():
-            found = _grids_of_row(row, self.image_token, side * side)
+            found = _grids_of_row(row, self.image_token, tokens[0] if tokens else 1)
             if found is None:
                 return None
             grids += found
@@ -174,26 +142,14 @@ class Idefics3(TiledFamily):
 
     # Signals
 
-    def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
-        """Compute attention received `(N,)`, which sums to 1 per tile, or keys `(N, D_key)`, means of patches."""
-        assert isinstance(signal, EncoderAttention | EncoderKeys)
-        layer = self.encoder_layer(signal.layer)
-        attention: Any = self.encoder_attentions[layer]
-        query, key = (
-            capture.attention[layer][name].unflatten(-1, (-1, attention.head_dim)) for name in ("queries", "keys")
-        )
-        if isinstance(signal, EncoderKeys):
-            key = key.mean(dim=2) if signal.heads == "mean" else key.flatten(2)
-            return self.by_image(self.by_token(key).mean(dim=2), capture)
+    def check_attention(self, capture: Capture) -> None:
+        """Refuse tiles with padding, whose patches attend to some of the others alone."""
         mask: Tensor | None = capture.extra["mask"]
         if mask is not None and not bool(mask.all()):
             raise FoveateError(
                 f"a tile holds padding, where attention of {self.title} is not known; let the processor cut images "
                 "into whole tiles (do_image_splitting)"
             )
-        heads = query.transpose(1, 2), key.transpose(1, 2)
-        received = attention_received(*heads, attention.scale, heads=signal.heads)
-        return self.by_image(self.by_token(received).sum(dim=2) / received.shape[1], capture)
 
 
 def _cut(height: int, width: int, edge: int) -> tuple[int, int]:

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import inf
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
 
 from foveate.errors import UnsupportedFamily
+from foveate.families.arranged_tiles import ArrangedTiles, nearest_shape
 from foveate.families.config_fields import read_field, read_number
 from foveate.families.family import Capture, cls_attention
 from foveate.families.registry import register_family
-from foveate.families.tiling import TiledFamily, TileGrid
+from foveate.families.tiling import TileGrid
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Signal
 
-_MOST_TILES = 12
-"""Tiles of an image, without the whole one, as the processors of all released models have it."""
-_PREVIEW = 8
-_ALIKE = (0.5, 0.01)
-"""How far a picture put together from tiles may be from the whole one: a share of its variance, and a little more."""
-
 
 @register_family
-class InternVl(TiledFamily):
+class InternVl(ArrangedTiles):
     """InternVL with InternViT: an image in tiles and then as a whole, [CLS] dropped after the encoder.
 
     The tokens of all tiles of an image are one run of placeholders. How the tiles lie is not among the processor's
@@ -106,7 +98,7 @@ class InternVl(TiledFamily):
 
     def image_layout(self, height: int, width: int) -> Layout:
         """Return the tiles of an image of `height` x `width` pixels: up to 12 in the arrangement nearest its shape."""
-        rows, columns = _cut(height, width, self.edge)
+        rows, columns = nearest_shape(height, width, self.edge)
         cut = rows * columns
         grid = TileGrid(cut + 1, rows, columns) if cut > 1 else TileGrid()
         return self.tiled(grid, self.tile_side)
@@ -159,28 +151,12 @@ class InternVl(TiledFamily):
 
     # Tiles
 
-    def tile_counts(self, inputs: Mapping[str, Any]) -> list[int]:
-        """Return 1 for each tile: the encoder's output has an entry for each."""
-        return [1] * inputs["pixel_values"].shape[0]
-
-    def previews(self, pixels: Tensor) -> Tensor:
-        """Return a small picture of each tile: `(tiles, channels, 8, 8)` float32."""
-        return adaptive_avg_pool2d(pixels.float(), _PREVIEW)
-
-    def tile_grids(
-        self, input_ids: Tensor, side: int, tiles: Sequence[int], previews: Tensor | None
-    ) -> list[TileGrid] | None:
-        """Take each run of placeholders as one image, and look at its tiles for how they lie."""
+    def tiles_of_images(self, input_ids: Tensor, tokens: Sequence[int]) -> list[int] | None:
+        """Take each run of placeholders as one image."""
         runs = self.placeholder_runs(input_ids)
-        if any(run % side**2 for run in runs) or sum(runs) != len(tiles) * side**2:
+        if not tokens or any(run % tokens[0] for run in runs):
             return None
-        assert previews is not None
-        grids: list[TileGrid] = []
-        begin = 0
-        for count in (run // side**2 for run in runs):
-            grids += _arranged(previews[list(tiles[begin : begin + count])])
-            begin += count
-        return grids
+        return [run // tokens[0] for run in runs]
 
     # Encoding
 
@@ -203,52 +179,3 @@ class InternVl(TiledFamily):
             return self.by_image(self.by_token(key).mean(dim=2), capture)
         weights = cls_attention(query[:, 0], key.transpose(1, 2), attention.scale, signal.heads)
         return self.by_image(self.by_token(weights[:, 1:]).sum(dim=2), capture)
-
-
-def _cut(height: int, width: int, edge: int) -> tuple[int, int]:
-    """Return the rows and columns of the arrangement of tiles whose shape is nearest to an image's.
-
-    Of equally near ones the processor takes the larger, as long as it holds less than twice the image's pixels.
-
-    >>> _cut(480, 640, 448), _cut(448, 448, 448), _cut(2000, 2000, 448)
-    ((3, 4), (1, 1), (3, 3))
-    """
-    arrangements = [
-        (rows, columns)
-        for columns in range(1, _MOST_TILES + 1)
-        for rows in range(1, _MOST_TILES + 1)
-        if rows * columns <= _MOST_TILES
-    ]
-    best, nearest = (1, 1), inf
-    for rows, columns in sorted(arrangements, key=lambda sides: sides[0] * sides[1]):
-        distance = abs(width / height - columns / rows)
-        larger = height * width > 0.5 * edge * edge * rows * columns
-        if distance < nearest or (distance == nearest and larger):
-            best, nearest = (rows, columns), distance
-    return best
-
-
-def _arranged(previews: Tensor) -> list[TileGrid]:
-    """Return how tiles of one run lie, from small pictures of them `(tiles, C, h, w)`; the last is the whole image.
-
-    >>> whole = torch.arange(16.0).view(1, 1, 4, 4)
-    >>> halves = torch.cat([half.repeat_interleave(2, dim=3) for half in whole.split(2, dim=3)])
-    >>> _arranged(torch.cat([halves, whole]))
-    [TileGrid(tiles=3, rows=1, columns=2)]
-    """
-    *_, height, width = previews.shape
-    count = previews.shape[0] - 1
-    # The processor makes one tile, or two and more and the whole image.
-    if count < 2:
-        return [TileGrid()] * (count + 1)
-    whole, errors = previews[-1:], []
-    arrangements = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
-    for rows, columns in arrangements:
-        picture = previews[:-1].unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
-        errors.append((adaptive_avg_pool2d(picture[None], (height, width)) - whole).square().mean())
-    least, best = torch.stack(errors).min(dim=0)
-    share, more = _ALIKE
-    if not bool(least <= share * whole.var(correction=0) + more):
-        return [TileGrid()] * (count + 1)
-    rows, columns = arrangements[int(best)]
-    return [TileGrid(count + 1, rows, columns)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -89,13 +90,15 @@ class TiledFamily(Family):
 
     def tiled(self, grid: TileGrid, side: int) -> Layout:
         """Return the layout of an image that was cut so, of `side` x `side` tokens per tile."""
+        return self.of_tiles(grid, [(side, side)] * grid.tiles)
+
+    def of_tiles(self, grid: TileGrid, shapes: Sequence[tuple[int, int]]) -> Layout:
+        """Return the layout of an image that was cut so, from rows and columns of tokens of each of its tiles."""
         cut = grid.rows * grid.columns
-        tiles = [
-            Segment(1, side, side, part=(*divmod(number, grid.columns), grid.rows, grid.columns))
-            for number in range(cut)
-        ]
-        tiles += [Segment(1, side, side)] * (grid.tiles - cut)
-        runs = (side * side,) * len(tiles) if self.words_between_tiles and len(tiles) > 1 else ()
+        parts = [(*divmod(number, grid.columns), grid.rows, grid.columns) for number in range(cut)]
+        parts += [()] * (grid.tiles - cut)
+        tiles = [Segment(1, *shape, part=part) for shape, part in zip(shapes, parts, strict=True)]
+        runs = tuple(tile.count for tile in tiles) if self.words_between_tiles and len(tiles) > 1 else ()
         return Layout(tuple(tiles), runs=runs)
 
     def encoder_grids(self, layout: Layout) -> tuple[Segment, ...]:
@@ -116,28 +119,43 @@ class TiledFamily(Family):
 
     @abstractmethod
     def tile_grids(
-        self, input_ids: Tensor, side: int, tiles: Sequence[int], previews: Tensor | None
+        self, input_ids: Tensor, tokens: Sequence[int], tiles: Sequence[int], previews: Tensor | None
     ) -> list[TileGrid] | None:
         """Return how each image of a prompt was cut, in its order; None if its placeholders are not these tiles.
 
         Args:
             input_ids: `(B, S)` int64.
-            side: tokens along one side of a tile.
+            tokens: of each tile, in prompt order.
             tiles: the numbers of the encoder's tiles, in prompt order.
             previews: of the tiles, by number.
         """
 
-    def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """Return the tiles of each image; without `input_ids`, those of each entry of the encoder's output."""
+    def tile_shapes(self, inputs: Mapping[str, Any]) -> list[tuple[int, int]]:
+        """Return rows and columns of tokens of each tile, once the form of the pixels is checked.
+
+        Raises:
+            FoveateError: pixels have another form.
+        """
         pixels = inputs.get("pixel_values")
         if not isinstance(pixels, Tensor):
             raise FoveateError(f"{self.title} needs pixel_values, a tensor of tiles; pass what its processor returned")
-        side, counts = self._side(pixels), self.tile_counts(inputs)
+        side = self._side(pixels)
+        return [(side, side)] * sum(self.tile_counts(inputs))
+
+    def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """Return the tiles of each image; without `input_ids`, those of each entry of the encoder's output."""
+        shapes = self.tile_shapes(inputs)
         ids = inputs.get("input_ids")
         grids = None
         if ids is not None:
-            grids = self.tile_grids(ids, side, range(sum(counts)), self.previews(pixels))
-        return tuple(self.tiled(grid, side) for grid in grids or map(TileGrid, counts))
+            tokens = [rows * columns for rows, columns in shapes]
+            grids = self.tile_grids(ids, tokens, range(len(shapes)), self.previews(inputs))
+        return self._grouped(grids or list(map(TileGrid, self.tile_counts(inputs))), shapes)
+
+    def _grouped(self, grids: Sequence[TileGrid], shapes: Sequence[tuple[int, int]]) -> tuple[Layout, ...]:
+        """Return the layout of each image from the tiles of all of them, one image after another."""
+        ends = accumulate(grid.tiles for grid in grids)
+        return tuple(self.of_tiles(grid, shapes[end - grid.tiles : end]) for grid, end in zip(grids, ends, strict=True))
 
     def _side(self, pixels: Tensor) -> int:
         if pixels.ndim != len(self.pixel_axes):
@@ -153,7 +171,7 @@ class TiledFamily(Family):
             )
         return height // self.token_side
 
-    def previews(self, pixels: Tensor) -> Tensor | None:
+    def previews(self, inputs: Mapping[str, Any]) -> Tensor | None:
         """Return what `tile_grids` has to see of the tiles, with a row for each; None for nothing."""
         return None
 
@@ -161,16 +179,17 @@ class TiledFamily(Family):
 
     def encode(self, inputs: Mapping[str, Any]) -> Any:
         """Run the encoder and the projector, once the form of the tiles is checked."""
-        self._side(inputs["pixel_values"])
+        self.tile_shapes(inputs)
         return super().encode(inputs)
 
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
         """Count the tiles of each entry of the encoder's output."""
+        kwargs = {"pixel_values": args[0], **kwargs} if args else kwargs
         counts = self.tile_counts(kwargs)
         layouts = self.layouts(kwargs)
         first = [sum(counts[:number]) for number in range(len(counts))]
         tiles = [tuple(range(begin, begin + count)) for begin, count in zip(first, counts, strict=True)]
-        return Capture(layouts, layouts, extra={"tiles": tiles, "previews": self.previews(kwargs["pixel_values"])})
+        return Capture(layouts, layouts, extra={"tiles": tiles, "previews": self.previews(kwargs)})
 
     def in_prompt(
         self, capture: Capture, order: Sequence[int], input_ids: Tensor | None
@@ -179,11 +198,12 @@ class TiledFamily(Family):
         if input_ids is None or not order:
             return capture, order
         full, seen = (
-            next(tile.h for layout in layouts for tile in layout.segments)
+            [(tile.h, tile.w) for layout in layouts for tile in layout.segments]
             for layouts in (capture.layouts, capture.seen)
         )
         tiles = [tile for entry in order for tile in capture.extra["tiles"][entry]]
-        grids = self.tile_grids(input_ids, full, tiles, capture.extra["previews"])
+        tokens = [full[tile][0] * full[tile][1] for tile in tiles]
+        grids = self.tile_grids(input_ids, tokens, tiles, capture.extra["previews"])
         if grids is None:
             return capture, order
         numbers: dict[tuple[TileGrid, tuple[int, ...]], int] = {}
@@ -200,8 +220,8 @@ class TiledFamily(Family):
             others = {name: value for name, value in capture.extra.items() if value is not captures}
             captures[key] = replace(
                 capture,
-                layouts=tuple(self.tiled(grid, full) for grid, _ in numbers),
-                seen=tuple(self.tiled(grid, seen) for grid, _ in numbers),
+                layouts=tuple(self.of_tiles(grid, [full[tile] for tile in own]) for grid, own in numbers),
+                seen=tuple(self.of_tiles(grid, [seen[tile] for tile in own]) for grid, own in numbers),
                 extra={**others, "tiles": [own for _, own in numbers]},
             )
         return captures[key], images

@@ -31,11 +31,11 @@ class Resize(PixelMethod):
     def shrink(self, layout: Layout) -> tuple[int, int]:
         """Return the largest grid within the budget that keeps the aspect ratio; of several grids, the first one's."""
         first = layout.segments[0]
-        if len(layout.segments) == 1:
-            budget = self.keep.count(first.count)
-        elif self.keep.share is not None:
-            # Rounded down, so that all grids together stay within the share too.
+        if self.keep.share is not None:
+            # Rounded down, so that all grids together stay within the share too, and a tile gets the same alone.
             budget = math.floor(self.keep.share * first.count)
+        elif len(layout.segments) == 1:
+            budget = self.keep.count(first.count)
         elif self.per == "tile":
             budget = min(self.keep.count(layout.content), first.count)
         else:

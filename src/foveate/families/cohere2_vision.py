@@ -1,0 +1,139 @@
+"""Command A Vision: SigLIP over tiles of an image, then over all of it.  Cohere 2025."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from foveate.families.arranged_tiles import ArrangedTiles, arrangements, tiles_by_end
+from foveate.families.config_fields import read_number
+from foveate.families.family import Capture
+from foveate.families.registry import register_family
+from foveate.families.siglip_tiles import SiglipTiles
+from foveate.families.tiling import TileGrid
+from foveate.families.vision_shape import VisionShape
+from foveate.layout import Layout
+
+
+@register_family
+class Cohere2Vision(ArrangedTiles, SiglipTiles):
+    """Cohere2 Vision with a SigLIP encoder: an image in tiles and then as a whole, no [CLS].
+
+    A line break, as a text token, follows each tile. This text is no part of the image, and always stays. An image ends
+    where what follows a tile is what follows the prompt's last one. How tiles lie is not among the processor's outputs:
+    it is the arrangement in which they make the picture of the last tile. Tiles that make none are an image each.
+    Position ids are one-dimensional.
+
+    Steps inside the decoder act only where all of its layers see all earlier columns; in the released models, most
+    layers see a window.
+    """
+
+    name = "cohere2_vision"
+    title = "Cohere2 Vision"
+    core_class = "Cohere2VisionModel"
+    encoders = ("siglip_vision_model",)
+    places = ("pixels", "features", "input")
+    stacked = True
+    words_between_tiles = True
+    checkpoints: ClassVar[tuple[str, ...]] = ("CohereLabs/command-a-vision-07-2025",)
+    end: ClassVar[int] = 2
+    """How many tokens after the last tile of an image no other tile has: the line break, and the mark of the end."""
+
+    def check_config(self) -> None:
+        """Check that the encoder is SigLIP's, and whether steps can act inside the decoder."""
+        self.check_encoder()
+        if self.is_plain:
+            self.places = (*type(self).places, "decoder")  # pyright: ignore[reportAttributeAccessIssue]
+
+    # What the configuration alone tells
+
+    @property
+    def merge(self) -> int:
+        """Patches along one side of a visual token."""
+        return read_number(self.config, "downsample_factor")
+
+    def image_layout(self, height: int, width: int) -> Layout:
+        """Return the tiles of an image of `height` x `width` pixels: up to 12, so that it is scaled least."""
+        return self._cut(*_least_scaled(height, width, self.edge))
+
+    def _cut(self, rows: int, columns: int) -> Layout:
+        """Return the layout of an image of so many tiles, and of the whole of it if they are two and more."""
+        count = rows * columns
+        return self.tiled(TileGrid(count + 1, rows, columns) if count > 1 else TileGrid(), self.tile_side)
+
+    @property
+    def projector_widths(self) -> tuple[int, ...]:
+        """The width of what the projector's first layer makes: values, and as many gates beside them."""
+        return (read_number(self.config, "alignment_intermediate_size") // 2,)
+
+    def vision_shape(self) -> VisionShape:
+        """Read SigLIP's sizes, and those of a projector with a gate."""
+        return replace(super().vision_shape(), gated_projector=True)
+
+    # Places in the model
+
+    @property
+    def tower(self) -> nn.Module:
+        """The SigLIP encoder."""
+        return self.core.vision_tower  # pyright: ignore[reportReturnType]
+
+    @property
+    def feature_module(self) -> nn.Module:
+        """The first layer of the projector's MLP, which reads the patches of a token side by side."""
+        return self.core.multi_modal_projector.linear_1  # pyright: ignore
+
+    @property
+    def projected_module(self) -> nn.Module:
+        """The projector: pixel shuffle and MLP."""
+        return self.core.multi_modal_projector  # pyright: ignore[reportReturnType]
+
+    @property
+    def projectors(self) -> tuple[nn.Module, ...]:
+        """The projector."""
+        return (self.projected_module,)
+
+    # Tiles
+
+    def tiles_of_images(self, input_ids: Tensor, tokens: Sequence[int]) -> list[int] | None:
+        """Find the last tile of each image by what follows it."""
+        return tiles_by_end(input_ids, self.image_token, tokens, self.end)
+
+    def resized_inputs(
+        self, inputs: Mapping[str, Any], layouts: Sequence[Layout], sizes: Sequence[tuple[int, int]], mode: str
+    ) -> dict[str, Any]:
+        """Average the pixels of each tile down to its target grid; "enlarge" enlarges them to their size again."""
+        found = super().resized_inputs(inputs, layouts, sizes, mode)
+        return found if mode == "enlarge" else {**found, "interpolate_pos_encoding": True}
+
+    # Features
+
+    def features(self, capture: Capture) -> tuple[Tensor, ...]:
+        """Return the patches of each token side by side, per image `(N, D_encoder)`."""
+        assert capture.features is not None
+        return self.by_image(capture.features.flatten(1, 2), capture)
+
+    def projected(self, capture: Capture) -> tuple[Tensor, ...]:
+        """Return the projector's output, per image `(N, D)`."""
+        assert capture.projected is not None
+        return self.by_image(capture.projected.flatten(1, 2), capture)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Apply the projector's MLP, whose second half is a gate."""
+        projector: Any = self.projected_module
+        values, gate = projector.linear_1(features).chunk(2, dim=-1)
+        return projector.linear_2(projector.act(gate) * values)
+
+
+def _least_scaled(height: int, width: int, edge: int) -> tuple[int, int]:
+    """Return the rows and columns of the tiles into which an image is scaled up the least, or else down the least.
+
+    >>> _least_scaled(480, 640, 512), _least_scaled(100, 100, 512), _least_scaled(3000, 4000, 512)
+    ((1, 2), (1, 1), (3, 4))
+    """
+    shapes = arrangements()
+    scales = [min(columns * edge / width, rows * edge / height) for rows, columns in shapes]
+    enough = [scale for scale in scales if scale >= 1]
+    return shapes[scales.index(min(enough) if enough else max(scales))]
