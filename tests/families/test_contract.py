@@ -816,7 +816,7 @@ def test_a_failed_call_leaves_the_next_one_right(row: Row, model: Any) -> None:
     with apply(model, SELECT):
         good = logits(model, inputs)
         with pytest.raises(FoveateError, match="placeholders"):
-            logits(model, {**inputs, "input_ids": inputs["input_ids"][:, :-7], "attention_mask": None})
+            logits(model, {**inputs, "input_ids": inputs["input_ids"][:, :-9], "attention_mask": None})
         assert torch.equal(logits(model, inputs), good)
 
 

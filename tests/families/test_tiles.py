@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 from rows import ROWS, Row, grid
-from rows.tiles import tiled, tiles_of
-from test_contract import generate, logits
+from rows.tiles import tiles_of
+from test_contract import by_hand, dense_positions, generate, kept_columns, logits, masked
 from torch import Tensor
 from versions import BEAMS_OF_SEVERAL_IMAGES
 
@@ -18,6 +18,7 @@ from foveate.families import family_class, family_of
 BY_NAME = {row.name: row for row in ROWS}
 WITH_LABELS = [BY_NAME[name] for name in ("idefics3", "smolvlm") if name in BY_NAME]
 ONE_RUN = BY_NAME["internvl"]
+ARRANGED = [BY_NAME[name] for name in ("internvl", "cohere2_vision", "aya_vision")]
 
 
 @cache
@@ -61,10 +62,13 @@ def test_tiles_without_labels_are_images(row: Row) -> None:
         torch.testing.assert_close(logits(model, inputs), dense, atol=1e-6, rtol=0)
 
 
-def test_tiles_that_make_no_picture_are_images() -> None:
-    model: Any = model_of("internvl")
-    inputs = ONE_RUN.inputs("t4 A t5")
-    assert family_of(model).layouts(inputs) == (tiled((2, 2)),)
+@pytest.mark.parametrize(
+    "row", [BY_NAME[name] for name in ("internvl", "cohere2_vision", "aya_vision")], ids=lambda row: row.name
+)
+def test_tiles_that_make_no_picture_are_images(row: Row) -> None:
+    model: Any = model_of(row.name)
+    inputs = row.inputs("t4 A t5")
+    assert family_of(model).layouts(inputs) == (row.pictures["A"],)
     inputs["pixel_values"] = torch.cat([inputs["pixel_values"][:-1], tiles_of("C")])
     assert family_of(model).layouts(inputs) == (grid(3, 3),) * 5
     with apply(model, "random:4") as run:
@@ -92,6 +96,9 @@ def test_a_number_of_tokens_for_several_tiles_is_no_size(row: Row) -> None:
         ("internvl", "vision_config", "patch_size", [14, 16], "only squares"),
         ("internvl", "vision_config", "model_type", "siglip_vision_model", "siglip_vision_model encoder"),
         ("idefics3", "vision_config", "model_type", "clip_vision_model", "clip_vision_model encoder"),
+        ("cohere2_vision", "vision_config", "model_type", "clip_vision_model", "clip_vision_model encoder"),
+        ("aya_vision", None, "vision_feature_select_strategy", "default", "'full' is"),
+        ("aya_vision", None, "vision_feature_layer", [-1, -2], "one of its 3 layers is"),
     ],
 )
 def test_configurations_that_are_refused(name: str, part: str | None, field: str, value: Any, words: str) -> None:
@@ -108,3 +115,26 @@ def test_pixels_of_another_form_are_refused() -> None:
         inputs = row.inputs("t4 A t5") | {"pixel_values": torch.ones(shape)}
         with pytest.raises(FoveateError, match="pass what its processor returned"):
             compress(model_of(row.name), inputs, "random:6")
+
+
+def test_a_window_counts_the_columns_that_are_left() -> None:
+    """What is right is the decoder fed the kept embeddings and positions by hand: it sees as many of them."""
+    row = BY_NAME["cohere2_vision"]
+    model = row.model()
+    for layer in model.model.language_model.layers:
+        if layer.self_attn.sliding_window:
+            layer.self_attn.sliding_window = 8
+    model.config.text_config.sliding_window = 8
+    inputs = row.inputs("t6 A t5", "t2 B t9 C t3")
+    given = inputs | {"position_ids": dense_positions(model, inputs)}
+    short = compress(model, given, "random:6:positions=keep")
+    keep = kept_columns(row, inputs, short)
+    with torch.no_grad():
+        expected = by_hand(model, given, keep)
+    real = keep & inputs["attention_mask"].bool()
+    with apply(model, "random:6:positions=keep"):
+        torch.testing.assert_close(logits(model, given)[real], expected[real], atol=1e-5, rtol=1e-5)
+    masked_logits = logits(model, masked(model, given, keep))
+    assert (masked_logits[real] - expected[real]).abs().max() > 1e-3
+    with pytest.raises(FoveateError, match="all that steps can reach in"):
+        compress(model, inputs, "random:6@1")
