@@ -403,7 +403,7 @@ def test_every_type_of_model_is_taken_or_refused_with_a_reason(kind: str) -> Non
     assert "\n" not in found.refusal
 
 
-@pytest.mark.parametrize("name", ["gemma3", "paligemma", "lfm2_vl"])
+@pytest.mark.parametrize("name", ["gemma3", "paligemma"])
 def test_decoders_that_are_not_plain_are_left_alone(name: str) -> None:
     row = BY_NAME[name]
     with pytest.raises(FoveateError, match="@1, and all that steps can reach"), apply(shared(row), "random:6@1"):

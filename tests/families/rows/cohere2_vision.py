@@ -92,7 +92,8 @@ def processor(tokenizer: Any, config: Any, backend: str) -> Any:
     special = {"boi_token": "<boi>", "eoi_token": "<eoi>", "image_token": "<image>", "img_line_break_token": "<break>"}
     tokenizer._set_model_specific_special_tokens(special)
     # It calls the tokens along one side of a tile the size of a patch.
-    images: Any = Cohere2VisionImageProcessor(size={"height": EDGE, "width": EDGE}, patch_size=SIDE)
+    make: Any = Cohere2VisionImageProcessor
+    images = make(size={"height": EDGE, "width": EDGE}, patch_size=SIDE)
     return Cohere2VisionProcessor(images, tokenizer, chat_template=CHAT)
 
 
