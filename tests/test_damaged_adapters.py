@@ -93,12 +93,17 @@ def test_weights(kind, tmp_path, change, text):
         ({"tokens": ...}, "it lacks tokens"),
         ({"base": None}, "base is None"),
         ({"base": ...}, "it lacks base"),
+        ({"base": ""}, "should be the 16 hexadecimal digits"),
+        ({"base": "x"}, "base is 'x'"),
+        ({"base": "BE4159362186F40C"}, "should be the 16 hexadecimal digits"),
         ({"lora": "x"}, "lora is 'x'"),
         ({"lora": ...}, "it lacks lora"),
         ({"packed": 1}, "packed is 1"),
         ({"features": 5}, "features is 5"),
         ({"nosuch": 1}, "it says nosuch"),
         ({"format": "1"}, "format"),
+        ({"format": True}, "has format True, and this foveate reads 1; save it again"),
+        ({"format": 2}, "has format 2, and this foveate reads 1; update foveate"),
         ({"format": None}, "format"),
     ],
 )
@@ -108,7 +113,9 @@ def test_settings_of_voco(tmp_path, values, text):
     said("voco", folder, text)
 
 
-@pytest.mark.parametrize("features", ["nosuch:64", "", "tome:0@features"])
+@pytest.mark.parametrize(
+    "features", ["nosuch:64", "", "tome:0@features", "pool:9@2", "pool:9@features", "resize:0.5", "cluster:9"]
+)
 def test_a_features_spec_that_can_not_be_read(tmp_path, features):
     folder = folder_of("voco", tmp_path)
     settings(folder, "voco.json", features=features)
@@ -133,6 +140,8 @@ def test_a_features_spec_that_can_not_be_read(tmp_path, features):
         ({"parts": ["x"]}, "parts"),
         ({"parts": []}, "parts"),
         ({"parts": [5]}, "parts"),
+        ({"parts": ["self", "self"]}, "each once"),
+        ({"base": ""}, "should be the 16 hexadecimal digits"),
         ({"curve": [[1]]}, "pairs of a shift and a share"),
         ({"curve": [["a", "b"]]}, "not 'a'"),
         ({"curve": [[NAN, 0.5]]}, "NaN"),
@@ -154,6 +163,7 @@ def test_settings_of_atp(tmp_path, values, text):
         (lambda w: {n: torch.full_like(t, NAN) for n, t in w.items()}, "NaN or infinite"),
         (lambda w: {n: t.to(torch.int8) for n, t in w.items()}, "is torch.int8"),
         (lambda w: dict(list(w.items())[1:]), "no such adapter has"),
+        (lambda w: {}, "holds none"),
         (lambda w: {**w, "x": torch.zeros(2, 2)}, "has x"),
         (lambda w: {n: t[:1] if "lora_A" in n else t for n, t in w.items()}, "should have (any, 1)"),
     ],
@@ -169,6 +179,49 @@ def test_lora_scales(tmp_path, alpha):
     folder = folder_of("voco", tmp_path)
     settings(folder / "lora", "adapter_config.json", lora_alpha=alpha)
     said("voco", folder, "no complete LoRA weights")
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"r": None}, "r must be a whole number from 1 on, not None"),
+        ({"r": "x"}, "not 'x'"),
+        ({"r": 0}, "not 0"),
+        ({"r": True}, "not True"),
+        ({"r": 16}, "has the rank 32, and adapter_config.json has 16"),
+        ({"r": ...}, "adapter_config.json lacks r"),
+        ({"lora_alpha": ...}, "adapter_config.json lacks lora_alpha"),
+        ({"rank_pattern": "x"}, "rank_pattern is 'x'"),
+        ({"rank_pattern": []}, "should give ranks by names of layers"),
+        ({"rank_pattern": {"q_proj": 0}}, "rank_pattern of q_proj must be a whole number"),
+        ({"use_rslora": "x"}, "should be true or false"),
+    ],
+)
+def test_lora_ranks(tmp_path, values, text):
+    folder = folder_of("voco", tmp_path)
+    settings(folder / "lora", "adapter_config.json", **values)
+    said("voco", folder, text)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"moon": 1}, 'no option for the hub is called "moon"'),
+        ({"revision": 3}, "revision must be"),
+        ({"revision": "v1"}, "revision is for the hub"),
+    ],
+)
+def test_options_for_the_hub(tmp_path, options, text):
+    with pytest.raises(FoveateError, match=text):
+        foveate.VoCo.from_pretrained(folder_of("voco", tmp_path), **options)
+
+
+def test_a_features_spec_that_keeps_more_than_an_image_has_is_refused_before_images_are_read(tmp_path, reference):
+    folder = folder_of("voco", tmp_path)
+    settings(folder, "voco.json", features="pool:9999:positions=pack@features")
+    model, inputs = reference
+    with pytest.raises(FoveateError, match="more than the 576 tokens"):
+        foveate.VoCo.from_pretrained(folder).encode(model, inputs)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from foveate.embedded import PATH
 from foveate.errors import FoveateError
-from foveate.hub import is_hub_name
+from foveate.hub import hub_answers, is_hub_name
 from foveate.loading import commit_of, load, skeleton
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -231,6 +231,25 @@ def test_a_missing_network_is_one_line(tmp_path):
         assert text.startswith("org/name is neither a folder here nor in the cache, and the hub http://127.0.0.1:")
         assert "check the network" in text
         assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "answers"), [("ConnectError", 2, False), ("ConnectTimeout", 2, False), ("ReadTimeout", 1, True)]
+)
+def test_the_hub_is_asked_at_most_twice_a_minute(monkeypatch, name, times, answers):
+    """A hub that can't be connected to is told in seconds; one that is slow, or refuses, is there."""
+    asked, host = [], f"https://{name}.test"
+
+    def refused(page, **options):
+        asked.append(page)
+        raise type(name, (Exception,), {})
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refused)
+    monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda name, file, revision: f"{host}/{name}/{file}")
+    monkeypatch.setattr("transformers.utils.hub.is_offline_mode", lambda: False)
+    monkeypatch.setattr("foveate.hub.time.sleep", lambda seconds: None)
+    assert [hub_answers("org/name"), hub_answers("org/other", "v1")] == [answers, answers]
+    assert asked == [f"{host}/org/name/config.json"] * times
 
 
 @pytest.mark.parametrize(
