@@ -46,7 +46,7 @@ CHANGES = {
     "no prompts": (lambda i: {"input_ids": i["input_ids"][:0]}, "at least one of each"),
     "no tokens": (lambda i: {"input_ids": i["input_ids"][:, :0]}, "at least one of each"),
     "ids without a device": (lambda i: {"input_ids": i["input_ids"].to("meta")}, "meta device"),
-    "no ids": (lambda i: {"input_ids": None}, "needs input_ids"),
+    "no ids": (lambda i: {"input_ids": None}, "needs input_ids; inputs_embeds alone"),
     "other labels": (lambda i: {"labels": i["input_ids"][:, :-2]}, "labels is"),
     "other positions": (lambda i: {"position_ids": torch.arange(5)[None]}, "position_ids are"),
     "no image": (lambda i: {"pixel_values": None}, "no image"),

@@ -10,6 +10,7 @@ Names are loaded when they are first used, so that ``import foveate`` costs noth
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from foveate.renamed import NEW_NAMES, refuse_old_names
@@ -91,6 +92,9 @@ _MODULE = {name: module for module, names in _HOME.items() for name in names}
 def __getattr__(name: str) -> Any:
     if name not in _MODULE:
         new = NEW_NAMES.get(f"foveate.{name}")
+        # Modules are loaded like names: `foveate.methods.Cluster` needs no import of its own.
+        if new is None and not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+            return importlib.import_module(f"{__name__}.{name}")
         hint = "" if new is None else f"; it was renamed to {new}"
         raise AttributeError(f"module 'foveate' has no attribute {name!r}{hint}")
     value = getattr(importlib.import_module(_MODULE[name]), name)

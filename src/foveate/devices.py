@@ -15,6 +15,7 @@ from torch.nn.functional import linear, softmax
 from foveate.arguments import check_kind
 from foveate.device_names import check_device_name
 from foveate.errors import FoveateError, first_line, quoted
+from foveate.numbers import Between, check_whole
 
 __all__ = [
     "DEVICE_MAPS",
@@ -148,6 +149,8 @@ def load_arguments(
             raise FoveateError(
                 f"there is no device map {device_map!r}; use {', '.join(DEVICE_MAPS)}, or name a device instead"
             )
+        if isinstance(device_map, Mapping):
+            _check_places(device_map)
         place = usable_device("auto")
         found["device_map"] = device_map
     elif device is not None:
@@ -160,6 +163,22 @@ def load_arguments(
     if quantize is not None:
         found["quantization_config"] = _quantization(quantize, found.get("dtype"), place)
     return found
+
+
+def _check_places(device_map: Mapping[Any, Any]) -> None:
+    """Check that each module of a device map goes to a device of this machine, or waits on the disk.
+
+    Raises:
+        FoveateError: one doesn't.
+    """
+    for name, place in device_map.items():
+        check_kind("a module of the device map", name, str, 'the name of a module, or "" for the whole model')
+        if place == "disk":
+            continue
+        if type(place) is int:
+            kind = torch.accelerator.current_accelerator() or torch.device("cuda")
+            place = torch.device(kind.type, check_whole("the number of a GPU", place, Between(0, 127)))
+        usable_device(place)
 
 
 def _quantization(quantize: str, dtype: Any, device: torch.device) -> Any:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any, cast
 
 from foveate.errors import KeepError, quoted, shown
-from foveate.numbers import read_decimal, read_whole
+from foveate.numbers import Between, check_whole, read_decimal, read_whole
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ class Keep:
 
         Raises:
             KeepError: the keep is more than `tokens`, or the content decides.
+            FoveateError: `tokens` is no number of tokens.
         """
         if self.layers or self.mean is not None:
             raise KeepError(
@@ -125,8 +126,7 @@ class Keep:
             )
         if self.auto:
             raise KeepError("keep auto gives no number; the method's `bounds` give the fewest and the most tokens")
-        if not hasattr(tokens, "__index__"):
-            raise KeepError(f"a keep counts a whole number of tokens, not {shown(tokens)}")
+        tokens = check_whole("tokens", tokens, Between(0, math.inf))
         if self.share is not None:
             return max(1, math.floor(self.share * tokens + Fraction(1, 2)))
         assert self.tokens is not None

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from foveate.arguments import check_kind
-from foveate.errors import FoveateError, shown
+from foveate.errors import FoveateError, quoted, shown
+from foveate.numbers import Between, check_whole
 
 T = TypeVar("T")
 
@@ -55,14 +56,20 @@ class Segment:
 
     def __post_init__(self) -> None:
         for name, value in (("t", self.t), ("h", self.h), ("w", self.w)):
-            if type(value) is not int or value < 0:
-                raise FoveateError(f"{name} of a segment must be a whole number of 0 or more, not {shown(value)}")
+            if type(value) is not int or value < 1:
+                raise FoveateError(f"{name} of a segment must be a whole number of 1 or more, not {shown(value)}")
         for name, parts, whole in (("rows", self.rows, self.h), ("columns", self.columns, self.w)):
             check_kind(name, parts, tuple, "a tuple of whole numbers")
             if parts and (any(type(part) is not int or part < 0 for part in parts) or sum(parts) != whole):
                 raise FoveateError(f"{name} of tiles are {parts}, and must be whole numbers whose sum is {whole}")
+        check_kind("part", self.part, tuple, "a tuple of 4 whole numbers, or ()")
         if self.part and (len(self.part) != 4 or any(type(number) is not int or number < 0 for number in self.part)):
             raise FoveateError(f"part of a segment is {self.part}, and must be 4 whole numbers of 0 or more")
+        if self.part and (self.part[0] >= self.part[2] or self.part[1] >= self.part[3]):
+            raise FoveateError(
+                f"part of a segment is row {self.part[0]} and column {self.part[1]} of {self.part[2]} rows and "
+                f"{self.part[3]} columns of tiles, counted from 0; name one that is there"
+            )
 
     @property
     def count(self) -> int:
@@ -92,6 +99,20 @@ class Structural:
     is_text: bool = False
     between: bool = False
 
+    def __post_init__(self) -> None:
+        for name, value in (("place", self.place), ("begin", self.begin), ("end", self.end)):
+            if type(value) is not int or value < 0:
+                raise FoveateError(
+                    f"{name} of a structural token must be a whole number of 0 or more, not {shown(value)}"
+                )
+        for name, value in (("is_text", self.is_text), ("between", self.between)):
+            check_kind(f"{name} of a structural token", value, bool, "True or False")
+        if self.begin >= self.end:
+            raise FoveateError(
+                f"the group of a structural token begins at {self.begin} and ends at {self.end}; it holds one content "
+                "token or more, so its end must be larger"
+            )
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -107,7 +128,7 @@ class Layout:
         runs: how many columns each run has, in order; () means that they are one run.
 
     Raises:
-        AssertionError: runs don't add up to the columns.
+        FoveateError: structural tokens or runs don't fit the columns.
 
     >>> Layout((Segment(1, 24, 24),)).content
     576
@@ -127,7 +148,25 @@ class Layout:
             given: Any = parts
             if not isinstance(given, tuple) or any(not isinstance(part, kind) for part in parts):  # pyright: ignore
                 raise FoveateError(f"{name} of a layout must be a tuple of {kind.__name__} objects, not {shown(parts)}")
-        assert not self.runs or sum(self.runs) == self.total
+        self._check_structural()
+        check_kind("runs", self.runs, tuple, "a tuple of whole numbers")
+        if self.runs and (any(type(run) is not int or run < 0 for run in self.runs) or sum(self.runs) != self.total):
+            raise FoveateError(f"runs of a layout are {self.runs}, and must be whole numbers whose sum is {self.total}")
+
+    def _check_structural(self) -> None:
+        """Check that structural tokens are sorted by place, and that they and their groups are among the columns.
+
+        Raises:
+            FoveateError: one isn't.
+        """
+        content, total, before = self.content, self.total, -1
+        for token in self.structural:
+            if not before < token.place < total or token.end > content:
+                raise FoveateError(
+                    f"{token} doesn't fit a layout of {content} content tokens and {total} columns; structural tokens "
+                    f"must be sorted by place, with places below {total} and groups that end at {content} or before"
+                )
+            before = token.place
 
     @property
     def content(self) -> int:
@@ -190,7 +229,12 @@ class Layout:
         return _places(self)
 
     def held(self, kept: Int64[Tensor, " M"]) -> Bool[Tensor, " S"]:
-        """Mark the structural tokens that are kept with these content tokens: `(M,)` int64 -> `(S,)` bool."""
+        """Mark the structural tokens that are kept with these content tokens: `(M,)` int64 -> `(S,)` bool.
+
+        Raises:
+            FoveateError: `kept` is something else than ascending content tokens on the CPU.
+        """
+        self._check_kept(kept)
         begins, ends, _, between = _groups(self)
         marks = torch.zeros(self.content + 1, dtype=torch.int64)
         marks[kept + 1] = 1
@@ -207,24 +251,54 @@ class Layout:
             Their indices among the columns of the image, `(L,)` int64, ascending; and which token each is, `(L,)`
             int64: an index into `kept` if below M, otherwise M + the index of a structural token.
 
+        Raises:
+            FoveateError: `kept` is something else.
+
         >>> rows = Layout((Segment(1, 2, 3),), (Structural(3, 0, 3), Structural(7, 3, 6)))
         >>> place, source = rows.placed(torch.tensor([4, 5]))
         >>> place.tolist(), source.tolist()
         ([5, 6, 7], [0, 1, 3])
         """
-        numbers = torch.arange(kept.shape[0])
         if not self.structural:
-            return kept, numbers
+            self._check_kept(kept)
+            return kept, torch.arange(kept.shape[0])
         held = self.held(kept).nonzero().squeeze(1)
+        numbers = torch.arange(kept.shape[0])
         place, order = torch.cat([self.places[kept], _groups(self)[2][held]]).sort()
         return place, torch.cat([numbers, held + kept.shape[0]])[order]
+
+    def _check_kept(self, kept: object) -> None:
+        """Check that values are content tokens on the CPU, ascending.
+
+        Raises:
+            FoveateError: they aren't.
+        """
+        check_kind("kept", kept, Tensor, "a tensor of content tokens, ascending")
+        assert isinstance(kept, Tensor)
+        if kept.ndim != 1 or kept.dtype != torch.int64 or kept.device.type != "cpu":
+            raise FoveateError(
+                f"kept is {tuple(kept.shape)} {str(kept.dtype).removeprefix('torch.')} on {kept.device}, and must be "
+                "int64 (kept tokens) on the CPU"
+            )
+        if not kept.numel():
+            return
+        # Ascending numbers have the least first and the largest last.
+        least, most, ascending = int(kept[0]), int(kept[-1]), bool((kept.diff() > 0).all())
+        if least < 0 or most >= self.content or not ascending:
+            raise FoveateError(
+                f"kept is {quoted(kept)}, and must hold content tokens from 0 to {self.content - 1}, ascending"
+            )
 
     def held_between(self, kept: int) -> tuple[int, int]:
         """Return the fewest and the most structural tokens that can be kept with any `kept` content tokens.
 
         >>> Layout((Segment(1, 2, 3),), (Structural(3, 0, 3), Structural(7, 3, 6))).held_between(2)
         (1, 2)
+
+        Raises:
+            FoveateError: there are not so many content tokens.
         """
+        kept = check_whole("kept", kept, Between(0, self.content))
         fewest = most = 0
         for level in _levels(self):
             sizes = sorted((each.end - each.begin for each in level), reverse=True)
@@ -245,12 +319,13 @@ class Layout:
 
 
 def one_row(count: int) -> Layout:
-    """Return the layout of `count` tokens whose rows and columns are unknown.
+    """Return the layout of `count` tokens whose rows and columns are unknown; of none, it has no segment.
 
     >>> one_row(3).segments
     (Segment(t=1, h=1, w=3, rows=(), columns=(), part=()),)
     """
-    return Layout((Segment(1, 1, count),))
+    count = check_whole("count", count, Between(0))
+    return Layout((Segment(1, 1, count),) if count else ())
 
 
 @remembered

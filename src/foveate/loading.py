@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from foveate.arguments import check_kind
 from foveate.embedded import PATH
-from foveate.errors import FoveateError, first_line
+from foveate.errors import FoveateError, first_line, quoted
 from foveate.files import FileError, files_in, is_file, kind_of, open_file, read_json_object, shown_path
 from foveate.hub import explain, fetch_config, is_hub_name
 from foveate.model_checks import buffer_names, check_finite, check_generation, check_loaded, check_processor
@@ -101,6 +101,8 @@ def load_model(
     if dtype is None:
         dtype = "float32" if source.embedded else "auto"
     arguments = load_arguments(device, dtype, device_map, quantize)
+    if isinstance(device_map, Mapping):
+        _check_device_map(_bare(source, config), device_map)
     try:
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source.location,
@@ -339,6 +341,24 @@ def _bare(source: _Source, config: Any) -> Any:
             return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise _broken(source, "config.json", error) from error
+
+
+def _check_device_map(bare: Any, device_map: Mapping[str, Any]) -> None:
+    """Check that a device map names modules of a model, and all of its weights.
+
+    Raises:
+        FoveateError: it doesn't.
+    """
+    weights = [name for name, _ in (*bare.named_parameters(), *bare.named_buffers())]
+    known = {"", *weights, *(name for name, _ in bare.named_modules())}
+    if unknown := [name for name in device_map if name not in known]:
+        raise FoveateError(
+            f"the model has no module {quoted(unknown[0])}, which the device map names; its parts are "
+            f"{', '.join(name for name, _ in bare.named_children())}"
+        )
+    for weight in weights:
+        if not any(name in ("", weight) or weight.startswith(f"{name}.") for name in device_map):
+            raise FoveateError(f'the device map says nothing of {weight}; name a module around it, or "" for the rest')
 
 
 def _check_files(source: _Source, config: Any) -> None:

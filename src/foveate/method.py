@@ -102,11 +102,14 @@ class Method(ABC):
         check_options(self)
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Let `count` and `plan` of every subclass check the type of their argument."""
+        """Let the methods of every subclass that take a layout or tokens check the type of that argument."""
         super().__init_subclass__(**options)
         for name, kind, expected in (
             ("count", Layout, "a Layout"),
+            ("bounds", Layout, "a Layout"),
+            ("shrink", Layout, "a Layout"),
             ("plan", VisualTokens, "VisualTokens, which VisualTokens.of makes"),
+            ("score", VisualTokens, "VisualTokens, which VisualTokens.of makes"),
         ):
             if name in cls.__dict__:
                 setattr(cls, name, _checked(cls.__dict__[name], kind, expected))

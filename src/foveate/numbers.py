@@ -41,7 +41,7 @@ class Between:
     high: float = MOST
 
     def __str__(self) -> str:
-        if self.high == MOST:
+        if self.high in (MOST, math.inf):
             return f"from {self.low:,} on"
         return f"from {self.low:,} to {self.high:,}"
 

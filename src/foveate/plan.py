@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveate.arguments import check_kind, listed
 from foveate.errors import PlanError, shown
+from foveate.numbers import Between, check_whole
 from foveate.precision import without_autocast
 
 
@@ -58,6 +59,14 @@ class Plan:
             if not fits or not kind:
                 words = ", ".join("tokens" if size is None else str(size) for size in shape)
                 raise PlanError(f"{name} of a plan is {_described(value)}, and must be {_WORDS[name]} ({words})")
+        if self.group is not None:
+            _check_numbers("group of a plan", self.group, -1, kept)
+        if self.weight is not None and self.group is None:
+            raise PlanError(
+                "weight of a plan came without group; the weights of a selection are 1, so leave weight out"
+            )
+        if self.mix is not None and self.group is not None:
+            raise PlanError("a plan has either mix, or group and weight; leave the others out")
         if self.group is not None and self.weight is not None and self.group.shape != self.weight.shape:
             raise PlanError(f"group of a plan is {_described(self.group)} and weight {_described(self.weight)}")
 
@@ -71,13 +80,17 @@ class Plan:
         >>> plan = Plan.keeping(torch.tensor([[True, False, True], [False, True, False]]))
         >>> plan.slot.tolist(), plan.valid.tolist()
         ([[0, 2], [1, 1]], [[True, True], [True, False]])
+
+        Raises:
+            PlanError: the mask is something else.
+            FoveateError: there are not so many tokens to keep.
         """
-        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.dtype != torch.bool:  # pyright: ignore
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.dtype != torch.bool or not len(mask):  # pyright: ignore
             found = _described(mask) if isinstance(mask, Tensor) else shown(mask)  # pyright: ignore
-            raise PlanError(f"a mask of kept tokens must be bool (images, tokens), not {found}")
+            raise PlanError(f"a mask of kept tokens must be bool (images, tokens), with an image or more, not {found}")
         order = mask.byte().argsort(dim=1, descending=True, stable=True)
         if kept is not None:
-            return cls(order[:, :kept])
+            return cls(order[:, : check_whole("kept", kept, Between(0, mask.shape[1]))])
         counts = mask.sum(dim=1)
         most = int(counts.max())
         numbers = torch.arange(most, device=mask.device)
@@ -110,7 +123,12 @@ class Plan:
         >>> plan = Plan(slot=torch.tensor([[0, 2], [1, 3]]))
         >>> plan.rows(torch.tensor([1, 1, 0])).slot.tolist()
         [[1, 3], [1, 3], [0, 2]]
+
+        Raises:
+            PlanError: `index` is something else, or there is no such image. On an accelerator, its numbers are not
+                looked at.
         """
+        self._check_rows(index)
 
         def of(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[index]
@@ -123,7 +141,14 @@ class Plan:
         Args:
             number: of the image in the batch.
             kept: how many tokens the image keeps; None if all images keep equally many.
+
+        Raises:
+            FoveateError: there is no such image, or the batch doesn't keep so many tokens.
         """
+        images, most = self.slot.shape
+        number = check_whole("the number of an image", number, Between(0, images - 1))
+        if kept is not None:
+            kept = check_whole("kept", kept, Between(0, most))
         plan = self.rows(slice(number, number + 1))
         # Kept tokens come first, so what follows them is padding; groups never point there.
         mix = None if plan.mix is None else plan.mix[:, :kept]
@@ -152,17 +177,34 @@ class Plan:
         if not fits or tokens not in (None, x.shape[1]):
             over = "" if tokens is None else f" of {tokens} tokens"
             raise PlanError(f"this plan is for {self.slot.shape[0]} images{over}, and the values are {_described(x)}")
-        for name, value, low, high in (
-            ("slot", self.slot, 0, x.shape[1]),
-            ("group", self.group, -1, self.slot.shape[1]),
-        ):
-            if value is None or value.device.type != "cpu" or not value.numel():
-                continue
-            least, most = value.aminmax()
-            if int(least) < low or int(most) >= high:
-                raise PlanError(
-                    f"{name} of the plan holds {int(least)} to {int(most)}, and may hold {low} to {high - 1}"
-                )
+        _check_numbers("slot of the plan", self.slot, 0, x.shape[1])
+
+    def _check_rows(self, index: object) -> None:
+        """Check that an index picks images of the batch.
+
+        Raises:
+            PlanError: it doesn't.
+        """
+        if isinstance(index, slice):
+            return
+        if not isinstance(index, Tensor) or index.ndim != 1 or index.dtype != torch.int64:
+            found = _described(index) if isinstance(index, Tensor) else shown(index)
+            raise PlanError(f"an index of images must be a slice or int64 (images), not {found}")
+        _check_numbers("the index of images", index, 0, self.slot.shape[0])
+
+    def _check_tokens(self, tokens: object) -> int:
+        """Return over how many tokens this plan is.
+
+        Raises:
+            PlanError: it is over another number, or has slots outside of it.
+            FoveateError: `tokens` is no number of tokens.
+        """
+        tokens = check_whole("tokens", tokens, Between(0))
+        own = self.mix.shape[2] if self.mix is not None else None if self.group is None else self.group.shape[1]
+        if own not in (None, tokens):
+            raise PlanError(f"this plan is over {own} tokens, not {tokens}")
+        _check_numbers("slot of the plan", self.slot, 0, tokens)
+        return tokens
 
     def _applied(self, x: Tensor) -> Tensor:
         if self.mix is not None:
@@ -215,7 +257,14 @@ class Plan:
         return kept / counts.gather(1, self.group.clamp(min=0))
 
     def grouped(self, tokens: int) -> Plan:
-        """Return the same plan with explicit `group` and `weight`, over `tokens` tokens. Not for plans with `mix`."""
+        """Return the same plan with explicit `group` and `weight`, over `tokens` tokens. Not for plans with `mix`.
+
+        Raises:
+            PlanError: the plan has `mix`, or is over other tokens. On an accelerator, slots are not looked at.
+        """
+        if self.mix is not None:
+            raise PlanError("one token may flow into several in a plan with mix, so it has no groups; see `matrix`")
+        tokens = self._check_tokens(tokens)
         if self.group is not None:
             return Plan(self.slot, self.group, self.weights(), None, self.valid)
         numbers = torch.arange(self.slot.shape[1], device=self.slot.device).expand_as(self.slot)
@@ -227,7 +276,13 @@ class Plan:
         return Plan(self.slot, group, (group >= 0).float(), None, self.valid)
 
     def matrix(self, tokens: int | None = None) -> Float32[Tensor, "B M N"]:
-        """Return the dense map: `(B, M, N)` float32. A selection needs N (`tokens`)."""
+        """Return the dense map: `(B, M, N)` float32. A selection needs N (`tokens`).
+
+        Raises:
+            PlanError: the plan is a selection and `tokens` is missing, or the plan is over other tokens.
+        """
+        if tokens is not None:
+            tokens = self._check_tokens(tokens)
         if self.mix is not None:
             return self.mix.float()
         if self.group is None:
@@ -241,11 +296,16 @@ class Plan:
         """Compose this plan with a later one over the tokens that it keeps: one plan over this plan's tokens.
 
         `tokens` is N; it is needed only if this plan is a selection and the later plan merges.
+
+        Raises:
+            PlanError: the plans don't fit together, or `tokens` is missing or another number.
         """
         check_kind("the later plan", later, Plan, "a Plan")
         if later.slot.shape[0] != self.slot.shape[0]:
             raise PlanError(f"a plan of {self.slot.shape[0]} images, then one of {later.slot.shape[0]}")
         later._check_over(self.slot, 2)
+        if tokens is not None:
+            tokens = self._check_tokens(tokens)
         slot = self.slot.gather(1, later.slot)
         valid = later.valid
         if self.valid is not None:
@@ -283,6 +343,19 @@ _WORDS = {"group": "int64", "weight": "floats", "mix": "floats", "valid": "bool"
 
 def _described(value: Tensor) -> str:
     return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
+def _check_numbers(name: str, value: Int64[Tensor, "*shape"], low: int, end: int) -> None:
+    """Check that indices lie from `low` to before `end`. No device but the CPU is asked for numbers.
+
+    Raises:
+        PlanError: one doesn't.
+    """
+    if value.device.type != "cpu" or not value.numel():
+        return
+    least, most = value.aminmax()
+    if int(least) < low or int(most) >= end:
+        raise PlanError(f"{name} holds {int(least)} to {int(most)}, and may hold {low} to {end - 1}")
 
 
 def _check_slot(slot: object) -> None:

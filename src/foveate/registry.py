@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from foveate.arguments import check_kind
 from foveate.errors import FoveateError, quoted
@@ -15,6 +15,9 @@ METHODS: dict[str, type[Any]] = {}
 
 ALIASES: dict[str, str] = {}
 """The name that each alias stands for."""
+
+_LONGEST_NAME: Final = 60
+"""Characters of a name; errors and tables show so many."""
 
 
 def register(name: str, *aliases: str) -> Callable[[T], T]:
@@ -30,8 +33,11 @@ def register(name: str, *aliases: str) -> Callable[[T], T]:
     """
     for given in (name, *aliases):
         check_kind("the name of a method", given, str, 'a text such as "cluster"')
-        if not given.replace("-", "_").isidentifier():
-            raise FoveateError(f"{quoted(given)} can't be the name of a method; use letters, digits and hyphens")
+        if not given.replace("-", "_").isidentifier() or len(given) > _LONGEST_NAME:
+            raise FoveateError(
+                f"{quoted(given)} can't be the name of a method; use letters, digits and hyphens, {_LONGEST_NAME} of "
+                "them at most"
+            )
 
     def decorate(method: T) -> T:
         check_kind("a registered method", method, type, "a class")

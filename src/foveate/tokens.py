@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Final, Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -165,6 +166,20 @@ def token_axis(kind: type) -> int | None:
     )
 
 
+_AXES: Final[Mapping[type, tuple[tuple[int, ...], str]]] = {
+    EncoderAttention: ((2,), "images, tokens"),
+    EncoderKeys: ((3,), "images, tokens, width"),
+    DecoderAttention: ((2, 3, 4), "images, ..., tokens"),
+    DecoderLogits: ((2,), "images, tokens"),
+    DecoderKeys: ((3,), "images, tokens of the image or of text, width"),
+    Text: ((3,), "images, tokens of text, width"),
+    DecoderInput: ((3,), "images, tokens of text, width"),
+    RotaryLogits: ((3,), "images, tokens of text, tokens"),
+    Behind: ((2,), "images, tokens of text"),
+}
+"""Per kind of signal, how many axes it may have, and what they count."""
+
+
 class Signals(Mapping[Any, Tensor]):
     """Answers to requests.
 
@@ -219,6 +234,10 @@ class Signals(Mapping[Any, Tensor]):
         return len(self._answers)
 
 
+def _described(value: Tensor) -> str:
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+
+
 def _taken(values: Tensor, indices: Sequence[Int64[Tensor, "B n"]], axis: int) -> Tensor:
     """For each part, of each image, the tokens that its row of the part's index names, along `axis`."""
     if axis == 1:
@@ -262,6 +281,18 @@ class VisualTokens:
     signals: Signals = field(default_factory=Signals)
     origin: Origin | None = None
 
+    def __post_init__(self) -> None:
+        check_kind("features", self.features, Tensor, "a tensor (images, tokens, width)")
+        check_kind("layout", self.layout, Layout, "a Layout")
+        check_kind("signals", self.signals, Signals, "Signals")
+        check_kind("origin", self.origin, (Origin, NoneType), "an Origin or None")
+        features, tokens = self.features, self.layout.content
+        if features.ndim != 3 or features.shape[1] != tokens or not features.is_floating_point():
+            raise FoveateError(
+                f"features are {_described(features)}, and don't fit a layout of {tokens} tokens; they must be floats "
+                "(images, tokens, width)"
+            )
+
     @classmethod
     def of(
         cls,
@@ -291,8 +322,8 @@ class VisualTokens:
 
         Raises:
             FoveateError: features and grid don't fit together.
+            SignalError: a signal has other sizes.
         """
-        check_kind("features", features, Tensor, "a tensor (images, tokens, width)")
         if isinstance(grid, Layout):
             layout = grid
         else:
@@ -301,11 +332,6 @@ class VisualTokens:
                 raise FoveateError(f"grid must be (h, w), (t, h, w) or a Layout, not {shown(grid)}")
             t, h, w = [1, *sides] if len(sides) == 2 else sides
             layout = Layout((Segment(t, h, w),))
-        if features.ndim != 3 or features.shape[1] != layout.content:
-            raise FoveateError(
-                f"features of shape {tuple(features.shape)} don't fit a layout of {layout.content} tokens; "
-                "they must be (images, tokens, width)"
-            )
         kinds = {
             EncoderAttention: encoder_attention,
             EncoderKeys: encoder_keys,
@@ -315,7 +341,45 @@ class VisualTokens:
             Text: text,
         }
         of_kind = {kind: value for kind, value in kinds.items() if value is not None}
-        return cls(features, layout, Signals(signals, of_kind))
+        exact: Mapping[Signal, Tensor] = {} if signals is None else signals
+        check_kind("signals", exact, Mapping, "a mapping of requests, such as EncoderAttention(), to tensors")
+        tokens = cls(features, layout, Signals(exact, of_kind))
+        for kind, value in of_kind.items():
+            tokens._check_signal(kind, None, value)
+        for request, value in exact.items():
+            check_kind("a request among the signals", request, tuple(_AXES), "one such as EncoderAttention()")
+            tokens._check_signal(type(request), request, value)
+        return tokens
+
+    def _check_signal(self, kind: type, request: Signal | None, value: object) -> None:
+        """Check that a signal is about these images and tokens.
+
+        Args:
+            kind: of the signal.
+            request: exactly what it answers; None if it answers all of its kind.
+            value: the signal.
+
+        Raises:
+            SignalError: it is no tensor, or has other sizes.
+        """
+        images, tokens, width = self.features.shape
+        axes, words = _AXES[kind]
+        axis = token_axis(kind)
+        # Keys may be those of text, and of those there may be any number.
+        if kind is DecoderKeys and getattr(request, "of", "text") == "text":
+            axis = None
+        if kind is DecoderInput and getattr(request, "of", "text") == "visual":
+            words = "images, tokens that entered the decoder, width"
+        name = kind.__name__ if request is None else str(request)
+        if not isinstance(value, Tensor):
+            raise SignalError(f"{name} must be a tensor ({words}), not {shown(value)}")
+        fits = value.ndim in axes and value.shape[0] == images and (axis is None or value.shape[axis] == tokens)
+        fits = fits and (kind is not Text or value.shape[2] == width)
+        if not fits or value.is_floating_point() == (kind is Behind):
+            raise SignalError(
+                f"{name} is {_described(value)} for {images} images of {tokens} tokens of width {width}; it must be "
+                f"{'bool' if kind is Behind else 'floats'} ({words})"
+            )
 
     def parts(self, indices: Sequence[Int64[Tensor, "B n"]], layout: Layout) -> VisualTokens:
         """Take parts of these tokens as images of their own, one part after the other: B images become P * B.

@@ -111,7 +111,7 @@ def test_what_was_called_cut_says_its_new_name(model: Any, inputs: dict[str, Any
         _ = image.cut
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.takes("stride:3@1")], ids=lambda row: row.name)
 @torch.no_grad()
 def test_plans_say_which_tokens_are_kept_and_where_the_others_went(row: Any) -> None:
     any_model, inputs = row.model(), row.inputs("t6 A t5", "t2 B t9 C t3")

@@ -1,14 +1,21 @@
 """A spec that drops nothing answers as the dense model, which answers as its own `generate`: any method, any place."""
 
+from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from directories import make_processor
+from PIL import Image
 from rows import LLAVA, Row
 
+import foveate
+from foveate.bench import Benchmark, TaskImage, TaskQuestion, scenes
 from foveate.bench.answers import Asker, Prompts
 from foveate.bench.configurations import DENSE
+from foveate.bench.report import DIFFERENCE, HEADS, cells_of
 from foveate.errors import FoveateError
 from foveate.spec import Spec, parse
 
@@ -98,6 +105,62 @@ def test_what_drops_nothing_is_loyal(row: Row, settings: str) -> None:
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_every_method_is_loyal(row: Row, settings: str, batch: int | None) -> None:
     check(row, settings, (*SPECS, *MORE), batch)
+
+
+@torch.inference_mode()
+def test_with_a_chat_template_what_drops_nothing_is_loyal(row: Row) -> None:
+    """Dense answers are those of `generate` after the processor's own chat template, and all specs give the same."""
+    model = row.model()
+    model.generation_config.update(**SETTINGS["large_penalty"])
+    try:
+        processor = make_processor(row, model.config, "pil")
+    except ImportError:
+        assert find_spec("torchvision") is None
+        pytest.skip("torchvision is not installed")
+    asker = Asker(model, processor, longest=6)
+    asked = tuple(TaskQuestion(text, "-") for text in ("what is it ?", "is it word40 word41 ?", "what colour is it ?"))
+    pictures = [
+        TaskImage(str(seed), Image.effect_noise((90 + 20 * seed, 100), 80.0).convert("RGB"), asked) for seed in (1, 2)
+    ]
+    prompts = [asker.prompts(picture) for picture in pictures]
+    expected: list[list[str]] = []
+    for picture in pictures:
+        expected.append([])
+        for question in asked:
+            content = [{"type": "image", "image": picture.source}, {"type": "text", "text": question.text}]
+            inputs = processor.apply_chat_template(
+                [{"role": "user", "content": content}],
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                add_generation_prompt=True,
+            )
+            new = model.generate(**inputs, max_new_tokens=6, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+            expected[-1].append(processor.batch_decode(new, skip_special_tokens=True)[0].strip())
+    assert answers(asker, prompts, DENSE) == expected
+    for spec in ("fastv:1.0@2", "pool:1.0@1", "cluster:1.0"):
+        assert answers(asker, prompts, parse(spec)) == expected, spec
+
+
+def test_the_table_shows_no_difference_for_what_drops_nothing(tmp_path: Path) -> None:
+    model, processor = foveate.reference()
+    model.generation_config.repetition_penalty = 1.3
+    specs = ["fastv:1.0@2", "pool:1.0@1", "cluster:1.0", "random:4"]
+    metrics = Benchmark(model, processor, scenes(12), specs, tmp_path / "results", longest=4).run()
+    dense, *loyal, random = metrics["configurations"]
+    assert "1.3" in metrics["decoding"]
+    written = (tmp_path / "results" / "table.md").read_text("utf-8").splitlines()
+    for row in (*loyal, random):
+        cells = dict(zip(HEADS, cells_of(metrics, row), strict=True))
+        shown = cells[DIFFERENCE], cells["95 % interval"], cells["loyal"]
+        if row is random:
+            assert shown[2] != "100%"
+            continue
+        assert shown == ("0.0", "unchanged", "100%"), row["spec"]
+        assert row["accuracy"] == dense["accuracy"]
+        assert (row["difference"]["value"], row["difference"]["changed"], row["loyalty"]) == (0.0, 0, 1.0)
+        (line,) = (each for each in written if each.startswith(f"| `{row['spec']}` |") and "unchanged" in each)
+        assert "| 0.0 unchanged | 100% |" in line
 
 
 def test_greedy_obeys_no_setting(row: Row) -> None:

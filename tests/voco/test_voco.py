@@ -79,6 +79,8 @@ def test_only_the_beginning_before_an_image_is_left_out(row, model, voco):
     for inputs in (text, behind):
         inputs["input_ids"] = torch.nn.functional.pad(inputs["input_ids"], (0, 1), value=bos)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if row.token_types:
+            inputs["mm_token_type_ids"] = row.is_image(inputs["input_ids"]).int()
         inputs["labels"] = inputs["input_ids"].masked_fill(row.is_image(inputs["input_ids"]), -100)
     text["input_ids"][0, 0] = text["input_ids"][1, 6] = behind["input_ids"][0, 0] = bos
     text["attention_mask"][1, :6] = 0

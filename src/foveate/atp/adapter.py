@@ -9,7 +9,7 @@ from typing import Any, Self
 from torch import nn
 
 from foveate.adapters import SHIPPED
-from foveate.arguments import listed
+from foveate.arguments import check_kind, listed
 from foveate.atp.calibration import SHIFTS, measured_curve
 from foveate.atp.initial import Grid, initialise_thresholds
 from foveate.errors import FoveateError, UnsupportedFamily
@@ -60,6 +60,7 @@ class ATP(LearnedThresholds):
         parts: Sequence[str] = PARTS,
         seed: int = 0,
     ) -> None:
+        check_kind("question", question, bool, "True or False")
         family = family_of(model)
         depth = len(family.decoder_layers)
         if layers is None:
@@ -110,6 +111,7 @@ class ATP(LearnedThresholds):
 
         Raises:
             KeepError: these layers can't leave so few tokens, or no layer has room for the grid.
+            FoveateError: a batch is no output of a processor, or no batch has an image.
         """
         initialise_thresholds(model, self, batches, share, grid)
 

@@ -8,6 +8,10 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from foveate.arguments import check_kind, listed
+from foveate.errors import FoveateError
+from foveate.numbers import Between, check_whole
+
 
 def mean_share(shares: Float32[Tensor, "images steps"], layers: Sequence[int], depth: int) -> Float32[Tensor, "images"]:
     """Return each image's tokens per decoder layer, as a share of all of its tokens: `(images,)` float32.
@@ -19,10 +23,18 @@ def mean_share(shares: Float32[Tensor, "images steps"], layers: Sequence[int], d
         layers: the adapter's layers, ascending.
         depth: the number of decoder layers.
 
+    Raises:
+        FoveateError: shares, layers and depth don't fit together.
+
     >>> mean_share(torch.tensor([[0.5, 0.25]]), (2, 4), 8).tolist()
     [0.5]
     """
-    spans = [end - begin for begin, end in zip(layers, (*layers[1:], depth), strict=True)]
+    check_kind("shares", shares, Tensor, "a tensor (images, layers of the adapter)")
+    layers = [check_whole("a layer", layer, Between(1)) for layer in listed("layers", layers, "numbers of layers")]
+    if shares.ndim != 2 or shares.shape[1] != len(layers) or not layers:
+        raise FoveateError(f"shares are {tuple(shares.shape)} for {len(layers)} layers; they need one for each layer")
+    depth = check_whole("depth", depth, Between(layers[-1] + 1))
+    spans = [end - begin for begin, end in zip(layers, [*layers[1:], depth], strict=True)]
     weights = torch.tensor(spans, dtype=shares.dtype, device=shares.device)
     return (layers[0] + (shares * weights).sum(dim=1)) / depth
 
@@ -51,6 +63,7 @@ def budget_loss(
     >>> budget_loss(torch.tensor([[0.5, 0.25]]), (2, 4), 8, 0.25, later=0.0, mean=1.0).item()
     0.25
     """
+    whole = mean_share(shares, layers, depth)
     depths = torch.tensor(layers, dtype=shares.dtype, device=shares.device) / depth
-    distance = (mean_share(shares, layers, depth).mean() - target).abs()
+    distance = (whole.mean() - target).abs()
     return later * (shares * depths).mean() + mean * distance

@@ -8,11 +8,14 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from foveate.arguments import listed
 from foveate.engine import apply, encode, encoder_outputs
+from foveate.engine.inputs import checked_prompts
 from foveate.errors import FoveateError
 from foveate.families import vlm_of
 from foveate.methods.atp import ATPLayer
 from foveate.methods.thresholds import LearnedThresholds
+from foveate.numbers import check_real
 from foveate.spec import Spec, Step
 
 SHIFTS: Final = (-3.0, -1.5, -0.8, -0.4, -0.2, 0.0, 0.2, 0.4, 0.8, 1.5, 3.0)
@@ -32,12 +35,15 @@ def measured_curve(
         shifts: added to the logits of both thresholds.
 
     Raises:
-        FoveateError: no batch has an image, or the adapter was made for another model.
+        FoveateError: no batch has an image, a batch is no output of a processor, a shift is no number, or the adapter
+            was made for another model.
     """
     model = vlm_of(model)
-    ordered = sorted(float(shift) for shift in shifts)
+    ordered = sorted({check_real("a shift", shift) for shift in listed("shifts", shifts, "numbers")})
+    if not ordered:
+        raise FoveateError("there is no shift to measure; name some, or leave shifts out")
     shares: dict[float, list[float]] = {shift: [] for shift in ordered}
-    for batch in batches:
+    for batch in checked_prompts(batches):
         if batch.get("pixel_values") is None:
             continue
         encoded = encode(model, batch)

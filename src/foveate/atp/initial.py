@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from foveate.atp.soft_masks import LayerScores, soft_masks
-from foveate.errors import KeepError
+from foveate.engine.inputs import checked_prompts
+from foveate.errors import FoveateError, KeepError, shown
 from foveate.families import family_of, vlm_of
 from foveate.methods.atp import ATPMethod
 from foveate.methods.thresholds import LearnedThresholds, ThresholdPredictor
+from foveate.numbers import Between, check_real
 from foveate.tokens import Keep
 
 Grid = Literal[0, 2, 3, 4]
@@ -30,7 +32,12 @@ def initialise_thresholds(
 
     Raises:
         KeepError: these layers can't leave so few tokens, or no layer has room for the grid.
+        FoveateError: the share or the grid is something else, no batch has an image, or a batch is no output of a
+            processor.
     """
+    check_real("share", share, Between(1 / _TOKENS, 1))
+    if grid not in get_args(Grid):
+        raise FoveateError(f"grid must be 2, 3 or 4, or 0 for none, not {shown(grid)}")
     depth = len(family_of(model).decoder_layers)
     method = ATPMethod(Keep(mean=max(1, round(share * _TOKENS))))
     shares = [budget / _TOKENS for budget in method.budgets(adapter.layers, _TOKENS, depth)]
@@ -71,8 +78,10 @@ def _record_scores(
     model = vlm_of(model)
     with soft_masks(model, adapter, 1.0) as masks:
         masks.scores_only = True
-        for batch in batches:
+        for batch in checked_prompts(batches):
             model(**{**batch, "use_cache": False})
+    if not all(masks.scores.values()):
+        raise FoveateError("no image came to prepare the thresholds on; pass prompts with images")
     return masks.scores
 
 

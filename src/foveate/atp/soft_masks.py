@@ -10,19 +10,21 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
 
+from foveate.arguments import check_kind
 from foveate.atp.prompt_images import PromptImage, column_log_masks, find_prompt_images
 from foveate.engine.prompt import WantedPredictions
 from foveate.engine.signals import LayerInput, answer
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, shown
 from foveate.families import Family, family_of, vlm_of
 from foveate.methods.atp import ATPLayer
 from foveate.methods.thresholds import LearnedThresholds
+from foveate.numbers import Between, check_real
 from foveate.precision import without_autocast
 from foveate.tokens import Signals, VisualTokens
 from foveate.transformers_api import cache_of_call
@@ -213,6 +215,12 @@ def soft_masks(
     >>> masks.shares.shape
     torch.Size([1, 3])
     """
+    check_kind("adapter", adapter, LearnedThresholds, "an adapter, such as foveate.ATP.from_pretrained returns")
+    check_real("temperature", temperature, Between(0))
+    check_kind("hard", hard, bool, "True or False")
+    if acts_on not in get_args(ActsOn):
+        raise FoveateError(f"acts_on must be keys or values, not {shown(acts_on)}")
+    check_real("shift", shift)
     masks = SoftMasks(model, adapter, temperature, hard, acts_on, shift)
     handles = masks.register()
     try:

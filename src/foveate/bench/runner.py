@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from foveate.engine import Encoded
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.fingerprint import answering_fingerprint, learned_fingerprint
-from foveate.numbers import Between, check_whole
+from foveate.numbers import Between, check_real, check_whole
 from foveate.schedule import schedule
 from foveate.spec import Spec, SpecLike, as_spec, spec_list
 
@@ -98,10 +99,15 @@ class Benchmark:
     ) -> None:
         check_kind("task", task, Task, "a task, such as foveate.bench.jsonl returns")
         check_kind("prompt", prompt, str, 'text with "{question}" in it')
+        check_kind("command", command, str, "text")
+        check_kind("revision", revision, (str, NoneType), "the commit of a model, as text")
+        check_kind("budgets", budgets, (Mapping, NoneType), "a mapping of configurations to budgets")
+        for name, budget in (budgets or {}).items():
+            check_real(f"the budget of {name}", budget, Between(0))
         check_kind("greedy", greedy, bool, "True or False")
         longest = check_whole("longest", longest, Between(1))
         batch = None if batch is None else check_whole("batch", batch, Between(1))
-        check_kind("out", out, (str, Path, type(None)), "the path of a folder")
+        check_kind("out", out, (str, Path, NoneType), "the path of a folder")
         out = None if out is None else Path(out)
         self.scoring = scoring_of(score)
         asked = task.pictures[0].questions[0]
@@ -114,7 +120,7 @@ class Benchmark:
         self.budgets = dict(budgets or {})
         read = [DENSE, *(as_spec(spec) for spec in spec_list(specs))]
         self.specs = {name_of(spec): spec for spec in read}
-        if unknown := sorted(self.budgets.keys() - self.specs.keys()):
+        if unknown := sorted(map(str, self.budgets.keys() - self.specs.keys())):
             raise FoveateError(f"budgets name {', '.join(unknown)}, and the specs are {', '.join(self.specs)}")
         self.encoding = {name: schedule(spec, self.asker.family).encoding for name, spec in self.specs.items()}
         found = {name: [learned_fingerprint(step.method) for step in spec.steps] for name, spec in self.specs.items()}

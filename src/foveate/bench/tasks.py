@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from types import NoneType
+from typing import Any, Final, cast
 
 from PIL import Image
 
-from foveate.arguments import check_kind
-from foveate.errors import FoveateError
+from foveate.arguments import check_kind, listed
+from foveate.errors import FoveateError, quoted, shown
 from foveate.files import LIST_LIMIT, read_bytes, read_json_lines, shown_path
 from foveate.images import open_image
 from foveate.numbers import check_whole
@@ -30,6 +31,16 @@ class TaskQuestion:
     text: str
     answer: str | Sequence[str]
     skill: str | None = None
+
+    def __post_init__(self) -> None:
+        check_kind("text of a question", self.text, str, "text")
+        check_kind("skill of a question", self.skill, (str, NoneType), "text or None")
+        if not isinstance(self.answer, str):
+            answers = listed("answer of a question", self.answer, "text, or a list of texts")
+            for answer in answers:
+                check_kind("an answer", answer, str, "text")
+            if not answers:
+                raise FoveateError(f"the question {quoted(self.text)} has no answer; give one that is right")
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -50,6 +61,11 @@ class TaskImage:
     name: str
     source: Image.Image | Path
     questions: tuple[TaskQuestion, ...]
+
+    def __post_init__(self) -> None:
+        check_kind("name of an image", self.name, str, "text")
+        check_kind("source of an image", self.source, (Image.Image, Path), "a PIL image, or the path of one")
+        _check_members("questions", self.questions, TaskQuestion)
 
     def load(self) -> Image.Image:
         """Return the image, mode "RGB".
@@ -78,10 +94,34 @@ class Task:
     skills: tuple[str, ...] = ()
     floor: Callable[[], dict[str, float]] | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("name", "digest"):
+            check_kind(f"{name} of a task", getattr(self, name), str, "text")
+        _check_members("pictures", self.pictures, TaskImage)
+        check_kind("skills", self.skills, tuple, "a tuple of names")
+        for skill in self.skills:
+            check_kind("a skill", skill, str, "text")
+        if self.floor is not None and not callable(self.floor):
+            raise FoveateError(f"floor of a task must be a function or None, not {shown(self.floor)}")
+
     @property
     def questions(self) -> int:
         """The number of questions about all images."""
         return sum(len(picture.questions) for picture in self.pictures)
+
+
+def _check_members(name: str, members: object, kind: type) -> None:
+    """Check that members are a tuple of at least one object of a kind.
+
+    Raises:
+        FoveateError: they aren't.
+    """
+    check_kind(name, members, tuple, f"a tuple of {kind.__name__} objects")
+    found = cast("tuple[object, ...]", members)
+    for member in found:
+        check_kind(f"a member of {name}", member, kind, f"a {kind.__name__}")
+    if not found:
+        raise FoveateError(f"{name} are none; give at least one {kind.__name__}")
 
 
 def normalised(answer: str) -> str:
@@ -218,10 +258,12 @@ def _named(value: Any) -> str:
 
 
 def _check_skip(skip: int) -> None:
+    check_whole("skip", skip)
     if skip < 0:
         raise FoveateError(f"--skip {skip} leaves nothing out; give the number of images to leave out")
 
 
 def _check_count(questions: int) -> None:
+    check_whole("questions", questions)
     if questions < 1:
         raise FoveateError(f"--questions {questions} asks nothing; ask at least 1")

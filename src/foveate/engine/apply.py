@@ -8,6 +8,7 @@ from types import TracebackType
 
 from torch import nn
 
+from foveate.arguments import check_kind
 from foveate.engine.calls import CoreCalls
 from foveate.engine.report import ImagePlans, Report
 from foveate.errors import FoveateError, FoveateWarning
@@ -53,6 +54,7 @@ def apply(model: nn.Module, spec: SpecLike, *, synchronise: bool = False) -> Run
         SpecError: the spec is malformed or names an unknown method.
         UnsupportedFamily: the model is of no supported family.
     """
+    check_kind("synchronise", synchronise, bool, "True or False")
     family = family_of(model)
     steps = schedule(as_spec(spec), family)
     applied = _open.get(family.core)

@@ -23,7 +23,14 @@ from foveate.engine.decoder import DecoderPass
 from foveate.engine.encode import Encoded, encoded_from, images_of_prompt
 from foveate.engine.hooks import CoreHooks, DecoderHooks, EncoderHooks, StaysWithModel
 from foveate.engine.images import plan_images
-from foveate.engine.inputs import check_generation, check_ids, check_image_inputs, check_positions
+from foveate.engine.inputs import (
+    check_generation,
+    check_ids,
+    check_image_inputs,
+    check_mask,
+    check_positions,
+    check_tensor,
+)
 from foveate.engine.known import KnownImages, PreparedInputs, Question, UncachedPrompt
 from foveate.engine.pending import PendingCall
 from foveate.engine.prompt import (
@@ -580,9 +587,14 @@ def _check_call(call: Call, brings_images: bool) -> None:
             "apply needs a 2-D attention mask; a prepared one comes from a static cache or from the caller. Use the "
             "dynamic cache, or foveate.compress, whose shorter inputs take any cache"
         )
+    for name in PER_COLUMN:
+        if call.get(name) is not None:
+            check_tensor(name, call[name])
     if brings_images:
         if call.get("input_ids") is None:
             raise FoveateError("images with inputs_embeds are not supported; pass input_ids")
+        if mask is not None:
+            check_mask(mask)
         refuse_packed(call)
 
 
@@ -593,6 +605,8 @@ def _check_labels(args: tuple[Any, ...], kwargs: Call) -> None:
         FoveateError: there are more or fewer labels than tokens.
     """
     labels, last = kwargs.get("labels"), kwargs.get("logits_to_keep")
+    if labels is not None:
+        check_tensor("labels", labels)
     prompt = kwargs.get("input_ids", args[0] if args else None)
     prompt = kwargs.get("inputs_embeds") if prompt is None else prompt
     predicts_all = last is None or (isinstance(last, int) and last == 0)

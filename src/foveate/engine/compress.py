@@ -142,15 +142,13 @@ def compress(
         )
     check_mapping(inputs)
     refuse_video(family, inputs)
-    refuse_packed(inputs)
-    if inputs.get("input_ids") is None:
-        raise FoveateError("compress needs input_ids; inputs_embeds alone don't show where the images are")
     if inputs.get("mm_encoder_outputs"):
         raise FoveateError(
             "compress takes images as pixel_values, or encoded by foveate.encode; mm_encoder_outputs would pass at "
             "full length"
         )
     check_prompt_inputs(inputs)
+    refuse_packed(inputs)
     if encoded is not None and not isinstance(encoded, Encoded):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise FoveateError(f"encoded is what foveate.encode returned, not {shown(encoded)}")
     if encoded is None and inputs.get("pixel_values") is None:

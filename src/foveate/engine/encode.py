@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.arguments import listed
+from foveate.arguments import check_kind, listed
 from foveate.engine.containers import images_of
 from foveate.engine.encoder import mapped_signal, plan_inside
 from foveate.engine.hooks import EncoderHooks, hooked
@@ -69,6 +69,7 @@ class Encoded:
         Raises:
             FoveateError: they were encoded for other specs.
         """
+        check_kind("schedule", schedule, Schedule, "a Schedule")
         if self.steps != schedule.encoding:
             raise FoveateError(
                 f"the images were encoded with {self.steps or 'no step'!r} at @pixels and @encoder, and the spec has "

@@ -1,13 +1,17 @@
-"""Check what callers pass as a processor's output: types and shapes, and no value, so that no device is waited for."""
+"""Check what callers pass as a processor's output: types and shapes, and values on the CPU alone, so that no
+accelerator is waited for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
+from foveate.arguments import check_kind
 from foveate.engine.prompt import PER_COLUMN
 from foveate.errors import FoveateError, shown
 from foveate.families import Family
@@ -27,18 +31,36 @@ def check_mapping(inputs: object) -> None:
             f"{shown(inputs)}"
         )
     for name, value in inputs.items():
+        check_kind("a name among the inputs", name, str, "a text such as input_ids")
         if isinstance(value, Tensor) and value.is_meta:
             raise FoveateError(f"{name} is on the meta device, where tensors have no values; pass it on a real device")
+
+
+def checked_prompts(batches: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Go through outputs of a processor, and check each before it is used.
+
+    Raises:
+        FoveateError: they can't be gone through, or one is something else.
+    """
+    if isinstance(batches, str | bytes | Mapping) or not isinstance(batches, Iterable):
+        raise FoveateError(f"batches must be outputs of the model's processor, one after another, not {shown(batches)}")
+    for batch in batches:
+        check_mapping(batch)
+        check_prompt_inputs(batch)
+        yield batch
 
 
 def check_prompt_inputs(inputs: Mapping[str, Any]) -> None:
     """Check the inputs that have one value per column: ids, mask, position ids, labels and token types.
 
     Raises:
-        FoveateError: one is no tensor, or of another type or shape; the text says what it should be.
+        FoveateError: there are no ids, or one is no tensor, or of another type or shape; the text says what it should
+            be.
     """
-    ids = inputs["input_ids"]
-    _check_tensor("input_ids", ids)
+    ids = inputs.get("input_ids")
+    if ids is None:
+        raise FoveateError("a prompt needs input_ids; inputs_embeds alone don't show where the images are")
+    check_tensor("input_ids", ids)
     if ids.ndim != 2 or not ids.numel() or ids.dtype not in _INTEGERS:
         raise FoveateError(
             f"input_ids are {_described(ids)}; they must be whole numbers (prompts, tokens), with at least one of each"
@@ -47,20 +69,46 @@ def check_prompt_inputs(inputs: Mapping[str, Any]) -> None:
         value = inputs.get(name)
         if value is None:
             continue
-        _check_tensor(name, value)
+        check_tensor(name, value)
         if value.shape != ids.shape:
             raise FoveateError(
                 f"{name} is {_described(value)} and input_ids {_described(ids)}; both need one value per token of each "
                 "prompt"
             )
+    mask = inputs.get("attention_mask")
+    if mask is not None:
+        check_mask(mask)
     positions = inputs.get("position_ids")
     if positions is not None:
-        _check_tensor("position_ids", positions)
+        check_tensor("position_ids", positions)
         if positions.ndim not in (2, 3) or positions.shape[-1] != ids.shape[1] or positions.dtype not in _INTEGERS:
             raise FoveateError(
                 f"position_ids are {_described(positions)} and input_ids {_described(ids)}; they need one whole number "
                 "per token of each prompt"
             )
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Check that an input is a tensor.
+
+    Raises:
+        FoveateError: it is something else.
+    """
+    if not isinstance(value, Tensor):
+        raise FoveateError(f'{name} is {shown(value)}, and must be a tensor: pass return_tensors="pt" to the processor')
+
+
+def check_mask(mask: Shaped[Tensor, "B S"]) -> None:
+    """Check that an attention mask holds 1 for tokens and 0 for padding, as far as it is on the CPU.
+
+    Raises:
+        FoveateError: it holds something else.
+    """
+    if mask.device.type == "cpu" and not bool((mask == mask.bool()).all()):
+        raise FoveateError(
+            "attention_mask must hold 1 for each token and 0 for padding, and some of its values are others; pass the "
+            "mask that the processor returned"
+        )
 
 
 def check_image_inputs(family: Family, inputs: Mapping[str, Any]) -> None:
@@ -73,7 +121,7 @@ def check_image_inputs(family: Family, inputs: Mapping[str, Any]) -> None:
         # What the model takes as pixels is unknown.
         return
     pixels = inputs["pixel_values"]
-    _check_tensor("pixel_values", pixels)
+    check_tensor("pixel_values", pixels)
     if not pixels.is_floating_point() or not pixels.numel():
         raise FoveateError(
             f"pixel_values are {_described(pixels)}; they must be floats of at least one image, as the processor "
@@ -99,7 +147,7 @@ def check_generation(arguments: Mapping[str, Any]) -> None:
     check_ids(ids)
     embeddings = arguments.get("inputs_embeds")
     if embeddings is not None:
-        _check_tensor("inputs_embeds", embeddings)
+        check_tensor("inputs_embeds", embeddings)
         if embeddings.ndim != 3 or not embeddings.is_floating_point():
             raise FoveateError(
                 f"inputs_embeds are {_described(embeddings)}; they must be floats (prompts, tokens, width)"
@@ -107,7 +155,7 @@ def check_generation(arguments: Mapping[str, Any]) -> None:
     mask = arguments.get("attention_mask")
     if ids is None or mask is None:
         return
-    _check_tensor("attention_mask", mask)
+    check_tensor("attention_mask", mask)
     # With a cache, the mask covers what it holds, too.
     if mask.ndim != 2 or mask.shape[0] != ids.shape[0] or mask.shape[1] < ids.shape[1]:
         raise FoveateError(
@@ -124,7 +172,7 @@ def check_ids(ids: object) -> None:
     """
     if ids is None:
         return
-    _check_tensor("input_ids", ids)
+    check_tensor("input_ids", ids)
     assert isinstance(ids, Tensor)
     if ids.ndim != 2 or ids.dtype not in _INTEGERS:
         raise FoveateError(f"input_ids are {_described(ids)}; they must be whole numbers (prompts, tokens)")
@@ -138,23 +186,13 @@ def check_positions(positions: object) -> None:
     """
     if positions is None:
         return
-    _check_tensor("position_ids", positions)
+    check_tensor("position_ids", positions)
     assert isinstance(positions, Tensor)
     if positions.ndim not in (2, 3) or positions.dtype not in _INTEGERS:
         raise FoveateError(
             f"position_ids are {_described(positions)}; they must be whole numbers (prompts, tokens) or (axes, "
             "prompts, tokens)"
         )
-
-
-def _check_tensor(name: str, value: object) -> None:
-    """Check that an input is a tensor.
-
-    Raises:
-        FoveateError: it is something else.
-    """
-    if not isinstance(value, Tensor):
-        raise FoveateError(f'{name} is {shown(value)}, and must be a tensor: pass return_tensors="pt" to the processor')
 
 
 def _described(value: Tensor) -> str:

@@ -14,6 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from foveate.engine.prompt import CompressedImage
+from foveate.numbers import Between, check_whole
 from foveate.plan import Plan
 from foveate.tokens import Layout
 
@@ -160,18 +161,24 @@ class ImagePlans:
         seen: the layout that the encoder saw: smaller than `layout` after a step at `@pixels`.
         steps: per decoder layer at whose input something was done, the plan of that step: a batch of one image, over
             what arrived there. Layer 0 stands for all that was done before the decoder.
+        decoder_layers: how many layers the decoder has.
     """
 
     layout: Layout
     seen: Layout
-    steps: dict[int, Plan] = field(default_factory=dict)
+    steps: dict[int, Plan]
+    decoder_layers: int
 
     def plan(self, layer: int = -1) -> Plan:
         """Return what became of the image by a decoder layer: a batch of one, over all N tokens of `seen`.
 
         Args:
             layer: of the decoder, its step included; -1 for after the last step.
+
+        Raises:
+            FoveateError: there is no such layer.
         """
+        layer = check_whole("layer", layer, Between(-1, self.decoder_layers - 1))
         plan: Plan | None = None
         for step, later in sorted(self.steps.items()):
             if layer < 0 or step <= layer:
@@ -259,7 +266,10 @@ class ReportBuilder:
         """Return the plans of the latest images."""
         with self._lock:
             entries = [(image, dict(inside)) for image, inside in self._plans.values()]
-        return tuple(ImagePlans(image.layout, image.grid, _steps(image, inside)) for image, inside in entries)
+        return tuple(
+            ImagePlans(image.layout, image.grid, _steps(image, inside), self.decoder_layers)
+            for image, inside in entries
+        )
 
 
 def _steps(image: CompressedImage, inside: dict[int, tuple[Plan, int]]) -> dict[int, Plan]:

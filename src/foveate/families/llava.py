@@ -189,20 +189,29 @@ class Llava(Family):
 
     def pixel_layouts(self, pixels: Tensor) -> tuple[Layout, ...]:
         """Return one grid per image of `(images, channels, height, width)`."""
-        if not isinstance(pixels, Tensor) or pixels.ndim != 4:  # pyright: ignore[reportUnnecessaryIsInstance]
+        self._check_axes(pixels)
+        grid = Segment(1, pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size)
+        return (Layout((grid,)),) * pixels.shape[0]
+
+    def _check_axes(self, pixels: object) -> None:
+        """Check that pixels are a tensor with the axes of images.
+
+        Raises:
+            FoveateError: they aren't.
+        """
+        if not isinstance(pixels, Tensor) or pixels.ndim != 4:
             found = tuple(pixels.shape) if isinstance(pixels, Tensor) else shown(pixels)
             raise FoveateError(
                 f"pixel_values of {self.title} must be a tensor (images, channels, height, width), not {found}"
             )
-        grid = Segment(1, pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size)
-        return (Layout((grid,)),) * pixels.shape[0]
 
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
         """Read the layouts of the images from the pixels of the call."""
         pixels = args[0] if args else kwargs["pixel_values"]
-        layouts = self.pixel_layouts(pixels)
+        self._check_axes(pixels)
         if not kwargs.get("interpolate_pos_encoding"):
             self.check_pixels(pixels)
+        layouts = self.pixel_layouts(pixels)
         return Capture(layouts=layouts, seen=layouts)
 
     def shrink(

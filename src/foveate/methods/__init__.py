@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from foveate.arguments import check_kind
 from foveate.discovery import Discovery
 from foveate.errors import FoveateError, KeepError, SpecError, unknown
 from foveate.keep import Keep
@@ -103,6 +104,7 @@ def method_class(name: str) -> type[Method]:
     Raises:
         SpecError: no method has the name; the text gives the nearest one.
     """
+    check_kind("the name of a method", name, str, "a text such as cluster")
     DISCOVERY.load()
     name = ALIASES.get(name, name)
     if name not in METHODS:

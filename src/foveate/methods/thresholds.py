@@ -131,16 +131,16 @@ class LearnedThresholds(PretrainedAdapter, nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not layers or list(layers) != sorted({*layers}) or layers[0] < 1:
-            raise FoveateError(
-                f"layers {list(layers)}: name some, ascending, from 1 on; layer 0 has no layer before it"
-            )
-        check_kind("layers", layers, (list, tuple), "a list of decoder layers")
+        layers = [check_whole("a layer", layer) for layer in listed("layers", layers, "numbers of decoder layers")]
+        if not layers or layers != sorted({*layers}) or layers[0] < 1:
+            raise FoveateError(f"layers {layers}: name some, ascending, from 1 on; layer 0 has no layer before it")
         parts = listed("parts", parts, f"some of {', '.join(PARTS)}")
         if not parts or any(part not in PARTS for part in parts) or len(parts) != len({*parts}):
             raise FoveateError(f"parts {parts}: name some of {', '.join(PARTS)}, each once")
         check_whole("seed", seed, SEED)
-        check_whole("width", width, Between(1))
+        check_whole("width", width, Between(1, _MOST))
+        check_whole("features", features, Between(0, _MOST))
+        check_kind("base", base, str, "the fingerprint of a model")
         self.layers = tuple(layers)
         self.features, self.width, self.base = features, width, base
         self.parts = tuple(part for part in PARTS if part in parts)
@@ -162,7 +162,9 @@ class LearnedThresholds(PretrainedAdapter, nn.Module):
         Raises:
             KeepError: the adapter was never calibrated, or no calibrated shift keeps this share; the error then names
                 the possible shares.
+            FoveateError: the share is no number.
         """
+        check_real("share", share)
         if not self.curve:
             raise KeepError(f"the adapter {self} was never calibrated, so it can't aim at a mean; write auto")
         least, most = self.curve[-1][1], self.curve[0][1]

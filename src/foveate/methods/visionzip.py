@@ -60,6 +60,8 @@ class VisionZip(Method):
         super().__post_init__()
         if self.contextual is not None and self.contextual < 0:
             raise KeepError(f"contextual {self.contextual} is no number of tokens; write 0 or more, or none")
+        if self.keep.tokens is not None:
+            self._check_contextual(self.keep.tokens)
 
     @property
     def needs(self) -> tuple[Signal, ...]:
@@ -69,9 +71,17 @@ class VisionZip(Method):
     def count(self, layout: Layout) -> int:
         """Return the number of dominant and contextual tokens."""
         kept = super().count(layout)
+        self._check_contextual(kept)
+        return kept
+
+    def _check_contextual(self, kept: int) -> None:
+        """Check that contextual tokens fit into a keep.
+
+        Raises:
+            KeepError: they don't.
+        """
         if self.contextual is not None and self.contextual > kept:
             raise KeepError(f"{self.contextual} contextual tokens don't fit into a keep of {kept}; ask for fewer")
-        return kept
 
     def effort(self, tokens: int, width: int) -> Effort:
         """Estimate the comparison of all keys with the keys of targets."""

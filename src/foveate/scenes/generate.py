@@ -68,6 +68,9 @@ def test_set(n_questions: int | None = None, skip: int = 0) -> Iterator[Scene]: 
     >>> sum(len(one.questions) for one in test_set(50))
     50
     """
+    if n_questions is not None:
+        check_whole("n_questions", n_questions, Between(1))
+    check_whole("skip", skip, Between(0))
     wanted, seen, seed = n_questions or TEST_QUESTIONS, 0, skip
     while seen < wanted:
         one = scene(seed, split="test")

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from foveate.arguments import check_kind, listed
+from foveate.numbers import Between, check_whole
 from foveate.scenes.things import Thing
 from foveate.scenes.vocabulary import COLOURS, SHAPES, WORDS
 
@@ -285,6 +287,10 @@ def caption(things: Sequence[Thing], limit: int = 8) -> str:
     >>> caption([Thing("shape", (0, 0, 20, 20), colour="red", shape="star", size="small")])
     'small red star top-left'
     """
+    things = listed("things", things, "what is in a scene, such as scene(3).things")
+    for thing in things:
+        check_kind("a thing", thing, Thing, "a Thing")
+    check_whole("limit", limit, Between(0))
     parts = []
     for t in sorted(things, key=lambda t: (int(t.centre[1] // 32), t.centre[0]))[:limit]:
         place = str(t.place(_CANVAS))

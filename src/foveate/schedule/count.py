@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from foveate.arguments import check_kind
 from foveate.errors import KeepError
 from foveate.families import Family
 from foveate.methods import Method
@@ -99,6 +100,9 @@ def count_tokens(plan: Schedule, family: Family, layout: Layout) -> ImageTokens:
         FoveateError: a step keeps per tile, and the number of tokens of each tile is unknown.
         KeepError: a step would keep more than arrives.
     """
+    check_kind("plan", plan, Schedule, "what foveate.schedule.schedule returns")
+    check_kind("family", family, Family, "what foveate.families.family_of returns")
+    check_kind("layout", layout, Layout, "a Layout")
     try:
         counter = _Counter(plan, family, layout)
         if plan.encoder is not None:

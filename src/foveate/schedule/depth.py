@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
+from foveate.numbers import Between, check_whole
+
 PUBLISHED_DEPTH = 32
 """Layers of the decoders in the papers (Llama and Vicuna of 7 billion parameters)."""
 
@@ -18,7 +20,12 @@ def scaled_layer(layer: int, depth: int) -> int:
 
     >>> [scaled_layer(2, depth) for depth in (12, 24, 28, 32, 40, 80)]
     [1, 2, 2, 2, 3, 5]
+
+    Raises:
+        FoveateError: the layer or the depth is something else.
     """
+    layer = check_whole("layer", layer, Between(0))
+    depth = check_whole("depth", depth, Between(1))
     return max(1, math.floor(Fraction(layer * depth, PUBLISHED_DEPTH) + Fraction(1, 2)))
 
 

@@ -7,10 +7,12 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
+from foveate.arguments import check_kind
 from foveate.costmodel import cost, read_model
 from foveate.errors import FoveateError
 from foveate.layout import Layout
 from foveate.loading import skeleton
+from foveate.numbers import Between, check_whole
 from foveate.schedule import tokens_after
 from foveate.train.batches import Batches
 from foveate.train.parameters import choose_parameters
@@ -140,6 +142,8 @@ def estimate(recipe: Recipe, processes: int = 1) -> Estimate:
     Raises:
         FoveateError: something in the recipe is missing, broken, or can't be done on its model.
     """
+    check_kind("recipe", recipe, Recipe, "what parse_recipe returns")
+    check_whole("processes", processes, Between(1))
     ready = prepare(recipe)
     recipe = ready.recipe
     at_once, _ = accumulation(recipe.batch, recipe.per_device, processes)

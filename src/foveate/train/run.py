@@ -15,6 +15,7 @@ from typing import Any, Final
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from foveate.arguments import check_kind
 from foveate.errors import FoveateError, FoveateWarning, first_line
 from foveate.families import family_of
 from foveate.files import (
@@ -104,6 +105,8 @@ def run(
         FoveateError: the recipe can't be done, `out` holds another run, the loss is NaN or infinite, or the disk is
             full.
     """
+    check_kind("recipe", recipe, Recipe, "what parse_recipe returns")
+    check_kind("out", out, Path, "the path of a folder")
     first = process_variable("RANK") == 0
     tell = say if first and say is not None else _silent
     lock = FolderLock(out, "wait for it, or name another --out")

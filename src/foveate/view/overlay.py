@@ -12,9 +12,11 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from foveate.arguments import check_kind, listed
 from foveate.errors import FoveateError
 from foveate.files import atomic_file, check_writable_file, checked_path, is_folder, shown_path
 from foveate.fonts import font
+from foveate.numbers import Between, check_whole
 from foveate.plan import Plan
 from foveate.tokens import Layout, Segment
 
@@ -74,6 +76,8 @@ def draw_panel(image: Image.Image, panel: Panel, side: int = 672) -> Image.Image
     >>> draw_panel(Image.new("RGB", (90, 60)), Panel(Layout((Segment(1, 4, 6),))), side=120).size
     (120, 80)
     """
+    check_kind("image", image, Image.Image, "a PIL image")
+    check_kind("panel", panel, Panel, "a Panel")
     seen = panel.seen or panel.layout
     group, slots = _groups(panel.plan, seen.content)
     alone = np.bincount(group[group >= 0], minlength=1).max(initial=0) <= 1
@@ -177,7 +181,19 @@ def draw(image: Image.Image, panels: Sequence[Panel], heading: str = "", side: i
 
     Returns:
         Mode "RGB".
+
+    Raises:
+        FoveateError: the image is no PIL image, or there is no panel.
     """
+    check_kind("image", image, Image.Image, "a PIL image")
+    panels = listed("panels", panels, "a list of panels")
+    for panel in panels:
+        check_kind("a panel", panel, Panel, "a Panel")
+    if not panels:
+        raise FoveateError("there is no panel to draw; give at least one")
+    check_kind("heading", heading, str, "text")
+    if side is not None:
+        check_whole("side", side, Between(16, 10_000))
     across = len(panels) if len(panels) <= 4 else -(-len(panels) // (-(-len(panels) // 4)))
     side = side or {1: 672, 2: 672, 3: 528}.get(across, 408)
     drawn = [draw_panel(image, panel, side) for panel in panels]
@@ -230,6 +246,7 @@ def save_picture(picture: Image.Image, path: str | Path) -> Path:
     Raises:
         FoveateError: the name has no suffix of a picture, or the file can't be written.
     """
+    check_kind("picture", picture, Image.Image, "a PIL image")
     path = writable(path)
     with atomic_file(path) as new:
         picture.save(new, format=Image.registered_extensions()[path.suffix.lower()], optimize=True, quality=92)

@@ -18,7 +18,7 @@ from foveate.adapters import PretrainedAdapter, check_weights, read_settings
 from foveate.arguments import check_kind, listed
 from foveate.engine import Encoded
 from foveate.engine.calls import refuse_video
-from foveate.engine.inputs import check_mapping
+from foveate.engine.inputs import check_mapping, check_prompt_inputs
 from foveate.engine.sharding import refuse_sharded
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of, vlm_of
@@ -112,6 +112,8 @@ class VoCo(PretrainedAdapter, nn.Module):
         check_whole("tokens", tokens, Between(1, _MOST_TOKENS))
         check_whole("seed", seed, SEED)
         check_kind("features", features, str, "a spec as text")
+        check_kind("shared", shared, bool, "True or False")
+        check_kind("packed", packed, bool, "True or False")
         if start is not None:
             start = [
                 check_whole("a token of start", token, Between(0)) for token in listed("start", start, "token ids")
@@ -122,6 +124,8 @@ class VoCo(PretrainedAdapter, nn.Module):
         check_features_spec(family, features)
         self.base = model_fingerprint(family.core)
         table = embedded_vocabulary(family)
+        for token in start or ():
+            check_whole("a token of start", token, Between(0, len(table) - 1))
         embeddings = initial_embeddings(table, 1 if shared else tokens, seed, start)
         self.embedding = nn.Parameter(embeddings.to(table.device))
         self.tokens = tokens
@@ -266,10 +270,14 @@ class VoCo(PretrainedAdapter, nn.Module):
             FoveateError: the attention backend can't take the mask, all labels are -100, a video is among the inputs,
                 the adapter belongs to another model, or the model is in DistributedDataParallel.
         """
+        check_mapping(inputs)
+        check_prompt_inputs(inputs)
+        if encoded is not None:
+            check_kind("encoded", encoded, Encoded, "what foveate.encode returned")
+        family = family_of(model)
         if torch.is_grad_enabled():
             _refuse_data_parallel(model)
         model = vlm_of(model)
-        family = family_of(model)
         refuse_video(family, inputs)
         count = self._count(tokens)
         if _checked_models.get(model) != self.base:
@@ -304,8 +312,12 @@ class VoCo(PretrainedAdapter, nn.Module):
         return VoCoOutput(logits, labels, None if labels is None else cross_entropy(logits, labels))
 
     def embeddings(self, count: int) -> Float[Tensor, "count D"]:
-        """Return the embeddings of the first `count` VoCo tokens, `(count, D)`."""
-        return self.embedding.expand(self.tokens, -1)[:count]
+        """Return the embeddings of the first `count` VoCo tokens, `(count, D)`.
+
+        Raises:
+            FoveateError: the adapter has fewer.
+        """
+        return self.embedding.expand(self.tokens, -1)[: self._count(count)]
 
     def _count(self, tokens: int | None) -> int:
         count = self.tokens if tokens is None else check_whole("tokens", tokens)
@@ -353,14 +365,15 @@ class VoCo(PretrainedAdapter, nn.Module):
         """Return the name of the adapter's weights and of how many tokens are used, such as "1f3a...:2".
 
         Raises:
-            FoveateError: the LoRA weights are gone.
+            FoveateError: the LoRA weights are gone, or the adapter has fewer tokens.
         """
+        count = self._count(tokens)
         digest = hashlib.sha256(self.embedding.detach().float().cpu().numpy().tobytes())
         if self.features != DENSE:
             digest.update(self.features.encode())
         if self.lora is not None:
             digest.update(lora_digest(self.lora))
-        return f"{digest.hexdigest()[:DIGITS]}:{tokens or self.tokens}"
+        return f"{digest.hexdigest()[:DIGITS]}:{count}"
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:

@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from foveate.arguments import check_kind
+from foveate.errors import FoveateError
+
 PADDING = -1
 TEXT = 0
 
@@ -33,6 +36,13 @@ def voco_mask(segment: Int64[Tensor, "B S"], voco: Bool[Tensor, "B S"]) -> Bool[
     >>> voco_mask(segment, voco)[0, 3].tolist()
     [False, False, True, True, False]
     """
+    check_kind("segment", segment, Tensor, "a tensor (samples, tokens)")
+    check_kind("voco", voco, Tensor, "a tensor (samples, tokens)")
+    if segment.ndim != 2 or segment.shape != voco.shape or voco.dtype != torch.bool:
+        raise FoveateError(
+            f"segment is {tuple(segment.shape)} and voco {tuple(voco.shape)} {voco.dtype}; both must be (samples, "
+            "tokens), and voco bool"
+        )
     length = segment.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=segment.device).tril()
     rows, columns = segment[:, :, None], segment[:, None, :]

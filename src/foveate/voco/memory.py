@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,11 @@ class VoCoMemory:
     images: int = 1
 
     def __post_init__(self) -> None:
+        _check_shapes(self.keys, self.values, self.frequencies)
         for name, least in (("begin", 0), ("end", 1), ("visual_tokens", 0), ("images", 1)):
             check_whole(f"{name} of a memory", getattr(self, name), Between(least))
+        for name in ("base", "adapter"):
+            check_kind(f"{name} of a memory", getattr(self, name), str, "a fingerprint")
         if self.end <= self.begin:
             raise FoveateError(f"a memory from position {self.begin} to {self.end} can't be; encode the image again")
 
@@ -228,7 +231,7 @@ class VoCoMemory:
                 metadata: dict[str, Any] = dict(file.metadata() or {})
                 if metadata.get("format") == _FORMAT:
                     tensors = {name: file.get_tensor(name) for name in ("keys", "values", "frequencies")}
-                    _check_tensors(**tensors)
+                    _check_finite(tensors)
                     memory = cls(
                         **tensors,
                         begin=read_whole(metadata["begin"]),
@@ -262,20 +265,33 @@ def memories_of(memories: Sequence[VoCoMemory]) -> list[VoCoMemory]:
     return found
 
 
-def _check_tensors(keys: Tensor, values: Tensor, frequencies: Tensor) -> None:
-    """Check that tensors of a file are those of a memory.
+def _check_shapes(keys: Tensor, values: Tensor, frequencies: Tensor) -> None:
+    """Check that tensors are those of a memory, by shape and type.
 
     Raises:
-        ValueError: one has another shape or type, or numbers that are NaN or infinite.
+        FoveateError: one isn't.
     """
+    for name, value in (("keys", keys), ("values", values), ("frequencies", frequencies)):
+        check_kind(f"{name} of a memory", value, Tensor, "a tensor")
     if keys.ndim != 4 or not keys.numel() or keys.shape != values.shape or keys.dtype != values.dtype:
-        raise ValueError(
+        raise FoveateError(
             f"keys {tuple(keys.shape)} {keys.dtype} and values {tuple(values.shape)} {values.dtype} must be alike, and "
             "(layers, heads, tokens, width)"
         )
     if keys.dtype not in FLOATS or frequencies.dtype != torch.float32 or frequencies.ndim != 1:
-        raise ValueError(f"keys are {keys.dtype} and frequencies {tuple(frequencies.shape)} {frequencies.dtype}")
+        raise FoveateError(
+            f"keys are {keys.dtype} and frequencies {tuple(frequencies.shape)} {frequencies.dtype}; they must be "
+            "floats, and float32 (frequencies)"
+        )
     if 2 * frequencies.shape[0] > keys.shape[3]:
-        raise ValueError(f"{frequencies.shape[0]} frequencies turn more than the {keys.shape[3]} numbers of a key")
-    if not all(bool(each.isfinite().all()) for each in (keys, values, frequencies)):
+        raise FoveateError(f"{frequencies.shape[0]} frequencies turn more than the {keys.shape[3]} numbers of a key")
+
+
+def _check_finite(tensors: Mapping[str, Tensor]) -> None:
+    """Check that no number of a file is NaN or infinite.
+
+    Raises:
+        ValueError: one is.
+    """
+    if not all(bool(each.isfinite().all()) for each in tensors.values()):
         raise ValueError("it has NaN or infinite numbers")
