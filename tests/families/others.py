@@ -46,7 +46,6 @@ class Other(Row):
     Attributes:
         types: the name of the token types that the processor returns, and their value at placeholders, elsewhere 0;
             None for a processor that returns none.
-        since: the first version of transformers whose model can be used.
         takes_positions: whether its `generate` passes position ids on.
         blocks_after_cache: whether an image in a later turn looks in both directions, as one in the first turn does.
         images_see_later_ones: whether all images of a call look at each other, so that turns aren't the whole.
@@ -60,7 +59,6 @@ class Other(Row):
     processor: Any = None
     types: tuple[str, int] | None = None
     rounding: float = 2e-6
-    since: tuple[int, int] = (5, 18)
     takes_positions: bool = True
     blocks_after_cache: bool = True
     images_see_later_ones: bool = False

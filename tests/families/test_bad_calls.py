@@ -48,9 +48,9 @@ def test_other_labels_than_tokens(row: Row, model: Any) -> None:
                 model(ids, labels=wrong, **inputs)
         whole = model(input_ids=ids, labels=labels, **inputs).loss
         # Where fewer predictions are asked for, fewer labels can be right.
-        last = model(input_ids=ids, labels=labels[:, -4:], logits_to_keep=4, **inputs).loss
-    assert whole.isfinite()
-    assert last.isfinite()
+        assert whole.isfinite()
+        if row.logits_to_keep:
+            assert model(input_ids=ids, labels=labels[:, -4:], logits_to_keep=4, **inputs).loss.isfinite()
 
 
 @pytest.mark.parametrize("spec", ["cls:6", "cluster:6@features"])

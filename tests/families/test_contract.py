@@ -1,6 +1,7 @@
 """What holds for every family: the points of the contract, at @input."""
 
 import copy
+import inspect
 import pickle
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -47,10 +48,10 @@ def dense_positions(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     mask = inputs["attention_mask"]
     if family_of(model).position_axes == 1:
         return (mask.cumsum(1) - 1).clamp(min=0)
-    positions, _ = model.model.get_rope_index(
-        inputs["input_ids"], inputs["mm_token_type_ids"], inputs.get("image_grid_thw"), attention_mask=mask
-    )
-    return positions
+    takes = inspect.signature(model.model.get_rope_index).parameters
+    given = {name: inputs.get(name) for name in ("mm_token_type_ids", "image_grid_thw") if name in takes}
+    positions, _ = model.model.get_rope_index(inputs["input_ids"], attention_mask=mask, **given)
+    return positions.long()
 
 
 def masked(model: Any, inputs: dict[str, Tensor], keep: Tensor) -> dict[str, Any]:
@@ -778,6 +779,9 @@ def test_logits_to_keep(row: Row, model: Any, keep: int) -> None:
     inputs = row.inputs(*BATCH)
     with apply(model, SELECT):
         full = logits(model, inputs)
+        if not row.logits_to_keep:
+            assert torch.equal(logits(model, inputs | {"logits_to_keep": keep}), full)
+            return
         assert torch.equal(logits(model, inputs | {"logits_to_keep": keep}), full[:, -keep:])
         chosen = torch.tensor([4, 9, full.shape[1] - 1])
         torch.testing.assert_close(logits(model, inputs | {"logits_to_keep": chosen}), full[:, chosen])

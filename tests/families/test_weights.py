@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions:UserWarning"),
 ]
 
-PROJECTIONS = ("qkv", "q_proj", "k_proj")
+PROJECTIONS = ("qkv", "q_proj", "k_proj", ".q", ".k")
 SPECS = (
     "cls:4", "visionzip:6@features", "prumerge:5", "vispruner:6@features", "cls:9@encoder", "tome:9@encoder",
     "fastv:4@2", "pyramiddrop:0.5@1,2", "sparsevlm:6@2", "dart:4@2", "atp:6@1,2",

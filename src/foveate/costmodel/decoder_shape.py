@@ -24,6 +24,7 @@ _QUERY_NORMS = {
     "qwen3_moe",
     "qwen3_vl_text",
     "qwen3_vl_moe_text",
+    "qwen3_omni_moe_text",
     "gemma3_text",
     *_GATED_QUERIES,
 }
@@ -309,9 +310,11 @@ class DecoderShape:
             *repeated([norm(rows, self.hidden), elementwise("residual", rows * self.hidden, 3, size)], 2),
         ]
 
-    def head(self, steps: int, batch: int, size: int) -> CallPart:
-        """Count the logits of one token per row, `steps` times."""
-        return CallPart("head", tuple(repeated([linear("logits", batch, self.hidden, self.vocabulary, size)], steps)))
+    def head(self, steps: int, batch: int, size: int, first: int = 1) -> CallPart:
+        """Count the logits of one token per row, `steps` times; of `first` tokens in the first step."""
+        one = [linear("logits", batch, self.hidden, self.vocabulary, size)]
+        prompt = linear("logits", batch * first, self.hidden, self.vocabulary, size)
+        return CallPart("head", (prompt, *repeated(one, steps - 1)))
 
     def cache(self, lengths: Sequence[int], batch: int, size: int) -> int:
         """Return the bytes of keys, values and states after `lengths` tokens of a row in each layer."""

@@ -204,13 +204,15 @@ def cost_of_layouts(
     lengths = [text_tokens + tokens for tokens in visual]
     if not all(lengths):
         raise FoveateError("a prompt without images and without text has nothing to count; give one of them")
+    # Hidden states come at full length to the head, whatever was left out before.
+    logits = text_tokens + sum(image.layout.total for image in images) if model.family.all_logits else 1
     grids = [grid for image in images for grid in model.family.encoder_grids(image.seen)]
     parts = (
         encoder_work(model.vision, grids, batch, size, _patches_kept(images, model)),
         projector_work(model.vision, sum(_encoded(image, model) for image in images), batch, size),
         compressor_work(images, model, text_tokens, batch, size),
         decoder.prefill(lengths, batch, size),
-        decoder.head(new_tokens, batch, size),
+        decoder.head(new_tokens, batch, size, logits),
         decoder.decode(lengths, new_tokens - 1, batch, size),
     )
     kv_bytes = decoder.cache([length + new_tokens - 1 for length in lengths], batch, size)
@@ -219,7 +221,7 @@ def cost_of_layouts(
     activations = max(
         decoder.activations(batch * max(lengths), size),
         # Logits, and the float32 copy that is sampled from.
-        batch * decoder.vocabulary * (size + _FLOAT32),
+        batch * logits * decoder.vocabulary * (size + _FLOAT32),
     )
     return Cost(
         model=model.kind,

@@ -74,7 +74,16 @@ class CompressedCache:
         """
         return self._known_call("update", *args, **kwargs)
 
-    # Layers of linear attention come here first; some then change their memory in place.
+    # The mask is made first, before a layer has changed anything; then layers of linear attention come, some of which
+    # change their memory in place.
+
+    def get_mask_sizes(self, *args: Any, **kwargs: Any) -> Any:
+        """Return how long a mask must be, if the running call knows the state."""
+        cache: Any = self
+        if cache.is_compileable:
+            # For a static cache `generate` makes masks itself, outside of the call, which refuses them.
+            return super().get_mask_sizes(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        return self._known_call("get_mask_sizes", *args, **kwargs)
 
     def has_previous_state(self, *args: Any, **kwargs: Any) -> Any:
         """Tell whether a layer of linear attention has a memory, if the running call knows the state."""

@@ -107,7 +107,7 @@ def per_axis(position_ids: Tensor, axes: int, rows: int) -> Tensor:
         position_ids = position_ids[None].expand(axes, -1, -1)
     if position_ids.ndim != 3 or position_ids.shape[0] not in {axes, axes + 1 if axes == 3 else axes}:
         raise FoveateError(f"position_ids of shape {tuple(position_ids.shape)} don't fit a model with {axes} axes")
-    return position_ids[-axes:].expand(-1, rows, -1)
+    return position_ids[-axes:].expand(-1, rows, -1).long()
 
 
 @dataclass

@@ -81,7 +81,7 @@ def check_prompt_inputs(inputs: Mapping[str, Any]) -> None:
     positions = inputs.get("position_ids")
     if positions is not None:
         check_tensor("position_ids", positions)
-        if positions.ndim not in (2, 3) or positions.shape[-1] != ids.shape[1] or positions.dtype not in _INTEGERS:
+        if positions.ndim not in (2, 3) or positions.shape[-1] != ids.shape[1] or not _is_whole(positions):
             raise FoveateError(
                 f"position_ids are {_described(positions)} and input_ids {_described(ids)}; they need one whole number "
                 "per token of each prompt"
@@ -188,11 +188,18 @@ def check_positions(positions: object) -> None:
         return
     check_tensor("position_ids", positions)
     assert isinstance(positions, Tensor)
-    if positions.ndim not in (2, 3) or positions.dtype not in _INTEGERS:
+    if positions.ndim not in (2, 3) or not _is_whole(positions):
         raise FoveateError(
             f"position_ids are {_described(positions)}; they must be whole numbers (prompts, tokens) or (axes, "
             "prompts, tokens)"
         )
+
+
+def _is_whole(positions: Tensor) -> bool:
+    """Return whether position ids are whole numbers, which some models have as floating point."""
+    return positions.dtype in _INTEGERS or (
+        positions.is_floating_point() and bool((positions == positions.round()).all())
+    )
 
 
 def _described(value: Tensor) -> str:

@@ -19,7 +19,11 @@ _EVERY = [module.ROW for module in _MODULES if hasattr(module, "ROW")]
 FAMILIES = {row.name for row in _EVERY}
 """The families that have a row, also one that the installed transformers can't run."""
 
-ROWS: tuple[Row, ...] = tuple(row for row in _EVERY if row.broken != ".".join(transformers.__version__.split(".")[:2]))
+_VERSION = transformers.__version__.split(".")[:2]
+
+ROWS: tuple[Row, ...] = tuple(
+    row for row in _EVERY if row.broken != ".".join(_VERSION) and row.since <= tuple(int(part) for part in _VERSION)
+)
 
 LLAVA: Row = next(row for row in ROWS if row.name == "llava")
 """The family for tests that need one."""

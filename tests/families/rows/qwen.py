@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from foveate.layout import Layout
 from rows.row import DECODER, Row, enlarged, grid, picture
 
 QWEN_TEXT = {
@@ -18,6 +19,17 @@ QWEN_TEXT = {
 }
 
 QWEN_TOKENS = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
+
+QWEN2_5_VISION = {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 4,
+    "out_hidden_size": 64,
+    "window_size": 56,
+    "fullatt_block_indexes": [2],
+    "patch_size": 14,
+}
 
 QWEN3_5_VISION = {
     "depth": 3,
@@ -103,7 +115,9 @@ def attention_of_windows(maps: list[Tensor], inputs: dict[str, Tensor]) -> list[
 
 def keys_of_patches(attention: Any, hidden: Tensor, inputs: dict[str, Tensor]) -> list[Tensor]:
     """Before rotary embedding, averaged over the four patches of a token."""
-    keys = attention.qkv(hidden).view(len(hidden) // 4, 4, 3, 4, 8)[:, :, 1].mean(1)
+    apart = hasattr(attention, "k")
+    keys = attention.k(hidden) if apart else attention.qkv(hidden).unflatten(-1, (3, 32))[:, 1]
+    keys = keys.view(len(hidden) // 4, 4, 4, 8).mean(1)
     return list(keys.split(counts_of(inputs)))
 
 
@@ -172,6 +186,11 @@ def qwen_processor(tokenizer: Any, config: Any, backend: str) -> Any:
 QWEN_RESIZED = {"exact": qwen_exact, "enlarge": qwen_enlarged}
 
 
+def qwen_words(layout: Layout) -> list[int]:
+    """A picture with the tokens before and after it that some of these models count positions by."""
+    return [7, *[5] * layout.total, 8]
+
+
 def qwen_row(name: str, make: Callable[[], nn.Module], windows: bool, **facts: Any) -> Row:
     return Row(
         name,
@@ -179,12 +198,79 @@ def qwen_row(name: str, make: Callable[[], nn.Module], windows: bool, **facts: A
         image_token=5,
         pictures=QWEN_PICTURES,
         pixels=qwen_pixels,
-        token_types=True,
         attention=attention_of_windows if windows else attention_of_patches,
         keys=keys_of_windows if windows else keys_of_patches,
         resized=QWEN_RESIZED,
-        words=QWEN_WORDS,
-        processor=qwen_processor,
         smaller=qwen_smaller,
-        **facts,
+        **{"token_types": True, "words": QWEN_WORDS, "processor": qwen_processor} | facts,
     )
+
+
+def omni_tokens(ending: str) -> dict[str, int]:
+    """Special tokens of an Omni thinker, whose configurations call them `..._token_index` or `..._token_id`."""
+    ids = {f"{name}_token_{ending}": id for name, id in (("image", 5), ("video", 6), ("audio", 11))}
+    return ids | {"vision_start_token_id": 7, "vision_end_token_id": 8, "audio_start_token_id": 12}
+
+
+OMNI_WORDS = {
+    "<pad>": 0,
+    "<s>": 1,
+    "</s>": 2,
+    "<unk>": 3,
+    "<|image_pad|>": 5,
+    "<|video_pad|>": 6,
+    "<|vision_start|>": 7,
+    "<|vision_end|>": 8,
+    "<|im_start|>": 9,
+    "<|im_end|>": 10,
+    "<|audio_pad|>": 11,
+    "<|audio_start|>": 12,
+    "<|audio_end|>": 13,
+}
+
+OMNI_CHAT = QWEN_CHAT.replace(
+    "{% else %}", "{% elif part.type == 'audio' %}<|audio_start|><|audio_pad|><|audio_end|>{% else %}"
+)
+
+
+def omni_processor(tokenizer: Any, config: Any, backend: str) -> Any:
+    import transformers
+    from transformers import Qwen2VLImageProcessor, Qwen2VLVideoProcessor, WhisperFeatureExtractor
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    sizes: Any = {
+        "patch_size": config.vision_config.patch_size,
+        "size": {"shortest_edge": 28 * 28 * 4, "longest_edge": 28 * 28 * 40},
+    }
+    images: Any = (Qwen2VLImageProcessor if backend == "torchvision" else Qwen2VLImageProcessorPil)(**sizes)
+    names = ("image_token", "video_token", "audio_token", "vision_bos_token", "vision_eos_token", "audio_bos_token")
+    words = ("image_pad", "video_pad", "audio_pad", "vision_start", "vision_end", "audio_start", "audio_end")
+    named = {name: f"<|{word}|>" for name, word in zip((*names, "audio_eos_token"), words, strict=True)}
+    tokenizer._set_model_specific_special_tokens(named)
+    class_name = "Qwen2_5Omni" if config.model_type.startswith("qwen2") else "Qwen3OmniMoe"
+    make: Any = getattr(transformers, f"{class_name}Processor")
+    sounds = WhisperFeatureExtractor(feature_size=config.audio_config.num_mel_bins, chunk_length=2)
+    return make(images, Qwen2VLVideoProcessor(**sizes), sounds, tokenizer, chat_template=OMNI_CHAT)
+
+
+def omni_row(name: str, make: Callable[[], nn.Module], windows: bool) -> Row:
+    facts: dict[str, Any] = {"token_types": False, "written": qwen_words, "since": (5, 21), "logits_to_keep": False}
+    facts |= {"unanswerable": (6, 7, 8, 11, 12), "words": OMNI_WORDS, "processor": omni_processor}
+    return qwen_row(name, make, windows, **facts)
+
+
+AUDIO_TOKEN = 11
+
+
+def with_audio(row: Row, model: Any, prompt: str, first: str) -> dict[str, Tensor]:
+    """One prompt with some audio before or after everything else, as the processor of an Omni model gives it."""
+    inputs, frames = row.inputs(prompt), 119
+    features = picture("S", 16, frames, 14)[..., 0].flip(0)[None]
+    mask = torch.ones(1, frames, dtype=torch.int64)
+    with torch.no_grad():
+        heard = model.model.get_audio_features(features, feature_attention_mask=mask, return_dict=True)
+    sound = torch.tensor([[12, *[AUDIO_TOKEN] * heard.last_hidden_state.shape[0], 13]])
+    ids = inputs["input_ids"]
+    ids = torch.cat([sound, ids] if first == "audio" else [ids, sound, ids[:, -2:]], dim=1)
+    audio = {"input_features": features, "feature_attention_mask": mask}
+    return inputs | audio | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -57,12 +57,15 @@ class Row:
         rounding: by how much logits may differ where nothing is left out.
         break_token: the id of structural tokens that are text.
         written: turns a layout into token ids, for a family whose processor writes other text with a picture, too.
+        since: the first version of transformers whose model can be used.
         broken: a version of transformers whose model can't be given shorter images, "5.20" for instance.
         full_attention: whether dropping a token is masking it. Where it isn't, because a window counts columns or a
             layer mixes what it reads into a memory, what is right is the model fed the kept embeddings and positions by
             hand; and padding after what a cache holds changes what follows, in the dense model, too.
         plain: whether every layer of the decoder sees all earlier columns and none behind, so that steps can act there.
         takes_back: whether a cache can give up its last tokens, as drafts need it; `generate` refuses drafts if not.
+        logits_to_keep: whether the model takes `logits_to_keep`; one that doesn't makes the logits of all tokens.
+        unanswerable: tokens beside the placeholder that no answer may hold: the dense model couldn't read them again.
         offloads: whether the dense model runs while its weights are offloaded.
         mixes_images: whether `generate` of the dense model mixes up the images of a prompt when it repeats them for
             beams or answers, so that these are refused.
@@ -86,10 +89,13 @@ class Row:
     rounding: float = 1e-6
     break_token: int = 0
     written: Callable[[Layout], list[int]] | None = None
+    since: tuple[int, int] = (5, 18)
     broken: str = ""
     full_attention: bool = True
     plain: bool = True
     takes_back: bool = True
+    logits_to_keep: bool = True
+    unanswerable: tuple[int, ...] = ()
     offloads: bool = True
     mixes_images: bool = False
     one_frame: bool = False
@@ -109,7 +115,7 @@ class Row:
         model.generation_config.eos_token_id = None
         model.generation_config.pad_token_id = PAD
         # A random model may answer with placeholders, which even the dense model then can't read again.
-        model.generation_config.suppress_tokens = [self.image_token]
+        model.generation_config.suppress_tokens = [self.image_token, *self.unanswerable]
         return model.to(dtype).eval()
 
     def takes(self, spec: str) -> bool:

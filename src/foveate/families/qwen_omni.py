@@ -1,0 +1,39 @@
+"""What the thinkers of Qwen's Omni models share: images among text and audio, frames that are apart in time."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from foveate.errors import UnsupportedFamily
+from foveate.families.config_fields import read_number
+from foveate.families.qwen import QwenVL
+from foveate.layout import Layout
+
+
+class OmniThinker(QwenVL):
+    """The part of an Omni model that reads and answers; audio passes it untouched, and counts as text.
+
+    A whole Omni model has its thinker inside, and steps act there; its talker gets a hidden state for every token of
+    the prompt, those of left-out tokens being the ones that stand for them.
+    """
+
+    all_logits = True
+
+    def __init__(self, model: nn.Module) -> None:
+        try:
+            super().__init__(model)
+        except UnsupportedFamily as error:
+            # Up to 5.20 the head of the language model is in the same module.
+            if any(hasattr(part, "visual") for part in model.modules()):
+                raise UnsupportedFamily(f"{self.title} needs transformers 5.21 or later; install one") from error
+            raise
+
+    def image_positions(self, layout: Layout) -> Tensor:
+        """Return frame, row and column of each token, `(3, N)`; frames are a second apart."""
+        positions = super().image_positions(layout)
+        positions[0] *= read_number(self.config, "position_id_per_seconds")
+        return positions
+
+    def image_spans(self, layout: Layout) -> tuple[int, ...]:
+        """Return one more than the largest position on any axis: text continues after all of them."""
+        return (int(self.image_positions(layout).max()) + 1,)
