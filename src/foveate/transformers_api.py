@@ -48,6 +48,7 @@ __all__ = [
     "refuse_checkpointing",
     "refuse_chunks",
     "refuse_mixed_images",
+    "rope_index",
     "rotate_patches",
     "router_layers",
     "stop_criteria",
@@ -264,6 +265,30 @@ def passes_position_ids(model: Any) -> bool:
     except Exception:  # a model's own code, which may want anything else
         return False
     return made.get("position_ids") is not None
+
+
+def rope_index(
+    core: Any, ids: Tensor, types: Tensor, grids: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor] | None:
+    """Return the position ids that a model makes of a prompt with images; None if it makes none of these.
+
+    Args:
+        core: a model with `get_rope_index`.
+        ids: `(B, S)` int64.
+        types: `(B, S)`, 1 at images, else 0.
+        grids: `(images, 3)` int64, frames, rows and columns of patches.
+        mask: `(B, S)`, 0 at padding; or None.
+
+    Returns:
+        Position ids `(axes, B, S)`, and by how much text after each row is moved, `(B, 1)`.
+    """
+    given = {"input_ids": ids, "mm_token_type_ids": types, "image_grid_thw": grids, "attention_mask": mask}
+    names = inspect.signature(core.get_rope_index).parameters
+    try:
+        positions, deltas = core.get_rope_index(**{name: value for name, value in given.items() if name in names})
+    except Exception:  # a model's own code, which may want anything else
+        return None
+    return (positions, deltas) if isinstance(positions, Tensor) and isinstance(deltas, Tensor) else None
 
 
 # Decoding

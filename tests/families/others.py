@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers
 from rows import Row, grid, picture
-from rows.qwen import qwen_patches
+from rows.qwen import QWEN_PICTURES, qwen_patches, qwen_picture, qwen_pixels
 from torch import Tensor, nn
 
 INSTALLED = tuple(int(part) for part in transformers.__version__.split(".")[:2])
@@ -49,6 +49,7 @@ class Other(Row):
         takes_positions: whether its `generate` passes position ids on.
         blocks_after_cache: whether an image in a later turn looks in both directions, as one in the first turn does.
         images_see_later_ones: whether all images of a call look at each other, so that turns aren't the whole.
+        reading_experts: whether the processor also returns `moe_mm_token_type_ids`, which experts read.
     """
 
     token_types: bool = False
@@ -62,6 +63,7 @@ class Other(Row):
     takes_positions: bool = True
     blocks_after_cache: bool = True
     images_see_later_ones: bool = False
+    reading_experts: bool = False
 
     def model(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
         model = super().model(attention, dtype)
@@ -78,6 +80,8 @@ class Other(Row):
         if self.types is not None:
             name, value = self.types
             inputs[name] = (inputs["input_ids"] == self.image_token).int() * value
+        if self.reading_experts:
+            inputs["moe_mm_token_type_ids"] = inputs["mm_token_type_ids"].clone()
         return inputs
 
 
@@ -122,6 +126,19 @@ def merged(letters: str) -> dict[str, Tensor]:
 
 def grids(letters: str) -> dict[str, Tensor]:
     return qwen_patches([picture(letter, 3, 84, 84) for letter in letters])
+
+
+def rastered(letters: str) -> dict[str, Tensor]:
+    """Patches row by row, as PaddleOCR-VL takes them."""
+    images = [qwen_picture(letter) for letter in letters]
+    patches = [nn.functional.unfold(image[None], 14, stride=14)[0].T.view(-1, 3, 14, 14) for image in images]
+    return {"pixel_values": torch.cat(patches), "image_grid_thw": qwen_pixels(letters)["image_grid_thw"]}
+
+
+def single_frames(letters: str) -> dict[str, Tensor]:
+    """Patches of one frame, as ERNIE 4.5 VL takes them."""
+    inputs = qwen_pixels(letters)
+    return inputs | {"pixel_values": inputs["pixel_values"].view(-1, 3, 2, 196)[:, :, 0].flatten(1)}
 
 
 def pooled(letters: str) -> dict[str, Tensor]:
@@ -171,6 +188,13 @@ def other(
 ) -> Other:
     """A row in which every picture is one row of `count` tokens."""
     return Other(name, make, 5, {letter: grid(1, count) for letter in "ABC"}, image, **facts)
+
+
+def of_grids(
+    name: str, make: Callable[[], nn.Module], image: Callable[[str], dict[str, Tensor]], **facts: Any
+) -> Other:
+    """A row of a model with positions of Qwen2-VL, in which pictures have grids of different size."""
+    return Other(name, make, 5, QWEN_PICTURES, image, token_types=True, **facts)
 
 
 HEADLESS = {"vision": {"vision_use_head": False}}
@@ -302,6 +326,25 @@ def with_crops(letters: str) -> dict[str, Tensor]:
     small = nn.functional.interpolate(pixels(letters)["pixel_values"], size=(64, 64))
     crops = {"pixel_values_local": small.flip(2), "num_local_patches": torch.ones(len(letters), dtype=torch.int64)}
     return {"pixel_values": small} | crops
+
+
+M_ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+ERNIE_TOKENS = {"image_token_id": 5, "video_token_id": 6, "image_start_token_id": 7, "image_end_token_id": 8}
+
+
+def ernie() -> nn.Module:
+    from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeForConditionalGeneration
+
+    experts = {"moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 1, "moe_intermediate_size": [48, 32]}
+    text = (
+        TEXT
+        | experts
+        | {"rope_parameters": M_ROPE | {"mrope_section": [3, 3, 2]}, "mlp_layer_types": ["dense", "sparse", "sparse"]}
+    )
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4}
+    return Ernie4_5_VLMoeForConditionalGeneration(
+        Ernie4_5_VLMoeConfig(vision_config=vision, text_config=text, **ERNIE_TOKENS)
+    )
 
 
 DEEPSEEK_OCR2 = other("deepseek_ocr2", deepseek_ocr2, 289, with_crops)
@@ -448,6 +491,22 @@ ALL = (
         types=("mm_token_type_ids", 1),
         plain=False,
     ),
+    of_grids(
+        "paddleocr_vl",
+        maker(
+            "PaddleOCRVL",
+            "PaddleOCRVisionConfig",
+            "PaddleOCRTextConfig",
+            {"vision": {"image_size": 112}, "text": {"rope_parameters": M_ROPE}},
+            image_token_id=5,
+            video_token_id=6,
+            vision_start_token_id=7,
+            vision_end_token_id=8,
+        ),
+        rastered,
+        since=(5, 21),
+    ),
+    of_grids("ernie4_5_vl_moe", ernie, single_frames, reading_experts=True, plain=False),
     other("gemma4_unified", gemma4_unified, 9, merged, types=("mm_token_type_ids", 1), plain=False),
 )
 

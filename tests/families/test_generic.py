@@ -19,6 +19,7 @@ from foveate.asking import layout_of_prompt
 from foveate.engine import apply, compress, encode
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families import Generic, family_of, generic
+from foveate.keep import Keep
 from generators.model_types import NotBuilt, answer, built, model_types
 
 _models: dict[tuple[str, str], Any] = {}
@@ -176,6 +177,9 @@ def test_a_second_image_in_generate(row: Other, spec: str) -> None:
     if not row.blocks_after_cache or row.images_see_later_ones:
         return
     model = shared(row)
+    if family_of(model).position_axes > 1:
+        # The dense model computes the positions of all images again, and misses the grids of earlier ones.
+        return
     whole = row.inputs(contract.CHAT + " t2 B t4")
     dense = contract.generate(model, whole, 4)
     with apply(model, spec):
@@ -196,12 +200,14 @@ def test_dropping_in_a_later_turn_is_masking(row: Other, attention: str) -> None
     whole, first = row.inputs("t6 A t5 t2 B t4"), row.inputs("t6 A t5")
     begin = first["input_ids"].shape[1]
     second = {**whole, **row.pixels("B"), "input_ids": whole["input_ids"][:, begin:]}
+    if row.reading_experts:
+        second["moe_mm_token_type_ids"] = whole["moe_mm_token_type_ids"][:, begin:]
     keep = contract.kept_columns(row, whole, compress(model, whole, "random:6:positions=keep"))
     positions = contract.dense_positions(model, whole)
     for spec, mask in (("random:1.0", torch.ones_like(keep)), ("random:6:positions=keep", keep)):
-        given = first | {"attention_mask": mask[:, :begin].long(), "position_ids": positions[:, :begin]}
+        given = first | {"attention_mask": mask[:, :begin].long(), "position_ids": positions[..., :begin]}
         cache = cache_of_output(model(**given, use_cache=True))
-        given = second | {"attention_mask": mask.long(), "position_ids": positions[:, begin:]}
+        given = second | {"attention_mask": mask.long(), "position_ids": positions[..., begin:]}
         expected = model(**given, **{CACHE: cache}).logits
         with apply(model, spec):
             cache = cache_of_output(model(**first, use_cache=True))
@@ -235,10 +241,11 @@ def test_counts(row: Other) -> None:
     with apply(model, "random:0.3") as run:
         cache = cache_of_output(model(**inputs, use_cache=True))
     report = run.report()
-    assert [image.before for image in report.images] == [row.count("A")] * 4
-    assert [image.after for image in report.images] == [round(0.3 * row.count("A"))] * 4
+    counts = [row.count(letter) for letter in "ABCC"]
+    assert [image.before for image in report.images] == counts
+    assert [image.after for image in report.images] == [Keep.of(0.3).count(count) for count in counts]
     assert cache.get_seq_length() == compress(model, inputs, "random:0.3")["input_ids"].shape[1]
-    assert [layout.total for layout in family_of(model).layouts(inputs)] == [row.count("A")] * 4
+    assert [layout.total for layout in family_of(model).layouts(inputs)] == counts
 
 
 def test_training(row: Other) -> None:
@@ -401,6 +408,74 @@ def test_every_type_of_model_is_taken_or_refused_with_a_reason(kind: str) -> Non
     assert found.family is None or "input" in found.places
     assert (found.family is None) == bool(found.refusal)
     assert "\n" not in found.refusal
+
+
+M_ROPE = [name for name in ("paddleocr_vl", "ernie4_5_vl_moe") if name in BY_NAME]
+"""Models with positions of Qwen2-VL."""
+
+
+@pytest.mark.parametrize("name", M_ROPE)
+def test_grids_of_models_with_positions_of_qwen2_vl(name: str) -> None:
+    row = BY_NAME[name]
+    model, inputs = shared(row), row.inputs(*contract.BATCH)
+    family = family_of(model)
+    assert family.knows_grids
+    assert family.layouts(inputs) == tuple(row.pictures[letter] for letter in "ABCC")
+    with apply(model, "pool2d:6") as run:
+        model(**inputs)
+    assert [plan.layout for plan in run.plans] == [row.pictures[letter] for letter in "ABCC"]
+    with pytest.raises(FoveateError, match="needs image_grid_thw"):
+        compress(model, {key: value for key, value in inputs.items() if key != "image_grid_thw"}, "random:6")
+
+
+@pytest.mark.parametrize("name", M_ROPE)
+def test_positions_that_are_not_those_of_qwen2_vl_are_refused(name: str) -> None:
+    """All of them at `apply`; those of some grids where such an image comes."""
+    row = BY_NAME[name]
+    model = row.model()
+    core, whole, tallest = model.model, model.model.get_rope_index, 0
+
+    @functools.wraps(whole)
+    def longer(*args: Any, **kwargs: Any) -> Any:
+        positions, deltas = whole(*args, **kwargs)
+        return (positions, deltas + 1) if int(kwargs["image_grid_thw"][:, 1].max()) > tallest else (positions, deltas)
+
+    vars(core)["get_rope_index"] = longer
+    with pytest.raises(UnsupportedFamily, match="are not those of Qwen2-VL"):
+        apply(model, "random:6")
+    tallest = 9
+    with apply(model, "random:6"):
+        model(**row.inputs("t4 A t3 C t2"))
+        with pytest.raises(FoveateError, match="1 x 5 x 3 tokens other positions than Qwen2-VL"):
+            model(**row.inputs("t4 B t3"))
+    vars(core)["get_rope_index"] = lambda **given: None
+    with pytest.raises(UnsupportedFamily, match="are not those of Qwen2-VL"):
+        encode(model, row.inputs("t4 A t3"))
+
+
+def test_grids_that_the_encoder_does_not_keep_are_refused() -> None:
+    row = BY_NAME["ernie4_5_vl_moe"]
+    model, inputs = row.model(), row.inputs("t4 A t3")
+    ids = inputs["input_ids"]
+    broken = inputs | {"input_ids": torch.cat([ids[:, :10], ids[:, :1], ids[:, 10:-1]], dim=1)}
+    with apply(model, "random:6"), pytest.raises(FoveateError, match="text stands between the placeholders"):
+        model(**broken)
+    whole = model.model.get_image_features
+
+    @functools.wraps(whole)
+    def fewer(*args: Any, **kwargs: Any) -> Any:
+        output = whole(*args, **kwargs)
+        output.pooler_output = [each[1:] for each in output.pooler_output]
+        return output
+
+    vars(model.model)["get_image_features"] = fewer
+    with apply(model, "random:6"), pytest.raises(FoveateError, match=r"makes \[23\] tokens .* counts \[24\]"):
+        model(**inputs)
+
+
+def test_experts_that_read_token_types_keep_steps_out_of_the_decoder() -> None:
+    with pytest.raises(FoveateError, match="@1, and all that steps can reach"):
+        apply(shared(BY_NAME["ernie4_5_vl_moe"]), "random:6@1")
 
 
 @pytest.mark.parametrize("name", ["gemma3", "paligemma"])

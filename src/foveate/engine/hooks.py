@@ -169,7 +169,7 @@ class EncoderHooks(StaysWithModel):
         """Put the hooks on."""
         family, add = self.family, self._handles.append
         if not family.watches_tower:
-            add(on_call(family.core, "get_image_features", after=self._capture_result))
+            add(on_call(family.core, "get_image_features", self._note_arguments, self._capture_result))
             return
         if self.pixels is not None and family.resizes_inputs:
             add(on_call(family.core, "get_image_features", self._resize_arguments, self._grow_result))
@@ -215,8 +215,9 @@ class EncoderHooks(StaysWithModel):
 
     def _capture_result(self, output: Any) -> None:
         """Capture what comes out of an encoder of which nothing else is known."""
+        arguments: Keywords = self._local.__dict__.pop("arguments", {})
         if hasattr(output, "pooler_output"):
-            mark_images(output, self.family.encoded(output))
+            mark_images(output, self.family.encoded(output, arguments))
 
     def _note_arguments(self, arguments: Keywords) -> None:
         self._local.arguments = {name: arguments.get(name) for name in self.family.encoder_arguments}

@@ -19,6 +19,7 @@ from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.config_fields import read_field, read_number
 from foveate.families.family import Capture, Family
 from foveate.families.generic import Generic
+from foveate.families.generic_mrope import generic_family
 from foveate.families.registry import FAMILIES, family_for, register_family
 from foveate.families.vision_shape import VisionShape
 from foveate.families.wrappers import find_vlm
@@ -124,7 +125,7 @@ def family_of(model: nn.Module) -> Family:
         except UnsupportedFamily as error:
             why = str(error)
     try:
-        return Generic(model, why)
+        return generic_family(model, why)
     except UnsupportedFamily as error:
         raise UnsupportedFamily(f"{why}, and without one nothing can be done: {error}; {_known()}") from None
 

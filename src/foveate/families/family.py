@@ -108,7 +108,7 @@ class Family(Decoder, ABC):
     pixel_inputs: ClassVar[tuple[str, ...]] = ("pixel_values",)
     """The inputs that describe images; they are dropped from a call once its features are computed."""
     encoder_arguments: ClassVar[tuple[str, ...]] = ()
-    """Arguments of `get_image_features` that `tower_call` needs and the tower does not get."""
+    """Arguments of `get_image_features` that `tower_call` or `encoded` needs and the tower does not get."""
     block_types: ClassVar[tuple[str, ...]] = ()
     """The token types from which the model makes blocks of columns that look in both directions; 0 is text."""
     blocks_after_cache: ClassVar[bool] = True
@@ -328,8 +328,13 @@ class Family(Decoder, ABC):
         """The inputs of a call that `get_image_features` takes."""
         return self.pixel_inputs
 
-    def encoded(self, output: Any) -> Capture:
-        """Make a capture of what `get_image_features` returned; for families with `watches_tower` False."""
+    def encoded(self, output: Any, arguments: Mapping[str, Any]) -> Capture:
+        """Make a capture of what `get_image_features` returned; for families with `watches_tower` False.
+
+        Args:
+            output: of the method.
+            arguments: those of `encoder_arguments`, by name; None where the call has none.
+        """
         raise NotImplementedError
 
     def in_prompt(

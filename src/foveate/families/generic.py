@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, Self, get_args
+from typing import Any, ClassVar, Self, get_args
 
 from torch import Tensor, nn
 
@@ -43,10 +43,13 @@ class Generic(Family):
     """A model that no family describes: only its visual tokens are known.
 
     The model must have what models of transformers have: a module with `get_image_features` whose `forward` takes
-    `mm_encoder_outputs`, `image_token_id` in its configuration, and one-dimensional position ids. Methods that need
-    features alone work at `@input`, and also inside the decoder if every layer attends to all earlier columns. Rows and
-    columns are unknown, so a run of placeholders is one row of tokens. Where a model puts text between the tiles or the
-    rows of an image, each of those is a run, and a number of tokens to keep is for each run.
+    `mm_encoder_outputs`, and `image_token_id` in its configuration. Methods that need features alone work at `@input`,
+    and also inside the decoder if every layer attends to all earlier columns. Rows and columns are unknown, so a run of
+    placeholders is one row of tokens. Where a model puts text between the tiles or the rows of an image, each of those
+    is a run, and a number of tokens to keep is for each run.
+
+    Position ids with three axes are supported where the model's own `get_rope_index` gives those of Qwen2-VL: then
+    `image_grid_thw` has the rows and columns of each image.
     """
 
     name = "generic"
@@ -55,6 +58,10 @@ class Generic(Family):
     outside_encoder = "no family tells how its encoder works"
     watches_tower = False
     knows_grids = False
+    taken_as: ClassVar[str] = "Each run of its image placeholders is taken as one row of visual tokens"
+    """What it makes of an image, for the warning."""
+    position_types: ClassVar[frozenset[str]] = frozenset()
+    """Token types that the model reads for position ids alone."""
 
     def __init__(self, model: nn.Module, why: str = "its family is not known") -> None:
         if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
@@ -70,6 +77,7 @@ class Generic(Family):
         if "pixel_values" not in self.pixel_inputs:
             raise UnsupportedFamily(f"its encoder takes {', '.join(self.pixel_inputs)} and no pixel_values")
         _refuse(model, self.core, self.config)
+        self.check_positions()
         generator = _generator_of(model, self.core)
         self.takes_positions = generator is None or passes_position_ids(generator)  # pyright: ignore
         self.block_types = block_types(generator)  # pyright: ignore[reportAttributeAccessIssue]
@@ -84,8 +92,8 @@ class Generic(Family):
         if type(self.core) not in _warned:
             _warned.add(type(self.core))
             warnings.warn(
-                f"{why}. Each run of its image placeholders is taken as one row of visual tokens, and methods that "
-                "look at features alone work; compare their answers with the dense model's",
+                f"{why}. {self.taken_as}, and methods that look at features alone work; compare their answers with the "
+                "dense model's",
                 FoveateWarning,
                 stacklevel=2,
             )
@@ -104,6 +112,15 @@ class Generic(Family):
             family.places = ("input", "decoder")  # pyright: ignore[reportAttributeAccessIssue]
         return family
 
+    def check_positions(self) -> None:
+        """Check that position ids have one axis.
+
+        Raises:
+            UnsupportedFamily: they have several.
+        """
+        if has_position_axes(self.core):
+            raise UnsupportedFamily("its position ids have several axes, which only a family of its own can tell")
+
     def _is_plain(self) -> bool:
         """Return whether every layer attends to all earlier columns, with one rotary embedding."""
         if set(self.layer_kinds()) != {"full_attention"} or not hasattr(self.decoder, "rotary_emb"):
@@ -111,6 +128,10 @@ class Generic(Family):
         takes = inspect.signature(self.decoder_layers[0].forward).parameters
         # With token types, some columns may attend in both directions, and only the model makes that mask.
         types = {"token_type_ids", "mm_token_type_ids"} & set(inspect.signature(self.core.forward).parameters)
+        types -= self.position_types
+        # Experts that read token types would have to get those of the columns that are left.
+        inside = {*takes, *inspect.signature(self.decoder.forward).parameters}
+        types |= {name for name in inside if name.endswith("type_ids")}
         causal = getattr(self.decoder_config, "is_causal", True) is not False
         return causal and not types and not self.block_types and "position_embeddings" in takes
 
@@ -152,7 +173,7 @@ class Generic(Family):
 
     # Encoding
 
-    def encoded(self, output: Any) -> Capture:
+    def encoded(self, output: Any, arguments: Mapping[str, Any]) -> Capture:
         """Make a capture with the features of each image, tile or sample, as the model groups them."""
         features = getattr(output, "pooler_output", None)
         stacked = isinstance(features, Tensor)
@@ -180,7 +201,7 @@ class Generic(Family):
         sizes = [layout.total for layout in capture.layouts]
         if sum(runs) != sum(sizes[image] for image in order):
             return capture, order
-        lengths = _runs_by_image(order, sizes, runs)
+        lengths = runs_by_image(order, sizes, runs)
         if all(len(pieces) == 1 for pieces in lengths.values()):
             return capture, order
         first: dict[int, int] = {}
@@ -238,10 +259,15 @@ class Generic(Family):
         raise FoveateError(f"{self.title} gives no {signal}")
 
 
-def _runs_by_image(order: Sequence[int], sizes: Sequence[int], runs: Sequence[int]) -> dict[int, list[int]]:
+def has_position_axes(core: nn.Module) -> bool:
+    """Return whether the position ids of a model have several axes."""
+    return hasattr(core, "get_rope_index") or hasattr(core, "compute_3d_position_ids")
+
+
+def runs_by_image(order: Sequence[int], sizes: Sequence[int], runs: Sequence[int]) -> dict[int, list[int]]:
     """Split the tokens of images into runs of placeholders, which follow one another in a prompt.
 
-    >>> _runs_by_image([0, 1], [5, 2], [3, 2, 2])
+    >>> runs_by_image([0, 1], [5, 2], [3, 2, 2])
     {0: [3, 2], 1: [2]}
 
     Args:
@@ -300,8 +326,6 @@ def _refuse(model: nn.Module, core: nn.Module, config: Any) -> None:
     """
     if getattr(config, "image_token_id", None) is None:
         raise UnsupportedFamily("its configuration has no image_token_id, so its placeholders are not known")
-    if hasattr(core, "get_rope_index") or hasattr(core, "compute_3d_position_ids"):
-        raise UnsupportedFamily("its position ids have several axes, which only a family of its own can tell")
     refuse_blocks(core)
     decoder: Any = core.get_decoder()  # pyright: ignore[reportCallIssue]
     if decoder is core or not hasattr(decoder, "layers"):

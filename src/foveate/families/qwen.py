@@ -12,14 +12,15 @@ from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.families.config_fields import read_number
-from foveate.families.family import Capture, Family, attention_received
+from foveate.families.family import Capture, attention_received
+from foveate.families.mrope import MRope
 from foveate.families.pixels import resized_pixels
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
 from foveate.transformers_api import rotate_patches
 
 
-class QwenVL(Family):
+class QwenVL(MRope):
     """Images come as packed patches with `image_grid_thw`, and position ids have three axes: frame, row, column.
 
     There is no [CLS]: `EncoderAttention` is the attention that the patches of a token receive, as a share of all
@@ -27,11 +28,9 @@ class QwenVL(Family):
     if the processor had been given a smaller image; "enlarge" enlarges it to its size again, which saves no token.
     """
 
-    position_axes = 3
     outside_encoder = "the merger after its encoder reads patches in blocks, which merging patches would break up"
     resize_modes = ("exact", "enlarge")
     pixel_inputs = ("pixel_values", "image_grid_thw")
-    memories = ("rope_deltas",)
     pixel_limits: ClassVar[tuple[int, int]] = (3136, 12_845_056)
     """Pixels of a resized image, at least and at most, as preprocessor_config.json of the released checkpoints."""
 
@@ -69,11 +68,6 @@ class QwenVL(Family):
         """The merger, and the mergers of DeepStack where a model has them."""
         visual: Any = self.core.visual
         return (visual.merger, *getattr(visual, "deepstack_merger_list", ()))
-
-    @property
-    def merge(self) -> int:
-        """Patches along one side of a visual token."""
-        return read_number(self.config.vision_config, "spatial_merge_size")
 
     def image_layout(self, height: int, width: int) -> Layout:
         """Return the grid of an image of `height` x `width` pixels: sides rounded to whole tokens, within the limits.
@@ -118,36 +112,6 @@ class QwenVL(Family):
             rotary=True,
             **more,
         )
-
-    def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """Return one grid per row `(t, h, w)` of `image_grid_thw`, which counts patches."""
-        grids = inputs.get("image_grid_thw")
-        if grids is None:
-            raise FoveateError(f"{self.title} needs image_grid_thw beside pixel_values; the processor returns both")
-        return self.grid_layouts(grids)
-
-    def grid_layouts(self, grids: Tensor) -> tuple[Layout, ...]:
-        """Return one grid of visual tokens per `(t, h, w)` in patches."""
-        return tuple(Layout((Segment(t, h // self.merge, w // self.merge),)) for t, h, w in grids.tolist())
-
-    def image_positions(self, layout: Layout) -> Tensor:
-        """Return frame, row and column of each token: `(3, N)`."""
-        (segment,) = layout.segments
-        axes = torch.meshgrid(torch.arange(segment.t), torch.arange(segment.h), torch.arange(segment.w), indexing="ij")
-        return torch.stack(axes).flatten(1)
-
-    def image_spans(self, layout: Layout) -> tuple[int, ...]:
-        """Return the longer side: text continues after the image's rows and columns, however many frames it has."""
-        (segment,) = layout.segments
-        return (max(segment.h, segment.w),)
-
-    def text_position(self, position_ids: Tensor) -> int | None:
-        """Read the row of text positions above the three axes, or plain positions plus the model's `rope_deltas`."""
-        if position_ids.ndim == 3 and position_ids.shape[0] == 4:
-            return int(position_ids[0, 0, 0])
-        if position_ids.ndim == 3 and position_ids.shape[0] == 1 and self.core.rope_deltas is not None:
-            return int(position_ids[0, 0, 0]) - int(self.core.rope_deltas[0])  # pyright: ignore
-        return None
 
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
         """Read the layouts of the images from `grid_thw`."""

@@ -185,7 +185,7 @@ class Row:
         """Inputs with text `(B, n)` after them."""
         longer = {**inputs, "input_ids": torch.cat([inputs["input_ids"], more], dim=1)}
         longer["attention_mask"] = torch.cat([inputs["attention_mask"], torch.ones_like(more)], dim=1)
-        for name in {"token_type_ids", "mm_token_type_ids"} & inputs.keys():
+        for name in {"token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids"} & inputs.keys():
             types = inputs[name].new_full(more.shape, self.later_type)
             longer[name] = torch.cat([inputs[name], types], dim=1)
         return longer
