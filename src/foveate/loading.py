@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
@@ -108,6 +108,7 @@ def load_model(
             source.location,
             **source.arguments,
             **arguments,
+            **({"config": config} if source.part else {}),
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -227,6 +228,7 @@ class _Source:
         commit: of a model on the hub; None for a folder.
         hub: whether it is on the hub.
         answers: whether the hub can be reached.
+        part: whether the model is a part of a larger one, whose files these are.
     """
 
     name: str
@@ -235,6 +237,7 @@ class _Source:
     commit: str | None = None
     hub: bool = False
     answers: bool = False
+    part: bool = False
 
     @property
     def embedded(self) -> bool:
@@ -285,7 +288,7 @@ def _found(model: str | Path | None, revision: str | None) -> _Source:
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-    from foveate.families import family_class, model_types
+    from foveate.families import family_class, model_types, vlm_config
     from foveate.families.config_fields import check_parts
 
     source = _located(model, revision)
@@ -293,13 +296,14 @@ def _found(model: str | Path | None, revision: str | None) -> _Source:
         data = read_json_object(source.config, "configuration", strict=False)
     except FileError as error:
         raise FoveateError(f"{error}; download the model again") from None
-    kind = data.get("model_type")
+    inner = vlm_config(data)
+    kind = inner.get("model_type")
     # A model without a family of its own may still work, if it takes images and text.
     if not isinstance(kind, str) or kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         family_class(SimpleNamespace(model_type=kind))
     if kind in model_types():
-        check_parts(data)
-    return source
+        check_parts(inner)
+    return replace(source, part=inner is not data)
 
 
 def _read_config(source: _Source) -> Any:
@@ -310,12 +314,14 @@ def _read_config(source: _Source) -> Any:
     """
     from transformers import AutoConfig
 
+    from foveate.families import vlm_config
     from foveate.families.config_fields import check_sizes
 
     try:
         config: Any = AutoConfig.from_pretrained(source.location, **source.arguments, trust_remote_code=False)
     except Exception as error:
         raise _broken(source, "config.json", error) from error
+    config = vlm_config(config)
     try:
         check_sizes(config)
     except FoveateError as error:

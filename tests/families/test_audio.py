@@ -1,16 +1,21 @@
 """Omni models: a prompt with images and audio loses visual tokens alone, also inside the whole model that speaks."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from directories import make_processor
 from rows import ROWS, Row
-from rows.qwen import AUDIO_TOKEN, with_audio
+from rows.qwen import AUDIO_TOKEN, whole_omni, with_audio
 from test_contract import generate, logits
 from torch import Tensor, nn
 
+import foveate
 from foveate.engine import apply, compress
 from foveate.families import family_of
+from foveate.loading import skeleton
 
 PROMPT = "t6 A t5"
 
@@ -117,3 +122,34 @@ def test_hidden_states_for_a_talker_have_the_full_length(row: Row, model: Any) -
     assert short.shape == sequences.shape
     assert fewer.shape == hidden.shape
     assert run.report().after == 6
+
+
+def test_steps_act_in_the_thinker_of_the_whole_model(row: Row, model: Any) -> None:
+    inputs, whole = with_audio(row, model, PROMPT, "image"), whole_omni(model)
+    assert type(family_of(whole)) is type(family_of(model))
+    dense = generate(whole.thinker, inputs)
+    assert torch.equal(dense, generate(model, inputs))
+    with apply(whole, "random:1.0"):
+        assert torch.equal(generate(whole.thinker, inputs), dense)
+    with apply(whole, "random:6") as run:
+        short = generate(whole.thinker, inputs)
+    assert run.report().after == 6
+    with apply(model, "random:6"):
+        assert torch.equal(generate(model, inputs), short)
+    assert torch.equal(generate(model, compress(whole, inputs, "random:6")), short)
+
+
+def test_the_thinker_is_loaded_from_the_files_of_the_whole_model(row: Row, model: Any, tmp_path: Path) -> None:
+    pytest.importorskip("torchvision")
+    whole = whole_omni(model)
+    whole.save_pretrained(tmp_path)
+    make_processor(row, model.config).save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] in family_of(model).inside
+    loaded, processor = foveate.load(tmp_path)
+    assert type(loaded) is type(model)
+    assert type(processor).__name__.endswith("Processor")
+    for name, weight in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], weight), name
+    assert type(family_of(skeleton(tmp_path))) is type(family_of(model))
+    for config in (tmp_path, whole.config):
+        assert foveate.cost(config, images=[(168, 112)]).visual_tokens == 24

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import FoveateError, first_line
+from foveate.families import vlm_config
 from foveate.families.config_fields import check_sizes, kind_of
 from foveate.files import files_in, is_folder, read_json_object
 from foveate.hub import is_hub_name
@@ -41,6 +42,7 @@ def load_config(source: Any, revision: str | None = None) -> Any:
         source = PATH
     if isinstance(source, str | Path):
         source = _read(source, revision)
+    source = vlm_config(source)
     if not isinstance(source, Mapping):
         return _checked(source)
     from transformers import AutoConfig

@@ -9,6 +9,7 @@ True
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -45,6 +46,7 @@ __all__ = [
     "UnsupportedFamily",
     "family_of",
     "vlm_of",
+    "vlm_config",
     "family_class",
     "families",
     "model_types",
@@ -86,6 +88,25 @@ def _family_for(config: Any) -> type[Family] | None:
     DISCOVERY.load()
     encoder = getattr(getattr(config, "vision_config", None), "model_type", None)
     return family_for(getattr(config, "model_type", None), encoder)
+
+
+def vlm_config(config: Any) -> Any:
+    """Return the configuration of the vision-language model inside a larger one; without one, `config` itself.
+
+    >>> inner = {"model_type": "qwen2_5_omni_thinker"}
+    >>> vlm_config({"model_type": "qwen2_5_omni", "thinker_config": inner}) is inner
+    True
+
+    Args:
+        config: an object of transformers, or a mapping as config.json holds it.
+    """
+
+    def kind(part: Any) -> Any:
+        return part.get("model_type") if isinstance(part, Mapping) else getattr(part, "model_type", None)
+
+    types = {family.kind() for family in families() if kind(config) in family.inside}
+    parts = config.values() if isinstance(config, Mapping) else vars(config).values() if types else ()
+    return next((part for part in parts if isinstance(kind(part), str) and kind(part) in types), config)
 
 
 def vlm_of(model: nn.Module) -> nn.Module:

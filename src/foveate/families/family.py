@@ -117,6 +117,8 @@ class Family(Decoder, ABC):
     """Whether `generate` passes on the position ids that it is given."""
     memories: ClassVar[tuple[str, ...]] = ()
     """Attributes of the core that a call changes; `apply` restores them."""
+    inside: ClassVar[tuple[str, ...]] = ()
+    """The `model_type` of larger models that have one of this family inside, and its weights in their files."""
     all_logits: ClassVar[bool] = False
     """Whether a call makes the logits of all its tokens, also where those of the last one are wanted."""
     video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos",)

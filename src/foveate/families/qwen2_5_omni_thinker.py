@@ -18,6 +18,7 @@ class Qwen25OmniThinker(OmniThinker, Qwen25VL):
 
     name = "qwen2_5_omni_thinker"
     title = "Qwen2.5-Omni"
+    inside = ("qwen2_5_omni",)
     core_class = "Qwen2_5OmniThinkerModel"
     checkpoints = ("Qwen/Qwen2.5-Omni-7B", "Qwen/Qwen2.5-Omni-3B")
 

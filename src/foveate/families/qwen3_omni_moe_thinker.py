@@ -17,6 +17,7 @@ class Qwen3OmniMoeThinker(OmniThinker, Qwen3VL):
 
     name = "qwen3_omni_moe_thinker"
     title = "Qwen3-Omni"
+    inside = ("qwen3_omni_moe",)
     core_class = "Qwen3OmniMoeThinkerModel"
     checkpoints = ("Qwen/Qwen3-Omni-30B-A3B-Instruct", "Qwen/Qwen3-Omni-30B-A3B-Thinking")
     pixel_limits = (3136, 12_845_056)

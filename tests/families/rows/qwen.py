@@ -274,3 +274,15 @@ def with_audio(row: Row, model: Any, prompt: str, first: str) -> dict[str, Tenso
     ids = torch.cat([sound, ids] if first == "audio" else [ids, sound, ids[:, -2:]], dim=1)
     audio = {"input_features": features, "feature_attention_mask": mask}
     return inputs | audio | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def whole_omni(thinker: Any) -> Any:
+    """The model that has this thinker inside, without the part that speaks."""
+    import transformers
+
+    name = "Qwen2_5Omni" if thinker.config.model_type.startswith("qwen2") else "Qwen3OmniMoe"
+    config = getattr(transformers, f"{name}Config")(thinker_config=thinker.config.to_dict(), enable_audio_output=False)
+    whole = getattr(transformers, f"{name}ForConditionalGeneration")(config).eval()
+    whole.thinker.load_state_dict(thinker.state_dict())
+    whole.thinker.generation_config = thinker.generation_config
+    return whole
