@@ -126,7 +126,9 @@ class CoreCalls(StaysWithModel):
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: Call) -> None:
         """Note which predictions the caller wants: they show where the prompt ends."""
         _check_labels(args, kwargs)
-        last = kwargs.get("logits_to_keep")
+        # Some models can't be asked for a few logits: for them `generate` doesn't say how many guesses come along.
+        guesses = self._local.__dict__.pop("guesses", 0)
+        last = kwargs.get("logits_to_keep", 1 + guesses)
         last = last if isinstance(last, int) and last > 0 else 1
         self._local.wanted = WantedPredictions(kwargs.get("labels"), last)
 
@@ -148,6 +150,8 @@ class CoreCalls(StaysWithModel):
     def _before_generate(self, arguments: Call) -> None:
         """Check what the caller gives to `generate`, which encodes images before it calls the core."""
         check_generation(arguments)
+        ids = arguments.get("input_ids", arguments.get("inputs"))
+        self._local.asked = ids.shape[-1] if isinstance(ids, Tensor) else None
         if arguments.get("pixel_values") is not None:
             check_image_inputs(self.family, arguments)
 
@@ -157,6 +161,8 @@ class CoreCalls(StaysWithModel):
         ids, cache = arguments.get("input_ids"), cache_of_call(arguments)
         self._local.prepared = None
         if ids is not None and cache is not None and arguments.get("inputs_embeds") is None:
+            asked: int | None = getattr(self._local, "asked", None)
+            self._local.guesses = 0 if asked is None else max(0, ids.shape[1] - asked)
             taken, positions = arguments.get("next_sequence_length"), arguments.get("position_ids")
             self._local.prepared = PreparedInputs(weakref.ref(cache), ids.shape[1], taken, positions)
 
