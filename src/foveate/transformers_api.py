@@ -40,6 +40,7 @@ __all__ = [
     "generation_settings",
     "is_transformers_model",
     "last_keys",
+    "layer_keys",
     "logits_processors",
     "new_cache",
     "passes_position_ids",
@@ -181,6 +182,29 @@ def row_bytes(cache: Any) -> int:
             held = value.values() if isinstance(value, dict) else (value,)
             tensors += [each for each in held if isinstance(each, Tensor)]
     return sum(each.nbytes for each in tensors) // cached_rows(cache)
+
+
+def layer_keys(layer: nn.Module, config: Any, hidden: Tensor, tables: Any) -> Tensor | None:
+    """Return the keys that a decoder layer caches of hidden states, `(B, H_keys, S, d)`; None if it caches none so.
+
+    Args:
+        layer: the first one of a decoder.
+        config: of the decoder.
+        hidden: `(B, S, D)`.
+        tables: the `position_embeddings` of the layer.
+    """
+    cache: Any = new_cache(config)
+    given = {"attention_mask": None, "position_embeddings": tables, "use_cache": True}
+    training, layer.training = layer.training, False
+    try:
+        with torch.no_grad():
+            layer(hidden, **given, **cache_argument(layer.forward, cache))
+        keys = getattr(cache.layers[0], "keys", None)
+    except Exception:  # a model's own code, which may want anything else
+        return None
+    finally:
+        layer.training = training
+    return keys if isinstance(keys, Tensor) and keys.ndim == 4 else None
 
 
 def last_keys(cache: Any) -> tuple[int, Tensor | None]:

@@ -11,7 +11,7 @@ import test_contract as contract
 import test_depth as depth
 import torch
 from others import DEEPSEEK_OCR2, OTHERS, Other
-from rows import LLAVA, grid
+from rows import LLAVA, ROWS, grid
 from versions import BEAMS_OF_SEVERAL_IMAGES, CACHE, CHUNKS, cache_of_output
 
 from foveate import FoveateWarning
@@ -471,6 +471,23 @@ def test_grids_that_the_encoder_does_not_keep_are_refused() -> None:
     vars(model.model)["get_image_features"] = fewer
     with apply(model, "random:6"), pytest.raises(FoveateError, match=r"makes \[23\] tokens .* counts \[24\]"):
         model(**inputs)
+
+
+def test_attention_is_refused_where_heads_are_rotated_in_other_pairs() -> None:
+    """GLM's decoder turns neighbours; without a family nothing says so, and a method would rank by wrong attention."""
+    glm = next(row for row in ROWS if row.name == "glm4v")
+    model = glm.model()
+    model.config.model_type = "glm_unknown"
+    family = family_of(model)
+    assert isinstance(family, Generic)
+    assert "decoder" in family.places
+    with pytest.raises(FoveateError, match="asks for DecoderAttention"):
+        apply(model, "fastv:6@1")
+    with apply(model, "pool:6@1"):
+        model(**glm.inputs(contract.CHAT))
+    for row in OTHERS:
+        if row.plain and "decoder" in family_of(shared(row)).places:
+            apply(shared(row), "fastv:6@1").close()
 
 
 def test_experts_that_read_token_types_keep_steps_out_of_the_decoder() -> None:

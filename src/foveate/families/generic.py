@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from foveate.errors import FoveateError, FoveateWarning, UnsupportedFamily
 from foveate.families.config_fields import kind_of
 from foveate.families.family import Capture, Family
+from foveate.families.own_keys import computes_own_keys
 from foveate.families.wrappers import cores_of, holds
 from foveate.layout import Layout, one_row
-from foveate.tokens import Signal
+from foveate.tokens import DecoderAttention, DecoderKeys, DecoderLogits, RotaryLogits, Signal
 from foveate.transformers_api import block_types, passes_position_ids, passes_types_from_start, refuse_blocks
 
 _warned: weakref.WeakSet[type] = weakref.WeakSet()
@@ -253,6 +254,13 @@ class Generic(Family):
     def gives(self, signal: Signal) -> bool:
         """Return False: the encoder is unknown."""
         return False
+
+    def gives_inside(self, signal: Signal) -> bool:
+        """Return whether it can compute a signal: attention and keys only if they are the model's own."""
+        if not super().gives_inside(signal):
+            return False
+        reads_keys = isinstance(signal, DecoderAttention | DecoderKeys | DecoderLogits | RotaryLogits)
+        return not (reads_keys and self.has_model) or computes_own_keys(self)
 
     def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
         """Refuse: the encoder is unknown."""
