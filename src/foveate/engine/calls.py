@@ -601,6 +601,12 @@ def _check_call(call: Call, brings_images: bool) -> None:
             raise FoveateError("images with inputs_embeds are not supported; pass input_ids")
         if mask is not None:
             check_mask(mask)
+        positions = call.get("position_ids")
+        if positions is not None and positions.shape[-1] < call["input_ids"].shape[1]:
+            raise FoveateError(
+                f"position_ids are {tuple(positions.shape)} and input_ids {tuple(call['input_ids'].shape)}; they need "
+                "one number per token of each prompt"
+            )
         refuse_packed(call)
 
 
@@ -616,8 +622,10 @@ def _check_labels(args: tuple[Any, ...], kwargs: Call) -> None:
     prompt = kwargs.get("input_ids", args[0] if args else None)
     prompt = kwargs.get("inputs_embeds") if prompt is None else prompt
     predicts_all = last is None or (isinstance(last, int) and last == 0)
-    if labels is None or labels.ndim != 2 or prompt is None or not predicts_all:
+    if labels is None or prompt is None or not predicts_all:
         return
+    if labels.ndim != 2:
+        raise FoveateError(f"labels are {tuple(labels.shape)}; they must be (prompts, tokens)")
     if labels.shape[1] != prompt.shape[1]:
         raise FoveateError(
             f"{labels.shape[1]} labels came and {prompt.shape[1]} were expected: one for every token of the prompt, "
