@@ -101,15 +101,6 @@ def high_resolution(letters: str) -> dict[str, Tensor]:
     return pixels(letters) | {"high_res_pixel_values": large(letters)["pixel_values"]}
 
 
-def packed(letters: str) -> dict[str, Tensor]:
-    patches = nn.functional.unfold(pixels(letters)["pixel_values"], 14, stride=14).transpose(1, 2)
-    return {
-        "pixel_values": patches,
-        "spatial_shapes": torch.tensor([[6, 6]] * len(letters)),
-        "pixel_attention_mask": torch.ones(len(letters), 36, dtype=torch.int64),
-    }
-
-
 def patched(letters: str) -> dict[str, Tensor]:
     """Patches of 6 x 6, with their columns and rows, as Gemma 4 takes them."""
     patches = nn.functional.unfold(pixels(letters)["pixel_values"], 14, stride=14).transpose(1, 2)
@@ -422,20 +413,6 @@ ALL = (
         maker("VideoLlava", "CLIPVisionConfig", "LlamaConfig", image_token_index=5, video_token_index=6),
         36,
         since=(5, 23),
-    ),
-    other(
-        "lfm2_vl",
-        maker(
-            "Lfm2Vl",
-            "Siglip2VisionConfig",
-            "Lfm2Config",
-            {"vision": {"num_patches": 36}, "text": {"layer_types": ["conv", "full_attention", "conv"]}},
-            image_token_id=5,
-        ),
-        9,
-        packed,
-        full_attention=False,
-        plain=False,
     ),
     other(
         "molmo2",

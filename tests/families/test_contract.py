@@ -262,6 +262,8 @@ def plain_attention(module, query, key, value, attention_mask, scaling=None, dro
     if attention_mask is not None and module.is_causal:
         assert attention_mask.ndim == 2
         scores = scores.masked_fill(~attention_mask[:, None, None].bool(), torch.finfo(scores.dtype).min)
+    elif attention_mask is not None and attention_mask.ndim == 2:
+        scores = scores.masked_fill(~attention_mask[:, None, None].bool(), torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         # An encoder that makes its own.
         scores = scores + attention_mask

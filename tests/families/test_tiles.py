@@ -99,6 +99,8 @@ def test_a_number_of_tokens_for_several_tiles_is_no_size(row: Row) -> None:
         ("cohere2_vision", "vision_config", "model_type", "clip_vision_model", "clip_vision_model encoder"),
         ("aya_vision", None, "vision_feature_select_strategy", "default", "'full' is"),
         ("aya_vision", None, "vision_feature_layer", [-1, -2], "one of its 3 layers is"),
+        ("lfm2_vl", "vision_config", "num_patches", 15, "only squares"),
+        ("lfm2_vl", "vision_config", "model_type", "clip_vision_model", "clip_vision_model encoder"),
     ],
 )
 def test_configurations_that_are_refused(name: str, part: str | None, field: str, value: Any, words: str) -> None:
@@ -138,3 +140,36 @@ def test_a_window_counts_the_columns_that_are_left() -> None:
     assert (masked_logits[real] - expected[real]).abs().max() > 1e-3
     with pytest.raises(FoveateError, match="all that steps can reach in"):
         compress(model, inputs, "random:6@1")
+
+
+def test_tiles_without_names_are_one_image() -> None:
+    """LFM2-VL's processor may be told to write placeholders alone."""
+    row = BY_NAME["lfm2_vl"]
+    model = model_of("lfm2_vl")
+    inputs = row.inputs("t4 A t5")
+    inputs["input_ids"] = torch.tensor([row.ids("t4") + row.bare(row.pictures["A"]) + row.ids("t5")])
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    (layout,) = family_of(model).layouts(inputs)
+    assert layout.segments == row.pictures["A"].segments
+    dense = logits(model, inputs)
+    with apply(model, "random:1.0"):
+        torch.testing.assert_close(logits(model, inputs), dense, atol=2e-6, rtol=0)
+    with apply(model, "random:6") as run:
+        found = generate(model, inputs, 4)
+    assert [image.after for image in run.report().images] == [6]
+    assert torch.equal(generate(model, compress(model, inputs, "random:6"), 4), found)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"spatial_shapes": torch.tensor([[5, 6]] * 5)}, "multiples of 2 patches"),
+        ({"spatial_shapes": torch.tensor([[90, 90]] * 5)}, "at most 64 of them"),
+        ({"spatial_shapes": torch.tensor([[8, 8]])}, r"pixel_values \(tiles, patches, values\)"),
+        ({"pixel_attention_mask": None}, "needs pixel_values, spatial_shapes, pixel_attention_mask"),
+    ],
+)
+def test_grids_that_do_not_fit_their_patches_are_refused(changed: dict[str, Any], words: str) -> None:
+    row = BY_NAME["lfm2_vl"]
+    with pytest.raises(FoveateError, match=words):
+        compress(model_of("lfm2_vl"), row.inputs("t4 A t5") | changed, "random:6")

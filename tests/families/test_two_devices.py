@@ -47,7 +47,8 @@ def places(model: Any, encoder: str) -> dict[str, str]:
     found = {"": FIRST, "lm_head": SECOND}
     found |= {f"model.{name}": encoder for name, part in core.named_children() if part is not decoder}
     found |= {f"model.{text}.{name}": FIRST for name, _ in decoder.named_children() if name != "layers"}
-    found[f"model.{text}.norm"] = SECOND
+    (norm,) = (name for name, _ in decoder.named_children() if name in ("norm", "embedding_norm"))
+    found[f"model.{text}.{norm}"] = SECOND
     return found | {f"model.{text}.layers.{n}": FIRST if n < 2 else SECOND for n in range(len(decoder.layers))}
 
 

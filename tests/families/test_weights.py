@@ -105,8 +105,14 @@ def test_decoder_signals_of_unmerged_lora(row: Row, use_cache: bool) -> None:
 
 
 def dynamic_int8(model: nn.Module) -> nn.Module:
-    """Linear layers of torch's own dynamic quantisation have no weight tensor: `weight` is a method."""
-    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear})  # pyright: ignore
+    """Linear layers of torch's own dynamic quantisation have no weight tensor: `weight` is a method.
+
+    One that embeds patches stays as it is: an encoder reads the dtype of its weight.
+    """
+    named = {name for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    chosen: Any = {name for name in named if not name.endswith("patch_embedding")}
+    how = dict.fromkeys(chosen, torch.ao.quantization.default_dynamic_qconfig)
+    return torch.ao.quantization.quantize_dynamic(model, how)  # pyright: ignore
 
 
 def torchao_weights(model: nn.Module) -> nn.Module:

@@ -1,32 +1,39 @@
 """Memories can be moved if and only if the decoder's own code rotates keys as foveate does."""
 
+from typing import Any
+
 import pytest
 import torch
-from others import HEADLESS, OTHERS, maker, other
-from rows import ROWS, Row
+from others import HEADLESS, OTHERS, Other, maker, other
 
 from foveate.errors import UnsupportedFamily
 from foveate.families import family_of
 from foveate.families.turning import frequencies
 from foveate.voco import VoCo, VoCoMemory
 
-BY_NAME = {row.name: row for row in (*ROWS, *OTHERS)}
-HALF = other(
-    "half_turned",
-    maker(
+BY_NAME = {row.name: row for row in OTHERS}
+
+
+def with_decoder(name: str, config: str, **text: Any) -> Other:
+    """LLaVA with SigLIP and a decoder of another architecture."""
+    make = maker(
         "Llava",
         "SiglipVisionConfig",
-        "PhiConfig",
-        HEADLESS | {"text": {"partial_rotary_factor": 0.5}},
+        config,
+        HEADLESS | {"text": text},
         image_token_id=5,
         vision_feature_select_strategy="full",
-    ),
-    36,
-)
+    )
+    return other(name, make, 36)
+
+
+HALF = with_decoder("half_turned", "PhiConfig", partial_rotary_factor=0.5)
+COHERE = with_decoder("cohere2", "Cohere2Config")
+CONVOLUTION = with_decoder("lfm2", "Lfm2Config", layer_types=["conv", "full_attention", "conv"])
 pytestmark = pytest.mark.filterwarnings("ignore:.*Each run of its image placeholders")
 
 
-def apart(row: Row, prompt: str) -> float:
+def apart(row: Other, prompt: str) -> float:
     """Return the largest difference between the logits of two passes and of the masked pass."""
     model, inputs = row.model("eager"), row.inputs(prompt)
     voco = VoCo(model, 3, shared=False)
@@ -39,10 +46,9 @@ def test_heads_that_are_turned_in_part_are_moved():
     assert apart(HALF, "t2 A t9 B t3") < 1e-4
 
 
-@pytest.mark.parametrize("name", ["aya_vision", "gemma3"])
-def test_one_image_is_right_and_two_are_refused(name):
+@pytest.mark.parametrize("row", [COHERE, BY_NAME["gemma3"]], ids=lambda row: row.name)
+def test_one_image_is_right_and_two_are_refused(row):
     """One rotates other pairs and not all layers; the other has frequencies that differ by layer."""
-    row = BY_NAME[name]
     assert apart(row, "t2 A t9") < 1e-4
     model = row.model()
     voco = VoCo(model, 3)
@@ -63,9 +69,9 @@ def test_frequencies_that_follow_the_length_are_refused():
 
 
 def test_layers_that_remember_no_keys_are_refused():
-    model = BY_NAME["lfm2_vl"].model()
+    model = CONVOLUTION.model()
     with pytest.raises(UnsupportedFamily, match="something else than keys"):
-        VoCo(model, 3).encode(model, BY_NAME["lfm2_vl"].inputs("A t2"))
+        VoCo(model, 3).encode(model, CONVOLUTION.inputs("A t2"))
 
 
 def test_asking_leaves_a_model_in_training_as_it_is():

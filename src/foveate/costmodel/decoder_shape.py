@@ -184,6 +184,49 @@ _STATE = 4
 
 
 @dataclass(frozen=True)
+class ShortConvolution:
+    """A convolution over neighbouring columns, each channel alone, between two gates.
+
+    The cache holds the last inputs of the convolution, for any number of tokens.
+
+    Attributes:
+        width: channels.
+        kernel: width of the convolution.
+    """
+
+    width: int
+    kernel: int
+
+    def cache(self, tokens: int, size: int) -> int:
+        """Return the bytes of one row's cache."""
+        return self.width * self.kernel * size
+
+    def parameters(self, hidden: int) -> int:
+        """Count the weights, without biases."""
+        return hidden * 3 * self.width + self.width * self.kernel + self.width * hidden
+
+    def _projections(self, rows: int, hidden: int, size: int) -> list[Op]:
+        return [
+            linear("gates and values", rows, hidden, 3 * self.width, size),
+            elementwise("gates", rows * self.width, 6, size, launches=4),
+            linear("output", rows, self.width, hidden, size),
+        ]
+
+    def prefill(self, hidden: int, batch: int, tokens: int, size: int) -> list[Op]:
+        """Count the work on `tokens` tokens in each of `batch` rows."""
+        # The convolution pads on both sides; its output is cut to size.
+        taps = 2 * self.width * self.kernel * batch * (tokens + self.kernel - 1)
+        convolution = Op("convolution", flops=taps, moved=2 * batch * tokens * self.width * size)
+        return [*self._projections(batch * tokens, hidden, size), convolution]
+
+    def decode(self, hidden: int, batch: int, tokens: int, steps: int, size: int) -> list[Op]:
+        """Count the work on `steps` further tokens, one at a time."""
+        taps = 2 * self.width * self.kernel * batch * 2
+        convolution = Op("convolution", flops=taps, moved=4 * batch * self.width * self.kernel * size, launches=4)
+        return repeated([*self._projections(batch, hidden, size), convolution], steps)
+
+
+@dataclass(frozen=True)
 class Mlp:
     """Two matrices with an activation between them; three if `gated`."""
 
@@ -255,7 +298,7 @@ class Experts:
 class Layer:
     """One decoder layer."""
 
-    mixer: Attention | Delta
+    mixer: Attention | Delta | ShortConvolution
     mlp: Mlp | Experts
 
 
@@ -361,7 +404,9 @@ def _layer_type(config: Any) -> str:
     return "sliding_attention" if getattr(config, "sliding_window", None) is not None else "full_attention"
 
 
-def _mixer(config: Any, kind: str, name: str) -> Attention | Delta:
+def _mixer(config: Any, kind: str, name: str) -> Attention | Delta | ShortConvolution:
+    if name == "conv":
+        return ShortConvolution(read_number(config, "hidden_size"), read_number(config, "conv_L_cache"))
     if name == "linear_attention":
         return Delta(
             keys=read_number(config, "linear_num_key_heads"),
@@ -390,10 +435,20 @@ def _mixer(config: Any, kind: str, name: str) -> Attention | Delta:
     )
 
 
+def _adjusted(config: Any, width: int) -> int:
+    """Return the width of an MLP whose configuration gives that of one without a gate, and what to round up to."""
+    if not getattr(config, "block_auto_adjust_ff_dim", False):
+        return width
+    width, multiple = 2 * width // 3, read_number(config, "block_multiple_of")
+    if (factor := getattr(config, "block_ffn_dim_multiplier", None)) is None:
+        return width
+    return -(-int(factor * width) // multiple) * multiple
+
+
 def _mlp(config: Any, kind: str, index: int) -> Mlp | Experts:
     experts = next((n for n in ("num_experts", "num_local_experts", "n_routed_experts") if getattr(config, n, 0)), None)
     if experts is None or _dense_layer(config, index):
-        width = read_number(config, "intermediate_size", "ffn_dim", "n_inner")
+        width = _adjusted(config, read_number(config, "intermediate_size", "ffn_dim", "n_inner"))
         return Mlp(width, gated=kind not in _PLAIN_MLP)
     width = read_number(config, "moe_intermediate_size", "intermediate_size")
     shared = getattr(config, "shared_expert_intermediate_size", None)
