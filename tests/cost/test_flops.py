@@ -94,11 +94,11 @@ def test_dense(row: Row, prompt: str) -> None:
     inputs = row.inputs(prompt)
     flops, total, output = flops_of(model, lambda: model(**inputs, use_cache=True, logits_to_keep=1))
     cost = costs(row, family, inputs, prompt, None)
-    assert cost.flops == pytest.approx(total, rel=CLOSE)
-    assert cost.part("prefill").flops == pytest.approx(flops[family.decoder], rel=CLOSE)
-    assert cost.part("head").flops == pytest.approx(flops[model.lm_head], rel=CLOSE)
+    assert cost.flops == pytest.approx(total, rel=CLOSE + row.uncounted)
+    assert cost.part("prefill").flops == pytest.approx(flops[family.decoder], rel=CLOSE + row.uncounted)
+    assert cost.part("head").flops == pytest.approx(flops[model.lm_head], rel=CLOSE + row.uncounted)
     seen = flops[family.tower] + (0 if family.projected_module is family.tower else flops[family.projected_module])
-    assert cost.part("encoder").flops + cost.part("projector").flops == pytest.approx(seen, rel=CLOSE)
+    assert cost.part("encoder").flops + cost.part("projector").flops == pytest.approx(seen, rel=CLOSE + row.uncounted)
     assert cost.kv_bytes == cache_bytes(cache_of_output(output))
 
 
@@ -124,11 +124,13 @@ def test_compressed(row: Row, prompt: str, spec: str) -> None:
         return
     assert cost.kv_bytes == cache_bytes(cache_of_output(output))
     assert cost.kept_tokens == sum(image.after for image in run.report().images)
-    assert cost.part("prefill").flops == pytest.approx(flops[family.decoder], rel=CLOSE)
+    assert cost.part("prefill").flops == pytest.approx(flops[family.decoder], rel=CLOSE + row.uncounted)
     if "features" not in spec:
         # A step at @features projects once more; that is the compressor's, and runs through the same module.
         seen = flops[family.tower] + (0 if family.projected_module is family.tower else flops[family.projected_module])
-        assert cost.part("encoder").flops + cost.part("projector").flops == pytest.approx(seen, rel=CLOSE)
+        assert cost.part("encoder").flops + cost.part("projector").flops == pytest.approx(
+            seen, rel=CLOSE + row.uncounted
+        )
 
 
 @pytest.mark.parametrize("spec", [None, "stride:4"])

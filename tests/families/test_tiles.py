@@ -9,6 +9,7 @@ from rows import ROWS, Row, grid
 from rows.tiles import tiles_of
 from test_contract import by_hand, dense_positions, generate, kept_columns, logits, masked
 from torch import Tensor
+from torch.nn.functional import pad
 from versions import BEAMS_OF_SEVERAL_IMAGES
 
 from foveate.engine import apply, compress, encode
@@ -173,3 +174,15 @@ def test_grids_that_do_not_fit_their_patches_are_refused(changed: dict[str, Any]
     row = BY_NAME["lfm2_vl"]
     with pytest.raises(FoveateError, match=words):
         compress(model_of("lfm2_vl"), row.inputs("t4 A t5") | changed, "random:6")
+
+
+def test_what_fills_up_a_tile_changes_nothing() -> None:
+    row, model = BY_NAME["lfm2_vl"], BY_NAME["lfm2_vl"].model("eager")
+    inputs = row.inputs("t4 B t5")
+    pixels, mask = inputs["pixel_values"], inputs["pixel_attention_mask"]
+    longer = inputs | {"pixel_values": pad(pixels, (0, 0, 0, 16)), "pixel_attention_mask": pad(mask, (0, 16))}
+    torch.testing.assert_close(logits(model, longer), logits(model, inputs), atol=1e-4, rtol=1e-4)
+    for spec in ("cls:6", "cluster:6@features"):
+        one, other = (compress(model, each, spec).images[0] for each in (inputs, longer))
+        assert torch.equal(one.slot, other.slot)
+        torch.testing.assert_close(one.features, other.features, atol=1e-4, rtol=1e-4)

@@ -305,7 +305,7 @@ class EncoderHooks(StaysWithModel):
             return None
         if self.family.projects_each:
             capture.projected = _joined(capture.projected, output)
-            if capture.projected.shape[0] == sum(layout.content for layout in capture.seen):
+            if capture.projected.shape[0] >= sum(layout.content for layout in capture.seen):
                 self._local.capture = None
             return None
         self._local.capture = None

@@ -287,7 +287,13 @@ class Lfm2Vl(ArrangedTiles):
         return self.by_image(self._by_tile(capture.projected, capture), capture)
 
     def _by_tile(self, rows: Tensor, capture: Capture) -> Sequence[Tensor]:
-        return rows.split([height * width for height, width in capture.extra["shapes"]])
+        """Split what the projector read or made, `(tokens, D)`, by tile."""
+        counts = [height * width for height, width in capture.extra["shapes"]]
+        if rows.shape[0] == sum(counts):
+            return rows.split(counts)
+        # From transformers 5.24 on, one call has every tile filled up to the same number of tokens.
+        filled = rows.unflatten(0, (len(counts), -1))
+        return [tile[:count] for tile, count in zip(filled, counts, strict=True)]
 
     def project(self, features: Tensor) -> Tensor:
         """Apply the projector's norm and MLP."""

@@ -14,7 +14,7 @@ IMAGE, BEGIN, END, WHOLE = 5, 6, 7, 8
 NAMES = {(row, column): 9 + row * 10 + column for row in range(10) for column in range(10) if row < 1 or column < 3}
 PATCH, SIDE = 8, 4
 CUTS = {"A": (2, 2), "B": (1, 2), "C": (0, 0)}
-WHOLES = {"A": (4, 4), "B": (2, 6), "C": (5, 3)}
+WHOLES = {"A": (4, 4), "B": (2, 8), "C": (8, 2)}
 """Rows and columns of the tokens of each whole picture."""
 
 
@@ -57,7 +57,8 @@ def named(layout: Layout) -> list[int]:
     ids: list[int] = [BEGIN]
     for tile in layout.segments:
         if tile.part:
-            ids.append(NAMES[tile.part[:2]])
+            row, column, *_ = tile.part
+            ids.append(NAMES[row, column])
         elif len(layout.segments) > 1:
             ids.append(WHOLE)
         ids += [IMAGE] * tile.count
@@ -215,6 +216,7 @@ ROW = Row(
     rounding=2e-6,
     full_attention=False,
     plain=False,
+    uncounted=0.01,  # position embeddings are interpolated by a matrix product from 5.24 on
     offloads=False,  # SigLIP 2 reads a weight that accelerate has not loaded
     words=WORDS,
     processor=processor,
