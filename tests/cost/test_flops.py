@@ -128,9 +128,8 @@ def test_compressed(row: Row, prompt: str, spec: str) -> None:
     if "features" not in spec:
         # A step at @features projects once more; that is the compressor's, and runs through the same module.
         seen = flops[family.tower] + (0 if family.projected_module is family.tower else flops[family.projected_module])
-        assert cost.part("encoder").flops + cost.part("projector").flops == pytest.approx(
-            seen, rel=CLOSE + row.uncounted
-        )
+        close = CLOSE + row.uncounted
+        assert cost.part("encoder").flops + cost.part("projector").flops == pytest.approx(seen, rel=close)
 
 
 @pytest.mark.parametrize("spec", [None, "stride:4"])

@@ -70,7 +70,7 @@ class Row:
         mixes_images: whether `generate` of the dense model mixes up the images of a prompt when it repeats them for
             beams or answers, so that these are refused.
         one_frame: whether the dense model's encoder takes images of one frame alone.
-        uncounted: the share of a tiny encoder's work that the cost model leaves out, because it is nothing in a real one.
+        uncounted: the share of a tiny encoder's work that the cost model leaves out: in a real one it is nothing.
         words: special tokens of the tokenizer and their ids, the placeholder among them.
         processor: from a tokenizer, the model's configuration and "torchvision" or "pil", which computes with images:
             the family's real processor with its chat template.
