@@ -31,15 +31,17 @@ class Resize(PixelMethod):
     def shrink(self, layout: Layout) -> tuple[int, int]:
         """Return the largest grid within the budget that keeps the aspect ratio; of several grids, the first one's."""
         first = layout.segments[0]
+        budget = self.keep.count(layout.content)
         if self.keep.share is not None:
-            # Rounded down, so that all grids together stay within the share too, and a tile gets the same alone.
+            # Equal grids get equal budgets, in whatever image they are, unless rounding up would exceed the image's.
+            grid = fit(first.h, first.w, max(1, self.keep.count(first.count) // first.t))
+            if self.per == "tile" or first.t * grid[0] * grid[1] * layout.content <= budget * first.count:
+                return grid
             budget = math.floor(self.keep.share * first.count)
-        elif len(layout.segments) == 1:
-            budget = self.keep.count(first.count)
         elif self.per == "tile":
-            budget = min(self.keep.count(layout.content), first.count)
+            budget = min(budget, first.count)
         else:
-            budget = self.keep.count(layout.content) * first.count // layout.content
+            budget = budget * first.count // layout.content
         return fit(first.h, first.w, max(1, budget // first.t))
 
     def count(self, layout: Layout) -> int:
