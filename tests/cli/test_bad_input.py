@@ -1,6 +1,7 @@
 """Bad input: one clear line, exit code 2, nothing on stdout, nothing half-written, before the model is loaded."""
 
 import json
+import re
 import subprocess
 import sys
 

@@ -371,7 +371,12 @@ class Asker:
         held = row_bytes(cache)
         at_once = self.batch or max(1, min(ROWS_AT_ONCE, CACHE_BYTES // held))
         rows = [(row, n) for row, index in enumerate(group) for n in range(len(prompts[index].rows))]
-        for batch in self._questions(rows, lambda each: len(prompts[group[each[0]]].rows[each[1]]), at_once):
+
+        def length(each: tuple[int, int]) -> int:
+            asked = prompts[group[each[0]]]
+            return len(asked.rows[each[1]]) - asked.shared
+
+        for batch in self._questions(rows, length, at_once):
             of = torch.tensor([row for row, _ in batch], device=self.device)
             whole = [prompts[group[row]].rows[n] for row, n in batch]
             starts = [prompts[group[row]].shared for row, _ in batch]

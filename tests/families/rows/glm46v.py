@@ -12,4 +12,4 @@ def make_glm46v() -> nn.Module:
     return spread(Glm46VForConditionalGeneration(Glm46VConfig(vision_config=vision, text_config=text, **GLM_TOKENS)))
 
 
-ROW = glm_row("glm46v", make_glm46v)
+ROW = glm_row("glm46v", make_glm46v, offloads=False)

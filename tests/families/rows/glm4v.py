@@ -13,4 +13,4 @@ def make_glm4v() -> nn.Module:
     )
 
 
-ROW = glm_row("glm4v", make_glm4v)
+ROW = glm_row("glm4v", make_glm4v, offloads=False)
