@@ -53,6 +53,7 @@ __all__ = [
     "rotate_patches",
     "router_layers",
     "stop_criteria",
+    "takes_any_mask",
     "window_order",
 ]
 
@@ -220,7 +221,15 @@ def last_keys(cache: Any) -> tuple[int, Tensor | None]:
 # Attention
 
 
-def causal_mask(config: Any, hidden: Tensor, mask: Tensor, cache: Cache | None, layer: int) -> Any:
+def causal_mask(
+    config: Any,
+    hidden: Tensor,
+    mask: Tensor,
+    cache: Cache | None,
+    layer: int,
+    beyond: Callable[..., Any] | None = None,
+    within: Callable[..., Any] | None = None,
+) -> Any:
     """Make the mask that a decoder layer takes, in the form that its attention implementation wants.
 
     Args:
@@ -229,6 +238,8 @@ def causal_mask(config: Any, hidden: Tensor, mask: Tensor, cache: Cache | None, 
         mask: `(B, P + S)`, 0 at padding, over what the layer's cache holds and the S new columns.
         cache: of the conversation, without the new columns in this layer; or None.
         layer: whose cache is meant.
+        beyond: says of (batch, head, query, key) whether a key is seen that isn't earlier; None for no such key.
+        within: says whether one is seen at most; None for all. Keys count from the first one that the cache ever had.
     """
     from transformers.masking_utils import create_causal_mask
 
@@ -238,8 +249,15 @@ def causal_mask(config: Any, hidden: Tensor, mask: Tensor, cache: Cache | None, 
         attention_mask=mask,
         position_ids=None,
         layer_idx=layer,
+        or_mask_function=beyond,
+        and_mask_function=within,
         **cache_argument(create_causal_mask, cache),
     )
+
+
+def takes_any_mask(config: Any) -> bool:
+    """Return whether the attention implementation of a decoder can hide any column from any other."""
+    return config._attn_implementation in ("eager", "sdpa", "flex_attention")
 
 
 def rotate_patches(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

@@ -70,7 +70,7 @@ def test_a_padded_batch_is_its_prompts_alone(row: Any, spec: str) -> None:
 def test_prompts_are_padded_as_processors_pad(row: Any) -> None:
     made = asker_of(row, None).padded([row.ids("t2 A t3"), row.ids("t4 B t5")])
     processors = row.inputs("t2 A t3", "t4 B t5")
-    assert made.keys() == {"input_ids", "attention_mask", *(["mm_token_type_ids"] if row.token_types else [])}
+    assert made.keys() == {"input_ids", "attention_mask", *row.types_of(torch.zeros(1, 1))}
     assert all(torch.equal(value, processors[name]) for name, value in made.items())
 
 

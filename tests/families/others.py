@@ -13,9 +13,6 @@ from rows import Row, grid, picture
 from rows.qwen import QWEN_PICTURES, qwen_patches, qwen_picture, qwen_pixels
 from torch import Tensor, nn
 
-INSTALLED = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-"""The version of transformers, major and minor."""
-
 TEXT = {
     "vocab_size": 128,
     "hidden_size": 64,
@@ -44,11 +41,7 @@ class Other(Row):
     """A row of a model whose signals and ways to shrink are not known.
 
     Attributes:
-        types: the name of the token types that the processor returns, and their value at placeholders, elsewhere 0;
-            None for a processor that returns none.
         takes_positions: whether its `generate` passes position ids on.
-        blocks_after_cache: whether an image in a later turn looks in both directions, as one in the first turn does.
-        images_see_later_ones: whether all images of a call look at each other, so that turns aren't the whole.
         reading_experts: whether the processor also returns `moe_mm_token_type_ids`, which experts read.
     """
 
@@ -58,28 +51,18 @@ class Other(Row):
     resized: Mapping[str, Any] = field(default_factory=dict)
     words: Mapping[str, int] = field(default_factory=dict)
     processor: Any = None
-    types: tuple[str, int] | None = None
     rounding: float = 2e-6
     takes_positions: bool = True
-    blocks_after_cache: bool = True
-    images_see_later_ones: bool = False
     reading_experts: bool = False
 
     def model(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
         model = super().model(attention, dtype)
-        generator = torch.Generator().manual_seed(0)
-        for name, weight in model.named_parameters():
-            if name.endswith("mm_input_projection_weight"):  # Gemma 3's starts at zero
-                weight.data.copy_(torch.randn(weight.shape, generator=generator))
         # A random model may answer with placeholders, which even the dense model then can't read again.
         model.generation_config.suppress_tokens = list(range(3, 12))
         return model
 
     def inputs(self, *prompts: str, side: str = "left") -> dict[str, Tensor]:
         inputs = super().inputs(*prompts, side=side)
-        if self.types is not None:
-            name, value = self.types
-            inputs[name] = (inputs["input_ids"] == self.image_token).int() * value
         if self.reading_experts:
             inputs["moe_mm_token_type_ids"] = inputs["mm_token_type_ids"].clone()
         return inputs
@@ -157,7 +140,6 @@ def maker(
     """
 
     def make() -> nn.Module:
-        import transformers
 
         more = of or {}
         config = getattr(transformers, f"{name}Config")(
@@ -189,20 +171,6 @@ def of_grids(
 
 
 HEADLESS = {"vision": {"vision_use_head": False}}
-GEMMA = {"query_pre_attn_scalar": 16, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]}
-
-
-def gemma3(window: int) -> Callable[[], nn.Module]:
-    return maker(
-        "Gemma3",
-        "SiglipVisionConfig",
-        "Gemma3TextConfig",
-        {"text": GEMMA | {"sliding_window": window}},
-        image_token_id=5,
-        mm_tokens_per_image=9,
-        boi_token_index=9,
-        eoi_token_index=10,
-    )
 
 
 def llava_with_cls() -> nn.Module:
@@ -343,32 +311,6 @@ DEEPSEEK_OCR2 = other("deepseek_ocr2", deepseek_ocr2, 289, with_crops)
 
 ALL = (
     other("llava_with_cls", llava_with_cls, 37),
-    other(
-        "gemma3",
-        gemma3(512),
-        9,
-        types=("token_type_ids", 1),
-        plain=False,
-        blocks_after_cache=INSTALLED >= (5, 23),
-    ),
-    other(
-        "gemma3_window",
-        gemma3(8),
-        9,
-        types=("token_type_ids", 1),
-        full_attention=False,
-        plain=False,
-        blocks_after_cache=INSTALLED >= (5, 23),
-    ),
-    other(
-        "paligemma",
-        maker("PaliGemma", "SiglipVisionConfig", "GemmaConfig", image_token_id=5, projection_dim=64),
-        36,
-        types=("token_type_ids", 0),
-        later_type=1,
-        blocks_after_cache=False,
-        plain=False,
-    ),
     other(
         "got_ocr2",
         maker("GotOcr2", "GotOcr2VisionConfig", "Qwen2Config", {"vision": SAM}, image_token_index=5),

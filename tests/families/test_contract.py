@@ -281,7 +281,8 @@ def plain_backend():
 
 def test_attention_implementations_agree(row: Row, plain_backend: str) -> None:
     results = []
-    for attention in ("eager", "sdpa", plain_backend):
+    # A backend of 2-D masks drops what isn't causal, also in the dense model.
+    for attention in ("eager", "sdpa", *([] if row.types else [plain_backend])):
         model = row.model(attention)
         with apply(model, SELECT):
             out = model.generate(
@@ -292,8 +293,8 @@ def test_attention_implementations_agree(row: Row, plain_backend: str) -> None:
                 output_logits=True,
             )
         results.append(torch.stack(out.logits))
-    torch.testing.assert_close(results[0], results[1], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(results[0], results[2], atol=1e-4, rtol=1e-4)
+    for other in results[1:]:
+        torch.testing.assert_close(results[0], other, atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -423,8 +424,25 @@ def test_padding_between_turns_is_what_it_is_to_the_dense_model(row: Row, model:
 
 
 @torch.no_grad()
+def later_image_is_refused(row: Row, model: Any) -> None:
+    with apply(model, SELECT):
+        cache = cache_of_output(model(**row.inputs(CHAT), use_cache=True))
+        later = row.inputs("t2 B t4")
+        later["attention_mask"] = torch.ones(1, len(row.ids(CHAT + " t2 B t4")), dtype=torch.int64)
+        with pytest.raises(FoveateError, match="look in both directions"):
+            model(**later, **{CACHE: cache})
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("spec", [SELECT, f"{SELECT}:positions=pack"])
 def test_a_second_image_in_a_second_turn(row: Row, any_model: Any, spec: str) -> None:
+    if not row.blocks_after_cache:
+        later_image_is_refused(row, any_model)
+        return
+    if row.images_see_later_ones:
+        # The first image of the whole conversation has seen the second one, and here it can't.
+        test_an_image_after_a_text_only_turn(row, any_model)
+        return
     whole = row.inputs("t6 A t5 t2 B t4")
     first, second = row.inputs("t6 A t5"), row.inputs("t2 B t4")
     tail = whole["input_ids"].shape[1] - first["input_ids"].shape[1]
@@ -444,6 +462,8 @@ def test_a_second_image_in_a_second_turn(row: Row, any_model: Any, spec: str) ->
 
 @torch.no_grad()
 def test_a_second_image_after_an_answer(row: Row, any_model: Any) -> None:
+    if not row.blocks_after_cache or row.images_see_later_ones:
+        return
     whole = row.inputs("t6 A t5 t3 B t4")
     first, second = row.inputs("t6 A t5"), row.inputs("B t4")
     begin = first["input_ids"].shape[1]
@@ -458,6 +478,8 @@ def test_a_second_image_after_an_answer(row: Row, any_model: Any) -> None:
 
 @torch.no_grad()
 def test_an_image_after_a_text_only_turn(row: Row, any_model: Any) -> None:
+    if not row.blocks_after_cache:
+        return
     whole = row.inputs("t9 t2 B t4")
     second = row.inputs("t2 B t4")
     second["input_ids"] = whole["input_ids"][:, 9:]

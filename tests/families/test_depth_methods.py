@@ -67,7 +67,9 @@ def test_decoding_with_a_cache_is_forward_without(row: Row, any_model: Any, spec
         )
         whole = row.with_text(inputs, out.sequences[:, -4:])
         # The prompt ends where the first prediction is asked for: rules must not read the answer.
-        given = {**whole, "position_ids": dense_positions(any_model, whole), "logits_to_keep": 5}
+        # A rule may look at keys that are turned, which tell where positions begin.
+        positions = dense_positions(any_model, whole) + family_of(any_model).first_position
+        given = {**whole, "position_ids": positions, "logits_to_keep": 5}
         at_once = any_model(**given, use_cache=False).logits
     torch.testing.assert_close(torch.stack(out.logits, dim=1), at_once[:, -5:-1].float(), atol=1e-4, rtol=1e-4)
 

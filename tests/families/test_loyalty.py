@@ -72,8 +72,7 @@ def generated(row: Row, asker: Asker, prompts: list[Prompts]) -> list[list[str]]
         found.append([])
         for ids in each.rows:
             inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids)).long(), **each.pixels}
-            if row.token_types:
-                inputs["mm_token_type_ids"] = (inputs["input_ids"] == row.image_token).int()
+            inputs |= row.types_of(inputs["input_ids"])
             new = asker.model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, len(ids) :].tolist()
             end = next((at for at, token in enumerate(new) if token in asker.decoding.ends), len(new))
             found[-1].append(str(new[:end]))

@@ -20,6 +20,7 @@ from foveate.arguments import check_kind
 from foveate.atp.prompt_images import PromptImage, column_log_masks, find_prompt_images
 from foveate.engine.prompt import WantedPredictions
 from foveate.engine.signals import LayerInput, answer
+from foveate.engine.visibility import visibility
 from foveate.errors import FoveateError, shown
 from foveate.families import Family, family_of, vlm_of
 from foveate.methods.atp import ATPLayer
@@ -79,6 +80,7 @@ class SoftMasks:
         self._images: list[PromptImage] = []
         self._mask = torch.zeros(0, 0)
         self._causal_mask = torch.zeros(0)
+        self._blocks: Tensor | None = None
         self._log_masks: Tensor | None = None
         self._inputs: dict[int, LayerInput] = {}
         self._shares: list[Tensor] = []
@@ -129,6 +131,8 @@ class SoftMasks:
         mask = call.get("attention_mask")
         self._mask = torch.ones_like(ids) if mask is None else mask
         self._causal_mask = causal_mask(self._mask)
+        types = next((call[name] for name in self.family.block_types if call.get(name) is not None), None)
+        self._blocks = None if types is None else self.family.attention_blocks(types)
         self._images = find_prompt_images(self.family, ids, self._mask, self.family.layouts(call), self._wanted)
 
     def _layer_hook(self, layer: int) -> Any:
@@ -143,13 +147,24 @@ class SoftMasks:
                 self._inputs[layer] = self._layer_input(layer, hidden, rotary)
             if self._log_masks is None or self.acts_on == "values":
                 return None
-            mask = self._causal_mask + self._log_masks[:, None, None, :]
+            mask = self._layer_mask(kwargs.get("attention_mask")) + self._log_masks[:, None, None, :]
             return args, {**kwargs, "attention_mask": mask.to(hidden.dtype)}
 
         return hook
 
     def _layer_input(self, layer: int, hidden: Tensor, rotary: Any) -> LayerInput:
-        return LayerInput(self.family, layer, hidden, rotary, self._mask, None, self._log_masks)
+        rows, width = self._mask.shape
+        places = torch.arange(width, device=hidden.device).expand(rows, -1)
+        seen = visibility(self.family, layer, places, width, None, self._blocks)
+        return LayerInput(self.family, layer, hidden, rotary, self._mask, None, self._log_masks, seen)
+
+    def _layer_mask(self, given: Any) -> Tensor:
+        """Return the mask that the model passes a layer, as numbers to add; where it passes none, the causal one."""
+        if not isinstance(given, Tensor) or given.ndim != 4:
+            return self._causal_mask
+        if given.dtype != torch.bool:
+            return given
+        return torch.zeros_like(given, dtype=torch.float32).masked_fill(~given, torch.finfo(torch.bfloat16).min)
 
     def _mask_values(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         return None if self._log_masks is None else output * self._log_masks.exp()[..., None].to(output.dtype)

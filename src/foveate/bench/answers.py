@@ -295,8 +295,13 @@ class Asker:
         """
         aware = any(step.method.query_aware for step in spec.steps)
         inside = any(isinstance(place, int) and place > 0 for step in spec.steps for place in step.places)
+        sees = self.family.images_see_question
         if reuse is None:
-            reuse = not aware and not inside and all(each.shared for each in prompts)
+            reuse = not aware and not inside and not sees and all(each.shared for each in prompts)
+        elif reuse and sees:
+            raise FoveateError(
+                f"images of {self.family.title} see the question, so no questions can share an image's keys and values"
+            )
         elif reuse and (aware or inside):
             why = "reads the question" if aware else "acts inside the decoder"
             raise FoveateError(f"{spec} {why}, so its questions can't share an image's keys and values")
@@ -523,7 +528,7 @@ class Asker:
         empty = [longest - len(row) for row in rows]
         ids = torch.tensor([[self.pad] * n + list(row) for n, row in zip(empty, rows)], device=self.device)
         mask = torch.tensor([[0] * n + [1] * len(row) for n, row in zip(empty, rows)], device=self.device)
-        types = {name: (ids == self.family.image_token).int() for name in self._types}
+        types = {name: self.family.token_types(ids) for name in self._types}
         return {"input_ids": ids, "attention_mask": mask, **types}
 
     def _texts(self, answers: Answers) -> list[str]:

@@ -56,6 +56,7 @@ from foveate.transformers_api import (
     refuse_checkpointing,
     refuse_chunks,
     refuse_mixed_images,
+    takes_any_mask,
 )
 
 Call = dict[str, Any]
@@ -74,8 +75,11 @@ class CoreCalls(StaysWithModel):
     """
 
     def __init__(self, model: nn.Module, family: Family, schedule: Schedule, synchronise: bool) -> None:
+        self._hides_any = takes_any_mask(family.decoder_config)
         if schedule.layers:
             refuse_checkpointing(family.decoder_layers, "decoder")
+            if not self._hides_any:
+                _refuse_blocks(family)
         if schedule.encoder:
             refuse_checkpointing(family.encoder_layers, "encoder")
         self.schedule = schedule
@@ -83,7 +87,7 @@ class CoreCalls(StaysWithModel):
         self._model = model
         self.builder = ReportBuilder(str(schedule.spec), len(family.decoder_layers))
         self._synchronise = synchronise
-        self._window = family.window
+        self._reach = min((length for length in (family.window, family.chunk) if length is not None), default=None)
         self._encoder_hooks = EncoderHooks(
             family, schedule.encoder_signals, bool(schedule.features), schedule.pixels, schedule.encoder
         )
@@ -402,6 +406,8 @@ class CoreCalls(StaysWithModel):
             images,
             start=None if state is None else state.first.following + tail,
         )
+        if state is None and call.get("position_ids") is None:
+            cut = cut.moved(family.first_position)
         mask, columns, padded = cut.attention_mask, cut.columns, cut.padded
         if state is not None:
             mask = torch.cat([state.first.mask(full_mask, state.full_length, tail), mask], dim=1)
@@ -412,11 +418,14 @@ class CoreCalls(StaysWithModel):
         after = CacheState(length, (first,), _text_at_end(cut))
         decoder_pass = self._decoder_pass(call, prefix, full_mask, length)
         prompt = None
+        wanted: WantedPredictions = getattr(self._local, "wanted", WantedPredictions())
         if decoder_pass is not None:
-            wanted: WantedPredictions = getattr(self._local, "wanted", WantedPredictions())
             prompt = self._uncached(call, known, decoder_pass, wanted)
-            decoder_pass.start_prompt(ids, cut, images, order, known.signals, self.schedule, wanted)
         call = self._shortened(call, cut, images, known.stacked)
+        if decoder_pass is not None:
+            types = next((call[name] for name in family.block_types if call.get(name) is not None), None)
+            seeing = None if types is None else family.attention_blocks(types)
+            decoder_pass.start_prompt(ids, cut, images, order, known.signals, self.schedule, wanted, seeing)
         call["attention_mask"] = mask
         for name in blocks:
             # The model's mask reads them from the first column of the cache on; only new columns look ahead.
@@ -431,11 +440,12 @@ class CoreCalls(StaysWithModel):
         ids: Tensor = call["input_ids"]
         mask = call.get("attention_mask")
         columns = torch.arange(cached, device=ids.device).expand(ids.shape[0], -1)
-        following = columns.new_full((ids.shape[0],), cached)
+        first = self.family.first_position
+        following = columns.new_full((ids.shape[0],), cached + first)
         # A model whose plain positions count padding has no padding in those that `generate` passes.
         if mask is not None and not (self.family.counts_padding and call.get("position_ids") is None):
-            following = mask[:, :cached].sum(dim=1)
-            if call.get("position_ids") is None and bool((following != cached).any()):
+            following = mask[:, :cached].sum(dim=1) + first
+            if call.get("position_ids") is None and bool((following != cached + first).any()):
                 raise FoveateError(
                     "an image came after a padded turn of text, and without position_ids nothing tells whether that "
                     "turn's positions counted its padding; pass position_ids with both turns, as generate does"
@@ -526,11 +536,12 @@ class CoreCalls(StaysWithModel):
                 "a static cache has one length for all layers, and steps inside the decoder make them differ; use the "
                 "dynamic cache"
             )
-        window = self._window
-        if window is not None and length > window:
+        limit = None if self._hides_any else self._reach
+        if limit is not None and length > limit:
             raise FoveateError(
-                f"the conversation has {length} tokens and this decoder's layers see {window}; after a step inside "
-                "the decoder their windows would hold other tokens, so use @input, or shorten it"
+                f"the conversation has {length} tokens and this decoder's layers see {limit}; after a step inside "
+                "the decoder only masks can tell which, and this attention implementation takes none: use @input, or "
+                'load the model with attn_implementation="sdpa"'
             )
         return DecoderPass(self.family, sorted(layers), state, prefix.tail, full_mask, clock=self._now)
 
@@ -547,6 +558,20 @@ def refuse_video(family: Family, inputs: Mapping[str, Any]) -> None:
     encoded = inputs.get("mm_encoder_outputs") or {}
     if any(inputs.get(name) is not None for name in family.video_inputs) or encoded.get("video") is not None:
         raise FoveateError("video is not supported yet; pass images, for instance frames of the clip")
+
+
+def _refuse_blocks(family: Family) -> None:
+    """Refuse steps inside a decoder whose images look in both directions, where attention can't be told so.
+
+    Raises:
+        FoveateError: they do.
+    """
+    if family.block_types:
+        attention = family.decoder_config._attn_implementation
+        raise FoveateError(
+            f"images of {family.title} look in both directions, and {attention} attention takes no mask that says so; "
+            'load the model with attn_implementation="sdpa", or use @input'
+        )
 
 
 def _passed(call: Call) -> Tensor:

@@ -26,6 +26,7 @@ from foveate.engine.prompt import CompressedImage, CutPrompt, WantedPredictions
 from foveate.engine.signals import ImageColumns, LayerInput, answer, read_after_running, reads_text, watched
 from foveate.engine.state import CacheState, LayerState
 from foveate.engine.step import Arrival, make_plan
+from foveate.engine.visibility import Visibility, places_among, visibility
 from foveate.errors import FoveateError
 from foveate.families import Family
 from foveate.layout import Layout, one_row
@@ -125,7 +126,7 @@ class LayerGroup:
         past: what their cache holds of the compressed beginning; None at the start of a conversation.
         reached: whether the call has come to them.
         changed: whether they need anything other than what the model passes them.
-        mask: what they take as attention mask.
+        masks: what they take as attention mask, by the kind of the layer.
         rotary: what they take as position embeddings, by the `id` of what the model passes in their place: layers of
             different kinds may be passed different ones.
         columns: the new columns in these layers; None for plain text.
@@ -135,7 +136,7 @@ class LayerGroup:
     past: LayerState | None
     reached: bool = False
     changed: bool = False
-    mask: Any = None
+    masks: dict[str, Any] = field(default_factory=dict)
     rotary: dict[int, Any] = field(default_factory=dict)
     columns: Columns | None = None
 
@@ -225,6 +226,15 @@ class DecoderPass:
         self._at_start: dict[int, ImageColumns] = {}
         self._text_count = 0
         self._text_mask: Tensor | None = None
+        self._kinds = family.layer_kinds()
+        self._blocks: Tensor | None = None
+        self._width = 0
+        self._mask_at_start: Tensor | None = None
+
+    @property
+    def _may_hide(self) -> bool:
+        """Whether some layer's columns see more, or less, than all earlier ones."""
+        return self._blocks is not None or self.family.window is not None or self.family.chunk is not None
 
     @property
     def first(self) -> int:
@@ -278,6 +288,7 @@ class DecoderPass:
         signals: Mapping[Signal, Sequence[Tensor]],
         schedule: Schedule,
         wanted: WantedPredictions,
+        blocks: Tensor | None = None,
     ) -> None:
         """Begin a call with a prompt that has images.
 
@@ -289,6 +300,8 @@ class DecoderPass:
             signals: the encoder's answers for each image of these numbers, `(N, ...)` over the full image.
             schedule: what acts on them here, and what has acted before.
             wanted: which predictions the caller wants.
+            blocks: `(B, M)` int64, the block of columns of the cut prompt that see each other, -1 for none; None for
+                no blocks.
 
         Raises:
             FoveateError: a step won't find what it needs.
@@ -299,6 +312,7 @@ class DecoderPass:
         self._watched = {layer for signals, at in needs for layer in watched(signals, at)}
         self.recorded = {layer for signals, at in needs for layer in read_after_running(signals, at)}
         rows, width = cut.columns.shape
+        self._width, self._blocks, self._mask_at_start = width, blocks, cut.attention_mask
         index, is_visual = torch.stack([cut.columns, cut.visual]).cpu().numpy()
         lengths = (index >= 0).sum(axis=1).tolist()
         positions = cut.position_ids.view(self.family.position_axes, rows, width)
@@ -455,14 +469,17 @@ class DecoderPass:
                 hidden = self._run_step(layer, hidden, partial(self._arriving, group, hidden, call))
             if layer - 1 in self._inputs:
                 self._inputs[layer - 1].recorded.clear()
-            self._prepare(group, hidden, call)
+            self._prepare(group)
             self._current = group
         group = self._current
         if group is not None and group.changed:
             given = id(call.get("position_embeddings"))
             if given not in group.rotary:
-                group.rotary[given] = self._rotary(group.past, call, hidden)
-            call = {**call, "attention_mask": group.mask, "position_embeddings": group.rotary[given]}
+                group.rotary[given] = self._rotary(group.past, call, hidden, layer)
+            kind = self._kinds[layer]
+            if kind not in group.masks:
+                group.masks[kind] = self._layer_mask(group, hidden, call, layer)
+            call = {**call, "attention_mask": group.masks[kind], "position_embeddings": group.rotary[given]}
             if call.get("position_ids") is not None:
                 # With position embeddings given, attention only looks here for packed sequences, and would take gaps
                 # for their borders.
@@ -474,7 +491,7 @@ class DecoderPass:
     def record(self, layer: int, name: str, output: Tensor) -> None:
         """Keep what a module of `family.decoder_projections(layer)` made, until the step after the layer has acted."""
         if layer in self._inputs:
-            self._inputs[layer].recorded[name] = output
+            self._inputs[layer].recorded[name] = self.family.recorded(output)
 
     def with_addition(self, layer: int, hidden: Tensor) -> Tensor:
         """Return a layer's output `(B, S, D)` with what is added to it before the next one reads it."""
@@ -485,34 +502,78 @@ class DecoderPass:
 
     def _arriving(self, group: LayerGroup, hidden: Tensor, call: dict[str, Any]) -> LayerInput:
         """Return what the first layer of a group would read if its step did nothing."""
-        return self._layer_input(group.layer, hidden, call, self._rotary(group.past, call, hidden))
+        return self._layer_input(group.layer, hidden, call, self._rotary(group.past, call, hidden, group.layer))
 
     def _layer_input(self, layer: int, hidden: Tensor, call: dict[str, Any], rotary: Any) -> LayerInput:
         """Return what a layer reads, for signals."""
         past = None if self.state is None else self.state.at(layer)
-        return LayerInput(self.family, layer, hidden, rotary, self._mask(past), cache_of_call(call))
+        mask, seen = self._mask(past), self._visibility(past, layer)
+        return LayerInput(self.family, layer, hidden, rotary, mask, cache_of_call(call), visibility=seen)
 
-    def _prepare(self, group: LayerGroup, hidden: Tensor, call: dict[str, Any]) -> None:
-        """Make what the layers of a group need."""
+    def _prepare(self, group: LayerGroup) -> None:
+        """Note what the layers of a group hold, and whether it is what layer 0 holds."""
         group.reached = True
         group.columns = columns = self._columns
         past = group.past
         group.changed = past is not (None if self.state is None else self.state.first)
-        padded = past is not None and past.padded
         if columns is not None:
             group.changed |= columns.source is not None
-            padded |= columns.padded
-        if not group.changed:
-            return
-        # Where the model found that nothing needs to be hidden, nothing needs to be hidden among fewer columns either.
-        if call.get("attention_mask") is not None or padded:
-            group.mask = self.family.causal_mask(hidden, self._mask(past), cache_of_call(call), group.layer)
 
-    def _rotary(self, past: LayerState | None, call: dict[str, Any], hidden: Tensor) -> Any:
+    def _layer_mask(self, group: LayerGroup, hidden: Tensor, call: dict[str, Any], layer: int) -> Any:
+        """Make what a layer of a group takes as attention mask; all layers of its kind take the same."""
+        past, columns = group.past, self._columns
+        padded = (past is not None and past.padded) or (columns is not None and columns.padded)
+        seen = self._visibility(past, layer)
+        # Where the model found that nothing needs to be hidden, nothing needs to be hidden among fewer columns either.
+        if seen is None and call.get("attention_mask") is None and not padded:
+            return None
+        beyond, within = (None, None) if seen is None else (seen.beyond, seen.within)
+        return self.family.causal_mask(hidden, self._mask(past), cache_of_call(call), layer, beyond, within)
+
+    def _visibility(self, past: LayerState | None, layer: int) -> Visibility | None:
+        """Return what the columns of a layer see, where that is not simply all earlier ones."""
+        if not self._may_hide:
+            return None
+        first, columns, blocks = None if self.state is None else self.state.first, self._columns, self._blocks
+        if columns is None:
+            assert past is not None
+            new, (rows, device) = self._text_count, (past.columns.shape[0], past.columns.device)
+        else:
+            new, (rows, device) = self._width, (columns.index.shape[0], columns.index.device)
+        if columns is None or columns.source is None:
+            places = torch.arange(new, device=device).expand(rows, -1)
+        else:
+            places = columns.source % self._width
+        if blocks is not None:
+            blocks = blocks.to(device).gather(1, places)
+        before = 0 if first is None else first.length + self.tail
+        places = places + before
+        if past is not None:
+            assert first is not None
+            assert self.state is not None
+            full = self.state.full_length
+            held = places_among(first.extended(full, self.tail), past.extended(full, self.tail))
+            places = torch.cat([held, places], dim=1)
+            if blocks is not None:
+                blocks = torch.nn.functional.pad(blocks, (held.shape[1], 0), value=-1)
+        return visibility(self.family, layer, places, before + new, self._starts(first), blocks)
+
+    def _starts(self, first: LayerState | None) -> Tensor | None:
+        """Return the first column of layer 0 that is no padding, `(B,)` int64; None where nobody asks."""
+        if self.family.chunk is None:
+            return None
+        mask = self._mask_at_start
+        if first is not None:
+            assert self.state is not None
+            mask = first.mask(self.full_mask, self.state.full_length, self.tail)
+        assert mask is not None
+        return (mask.cumsum(dim=1) == 0).sum(dim=1)
+
+    def _rotary(self, past: LayerState | None, call: dict[str, Any], hidden: Tensor, layer: int) -> Any:
         """Return position embeddings of the new columns, in layers that hold `past`."""
         columns = self._columns
         if (past is not None and past.packed) or (columns is not None and columns.packed):
-            return self.family.rotary(hidden, self._position_ids(past))
+            return self.family.rotary(hidden, self._position_ids(past), layer)
         if columns is None or columns.source is None:
             return call["position_embeddings"]
         source = columns.source

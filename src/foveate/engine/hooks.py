@@ -293,11 +293,15 @@ class EncoderHooks(StaysWithModel):
         if (capture := self._capture) is not None:
             capture.features = _joined(capture.features, args[0]) if self.family.projects_each else args[0]
 
-    def _after_tower(self, module: nn.Module, args: Arguments, output: Any) -> None:
+    def _after_tower(self, module: nn.Module, args: Arguments, output: Any) -> Any:
         # A backward pass may run the layers again, on what was merged before.
         self._local.encoder_pass = None
-        if (capture := self._capture) is not None:
-            mark_images(output, capture)
+        if (capture := self._capture) is None:
+            return None
+        if self.pixels is not None and not self.family.resizes_inputs:
+            output = self.family.tower_output(output, capture)
+        mark_images(output, capture)
+        return output
 
     def _after_projection(self, module: nn.Module, args: Arguments, output: Any) -> Any:
         capture = self._capture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any
 
@@ -105,6 +105,12 @@ class CutPrompt:
     padded: bool
     visual: Tensor
     visual_before: Tensor
+
+    def moved(self, by: int) -> CutPrompt:
+        """Return the same with larger position ids."""
+        if not by:
+            return self
+        return replace(self, position_ids=self.position_ids + by, following=self.following + by)
 
     def take(self, values: Tensor, fill: int) -> Tensor:
         """Cut a tensor with one value per column: `(B, S)` -> `(B, M)`, `fill` at padding made here.

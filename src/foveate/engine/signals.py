@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.engine.visibility import Visibility
 from foveate.errors import SignalError
 from foveate.families import Family
 from foveate.precision import without_autocast
@@ -69,6 +70,7 @@ class LayerInput:
         cache: of the conversation, or None.
         gate: `(B, P + M)` float32, added to the logits of each key: 0, and lower where a column is on its way out; None
             if all of them are 0.
+        visibility: what its columns see, where that is not simply all earlier ones.
         recorded: what the layer's `decoder_projections` made while it ran, each `(B, M, ...)`; empty before. Wrappers
             that shard weights may have taken them away after that.
     """
@@ -80,6 +82,7 @@ class LayerInput:
     mask: Tensor
     cache: Any
     gate: Tensor | None = None
+    visibility: Visibility | None = None
     recorded: dict[str, Tensor] = field(default_factory=dict)
 
     def rows(self, places: ImageColumns, columns: Tensor) -> Tensor:
@@ -176,7 +179,11 @@ def _attention(given: LayerInput, places: ImageColumns, columns: Tensor, query: 
             scores = torch.tanh(scores / family.soft_cap) * family.soft_cap
         if given.gate is not None:
             scores = scores + given.gate[places.rows, None, None, None].to(scores.dtype)
-        visible = seen[:, None] & (columns_of_keys <= at[..., None])
+        if given.visibility is None:
+            allowed = columns_of_keys <= at[..., None]
+        else:
+            allowed = given.visibility.seen_by(places.rows, at + past)
+        visible = seen[:, None] & allowed
         scores = scores.masked_fill(~visible[:, None, None], torch.finfo(scores.dtype).min)
         scores = scores.softmax(dim=-1, dtype=torch.float32)
         parts.append(scores.gather(-1, visual.expand(-1, -1, -1, scores.shape[3], -1)).flatten(1, 2))

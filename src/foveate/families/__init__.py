@@ -23,7 +23,7 @@ from foveate.families.generic import Generic
 from foveate.families.generic_mrope import generic_family
 from foveate.families.registry import FAMILIES, family_for, register_family
 from foveate.families.vision_shape import VisionShape
-from foveate.families.wrappers import find_vlm
+from foveate.families.wrappers import check_decoder, cores_of, find_vlm
 from foveate.layout import Layout, Segment, Structural
 from foveate.tokens import EncoderAttention, EncoderKeys, Signal
 from foveate.transformers_api import check_version
@@ -136,7 +136,13 @@ def family_of(model: nn.Module) -> Family:
         FoveateError: the installed transformers is too old, or several models are inside the wrapper.
     """
     check_version()
-    model = vlm_of(model)
+    whole, model = model, vlm_of(model)
+    try:
+        for core in cores_of(model):
+            check_decoder(whole, core)
+    except UnsupportedFamily as error:
+        kind = getattr(getattr(whole, "config", None), "model_type", None)
+        raise UnsupportedFamily(f"models of type {kind!r} are not supported: {error}; {_known()}") from None
     config = getattr(model, "config", None)
     family = _family_for(config)
     why = f"no family describes models of type {getattr(config, 'model_type', None)!r}"

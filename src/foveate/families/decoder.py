@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,9 @@ from foveate.tokens import (
     Text,
 )
 from foveate.transformers_api import causal_mask
+
+_HOLD_COLUMNS = {"full_attention", "sliding_attention", "chunked_attention"}
+"""The kinds of layers that hold keys and values of columns."""
 
 
 class Decoder:
@@ -68,7 +71,7 @@ class Decoder:
 
         Nothing can be taken out of a memory again, and padding after what it holds changes it.
         """
-        return tuple(sorted(set(self.layer_kinds()[first:]) - {"full_attention", "sliding_attention"}))
+        return tuple(sorted(set(self.layer_kinds()[first:]) - _HOLD_COLUMNS))
 
     @property
     def is_plain(self) -> bool:
@@ -83,24 +86,25 @@ class Decoder:
         return int(self.decoder_config.sliding_window)
 
     @property
+    def chunk(self) -> int | None:
+        """The length of the chunks that a layer of chunked attention sees; None if the decoder has no such layer."""
+        if "chunked_attention" not in self.layer_kinds():
+            return None
+        return int(self.decoder_config.attention_chunk_size)
+
+    @property
     def device(self) -> torch.device:
         """The device that inputs go to: the one that text is embedded on."""
         place = execution_device(self.core.get_input_embeddings())  # pyright: ignore[reportCallIssue]
         assert place is not None
         return place
 
-    @property
-    def turns_alike(self) -> bool:
-        """Whether all layers rotate queries and keys by the same angles, so that `rotary` can recompute them."""
-        if not self.has_model:
-            # One set of rotary parameters per kind of layer.
-            by_kind = set(getattr(self.decoder_config, "rope_parameters", None) or ())
-            return not by_kind & set(self.layer_kinds())
-        return "layer_type" not in inspect.signature(self.decoder.rotary_emb.forward).parameters  # pyright: ignore
-
-    def rotary(self, hidden: Tensor, position_ids: Tensor) -> Any:
-        """Return the `position_embeddings` of the layers, for position ids `(B, S)` or `(axes, B, S)`."""
-        return self.decoder.rotary_emb(hidden, position_ids)  # pyright: ignore[reportCallIssue]
+    def rotary(self, hidden: Tensor, position_ids: Tensor, layer: int) -> Any:
+        """Return the `position_embeddings` of a layer, for position ids `(B, S)` or `(axes, B, S)`."""
+        make: Any = self.decoder.rotary_emb
+        if "layer_type" in inspect.signature(make.forward).parameters:
+            return make(hidden, position_ids, self.layer_kinds()[layer])
+        return make(hidden, position_ids)
 
     # Queries and keys, for signals. Those of a layer that runs are recorded from its own modules; those of a layer that
     # is about to run are computed by them. Callers select rows first, so that only the rows they need are computed.
@@ -137,6 +141,10 @@ class Decoder:
         attention: Any = self.decoder_layers[layer].self_attn
         norms = {name: getattr(attention, f"{name[0]}_norm", None) for name in ("queries", "keys")}
         return {name: norm or getattr(attention, f"{name[0]}_proj") for name, norm in norms.items()}
+
+    def recorded(self, output: Tensor) -> Tensor:
+        """Return what a module of `decoder_projections` made with columns before heads, by default as it is."""
+        return output
 
     def rotated(self, layer: int, projected: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         """Apply a layer's rotary embedding to queries or keys.
@@ -195,9 +203,17 @@ class Decoder:
         """
         return call, ()
 
-    def causal_mask(self, hidden: Tensor, mask: Tensor, cache: Any, layer: int) -> Any:
+    def causal_mask(
+        self,
+        hidden: Tensor,
+        mask: Tensor,
+        cache: Any,
+        layer: int,
+        beyond: Callable[..., Any] | None = None,
+        within: Callable[..., Any] | None = None,
+    ) -> Any:
         """Return the mask that a layer takes; see `foveate.transformers_api.causal_mask`."""
-        return causal_mask(self.decoder_config, hidden, mask, cache, layer)
+        return causal_mask(self.decoder_config, hidden, mask, cache, layer, beyond, within)
 
 
 def rotate(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -86,6 +86,8 @@ class Family(Decoder, ABC):
     """Axes of the decoder's position ids: 1, or 3 with M-RoPE."""
     counts_padding: ClassVar[bool] = False
     """Whether padding counts as positions when the caller gives no position ids, as in a plain arange."""
+    first_position: ClassVar[int] = 0
+    """The position id of the first token when the caller gives no position ids."""
     places: ClassVar[tuple[str, ...]] = ("pixels", "features", "input", "decoder")
     """Where steps can act; "decoder" means the inputs of its layers."""
     outside_encoder: ClassVar[str] = "nothing tells what happens to patches after its encoder"
@@ -113,6 +115,12 @@ class Family(Decoder, ABC):
     """The token types from which the model makes blocks of columns that look in both directions; 0 is text."""
     blocks_after_cache: ClassVar[bool] = True
     """Whether the model makes these blocks in a call with a filled cache, too, from the types of all columns."""
+    images_see_question: ClassVar[bool] = False
+    """Whether the columns of an image also see text that comes after it."""
+    block_layers: ClassVar[tuple[str, ...]] = ("full_attention", "sliding_attention")
+    """The kinds of decoder layers in which blocks look in both directions."""
+    blocks_end_at_windows: ClassVar[bool] = True
+    """Whether columns of one block see each other only inside their windows, in layers that have windows."""
     takes_positions: ClassVar[bool] = True
     """Whether `generate` passes on the position ids that it is given."""
     memories: ClassVar[tuple[str, ...]] = ()
@@ -311,6 +319,19 @@ class Family(Decoder, ABC):
         """Return by how much each run of one image raises the positions of what follows it; by default, its columns."""
         return layout.run_lengths
 
+    def token_types(self, input_ids: Tensor) -> Tensor:
+        """Return the token types of prompts `(B, S)` as the processor writes them: by default 1 at placeholders."""
+        return (input_ids == self.image_token).int()
+
+    def attention_blocks(self, types: Tensor) -> Tensor:
+        """Return the block of columns that look in both directions, -1 for none, from token types: `(B, S)` int64.
+
+        By default each run of type 1 is one.
+        """
+        inside = types == 1
+        begins = inside & ~torch.nn.functional.pad(inside, (1, 0))[:, :-1]
+        return torch.where(inside, begins.long().cumsum(dim=1), -1)
+
     def text_position(self, position_ids: Tensor) -> int | None:
         """Return how many columns precede the first one of a call, read from the position ids of `generate`.
 
@@ -390,6 +411,10 @@ class Family(Decoder, ABC):
         Sets `capture.seen`, and returns the tower's new arguments.
         """
         raise NotImplementedError
+
+    def tower_output(self, output: Any, capture: Capture) -> Any:
+        """Return the tower's output as the projector takes it, after `shrink`; by default as it is."""
+        return output
 
     def shrunk(self, layout: Layout, size: tuple[int, int]) -> Layout:
         """Return the layout of an image whose first grid was resized to `size` rows and columns.

@@ -15,7 +15,7 @@ from foveate.errors import FoveateError, FoveateWarning, UnsupportedFamily
 from foveate.families.config_fields import kind_of
 from foveate.families.family import Capture, Family
 from foveate.families.own_keys import computes_own_keys
-from foveate.families.wrappers import cores_of, holds
+from foveate.families.wrappers import cores_of, generator_of
 from foveate.layout import Layout, one_row
 from foveate.tokens import DecoderAttention, DecoderKeys, DecoderLogits, RotaryLogits, Signal
 from foveate.transformers_api import block_types, passes_position_ids, passes_types_from_start, refuse_blocks
@@ -79,7 +79,7 @@ class Generic(Family):
             raise UnsupportedFamily(f"its encoder takes {', '.join(self.pixel_inputs)} and no pixel_values")
         _refuse(model, self.core, self.config)
         self.check_positions()
-        generator = _generator_of(model, self.core)
+        generator = generator_of(model, self.core)
         self.takes_positions = generator is None or passes_position_ids(generator)  # pyright: ignore
         self.block_types = block_types(generator)  # pyright: ignore[reportAttributeAccessIssue]
         self.blocks_after_cache = all(  # pyright: ignore[reportAttributeAccessIssue]
@@ -307,12 +307,6 @@ def _core_of(model: nn.Module) -> nn.Module:
     return cores[-1]
 
 
-def _generator_of(model: nn.Module, core: nn.Module) -> nn.Module | None:
-    """Find the innermost module around the core that has a `generate`; None if there is none."""
-    around = [each for each in model.modules() if hasattr(type(each), "prepare_inputs_for_generation")]
-    return next((each for each in reversed(around) if holds(each, core)), None)
-
-
 def _unknown_fields(names: Iterable[str]) -> str:
     """Return what is wrong with an encoder's output that has these fields; "" for nothing."""
     more = sorted(set(names) - _FIELDS)
@@ -338,10 +332,6 @@ def _refuse(model: nn.Module, core: nn.Module, config: Any) -> None:
     decoder: Any = core.get_decoder()  # pyright: ignore[reportCallIssue]
     if decoder is core or not hasattr(decoder, "layers"):
         raise UnsupportedFamily("its language model is not where transformers has it")
-    for each in model.modules():
-        around = hasattr(type(each), "get_decoder") and holds(each, core)
-        if around and each.get_decoder() is not decoder:  # pyright: ignore[reportCallIssue]
-            raise UnsupportedFamily(f"{type(each).__name__} reads images for another decoder than the one behind them")
     extra = {"visual_pos_masks", "deepstack_visual_embeds", "deepstack_features"}
     extra &= set(inspect.signature(decoder.forward).parameters)
     if extra:

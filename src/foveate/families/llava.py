@@ -137,14 +137,14 @@ class Llava(Family):
         return (*self.pixel_inputs, "vision_feature_layer", "vision_feature_select_strategy")
 
     @property
-    def patch_size(self) -> int:
-        """Pixels along one side of a patch."""
+    def token_side(self) -> int:
+        """Pixels along one side of a visual token."""
         return read_number(self.config.vision_config, "patch_size")
 
     @property
     def side(self) -> int:
-        """Patches along one side of an image, or of a crop of one, that the encoder sees."""
-        return read_number(self.config.vision_config, "image_size") // self.patch_size
+        """Visual tokens along one side of an image, or of a crop of one, that the encoder sees."""
+        return read_number(self.config.vision_config, "image_size") // self.token_side
 
     def check_feature_maps(self) -> None:
         """Check that the model reads one layer of its encoder."""
@@ -190,7 +190,7 @@ class Llava(Family):
     def pixel_layouts(self, pixels: Tensor) -> tuple[Layout, ...]:
         """Return one grid per image of `(images, channels, height, width)`."""
         self._check_axes(pixels)
-        grid = Segment(1, pixels.shape[-2] // self.patch_size, pixels.shape[-1] // self.patch_size)
+        grid = Segment(1, pixels.shape[-2] // self.token_side, pixels.shape[-1] // self.token_side)
         return (Layout((grid,)),) * pixels.shape[0]
 
     def _check_axes(self, pixels: object) -> None:
@@ -237,7 +237,7 @@ class Llava(Family):
     def resized(self, pixels: Tensor, size: tuple[int, int], mode: str) -> Tensor:
         """Average pixels `(images, C, H, W)` down to those of `size` tokens, in float32; enlarge them by the mode."""
         height, width = size
-        return resized_pixels(pixels, (height * self.patch_size, width * self.patch_size), mode == "enlarge")
+        return resized_pixels(pixels, (height * self.token_side, width * self.token_side), mode == "enlarge")
 
     def grow(self, output: Any, capture: Capture, index: Sequence[Tensor]) -> Any:
         """Repeat rows: `(images, n, D)` -> `(images, N, D)`, since all images of a call have one size."""

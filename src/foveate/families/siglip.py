@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from foveate.families.family import attention_received
+from foveate.families.family import Family, attention_received
 from foveate.families.llava import Llava, check_all_patches
 
 
@@ -33,3 +33,27 @@ class SiglipCrops(Llava):
         """Compute the attention that patches receive: `(images, N, H, d)` twice -> `(images, N)`."""
         rows = queries.transpose(1, 2), keys.transpose(1, 2)
         return attention_received(*rows, scale, heads=heads, bias=bias) / keys.shape[1]
+
+
+class SiglipOutput(SiglipCrops):
+    """A family that reads what the whole encoder returns, and never another layer of it."""
+
+    pixel_inputs = ("pixel_values",)
+
+    def check_config(self) -> None:
+        """Check that the encoder is SigLIP's."""
+        self.check_encoder()
+
+    def check_feature_maps(self) -> None:
+        """Refuse: features of another layer can't stand for those of the last one."""
+        Family.check_feature_maps(self)
+
+    @property
+    def encoder_inputs(self) -> tuple[str, ...]:
+        """Pixels alone."""
+        return self.pixel_inputs
+
+    @property
+    def encoder_reads(self) -> int:
+        """The last layer."""
+        return int(self.config.vision_config.num_hidden_layers) - 1

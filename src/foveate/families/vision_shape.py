@@ -22,6 +22,7 @@ class VisionShape:
         decoder_width: width of a token's hidden state in the decoder.
         gated_mlp: whether the MLP of an encoder layer has three matrices (a gate) rather than two.
         merge: patches along one side of a visual token.
+        averaged: whether the projector reads the mean of a token's patches, and not all of them side by side.
         marks: tokens of the encoder beside the patches, such as [CLS].
         window: patches along one side of an attention window; None if every layer attends to the whole image.
         full_attention_layers: encoder layers that attend beyond windows.
@@ -35,6 +36,7 @@ class VisionShape:
         rotary: whether the encoder has rotary embeddings; its norms are unfused RMS norms then, else fused layer norms.
         joint: whether images are padded to one size and cut into patches, and then the patches of all images of a call
             are one sequence, whose attention is computed as a whole and masked where images differ.
+        whole_projector: whether the projector always runs over the tokens of an image of full size.
         pooling: whether one more row attends to all patches after the last layer, as in SigLIP with its head; the model
             computes its output, which nothing reads.
 
@@ -50,6 +52,7 @@ class VisionShape:
     decoder_width: int
     gated_mlp: bool = False
     merge: int = 1
+    averaged: bool = False
     marks: int = 0
     window: int | None = None
     full_attention_layers: frozenset[int] = frozenset()
@@ -60,6 +63,7 @@ class VisionShape:
     down_sampled: int | None = None
     rotary: bool = False
     joint: bool = False
+    whole_projector: bool = False
     pooling: bool = False
 
     def __post_init__(self) -> None:
@@ -69,4 +73,4 @@ class VisionShape:
     @property
     def projector_inputs(self) -> int:
         """Values that the projector reads of one visual token."""
-        return self.down_sampled or self.width * self.levels * self.merge**2
+        return self.down_sampled or self.width * self.levels * (1 if self.averaged else self.merge**2)

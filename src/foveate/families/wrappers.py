@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Iterator
 
 from torch import nn
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.config_fields import kind_of
 from foveate.transformers_api import is_transformers_model
 
@@ -44,6 +44,27 @@ def find_vlm(model: nn.Module, kinds: Container[str]) -> nn.Module:
 def holds(module: nn.Module, part: nn.Module) -> bool:
     """Return whether a module is, or has inside, another one."""
     return any(each is part for each in module.modules())
+
+
+def check_decoder(model: nn.Module, core: nn.Module) -> None:
+    """Check that the decoder behind a core is the one that all models around it mean.
+
+    Raises:
+        UnsupportedFamily: one of them reads images for another decoder.
+    """
+    if not hasattr(core, "get_decoder"):
+        return
+    decoder = core.get_decoder()  # pyright: ignore[reportCallIssue]
+    for each in model.modules():
+        around = hasattr(type(each), "get_decoder") and holds(each, core)
+        if around and each.get_decoder() is not decoder:  # pyright: ignore[reportCallIssue]
+            raise UnsupportedFamily(f"{type(each).__name__} reads images for another decoder than the one behind them")
+
+
+def generator_of(model: nn.Module, core: nn.Module) -> nn.Module | None:
+    """Find the innermost module around the core that has a `generate`; None if there is none."""
+    around = [each for each in model.modules() if hasattr(type(each), "prepare_inputs_for_generation")]
+    return next((each for each in reversed(around) if holds(each, core)), None)
 
 
 def cores_of(model: nn.Module) -> list[nn.Module]:

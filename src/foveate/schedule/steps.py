@@ -276,11 +276,6 @@ def _check_layer(step: Step, layer: int, family: Family) -> None:
         raise FoveateError(
             f"{step} acts at layer {layer}, and this decoder has {layers} layers; name one from 0 to {layers - 1}"
         )
-    if step.method.positions == "pack" and not family.turns_alike:
-        raise FoveateError(
-            f"{step} would give tokens new positions inside a decoder whose layers turn them by different angles; "
-            "use positions=keep, or @input"
-        )
 
 
 def _check_order(placement: _Placement, earlier: Sequence[_Placement], spec: Spec) -> None:

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rows.clip import CLIP_RESIZED, LLAVA_CHAT, LLAVA_WORDS, llava_pixels
 from rows.row import DECODER, ENCODER, Row, grid
+from rows.siglip import received, siglip_images, siglip_keys
 
 
 def make_llava_siglip(head: bool = False) -> nn.Module:
@@ -31,23 +31,11 @@ def make_llava_siglip(head: bool = False) -> nn.Module:
     )
 
 
-def received(maps: list[Tensor], inputs: dict[str, Tensor]) -> list[Tensor]:
-    """Columns of the map, summed, as a share of all."""
-    return [torch.stack([image[:, column].sum() for column in range(36)]) / 36 for image in maps[0].mean(1)]
-
-
-def siglip_keys(attention: Any, hidden: Tensor, inputs: dict[str, Tensor]) -> list[Tensor]:
-    return list(attention.k_proj(hidden).unflatten(-1, (4, 8)))
-
-
 def siglip_processor(tokenizer: Any, config: Any, backend: str) -> Any:
-    from transformers import LlavaProcessor, SiglipImageProcessor
-    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+    from transformers import LlavaProcessor
 
-    side = config.vision_config.image_size
-    make: Any = SiglipImageProcessor if backend == "torchvision" else SiglipImageProcessorPil
     return LlavaProcessor(
-        make(size={"height": side, "width": side}),
+        siglip_images(config, backend),
         tokenizer,
         patch_size=config.vision_config.patch_size,
         vision_feature_select_strategy="full",

@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from foveate.layout import Layout, Segment
+
+INSTALLED = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+"""The version of transformers, major and minor."""
 
 TEXT_IDS = range(20, 120)
 
@@ -46,6 +50,8 @@ class Row:
         pictures: for each letter the layout of its visual tokens.
         pixels: turns letters into the model's pixel inputs.
         token_types: whether the processor returns `mm_token_type_ids`.
+        types: the name of the token types from which the model makes blocks that look in both directions, and their
+            value at placeholders, elsewhere 0; None for a model that makes none.
         attention: from every eager attention map `(batch, heads, rows, columns)` of one encoder layer, and the call's
             inputs, the attention that each visual token gets: `(N,)` per image.
         keys: from an attention module of the encoder, its input, and the call's inputs, the keys of each visual token:
@@ -53,6 +59,8 @@ class Row:
         resized: per way of shrinking images: `(model, letter, rows, columns)` -> the features `(n, D)` of the picture
             shrunk to a grid of so many rows and columns.
         smaller: for a family that resizes exactly: `(letter, rows, columns)` -> pixel inputs of the smaller picture.
+        blocks_after_cache: whether an image in a later turn looks in both directions, as one in the first turn does.
+        images_see_later_ones: whether all images of a call look at each other, so that turns aren't the whole.
         later_type: the token type of text after the prompt.
         rounding: by how much logits may differ where nothing is left out.
         break_token: the id of structural tokens that are text.
@@ -85,6 +93,9 @@ class Row:
     attention: Callable[[list[Tensor], dict[str, Tensor]], list[Tensor]]
     keys: Callable[[Any, Tensor, dict[str, Tensor]], list[Tensor]]
     resized: Mapping[str, Callable[[Any, str, int, int], Tensor]]
+    types: tuple[str, int] | None = None
+    blocks_after_cache: bool = True
+    images_see_later_ones: bool = False
     smaller: Callable[[str, int, int], dict[str, Tensor]] | None = None
     later_type: int = 0
     rounding: float = 1e-6
@@ -178,10 +189,15 @@ class Row:
             return torch.tensor([first + second for first, second in joined])
 
         inputs = {"input_ids": pad(rows, pads), "attention_mask": pad(ones, zeros)}
-        if self.token_types:
-            inputs["mm_token_type_ids"] = (inputs["input_ids"] == self.image_token).int()
+        inputs |= self.types_of(inputs["input_ids"])
         letters = "".join(piece for prompt in prompts for piece in prompt.split() if piece[0] != "t")
         return inputs | (self.pixels(letters) if letters else {})
+
+    def types_of(self, ids: Tensor) -> dict[str, Tensor]:
+        """Token types of a prompt's ids, as a processor would return them; {} for none."""
+        at_images = (ids == self.image_token).int()
+        found = {"mm_token_type_ids": at_images} if self.token_types else {}
+        return found if self.types is None else found | {self.types[0]: at_images * self.types[1]}
 
     def with_text(self, inputs: dict[str, Tensor], more: Tensor) -> dict[str, Tensor]:
         """Inputs with text `(B, n)` after them."""
