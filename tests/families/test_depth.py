@@ -205,7 +205,9 @@ def by_hand(row: Row, model: Any, prompt: str, spec: str, answer: Tensor | None 
             for image in images:
                 at = torch.searchsorted(columns, image["own"][image["run"]])
                 hidden[0, at] += image["added"][number][image["run"]]
-    return model.lm_head(family.decoder.norm(hidden))
+    found = model.lm_head(family.decoder.norm(hidden))
+    cap = getattr(family.decoder_config, "final_logit_softcapping", None)
+    return found if cap is None else torch.tanh(found / cap) * cap
 
 
 @pytest.mark.parametrize(

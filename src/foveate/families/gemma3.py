@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isqrt
 from typing import Any, ClassVar
@@ -41,6 +41,7 @@ class Gemma3(SiglipOutput):
     places = ("pixels", "features", "input", "decoder")
     outside_encoder = "patches are averaged in squares after its encoder, which merging patches would break up"
     block_types = ("token_type_ids",)
+    example: ClassVar[Mapping[str, Any]] = {"mm_tokens_per_image": 49}
     checkpoints: ClassVar[tuple[str, ...]] = (
         "google/gemma-3-4b-it",
         "google/gemma-3-12b-it",
