@@ -11,6 +11,7 @@ import torch
 import transformers
 from rows import Row, grid, picture
 from rows.qwen import QWEN_PICTURES, qwen_patches, qwen_picture, qwen_pixels
+from rows.row import INSTALLED
 from torch import Tensor, nn
 
 TEXT = {

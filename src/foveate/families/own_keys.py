@@ -34,7 +34,7 @@ def computes_own_keys(family: Family) -> bool:
         if family.position_axes > 1:
             positions = positions.expand(family.position_axes, -1, -1)
         with torch.no_grad():
-            tables = family.rotary(hidden, positions)
+            tables = family.rotary(hidden, positions, 0)
             own = layer_keys(layer, family.decoder_config, hidden, tables)
             mine = family.keys(0, hidden, tables).transpose(1, 2)
         _found[layer] = own is not None and own.shape == mine.shape and _close(own.float(), mine.to(own.device).float())
