@@ -1,5 +1,7 @@
 """Memories can be moved if and only if the decoder's own code rotates keys as foveate does."""
 
+from typing import Any
+
 import pytest
 import torch
 from others import HEADLESS, OTHERS, Other, maker, other
@@ -33,7 +35,7 @@ CONVOLUTION = with_decoder("lfm2", "Lfm2Config", layer_types=["conv", "full_atte
 pytestmark = pytest.mark.filterwarnings("ignore:.*Each run of its image placeholders")
 
 
-def apart(row: Other, prompt: str) -> float:
+def apart(row: Any, prompt: str) -> float:
     """Return the largest difference between the logits of two passes and of the masked pass."""
     model, inputs = row.model("eager"), row.inputs(prompt)
     voco = VoCo(model, 3, shared=False)
