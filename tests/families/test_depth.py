@@ -732,6 +732,8 @@ def test_compress_sends_depth_to_apply(row: Row, model: Any) -> None:
 
 @pytest.mark.parametrize("spec", [SELECT, f"{SELECT}@1", "fastv:4@2", "pool:0.5:positions=pack@1,2"])
 def test_assisted_decoding_is_greedy_decoding(row: Row, model: Any, spec: str) -> None:
+    if family_of(model).images_see_question:
+        pytest.skip("generate lets the prompt see the first drafts, in the dense model, too")
     inputs = row.inputs(CHAT)
     with apply(model, spec):
         greedy = generate(model, inputs, 12)

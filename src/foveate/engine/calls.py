@@ -485,7 +485,8 @@ class CoreCalls(StaysWithModel):
             if call.get(name) is not None:
                 # Decoding with drafts adds ids to the prompt, and no types.
                 drafts = ids.shape[1] - call[name].shape[-1]
-                call[name] = cut.take(torch.nn.functional.pad(call[name], (0, max(0, drafts)), value=fill), fill)
+                drafted = family.answer_type if name in family.block_types else fill
+                call[name] = cut.take(torch.nn.functional.pad(call[name], (0, max(0, drafts)), value=drafted), fill)
         return call
 
     # Text

@@ -115,6 +115,8 @@ class Family(Decoder, ABC):
     """The token types from which the model makes blocks of columns that look in both directions; 0 is text."""
     blocks_after_cache: ClassVar[bool] = True
     """Whether the model makes these blocks in a call with a filled cache, too, from the types of all columns."""
+    answer_type: ClassVar[int] = 0
+    """The token type of the answer, in `block_types`."""
     images_see_question: ClassVar[bool] = False
     """Whether the columns of an image also see text that comes after it."""
     block_layers: ClassVar[tuple[str, ...]] = ("full_attention", "sliding_attention")

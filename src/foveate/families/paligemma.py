@@ -31,6 +31,7 @@ class PaliGemma(SiglipOutput):
     blocks_after_cache = False
     blocks_end_at_windows = False
     images_see_question = True
+    answer_type = 1
     checkpoints: ClassVar[tuple[str, ...]] = (
         "google/paligemma-3b-mix-224",
         "google/paligemma-3b-mix-448",
