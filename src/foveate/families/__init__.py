@@ -137,14 +137,15 @@ def family_of(model: nn.Module) -> Family:
     """
     check_version()
     whole, model = model, vlm_of(model)
-    try:
-        for core in cores_of(model):
-            check_decoder(whole, core)
-    except UnsupportedFamily as error:
-        kind = getattr(getattr(whole, "config", None), "model_type", None)
-        raise UnsupportedFamily(f"models of type {kind!r} are not supported: {error}; {_known()}") from None
     config = getattr(model, "config", None)
     family = _family_for(config)
+    if family is not None and family.has_one_decoder:
+        try:
+            for core in cores_of(model):
+                check_decoder(whole, core)
+        except UnsupportedFamily as error:
+            kind = getattr(getattr(whole, "config", None), "model_type", None)
+            raise UnsupportedFamily(f"models of type {kind!r} are not supported: {error}; {_known()}") from None
     why = f"no family describes models of type {getattr(config, 'model_type', None)!r}"
     if family is not None:
         try:

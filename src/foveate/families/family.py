@@ -117,6 +117,8 @@ class Family(Decoder, ABC):
     """Whether the model makes these blocks in a call with a filled cache, too, from the types of all columns."""
     answer_type: ClassVar[int] = 0
     """The token type of the answer, in `block_types`."""
+    has_one_decoder: ClassVar[bool] = False
+    """Whether it is refused inside a model that reads images for another decoder than its own."""
     images_see_question: ClassVar[bool] = False
     """Whether the columns of an image also see text that comes after it."""
     block_layers: ClassVar[tuple[str, ...]] = ("full_attention", "sliding_attention")

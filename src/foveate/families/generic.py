@@ -15,7 +15,7 @@ from foveate.errors import FoveateError, FoveateWarning, UnsupportedFamily
 from foveate.families.config_fields import kind_of
 from foveate.families.family import Capture, Family
 from foveate.families.own_keys import computes_own_keys
-from foveate.families.wrappers import cores_of, generator_of
+from foveate.families.wrappers import check_decoder, cores_of, generator_of
 from foveate.layout import Layout, one_row
 from foveate.tokens import DecoderAttention, DecoderKeys, DecoderLogits, RotaryLogits, Signal
 from foveate.transformers_api import block_types, passes_position_ids, passes_types_from_start, refuse_blocks
@@ -332,6 +332,7 @@ def _refuse(model: nn.Module, core: nn.Module, config: Any) -> None:
     decoder: Any = core.get_decoder()  # pyright: ignore[reportCallIssue]
     if decoder is core or not hasattr(decoder, "layers"):
         raise UnsupportedFamily("its language model is not where transformers has it")
+    check_decoder(model, core)
     extra = {"visual_pos_masks", "deepstack_visual_embeds", "deepstack_features"}
     extra &= set(inspect.signature(decoder.forward).parameters)
     if extra:

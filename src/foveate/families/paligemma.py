@@ -30,6 +30,7 @@ class PaliGemma(SiglipOutput):
     block_types = ("token_type_ids",)
     blocks_after_cache = False
     blocks_end_at_windows = False
+    has_one_decoder = True
     images_see_question = True
     answer_type = 1
     checkpoints: ClassVar[tuple[str, ...]] = (
