@@ -21,7 +21,7 @@ def make_paligemma(window: int | None = None) -> nn.Module:
 
     text = GemmaConfig(**DECODER, head_dim=16)
     if window is not None:
-        text = Gemma2Config(**DECODER, head_dim=16, sliding_window=window)
+        text = Gemma2Config(**DECODER, head_dim=16, sliding_window=window, final_logit_softcapping=None)
     return PaliGemmaForConditionalGeneration(
         PaliGemmaConfig(
             vision_config=SiglipVisionConfig(**ENCODER, image_size=84, patch_size=14, vision_use_head=False),
