@@ -147,7 +147,7 @@ def test_an_image_after_a_padded_text_turn(row: Row, model: Any) -> None:
         }
         for name in PIXELS[1:]:
             if name in second:
-                both[name] = second[name].repeat(count, 1)
+                both[name] = second[name].repeat(count, *[1] * (second[name].ndim - 1))
         if row.token_types:
             both["mm_token_type_ids"] = row.is_image(both["input_ids"]).int()
         out = model.generate(

@@ -12,6 +12,7 @@ PACKAGE = Path(foveate.__file__).parent
 FILES = {each: PACKAGE / (each.__module__.removeprefix("foveate.").replace(".", "/") + ".py") for each in families()}
 APART = {
     "embedded": "the embedded model is of one architecture",
+    "families/generic_mrope.py": "position ids of three axes are called by the model that had them first",
     "costmodel/papers.py": "figures of papers are of the models that they were measured on",
 }
 """Files and folders that name architectures for another reason."""

@@ -79,6 +79,8 @@ class Row:
             beams or answers, so that these are refused.
         one_frame: whether the dense model's encoder takes images of one frame alone.
         uncounted: the share of a tiny encoder's work that the cost model leaves out: in a real one it is nothing.
+        made_up_devices: whether the dense model runs on devices that the tests make up; they can't stand for real ones
+            where sizes of a tensor are given as tensors.
         words: special tokens of the tokenizer and their ids, the placeholder among them.
         processor: from a tokenizer, the model's configuration and "torchvision" or "pil", which computes with images:
             the family's real processor with its chat template.
@@ -109,6 +111,7 @@ class Row:
     logits_to_keep: bool = True
     unanswerable: tuple[int, ...] = ()
     offloads: bool = True
+    made_up_devices: bool = True
     uncounted: float = 0.0
     mixes_images: bool = False
     one_frame: bool = False
