@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from foveate.methods import Layout, PixelMethod, Positions, ResizeMode, register
@@ -17,8 +16,8 @@ class Resize(PixelMethod):
     The family determines how. "exact" is for encoders that take any size, "interpolate" for those whose position
     embeddings can be interpolated, "enlarge" for all others: it shrinks the image, then enlarges it to full size, which
     leaves less detail in the same number of tokens. "auto" is the best mode of the family. Positions are those of the
-    smaller image, unless they are kept. The tiles of a tiled image shrink together; with `per=tile` the budget is that
-    of each tile.
+    smaller image, unless they are kept. The tiles of a tiled image shrink together. A share is of each tile, as a number
+    is with `per=tile`.
 
     >>> from foveate.tokens import Segment
     >>> Resize(keep=0.25).shrink(Layout((Segment(1, 24, 24),)))
@@ -31,17 +30,14 @@ class Resize(PixelMethod):
     def shrink(self, layout: Layout) -> tuple[int, int]:
         """Return the largest grid within the budget that keeps the aspect ratio; of several grids, the first one's."""
         first = layout.segments[0]
-        budget = self.keep.count(layout.content)
         if self.keep.share is not None:
-            # Equal grids get equal budgets, in whatever image they are, unless rounding up would exceed the image's.
-            grid = fit(first.h, first.w, max(1, self.keep.count(first.count) // first.t))
-            if self.per == "tile" or first.t * grid[0] * grid[1] * layout.content <= budget * first.count:
-                return grid
-            budget = math.floor(self.keep.share * first.count)
+            # Grids that are equal shrink equally, in whatever image they are: encoders take tiles of one size.
+            budget = self.keep.count(first.count)
         elif self.per == "tile":
-            budget = min(budget, first.count)
+            budget = min(self.keep.count(layout.content), first.count)
         else:
-            budget = budget * first.count // layout.content
+            # Rounded down, so that all grids together stay within the budget.
+            budget = self.keep.count(layout.content) * first.count // layout.content
         return fit(first.h, first.w, max(1, budget // first.t))
 
     def count(self, layout: Layout) -> int:
