@@ -16,8 +16,8 @@ class Resize(PixelMethod):
     The family determines how. "exact" is for encoders that take any size, "interpolate" for those whose position
     embeddings can be interpolated, "enlarge" for all others: it shrinks the image, then enlarges it to full size, which
     leaves less detail in the same number of tokens. "auto" is the best mode of the family. Positions are those of the
-    smaller image, unless they are kept. The tiles of a tiled image shrink together. A share is of each tile, as a number
-    is with `per=tile`.
+    smaller image, unless they are kept. The tiles of a tiled image shrink together. A share is of each tile, and
+    so is a number with `per=tile`.
 
     >>> from foveate.tokens import Segment
     >>> Resize(keep=0.25).shrink(Layout((Segment(1, 24, 24),)))
