@@ -92,7 +92,8 @@ def test_tuples_have_it_too(row: Row, eager: Any) -> None:
         named = eager.model(**inputs, output_attentions=True, output_hidden_states=True)
         plain = eager.model(**inputs, output_attentions=True, output_hidden_states=True, return_dict=False)
     members = [value for value in plain if isinstance(value, tuple) and isinstance(value[0], Tensor)]
-    tensors = [each for value in members for each in value if each.ndim > 2]
+    # What the encoder returned comes after the decoder's, from transformers 5.24 on.
+    tensors = [each for value in members[:2] for each in value if each.ndim > 2]
     assert {each.shape[-2] for each in tensors} == {length}
     assert len(tensors) == len(named.hidden_states) + len(named.attentions)
 

@@ -60,7 +60,7 @@ class PendingCall:
         hidden = output[0]
         restored = self.restored(hidden)
         if isinstance(output, tuple):
-            rest = (self._restored_field(_kind(value, hidden.shape[0]), value, state) for value in output[1:])
+            rest = (self._restored_field(_kind(value, hidden), value, state) for value in output[1:])
             return (restored, *rest)
         output.last_hidden_state = restored
         for name in ("hidden_states", "attentions", "router_logits"):
@@ -139,11 +139,17 @@ class PendingCall:
         return self.prefix.state.first.columns.shape[0] if self.seen and self.prefix.state is not None else None
 
 
-def _kind(value: Any, rows: int) -> str:
-    """Return the name that a member of an output has which came as a tuple; "" for one that has no columns."""
+def _kind(value: Any, hidden: Float[Tensor, "B M D"]) -> str:
+    """Return the name that a member of an output has which came as a tuple; "" for one that has no columns.
+
+    From transformers 5.24 on, what the encoder returned may be among them: its last sizes are not those of `hidden`.
+    """
+    rows, count, _ = hidden.shape
     if not isinstance(value, tuple | list) or not all(isinstance(each, Tensor) for each in value):
         return ""
     dimensions = {each.ndim for each in value}
     if dimensions == {2}:
         return "router_logits" if all(each.shape[0] % rows == 0 for each in value) else ""
-    return {3: "hidden_states", 4: "attentions"}.get(max(dimensions, default=0), "")
+    if dimensions == {3} and value[-1].shape == hidden.shape:
+        return "hidden_states"
+    return "attentions" if dimensions == {4} and value[-1].shape[0] == rows and value[-1].shape[2] == count else ""
