@@ -55,20 +55,7 @@ def every_family() -> tuple[Support, ...]:
     >>> [each.title for each in every_family() if "Qwen/Qwen3-VL-8B-Instruct" in each.checkpoints]
     ['Qwen3-VL']
     """
-    return tuple(
-        Support(
-            family.name,
-            family.title,
-            family.kind(),
-            family.checkpoints,
-            family.places,
-            0,
-            family.knows_grids,
-            family.resize_modes,
-            {},
-        )
-        for family in families()
-    )
+    return tuple(_described(family, family.kind(), 0, {}) for family in families())
 
 
 def released_as(checkpoint: str) -> type[Family] | None:
@@ -96,17 +83,29 @@ def support(model: Any) -> Support:
         family = family_of(model)
     generic = isinstance(family, Generic)
     notes = [str(each.message) for each in caught if issubclass(each.category, FoveateWarning)]
+    return _described(
+        family,
+        str(getattr(family.config, "model_type", "")),
+        len(family.decoder_layers),
+        {each.name: reason for each in listing() if (reason := why_refused(each, family))},
+        " ".join(notes) or ("no family describes it" if generic else ""),
+    )
+
+
+def _described(
+    family: Family | type[Family], model_type: str, layers: int, refused: dict[str, str], note: str = ""
+) -> Support:
     return Support(
         family.name,
         family.title,
-        str(getattr(family.config, "model_type", "")),
+        model_type,
         family.checkpoints,
         family.places,
-        len(family.decoder_layers),
+        layers,
         family.knows_grids,
         family.resize_modes,
-        {each.name: reason for each in listing() if (reason := why_refused(each, family))},
-        " ".join(notes) or ("no family describes it" if generic else ""),
+        refused,
+        note,
     )
 
 

@@ -105,17 +105,7 @@ class InternVl(ArrangedTiles):
 
     def vision_shape(self) -> VisionShape:
         """Read InternViT's sizes."""
-        vision = self.config.vision_config
-        return VisionShape(
-            depth=read_number(vision, "num_hidden_layers"),
-            width=read_number(vision, "hidden_size"),
-            heads=read_number(vision, "num_attention_heads"),
-            mlp_width=read_number(vision, "intermediate_size"),
-            patch_values=read_number(vision, "num_channels") * self.patch**2,
-            decoder_width=read_number(self.config.text_config, "hidden_size"),
-            merge=self.merge,
-            marks=1,
-        )
+        return VisionShape.read(self.config, self.patch, merge=self.merge, marks=1)
 
     # Places in the model
 
@@ -171,9 +161,7 @@ class InternVl(ArrangedTiles):
         assert isinstance(signal, EncoderAttention | EncoderKeys)
         layer = self.encoder_layer(signal.layer)
         attention: Any = self.encoder_attentions[layer]
-        query, key = (
-            capture.attention[layer][name].unflatten(-1, (-1, attention.head_dim)) for name in ("queries", "keys")
-        )
+        query, key = self.patch_heads(capture, layer)
         if isinstance(signal, EncoderKeys):
             key = key[:, 1:].mean(dim=2) if signal.heads == "mean" else key[:, 1:].flatten(2)
             return self.by_image(self.by_token(key).mean(dim=2), capture)

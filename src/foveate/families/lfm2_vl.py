@@ -113,18 +113,8 @@ class Lfm2Vl(ArrangedTiles):
 
     def vision_shape(self) -> VisionShape:
         """Read SigLIP 2's sizes, and those of the projector."""
-        vision = self.config.vision_config
-        return VisionShape(
-            depth=read_number(vision, "num_hidden_layers"),
-            width=read_number(vision, "hidden_size"),
-            heads=read_number(vision, "num_attention_heads"),
-            mlp_width=read_number(vision, "intermediate_size"),
-            patch_values=read_number(vision, "num_channels") * self.patch**2,
-            decoder_width=read_number(self.config.text_config, "hidden_size"),
-            merge=self.merge,
-            projector_widths=(read_number(self.config, "projector_hidden_size"),),
-            pooling=bool(getattr(vision, "vision_use_head", False)),
-        )
+        between = read_number(self.config, "projector_hidden_size")
+        return VisionShape.read(self.config, self.patch, merge=self.merge, projector_widths=(between,))
 
     # Places in the model
 
@@ -306,9 +296,7 @@ class Lfm2Vl(ArrangedTiles):
         assert isinstance(signal, EncoderAttention | EncoderKeys)
         layer = self.encoder_layer(signal.layer)
         attention: Any = self.encoder_attentions[layer]
-        query, key = (
-            capture.attention[layer][name].unflatten(-1, (-1, attention.head_dim)) for name in ("queries", "keys")
-        )
+        query, key = self.patch_heads(capture, layer)
         found: list[Tensor] = []
         for tile, shape in enumerate(capture.extra["shapes"]):
             # What fills up a tile is masked.

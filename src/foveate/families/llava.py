@@ -80,19 +80,10 @@ class Llava(Family):
 
     def vision_shape(self) -> VisionShape:
         """Read CLIP's sizes; the projector reads one layer of it, or several side by side."""
-        vision = self.config.vision_config
         layers = getattr(self.config, "vision_feature_layer", -2)
-        return VisionShape(
-            depth=read_number(vision, "num_hidden_layers"),
-            width=read_number(vision, "hidden_size"),
-            heads=read_number(vision, "num_attention_heads"),
-            mlp_width=read_number(vision, "intermediate_size"),
-            patch_values=read_number(vision, "num_channels") * read_number(vision, "patch_size") ** 2,
-            decoder_width=read_number(self.config.text_config, "hidden_size"),
-            marks=self.encoder_marks,
-            levels=1 if isinstance(layers, int) else len(layers),
-            pooling=bool(getattr(vision, "vision_use_head", False)),
-        )
+        levels = 1 if isinstance(layers, int) else len(layers)
+        patch = read_number(self.config.vision_config, "patch_size")
+        return VisionShape.read(self.config, patch, marks=self.encoder_marks, levels=levels)
 
     @property
     def tower(self) -> nn.Module:

@@ -95,14 +95,9 @@ class Mistral3(Family):
 
     def vision_shape(self) -> VisionShape:
         """Read Pixtral's sizes: MLPs with a gate, rotary embeddings."""
-        vision = self.config.vision_config
-        return VisionShape(
-            depth=read_number(vision, "num_hidden_layers"),
-            width=read_number(vision, "hidden_size"),
-            heads=read_number(vision, "num_attention_heads"),
-            mlp_width=read_number(vision, "intermediate_size"),
-            patch_values=read_number(vision, "num_channels") * read_number(vision, "patch_size") ** 2,
-            decoder_width=read_number(self.config.text_config, "hidden_size"),
+        return VisionShape.read(
+            self.config,
+            read_number(self.config.vision_config, "patch_size"),
             gated_mlp=True,
             merge=self.merge,
             projector_widths=self.projector_widths,

@@ -40,18 +40,7 @@ class SiglipTiles(TiledFamily):
 
     def vision_shape(self) -> VisionShape:
         """Read SigLIP's sizes, and those of the projector."""
-        vision = self.config.vision_config
-        return VisionShape(
-            depth=read_number(vision, "num_hidden_layers"),
-            width=read_number(vision, "hidden_size"),
-            heads=read_number(vision, "num_attention_heads"),
-            mlp_width=read_number(vision, "intermediate_size"),
-            patch_values=read_number(vision, "num_channels") * self.patch**2,
-            decoder_width=read_number(self.config.text_config, "hidden_size"),
-            merge=self.merge,
-            projector_widths=self.projector_widths,
-            pooling=bool(getattr(vision, "vision_use_head", False)),
-        )
+        return VisionShape.read(self.config, self.patch, merge=self.merge, projector_widths=self.projector_widths)
 
     @property
     def encoder_attentions(self) -> Sequence[nn.Module]:
@@ -70,9 +59,7 @@ class SiglipTiles(TiledFamily):
         assert isinstance(signal, EncoderAttention | EncoderKeys)
         layer = self.encoder_layer(signal.layer)
         attention: Any = self.encoder_attentions[layer]
-        query, key = (
-            capture.attention[layer][name].unflatten(-1, (-1, attention.head_dim)) for name in ("queries", "keys")
-        )
+        query, key = self.patch_heads(capture, layer)
         if isinstance(signal, EncoderKeys):
             key = key.mean(dim=2) if signal.heads == "mean" else key.flatten(2)
             return self.by_image(self.by_token(key).mean(dim=2), capture)

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
@@ -259,6 +259,12 @@ class TiledFamily(Family):
         """Return the projector's output, per image `(N, D)`."""
         assert capture.projected is not None
         return self.by_image(capture.projected, capture)
+
+    def patch_heads(self, capture: Capture, layer: int) -> tuple[Tensor, Tensor]:
+        """Return the queries and keys of the patches in an encoder layer, `(tiles, P, H, d)` each."""
+        width = cast("Any", self.encoder_attentions[layer]).head_dim
+        recorded = capture.attention[layer]
+        return recorded["queries"].unflatten(-1, (-1, width)), recorded["keys"].unflatten(-1, (-1, width))
 
     def by_token(self, patches: Tensor) -> Tensor:
         """Group what patches have `(tiles, P, ...)`, in raster order, by token: `(tiles, n, merge ** 2, ...)`."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Self
 
 from foveate.errors import FoveateError
+from foveate.families.config_fields import read_number
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,30 @@ class VisionShape:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise FoveateError(f"the encoder's width {self.width} is no multiple of its {self.heads} heads")
+
+    @classmethod
+    def read(cls, config: Any, patch: int, **more: Any) -> Self:
+        """Read the sizes that most configurations name alike.
+
+        Args:
+            config: of the model, with `vision_config` and `text_config`.
+            patch: pixels along one side of a patch.
+            **more: the other attributes.
+
+        Raises:
+            FoveateError: a field is missing or makes no sense.
+        """
+        vision = config.vision_config
+        return cls(
+            depth=read_number(vision, "num_hidden_layers"),
+            width=read_number(vision, "hidden_size"),
+            heads=read_number(vision, "num_attention_heads"),
+            mlp_width=read_number(vision, "intermediate_size"),
+            patch_values=read_number(vision, "num_channels") * patch**2,
+            decoder_width=read_number(config.text_config, "hidden_size"),
+            pooling=bool(getattr(vision, "vision_use_head", False)),
+            **more,
+        )
 
     @property
     def projector_inputs(self) -> int:

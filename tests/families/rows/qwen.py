@@ -253,6 +253,18 @@ def omni_processor(tokenizer: Any, config: Any, backend: str) -> Any:
     return make(images, Qwen2VLVideoProcessor(**sizes), sounds, tokenizer, chat_template=OMNI_CHAT)
 
 
+OMNI_AUDIO: dict[str, Any] = {
+    "num_mel_bins": 16,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 64,
+    "d_model": 32,
+    "max_source_positions": 150,
+    "output_dim": 64,
+}
+"""Sizes of a tiny encoder of audio."""
+
+
 def omni_row(name: str, make: Callable[[], nn.Module], windows: bool) -> Row:
     facts: dict[str, Any] = {"token_types": False, "written": qwen_words, "since": (5, 21), "logits_to_keep": False}
     facts |= {"unanswerable": (6, 7, 8, 11, 12), "words": OMNI_WORDS, "processor": omni_processor}

@@ -2,22 +2,13 @@
 
 from torch import nn
 
-from rows.qwen import QWEN2_5_VISION, QWEN_TEXT, omni_row, omni_tokens
+from rows.qwen import OMNI_AUDIO, QWEN2_5_VISION, QWEN_TEXT, omni_row, omni_tokens
 
 
 def make_qwen2_5_omni_thinker() -> nn.Module:
     from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
 
-    audio = {
-        "num_mel_bins": 16,
-        "encoder_layers": 1,
-        "encoder_attention_heads": 4,
-        "encoder_ffn_dim": 64,
-        "d_model": 32,
-        "max_source_positions": 150,
-        "n_window": 10,
-        "output_dim": 64,
-    }
+    audio = OMNI_AUDIO | {"n_window": 10}
     return Qwen2_5OmniThinkerForConditionalGeneration(
         Qwen2_5OmniThinkerConfig(
             audio_config=audio, vision_config=QWEN2_5_VISION, text_config=QWEN_TEXT, **omni_tokens("index")

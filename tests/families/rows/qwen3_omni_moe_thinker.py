@@ -2,24 +2,13 @@
 
 from torch import nn
 
-from rows.qwen import QWEN3_TEXT, QWEN3_VISION, omni_row, omni_tokens
+from rows.qwen import OMNI_AUDIO, QWEN3_TEXT, QWEN3_VISION, omni_row, omni_tokens
 
 
 def make_qwen3_omni_moe_thinker() -> nn.Module:
     from transformers import Qwen3OmniMoeThinkerConfig, Qwen3OmniMoeThinkerForConditionalGeneration
 
-    audio = {
-        "num_mel_bins": 16,
-        "encoder_layers": 1,
-        "encoder_attention_heads": 4,
-        "encoder_ffn_dim": 64,
-        "d_model": 32,
-        "max_source_positions": 150,
-        "n_window": 50,
-        "n_window_infer": 100,
-        "downsample_hidden_size": 16,
-        "output_dim": 64,
-    }
+    audio = OMNI_AUDIO | {"n_window": 50, "n_window_infer": 100, "downsample_hidden_size": 16}
     text = QWEN3_TEXT | {"moe_intermediate_size": 48, "num_experts": 4, "num_experts_per_tok": 2}
     return Qwen3OmniMoeThinkerForConditionalGeneration(
         Qwen3OmniMoeThinkerConfig(audio_config=audio, vision_config=QWEN3_VISION, text_config=text, **omni_tokens("id"))
