@@ -105,8 +105,8 @@ def _places(row: Support) -> str:
     """Return the places as specs name them.
 
     >>> from foveate.support import every_family
-    >>> _places(every_family()[0]).split(", ")[-2:]
-    ['@input', '@LAYER']
+    >>> [_places(each) for each in every_family() if each.name == "llava"]
+    ['@pixels, @encoder, @features, @input, @LAYER']
     """
     layer = f"@1 to @{row.layers - 1}" if row.layers else "@LAYER"
     return ", ".join(layer if place == "decoder" else f"@{place}" for place in row.places)
