@@ -14,7 +14,7 @@ from foveate.errors import FoveateError
 from foveate.families import family_of
 
 CHAT = "t6 A t5"
-PIXELS = ("pixel_values", "image_grid_thw", "image_sizes", "spatial_shapes", "pixel_attention_mask")
+PIXELS = ("pixel_values", "image_grid_thw", "image_sizes", "spatial_shapes", "pixel_attention_mask", "target_sizes")
 
 
 def without_pixels(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -76,7 +76,8 @@ def test_features_that_are_not_finite(row: Row, value: float, kind: str) -> None
 
     def spoil(module: Any, args: Any, output: Any) -> Any:
         if family.projects_each:
-            output.last_hidden_state[-1] = value
+            states = output.last_hidden_state
+            (states[-1] if len(states) > 1 else states[0, -4:])[:] = value
             return output
         rows = output if isinstance(output, torch.Tensor) else output.pooler_output
         # The last of all rows belongs to the last image.
@@ -143,11 +144,7 @@ def test_an_image_after_a_padded_text_turn(row: Row, model: Any) -> None:
             "attention_mask": torch.cat(
                 [start["attention_mask"], torch.ones(count, 2 + second["input_ids"].shape[1]).long()], dim=1
             ),
-            "pixel_values": second["pixel_values"].repeat(count, *[1] * (second["pixel_values"].ndim - 1)),
-        }
-        for name in PIXELS[1:]:
-            if name in second:
-                both[name] = second[name].repeat(count, *[1] * (second[name].ndim - 1))
+        } | row.pixels("C" * count)
         if row.token_types:
             both["mm_token_type_ids"] = row.is_image(both["input_ids"]).int()
         out = model.generate(

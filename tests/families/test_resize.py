@@ -31,7 +31,7 @@ def test_resize_gives_the_tokens_it_counts(row: Row, model: Any, spec: str) -> N
     method: Any = parse(spec).steps[0].method
     short = compress(model, inputs, spec)
     for image, layout in zip(short.images, family.layouts(inputs)):
-        seen = family.shrunk(layout, method.shrink(layout))
+        seen = family.shrunk_by(layout, method.shrink)
         assert tokens_between(spec, family, layout) == (image.after, image.after)
         assert "+" in spec or image.after == seen.total
         assert image.after < image.before

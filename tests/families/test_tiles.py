@@ -102,6 +102,12 @@ def test_a_number_of_tokens_for_several_tiles_is_no_size(row: Row) -> None:
         ("aya_vision", None, "vision_feature_layer", [-1, -2], "one of its 3 layers is"),
         ("lfm2_vl", "vision_config", "num_patches", 15, "only squares"),
         ("lfm2_vl", "vision_config", "model_type", "clip_vision_model", "clip_vision_model encoder"),
+        ("minicpmv4_6", "vision_config", "model_type", "clip_vision_model", "clip_vision_model encoder"),
+        ("minicpmv4_6", None, "downsample_mode", "8x", "'16x' and '4x' are"),
+        ("minicpmv4_6", None, "merger_times", 2, "merger_times 2 is not supported; 1 is"),
+        ("minicpmv4_6", "vision_config", "window_kernel_size", [2, 4], r"\[2, 2\] is"),
+        ("minicpmv4_6", "vision_config", "insert_layer_id", 3, "one of its 3 layers"),
+        ("minicpmv4_6", None, "image_token_id", None, "write the id of the tokenizer's image token"),
     ],
 )
 def test_configurations_that_are_refused(name: str, part: str | None, field: str, value: Any, words: str) -> None:
@@ -174,6 +180,53 @@ def test_grids_that_do_not_fit_their_patches_are_refused(changed: dict[str, Any]
     row = BY_NAME["lfm2_vl"]
     with pytest.raises(FoveateError, match=words):
         compress(model_of("lfm2_vl"), row.inputs("t4 A t5") | changed, "random:6")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"target_sizes": torch.tensor([[6, 8]] * 5)}, "multiples of 4 patches"),
+        ({"target_sizes": torch.tensor([[16, 16]] * 4)}, "1024 patches, and pixel_values are 5120 pixels wide"),
+        ({"target_sizes": torch.tensor([16, 16])}, r"target_sizes \(slices, 2\)"),
+        ({"target_sizes": None}, "needs pixel_values, target_sizes"),
+        ({"downsample_mode": "4x"}, "write '4x' into model.config.downsample_mode"),
+    ],
+)
+def test_slices_that_do_not_fit_their_sizes_are_refused(changed: dict[str, Any], words: str) -> None:
+    row = BY_NAME["minicpmv4_6"]
+    with pytest.raises(FoveateError, match=words):
+        compress(model_of("minicpmv4_6"), row.inputs("t4 A t5") | changed, "random:6")
+
+
+def test_windows_that_stay_apart_are_four_times_as_many_tokens() -> None:
+    row = BY_NAME["minicpmv4_6"]
+    model = row.model("eager")
+    model.config.downsample_mode = "4x"
+    inputs = row.inputs("t4 A t5")
+    family = family_of(model)
+    ids = [[token] * 4 if token == row.image_token else [token] for token in inputs["input_ids"][0].tolist()]
+    inputs["input_ids"] = torch.tensor([sum(ids, [])])
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    (layout,) = family.layouts(inputs)
+    assert [(tile.h, tile.w) for tile in layout.segments] == [(8, 8)] * 5
+    dense = logits(model, inputs)
+    for spec in ("random:1.0", "cls:1.0:positions=keep@features"):
+        with apply(model, spec):
+            torch.testing.assert_close(logits(model, inputs), dense, atol=2e-6, rtol=0)
+    with apply(model, "resize:0.25+cls:9") as run:
+        generate(model, inputs, 2)
+    assert [image.after for image in run.report().images] == [9]
+
+
+def test_slices_without_marks_are_images() -> None:
+    row, model = BY_NAME["minicpmv4_6"], model_of("minicpmv4_6")
+    inputs = row.inputs("t4 B t5")
+    inputs["input_ids"] = torch.tensor([row.ids("t4") + row.bare(row.pictures["B"]) + row.ids("t5")])
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    assert family_of(model).layouts(inputs) == (grid(2, 4), grid(4, 2), grid(4, 2))
+    dense = logits(model, inputs)
+    with apply(model, "random:1.0"):
+        torch.testing.assert_close(logits(model, inputs), dense, atol=2e-6, rtol=0)
 
 
 def test_what_fills_up_a_tile_changes_nothing() -> None:

@@ -249,17 +249,15 @@ class Asker:
         Raises:
             FoveateError: the processor gives the images inputs of different shapes.
         """
-        every = [each.pixels for each in prompts]
-        found = {}
-        for name in (name for name in every[0] if name not in without):
+        every = [{name: value for name, value in each.pixels.items() if name not in without} for each in prompts]
+        for name in every[0]:
             shapes = {tuple(pixels[name].shape[1:]) for pixels in every}
             if len(shapes) > 1:
                 raise FoveateError(
                     f"the model's processor gives images of different sizes a {name} of different shapes "
                     f"({', '.join(map(str, sorted(shapes)))}), so they don't fit into one batch; use --batch 1"
                 )
-            found[name] = torch.cat([pixels[name] for pixels in every]).to(self.device)
-        return found
+        return {name: value.to(self.device) for name, value in self.family.joined(every).items()}
 
     def encode(self, prompts: Sequence[Prompts], specs: Sequence[Spec]) -> Encoded:
         """Encode the images of several prompts; those whose inputs have one shape together."""

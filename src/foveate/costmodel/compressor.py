@@ -88,6 +88,7 @@ def _encoder_signal(
 ) -> list[Op]:
     """Return the work of computing queries and keys of an encoder layer again."""
     width, ops = vision.width, list[Op]()
+    patches = vision.rows_in(signal.layer, patches)
     # Inside the encoder the keys of the layer before are there already.
     if step.place != "encoder":
         ops.append(linear("keys again", images * patches, width, width, size))

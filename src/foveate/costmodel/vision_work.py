@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from foveate.costmodel.decoder_shape import Mlp
@@ -22,6 +23,8 @@ def vision_parameters(shape: VisionShape | None) -> int:
     layer = 4 * shape.width**2 + _mlp(shape).parameters(shape.width) + 2 * shape.width
     projector = sum(width * following for width, following in _projector_layers(shape))
     after = layer if shape.pooling else 0
+    if shape.merged_after is not None:
+        after += 4 * shape.width**2 + (4 * shape.width + shape.width) * 4 * shape.mlp_width
     after += shape.width * shape.merge**2 * (shape.down_sampled or 0)
     return shape.patch_values * shape.width + shape.depth * layer + after + (1 + shape.extra_projectors) * projector
 
@@ -48,6 +51,10 @@ def encoder_work(
     layers = [tuple(grids)] * shape.depth
     if kept:
         layers = [tuple(Segment(1, 1, count) for count in counts) for counts in zip(*kept, strict=True)]
+    if shape.merged_after is not None:
+        merged = tuple(replace(grid, h=grid.h // 2, w=grid.w // 2) for grid in grids)
+        layers = [merged if layer > shape.merged_after else tuple(grids) for layer in range(shape.depth)]
+        ops += _merging(shape, patches, size)
     windowed = [shape.window is not None and layer not in shape.full_attention_layers for layer in range(shape.depth)]
     for (seen, inside), times in Counter(zip(layers, windowed, strict=True)).items():
         ops += repeated(_layer(shape, _rows(shape, seen, batch), size), times)
@@ -138,6 +145,20 @@ def _pooling(shape: VisionShape, grids: Sequence[Segment], batch: int, size: int
     for length, count in _frames(shape, grids).items():
         ops += repeated([attention(batch, shape.heads, shape.heads, width // shape.heads, 1, length, size)], count)
     return ops
+
+
+def _merging(shape: VisionShape, patches: int, size: int) -> list[Op]:
+    """Return the work of making one row of each window of 2 x 2 patches between two layers."""
+    width, rows = shape.width, patches // 4
+    return [
+        *repeated([linear("window queries, keys, values", patches, width, width, size)], 3),
+        attention(rows, shape.heads, shape.heads, width // shape.heads, 4, 4, size),
+        linear("window output", patches, width, width, size),
+        linear("window MLP", rows, 4 * width, 4 * shape.mlp_width, size),
+        elementwise("activation", rows * 4 * shape.mlp_width, 2, size),
+        linear("window MLP", rows, 4 * shape.mlp_width, width, size),
+        *repeated([elementwise("residual", patches * width, 3, size), _norm(shape, patches, size)], 2),
+    ]
 
 
 def _norm(shape: VisionShape, rows: int, size: int) -> Op:

@@ -167,7 +167,7 @@ def images_of_prompt(
     """
     found, order = family.in_prompt(capture, order, input_ids)
     if pixels is not None and capture.sizes and found is not capture:
-        asked = [family.shrunk(layout, pixels.shrink(layout)) for layout in found.layouts]
+        asked = [family.shrunk_by(layout, pixels.shrink) for layout in found.layouts]
         entries = zip(capture.layouts, capture.sizes, strict=True)
         made = [family.shrunk(layout, size) for layout, size in entries if layout.segments]
         counts, made_counts = ({tile.count for each in layouts for tile in each.segments} for layouts in (asked, made))

@@ -7,12 +7,13 @@ the engine has the hooks, and no fact about an architecture.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.container import image_features
@@ -305,7 +306,7 @@ class Family(Decoder, ABC):
 
     def placeholder_runs(self, input_ids: Tensor) -> list[int]:
         """Return the length of each run of placeholders, row by row of the prompt `(B, S)`."""
-        edges = torch.nn.functional.pad(input_ids == self.image_token, (1, 1)).int().diff(dim=1)
+        edges = pad(input_ids == self.image_token, (1, 1)).int().diff(dim=1)
         return ((edges < 0).nonzero()[:, 1] - (edges > 0).nonzero()[:, 1]).tolist()
 
     @abstractmethod
@@ -333,7 +334,7 @@ class Family(Decoder, ABC):
         By default each run of type 1 is one.
         """
         inside = types == 1
-        begins = inside & ~torch.nn.functional.pad(inside, (1, 0))[:, :-1]
+        begins = inside & ~pad(inside, (1, 0))[:, :-1]
         return torch.where(inside, begins.long().cumsum(dim=1), -1)
 
     def text_position(self, position_ids: Tensor) -> int | None:
@@ -349,6 +350,23 @@ class Family(Decoder, ABC):
         """Run the model's encoder and projector on the images of `inputs`, and return the model's own container."""
         arguments = {name: inputs[name] for name in self.encoder_inputs if inputs.get(name) is not None}
         return self.core.get_image_features(**arguments, return_dict=True)  # pyright: ignore[reportCallIssue]
+
+    def joined(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Join the pixel inputs of several prompts to those of one call: one after another, in the first axis.
+
+        Where images have several tiles, the others are filled up to the image with the most of them.
+
+        Args:
+            images: for each prompt its pixel inputs by name, the same names for all.
+        """
+        found: dict[str, Tensor] = {}
+        for name in images[0]:
+            given = [each[name] for each in images]
+            most = max(value.shape[1] if value.ndim > 2 else 0 for value in given)
+            if most:
+                given = [pad(value, (0, 0) * (value.ndim - 2) + (0, most - value.shape[1])) for value in given]
+            found[name] = torch.cat(given)
+        return found
 
     @property
     def encoder_inputs(self) -> tuple[str, ...]:
@@ -426,6 +444,15 @@ class Family(Decoder, ABC):
         Structural tokens keep the order that they have in the full layout. Reads the configuration alone.
         """
         return Layout((Segment(layout.segments[0].t, *size),))
+
+    def shrunk_by(self, layout: Layout, shrink: Callable[[Layout], tuple[int, int]]) -> Layout:
+        """Return the layout of an image that a step at `@pixels` resized; by default its first grid says how.
+
+        Args:
+            layout: of the image at full size.
+            shrink: tells the rows and columns to which the first grid of a layout is resized.
+        """
+        return self.shrunk(layout, shrink(layout))
 
     def grow(self, output: Any, capture: Capture, index: Sequence[Tensor]) -> Any:
         """Repeat rows of the output of `projected_module` up to the full count, after `shrink`.

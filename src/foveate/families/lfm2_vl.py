@@ -14,12 +14,13 @@ from torch.nn.functional import adaptive_avg_pool2d, pad
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.arranged_tiles import PREVIEW, ArrangedTiles, nearest_shape, tiles_by_end
 from foveate.families.config_fields import read_number
-from foveate.families.family import Capture, attention_received
+from foveate.families.family import Capture
 from foveate.families.pixels import resized_pixels
 from foveate.families.registry import register_family
+from foveate.families.shaped_tiles import ShapedTiles
 from foveate.families.tiling import TileGrid
 from foveate.families.vision_shape import VisionShape
-from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
+from foveate.tokens import Layout, Segment
 
 _FEWEST_TILES, _MOST_TILES = 2, 10
 """Tiles of an image, without the whole one, as the processors of all released models have it."""
@@ -28,7 +29,7 @@ _LARGE = 2.0
 
 
 @register_family
-class Lfm2Vl(ArrangedTiles):
+class Lfm2Vl(ShapedTiles, ArrangedTiles):
     """LFM2-VL with a SigLIP 2 encoder: square tiles of large images, then the whole image at its own shape, no [CLS].
 
     The encoder's position embeddings are interpolated to the grid of each tile (`spatial_shapes`). The prompt names
@@ -37,7 +38,6 @@ class Lfm2Vl(ArrangedTiles):
     which they make the picture of the last tile. Tiles that make none are an image each. Position ids are
     one-dimensional.
 
-    `EncoderAttention` is the attention that the patches of a token receive, as a share of all attention in their tile.
     "exact" resizes an image by averaging its pixels down to a smaller grid, as if the processor had been given a
     smaller image; the whole image shrinks as its tiles do. "enlarge" enlarges it to its size again, which saves no
     token.
@@ -53,7 +53,6 @@ class Lfm2Vl(ArrangedTiles):
     outside_encoder = "the pixel shuffle after its encoder reads blocks of patches, which merging would break up"
     resize_modes = ("exact", "enlarge")
     words_between_tiles = True
-    projects_each = True
     pixel_axes = ("tiles", "patches", "values")
     pixel_inputs = ("pixel_values", "spatial_shapes", "pixel_attention_mask")
     checkpoints: ClassVar[tuple[str, ...]] = (
@@ -173,10 +172,6 @@ class Lfm2Vl(ArrangedTiles):
             found.append((rows // self.merge, columns // self.merge))
         return found
 
-    def tile_counts(self, inputs: Mapping[str, Any]) -> list[int]:
-        """Return 1 for each tile."""
-        return [1] * len(inputs["spatial_shapes"])
-
     def tiles_of_images(self, input_ids: Tensor, tokens: Sequence[int]) -> list[int] | None:
         """Find the last tile of each image by what follows it."""
         return tiles_by_end(input_ids, self.image_token, tokens, 1)
@@ -256,31 +251,11 @@ class Lfm2Vl(ArrangedTiles):
 
     # Features and signals
 
-    def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
-        """Note the grid of each tile."""
-        capture = super().tower_call(args, kwargs)
-        capture.extra["shapes"] = self.tile_shapes(kwargs)
-        return capture
-
-    def by_image(self, tiles: Sequence[Tensor], capture: Capture) -> tuple[Tensor, ...]:
-        """Join values of the tokens of each tile, `(n, ...)`, by image: `(N, ...)` each."""
-        return tuple(torch.cat([tiles[tile] for tile in own]) for own in capture.extra["tiles"])
-
-    def features(self, capture: Capture) -> tuple[Tensor, ...]:
-        """Return the patches of each token side by side, per image `(N, D_encoder)`."""
-        assert capture.features is not None
-        return self.by_image(self._by_tile(capture.features, capture), capture)
-
-    def projected(self, capture: Capture) -> tuple[Tensor, ...]:
-        """Return the projector's output, per image `(N, D)`."""
-        assert capture.projected is not None
-        return self.by_image(self._by_tile(capture.projected, capture), capture)
-
-    def _by_tile(self, rows: Tensor, capture: Capture) -> Sequence[Tensor]:
+    def by_tile(self, rows: Tensor, capture: Capture) -> Sequence[Tensor]:
         """Split what the projector read or made, `(tokens, D)`, by tile."""
         counts = [height * width for height, width in capture.extra["shapes"]]
         if rows.shape[0] == sum(counts):
-            return rows.split(counts)
+            return super().by_tile(rows, capture)
         # From transformers 5.24 on, one call has every tile filled up to the same number of tokens.
         filled = rows.unflatten(0, (len(counts), -1))
         return [tile[:count] for tile, count in zip(filled, counts, strict=True)]
@@ -290,32 +265,6 @@ class Lfm2Vl(ArrangedTiles):
         projector: Any = self.projected_module
         features = projector.layer_norm(features) if projector.use_layer_norm else features
         return projector.linear_2(projector.act(projector.linear_1(features)))
-
-    def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
-        """Compute attention received `(N,)`, which sums to 1 per tile, or keys `(N, D_key)`, means of patches."""
-        assert isinstance(signal, EncoderAttention | EncoderKeys)
-        layer = self.encoder_layer(signal.layer)
-        attention: Any = self.encoder_attentions[layer]
-        query, key = self.patch_heads(capture, layer)
-        found: list[Tensor] = []
-        for tile, shape in enumerate(capture.extra["shapes"]):
-            # What fills up a tile is masked.
-            count = shape[0] * shape[1] * self.merge**2
-            keys = key[tile, :count]
-            if isinstance(signal, EncoderKeys):
-                heads = keys.mean(dim=1) if signal.heads == "mean" else keys.flatten(1)
-                found.append(self._by_token(heads, shape).mean(dim=1))
-                continue
-            heads = query[tile, :count].transpose(0, 1)[None], keys.transpose(0, 1)[None]
-            (received,) = attention_received(*heads, attention.scale, heads=signal.heads)
-            found.append(self._by_token(received, shape).sum(dim=1) / count)
-        return self.by_image(found, capture)
-
-    def _by_token(self, patches: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Group what patches have `(P, ...)`, in raster order, by token: `(n, merge ** 2, ...)`."""
-        rows, columns = shape
-        blocks = patches.unflatten(0, (rows, self.merge, columns, self.merge)).transpose(1, 2)
-        return blocks.flatten(2, 3).flatten(0, 1)
 
 
 def _resized(height: int, width: int, side: int, fewest: int, most: int) -> tuple[int, int]:

@@ -32,7 +32,7 @@ class TileGrid:
 
 
 class TiledFamily(Family):
-    """Images are cut into tiles of one size, and the whole image follows them in one more tile.
+    """Images are cut into tiles of one size, and the whole image is one more tile.
 
     The encoder sees each tile alone, and a pixel shuffle makes one visual token of a square of its patches. Only the
     prompt tells which tiles are one image: a family says how in `tile_grids`. Each tile is a grid of its own
@@ -49,6 +49,8 @@ class TiledFamily(Family):
     resizes_inputs = True
     words_between_tiles = False
     """Whether text of the prompt stands between the tiles of an image."""
+    whole_first = False
+    """Whether the whole image comes before its tiles, and not after them."""
     pixel_axes: ClassVar[tuple[str, ...]] = ("tiles", "channels", "height", "width")
     """The axes of `pixel_values`."""
 
@@ -96,7 +98,8 @@ class TiledFamily(Family):
         """Return the layout of an image that was cut so, from rows and columns of tokens of each of its tiles."""
         cut = grid.rows * grid.columns
         parts = [(*divmod(number, grid.columns), grid.rows, grid.columns) for number in range(cut)]
-        parts += [()] * (grid.tiles - cut)
+        others: list[tuple[int, ...]] = [()] * (grid.tiles - cut)
+        parts = [*others, *parts] if self.whole_first else [*parts, *others]
         tiles = [Segment(1, *shape, part=part) for shape, part in zip(shapes, parts, strict=True)]
         runs = tuple(tile.count for tile in tiles) if self.words_between_tiles and len(tiles) > 1 else ()
         return Layout(tuple(tiles), runs=runs)

@@ -41,6 +41,8 @@ class VisionShape:
         whole_projector: whether the projector always runs over the tokens of an image of full size.
         pooling: whether one more row attends to all patches after the last layer, as in SigLIP with its head; the model
             computes its output, which nothing reads.
+        merged_after: encoder layer, counted from zero, after which windows of 2 x 2 patches become one row each, by
+            attention within them and an MLP that reads them side by side; None if patches stay.
 
     Raises:
         FoveateError: the width is no multiple of the number of heads.
@@ -67,6 +69,7 @@ class VisionShape:
     joint: bool = False
     whole_projector: bool = False
     pooling: bool = False
+    merged_after: int | None = None
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -99,4 +102,10 @@ class VisionShape:
     @property
     def projector_inputs(self) -> int:
         """Values that the projector reads of one visual token."""
-        return self.down_sampled or self.width * self.levels * (1 if self.averaged else self.merge**2)
+        side = self.merge if self.merged_after is None else self.merge // 2
+        return self.down_sampled or self.width * self.levels * (1 if self.averaged else side**2)
+
+    def rows_in(self, layer: int, patches: int) -> int:
+        """Return how many rows so many patches are in an encoder layer, which may count from the end."""
+        merged = self.merged_after is not None and layer % self.depth > self.merged_after
+        return patches // 4 if merged else patches

@@ -125,7 +125,7 @@ class _Counter:
         self.family, self.layout, self.seen = family, layout, layout
         # An image that is enlarged again keeps its number of tokens.
         if plan.pixels is not None and resize_mode(family, plan.pixels) != "enlarge":
-            self.seen = family.shrunk(layout, plan.pixels.shrink(layout))
+            self.seen = family.shrunk_by(layout, plan.pixels.shrink)
         self.fewest = self.most = ExpectedTokens.of(self.seen)
         self.methods: list[Method] = []
         self.steps: list[StepTokens] = []

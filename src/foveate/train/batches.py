@@ -37,7 +37,7 @@ class Batches:
     def __init__(
         self, processor: Any, family: Family, max_length: int | None = None, *, positions: bool = True
     ) -> None:
-        self._processor, self._family, self._max_length = processor, family, max_length
+        self._processor, self.family, self._max_length = processor, family, max_length
         self._longest = longest = family.longest_prompt if positions else None
         if max_length is not None and longest is not None and max_length > longest:
             raise FoveateError(
@@ -59,7 +59,7 @@ class Batches:
             FoveateError: an image is cut off or brings no tokens, or a row is too long or has nothing to learn.
         """
         made = [self.row(one) for _, one in rows]
-        batch = pad(made, self.padding)
+        batch = pad(made, self.padding, self.family)
         return {**batch, "rows": [number for number, _ in rows], "tokens": int(batch["attention_mask"].sum())}
 
     def row(self, one: Conversation) -> dict[str, Tensor]:
@@ -68,7 +68,7 @@ class Batches:
         images = self.images(one)
         found = processor_inputs(self._processor, text, images, f"{one.name}: the processor refuses it")
         inputs = {name: value for name, value in found.items() if isinstance(value, Tensor)}
-        layouts = prompt_layouts(self._family, inputs) if "pixel_values" in inputs else ()
+        layouts = prompt_layouts(self.family, inputs) if "pixel_values" in inputs else ()
         expected = sum(layout.placeholders for layout in layouts)
         return self.labelled(inputs, text, spans, one.name, expected)
 
@@ -175,24 +175,14 @@ def spoken(processor: Any, messages: Sequence[Message], name: str) -> tuple[str,
     return whole, spans
 
 
-def pad(rows: Sequence[Mapping[str, Tensor]], pad_token: int) -> dict[str, Tensor]:
+def pad(rows: Sequence[Mapping[str, Tensor]], pad_token: int, family: Family) -> dict[str, Tensor]:
     """Join rows of one conversation each to one batch, padded on the right; images follow each other."""
     longest = max(row["input_ids"].shape[1] for row in rows)
     batch: dict[str, Tensor] = {}
-    for key in dict.fromkeys(key for row in rows for key in row):
-        given = [row[key] for row in rows if key in row]
-        if key == "input_ids" or key in PADDING:
-            fill = pad_token if key == "input_ids" else PADDING[key]
-            batch[key] = torch.cat(
-                [torch.nn.functional.pad(value, (0, longest - value.shape[1]), value=fill) for value in given]
-            )
-            continue
-        if given[0].ndim > 2 and len({value.shape[1] for value in given}) > 1:
-            # Images have as many tiles as the image with the most of them; the rest is padding.
-            most = max(value.shape[1] for value in given)
-            given = [
-                torch.nn.functional.pad(value, (0, 0) * (value.ndim - 2) + (0, most - value.shape[1]))
-                for value in given
-            ]
+    text = {"input_ids": pad_token, **PADDING}
+    images = [{name: value for name, value in row.items() if name not in text} for row in rows]
+    for key in dict.fromkeys(key for row in rows for key in row if key in text):
+        given = [torch.nn.functional.pad(row[key], (0, longest - row[key].shape[1]), value=text[key])
+                 for row in rows if key in row]  # fmt: skip
         batch[key] = torch.cat(given)
-    return batch
+    return batch | (family.joined(images) if (images := list(filter(None, images))) else {})

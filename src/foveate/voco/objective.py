@@ -294,7 +294,7 @@ class VoCoBatches:
                 made.append(Batches.row(self._batches, one))
                 behind.append(at)
                 turns.append(rows[at][0] + turn)
-        padded = pad(made, self._batches.padding)
+        padded = pad(made, self._batches.padding, self._batches.family)
         tokens = int(padded["attention_mask"].sum())
         return {**batch, **padded, "behind": torch.tensor(behind), "tokens": tokens, **self._counts(turns)}
 
