@@ -62,6 +62,11 @@ CONTRACT: Command = (
     "tests/test_transformers_api.py",
 )
 """Everything that depends on transformers, without what only repeats it for another method."""
+INDEPENDENT: Command = (
+    *("tests/methods", "tests/benchmarks", "tests/fuzz", "tests/recipes", "tests/scenes", "tests/view"),
+    *("tests/test_code_in_pages.py", "tests/test_command_lines.py", "tests/test_guides.py", "tests/test_pages.py"),
+)
+"""What a second version of transformers wouldn't change."""
 
 
 def main() -> int:
@@ -93,14 +98,16 @@ def main() -> int:
 def check() -> int:
     """Run everything that must pass before a change lands.
 
-    Slow tests run once, with the pinned transformers; `nox -s tests` runs all of them with every version.
+    Each version of transformers gets a share of the contract suite's sample. Slow tests, and those that don't depend
+    on transformers, run once, with the pinned one; `nox -s tests` runs everything with every version.
     """
-    pinned, *others = transformers_versions("every_change")
-    if code := run_all(*LINT, SITE, TEST):
+    pinned, *others = every = transformers_versions("every_change")
+    if code := run_all(*LINT, SITE, (*TEST, "--share", f"1/{len(every)}")):
         return code
-    for version in others:
-        print(f"\nthe tests that are not slow, with transformers {version} instead of {pinned}", flush=True)
-        if code := run_all((*TEST, "-m", "not slow"), first_on_path=overlay(version)):
+    for number, version in enumerate(others, start=2):
+        print(f"\nwhat depends on transformers and is not slow, with {version} instead of {pinned}", flush=True)
+        share = ("--share", f"{number}/{len(every)}", *(f"--ignore={path}" for path in INDEPENDENT))
+        if code := run_all((*TEST, "-m", "not slow", *share), first_on_path=overlay(version)):
             return code
     return 0
 

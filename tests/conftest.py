@@ -71,16 +71,26 @@ os.environ.pop("COLUMNS", None)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--every-family", action="store_true", help="run each test of the contract suite on every family (nightly)"
+        "--every-family",
+        action="store_true",
+        help="run each test of the contract suite on every family, and long tests in full (nightly)",
     )
+    parser.addoption("--share", help="run only this share of the sample of the contract suite: 1/2 or 2/2")
+
+
+@pytest.fixture(scope="session")
+def in_full(pytestconfig: pytest.Config) -> bool:
+    """Whether long tests run in full; otherwise they are shorter, because every change waits for them."""
+    return bool(pytestconfig.getoption("every_family"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    from sample_families import is_chosen_by_name, sample
+    from sample_families import is_chosen_by_name, sample, share_of
     from steps_inside import can_act
 
     items[:], dropped = can_act(items)
     config.hook.pytest_deselected(items=dropped)
-    if not config.getoption("every_family") and not is_chosen_by_name(config):
-        items[:], dropped = sample(items)
+    share = config.getoption("share")
+    if share or not (config.getoption("every_family") or is_chosen_by_name(config)):
+        items[:], dropped = sample(items, share_of(share or "1/1"))
         config.hook.pytest_deselected(items=dropped)

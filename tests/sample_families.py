@@ -3,6 +3,9 @@
 The suite is a cross product: tests, their parameters, families. Families share nearly all of the engine, so a change is
 tested with all parameters on two families that differ most, and with one set of parameters per test on every other
 one. The whole product runs with `--every-family`, and wherever tests are chosen by `-k` or by their name.
+
+`--share 1/2` and `--share 2/2` part the sample: each test runs on every family in one of them. CI runs one share with
+each version of transformers.
 """
 
 from collections.abc import Sequence
@@ -10,7 +13,7 @@ from zlib import crc32
 
 import pytest
 
-WHOLE = frozenset({"llava", "qwen3_vl"})
+WHOLE = ("llava", "qwen3_vl")
 """Families that every test runs on with all its parameters: positions on one axis and on three, with DeepStack."""
 
 
@@ -19,19 +22,39 @@ def is_chosen_by_name(config: pytest.Config) -> bool:
     return bool(config.option.keyword) or any("::" in argument for argument in config.args)
 
 
-def sample(items: Sequence[pytest.Item]) -> tuple[list[pytest.Item], list[pytest.Item]]:
-    """Part tests into those of the sample and the rest; a test without a family belongs to the sample."""
+def share_of(text: str) -> tuple[int, int]:
+    """Read which share of how many `--share` asks for.
+
+    >>> share_of("2/2")
+    (2, 2)
+
+    Raises:
+        pytest.UsageError: it isn't one.
+    """
+    number, _, shares = text.partition("/")
+    if not (number.isdecimal() and shares.isdecimal() and 1 <= int(number) <= int(shares)):
+        raise pytest.UsageError(f"--share is {text!r}, and must be one such as 1/2 or 2/2")
+    return int(number), int(shares)
+
+
+def sample(
+    items: Sequence[pytest.Item], share: tuple[int, int] = (1, 1)
+) -> tuple[list[pytest.Item], list[pytest.Item]]:
+    """Part tests into those of a share of the sample and the rest; a test without a family belongs to each share."""
+    number, shares = share
+    whole = {family for place, family in enumerate(WHOLE) if place % shares == number - 1}
     groups: dict[tuple[str, str, str], list[pytest.Item]] = {}
     for item in items:
         family = _family(item)
-        if family is not None and family not in WHOLE:
+        if family is not None and family not in whole:
             name = getattr(item, "originalname", item.name)
             groups.setdefault((str(item.path), name, family), []).append(item)
     dropped: set[pytest.Item] = set()
     for (_, name, family), group in groups.items():
         # One that is not slow if there is one, so that every run has it.
         quick = [item for item in group if item.get_closest_marker("slow") is None] or group
-        kept = quick[crc32(f"{name} {family}".encode()) % len(quick)]
+        ours = family not in WHOLE and crc32(f"{family} {name}".encode()) % shares == number - 1
+        kept = quick[crc32(f"{name} {family}".encode()) % len(quick)] if ours else None
         dropped.update(item for item in group if item is not kept)
     return [item for item in items if item not in dropped], [item for item in items if item in dropped]
 

@@ -119,7 +119,9 @@ def test_a_method_is_one_file(tree: Tree, capsys: pytest.CaptureFixture[str]) ->
 
 
 @pytest.mark.slow
-def test_a_family_is_two_files_and_passes_the_whole_contract(tree: Tree, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_family_is_two_files_and_passes_the_whole_contract(
+    tree: Tree, capsys: pytest.CaptureFixture[str], in_full: bool
+) -> None:
     tests = ("tests/families", "tests/cost/test_flops.py", "-m", "not slow")
     tree.follow(FAMILY)
     assert tree.touched == 2
@@ -135,8 +137,8 @@ def test_a_family_is_two_files_and_passes_the_whole_contract(tree: Tree, capsys:
     ours = tests_of("vipllava")
     assert ours >= contract
     assert len(contract) > 300
-    passed = tree.run(*tests, "-k", "vipllava")
-    assert passed == len(ours)
+    passed = tree.run(*tests, "-k", "vipllava", *([] if in_full else ["--share", "1/2"]))
+    assert passed == len(ours) if in_full else passed > 30
     with capsys.disabled():
         print(f"\na family: {tree.touched} files, {passed} tests")
 

@@ -45,4 +45,9 @@ def test_the_sample() -> None:
     rest = [each for each in kept if "row" in each.callspec.params and each.callspec.params["row"].name not in WHOLE]
     assert len({each.callspec.params["spec"] for each in rest}) == 3
     assert sample([*items, *alone]) == (kept, dropped)
-    assert set(families) >= WHOLE
+    # The shares part the sample, about in halves; tests without a family are in both.
+    halves = [sample([*items, *alone], (number, 2))[0] for number in (1, 2)]
+    assert set(halves[0]) | set(halves[1]) == set(kept)
+    assert set(halves[0]) & set(halves[1]) == set(alone)
+    assert min(map(len, halves)) > len(kept) / 3
+    assert set(families) >= set(WHOLE)

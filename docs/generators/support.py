@@ -48,11 +48,9 @@ def page() -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FoveateWarning)
         for each in families():
-            cells = tuple(_cell(method, family_of(example_model(each)), reasons) for method in methods)
-            columns.setdefault(cells, []).append(each.title)
+            columns.setdefault(_column(methods, family_of(example_model(each)), reasons), []).append(each.title)
         others = {
-            title: tuple(_cell(method, family_of(model_of_type(kind)), reasons) for method in methods)
-            for kind, title in UNDESCRIBED.items()
+            title: _column(methods, family_of(model_of_type(kind)), reasons) for kind, title in UNDESCRIBED.items()
         }
     titles = [_title(names) for names in columns.values()]
     rows = []
@@ -63,6 +61,11 @@ def page() -> str:
     notes = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
     parts = ["\n\n".join(map(fill, named)), table(["method", *titles, *others], rows), notes]
     return HEAD + "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _column(methods: list[Listing], family: Family, reasons: dict[str, int]) -> tuple[str, ...]:
+    """Return the entries of all methods for one family."""
+    return tuple(_cell(method, family, reasons) for method in methods)
 
 
 def _title(names: list[str]) -> str:

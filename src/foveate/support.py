@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from foveate.errors import FoveateError, FoveateWarning
-from foveate.families import Family, Generic, families, family_of
+from foveate.families import Family, families, family_of
 from foveate.listing import Listing, listing
 from foveate.loading import model_of_type
 from foveate.schedule import schedule
@@ -78,17 +78,15 @@ def support(model: Any) -> Support:
     Raises:
         UnsupportedFamily: nothing can be done with it.
     """
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", FoveateWarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FoveateWarning)
         family = family_of(model)
-    generic = isinstance(family, Generic)
-    notes = [str(each.message) for each in caught if issubclass(each.category, FoveateWarning)]
     return _described(
         family,
         str(getattr(family.config, "model_type", "")),
         len(family.decoder_layers),
         {each.name: reason for each in listing() if (reason := why_refused(each, family))},
-        " ".join(notes) or ("no family describes it" if generic else ""),
+        family.note,
     )
 
 

@@ -10,6 +10,7 @@ import test_contract as contract
 import test_depth as depth
 import torch
 from rows import ROWS, Row
+from rows.aya_vision import make_aya_vision
 from rows.gemma3 import make_gemma3
 from rows.paligemma import make_paligemma
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ WINDOWS = (
     replace(BY_NAME["gemma3"], name="gemma3, window", make=partial(make_gemma3, WINDOW)),
     replace(BY_NAME["paligemma"], name="paligemma 2, window", make=partial(make_paligemma, WINDOW)),
     replace(BY_NAME["llava"], name="llava, window", make=partial(make_llava, WINDOW)),
+    replace(BY_NAME["aya_vision"], name="aya_vision, window", make=partial(make_aya_vision, WINDOW)),
 )
 _models: dict[tuple[str, str], Any] = {}
 

@@ -258,7 +258,9 @@ def answer(
         return hidden[then.rows[:, None], then.visual if signal.of == "visual" else then.text]
     if isinstance(signal, RotaryLogits):
         query, key = (
-            given.family.rotate(torch.ones_like(tables[0], dtype=torch.float32), *(each.float() for each in tables))
+            given.family.rotate(
+                given.layer, torch.ones_like(tables[0], dtype=torch.float32), *(each.float() for each in tables)
+            )
             for tables in (here.tables(places, places.text), here.tables(places, places.visual))
         )
         with without_autocast(query.device):

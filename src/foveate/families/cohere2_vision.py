@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from foveate.errors import UnsupportedFamily
 from foveate.families.arranged_tiles import ArrangedTiles, arrangements, tiles_by_end
-from foveate.families.config_fields import read_number
+from foveate.families.config_fields import kind_of, read_number
+from foveate.families.decoder import rotate_neighbours
 from foveate.families.family import Capture
 from foveate.families.registry import register_family
 from foveate.families.siglip_tiles import SiglipTiles
@@ -27,15 +29,14 @@ class Cohere2Vision(ArrangedTiles, SiglipTiles):
     it is the arrangement in which they make the picture of the last tile. Tiles that make none are an image each.
     Position ids are one-dimensional.
 
-    Steps inside the decoder act only where all of its layers see all earlier columns; in the released models, most
-    layers see a window.
+    Most layers of the decoder see a window; the others see all earlier columns and know no positions.
     """
 
     name = "cohere2_vision"
     title = "Cohere2 Vision"
     core_class = "Cohere2VisionModel"
     encoders = ("siglip_vision_model",)
-    places = ("pixels", "features", "input")
+    places = ("pixels", "features", "input", "decoder")
     stacked = True
     words_between_tiles = True
     checkpoints: ClassVar[tuple[str, ...]] = ("CohereLabs/command-a-vision-07-2025",)
@@ -43,10 +44,11 @@ class Cohere2Vision(ArrangedTiles, SiglipTiles):
     """How many tokens after the last tile of an image no other tile has: the line break, and the mark of the end."""
 
     def check_config(self) -> None:
-        """Check that the encoder is SigLIP's, and whether steps can act inside the decoder."""
+        """Check that the encoder is SigLIP's, and that the decoder is Cohere2's, whose positions are its own."""
         self.check_encoder()
-        if self.is_plain:
-            self.places = (*type(self).places, "decoder")  # pyright: ignore[reportAttributeAccessIssue]
+        kind = kind_of(self.decoder_config)
+        if kind != "cohere2":
+            raise UnsupportedFamily(f"{self.title} with a decoder of type {kind} is not supported; cohere2 is")
 
     # What the configuration alone tells
 
@@ -94,6 +96,13 @@ class Cohere2Vision(ArrangedTiles, SiglipTiles):
     def projectors(self) -> tuple[nn.Module, ...]:
         """The projector."""
         return (self.projected_module,)
+
+    # The decoder
+
+    def rotate(self, layer: int, values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Apply the rotary embedding of layers with windows, which turns neighbours of a head; others have none."""
+        windows = self.layer_kinds()[layer] == "sliding_attention"
+        return rotate_neighbours(values, cos, sin) if windows else values
 
     # Tiles
 

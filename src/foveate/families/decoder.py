@@ -159,10 +159,10 @@ class Decoder:
         """
         attention: Any = self.decoder_layers[layer].self_attn
         heads = projected.reshape(*rotary[0].shape[:-1], -1, attention.head_dim)
-        return self.rotate(heads, *(each[..., None, :] for each in rotary))
+        return self.rotate(layer, heads, *(each[..., None, :] for each in rotary))
 
-    def rotate(self, values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Apply the decoder's rotary embedding: `(..., d)` with tables `(..., r)`; by default, with halves as pairs."""
+    def rotate(self, layer: int, values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Apply a layer's rotary embedding: `(..., d)` with tables `(..., r)`; by default, with halves as pairs."""
         return rotate(values, cos, sin)
 
     def attention_scale(self, layer: int) -> float:
@@ -214,6 +214,14 @@ class Decoder:
     ) -> Any:
         """Return the mask that a layer takes; see `foveate.transformers_api.causal_mask`."""
         return causal_mask(self.decoder_config, hidden, mask, cache, layer, beyond, within)
+
+
+def rotate_neighbours(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Apply rotary embedding with neighbours as pairs: `(..., d)` with tables `(..., r)`; only the first r rotate."""
+    width = cos.shape[-1]
+    turned, rest = values[..., :width], values[..., width:]
+    crossed = torch.stack([-turned[..., 1::2], turned[..., ::2]], dim=-1).flatten(-2)
+    return torch.cat([turned * cos + crossed * sin, rest], dim=-1)
 
 
 def rotate(values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -91,6 +91,8 @@ class Family(Decoder, ABC):
     """The position id of the first token when the caller gives no position ids."""
     places: ClassVar[tuple[str, ...]] = ("pixels", "features", "input", "decoder")
     """Where steps can act; "decoder" means the inputs of its layers."""
+    note: ClassVar[str] = ""
+    """What a model that no family describes lacks, and why none does; "" for one with a family."""
     outside_encoder: ClassVar[str] = "nothing tells what happens to patches after its encoder"
     """Why no step can act at `@encoder`, for a family without that place."""
     encoder_marks: ClassVar[int] = 0

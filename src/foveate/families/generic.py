@@ -90,14 +90,13 @@ class Generic(Family):
         unknown = sorted(set(self.layer_kinds()) - _KINDS)
         if unknown:
             raise UnsupportedFamily(f"its decoder has layers of {', '.join(unknown)}, which were never tried")
+        self.note = (  # pyright: ignore[reportAttributeAccessIssue]
+            f"{why}. {self.taken_as}, and methods that look at features alone work; compare their answers with the "
+            "dense model's"
+        )
         if type(self.core) not in _warned:
             _warned.add(type(self.core))
-            warnings.warn(
-                f"{why}. {self.taken_as}, and methods that look at features alone work; compare their answers with the "
-                "dense model's",
-                FoveateWarning,
-                stacklevel=2,
-            )
+            warnings.warn(self.note, FoveateWarning, stacklevel=2)
 
     @classmethod
     def of_config(cls, config: Any) -> Self:
@@ -108,6 +107,7 @@ class Generic(Family):
         """
         family = super().of_config(config)
         family.title = f"a model of type {kind_of(config)!r}"  # pyright: ignore[reportAttributeAccessIssue]
+        family.note = "no family describes it"  # pyright: ignore[reportAttributeAccessIssue]
         family.image_layout(1, 1)
         if set(family.layer_kinds()) == {"full_attention"}:
             family.places = ("input", "decoder")  # pyright: ignore[reportAttributeAccessIssue]

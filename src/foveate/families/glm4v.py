@@ -6,11 +6,11 @@ from dataclasses import replace
 from math import ceil, floor, sqrt
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.config_fields import kind_of, read_number
+from foveate.families.decoder import rotate_neighbours
 from foveate.families.family import Capture
 from foveate.families.qwen import QwenVL
 from foveate.families.registry import register_family
@@ -113,14 +113,10 @@ class GlmV(QwenVL):
         """Apply the merger."""
         return self.core.visual.merger(features)  # pyright: ignore
 
-    def rotate(self, values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def rotate(self, layer: int, values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Apply the decoder's rotary embedding, which turns neighbours of a head in most of these decoders."""
-        if not _PAIRS_NEIGHBOURS[kind_of(self.decoder_config)]:
-            return super().rotate(values, cos, sin)
-        width = cos.shape[-1]
-        turned, rest = values[..., :width], values[..., width:]
-        crossed = torch.stack([-turned[..., 1::2], turned[..., ::2]], dim=-1).flatten(-2)
-        return torch.cat([turned * cos + crossed * sin, rest], dim=-1)
+        pairs_neighbours = _PAIRS_NEIGHBOURS[kind_of(self.decoder_config)]
+        return rotate_neighbours(values, cos, sin) if pairs_neighbours else super().rotate(layer, values, cos, sin)
 
 
 @register_family

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.layout import Layout
 from rows.cohere2_vision import CHAT, PICTURES, RESIZED, counts, maker, tiles
@@ -45,9 +45,13 @@ def processor(tokenizer: Any, config: Any, backend: str) -> Any:
     return AyaVisionProcessor(images, tokenizer, patch_size=14, img_size=EDGE, downsample_factor=2, chat_template=CHAT)
 
 
+def make_aya_vision(window: int = 512) -> nn.Module:
+    return maker("AyaVision", window, image_token_index=IMAGE, tie_word_embeddings=False)()
+
+
 ROW = Row(
     "aya_vision",
-    maker("AyaVision", 512, image_token_index=IMAGE, tie_word_embeddings=False),
+    make_aya_vision,
     image_token=IMAGE,
     pictures=PICTURES,
     pixels=tiles,
@@ -56,7 +60,6 @@ ROW = Row(
     keys=keys_in_tiles,
     resized=RESIZED,
     written=named,
-    plain=False,
     words=WORDS,
     processor=processor,
 )

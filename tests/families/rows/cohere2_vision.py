@@ -108,7 +108,6 @@ ROW = Row(
     keys=keys_in_tiles,
     resized=RESIZED,
     written=with_breaks,
-    plain=False,
     words=WORDS,
     processor=processor,
 )
