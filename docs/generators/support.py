@@ -20,8 +20,8 @@ HEAD = """\
 # Which method works on which family
 
 Families that take the same methods share a column. On models [without a family](families/generic.md), which the last
-two columns show, methods that need to know the encoder are refused: "plain" is a model whose decoder layers see all
-earlier columns, and the last one has sliding windows. The number after a no is its reason, listed below the table.
+column shows, methods that need to know the encoder are refused; on some of these, those that act inside the decoder
+are, too ([types of models](model-types.md)). The number after a no is its reason, listed below the table.
 `foveate families MODEL` tells the same of one model.
 
 `python docs/make.py support` asks the engine for each entry, and `tests/families` runs every pair on a tiny random
@@ -29,8 +29,8 @@ model of the real architecture.
 
 """
 
-UNDESCRIBED = {"janus": "other, plain", "idefics2": "other"}
-"""Types of models that no family describes, and the titles of their columns."""
+UNDESCRIBED = "janus"
+"""A type of model that no family describes."""
 MANY = 4
 """Families in a column whose names don't fit into its title."""
 
@@ -49,17 +49,15 @@ def page() -> str:
         warnings.simplefilter("ignore", FoveateWarning)
         for each in families():
             columns.setdefault(_column(methods, family_of(example_model(each)), reasons), []).append(each.title)
-        others = {
-            title: _column(methods, family_of(model_of_type(kind)), reasons) for kind, title in UNDESCRIBED.items()
-        }
+        other = _column(methods, family_of(model_of_type(UNDESCRIBED)), reasons)
     titles = [_title(names) for names in columns.values()]
     rows = []
     for number, method in enumerate(methods):
-        given = [cells[number] for cells in (*columns, *others.values())]
+        given = [cells[number] for cells in (*columns, other)]
         rows.append([f"[`{method.name}`](methods/{method.name}.md)", *given])
     named = [f"**{_title(names)}**: {', '.join(names)}." for names in columns.values() if len(names) >= MANY]
     notes = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
-    parts = ["\n\n".join(map(fill, named)), table(["method", *titles, *others], rows), notes]
+    parts = ["\n\n".join(map(fill, named)), table(["method", *titles, "no family"], rows), notes]
     return HEAD + "\n\n".join(part.strip() for part in parts) + "\n"
 
 

@@ -185,11 +185,12 @@ def row_bytes(cache: Any) -> int:
     return sum(each.nbytes for each in tensors) // cached_rows(cache)
 
 
-def layer_keys(layer: nn.Module, config: Any, hidden: Tensor, tables: Any) -> Tensor | None:
+def layer_keys(layer: nn.Module, number: int, config: Any, hidden: Tensor, tables: Any) -> Tensor | None:
     """Return the keys that a decoder layer caches of hidden states, `(B, H_keys, S, d)`; None if it caches none so.
 
     Args:
-        layer: the first one of a decoder.
+        layer: of a decoder.
+        number: its place among the layers.
         config: of the decoder.
         hidden: `(B, S, D)`.
         tables: the `position_embeddings` of the layer.
@@ -200,7 +201,7 @@ def layer_keys(layer: nn.Module, config: Any, hidden: Tensor, tables: Any) -> Te
     try:
         with torch.no_grad():
             layer(hidden, **given, **cache_argument(layer.forward, cache))
-        keys = getattr(cache.layers[0], "keys", None)
+        keys = getattr(cache.layers[number], "keys", None)
     except Exception:  # a model's own code, which may want anything else
         return None
     finally:

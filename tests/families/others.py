@@ -384,7 +384,6 @@ ALL = (
         grids,
         since=(5, 20),
         takes_positions=False,
-        plain=False,
     ),
     other(
         "hyperclovax_vision_v2",

@@ -4,6 +4,7 @@ import functools
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -207,6 +208,20 @@ def test_dropping_in_a_later_turn_is_masking(row: Other, attention: str) -> None
 @pytest.mark.parametrize("point", marked(INSIDE))
 def test_the_contract_inside_the_decoder(inside: Other, point: str) -> None:
     INSIDE[point](inside, shared(inside))
+
+
+@pytest.mark.parametrize("point", ["keeping everything", "dropping", "decoding"])
+def test_windows_shorter_than_the_prompt(point: str) -> None:
+    """Inside the decoder a window counts the columns of layer 0, however many are gone."""
+    wide = BY_NAME["exaone4_5"]
+
+    def make() -> Any:
+        model = wide.make()
+        model.config.text_config.sliding_window = 16
+        return type(model)(model.config)
+
+    narrow = replace(wide, make=make)
+    INSIDE[point](narrow, narrow.model("eager"))
 
 
 def test_position_ids_that_generate_drops(row: Other, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,8 +488,11 @@ def test_attention_is_refused_where_heads_are_rotated_in_other_pairs() -> None:
         apply(model, "fastv:6@1")
     with apply(model, "pool:6@1"):
         model(**glm.inputs(contract.CHAT))
+    # What attention reads there is the layer's input itself, without a norm before it.
+    with pytest.raises(FoveateError, match="asks for DecoderAttention"):
+        apply(shared(BY_NAME["exaone4_5"]), "fastv:6@1")
     for row in OTHERS:
-        if row.plain and "decoder" in family_of(shared(row)).places:
+        if row.plain and row.name != "exaone4_5" and "decoder" in family_of(shared(row)).places:
             apply(shared(row), "fastv:6@1").close()
 
 
@@ -483,7 +501,7 @@ def test_experts_that_read_token_types_keep_steps_out_of_the_decoder() -> None:
         apply(shared(BY_NAME["ernie4_5_vl_moe"]), "random:6@1")
 
 
-@pytest.mark.parametrize("name", ["exaone4_5", "gemma4_unified"])
+@pytest.mark.parametrize("name", ["gemma4", "gemma4_unified"])
 def test_decoders_that_are_not_plain_are_left_alone(name: str) -> None:
     row = BY_NAME[name]
     with pytest.raises(FoveateError, match="@1, and all that steps can reach"), apply(shared(row), "random:6@1"):

@@ -23,7 +23,9 @@ from foveate.transformers_api import block_types, passes_position_ids, passes_ty
 _warned: weakref.WeakSet[type] = weakref.WeakSet()
 _SWITCHES = ("self", "kwargs", "vision_feature_layer", "vision_feature_select_strategy", "output_hidden_states")
 """Arguments of `get_image_features` that don't describe images."""
-_KINDS = {"full_attention", "sliding_attention", "conv"}
+_ATTENTION = {"full_attention", "sliding_attention"}
+"""The kinds of decoder layers between which steps can act."""
+_KINDS = {*_ATTENTION, "conv"}
 """The kinds of decoder layers that are supported."""
 _FIELDS = {
     "last_hidden_state",
@@ -45,9 +47,9 @@ class Generic(Family):
 
     The model must have what models of transformers have: a module with `get_image_features` whose `forward` takes
     `mm_encoder_outputs`, and `image_token_id` in its configuration. Methods that need features alone work at `@input`,
-    and also inside the decoder if every layer attends to all earlier columns. Rows and columns are unknown, so a run of
-    placeholders is one row of tokens. Where a model puts text between the tiles or the rows of an image, each of those
-    is a run, and a number of tokens to keep is for each run.
+    and also inside the decoder if every layer attends to all earlier columns or to a window of them. Rows and columns
+    are unknown, so a run of placeholders is one row of tokens. Where a model puts text between the tiles or the rows of
+    an image, each of those is a run, and a number of tokens to keep is for each run.
 
     Position ids with three axes are supported where the model's own `get_rope_index` gives those of Qwen2-VL: then
     `image_grid_thw` has the rows and columns of each image.
@@ -100,7 +102,7 @@ class Generic(Family):
 
     @classmethod
     def of_config(cls, config: Any) -> Self:
-        """Make the family of a configuration; steps inside the decoder need layers of full attention alone.
+        """Make the family of a configuration; steps inside the decoder need layers of attention alone.
 
         Raises:
             FoveateError: the configuration doesn't tell how many visual tokens an image has.
@@ -109,7 +111,7 @@ class Generic(Family):
         family.title = f"a model of type {kind_of(config)!r}"  # pyright: ignore[reportAttributeAccessIssue]
         family.note = "no family describes it"  # pyright: ignore[reportAttributeAccessIssue]
         family.image_layout(1, 1)
-        if set(family.layer_kinds()) == {"full_attention"}:
+        if set(family.layer_kinds()) <= _ATTENTION:
             family.places = ("input", "decoder")  # pyright: ignore[reportAttributeAccessIssue]
         return family
 
@@ -123,8 +125,8 @@ class Generic(Family):
             raise UnsupportedFamily("its position ids have several axes, which only a family of its own can tell")
 
     def _is_plain(self) -> bool:
-        """Return whether every layer attends to all earlier columns, with one rotary embedding."""
-        if set(self.layer_kinds()) != {"full_attention"} or not hasattr(self.decoder, "rotary_emb"):
+        """Return whether every layer attends to all earlier columns or the last of them, by rotary embedding."""
+        if not set(self.layer_kinds()) <= _ATTENTION or not hasattr(self.decoder, "rotary_emb"):
             return False
         takes = inspect.signature(self.decoder_layers[0].forward).parameters
         # With token types, some columns may attend in both directions, and only the model makes that mask.
