@@ -69,7 +69,7 @@ def _released(ours: Sequence[type[Family]]) -> str:
 def _places(family: type[Family]) -> str:
     places = [f"`@{place}`" if place != "decoder" else "decoder layers" for place in family.places]
     if family is Generic:
-        places.append("layers of plain decoders")
+        places.append("the layers of most decoders")
     return ", ".join(places)
 
 
