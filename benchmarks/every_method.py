@@ -5,9 +5,12 @@ from __future__ import annotations
 from foveate.methods import Method, method_class, method_names
 from foveate.schedule import scaled_layers
 
+SAME_ON_IMAGES = {"pool3d": "pool2d", "stride3d": "stride"}
+"""Methods that do on an image what another one does."""
+
 
 def every(depth: int, keep: float) -> list[str]:
-    """Return a spec per method of the package, at its default place.
+    """Return a spec per method of the package that has a rule of its own for images, at its default place.
 
     Args:
         depth: layers of the decoder. Authors name layers of one of 32; theirs are scaled.
@@ -21,6 +24,8 @@ def every(depth: int, keep: float) -> list[str]:
     for name in method_names():
         method: type[Method] = method_class(name)
         if not method.__module__.startswith("foveate.methods.") or method.trained:
+            continue
+        if method.temporal or name in SAME_ON_IMAGES:
             continue
         layers = scaled_layers(method.layers, depth) if method.place == "decoder" else []
         share = f":{keep ** (1 / max(1, len(layers))):.3g}" if method.takes_keep else ""

@@ -110,8 +110,9 @@ def read() -> argparse.Namespace:
 
 
 def can_be_planned(name: str) -> bool:
-    """Return whether a method acts on tokens and takes a keep."""
-    return not issubclass(method_class(name), PixelMethod) and method_class(name).takes_keep
+    """Return whether a method acts on the tokens of an image and takes a keep."""
+    method = method_class(name)
+    return not (issubclass(method, PixelMethod) or method.temporal) and method.takes_keep
 
 
 class Decoder:

@@ -74,6 +74,8 @@ def _facts(method: Listing) -> dict[str, str]:
         layers = ", ".join(map(str, method.layers))
         facts["written"] = f"`{method.spec}@{layers.replace(' ', '')}`"
         facts["acts at"] = f"the input of the decoder layers in the spec; the authors use {layers} of 32"
+    if method.temporal:
+        facts["acts on"] = "clips of two frames or more"
     facts["reads"] = ", ".join(f"`{each}`" for each in method.reads) or "features or positions only"
     facts["the question"] = (
         "is read: the result serves this question only"

@@ -18,6 +18,7 @@ GROUPS = (
     "after the encoder, by features",
     "after the encoder, by position",
     "inside the decoder",
+    "on clips alone, after the encoder",
 )
 
 
@@ -44,6 +45,8 @@ def _methods() -> str:
 
 
 def _group(method: Listing) -> str:
+    if method.temporal:
+        return GROUPS[5]
     if method.place == "pixels":
         return GROUPS[0]
     if method.place == "decoder":

@@ -32,6 +32,7 @@ class Listing:
         query_aware: whether it reads the question.
         adaptive: whether the count may depend on the content.
         trained: whether it has weights of its own.
+        temporal: whether it works on the frames of a clip, and on no image.
         paper: where it comes from; "" for a baseline.
         options: per option its default, and the choices if they are few.
     """
@@ -50,6 +51,7 @@ class Listing:
     query_aware: bool
     adaptive: bool
     trained: bool
+    temporal: bool
     paper: str
     options: dict[str, dict[str, Any]]
 
@@ -103,6 +105,7 @@ def card(name: str) -> Listing:
         query_aware=bool(method.query_aware),
         adaptive=bool(method.adaptive),
         trained=bool(method.trained),
+        temporal=bool(method.temporal),
         paper=str(method.paper),
         options=options,
     )

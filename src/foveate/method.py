@@ -45,13 +45,15 @@ class Effort(NamedTuple):
 
 
 def _checked(function: Callable[..., Any], kind: type, expected: str) -> Callable[..., Any]:
-    """Return a method that checks the type of its one argument before it runs."""
+    """Return a method that checks its one argument before it runs: its type, and that `temporal` ones get a clip."""
     name = [*inspect.signature(function).parameters][1]
 
     @functools.wraps(function)
     def checking(self: Any, *given: Any, **named: Any) -> Any:
         if given or name in named:
-            check_kind(name, given[0] if given else named[name], kind, expected)
+            value = given[0] if given else named[name]
+            check_kind(name, value, kind, expected)
+            self.check_frames(value if kind is Layout else value.layout)
         return function(self, *given, **named)
 
     return checking
@@ -70,6 +72,7 @@ class Method(ABC):
         place: default place; "decoder" means the input of one decoder layer or several, which a step names.
         layers: of a method of the decoder, the layers that its authors use, in a decoder of 32.
         fixed: whether the layout alone decides which tokens are kept.
+        temporal: whether it compares or chooses whole frames, so that it acts on clips of two frames or more alone.
         takes_keep: False if the rule alone decides how much remains; specs then leave the keep out.
     """
 
@@ -81,6 +84,7 @@ class Method(ABC):
     place: ClassVar[Place] = "input"
     layers: ClassVar[tuple[int, ...]] = ()
     fixed: ClassVar[bool] = False
+    temporal: ClassVar[bool] = False
     takes_keep: ClassVar[bool] = True
     paper: ClassVar[str] = ""
     query_aware: ClassVar[bool] = False
@@ -166,7 +170,23 @@ class Method(ABC):
             KeepError: the keep is more than there are tokens.
         """
         check_kind("layout", layout, Layout, "a Layout")
+        self.check_frames(layout)
         return self.keep.count(layout.content)
+
+    def check_frames(self, layout: Layout) -> None:
+        """Check that a `temporal` method is given a clip: one grid of two frames or more. Others take any layout.
+
+        Raises:
+            FoveateError: it is given something else.
+        """
+        if not self.temporal or (len(layout.segments) == 1 and layout.segments[0].t > 1):
+            return
+        grids = layout.segments
+        found = f"one frame of {grids[0].h} x {grids[0].w} tokens" if len(grids) == 1 else f"{len(grids)} grids"
+        raise FoveateError(
+            f"{self.name} works on the frames of a clip, and was given {found}; use it on clips of 2 frames or more, "
+            "as the first step after the encoder, or use a method for images, such as cluster"
+        )
 
     def bounds(self, layout: Layout) -> tuple[int, int]:
         """Compute the fewest and the most tokens of an image of this layout that may be kept: equal unless `ragged`.
@@ -218,6 +238,11 @@ class Method(ABC):
             raise FoveateError(
                 f"{self} lets the content decide how many tokens remain, and inside the encoder all images of a batch "
                 "keep equally many; write a number or a fraction"
+            )
+        if self.temporal:
+            raise FoveateError(
+                f"{self.name} works on the frames of a clip, and after the first step inside the encoder their tokens "
+                "no longer stand at equal places; use @features or @input"
             )
         if self.fixed:
             raise FoveateError(

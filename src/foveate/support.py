@@ -114,7 +114,7 @@ def why_refused(method: Listing, family: Family) -> str:
     except FoveateError as error:
         reason = str(error).replace(family.title, "this model")
         # Equal reasons of several methods have equal texts.
-        reason = re.sub(r"^\S+ (acts|asks|would)", r"It \1", reason)
+        reason = re.sub(r"^\S+ (acts|asks|would|works)", r"It \1", reason)
         return re.sub(r"^It acts at @\d+", "It acts inside the decoder", reason)
     return ""
 

@@ -41,6 +41,11 @@ def test_every_method_on_every_family(row: Row, method: Listing) -> None:
         warnings.simplefilter("ignore", FoveateWarning)
         family = family_of(model)
     spec = spec_for(method, len(family.decoder_layers)).replace(":1.0", ":0.5")
+    if method.temporal:
+        # An image has one frame: refused when the spec is scheduled, or when the image comes.
+        with pytest.raises(FoveateError, match=f"{method.name} works on the frames of a clip"), apply(model, spec):
+            logits(model, inputs)
+        return
     if (refusal := refused(spec, family)) is not None:
         # What a family of its own refuses would be news, but for steps inside a decoder that isn't plain.
         assert isinstance(family, Generic) or not (row.plain or method.place != "decoder")

@@ -32,13 +32,20 @@ NUMBERS: tuple[Variant, ...] = (
 )
 """Values beside the defaults that declared types don't tell, for methods in which they matter."""
 
+CLIP_NUMBERS: tuple[Variant, ...] = ()
+"""The same, for methods that act on clips alone."""
 
-def variants() -> tuple[Variant, ...]:
-    """Each method with its defaults, with every other choice of each option that has few, and with `NUMBERS`."""
+
+def variants(clips: bool = False) -> tuple[Variant, ...]:
+    """Each method with its defaults, with every other choice of each option that has few, and with `NUMBERS`.
+
+    Args:
+        clips: whether methods for clips alone are among them, too.
+    """
     found: list[Variant] = []
     for card in listing():
         method = method_class(card.name)
-        if issubclass(method, PixelMethod) or not method.takes_keep:
+        if issubclass(method, PixelMethod) or not method.takes_keep or (method.temporal and not clips):
             continue
         found.append((card.name, {}))
         for option, of in card.options.items():
@@ -46,7 +53,7 @@ def variants() -> tuple[Variant, ...]:
             choices = [False, True] if isinstance(default, bool) else of.get("choices", [])
             if option not in ("positions", "per"):
                 found += [(card.name, {option: choice}) for choice in choices if choice != default]
-    return (*found, *NUMBERS)
+    return (*found, *NUMBERS, *(CLIP_NUMBERS if clips else ()))
 
 
 def keeps_its_budget(method: Any) -> bool:

@@ -138,6 +138,8 @@ class Family(Decoder, ABC):
     """Whether a call makes the logits of all its tokens, also where those of the last one are wanted."""
     video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos",)
     """The inputs that describe clips: refused, since clips are not compressed yet."""
+    clip_places: ClassVar[tuple[str, ...]] = ()
+    """Where steps can act on clips, as in `places`; () refuses clips."""
 
     def __init__(self, model: nn.Module) -> None:
         self.core = find_core(model, self.core_class)

@@ -192,6 +192,7 @@ def schedule(spec: SpecLike, family: Family) -> Schedule:
             _check_place(placement, family)
             _check_order(placement, placements, spec)
             _check_method(placement, family)
+            _check_frames(placement, placements, family)
             placements.append(placement)
     _check_counts(placements, spec)
 
@@ -314,6 +315,27 @@ def _check_method(placement: _Placement, family: Family) -> None:
                 raise FoveateError(f"{method.name} asks for {signal}, which {family.title} cannot give at @{place}")
 
 
+def _check_frames(placement: _Placement, earlier: Sequence[_Placement], family: Family) -> None:
+    """Check that a method that works on the frames of a clip gets a clip, and all of its tokens.
+
+    Raises:
+        FoveateError: the family takes no clips, or a step before it leaves tokens out.
+    """
+    if not placement.method.temporal:
+        return
+    if not family.clip_places:
+        raise FoveateError(
+            f"{placement.method.name} works on the frames of a clip, and {family.title} is not given clips yet; use a "
+            "method for images, such as cluster"
+        )
+    before = [each for each in earlier if each.place != "pixels"]
+    if before:
+        raise FoveateError(
+            f"{placement.step} works on whole frames of a clip, and {before[0].step} leaves tokens out before; write "
+            f"{placement.method.name} first, at one place"
+        )
+
+
 def _encoder_layers(method: Method) -> set[int]:
     """Return the encoder layers that a method reads, and those that its options name though nothing reads them."""
     read = {signal.layer for signal in method.needs if isinstance(signal, EncoderAttention | EncoderKeys)}
@@ -371,8 +393,9 @@ def _check_budgets(spec: Spec, methods: Sequence[Method]) -> None:
     for method in methods:
         tokens, mean = method.keep.tokens, method.keep.mean
         if arriving is None:
-            # A step that keeps a number of tokens per image leaves that many of an image of any size.
-            if tokens is not None and method.per == "image":
+            # A step that keeps a number of tokens per image leaves that many of an image of any size. One that works on
+            # frames may round it to whole frames.
+            if tokens is not None and method.per == "image" and not method.temporal:
                 arriving = ExpectedTokens(one_row(tokens), None, not method.ragged)
             continue
         most = arriving.layout.content

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from foveate.tokens import Keep, Layout, spread
+from foveate.errors import KeepError
+from foveate.tokens import Keep, Layout, Segment, spread
 
 
 @functools.lru_cache(maxsize=1024)
@@ -38,8 +39,26 @@ def fit(height: int, width: int, budget: int) -> tuple[int, int]:
     )
 
 
-def grids(layout: Layout, keep: Keep) -> list[tuple[int, int, int]]:
-    """Return the kept grid `(t, h, w)` of each segment; segments share the budget by size, and frames stay separate.
+@functools.lru_cache(maxsize=1024)
+def fit_clip(frames: int, height: int, width: int, budget: int) -> tuple[int, int, int]:
+    """Return the largest grid of at most `budget` cells in time and space, of about the clip's proportions.
+
+    The frames of the grid are within one of the exact proportion, unless a frame is down to one cell. Of equally large
+    grids the one closest to that proportion wins; of equally close ones, the one with more frames.
+
+    >>> fit_clip(8, 24, 24, 576), fit_clip(1, 24, 24, 64), fit_clip(8, 4, 4, 1), fit_clip(8, 1, 1, 5)
+    ((4, 12, 12), (1, 8, 8), (1, 1, 1), (5, 1, 1))
+    """
+    exact = frames * (budget / (frames * height * width)) ** (1 / 3)
+    counts = {max(1, min(frames, budget, math.floor(exact) + extra)) for extra in (0, 1)}
+    options = [(count, *fit(height, width, budget // count)) for count in counts]
+    if any(h * w == 1 for _, h, w in options):
+        options.append((min(frames, budget), *fit(height, width, max(1, budget // frames))))
+    return max(options, key=lambda grid: (math.prod(grid), -round(abs(math.log(grid[0] / exact)), 9), grid[0]))
+
+
+def grids(layout: Layout, keep: Keep, between_frames: bool = False) -> list[tuple[int, int, int]]:
+    """Return the kept grid `(t, h, w)` of each segment; segments share the budget by size.
 
     If the budget is smaller than the number of segments, nothing remains of the last ones: `(0, 0, 0)`. The whole image
     comes before its tiles, wherever it stands.
@@ -49,8 +68,13 @@ def grids(layout: Layout, keep: Keep) -> list[tuple[int, int, int]]:
     >>> grids(tiles, Keep.of(20)), grids(tiles, Keep.of(1))
     ([(1, 2, 2), (1, 4, 4)], [(1, 1, 1), (0, 0, 0)])
 
+    Args:
+        layout: of the image or clip.
+        keep: the budget.
+        between_frames: whether the grid is coarser in time, too. Otherwise each frame has a grid of its own.
+
     Raises:
-        KeepError: the budget is larger than the number of tokens.
+        KeepError: the budget is larger than the number of tokens, or frames that stay separate are more than it.
     """
     budget = keep.count(layout.content)
     first = sorted(range(len(layout.segments)), key=lambda number: number != layout.whole)
@@ -59,7 +83,15 @@ def grids(layout: Layout, keep: Keep) -> list[tuple[int, int, int]]:
     kept = [(0, 0, 0)] * len(layout.segments)
     for number, share in zip(held, shares):
         segment = layout.segments[number]
-        kept[number] = (segment.t, *fit(segment.h, segment.w, max(1, share // segment.t)))
+        if between_frames:
+            kept[number] = fit_clip(segment.t, segment.h, segment.w, share)
+            continue
+        if share < segment.t:
+            raise KeepError(
+                f"keep {keep} is {share} tokens of a clip of {segment.t} frames, and each frame keeps a grid of its "
+                f"own; use pool3d or stride3d, or keep at least {segment.t}"
+            )
+        kept[number] = (segment.t, *fit(segment.h, segment.w, share // segment.t))
     return kept
 
 
@@ -76,7 +108,7 @@ def cells(layout: Layout, kept: list[tuple[int, int, int]]) -> tuple[Int64[Tenso
         if not frames:
             groups.append(torch.full((segment.count,), -1))
             continue
-        cell, middle = _cells(segment.h, segment.w, frames, height, width)
+        cell, middle = _cells(segment, frames, height, width)
         groups.append(torch.tensor(cell) + taken)
         middles.append(torch.tensor(middle) + tokens)
         tokens += segment.count
@@ -85,15 +117,13 @@ def cells(layout: Layout, kept: list[tuple[int, int, int]]) -> tuple[Int64[Tenso
 
 
 @functools.lru_cache(maxsize=256)
-def _cells(
-    tall: int, wide: int, frames: int, height: int, width: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def _cells(whole: Segment, frames: int, height: int, width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return the cell of each token of a segment, and each cell's middle token; don't change them in place."""
-    row, row_middle = axis(tall, height)
-    column, column_middle = axis(wide, width)
-    frame = np.arange(frames)[:, None, None]
-    cell = (frame * height + row[:, None]) * width + column
-    middle = (frame * tall + row_middle[:, None]) * wide + column_middle
+    frame, frame_middle = axis(whole.t, frames)
+    row, row_middle = axis(whole.h, height)
+    column, column_middle = axis(whole.w, width)
+    cell = (frame[:, None, None] * height + row[:, None]) * width + column
+    middle = (frame_middle[:, None, None] * whole.h + row_middle[:, None]) * whole.w + column_middle
     return cell.flatten(), middle.flatten()
 
 

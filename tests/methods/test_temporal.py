@@ -1,0 +1,237 @@
+"""Every method on clips: one grid of several frames. And the methods that act on clips alone."""
+
+from typing import Any
+
+import pytest
+import torch
+from given import tokens
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from variants import keeps_its_budget, spec_of, variants
+
+from foveate.errors import FoveateError, KeepError
+from foveate.families import Family, Llava
+from foveate.methods import Method, method_class, method_names
+from foveate.methods.arithmetic.grids import fit, fit_clip
+from foveate.methods.tiles import plan_of
+from foveate.plan import Plan
+from foveate.schedule import schedule
+from foveate.spec import parse
+from foveate.tokens import Layout, Segment, VisualTokens
+
+quick = settings(deadline=None, max_examples=60)
+CLIPS = [(2, 3, 4), (3, 5, 3), (4, 1, 7), (5, 3, 1), (8, 4, 4)]
+SPECS = [spec_of(variant) for variant in variants(clips=True)]
+ALONE = [spec_of(variant) for variant in variants(clips=True) if method_class(variant[0]).temporal]
+TEMPORAL = [name for name in method_names() if method_class(name).temporal]
+AT_LEAST_A_FRAME = {"evs"}
+"""Methods that keep a whole frame, whatever they are told."""
+
+
+def clip(t: int, h: int, w: int) -> Layout:
+    return Layout((Segment(t, h, w),))
+
+
+def method_of(text: str) -> Any:
+    return parse(text).steps[0].method
+
+
+def fewest(method: Method, layout: Layout) -> int:
+    """The least number that a method takes of this clip, which its error tells; 1 if it takes any."""
+    try:
+        method_of(f"{method.name}:1").count(layout)
+    except KeepError as error:
+        *_, least = (int(word) for word in str(error).replace(";", " ").replace(",", " ").split() if word.isdigit())
+        return least
+    return 1
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("shape", CLIPS)
+def test_a_plan_of_a_clip_is_what_it_says(spec: str, shape: tuple[int, int, int]) -> None:
+    layout = clip(*shape)
+    given_tokens = tokens(layout)
+    content, frame = layout.content, shape[1] * shape[2]
+    least = fewest(method_of(spec.format(k=1)), layout)
+    for keep in {least, min(content, least + 2), "0.5", "0.8", "1.0"}:
+        method = method_of(spec.format(k=keep))
+        try:
+            count = method.count(layout)
+        except KeepError:
+            assert method.keep.count(content) < least
+            continue
+        if keeps_its_budget(method):
+            budget = method.keep.count(content)
+            assert count <= (max(budget, frame) if method.name in AT_LEAST_A_FRAME else budget)
+            assert count == content or keep != "1.0"
+        check(method, given_tokens, count)
+        order = [2, 0, 1]
+        plan = method.plan(given_tokens)
+        shuffled = method.plan(tokens(layout, order=order))
+        assert same(shuffled, plan.rows(torch.tensor(order)))
+        assert same(method.plan(tokens(layout, order=[1])), plan.rows(torch.tensor([1])))
+
+
+def check(method: Method, given_tokens: VisualTokens, count: int) -> None:
+    """A plan that keeps `count` tokens of each clip, the same each time, and does what its matrix says."""
+    plan = plan_of(method, given_tokens)
+    images, content = given_tokens.features.shape[:2]
+    assert plan.valid is None
+    assert plan.slot.shape == (images, count)
+    assert plan.slot.dtype == torch.int64
+    assert (plan.slot.diff(dim=1) > 0).all()
+    assert 0 <= int(plan.slot.min()) <= int(plan.slot.max()) < content
+    out = plan.apply(given_tokens.features)
+    assert out.dtype == given_tokens.features.dtype
+    assert out.isfinite().all()
+    if plan.group is not None:
+        assert torch.equal(plan.group.gather(1, plan.slot), torch.arange(count).expand(images, -1))
+    assert (plan.size() > 0).all()
+    if given_tokens.features.dtype == torch.float32:
+        torch.testing.assert_close(plan.matrix(content) @ given_tokens.features, out)
+    assert same(plan_of(method, given_tokens), plan)
+
+
+def same(one: Plan, other: Plan) -> bool:
+    def equal(mine: Tensor | None, theirs: Tensor | None) -> bool:
+        if mine is None or theirs is None:
+            return mine is theirs
+        return torch.equal(mine, theirs) if mine.dtype == torch.int64 else torch.allclose(mine, theirs, atol=1e-6)
+
+    names = ("slot", "group", "weight", "mix", "valid")
+    return all(equal(getattr(one, name), getattr(other, name)) for name in names)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["ties", "loud"])
+def test_half_precision_and_ties(spec: str, dtype: torch.dtype, kind: str) -> None:
+    given_tokens = tokens(clip(6, 3, 3), kind, dtype=dtype)
+    method = method_of(spec.format(k=0.75))
+    check(method, given_tokens, method.count(given_tokens.layout))
+
+
+@pytest.mark.parametrize("kind", ["random", "equal"])
+@pytest.mark.parametrize("spec", [spec for spec in SPECS if ":iterations=0" not in spec])
+def test_keeping_all_is_the_identity(spec: str, kind: str) -> None:
+    given_tokens = tokens(clip(4, 2, 3), kind)
+    plan = method_of(spec.format(k="1.0")).plan(given_tokens)
+    assert plan.slot.tolist() == [list(range(24))] * 3
+    assert torch.equal(plan.apply(given_tokens.features), given_tokens.features)
+
+
+@quick
+@given(st.data())
+def test_a_method_for_images_after_one_for_clips(data: st.DataObject) -> None:
+    """The plan of both, over all tokens, does what the two do one after the other."""
+    shape = data.draw(st.tuples(st.integers(2, 8), st.integers(1, 4), st.integers(1, 4)))
+    first = method_of(data.draw(st.sampled_from(ALONE)).format(k="0.75"))
+    layout = clip(*shape)
+    try:
+        count = first.count(layout)
+    except KeepError:
+        return
+    second = method_of(data.draw(st.sampled_from(["cluster", "random", "pool", "cls", "stride"])) + ":0.5")
+    given_tokens = tokens(layout)
+    one = first.plan(given_tokens)
+    middle = one.apply(given_tokens.features)
+    between = tokens((1, count))
+    two = second.plan(VisualTokens(middle, between.layout, between.signals))
+    both = one.compose(two, layout.content)
+    torch.testing.assert_close(both.apply(given_tokens.features), two.apply(middle), rtol=1e-4, atol=1e-5)
+    assert torch.equal(both.slot, one.slot.gather(1, two.slot))
+
+
+@pytest.mark.parametrize("name", TEMPORAL)
+def test_images_are_refused(name: str) -> None:
+    method = method_of(f"{name}:0.5")
+    words = f"{name} works on the frames of a clip, and was given one frame of 3 x 5 tokens; use it on clips of 2"
+    for wrong in (method.count, method.bounds, lambda layout: method.plan(tokens(layout))):
+        with pytest.raises(FoveateError, match=words):
+            wrong(clip(1, 3, 5))
+    with pytest.raises(FoveateError, match=f"{name} works on the frames of a clip, and was given 2 grids"):
+        method.count(Layout((Segment(1, 2, 2), Segment(2, 2, 2))))
+    with pytest.raises(FoveateError, match=f"{name} works on the frames of a clip, and after the first step inside"):
+        method.in_encoder(64, 4)
+
+
+@pytest.mark.parametrize("name", TEMPORAL)
+def test_what_a_schedule_refuses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family without clips; and a step before that leaves tokens out."""
+    monkeypatch.setattr(Llava, "clip_places", ())
+    family = family_of_a_released_model()
+    with pytest.raises(FoveateError, match=f"{name} works on the frames of a clip, and LLaVA is not given clips yet"):
+        schedule(f"{name}:0.5", family)
+    monkeypatch.setattr(Llava, "clip_places", ("input",))
+    assert [each.name for each in schedule(f"{name}:0.5+cluster:0.5", family).inputs] == [name, "cluster"]
+    for spec in (f"cluster:0.5+{name}:0.5", f"{name}:0.5@2,8"):
+        with pytest.raises(FoveateError, match=f"works on whole frames of a clip.*write {name} first, at one place"):
+            schedule(spec, family)
+
+
+def family_of_a_released_model() -> Family:
+    from foveate.costmodel.model_config import load_config
+
+    return Llava.of_config(load_config("llava-1.5-7b"))
+
+
+# EVS
+
+
+def test_evs_keeps_what_changed() -> None:
+    """Three tokens change in frame 2, one in frame 3, none elsewhere."""
+    frames = torch.eye(8)[torch.arange(4)].repeat(4, 1, 1)
+    frames[2, :3] = torch.eye(8)[4:7]
+    frames[3] = frames[2]
+    frames[3, 3] = torch.eye(8)[7]
+    given_tokens = VisualTokens.of(frames.reshape(1, 16, 8), (4, 2, 2))
+    assert method_of("evs:8").plan(given_tokens).slot.tolist() == [[0, 1, 2, 3, 8, 9, 10, 15]]
+    # Of equal scores the first stays.
+    assert method_of("evs:9").plan(given_tokens).slot.tolist() == [[0, 1, 2, 3, 4, 8, 9, 10, 15]]
+    assert method_of("evs:1").plan(given_tokens).slot.tolist() == [[0, 1, 2, 3]]
+    assert method_of("evs:0.01").count(given_tokens.layout) == 4
+
+
+# Baselines
+
+
+def test_frames_are_evenly_spaced() -> None:
+    given_tokens = tokens(clip(8, 2, 3))
+    for keep, kept in ((6, [3]), (13, [1, 5]), (24, [0, 2, 4, 6]), (47, [0, 2, 3, 4, 5, 6, 7]), (48, list(range(8)))):
+        frames = method_of(f"frames:{keep}").plan(given_tokens).slot[0].view(-1, 6)
+        assert (frames // 6 == frames[:, :1] // 6).all()
+        assert (frames[:, 0] // 6).tolist() == kept
+    with pytest.raises(KeepError, match=r"keep 0.1 is 5 of 48 tokens, and frames keeps whole frames; keep at least 6"):
+        method_of("frames:0.1").count(given_tokens.layout)
+
+
+@quick
+@given(st.integers(1, 40), st.integers(1, 30), st.integers(1, 30), st.data())
+def test_grids_in_time_and_space(t: int, h: int, w: int, data: st.DataObject) -> None:
+    """About the clip's proportions, never more than the budget, and most of it if the clip isn't a line."""
+    budget = data.draw(st.integers(1, t * h * w))
+    grid = fit_clip(t, h, w, budget)
+    assert all(1 <= side <= most for side, most in zip(grid, (t, h, w)))
+    count = grid[0] * grid[1] * grid[2]
+    assert count <= budget
+    assert fit_clip(t, h, w, t * h * w) == (t, h, w)
+    assert count >= budget / 8
+    if t == 1:
+        assert grid == (1, *fit(h, w, budget))
+
+
+@pytest.mark.parametrize("keep", [1, 7, 0.3, 0.5])
+@pytest.mark.parametrize(("flat", "deep"), [("pool2d", "pool3d"), ("stride", "stride3d")])
+def test_an_image_is_a_grid_of_one_frame(flat: str, deep: str, keep: float) -> None:
+    for layout in (clip(1, 6, 8), Layout((Segment(1, 3, 3), Segment(1, 6, 6)))):
+        given_tokens = tokens(layout)
+        plans = [method_of(f"{name}:{keep}").plan(given_tokens) for name in (flat, deep)]
+        assert same(*plans)
+
+
+def test_a_grid_of_each_frame_needs_a_token_of_each() -> None:
+    for name in ("pool2d", "stride"):
+        assert method_of(f"{name}:8").count(clip(8, 4, 4)) == 8
+        with pytest.raises(KeepError, match=r"clip of 8 frames.*use pool3d or stride3d, or keep at least 8"):
+            method_of(f"{name}:7").count(clip(8, 4, 4))
