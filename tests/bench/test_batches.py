@@ -1,11 +1,14 @@
 """A padded batch gives the answers that each prompt gives alone, for every family."""
 
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from rows import ROWS
+from rows.aya_vision import make_aya_vision
 
 from foveate.bench.answers import Asker, Prompts
 from foveate.bench.runner import Benchmark
@@ -64,6 +67,27 @@ def test_a_padded_batch_is_its_prompts_alone(row: Any, spec: str) -> None:
     for batch in (None, 1, 2, 5):
         assert answers(asker_of(row, batch), prompts, spec) == alone, batch
     assert len({text for each in alone for text in each}) > 3
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+@pytest.mark.parametrize("window", [10, 512])
+def test_no_padding_comes_into_windows_between_image_and_question(window: int, batch: int | None) -> None:
+    row = next(row for row in ROWS if row.name == "aya_vision")
+    row = replace(row, make=partial(make_aya_vision, window))
+    asker = asker_of(row, batch)
+    assert asker.family.reach == window
+    asked: list[list[int]] = []
+    handle = asker.model.register_forward_pre_hook(
+        lambda _, args, given: asked.append(given["attention_mask"][:, -given["input_ids"].shape[1] :].sum(1).tolist()),
+        with_kwargs=True,
+    )
+    prompts, _ = prompts_of(row)
+    found = answers(asker, prompts, "cluster:6")
+    handle.remove()
+    questions = [lengths for lengths in asked if max(lengths) in (3, 5, 7, 8)]
+    assert all(len(set(lengths)) == 1 for lengths in questions) == (window == 10)
+    single = asker_of(row, 1)
+    assert found == answers(single, prompts, "cluster:6")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

@@ -379,7 +379,9 @@ class Asker:
             asked = prompts[group[each[0]]]
             return len(asked.rows[each[1]]) - asked.shared
 
-        for batch in self._questions(rows, length, at_once):
+        columns = mask.shape[1] + max(map(length, rows)) + self.longest
+        apart = bool(self.family.memory_kinds()) or columns > self.family.reach
+        for batch in self._questions(rows, length, at_once, apart):
             of = torch.tensor([row for row, _ in batch], device=self.device)
             whole = [prompts[group[row]].rows[n] for row, n in batch]
             starts = [prompts[group[row]].shared for row, _ in batch]
@@ -391,14 +393,19 @@ class Asker:
                 answered.cut[group[row]][n] = cut
 
     def _questions(
-        self, rows: Iterable[tuple[int, int]], length: Callable[[tuple[int, int]], int], most: int
+        self, rows: Iterable[tuple[int, int]], length: Callable[[tuple[int, int]], int], most: int, apart: bool
     ) -> Iterator[list[tuple[int, int]]]:
         """Yield batches of questions of similar length, so that there is little padding between image and question.
 
-        There is none where it would change what the decoder's layers hold of the image.
+        Args:
+            rows: what `length` takes.
+            length: returns the tokens of a question.
+            most: the most questions in a batch.
+            apart: whether there is no padding at all, because it would change what the decoder's layers see of the
+                image.
         """
         ordered = sorted(rows, key=length)
-        groups = [list(group) for _, group in groupby(ordered, length)] if self.family.memory_kinds() else [ordered]
+        groups = [list(group) for _, group in groupby(ordered, length)] if apart else [ordered]
         for group in groups:
             for start in range(0, len(group), most):
                 yield group[start : start + most]

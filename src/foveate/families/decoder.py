@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -91,6 +92,11 @@ class Decoder:
         if "chunked_attention" not in self.layer_kinds():
             return None
         return int(self.decoder_config.attention_chunk_size)
+
+    @property
+    def reach(self) -> float:
+        """How many columns every layer of attention sees, at least; infinite if all see all earlier ones."""
+        return min(math.inf if length is None else length for length in (self.window, self.chunk))
 
     @property
     def device(self) -> torch.device:
