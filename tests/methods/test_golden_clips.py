@@ -2,17 +2,17 @@
 
 import pytest
 import torch
-from test_golden import named
+from test_golden import CASES, named
 from test_golden_features import tensors
 from torch import Tensor
 
-from foveate.methods import EVS
+from foveate.methods import EVS, DyCoke
 from foveate.tokens import VisualTokens
 
 
 def test_every_case_is_there() -> None:
-    counts = {name: len(named(name)) for name in ("evs",)}
-    assert counts == {"evs": 4}
+    counts = {name: len(named(name)) for name in ("evs", "dycoke_ttm")}
+    assert counts == {"evs": 4, "dycoke_ttm": 4}
 
 
 def shape(arrays: dict[str, Tensor], merge: int = 1) -> tuple[int, int, int]:
@@ -37,3 +37,34 @@ def test_evs(file: str) -> None:
     seconds = parameters["tokens_per_second"] * parameters["video_second_per_grid"]
     positions = torch.stack([(t * seconds).long(), h, w, torch.full_like(w, grid[2])], dim=1)
     assert torch.equal(positions, arrays["positions"])
+
+
+@pytest.mark.parametrize("file", named("dycoke_ttm"))
+def test_dycoke(file: str) -> None:
+    """The kept set; theirs has the tokens of a pruned frame in order of rising cosine."""
+    parameters, arrays = tensors(file)
+    features, index = arrays["features"], arrays["index"]
+    given = VisualTokens.of(features, shape(arrays))
+    method = DyCoke(keep=index.shape[1], rest="drop")
+    assert method._of_each(given.layout) == parameters["kept_per_pruned_frame"]
+    plan = method.plan(given)
+    slot, order = index.sort(dim=1)
+    assert torch.equal(plan.slot, slot)
+    assert torch.equal(plan.apply(features), arrays["features_out"].gather(1, order[..., None].expand(-1, -1, 32)))
+
+
+@pytest.mark.parametrize("file", named("dycoke_ttm"))
+def test_dycoke_without_its_authors_accidents(file: str) -> None:
+    """With as many tokens of each pruned frame, only frames that theirs loses or forgets to prune differ."""
+    parameters, arrays = tensors(file)
+    t, h, w = shape(arrays)
+    given, kept = VisualTokens.of(arrays["features"], (t, h, w)), parameters["kept_per_pruned_frame"]
+    whole = -(-t // 4)
+    plan = DyCoke(keep=whole * h * w + (t - whole) * kept).plan(given)
+    ours, theirs = (set(slots.flatten().tolist()) for slots in (plan.slot, arrays["index"]))
+    differing = {slot // (h * w) for slot in ours ^ theirs}
+    lost = {t - 1} if t % 2 else set()
+    unpruned = {t - 2} if t % 4 == 0 else set()
+    assert differing == lost | unpruned
+    assert lost == ({t - 1} if any("lost" in quirk for quirk in CASES[file]["quirks_reproduced"]) else set())
+    assert bool(unpruned) == any("only once" in quirk for quirk in CASES[file]["quirks_reproduced"])
