@@ -40,7 +40,7 @@ keeps = st.one_of(plain, st.integers(1, 999).map(lambda mean: Keep(mean=mean)))
 values: dict[str, st.SearchStrategy[Any]] = {
     "keep": keeps,
     "positions": st.sampled_from(["keep", "pack"]),
-    "per": st.sampled_from(["image", "tile"]),
+    "per": st.sampled_from(["image", "tile", "frame"]),
     "seed": st.integers(0, 2**31),
     "start": st.sampled_from(["stride", "plusplus"]),
     "iterations": st.integers(0, 100),

@@ -24,7 +24,7 @@ from foveate.plan import Plan
 from foveate.tokens import PLACES, Place, Signal, VisualTokens
 
 Positions = Literal["keep", "pack"]
-Per = Literal["image", "tile"]
+Per = Literal["image", "tile", "frame"]
 ResizeMode = Literal["auto", "exact", "interpolate", "enlarge"]
 ALL = Keep.of(1.0)
 AUTO = Keep.of("auto")
@@ -67,8 +67,9 @@ class Method(ABC):
         keep: how many tokens remain: an int is tokens per image, a float the fraction of those that arrive; an adaptive
             method also takes "auto", and decides from the content.
         positions: whether kept tokens keep their position ids ("keep") or get new ones without gaps ("pack").
-        per: whether `keep` is the budget of an image or of each of its tiles; a tile that has fewer tokens than a
-            budget keeps all. The engine splits tiles (`foveate.methods.tiles`); `count` and `plan` handle one budget.
+        per: whether `keep` is the budget of an image or clip ("image"), of each tile of an image ("tile") or of each
+            frame of a clip ("frame"); a tile or frame that has fewer tokens than a budget keeps all. The engine splits
+            them (`foveate.methods.tiles`); `count` and `plan` handle one budget.
         place: default place; "decoder" means the input of one decoder layer or several, which a step names.
         layers: of a method of the decoder, the layers that its authors use, in a decoder of 32.
         fixed: whether the layout alone decides which tokens are kept.
@@ -99,9 +100,14 @@ class Method(ABC):
             )
         if not self.takes_keep and self.keep != ALL:
             raise KeepError(f"{self.name} takes no keep: its rule decides how much remains; leave {self.keep} out")
-        if self.keep.mean is not None and self.per == "tile":
+        if self.keep.mean is not None and self.per != "image":
             raise KeepError(
-                f"{self.keep} is a mean over the layers of an image; with per=tile write one keep per layer"
+                f"{self.keep} is a mean over the layers of an image; with per={self.per} write one keep per layer"
+            )
+        if self.temporal and self.per == "frame":
+            raise KeepError(
+                f"{self.name} works on several frames of a clip, so it can't plan each by itself; leave per=frame out, "
+                "or use a method for images, such as cluster"
             )
         check_options(self)
 

@@ -15,11 +15,13 @@ from foveate.tokens import (
     EncoderAttention,
     EncoderKeys,
     Layout,
+    Origin,
     RotaryLogits,
     Segment,
     Signals,
     Text,
     VisualTokens,
+    token_axis,
 )
 
 WORDS, BEFORE, HEADS = 5, 1, 3
@@ -86,3 +88,23 @@ def tokens(
 
     signals = Signals({s: at(v) for s, v in answers.items()}, {k: at(v) for k, v in of_kind.items()})
     return VisualTokens(at(features), layout, signals)
+
+
+def alone(whole: VisualTokens, segment: Segment, index: Tensor) -> VisualTokens:
+    """One tile or frame as an image of its own, cut out by hand."""
+    count = whole.layout.content
+
+    def of(request: Any, answer: Tensor) -> Tensor:
+        axis = token_axis(request if isinstance(request, type) else type(request))
+        if axis is None or getattr(request, "of", "visual") == "text" or isinstance(request, DecoderInput):
+            return answer
+        assert answer.shape[axis] == count
+        return answer.index_select(axis, index)
+
+    signals = Signals(
+        {request: of(request, answer) for request, answer in whole.signals._answers.items()},
+        {kind: of(kind, answer) for kind, answer in whole.signals._of_kind.items()},
+    )
+    return VisualTokens(
+        whole.features[:, index], Layout((segment,)), signals, Origin(whole.layout, index.expand(3, -1))
+    )

@@ -4,26 +4,27 @@ from typing import Any
 
 import pytest
 import torch
-from given import tokens
+from given import alone, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from variants import keeps_its_budget, spec_of, variants
 
-from foveate.errors import FoveateError, KeepError
+from foveate.errors import FoveateError, KeepError, SpecError
 from foveate.families import Family, Llava
 from foveate.methods import Method, method_class, method_names
 from foveate.methods.arithmetic.grids import fit, fit_clip
-from foveate.methods.tiles import plan_of
+from foveate.methods.tiles import parts_of, plan_of
 from foveate.plan import Plan
-from foveate.schedule import schedule
+from foveate.schedule import ExpectedTokens, schedule
 from foveate.spec import parse
-from foveate.tokens import Layout, Segment, VisualTokens
+from foveate.tokens import Layout, Origin, Segment, Signals, VisualTokens
 
 quick = settings(deadline=None, max_examples=60)
 CLIPS = [(2, 3, 4), (3, 5, 3), (4, 1, 7), (5, 3, 1), (8, 4, 4)]
 SPECS = [spec_of(variant) for variant in variants(clips=True)]
 ALONE = [spec_of(variant) for variant in variants(clips=True) if method_class(variant[0]).temporal]
+PER_FRAME = [spec_of(variant) for variant in variants()]
 TEMPORAL = [name for name in method_names() if method_class(name).temporal]
 AT_LEAST_A_FRAME = {"evs"}
 """Methods that keep a whole frame, whatever they are told."""
@@ -264,3 +265,73 @@ def test_a_grid_of_each_frame_needs_a_token_of_each() -> None:
         assert method_of(f"{name}:8").count(clip(8, 4, 4)) == 8
         with pytest.raises(KeepError, match=r"clip of 8 frames.*use pool3d or stride3d, or keep at least 8"):
             method_of(f"{name}:7").count(clip(8, 4, 4))
+
+
+# A budget per frame
+
+
+@pytest.mark.parametrize("keep", [5, 0.25])
+@pytest.mark.parametrize("spec", [spec for spec in PER_FRAME if keeps_its_budget(method_of(spec.format(k=5)))])
+def test_a_budget_for_each_frame_is_each_frame_alone(spec: str, keep: float) -> None:
+    layout = clip(3, 3, 4)
+    whole = tokens(layout)
+    method = method_of(spec.format(k=keep) + ":per=frame")
+    plan = plan_of(method, whole)
+    out = plan.apply(whole.features)
+    counts: list[int] = []
+    for number, (segment, index) in enumerate(parts_of(layout)):
+        assert (segment, index.tolist()) == (Segment(1, 3, 4), list(range(12 * number, 12 * number + 12)))
+        one = method.plan(alone(whole, segment, index))
+        mine = plan.slot // 12 == number
+        assert torch.equal(plan.slot[mine].view(3, -1), index[one.slot])
+        torch.testing.assert_close(out[mine].view(3, -1, 8), one.apply(whole.features[:, index]))
+        counts.append(one.slot.shape[1])
+    assert plan.slot.shape == (3, sum(counts))
+    left = ExpectedTokens.of(layout).after(method)
+    assert left.layout.content == sum(counts)
+    assert left.tiles is not None
+    assert [tile.content for tile in left.tiles] == counts
+
+
+@pytest.mark.parametrize("first", ["cluster:5", "random:0.5", "prumerge:4", "cls:99"])
+@pytest.mark.parametrize("second", ["pool:2", "cluster:0.5", "random:99"])
+def test_two_steps_per_frame(first: str, second: str) -> None:
+    """The second step finds the tokens of each frame where the first one left them."""
+    layout = clip(4, 3, 4)
+    one, two = (method_of(f"{spec}:per=frame") for spec in (first, second))
+    whole = tokens(layout)
+    plan = plan_of(one, whole)
+    left = ExpectedTokens.of(layout).after(one)
+    assert left.tiles is not None
+    origin = Origin(layout, plan.slot, tuple(tile.content for tile in left.tiles))
+    middle = VisualTokens(plan.apply(whole.features), left.layout, Signals(), origin)
+    both = plan.compose(plan_of(two, middle), layout.content)
+    counts = [((both.slot[0] // 12) == number).sum().item() for number in range(4)]
+    after = left.after(two)
+    assert after.tiles is not None
+    assert counts == [tile.content for tile in after.tiles]
+    assert len(set(counts)) == 1
+
+
+def test_what_per_frame_means() -> None:
+    """An image is one frame, a clip is one tile, and methods that compare frames can't plan each by itself."""
+    image, film = tokens((4, 4)), tokens(clip(4, 2, 2))
+    tiled = tokens(Layout((Segment(1, 2, 2), Segment(1, 4, 4, rows=(2, 2)))))
+    assert plan_of(method_of("cluster:4:per=frame"), image).slot.shape == (3, 4)
+    assert plan_of(method_of("cluster:4:per=frame"), tiled).slot.shape == (3, 4)
+    assert plan_of(method_of("cluster:3:per=frame"), film).slot.shape == (3, 12)
+    assert plan_of(method_of("cluster:3:per=tile"), film).slot.shape == (3, 3)
+    for name in TEMPORAL:
+        with pytest.raises(SpecError, match=f"{name} works on several frames of a clip.*leave per=frame out"):
+            parse(f"{name}:8:per=frame")
+    with pytest.raises(FoveateError, match=r"keeps per frame.*write per=frame at the earlier steps too"):
+        ExpectedTokens.of(film.layout).after(method_of("cls:9")).after(method_of("random:2:per=frame"))
+    with pytest.raises(SpecError, match="with per=frame write one keep per layer"):
+        parse("pyramiddrop:mean=64:per=frame@1,2")
+
+
+def test_a_clip_shrinks_by_frames() -> None:
+    assert method_of("resize:4:per=frame").shrink(clip(6, 4, 4)) == (2, 2)
+    assert method_of("resize:24").shrink(clip(6, 4, 4)) == (2, 2)
+    assert method_of("resize:4:per=frame").shrink(clip(1, 4, 4)) == (2, 2)
+    assert method_of("resize:0.25:per=frame").shrink(clip(6, 4, 4)) == (2, 2)

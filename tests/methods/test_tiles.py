@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from given import tokens
+from given import alone, tokens
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from variants import keeps_its_budget, spec_of, variants
 
 from foveate.errors import FoveateError, KeepError, SpecError
@@ -18,7 +17,7 @@ from foveate.methods.tiles import plan_of
 from foveate.plan import Plan
 from foveate.schedule import ExpectedTokens
 from foveate.spec import parse
-from foveate.tokens import DecoderInput, Layout, Origin, Segment, Signals, VisualTokens, token_axis
+from foveate.tokens import Layout, Origin, Segment, Signals, VisualTokens
 
 TILED = Layout((Segment(1, 3, 4), Segment(1, 6, 7, rows=(2, 4), columns=(3, 4))))
 """A base, and four tiles, two of them as large as each other would be without what is cut away as padding."""
@@ -31,26 +30,6 @@ def method_of(text: str) -> Any:
 
 
 SPECS = [spec for spec in map(spec_of, variants()) if keeps_its_budget(method_of(spec.format(k=5)))]
-
-
-def alone(whole: VisualTokens, segment: Segment, index: Tensor) -> VisualTokens:
-    """One tile as an image of its own, cut out by hand."""
-    count = whole.layout.content
-
-    def of(request: Any, answer: Tensor) -> Tensor:
-        axis = token_axis(request if isinstance(request, type) else type(request))
-        if axis is None or getattr(request, "of", "visual") == "text" or isinstance(request, DecoderInput):
-            return answer
-        assert answer.shape[axis] == count
-        return answer.index_select(axis, index)
-
-    signals = Signals(
-        {request: of(request, answer) for request, answer in whole.signals._answers.items()},
-        {kind: of(kind, answer) for kind, answer in whole.signals._of_kind.items()},
-    )
-    return VisualTokens(
-        whole.features[:, index], Layout((segment,)), signals, Origin(whole.layout, index.expand(3, -1))
-    )
 
 
 def check(plan: Plan, count: int, content: int) -> None:

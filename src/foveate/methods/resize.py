@@ -17,7 +17,7 @@ class Resize(PixelMethod):
     embeddings can be interpolated, "enlarge" for all others: it shrinks the image, then enlarges it to full size, which
     leaves less detail in the same number of tokens. "auto" is the best mode of the family. Positions are those of the
     smaller image, unless they are kept. The tiles of a tiled image shrink together. A share is of each tile, and
-    so is a number with `per=tile`.
+    so is a number with `per=tile`; with `per=frame` it is of each frame of a clip.
 
     >>> from foveate.tokens import Segment
     >>> Resize(keep=0.25).shrink(Layout((Segment(1, 24, 24),)))
@@ -33,6 +33,8 @@ class Resize(PixelMethod):
         if self.keep.share is not None:
             # Grids that are equal shrink equally, in whatever image they are: encoders take tiles of one size.
             budget = self.keep.count(first.count)
+        elif self.per == "frame" and first.t > 1:
+            budget = min(self.keep.count(layout.content), first.h * first.w) * first.t
         elif self.per == "tile":
             budget = min(self.keep.count(layout.content), first.count)
         else:

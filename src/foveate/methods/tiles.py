@@ -1,7 +1,8 @@
-"""Plan with a budget for the whole image or for each of its tiles.
+"""Plan with a budget for the whole image or clip, for each tile of an image or for each frame of a clip.
 
 A method has one budget. With `per=tile`, `plan_of` plans each tile as a separate image (tiles of one shape as one
-batch) and joins the plans. This works for every method, and changes nothing for an image of one tile.
+batch) and joins the plans; with `per=frame` it does so with each frame of a clip. This works for every method for
+images. An image of one tile is one part, and so are a tiled image with `per=frame` and a clip with `per=tile`.
 """
 
 from __future__ import annotations
@@ -13,28 +14,29 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from foveate.errors import FoveateError
-from foveate.layout import one_row
-from foveate.method import Method
+from foveate.layout import Segment, one_row, remembered
+from foveate.method import Method, Per
 from foveate.plan import Plan
 from foveate.tokens import Layout, VisualTokens
 
 
 def plan_of(method: Method, tokens: VisualTokens) -> Plan:
-    """Plan these tokens with a method, with its budget for the image or for each of its tiles.
+    """Plan these tokens with a method, with its budget for the image or clip, or for each tile or frame of it.
 
     Raises:
-        FoveateError: the method keeps per tile, but after an earlier step the number of tokens of each tile is unknown.
+        FoveateError: the method keeps per tile or frame, but after an earlier step the number of tokens of each is
+            unknown.
     """
-    if method.per == "image":
-        return method.plan(tokens)
     count, origin = tokens.features.shape[1], tokens.origin
+    whole = tokens.layout if origin is None else origin.layout
+    if method.per != unit_of(whole):
+        return method.plan(tokens)
+    parts = parts_of(whole)
     if origin is None:
-        parts = tokens.layout.tiles
         tiles = [segment for segment, _ in parts]
         order = torch.cat([numbers for _, numbers in parts]).to(tokens.features.device)
         index = order.expand(tokens.features.shape[0], -1)
     else:
-        parts = origin.layout.tiles
         layouts = None if origin.left is None else tuple(map(one_row, origin.left))
         if len(parts) == 1:
             layouts = (one_row(count),)
@@ -60,22 +62,43 @@ def plan_of(method: Method, tokens: VisualTokens) -> Plan:
     return _joined([(indices[number], plans[number]) for number in range(len(tiles))], count)
 
 
+def unit_of(layout: Layout) -> Per:
+    """Return what can have a budget of its own in an image or clip: "frame" in a clip of several, otherwise "tile"."""
+    return "frame" if any(segment.t > 1 for segment in layout.segments) else "tile"
+
+
+def parts_of(layout: Layout) -> tuple[tuple[Segment, Int64[Tensor, " n"]], ...]:
+    """Return the frames of a clip, or the tiles of an image: the grid and the content tokens of each.
+
+    >>> [(part.t, part.h, part.w, places.tolist()) for part, places in parts_of(Layout((Segment(2, 1, 2),)))]
+    [(1, 1, 2, [0, 1]), (1, 1, 2, [2, 3])]
+    """
+    return layout.tiles if unit_of(layout) == "tile" else _frames(layout)
+
+
+@remembered
+def _frames(layout: Layout) -> tuple[tuple[Segment, Tensor], ...]:
+    frames = [Segment(1, segment.h, segment.w) for segment in layout.segments for _ in range(segment.t)]
+    begins = accumulate((frame.count for frame in frames), initial=0)
+    return tuple((frame, torch.arange(begin, begin + frame.count)) for frame, begin in zip(frames, begins))
+
+
 def known_tiles(method: Method, tiles: tuple[Layout, ...] | None) -> tuple[Layout, ...]:
-    """Return the layouts of the tiles that a method with `per=tile` acts on.
+    """Return the layouts of the tiles or frames that a method with `per=tile` or `per=frame` acts on.
 
     Raises:
-        FoveateError: the number of tokens of each tile is unknown (`tiles` is None).
+        FoveateError: the number of tokens of each is unknown (`tiles` is None).
     """
     if tiles is None:
         raise FoveateError(
-            f"{method} keeps per tile, and an earlier step of the spec leaves open how many tokens of each tile there "
-            "are; write per=tile at the earlier steps too"
+            f"{method} keeps per {method.per}, and an earlier step of the spec leaves open how many tokens of each "
+            f"{method.per} there are; write per={method.per} at the earlier steps too"
         )
     return tiles
 
 
 def keeps_whole_tile(method: Method, count: int) -> bool:
-    """Return whether a tile of `count` tokens fits into the method's budget, so that all its tokens stay."""
+    """Return whether a tile or frame of `count` tokens fits into the method's budget, so that all its tokens stay."""
     return method.keep.tokens is not None and method.keep.tokens >= count
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from foveate.errors import KeepError
 from foveate.layout import one_row
+from foveate.method import Per
 from foveate.methods import Method
-from foveate.methods.tiles import keeps_whole_tile, known_tiles, plan_of
+from foveate.methods.tiles import keeps_whole_tile, known_tiles, parts_of, plan_of, unit_of
 from foveate.plan import Plan
 from foveate.tokens import Layout, Origin, VisualTokens
 
@@ -23,29 +24,32 @@ class ExpectedTokens:
 
     Attributes:
         layout: of all of them; one row after the first step.
-        tiles: the layout of each tile; None if an earlier step left open how many tokens of each remain.
+        tiles: the layout of each tile, or of each frame of a clip; None if an earlier step left open how many tokens of
+            each remain.
         certain: False if the content decided how many tokens an earlier step kept.
+        unit: what `tiles` are: "tile" or "frame".
     """
 
     layout: Layout
     tiles: tuple[Layout, ...] | None
     certain: bool = True
+    unit: Per = "tile"
 
     @classmethod
     def of(cls, layout: Layout) -> ExpectedTokens:
         """Return all tokens of an image of this layout."""
-        return cls(layout, tuple(Layout((segment,)) for segment, _ in layout.tiles))
+        return cls(layout, tuple(Layout((segment,)) for segment, _ in parts_of(layout)), unit=unit_of(layout))
 
     def after(self, method: Method, fewest: bool = False) -> ExpectedTokens:
         """Return what a step keeps: the most if the content decides, or with `fewest` the fewest.
 
         Raises:
-            FoveateError: the step keeps per tile, and the number of tokens of each tile is unknown.
+            FoveateError: the step keeps per tile or frame, and the number of tokens of each is unknown.
             KeepError: the step would keep more tokens than there are.
         """
         single = self.tiles is not None and len(self.tiles) == 1
         try:
-            if single or method.per == "image":
+            if single or method.per != self.unit:
                 counts = [method.bounds(self.layout)[not fewest]]
             else:
                 counts = [_bounds(method, tile)[not fewest] for tile in known_tiles(method, self.tiles)]
@@ -55,9 +59,9 @@ class ExpectedTokens:
             raise KeepError(
                 f"{error} (an earlier step lets the content decide, and may leave so few; keep a fraction at {method})"
             ) from None
-        known = single or (method.per == "tile" and not method.ragged)
+        known = single or (method.per == self.unit and not method.ragged)
         tiles = tuple(map(one_row, counts)) if known else None
-        return ExpectedTokens(one_row(sum(counts)), tiles, self.certain and not method.ragged)
+        return ExpectedTokens(one_row(sum(counts)), tiles, self.certain and not method.ragged, self.unit)
 
 
 def kept_slots(methods: Sequence[Method], layout: Layout) -> Int64[Tensor, " M"]:

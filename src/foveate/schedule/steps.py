@@ -404,7 +404,7 @@ def _check_budgets(spec: Spec, methods: Sequence[Method]) -> None:
                 f"{spec}: a mean of {mean} tokens over layers, and no more than {most} arrive; ask for less"
             )
         # How many tokens each tile has is unknown here, and a tile with fewer than its budget keeps all.
-        if mean is not None or method.per == "tile" or not most:
+        if mean is not None or method.per != "image" or not most:
             continue
         try:
             arriving = arriving.after(method)
