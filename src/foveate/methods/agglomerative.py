@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from foveate.methods import Effort, FoveateError, Method, Plan, Positions, VisualTokens, register
+from foveate.methods.arithmetic import products
 from foveate.methods.arithmetic.density import squared_distances
 from foveate.methods.arithmetic.groups import in_order, middles
+
+_MOST_BYTES = 2_000_000_000
+"""The most bytes of distances of one image."""
 
 
 @register("agglomerative")
@@ -29,9 +36,11 @@ class Agglomerative(Method):
     other's nearest merge at once. With these two linkages the tree is the same as with one merge at a time. The tree
     is then cut so that only its lowest merges are done.
 
-    Cost: one matrix of N x N distances, and a smaller one in every round. The number of rounds depends on the content:
-    few if many pairs are each other's nearest, N at worst. On an accelerator the host waits once per round. With
-    thousands of tokens the method takes more than a hundredth of the prefill that it saves on a CPU: `docs/speed.md`.
+    Cost: on a CPU the N (N - 1) / 2 distances in float64, twice, and SciPy's nearest-neighbour chain. On an accelerator
+    one matrix of N x N distances, and a smaller one in every round; the number of rounds depends on the content: few if
+    many pairs are each other's nearest, N at worst; the host waits once per round. More tokens than 2 GB of distances
+    allow (about 15,000) are refused. With thousands of tokens the method takes more than a hundredth of the prefill
+    that it saves on a CPU: `docs/speed.md`.
 
     >>> features = torch.tensor([[[0.0], [0.2], [5.0], [5.1], [9.0]]])
     >>> plan = Agglomerative(keep=3).plan(VisualTokens.of(features, (1, 5)))
@@ -45,12 +54,61 @@ class Agglomerative(Method):
     def plan(self, tokens: VisualTokens) -> Plan:
         """Build the tree of all tokens and cut it into the clusters of the budget."""
         kept = self.count(tokens.layout)
-        group = _cut(*_tree(squared_distances(tokens.features), self.linkage), kept)
+        features = tokens.features
+        count = features.shape[1]
+        needed = _bytes(count, products.on_cpu(features))
+        if needed > _MOST_BYTES:
+            raise FoveateError(
+                f"agglomerative would hold {needed / 1e9:,.1f} GB of distances between {count:,} tokens at once, and "
+                f"takes up to {_MOST_BYTES / 1e9:g} GB; use dpc-knn or cluster, or a step before it that leaves fewer "
+                "tokens, such as pool"
+            )
+        if products.on_cpu(features):
+            group = torch.stack([_linked(each[None], self.linkage, kept) for each in features])
+        else:
+            distances = squared_distances(features, whole=count).matrix
+            assert distances is not None
+            group = _cut(*_tree(distances, self.linkage), kept)
         return in_order(middles(group, kept), group)
 
     def effort(self, tokens: int, width: int) -> Effort:
         """Estimate the work: the matrix of distances, then about thirty rounds, each over a smaller matrix."""
         return Effort(2 * tokens**2 * width + 60 * tokens**2, 30 * 50)
+
+
+def _bytes(count: int, on_cpu: bool) -> int:
+    """Return how many bytes of distances are held at once for one image."""
+    return round((8.5 if on_cpu else 16) * count**2)
+
+
+def _linked(features: Float[Tensor, "1 N D"], linkage: str, kept: int) -> Int64[Tensor, " N"]:
+    """Return the cluster of each token of one image, from 0 to kept - 1, by SciPy's nearest-neighbour chain."""
+    from scipy.cluster import hierarchy  # pyright: ignore[reportMissingTypeStubs]
+
+    count = features.shape[1]
+    group = torch.arange(count)
+    if kept == count:
+        return group
+    # Distances of the pairs (0, 1), (0, 2), ... (1, 2), ... as SciPy numbers them.
+    away = np.empty(count * (count - 1) // 2)
+    begins = [row * (2 * count - row - 1) // 2 for row in range(count)]
+    for rows, columns, values in squared_distances(features, whole=0).blocks():
+        block = values[0].numpy()
+        for row in range(rows.start, rows.stop):
+            first = max(row + 1, columns.start)
+            begin = begins[row] + first - row - 1
+            away[begin : begin + columns.stop - first] = block[row - rows.start, first - columns.start :]
+    np.sqrt(away, out=away)
+    if not np.isfinite(away.sum()):
+        raise FoveateError("agglomerative finds no two nearest clusters: the features hold NaN or infinity")
+    link = cast("Callable[..., npt.NDArray[np.float64]]", hierarchy.linkage)  # pyright: ignore[reportUnknownMemberType]
+    merges = link(away, linkage)[: count - kept, :2].astype(np.int64)
+    parent = np.arange(2 * count)
+    parent[merges] = count + np.arange(count - kept)[:, None]
+    root = parent
+    for _ in range(count.bit_length()):
+        root = root[root]
+    return torch.tensor(np.unique(root[:count], return_inverse=True)[1])
 
 
 def _heights(between: Float32[Tensor, "B M M"], size: Float32[Tensor, "B M"], linkage: str) -> Float32[Tensor, "B M M"]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from foveate.methods import Effort, Method, Plan, Positions, Signal, Text, VisualTokens, one_row, register
+from foveate.methods.arithmetic.products import cosines
 
 _EXHAUSTED = 1e-5
 """Below this share of a token's length outside the span of the picks, float32 rounding dominates."""
@@ -34,9 +35,9 @@ class CDPruner(Method):
     alone. Tokens that lie in the span of the picks add nothing to the determinant: here the most relevant of them are
     taken first; there rounding decides.
 
-    Cost: one N x N matrix of cosines, then one step per kept token, for all images at once. Step i multiplies an
-    i x N matrix by a vector. With thousands of tokens the method takes about a hundredth of the prefill that it saves
-    on a CPU: `docs/speed.md`.
+    Cost: the cosines of all pairs (above 4,096 tokens: only those to a pick), then one step per kept token, for all
+    images at once. Step i multiplies an i x N matrix by a vector. With thousands of tokens the method takes about a
+    hundredth of the prefill that it saves on a CPU: `docs/speed.md`.
 
     >>> features = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]]])
     >>> tokens = VisualTokens.of(features, (2, 2), text=torch.tensor([[[1.0, 0.5]]]))
@@ -96,24 +97,23 @@ def likeliest_subset(
         relevance: `(B, N)` float32, r, not negative.
         kept: the number of picks.
     """
-    unit = normalize(features.float(), dim=-1)
-    cosine = torch.bmm(unit, unit.transpose(1, 2))
-    images, count, _ = cosine.shape
+    cosine = cosines(features)
+    images, count = relevance.shape
     weight = relevance.square()
     outside = torch.ones_like(weight)
     # Tokens inside the span of the picks rank after all others.
     behind = weight - weight.amax(dim=1, keepdim=True) - 1
-    factor = cosine.new_empty(images, kept, count)
+    factor = weight.new_empty(images, kept, count)
     picks: list[Tensor] = []
     for step in range(kept):
         pick = torch.where(outside > _EXHAUSTED, weight * outside, behind).argmax(dim=1, keepdim=True)
         picks.append(pick)
         pivot = outside.gather(1, pick)
-        row = cosine.gather(1, pick[..., None].expand(-1, -1, count))
+        row = cosine.rows(pick[:, 0])[:, None]
         before = factor[:, :step]
         row = torch.baddbmm(row, before.gather(2, pick[:, None].expand(-1, step, -1)).transpose(1, 2), before, alpha=-1)
         row = row[:, 0] * torch.where(pivot > _EXHAUSTED, pivot.clamp(min=_EXHAUSTED).rsqrt(), 0.0)
         factor[:, step] = row
-        outside = (outside - row.square()).scatter(1, pick, -torch.inf)
-        behind = behind.scatter(1, pick, -torch.inf)
+        outside.addcmul_(row, row, value=-1).scatter_(1, pick, -torch.inf)
+        behind.scatter_(1, pick, -torch.inf)
     return torch.cat(picks, dim=1)

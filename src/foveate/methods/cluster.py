@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float32, Int64, Shaped
+from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from foveate.methods import (
@@ -20,8 +20,13 @@ from foveate.methods import (
     one_row,
     register,
 )
+from foveate.methods.arithmetic import products
 from foveate.methods.arithmetic.groups import highest, in_order, middles, sizes
+from foveate.methods.arithmetic.products import row_blocks
 from foveate.numbers import SEED, Between
+
+_MOST_DISTANCES = 2**24
+"""The most distances between tokens and centres that a CPU keeps from round to round (64 MiB)."""
 
 
 @register("cluster")
@@ -65,11 +70,12 @@ class Cluster(Method):
         features = tokens.features.float()
         kept = self.count(tokens.layout)
         centre = self._start(features, kept)
-        group = self._assign(features, centre)
-        for _ in range(self.iterations):
-            before, group = group, self._assign(features, _means(features, group, kept))
-            if _free_to_look(group) and torch.equal(before, group):
-                break
+        if products.on_cpu(features):
+            group = torch.stack([_grouped(x, start, self.iterations) for x, start in zip(features, centre)])
+        else:
+            group = _nearest(features, centre)
+            for _ in range(self.iterations):
+                group = _nearest(features, _means(features, group, kept))
         plan = in_order(middles(group, kept), group)
         if self.take == "mean":
             return plan
@@ -109,31 +115,84 @@ class Cluster(Method):
             nearest = torch.minimum(nearest, (x - chosen).square().sum(-1))
         return torch.cat(centres, dim=1)
 
-    def _assign(self, x: Float32[Tensor, "B N D"], centre: Float32[Tensor, "B M D"]) -> Int64[Tensor, "B N"]:
-        """Assign each token to its nearest centre, `(B, N)`, and leave no cluster empty."""
-        images, count, _ = x.shape
-        kept = centre.shape[1]
-        # |x|^2 is the same for every centre, so leaving it out changes no choice.
-        distance = torch.baddbmm(centre.square().sum(-1)[:, None], x, centre.transpose(1, 2), alpha=-2)
-        away, group = distance.min(dim=2)
-        empty = sizes(group, kept) == 0
-        if _free_to_look(empty) and not empty.any():
-            return group
-        away = away + x.square().sum(-1)
-        # The first member of each cluster stays. The other tokens farthest from their centres fill the empty clusters.
-        index = torch.arange(count, device=x.device).expand(images, -1)
-        first = index.new_full((images, kept), count).scatter_reduce(1, group, index, "amin")
-        free = away.masked_fill(first.gather(1, group) == index, -torch.inf)
-        farthest = free.argsort(dim=1, descending=True, stable=True)[:, :kept]
-        mover = farthest.gather(1, (empty.cumsum(dim=1) - 1).clamp(min=0))
-        target = torch.where(empty, torch.arange(kept, device=x.device), -1)
-        moved = torch.full_like(group, -1).scatter_reduce(1, mover, target, "amax")
-        return torch.where(moved >= 0, moved, group)
+
+def _nearest(x: Float32[Tensor, "B N D"], centre: Float32[Tensor, "B M D"]) -> Int64[Tensor, "B N"]:
+    """Assign each token to its nearest centre, `(B, N)`, and leave no cluster empty. No device is asked for values."""
+    # |x|^2 is the same for every centre, so leaving it out changes no choice.
+    distance = torch.baddbmm(centre.square().sum(-1)[:, None], x, centre.transpose(1, 2), alpha=-2)
+    away, group = distance.min(dim=2)
+    return _filled(group, away + x.square().sum(-1), centre.shape[1])
 
 
-def _free_to_look(values: Shaped[Tensor, "..."]) -> bool:
-    """Return whether a branch on these values is free; on an accelerator it would make the host wait."""
-    return values.device.type == "cpu"
+def _filled(group: Int64[Tensor, "B N"], away: Float32[Tensor, "B N"], kept: int) -> Int64[Tensor, "B N"]:
+    """Give each empty cluster the token that is farthest from its centre, of those that aren't first in theirs."""
+    images, count = group.shape
+    empty = sizes(group, kept) == 0
+    index = torch.arange(count, device=group.device).expand(images, -1)
+    first = index.new_full((images, kept), count).scatter_reduce(1, group, index, "amin")
+    free = away.masked_fill(first.gather(1, group) == index, -torch.inf)
+    farthest = free.argsort(dim=1, descending=True, stable=True)[:, :kept]
+    mover = farthest.gather(1, (empty.cumsum(dim=1) - 1).clamp(min=0))
+    target = torch.where(empty, torch.arange(kept, device=group.device), -1)
+    moved = torch.full_like(group, -1).scatter_reduce(1, mover, target, "amax")
+    return torch.where(moved >= 0, moved, group)
+
+
+def _grouped(x: Float32[Tensor, "N D"], centre: Float32[Tensor, "M D"], rounds: int) -> Int64[Tensor, " N"]:
+    """Cluster the tokens of one image on a CPU: the same as rounds of `_nearest`, with less work.
+
+    A round compares tokens only with the centres that moved in the last round; the rounds end when none moves. Empty
+    clusters are filled only in rounds that have some.
+    """
+    count, kept = x.shape[0], centre.shape[0]
+    # Above this size, distances aren't kept from round to round.
+    distance = x.new_empty(count, kept) if count * kept <= _MOST_DISTANCES else None
+    moved = torch.arange(kept)
+    group = before = torch.full((count,), -1)
+    for number in range(rounds + 1):
+        if number:
+            changed = group != before
+            if number > 1:
+                touched = torch.cat([before[changed], group[changed]])
+                moved = touched.bincount(minlength=kept).nonzero()[:, 0]
+            if not len(moved):
+                break
+            centre = centre.index_copy(0, moved, _means_of(x, group, moved, kept))
+        before = group
+        away, group = _compared(x, centre, moved, distance)
+        if bool((group.bincount(minlength=kept) == 0).any()):
+            group = _filled(group[None], (away + x.square().sum(dim=1))[None], kept)[0]
+    return group
+
+
+def _compared(
+    x: Float32[Tensor, "N D"], centre: Float32[Tensor, "M D"], moved: Int64[Tensor, " C"], distance: Tensor | None
+) -> tuple[Float32[Tensor, " N"], Int64[Tensor, " N"]]:
+    """Return the distance to the nearest centre, less |x|^2, and which centre it is; update kept distances."""
+    count, kept = x.shape[0], centre.shape[0]
+    near, group = x.new_empty(count), moved.new_empty(count)
+    target = centre if distance is None else centre[moved]
+    # |x|^2 is the same for every centre, so leaving it out changes no choice.
+    length = target.square().sum(dim=1)
+    for rows in row_blocks(count, kept, x):
+        values = torch.addmm(length, x[rows], target.T, alpha=-2)
+        if distance is not None and len(moved) == kept:
+            distance[rows] = values
+        elif distance is not None:
+            values = distance[rows].index_copy_(1, moved, values)
+        near[rows], group[rows] = values.min(dim=1)
+    return near, group
+
+
+def _means_of(
+    x: Float32[Tensor, "N D"], group: Int64[Tensor, " N"], clusters: Int64[Tensor, " C"], kept: int
+) -> Float32[Tensor, "C D"]:
+    """Return the means of some clusters."""
+    number = torch.full((kept,), -1).index_copy(0, clusters, torch.arange(len(clusters)))[group]
+    members = (number >= 0).nonzero()[:, 0]
+    number = number[members]
+    sums = x.new_zeros(len(clusters), x.shape[1]).index_add_(0, number, x[members])
+    return sums.div_(number.bincount(minlength=len(clusters))[:, None])
 
 
 def _means(x: Float32[Tensor, "B N D"], group: Int64[Tensor, "B N"], kept: int) -> Float32[Tensor, "B M D"]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from foveate.methods import Effort, Method, Plan, Positions, VisualTokens, one_row, register
+from foveate.methods.arithmetic.products import Pairs, cosines
 
 
 @register("divprune")
@@ -25,7 +25,8 @@ class DivPrune(Method):
     second smallest distance, which, because of rounding, can be the token's distance to itself. A fraction is rounded
     half up; theirs is rounded half to even.
 
-    Cost: one N x N matrix of cosines, then three small operations per kept token, for all images at once.
+    Cost: the cosines of all pairs, then three small operations per kept token, for all images at once. Above 4,096
+    tokens no N x N matrix is kept, and the cosines to a pick are computed again.
 
     >>> features = torch.tensor([[[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [1.0, 0.2], [-1.0, 0.0]]])
     >>> DivPrune(keep=3).plan(VisualTokens.of(features, (1, 5))).slot.tolist()
@@ -38,9 +39,13 @@ class DivPrune(Method):
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Plan to keep the farthest-point picks, in raster order."""
-        unit = normalize(tokens.features.float(), dim=-1)
-        away = 1 - torch.bmm(unit, unit.transpose(1, 2))
-        return Plan(slot=farthest_points(away, self.count(tokens.layout)).sort(dim=1).values)
+        pairs = cosines(tokens.features)
+        kept = self.count(tokens.layout)
+        if pairs.matrix is not None:
+            picks = _farthest(pairs.matrix.neg_().add_(1), kept)
+        else:
+            picks = _farthest_by_rows(pairs, kept)
+        return Plan(slot=picks.sort(dim=1).values)
 
     def effort(self, tokens: int, width: int) -> Effort:
         """Estimate the work: the matrix of cosines, then three operations over all tokens per kept token."""
@@ -59,8 +64,12 @@ def farthest_points(away: Float32[Tensor, "B N N"], kept: int) -> Int64[Tensor, 
     >>> farthest_points(away[None], 2).tolist()
     [[2, 0]]
     """
+    return _farthest(away.clone(), kept)
+
+
+def _farthest(away: Float32[Tensor, "B N N"], kept: int) -> Int64[Tensor, "B M"]:
+    """Pick from a matrix of distances, and overwrite its diagonal."""
     rows = torch.arange(away.shape[0], device=away.device)
-    away = away.clone()
     itself = away.diagonal(dim1=1, dim2=2)
     itself.fill_(torch.inf)
     pick = away.amin(dim=2).argmax(dim=1)
@@ -72,4 +81,25 @@ def farthest_points(away: Float32[Tensor, "B N N"], kept: int) -> Int64[Tensor, 
         pick = reach.argmax(dim=1)
         picks.append(pick)
         reach = torch.minimum(reach, away[rows, pick])
+    return torch.stack(picks, dim=1)
+
+
+def _farthest_by_rows(pairs: Pairs, kept: int) -> Int64[Tensor, "B M"]:
+    """Pick from cosines of which only the rows of picks are computed, after one pass for the first pick."""
+    like: Tensor | None = None
+    for rows, columns, values in pairs.blocks():
+        if like is None:
+            like = values.new_full((values.shape[0], pairs.count), -torch.inf)
+        if rows == columns:
+            values.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+        like[:, rows] = torch.maximum(like[:, rows], values.amax(dim=2))
+        like[:, columns] = torch.maximum(like[:, columns], values.amax(dim=1))
+    assert like is not None
+    pick = (1 - like).argmax(dim=1)
+    picks = [pick]
+    reach = torch.full_like(like, torch.inf)
+    for _ in range(kept - 1):
+        reach = torch.minimum(reach, 1 - pairs.rows(pick)).scatter_(1, pick[:, None], -torch.inf)
+        pick = reach.argmax(dim=1)
+        picks.append(pick)
     return torch.stack(picks, dim=1)

@@ -8,11 +8,14 @@ from typing import Annotated
 import torch
 from jaxtyping import Bool, Float32
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from foveate.methods import Effort, EncoderAttention, Method, Plan, Positions, Signal, VisualTokens, register
 from foveate.methods.arithmetic.parts import filled_up, top_of_each
+from foveate.methods.arithmetic.products import lengths
 from foveate.numbers import Between
+
+_SHORTEST = 1e-12
+"""The least norm that is divided by, as in torch's `normalize`."""
 
 
 @register("holov")
@@ -63,15 +66,18 @@ class HoloV(Method):
         count = attention.shape[1]
         kept = self.count(tokens.layout)
         windows = min(self.windows, count)
-        # If the count doesn't divide, the first windows are one longer; the last place of the others is empty.
         run, longer = divmod(count, windows)
-        begin = torch.arange(windows) * run + torch.arange(windows).clamp(max=longer)
+        features = tokens.features.float()
+        # If the count doesn't divide, the first windows are one longer; the last place of the others is empty.
         length = run + (torch.arange(windows) < longer).long()
-        place = begin[:, None] + torch.arange(run + bool(longer))
-        real = (torch.arange(place.shape[1]) < length[:, None]).to(attention.device)
-        place = place.clamp(max=count - 1).to(attention.device)
-
-        score = self._scores(tokens.features.float()[:, place], attention[:, place], real)
+        if longer:
+            place = (length.cumsum(0) - length)[:, None] + torch.arange(run + 1)
+            real = (torch.arange(run + 1) < length[:, None]).to(attention.device)
+            place = place.clamp(max=count - 1).to(attention.device)
+            score = self._scores(features[:, place], attention[:, place], real)
+        else:
+            parts = (len(features), windows, run)
+            score = self._scores(features.reshape(*parts, -1), attention.reshape(parts), None)
         share = score / (score.sum(dim=1, keepdim=True) + 1e-6)
         quota = (share * kept).floor().long()
         rank = share.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -80,17 +86,26 @@ class HoloV(Method):
         return Plan(slot=filled_up(top_of_each(attention, window, quota), attention, kept))
 
     def _scores(
-        self, x: Float32[Tensor, "B P W D"], attention: Float32[Tensor, "B P W"], real: Bool[Tensor, "P W"]
+        self,
+        x: Float32[Tensor, "B P W D"],
+        attention: Float32[Tensor, "B P W"],
+        real: Bool[Tensor, "P W"] | None,
     ) -> Float32[Tensor, "B P"]:
-        """Return the score of each window; only places that are `real` count."""
-        unit = normalize(x, dim=-1)
-        alike = unit @ unit.transpose(-1, -2)
-        itself = torch.eye(x.shape[2], dtype=torch.bool, device=x.device)
-        alike = alike.masked_fill(itself | ~real[:, None] | ~real[..., None], 0)
-        size = real.sum(dim=1)
+        """Return the score of each window; only places that are `real` count, or all."""
+        images, windows, most, _ = x.shape
+        # Dividing the products by the norms passes over fewer numbers than dividing the features.
+        scale = lengths(x).clamp_(min=_SHORTEST).reciprocal_()
+        size = x.new_full((windows,), most)
+        if real is not None:
+            scale, attention, size = scale * real, attention * real, real.sum(dim=1)
+        windowed = x.flatten(0, 1)
+        alike = torch.bmm(windowed, windowed.transpose(1, 2)).view(images, windows, most, most)
+        alike.mul_(scale[..., None]).mul_(scale[..., None, :]).diagonal(dim1=2, dim2=3).zero_()
         others = (size - 1).clamp(min=1)[:, None]
-        mean = alike.sum(dim=-1) / others
-        variety = ((alike - mean[..., None]).square() * real[:, None]).sum(dim=-1) / others
-        looked_at = (attention * 1e3 * real).sum(dim=-1) / size
-        varied = (variety * real).sum(dim=-1) / size
+        apart = alike.sub_(alike.sum(dim=3, keepdim=True) / others[..., None]).square_()
+        if real is not None:
+            apart.mul_(real[:, None] & real[..., None])
+        variety = apart.sum(dim=3) / others
+        looked_at = attention.sum(dim=-1) * 1e3 / size
+        varied = variety.sum(dim=-1) / size
         return looked_at + self.alpha * varied * (looked_at / (varied + 1e-6))

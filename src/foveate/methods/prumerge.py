@@ -127,15 +127,21 @@ class PruMerge(Method):
 
         unit = normalize(keys, dim=-1)
         alike = plan.select(unit) @ unit.transpose(1, 2)
-        alike = alike.scatter(2, plan.slot[..., None], -torch.inf)
+        alike.scatter_(2, plan.slot[..., None], -torch.inf)
         # Only tokens with the same key can tie, so it matters little which is taken, and a full sort isn't needed.
         near = alike.topk(min(self.neighbours, count - 1), dim=2, sorted=False).indices
         # A weight of exactly zero would mean that the token is no part of the sum.
-        weight = attention.clamp(min=torch.finfo(torch.float32).tiny)[:, None].expand_as(alike)
-        mix = torch.zeros_like(alike).scatter(2, near, weight.gather(2, near)).scatter(2, plan.slot[..., None], 1.0)
+        weight = attention.clamp(min=torch.finfo(torch.float32).tiny)
+        added = weight.gather(1, near.flatten(1)).view_as(near)
+        mix = alike.zero_().scatter_(2, near, added).scatter_(2, plan.slot[..., None], 1.0)
         if extra:
-            mix = torch.where((plan.slot == last)[..., None], weight * ~chosen[:, None], mix)
-        return Plan(plan.slot, mix=mix if plan.valid is None else mix * plan.valid[..., None], valid=plan.valid)
+            # An image that keeps all its tokens has no extra one.
+            here = plan.slot == last
+            row, image = here.byte().argmax(dim=1), torch.arange(images, device=here.device)
+            mix[image, row] = torch.where(here.any(dim=1, keepdim=True), weight * ~chosen, mix[image, row])
+        if plan.valid is not None:
+            mix.mul_(plan.valid[..., None])
+        return Plan(plan.slot, mix=mix, valid=plan.valid)
 
     def _chosen(self, attention: Float32[Tensor, "B N"], wanted: int | None) -> Bool[Tensor, "B N"]:
         """Mark the kept tokens, without the extra one: the `wanted` most attended, or the outliers."""

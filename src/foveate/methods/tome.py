@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from foveate.methods import (
     Effort,
@@ -23,7 +22,12 @@ from foveate.methods import (
     one_row,
     register,
 )
+from foveate.methods.arithmetic import products
 from foveate.methods.arithmetic.groups import in_order, middles
+from foveate.methods.arithmetic.products import lengths, row_blocks
+
+_SHORTEST = 1e-12
+"""The least norm that is divided by, as in torch's `normalize`."""
 
 
 @register("tome")
@@ -52,7 +56,7 @@ class ToMe(Method):
     remaining tokens of the first half, most similar first, then the second half. Between encoder layers they are in
     raster order.
 
-    Cost: per round one N/2 x N/2 matrix of cosines.
+    Cost: per round the cosines of half of the tokens with the other half, a block of rows at a time.
 
     >>> features = torch.tensor([[[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [-1.0, 0.0]]])
     >>> plan = ToMe(keep=3).plan(VisualTokens.of(features, (2, 2)))
@@ -100,10 +104,10 @@ class ToMe(Method):
         group = torch.arange(left, device=metric.device).expand(images, -1)
         size = metric.new_ones(images, left)
         for merges in self._rounds(left, kept):
-            merged = bipartite(metric, merges)
+            order, merged = _matched(metric, merges, 0)
             left -= merges
-            total = size.new_zeros(images, left).scatter_add(1, merged, size)
-            metric = Plan(merged[:, :left], merged, size / total.gather(1, merged)).apply(metric)
+            total = size.new_zeros(images, left).scatter_add_(1, merged, size)
+            metric = _averaged(metric, order, merges, merged, size / total.gather(1, merged))
             size, group = total, merged.gather(1, group)
         return in_order(middles(group, kept), group)
 
@@ -140,17 +144,55 @@ def bipartite(metric: Float[Tensor, "B N C"], merges: int, protected: int = 0) -
     >>> bipartite(torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [1.0, 1.0]]]), merges=1).tolist()
     [[0, 1, 1, 2]]
     """
-    unit = normalize(metric.float(), dim=-1)
-    alike = torch.bmm(unit[:, ::2], unit[:, 1::2].transpose(1, 2))
-    alike[:, : (protected + 1) // 2] = -torch.inf
-    alike[:, :, : protected // 2] = -torch.inf
-    images, evens, odds = alike.shape
-    best, partner = alike.max(dim=2)
-    stay = best.argsort(dim=1, descending=True, stable=True)[:, merges:]
+    return _matched(metric.float(), merges, protected)[1]
+
+
+def _matched(
+    metric: Float32[Tensor, "B N C"], merges: int, protected: int
+) -> tuple[Int64[Tensor, "B E"], Int64[Tensor, "B N"]]:
+    """Return even tokens in the order of their match, the most similar first, and the new token of each token."""
+    images, count = metric.shape[:2]
+    odd = metric[:, 1::2].contiguous().transpose(1, 2)
+    odds, evens = odd.shape[2], count - odd.shape[2]
+    # Dividing products passes over fewer numbers than dividing vectors; of an even token, only the best needs it.
+    norm = lengths(metric).clamp_(min=_SHORTEST)
+    scale = norm[:, None, 1::2].reciprocal()
+    best, partner = metric.new_empty(images, evens), torch.empty((images, evens), dtype=torch.int64, device=norm.device)
+    for rows in row_blocks(evens, odds, metric):
+        alike = torch.bmm(metric[:, ::2][:, rows], odd).mul_(scale)
+        alike[:, :, : protected // 2] = -torch.inf
+        best[:, rows], partner[:, rows] = alike.max(dim=2)
+    best /= norm[:, ::2]
+    best[:, : (protected + 1) // 2] = -torch.inf
+    order = best.argsort(dim=1, descending=True, stable=True)
+    stay = order[:, merges:]
     if protected:
         stay = stay.sort(dim=1).values
     left = torch.arange(evens - merges, device=metric.device).expand(images, -1)
-    merged = metric.new_empty(images, evens + odds, dtype=torch.int64)
-    merged[:, ::2] = (partner + left.shape[1]).scatter(1, stay, left)
+    merged = partner.new_empty(images, count)
+    merged[:, ::2] = partner.add_(left.shape[1]).scatter_(1, stay, left)
     merged[:, 1::2] = torch.arange(odds, device=metric.device) + left.shape[1]
-    return merged
+    return order, merged
+
+
+def _averaged(
+    metric: Float32[Tensor, "B N C"],
+    order: Int64[Tensor, "B E"],
+    merges: int,
+    merged: Int64[Tensor, "B N"],
+    weight: Float32[Tensor, "B N"],
+) -> Float32[Tensor, "B M C"]:
+    """Return the vectors of the new tokens: weighted means of those that were merged."""
+    images, count, width = metric.shape
+    left = count - merges
+    if not products.on_cpu(metric):
+        return Plan(merged[:, :left], merged, weight).apply(metric)
+    # Only merged tokens are added up; the others are copied.
+    stay, gone = order[:, merges:] * 2, order[:, :merges] * 2
+    new = metric.new_empty(images, left, width)
+    new[:, : stay.shape[1]] = Plan(slot=stay).select(metric)
+    torch.mul(metric[:, 1::2], weight[:, 1::2, None], out=new[:, stay.shape[1] :])
+    added = Plan(slot=gone).select(metric).mul_(weight.gather(1, gone)[..., None])
+    target = merged.gather(1, gone) + torch.arange(images)[:, None] * left
+    new.view(-1, width).index_add_(0, target.flatten(), added.flatten(0, 1))
+    return new

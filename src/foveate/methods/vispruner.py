@@ -23,6 +23,7 @@ from foveate.methods import (
     one_row,
     register,
 )
+from foveate.methods.arithmetic.products import Pairs, row_blocks
 
 
 @register("vispruner")
@@ -93,14 +94,13 @@ class VisPruner(Method):
     def _diverse(self, tokens: VisualTokens, left: Int64[Tensor, "B R"], wanted: int) -> Int64[Tensor, "B K"]:
         if not wanted or left.shape[1] == wanted:
             return left[:, :wanted]
-        unit = normalize(tokens.features.float(), dim=-1)
-        alike, names = unit @ unit.transpose(1, 2), left
+        unit = normalize(Plan(slot=left).select(tokens.features).float(), dim=-1)
+        names, alike = left, Pairs(unit)
         left = torch.arange(left.shape[1], device=left.device).expand_as(left)
-        alike = _among(alike, names)
         look = _look(alike)
         while left.shape[1] > wanted:
-            if 2 * left.shape[1] <= alike.shape[1]:
-                alike, names = _among(alike, left), names.gather(1, left)
+            if 2 * left.shape[1] <= alike.count:
+                alike, names = alike.among(left), names.gather(1, left)
                 left = torch.arange(left.shape[1], device=left.device).expand_as(left)
                 look = _look(alike)
             first, second = left[:, ::2], left[:, 1::2]
@@ -115,14 +115,11 @@ _MANY = 512
 """Number of tokens above which lists are faster on a CPU."""
 
 
-def _look(alike: Float[Tensor, "B R R"]) -> Look:
+def _look(alike: Pairs) -> Look:
+    if alike.on_cpu and alike.count > _MANY:
+        return likest_by_list(alike)
     # On a GPU kernel launches take most of the time, so one large lookup is best.
-    return likest_by_list(alike) if alike.device.type == "cpu" and alike.shape[1] > _MANY else partial(likest, alike)
-
-
-def _among(alike: Float[Tensor, "B N N"], left: Int64[Tensor, "B R"]) -> Float[Tensor, "B R R"]:
-    rows = alike.gather(1, left[..., None].expand(-1, -1, alike.shape[2]))
-    return rows.gather(2, left[:, None].expand(-1, left.shape[1], -1))
+    return alike.highest if alike.matrix is None else partial(likest, alike.matrix)
 
 
 def likest(
@@ -133,23 +130,27 @@ def likest(
     return alike.flatten(1).gather(1, pairs).view(*first.shape, -1).amax(dim=2)
 
 
-def likest_by_list(alike: Float[Tensor, "B R R"], length: int = 16) -> Look:
+def likest_by_list(alike: Float[Tensor, "B R R"] | Pairs, length: int = 16) -> Look:
     """Return a function that computes the same as `likest`, from a list of the most similar tokens of each token.
 
     The function serves all rounds. For each token it takes the first of its list that is in the second half. If none of
     the list is there, it searches the whole row of the token.
     """
-    values, tokens = alike.topk(min(length, alike.shape[1]), dim=2)
-    image = torch.arange(len(alike))[:, None]
+    pairs = Pairs.of(alike) if isinstance(alike, Tensor) else alike
+    values, tokens = pairs.topk(min(length, pairs.count))
+    images = len(values)
+    image = torch.arange(images)[:, None]
 
     def look(first: Int64[Tensor, "B F"], second: Int64[Tensor, "B S"]) -> Float[Tensor, "B F"]:
-        held = torch.zeros(alike.shape[:2], dtype=torch.bool).scatter_(1, second, True)
+        held = torch.zeros(images, pairs.count, dtype=torch.bool).scatter_(1, second, True)
         hit = held[image[..., None], tokens[image, first]]
         some, place = hit.max(dim=2)
         found = values[image, first, place]
         lost, row = (~some).nonzero(as_tuple=True)
-        if len(lost):
-            found[lost, row] = alike[lost, first[lost, row]].masked_fill(~held[lost], -torch.inf).amax(dim=1)
+        for each in row_blocks(len(lost), pairs.count, held):
+            found[lost[each], row[each]] = (
+                pairs.rows_of(lost[each], first[lost[each], row[each]]).masked_fill_(~held[lost[each]], -torch.inf)
+            ).amax(dim=1)
         return found
 
     return look

@@ -6,20 +6,20 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from foveate.methods.arithmetic.products import Pairs
 
-def squared_distances(features: Float[Tensor, "B N D"]) -> Float32[Tensor, "B N N"]:
-    """Return squared Euclidean distances between the tokens of each image: `(B, N, N)` float32, 0 on the diagonal.
 
-    This takes one matrix product. The mean token is subtracted first, which changes no distance and keeps small
-    distances exact.
+def squared_distances(features: Float[Tensor, "B N D"], whole: int | None = None) -> Pairs:
+    """Return squared Euclidean distances between the tokens of each image, in float32.
+
+    The mean token is subtracted first, which changes no distance and keeps small distances exact.
+
+    Args:
+        features: `(B, N, D)`, any float dtype.
+        whole: the most tokens for a matrix of all distances.
     """
     x = features.float()
-    x = x - x.mean(dim=1, keepdim=True)
-    length = x.square().sum(dim=-1)
-    away = torch.baddbmm(length[:, None] + length[..., None], x, x.transpose(1, 2), alpha=-2).clamp_(min=0)
-    # The product may round d(i, j) and d(j, i) differently, but two nearest neighbours must be equally dense.
-    away = away.triu(diagonal=1)
-    return away + away.transpose(1, 2)
+    return Pairs(x - x.mean(dim=1, keepdim=True), distances=True, whole=whole)
 
 
 def density_peaks(
@@ -48,14 +48,46 @@ def density_peaks(
     """
     images, count, width = features.shape
     away = squared_distances(features)
-    sparse = away.topk(min(neighbours, count), dim=2, largest=False).values.mean(dim=2)
     index = torch.arange(count, device=features.device).expand(images, -1)
+    sparse, most = _sparsity(away, index, min(neighbours, count))
     rank = torch.zeros_like(index).scatter(1, sparse.argsort(dim=1, stable=True), index)
-    far = torch.where(rank[:, None] < rank[..., None], away, torch.inf).amin(dim=2)
-    far = torch.where(rank == 0, away.amax(dim=(1, 2))[:, None], far)
+    far = torch.where(rank == 0, most, _to_denser(away, rank))
     # The division of d by the square root of D changes every log(d) by the same amount, so it is left out there.
     score = far.log() / 2 - sparse / width
     centre = score.argsort(dim=1, descending=True, stable=True)[:, :kept]
-    group = away.gather(2, centre[:, None].expand(-1, count, -1)).argmin(dim=2)
     # A centre belongs to itself, even if another centre has the same features.
-    return centre, group.scatter(1, centre, index[:, :kept])
+    return centre, away.nearest(centre).scatter(1, centre, index[:, :kept])
+
+
+def _sparsity(
+    away: Pairs, index: Int64[Tensor, "B N"], neighbours: int
+) -> tuple[Float32[Tensor, "B N"], Float32[Tensor, "B 1"]]:
+    """Return the mean squared distance of each token to its nearest tokens, itself included, and the largest of all."""
+    images, count = index.shape
+    nearest = torch.full((images, count, neighbours), torch.inf, device=index.device)
+    most = nearest.new_zeros(images)
+
+    def smallest(values: Tensor) -> Tensor:
+        return values.topk(neighbours, dim=2, largest=False).values
+
+    for rows, columns, values in away.blocks():
+        most = torch.maximum(most, values.amax(dim=(1, 2)))
+        if columns.stop - columns.start == count:
+            nearest[:, rows] = smallest(values)
+            continue
+        nearest[:, rows] = smallest(torch.cat([nearest[:, rows], values], dim=2))
+        if columns != rows:
+            nearest[:, columns] = smallest(torch.cat([nearest[:, columns], values.transpose(1, 2)], dim=2))
+    return nearest.mean(dim=2), most[:, None]
+
+
+def _to_denser(away: Pairs, rank: Int64[Tensor, "B N"]) -> Float32[Tensor, "B N"]:
+    """Return the squared distance of each token to the nearest token of a lower rank; inf if there is none."""
+    far = torch.full(rank.shape, torch.inf, device=rank.device)
+    for rows, columns, values in away.blocks():
+        mine, theirs = rank[:, rows, None], rank[:, None, columns]
+        own = torch.where(theirs < mine, values, torch.inf).amin(dim=2)
+        far[:, rows] = torch.minimum(far[:, rows], own)
+        if columns.start > rows.start:
+            far[:, columns] = torch.minimum(far[:, columns], torch.where(mine < theirs, values, torch.inf).amin(dim=1))
+    return far
