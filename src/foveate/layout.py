@@ -126,9 +126,11 @@ class Layout:
         segments: the grids in order, for example a single 24 x 24, base and tiles, or frames.
         structural: newlines and separators, sorted by place.
         runs: how many columns each run has, in order; () means that they are one run.
+        times: of a clip, one number per frame: where it stands on the decoder's axis of time, counted from the
+            beginning of its run; () means an image. Models with one axis of positions never read them.
 
     Raises:
-        FoveateError: structural tokens or runs don't fit the columns.
+        FoveateError: structural tokens or runs don't fit the columns, or times the frames.
 
     >>> Layout((Segment(1, 24, 24),)).content
     576
@@ -142,6 +144,7 @@ class Layout:
     segments: tuple[Segment, ...]
     structural: tuple[Structural, ...] = ()
     runs: tuple[int, ...] = ()
+    times: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, parts, kind in (("segments", self.segments, Segment), ("structural", self.structural, Structural)):
@@ -152,6 +155,13 @@ class Layout:
         check_kind("runs", self.runs, tuple, "a tuple of whole numbers")
         if self.runs and (any(type(run) is not int or run < 0 for run in self.runs) or sum(self.runs) != self.total):
             raise FoveateError(f"runs of a layout are {self.runs}, and must be whole numbers whose sum is {self.total}")
+        check_kind("times", self.times, tuple, "a tuple of whole numbers")
+        frames = sum(segment.t for segment in self.segments)
+        if self.times and (any(type(time) is not int or time < 0 for time in self.times) or len(self.times) != frames):
+            raise FoveateError(
+                f"times of a layout are {shown(self.times)}, and must be one whole number of 0 or more for each of its "
+                f"{frames} frames"
+            )
 
     def _check_structural(self) -> None:
         """Check that structural tokens are sorted by place, and that they and their groups are among the columns.
@@ -167,6 +177,11 @@ class Layout:
                     f"must be sorted by place, with places below {total} and groups that end at {content} or before"
                 )
             before = token.place
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether these are the tokens of a clip."""
+        return bool(self.times)
 
     @property
     def content(self) -> int:

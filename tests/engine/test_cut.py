@@ -19,6 +19,7 @@ def family(axes: int = 1, counts_padding: bool = False) -> Any:
     grid = torch.stack([torch.zeros(6), torch.arange(6) // 3, torch.arange(6) % 3]).long()
     return SimpleNamespace(
         image_token=IMAGE,
+        placeholders=lambda ids: ids == IMAGE,
         position_axes=axes,
         counts_padding=counts_padding,
         image_positions=lambda layout: torch.arange(6)[None] if axes == 1 else grid,
@@ -167,6 +168,7 @@ def one_axis() -> Any:
     return SimpleNamespace(
         title="a model",
         image_token=IMAGE,
+        placeholders=lambda ids: ids == IMAGE,
         position_axes=1,
         counts_padding=False,
         image_positions=lambda layout: layout.within_runs[None],

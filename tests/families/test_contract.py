@@ -49,7 +49,8 @@ def dense_positions(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     if family_of(model).position_axes == 1:
         return (mask.cumsum(1) - 1).clamp(min=0)
     takes = inspect.signature(model.model.get_rope_index).parameters
-    given = {name: inputs.get(name) for name in ("mm_token_type_ids", "image_grid_thw") if name in takes}
+    names = ("mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+    given = {name: inputs.get(name) for name in names if name in takes}
     positions, _ = model.model.get_rope_index(inputs["input_ids"], attention_mask=mask, **given)
     return positions.long()
 

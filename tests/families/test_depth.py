@@ -143,7 +143,7 @@ def by_hand(row: Row, model: Any, prompt: str, spec: str, answer: Tensor | None 
     columns = torch.arange(hidden.shape[1])
     seen = 0
     for piece, own in zip([piece for piece in prompt.split() if piece[0] != "t"], row.image_columns(prompt)):
-        layout = row.pictures[piece]
+        layout = row.layout(piece)
         run, _ = layout.placed(torch.arange(layout.content))
         images.append(
             {

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from foveate.engine import apply, compress
 from foveate.errors import FoveateError
+from foveate.families import family_of
 
 SIZES = ((100, 160), (170, 60), (80, 80))
 """Height and width of the pictures."""
@@ -132,22 +133,56 @@ def test_dropping_changes_the_answer(model: Any, processor: Any) -> None:
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if CLIPS.keys() & row.words.keys()], ids=lambda row: row.name)
-def test_a_clip_of_a_real_processor_is_refused(row: Row, model: Any) -> None:
+def test_a_clip_of_a_real_processor(row: Row, model: Any) -> None:
     pytest.importorskip("torchvision")
     processor = make_processor(row, model.config)
+    inputs = clip_inputs(row, processor, 5, 100, 120)
+    dense, dense_logits = generated(model, inputs)
+    if not row.clips:
+        with apply(model, "random:4"), pytest.raises(FoveateError, match="video is not supported yet for"):
+            generated(model, inputs)
+        with pytest.raises(FoveateError, match="video is not supported yet for"):
+            compress(model, inputs, "random:4")
+        return
+    with apply(model, "random:1.0"):
+        answer, kept_logits = generated(model, inputs)
+    assert torch.equal(answer, dense)
+    torch.testing.assert_close(kept_logits, dense_logits, atol=1e-5, rtol=1e-5)
+    with apply(model, "random:4") as run:
+        answer, short_logits = generated(model, inputs)
+    (image,) = run.report().images
+    assert image.before == int((inputs["input_ids"] == row.clips.token).sum())
+    assert image.after < image.before
+    assert torch.equal(generated(model, compress(model, inputs, "random:4"))[0], answer)
+    assert (short_logits - dense_logits).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.clips], ids=lambda row: row.name)
+def test_layouts_of_clips_are_the_processors_own(row: Row, model: Any) -> None:
+    pytest.importorskip("torchvision")
+    processor, family = make_processor(row, model.config), family_of(model)
+    limits = getattr(family, "clip_pixel_limits", None)
+    if limits is not None:
+        # As released models have it; a row may ask for small ones.
+        processor.video_processor.size = {"shortest_edge": limits[0], "longest_edge": limits[1]}
+    sizes = ((4, 100, 120), (5, 30, 300), (8, 336, 336), (2, 720, 1280), (3, 20, 20), (33, 640, 480), (16, 333, 334))
+    for frames, height, width in sizes:
+        inputs = clip_inputs(row, processor, frames, height, width)
+        (found,), told = family.clip_layouts(inputs), family.clip_layout(frames, height, width)
+        assert found.total == int((inputs["input_ids"] == row.clips.token).sum())  # pyright: ignore
+        assert (told.segments, told.run_lengths) == (found.segments, found.run_lengths), (frames, height, width)
+
+
+def clip_inputs(row: Row, processor: Any, frames: int, height: int, width: int) -> Any:
+    """A question about a clip, as the real processor gives it."""
     (word,) = CLIPS.keys() & row.words.keys()
-    inputs: Any = processor(
+    return processor(
         text=[f"user {CLIPS[word]} what is it ?"],
-        videos=[np.stack([np.asarray(photo(100, 120))] * 4)],
+        videos=[np.stack([np.asarray(photo(height, width))] * frames)],
         return_tensors="pt",
         do_sample_frames=False,
-        video_metadata=[{"fps": 2.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3]}],
+        video_metadata=[{"fps": 2.0, "total_num_frames": frames, "frames_indices": list(range(frames))}],
     )
-    generated(model, inputs)
-    with apply(model, "random:4"), pytest.raises(FoveateError, match="video is not supported yet"):
-        generated(model, inputs)
-    with pytest.raises(FoveateError, match="video is not supported yet"):
-        compress(model, inputs, "random:4")
 
 
 @pytest.fixture(scope="module")

@@ -540,7 +540,7 @@ def test_training_is_on_what_the_adapter_belongs_to(row, voco):
     assert voco(model, inputs).loss != first, "trained since then, as the caller chose"
     name = next(iter(family_of(model).video_inputs), None)
     if name is not None:
-        with pytest.raises(FoveateError, match="video is not supported"):
+        with pytest.raises(FoveateError, match="video is not supported yet for VoCo tokens"):
             voco(model, {**inputs, name: torch.zeros(1)})
 
 

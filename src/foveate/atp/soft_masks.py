@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from foveate.arguments import check_kind
 from foveate.atp.prompt_images import PromptImage, column_log_masks, find_prompt_images
+from foveate.engine.modalities import refuse_clips
 from foveate.engine.prompt import WantedPredictions
 from foveate.engine.signals import LayerInput, answer
 from foveate.engine.visibility import visibility
@@ -119,6 +120,7 @@ class SoftMasks:
         self._images, self._log_masks, self._inputs, self._shares = [], None, {}, []
         self.shares = torch.zeros(0, len(self.methods))
         ids, cache = call.get("input_ids"), cache_of_call(call)
+        refuse_clips("soft masks", self.family, call)
         if call.get("pixel_values") is None:
             return
         if ids is None or (cache is not None and cache.get_seq_length()):

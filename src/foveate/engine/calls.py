@@ -20,18 +20,31 @@ from foveate.engine.caches import begin_call, cache_state, end_call, refuse_rebu
 from foveate.engine.columns import text_positions
 from foveate.engine.containers import images_of, original
 from foveate.engine.decoder import DecoderPass
-from foveate.engine.encode import Encoded, encoded_from, images_of_prompt
+from foveate.engine.encode import Encoded, encoded_from, images_of_prompt, joined, time_clips
 from foveate.engine.hooks import CoreHooks, DecoderHooks, EncoderHooks, StaysWithModel
 from foveate.engine.images import plan_images
 from foveate.engine.inputs import (
     check_generation,
     check_ids,
-    check_image_inputs,
     check_mask,
     check_positions,
     check_tensor,
+    check_visual_inputs,
 )
 from foveate.engine.known import KnownImages, PreparedInputs, Question, UncachedPrompt
+from foveate.engine.modalities import (
+    CLIP,
+    IMAGE,
+    MODALITIES,
+    Item,
+    brought,
+    check_clips,
+    containers,
+    placeholders_of,
+    prompt_order,
+    run_encoder,
+    visual_inputs,
+)
 from foveate.engine.pending import PendingCall
 from foveate.engine.prompt import (
     PER_COLUMN,
@@ -156,8 +169,7 @@ class CoreCalls(StaysWithModel):
         check_generation(arguments)
         ids = arguments.get("input_ids", arguments.get("inputs"))
         self._local.asked = ids.shape[-1] if isinstance(ids, Tensor) else None
-        if arguments.get("pixel_values") is not None:
-            check_image_inputs(self.family, arguments)
+        check_visual_inputs(self.family, arguments)
 
     def _before_prepare(self, arguments: Call) -> None:
         """Note what `generate` is about to pass: some models hide its length and position ids from their own call."""
@@ -182,9 +194,11 @@ class CoreCalls(StaysWithModel):
         call = {**self._signature.bind_partial(*args).arguments, **kwargs} if args else dict(kwargs)
         check_ids(call.get("input_ids"))
         check_positions(call.get("position_ids"))
-        refuse_video(self.family, call)
-        output = (call.get("mm_encoder_outputs") or {}).get("image")
-        brings_images = output is not None or call.get("pixel_values") is not None
+        check_clips(self.family, call)
+        encoded = call.get("mm_encoder_outputs") or {}
+        outputs = {name: encoded[name] for name in MODALITIES if encoded.get(name) is not None}
+        pixels = [name for name in brought(self.family, call) if name not in outputs]
+        brings_images = bool(outputs or pixels)
         cache = cache_of_call(call)
         state = cache_state(cache)
         cached = 0 if cache is None else int(cache.get_seq_length())
@@ -206,11 +220,12 @@ class CoreCalls(StaysWithModel):
             new = self._new_tokens(call, prefix, passed, prepared)
             call = _last(call, new)
         if brings_images:
-            if output is None:
+            if pixels:
                 # `generate` has checked its own.
-                check_image_inputs(self.family, call)
+                check_visual_inputs(self.family, call)
             with weights_at_hand(self.family.core):
-                known, order = self._images(self.family.encode(call) if output is None else output, call)
+                outputs |= {name: run_encoder(self.family, name, call) for name in pixels}
+                known, order = self._images(outputs, call)
             call, pending = self._call_with_images(call, known, order, prefix)
         else:
             call, pending = self._call_with_text(call, prefix)
@@ -331,13 +346,43 @@ class CoreCalls(StaysWithModel):
 
     # Images
 
-    def _images(self, output: Any, call: Call) -> tuple[KnownImages, Sequence[int]]:
-        """Return the images of a call, and their numbers in prompt order; the beams of one sample share them.
+    def _images(self, outputs: Mapping[str, Any], call: Call) -> tuple[KnownImages, Sequence[int]]:
+        """Return the images and clips of a call, and their numbers in prompt order; the beams of a sample share them.
+
+        Args:
+            outputs: the container of each modality.
+            call: what the core is called with.
 
         Raises:
             FoveateError: the features weren't made under this apply, or a step can't act on them.
         """
         ids: Tensor = call["input_ids"]
+        captures: dict[str, Capture | Encoded] = {}
+        orders: dict[str, Sequence[int]] = {}
+        for name in (each for each in MODALITIES if each in outputs):
+            captures[name], orders[name] = self._captured(name, outputs[name], ids)
+        layouts = {name: [captures[name].layouts[number] for number in order] for name, order in orders.items()}
+        items = [(name, orders[name][number]) for name, number in prompt_order(self.family, ids, layouts)]
+        first, *partners = captures.values()
+        if partners:
+            numbers = {item: number for number, item in enumerate(dict.fromkeys(items))}
+            order = [numbers[item] for item in items]
+        else:
+            numbers, order = {}, [number for _, number in items]
+        known = self._known.get(first)
+        same = known is not None and len(known.partners) == len(partners)
+        same = same and all(one is other for one, other in zip(known.partners, partners))  # pyright: ignore
+        if known is None or not same or not _same_question(known, call):
+            known = self._known[first] = self._plan_images(captures, list(numbers), order, call)
+            known.partners = partners
+        return known, order
+
+    def _captured(self, modality: str, output: Any, ids: Tensor) -> tuple[Capture | Encoded, Sequence[int]]:
+        """Return what the hooks recorded of a container, and the numbers of its images or clips in prompt order.
+
+        Raises:
+            FoveateError: the features weren't made under this apply, or a step can't act on them.
+        """
         output = original(output)
         capture: Capture | Encoded | None = images_of(output)
         if isinstance(capture, Encoded):
@@ -347,29 +392,41 @@ class CoreCalls(StaysWithModel):
                 "image features came that were not made under this apply, or were taken apart by chunked prefill; pass "
                 "pixel_values without chunking, or inputs from foveate.compress without apply"
             )
-        placeholder = ids == self.family.image_token
+        placeholder = placeholders_of(self.family, modality, ids)
         if len(output.pooler_output) > len(capture.layouts):
             refuse_mixed_images(self._model, len(output.pooler_output), placeholder)
         order = _order_of_images(output.pooler_output, capture, placeholder)
-        if isinstance(capture, Capture):
-            capture, order = images_of_prompt(self.family, capture, order, ids, self.schedule.pixels)
-        known = self._known.get(capture)
-        if known is None or not _same_question(known, call):
-            known = self._known[capture] = self._plan_images(capture, order, ids, _new_mask(call))
-        return known, order
+        if isinstance(capture, Capture) and modality == IMAGE:
+            return images_of_prompt(self.family, capture, order, ids, self.schedule.pixels)
+        return capture, order
 
     def _plan_images(
-        self, capture: Capture | Encoded, order: Sequence[int], ids: Tensor, mask: Tensor | None
+        self, captures: Mapping[str, Capture | Encoded], items: Sequence[Item], order: Sequence[int], call: Call
     ) -> KnownImages:
-        """Plan images that come for the first time, or with another question than before."""
+        """Plan images that come for the first time, or with another question than before.
+
+        Args:
+            captures: per modality.
+            items: the images and clips in prompt order, if there are both.
+            order: for each that the prompt holds, its number.
+            call: what the core is called with.
+        """
         began = self._now()
-        encoded = capture
-        if isinstance(encoded, Capture):
-            encoded = encoded_from(self.family, encoded, self.schedule.encoder_signals, bool(self.schedule.features))
+        ids, mask = call["input_ids"], _new_mask(call)
+        parts: dict[str, Encoded] = {}
+        for name, capture in captures.items():
+            if isinstance(capture, Capture):
+                if name == CLIP:
+                    time_clips(self.family, capture, call)
+                capture = encoded_from(
+                    self.family, capture, self.schedule.encoder_signals, bool(self.schedule.features)
+                )
+            parts[name] = capture
+        encoded = joined(parts, items)
         texts = None
         if self.schedule.reads_text:
-            in_prompt = texts_of(self.family, ids, mask, [capture.layouts[number] for number in order])
-            texts = [in_prompt[order.index(number)] for number in range(len(capture.layouts))]
+            in_prompt = texts_of(self.family, ids, mask, [encoded.layouts[number] for number in order])
+            texts = [in_prompt[order.index(number)] for number in range(len(encoded))]
         images = plan_images(self.family, self.schedule, encoded, texts)
         entry = self.builder.add(images, (self._now() - began) * 1e3)
         signals = encoded.signals if self.schedule.layers else {}
@@ -464,16 +521,16 @@ class CoreCalls(StaysWithModel):
             return prompt
         return UncachedPrompt(ids, mask, wanted.last, decoder_pass.plans)
 
-    def _shortened(self, call: Call, cut: CutPrompt, images: Sequence[CompressedImage], stacked: bool) -> Call:
+    def _shortened(
+        self, call: Call, cut: CutPrompt, images: Sequence[CompressedImage], stacked: frozenset[str]
+    ) -> Call:
         """Return the call with the cut prompt and the compressed images."""
         family = self.family
         ids: Tensor = call["input_ids"]
-        call = {name: value for name, value in call.items() if name not in family.pixel_inputs}
+        call = {name: value for name, value in call.items() if name not in visual_inputs(family)}
         call["input_ids"] = cut.input_ids
         call["position_ids"] = cut.position_ids
-        call["mm_encoder_outputs"] = family.container(
-            [image.features for image in images], [image.companions for image in images], stacked
-        )
+        call["mm_encoder_outputs"] = containers(family.container, images, stacked)
         for name in self._signature.parameters.keys() - PER_COLUMN.keys() - _CUT:
             value = call.get(name)
             if name.endswith("_ids") and isinstance(value, Tensor) and value.shape == ids.shape:
@@ -548,17 +605,6 @@ class CoreCalls(StaysWithModel):
 
 
 # A caller's arguments
-
-
-def refuse_video(family: Family, inputs: Mapping[str, Any]) -> None:
-    """Refuse clips, which would pass at full length without the report showing it.
-
-    Raises:
-        FoveateError: there is a clip among the inputs.
-    """
-    encoded = inputs.get("mm_encoder_outputs") or {}
-    if any(inputs.get(name) is not None for name in family.video_inputs) or encoded.get("video") is not None:
-        raise FoveateError("video is not supported yet; pass images, for instance frames of the clip")
 
 
 def _refuse_blocks(family: Family) -> None:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from foveate.devices import checked_device
-from foveate.engine.calls import refuse_video
 from foveate.engine.encode import Encoded, encode_for
 from foveate.engine.images import plan_images
-from foveate.engine.inputs import check_image_inputs, check_mapping, check_prompt_inputs
+from foveate.engine.inputs import check_mapping, check_prompt_inputs, check_visual_inputs
+from foveate.engine.modalities import MODALITIES, brought, check_clips, containers, placeholders_of, visual_inputs
 from foveate.engine.prompt import (
     PER_COLUMN,
     CompressedImage,
@@ -57,9 +57,7 @@ class ShortInputs(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name == "mm_encoder_outputs" and self.images:
-            return self._container(
-                [image.features for image in self.images], [image.companions for image in self.images]
-            )
+            return self._container(self.images)
         return self._tensors[name]
 
     def to(self, device: torch.device | str | int | None = None, dtype: torch.dtype | None = None) -> ShortInputs:
@@ -128,8 +126,8 @@ def compress(
         M-RoPE) int64, mm_encoder_outputs, and labels and token types if there were any.
 
     Raises:
-        FoveateError: prompt and images don't fit together, a clip is among them, or a signal is asked for that the
-            family lacks, or the model's weights are sharded.
+        FoveateError: prompt and images don't fit together, a clip is among them and the family takes none, or a signal
+            is asked for that the family lacks, or the model's weights are sharded.
         SpecError: the spec is malformed or names an unknown method.
         UnsupportedFamily: the model is of no supported family.
     """
@@ -141,7 +139,7 @@ def compress(
             "up to @input"
         )
     check_mapping(inputs)
-    refuse_video(family, inputs)
+    check_clips(family, inputs)
     if inputs.get("mm_encoder_outputs"):
         raise FoveateError(
             "compress takes images as pixel_values, or encoded by foveate.encode; mm_encoder_outputs would pass at "
@@ -151,14 +149,14 @@ def compress(
     refuse_packed(inputs)
     if encoded is not None and not isinstance(encoded, Encoded):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise FoveateError(f"encoded is what foveate.encode returned, not {shown(encoded)}")
-    if encoded is None and inputs.get("pixel_values") is None:
+    if encoded is None and not brought(family, inputs):
         refuse_missing_images(family, inputs["input_ids"])
-        return ShortInputs(family.container, dict(inputs), (), {"encoder": 0.0, "compressor": 0.0})
+        return ShortInputs(partial(containers, family.container), dict(inputs), (), {"encoder": 0.0, "compressor": 0.0})
 
     device = family.device
     milliseconds = {"encoder": 0.0}
     if encoded is None:
-        check_image_inputs(family, inputs)
+        check_visual_inputs(family, inputs)
         refuse_sharded(model, family.core)
         encoded = encode_for(family, inputs, [steps])
         milliseconds["encoder"] = encoded.milliseconds
@@ -179,13 +177,15 @@ def compress(
     for name, value in inputs.items():
         if name in PER_COLUMN and value is not None:
             tensors[name] = cut.take(value, PER_COLUMN[name])
-        elif name not in tensors and name not in family.pixel_inputs:
+        elif name not in tensors and name not in visual_inputs(family):
             tensors[name] = value
     milliseconds["compressor"] = (now(device) - began) * 1e3
-    container = family.container
-    if encoded.stacked:
-        row_tokens = (cut.input_ids == family.image_token).sum(dim=1).tolist()
-        container = partial(container, stacked=True, row_tokens=row_tokens)
+    row_tokens = {
+        name: placeholders_of(family, name, cut.input_ids).sum(dim=1).tolist()
+        for name in MODALITIES
+        if name in encoded.stacked
+    }
+    container = partial(containers, family.container, stacked=encoded.stacked, row_tokens=row_tokens)
     return ShortInputs(container, tensors, images, milliseconds)
 
 

@@ -14,7 +14,8 @@ from foveate.arguments import check_kind, listed
 from foveate.engine.containers import images_of
 from foveate.engine.encoder import mapped_signal, plan_inside
 from foveate.engine.hooks import EncoderHooks, hooked
-from foveate.engine.inputs import check_image_inputs, check_mapping
+from foveate.engine.inputs import check_mapping, check_visual_inputs
+from foveate.engine.modalities import CLIP, IMAGE, Item, brought, prompt_order, run_encoder
 from foveate.engine.sharding import refuse_sharded
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
@@ -30,7 +31,9 @@ from foveate.tokens import Layout, Signal
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """The images of one prompt or batch, encoded once, for any number of specs and questions.
+    """The images and clips of one prompt or batch, encoded once, for any number of specs and questions.
+
+    They are in prompt order; a clip is one of the images.
 
     Attributes:
         layouts: the full layout of each image, as the prompt's placeholders count it.
@@ -43,7 +46,8 @@ class Encoded:
             `@encoder` left nothing.
         inside: per image, the plan of a step at `@encoder` over the tokens of `seen`, a batch of one; empty if there
             was none.
-        stacked: whether the model takes the features of its images as one tensor, and not as a list.
+        stacked: "image" and "video", if the model takes the features of its images or clips as one tensor, and not
+            as a list.
         steps: the steps at `@pixels` and `@encoder` that ran, in their written form; "" for none.
         milliseconds: time of encoder and projector.
     """
@@ -56,7 +60,7 @@ class Encoded:
     features: tuple[Tensor, ...] | None
     signals: Mapping[Signal, tuple[Tensor, ...]]
     inside: tuple[Plan, ...] = ()
-    stacked: bool = False
+    stacked: frozenset[str] = frozenset()
     steps: str = ""
     milliseconds: float = 0.0
 
@@ -127,9 +131,9 @@ def encode(model: nn.Module, inputs: Mapping[str, Any], specs: SpecLike | Iterab
     """
     family = family_of(model)
     check_mapping(inputs)
-    if inputs.get("pixel_values") is None:
+    check_visual_inputs(family, inputs)
+    if not brought(family, inputs):
         raise FoveateError("there is no image to encode; pass what the processor returned for a prompt with images")
-    check_image_inputs(family, inputs)
     refuse_sharded(model, family.core)
     schedules = [schedule(as_spec(spec), family) for spec in spec_list(specs)]
     if len({each.encoding for each in schedules}) > 1:
@@ -144,16 +148,48 @@ def encode_for(family: Family, inputs: Mapping[str, Any], schedules: Sequence[Sc
     pixels, inside = (schedules[0].pixels, schedules[0].encoder) if schedules else (None, None)
     device = family.device
     began = now(device)
+    ids, inputs = inputs.get("input_ids"), moved(inputs, device)
     with weights_at_hand(family.core):
-        with hooked(EncoderHooks(family, signals, features, pixels, inside)):
-            output = family.encode(moved(inputs, device))
-        capture = images_of(output)
-        assert isinstance(capture, Capture)
-        order = range(len(capture.layouts))
-        capture, _ = images_of_prompt(family, capture, order, inputs.get("input_ids"), pixels)
+        captures: dict[str, Capture] = {}
+        for name in brought(family, inputs):
+            with hooked(EncoderHooks(family, signals, features, pixels, inside)):
+                output = run_encoder(family, name, inputs)
+            capture = images_of(output)
+            assert isinstance(capture, Capture)
+            if name == CLIP:
+                time_clips(family, capture, inputs)
+            else:
+                capture, _ = images_of_prompt(family, capture, range(len(capture.layouts)), ids, pixels)
+            captures[name] = capture
         milliseconds = (now(device) - began) * 1e3
-        encoded = encoded_from(family, capture, signals, features)
+        parts = {name: encoded_from(family, capture, signals, features) for name, capture in captures.items()}
+    items = prompt_order(family, ids, {name: capture.layouts for name, capture in captures.items()})
+    encoded = joined(parts, items)
     return replace(encoded, steps=schedules[0].encoding if schedules else "", milliseconds=milliseconds)
+
+
+def time_clips(family: Family, capture: Capture, inputs: Mapping[str, Any]) -> None:
+    """Write the times of frames into the layouts of captured clips; the encoder isn't told of them."""
+    capture.layouts, capture.seen = (family.timed(layouts, inputs) for layouts in (capture.layouts, capture.seen))
+
+
+def joined(parts: Mapping[str, Encoded], items: Sequence[Item]) -> Encoded:
+    """Join images and clips that were encoded apart, in the order of `items`."""
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    first, second = parts[IMAGE], parts[CLIP]
+    both = replace(
+        first,
+        layouts=first.layouts + second.layouts,
+        seen=first.seen + second.seen,
+        projected=first.projected + second.projected,
+        companions=first.companions + second.companions,
+        structural=first.structural + second.structural,
+        features=None if first.features is None or second.features is None else first.features + second.features,
+        signals={signal: values + second.signals[signal] for signal, values in first.signals.items()},
+        stacked=first.stacked | second.stacked,
+    )
+    return both.pick([number + (name == CLIP) * len(first) for name, number in items])
 
 
 def images_of_prompt(
@@ -201,8 +237,14 @@ def encoded_from(family: Family, capture: Capture, signals: Sequence[Signal], fe
         features=family.features(capture) if features else None,
         signals=answers,
         inside=() if inside is None else tuple(inside.image(number) for number in range(len(capture.layouts))),
-        stacked=family.stacked or capture.stacked,
+        stacked=_stacked(family, capture),
     )
+
+
+def _stacked(family: Family, capture: Capture) -> frozenset[str]:
+    if any(layout.is_clip for layout in capture.layouts):
+        return frozenset({CLIP} if family.stacks_clips else ())
+    return frozenset({IMAGE} if family.stacked or capture.stacked else ())
 
 
 @torch.no_grad()

@@ -168,6 +168,8 @@ class EncoderHooks(StaysWithModel):
     def open(self) -> None:
         """Put the hooks on."""
         family, add = self.family, self._handles.append
+        if family.clip_places:
+            add(on_call(family.core, "get_video_features", before=self._note_clips, ended=self._forget_clips))
         if not family.watches_tower:
             add(on_call(family.core, "get_image_features", self._note_arguments, self._capture_result))
             return
@@ -222,6 +224,19 @@ class EncoderHooks(StaysWithModel):
     def _note_arguments(self, arguments: Keywords) -> None:
         self._local.arguments = {name: arguments.get(name) for name in self.family.encoder_arguments}
 
+    def _note_clips(self, arguments: Keywords) -> None:
+        family = self.family
+        steps = {"pixels": self.pixels, "encoder": self.encoder, "features": self.keep_features}
+        for place in (place for place, step in steps.items() if step and place not in family.clip_places):
+            raise FoveateError(
+                f"no step can act on clips of {family.title} at @{place}; use "
+                f"{', '.join(f'@{name}' for name in family.clip_places if name != 'decoder')}, or pass frames as images"
+            )
+        self._local.clips = arguments
+
+    def _forget_clips(self) -> None:
+        self._local.clips = None
+
     def _resize_arguments(self, arguments: Keywords) -> Keywords:
         assert self.pixels is not None
         layouts = self.family.layouts(arguments)
@@ -244,11 +259,15 @@ class EncoderHooks(StaysWithModel):
 
     def _before_tower(self, module: nn.Module, args: Arguments, kwargs: Keywords) -> Any:
         arguments: Keywords | None = self._local.__dict__.pop("arguments", None)
-        if self.family.encoder_arguments and arguments is None:
+        clips: Keywords | None = getattr(self._local, "clips", None)
+        if clips is not None:
+            capture = self.family.clip_call(args, {**clips, **kwargs})
+        elif self.family.encoder_arguments and arguments is None:
             # The tower was called by itself: nothing will use these features.
             self._local.capture = None
             return None
-        capture = self.family.tower_call(args, {**kwargs, **(arguments or {})})
+        else:
+            capture = self.family.tower_call(args, {**kwargs, **(arguments or {})})
         self._local.capture = capture
         call = None
         if self.pixels is not None and self.family.resizes_inputs:
@@ -439,9 +458,11 @@ class MethodHook:
         name: str,
         before: Callable[[dict[str, Any]], dict[str, Any] | None] | None,
         after: Callable[[Any], None] | None,
+        ended: Callable[[], None] | None,
     ) -> None:
         self.before = before
         self.after = after
+        self.ended = ended
         self._module = weakref.ref(module)
         self._name = name
 
@@ -465,8 +486,11 @@ def on_call(
     name: str,
     before: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
     after: Callable[[Any], None] | None = None,
+    ended: Callable[[], None] | None = None,
 ) -> MethodHook:
     """Listen to the calls of a module's method: `before` gets the arguments by name, `after` what is returned.
+
+    `ended` is called at the end of each call, also if it failed.
 
     If `before` returns arguments, the method and later listeners get these. Only this module is concerned, not its
     class, and the method keeps its signature. Listeners come and go in any order, from any thread.
@@ -482,7 +506,7 @@ def on_call(
     >>> "add" in vars(adder)
     False
     """
-    hook = MethodHook(module, name, before, after)
+    hook = MethodHook(module, name, before, after, ended)
     with _lock:
         listeners = _handles.setdefault(module, {})
         if name not in listeners:
@@ -503,15 +527,20 @@ def _listened(module: nn.Module, name: str) -> Any:
     def listened(*args: Any, **kwargs: Any) -> Any:
         this = owner()
         listeners = tuple(_handles.get(this, {}).get(name, ())) if this is not None else ()
-        for each in listeners:
-            if each.before is not None:
-                changed = each.before({**signature.bind_partial(*args).arguments, **kwargs})
-                args, kwargs = (args, kwargs) if changed is None else ((), changed)
-        output = shared(this, *args, **kwargs) if own is None else own(*args, **kwargs)
-        for each in listeners:
-            if each.after is not None:
-                each.after(output)
-        return output
+        try:
+            for each in listeners:
+                if each.before is not None:
+                    changed = each.before({**signature.bind_partial(*args).arguments, **kwargs})
+                    args, kwargs = (args, kwargs) if changed is None else ((), changed)
+            output = shared(this, *args, **kwargs) if own is None else own(*args, **kwargs)
+            for each in listeners:
+                if each.after is not None:
+                    each.after(output)
+            return output
+        finally:
+            for each in listeners:
+                if each.ended is not None:
+                    each.ended()
 
     noted: Any = listened
     noted.__signature__ = signature

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from foveate.engine.containers import mark_images
 from foveate.engine.encode import Encoded
+from foveate.engine.modalities import containers, modality_of
 from foveate.engine.prompt import CompressedImage, reaches_of
 from foveate.engine.sharding import gathered
 from foveate.engine.step import Arrival, make_plan
@@ -229,7 +230,10 @@ def encoder_outputs(model: nn.Module, encoded: Encoded) -> dict[str, Any]:
     family = family_of(model)
     images = plan_images(family, schedule(Spec(()), family), encoded)
     # One image may come several times, and each time with a question of its own.
-    features = [image.features[:] for image in images]
-    outputs = family.container(features, [image.companions for image in images], encoded.stacked)
-    mark_images(outputs["image"], replace(encoded))
+    outputs = containers(
+        family.container, [replace(image, features=image.features[:]) for image in images], encoded.stacked
+    )
+    for name, output in outputs.items():
+        own = [number for number, layout in enumerate(encoded.layouts) if modality_of(layout) == name]
+        mark_images(output, encoded.pick(own))
     return outputs

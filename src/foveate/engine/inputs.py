@@ -12,6 +12,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from foveate.arguments import check_kind
+from foveate.engine.modalities import CLIP, brought, check_clips, pixels_of
 from foveate.engine.prompt import PER_COLUMN
 from foveate.errors import FoveateError, shown
 from foveate.families import Family
@@ -111,26 +112,32 @@ def check_mask(mask: Shaped[Tensor, "B S"]) -> None:
         )
 
 
-def check_image_inputs(family: Family, inputs: Mapping[str, Any]) -> None:
-    """Check the inputs that describe images.
+def check_visual_inputs(family: Family, inputs: Mapping[str, Any]) -> None:
+    """Check the inputs that describe images and clips, as far as there are any.
 
     Raises:
-        FoveateError: pixels are no floats, or there are none.
+        FoveateError: pixels are no floats, or there are none; or there are clips, which the family doesn't take.
     """
+    check_clips(family, inputs)
     if not family.watches_tower:
         # What the model takes as pixels is unknown.
         return
-    pixels = inputs["pixel_values"]
-    check_tensor("pixel_values", pixels)
-    if not pixels.is_floating_point() or not pixels.numel():
-        raise FoveateError(
-            f"pixel_values are {_described(pixels)}; they must be floats of at least one image, as the processor "
-            "returns them"
-        )
-    for name in family.pixel_inputs:
-        value = inputs.get(name)
-        if name != "pixel_values" and value is not None and not isinstance(value, Tensor):
-            raise FoveateError(f"{name} is {shown(value)}; the processor returns a tensor")
+    for modality in brought(family, inputs):
+        first, named = pixels_of(family, modality), family.video_inputs if modality == CLIP else family.pixel_inputs
+        pixels = inputs[first]
+        check_tensor(first, pixels)
+        if not pixels.is_floating_point() or not pixels.numel():
+            noun = "clip" if modality == CLIP else "image"
+            raise FoveateError(
+                f"{first} are {_described(pixels)}; they must be floats of at least one {noun}, as the processor "
+                "returns them"
+            )
+        for name in named:
+            value = inputs.get(name)
+            # The seconds between frames may be a plain list.
+            takes = Tensor | list if modality == CLIP else Tensor
+            if name != first and value is not None and not isinstance(value, takes):
+                raise FoveateError(f"{name} is {shown(value)}; the processor returns a tensor")
 
 
 def check_generation(arguments: Mapping[str, Any]) -> None:

@@ -23,7 +23,8 @@ class KnownImages:
         images: each of them, before the decoder.
         entry: the number of the first one in the report.
         signals: the encoder's answers for each of them, for steps inside the decoder.
-        stacked: whether the model takes their features as one tensor.
+        stacked: the modalities of which the model takes the features as one tensor.
+        partners: what the other images of the prompt are, which were encoded apart: its clips.
         prompt: the last prompt that they came with and that left no cache, before anything was added to it.
         question: the prompt that `images` were planned for; None if the steps before the decoder read no text.
         cached: whether a call that they came with left a cache, so that a longer prompt is another question.
@@ -32,7 +33,8 @@ class KnownImages:
     images: list[CompressedImage]
     entry: int
     signals: Mapping[Signal, Sequence[Tensor]]
-    stacked: bool = False
+    stacked: frozenset[str] = frozenset()
+    partners: Sequence[Any] = ()
     prompt: UncachedPrompt | None = None
     question: Question | None = None
     cached: bool = False

@@ -165,7 +165,7 @@ def refuse_missing_images(family: Family, input_ids: Tensor) -> None:
     Raises:
         FoveateError: the prompt has some.
     """
-    placeholders = int((input_ids == family.image_token).sum())
+    placeholders = int(family.placeholders(input_ids).sum())
     if placeholders:
         raise FoveateError(
             f"the prompt holds {placeholders} image placeholders and no image came with it; pass all that the "
@@ -216,7 +216,7 @@ def image_columns(family: Family, input_ids: Tensor, layouts: Sequence[Layout]) 
     Raises:
         FoveateError: another placeholder, or nothing, stands where an image has such text.
     """
-    placeholder = input_ids == family.image_token
+    placeholder = family.placeholders(input_ids)
     offsets = [_text_offsets(layout) for layout in layouts]
     if not any(len(after) for after, _ in offsets):
         return placeholder
@@ -274,7 +274,7 @@ def cut_prompt(
             "value per token of each prompt"
         )
     layouts = [image.layout for image in images]
-    check_prompt(input_ids == family.image_token, layouts)
+    check_prompt(family.placeholders(input_ids), layouts)
     placeholder = image_columns(family, input_ids, layouts)
     real = torch.ones_like(placeholder) if attention_mask is None else attention_mask.bool()
     nothing_cut = all(image.after == image.before for image in images) and (attention_mask is None or bool(real.all()))
@@ -428,7 +428,7 @@ def texts_of(
     Raises:
         FoveateError: images and placeholders don't fit together.
     """
-    rows = check_prompt(input_ids == family.image_token, layouts)
+    rows = check_prompt(family.placeholders(input_ids), layouts)
     placeholder = image_columns(family, input_ids, layouts)
     real = ~placeholder if attention_mask is None else ~placeholder & attention_mask.bool()
     with torch.no_grad():

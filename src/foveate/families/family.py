@@ -137,9 +137,11 @@ class Family(Decoder, ABC):
     all_logits: ClassVar[bool] = False
     """Whether a call makes the logits of all its tokens, also where those of the last one are wanted."""
     video_inputs: ClassVar[tuple[str, ...]] = ("pixel_values_videos",)
-    """The inputs that describe clips: refused, since clips are not compressed yet."""
+    """The inputs that describe clips, pixels first; dropped from a call as `pixel_inputs` are."""
     clip_places: ClassVar[tuple[str, ...]] = ()
     """Where steps can act on clips, as in `places`; () refuses clips."""
+    stacks_clips: ClassVar[bool] = False
+    """Whether the model takes the features of its clips as one tensor, and not as a list."""
 
     def __init__(self, model: nn.Module) -> None:
         self.core = find_core(model, self.core_class)
@@ -292,6 +294,16 @@ class Family(Decoder, ABC):
         """The id of a visual token's placeholder in `input_ids`."""
         return int(self.config.image_token_id)
 
+    @property
+    def video_token(self) -> int:
+        """The id of the placeholder of a clip's tokens, for families with `clip_places`."""
+        return int(self.config.video_token_id)
+
+    def placeholders(self, input_ids: Tensor) -> Tensor:
+        """Mark the placeholders of images and clips in prompts: ids `(...)` int64 -> `(...)` bool."""
+        images = input_ids == self.image_token
+        return images | (input_ids == self.video_token) if self.clip_places else images
+
     # Features in place of pixels
 
     def check_feature_maps(self) -> None:
@@ -316,6 +328,36 @@ class Family(Decoder, ABC):
     @abstractmethod
     def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """Return the layout of each image, in prompt order, from the processor's output; no encoder runs."""
+
+    def clip_layout(self, frames: int, height: int, width: int) -> Layout:
+        """Return the layout of a clip of so many frames, as the processor prepares it, for families with `clip_places`.
+
+        Args:
+            frames: that the processor has chosen of the clip.
+            height: of a frame, in pixels.
+            width: of a frame, in pixels.
+
+        Raises:
+            FoveateError: the family takes no clips.
+        """
+        raise FoveateError(no_clips(self))
+
+    def clip_layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """Return the layout of each clip, in prompt order, from the processor's output; no encoder runs.
+
+        Raises:
+            FoveateError: the family takes no clips.
+        """
+        raise FoveateError(no_clips(self))
+
+    def timed(self, layouts: Sequence[Layout], inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """Return the layouts of clips with what the encoder isn't told of them: the times of their frames.
+
+        Args:
+            layouts: of the clips as the encoder saw them, in prompt order.
+            inputs: of a call. With beams, what has one value per clip comes several times.
+        """
+        return tuple(layouts)
 
     def image_positions(self, layout: Layout) -> Tensor:
         """Return the position ids of one image's columns, counted from the first one of each run: `(axes, N)` int64.
@@ -372,6 +414,16 @@ class Family(Decoder, ABC):
             found[name] = torch.cat(given)
         return found
 
+    def encode_clips(self, inputs: Mapping[str, Any]) -> Any:
+        """Run the model's encoder and projector on the clips of `inputs`, and return the model's own container."""
+        arguments = {name: inputs[name] for name in self.clip_encoder_inputs if inputs.get(name) is not None}
+        return self.core.get_video_features(**arguments, return_dict=True)  # pyright: ignore[reportCallIssue]
+
+    @property
+    def clip_encoder_inputs(self) -> tuple[str, ...]:
+        """The inputs of a call that `get_video_features` takes."""
+        return self.video_inputs
+
     @property
     def encoder_inputs(self) -> tuple[str, ...]:
         """The inputs of a call that `get_image_features` takes."""
@@ -401,6 +453,15 @@ class Family(Decoder, ABC):
     @abstractmethod
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
         """Start a capture from the arguments of a call of the tower, with `encoder_arguments` added to `kwargs`."""
+
+    def clip_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+        """Start a capture of clips from a call of the tower: its arguments, and in `kwargs` those of the method.
+
+        Args:
+            args: of the tower.
+            kwargs: of the tower, and those of `get_video_features`.
+        """
+        raise NotImplementedError
 
     def sizes_together(self, layouts: Sequence[Layout], sizes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
         """Return the sizes to which the entries of a call are resized, where some depend on others.
@@ -447,7 +508,7 @@ class Family(Decoder, ABC):
 
         Structural tokens keep the order that they have in the full layout. Reads the configuration alone.
         """
-        return Layout((Segment(layout.segments[0].t, *size),))
+        return Layout((Segment(layout.segments[0].t, *size),), times=layout.times)
 
     def shrunk_by(self, layout: Layout, shrink: Callable[[Layout], tuple[int, int]]) -> Layout:
         """Return the layout of an image that a step at `@pixels` resized; by default its first grid says how.
@@ -560,6 +621,11 @@ class Family(Decoder, ABC):
                 f"name one from {-count} to {count - 1}"
             )
         return layer % count
+
+
+def no_clips(family: Family) -> str:
+    """Say that a family takes no clips."""
+    return f"video is not supported yet for {family.title}; pass images, for instance frames of the clip"
 
 
 class _NoModel:

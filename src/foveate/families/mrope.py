@@ -53,15 +53,16 @@ class MRope(Family):
         return tuple(Layout((Segment(t, h // self.merge, w // self.merge),)) for t, h, w in grids.tolist())
 
     def image_positions(self, layout: Layout) -> Tensor:
-        """Return frame, row and column of each token: `(3, N)`."""
+        """Return frame, or the time of a clip's frame, row and column of each token: `(3, N)`."""
         (segment,) = layout.segments
-        axes = torch.meshgrid(torch.arange(segment.t), torch.arange(segment.h), torch.arange(segment.w), indexing="ij")
+        frames = torch.tensor(layout.times) if layout.is_clip else torch.arange(segment.t)
+        axes = torch.meshgrid(frames, torch.arange(segment.h), torch.arange(segment.w), indexing="ij")
         return torch.stack(axes).flatten(1)
 
     def image_spans(self, layout: Layout) -> tuple[int, ...]:
         """Return the longer side: text continues after the image's rows and columns, however many frames it has."""
         (segment,) = layout.segments
-        return (max(segment.h, segment.w),)
+        return (max(segment.h, segment.w),) * len(layout.run_lengths)
 
     def text_position(self, position_ids: Tensor) -> int | None:
         """Read the row of text positions above the three axes, or plain positions plus the model's `rope_deltas`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from math import ceil, floor, sqrt
 from typing import Any, ClassVar, Literal
@@ -31,8 +32,11 @@ class QwenVL(MRope):
     outside_encoder = "the merger after its encoder reads patches in blocks, which merging patches would break up"
     resize_modes = ("exact", "enlarge")
     pixel_inputs = ("pixel_values", "image_grid_thw")
+    video_inputs = ("pixel_values_videos", "video_grid_thw")
     pixel_limits: ClassVar[tuple[int, int]] = (3136, 12_845_056)
     """Pixels of a resized image, at least and at most, as preprocessor_config.json of the released checkpoints."""
+    clip_pixel_limits: ClassVar[tuple[int, int]] = (100_352, 602_112)
+    """Pixels of a resized frame, at least and at most, as the processor of clips has them by default."""
 
     @property
     def tower(self) -> nn.Module:
@@ -75,12 +79,68 @@ class QwenVL(MRope):
         Raises:
             FoveateError: one side is more than 200 times as long as the other.
         """
-        if max(height, width) > 200 * min(height, width):
+        return Layout((Segment(1, *self.grid_within(height, width, self.pixel_limits)),))
+
+    def clip_layout(self, frames: int, height: int, width: int) -> Layout:
+        """Return the grid of a clip: `temporal_patch_size` frames make one, and each is resized as an image is."""
+        if not self.clip_places:
+            return super().clip_layout(frames, height, width)
+        rows, columns = self.frame_grid(frames, height, width)
+        return self.clip_of(ceil(frames / self.frames_per_patch), rows, columns)
+
+    def frame_grid(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        """Return rows and columns of visual tokens of each frame of a clip."""
+        return self.grid_within(height, width, self.clip_pixel_limits)
+
+    @property
+    def frames_per_patch(self) -> int:
+        """Frames that one patch of a clip holds."""
+        return read_number(self.config.vision_config, "temporal_patch_size")
+
+    def clip_of(self, frames: int, rows: int, columns: int) -> Layout:
+        """Return the layout of a clip, in visual tokens: one run, whose frames have their numbers as times."""
+        return Layout((Segment(frames, rows, columns),), times=tuple(range(frames)))
+
+    def clip_grids(self, grids: Tensor) -> tuple[Layout, ...]:
+        """Return the layout of each clip from its `(t, h, w)` in patches."""
+        return tuple(self.clip_of(t, h // self.merge, w // self.merge) for t, h, w in grids.tolist())
+
+    def clip_layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """Return the layout of each row `(t, h, w)` of `video_grid_thw`, which counts patches."""
+        return self.timed(self.clip_grids(self._clip_grids(inputs)), inputs)
+
+    def encode_clips(self, inputs: Mapping[str, Any]) -> Any:
+        """Run the model's encoder and projector on the clips of `inputs`, and return the model's own container."""
+        self._clip_grids(inputs)
+        return super().encode_clips(inputs)
+
+    def _clip_grids(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Return `video_grid_thw`, `(clips, 3)` int64.
+
+        Raises:
+            FoveateError: it isn't there.
+        """
+        grids = inputs.get("video_grid_thw")
+        if grids is None:
             raise FoveateError(
-                f"an image of {width} x {height} pixels is too long for {self.title}: its sides may be 200 to 1 at most"
+                f"{self.title} needs video_grid_thw beside pixel_values_videos; the processor returns both"
             )
+        return grids
+
+    @property
+    def clip_encoder_inputs(self) -> tuple[str, ...]:
+        """Pixels and grids."""
+        return ("pixel_values_videos", "video_grid_thw")
+
+    def grid_within(self, height: int, width: int, limits: tuple[int, int]) -> tuple[int, int]:
+        """Return rows and columns of visual tokens of a picture whose pixels are brought within limits.
+
+        Raises:
+            FoveateError: one side is more than 200 times as long as the other.
+        """
+        self.check_sides(height, width)
         factor = read_number(self.config.vision_config, "patch_size") * self.merge
-        least, most = self.pixel_limits
+        least, most = limits
         nearest = [round(side / factor) for side in (height, width)]
         rows, columns = (max(1, count) for count in nearest)
         if rows * columns * factor**2 > most:
@@ -89,7 +149,18 @@ class QwenVL(MRope):
         elif nearest[0] * nearest[1] * factor**2 < least:
             scale = sqrt(least / (height * width))
             rows, columns = (ceil(side * scale / factor) for side in (height, width))
-        return Layout((Segment(1, rows, columns),))
+        return rows, columns
+
+    def check_sides(self, height: int, width: int) -> None:
+        """Check that no side of a picture is too long for the other.
+
+        Raises:
+            FoveateError: one is more than 200 times as long.
+        """
+        if max(height, width) > 200 * min(height, width):
+            raise FoveateError(
+                f"an image of {width} x {height} pixels is too long for {self.title}: its sides may be 200 to 1 at most"
+            )
 
     def encoder_grids(self, layout: Layout) -> tuple[Segment, ...]:
         """Return the grid of patches: `merge` x `merge` of them make one visual token."""
@@ -119,6 +190,18 @@ class QwenVL(MRope):
         layouts = self.grid_layouts(grids)
         return Capture(layouts=layouts, seen=layouts, extra={"grids": grids})
 
+    def clip_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+        """Read the layouts of the clips from `grid_thw`."""
+        grids = args[1] if len(args) > 1 else kwargs["grid_thw"]
+        layouts = self.clip_grids(grids)
+        return Capture(layouts=layouts, seen=layouts, extra={"grids": grids})
+
+    def shrunk(self, layout: Layout, size: tuple[int, int]) -> Layout:
+        """Return the layout with frames of `size` tokens."""
+        if not layout.is_clip:
+            return super().shrunk(layout, size)
+        return replace(self.clip_of(layout.segments[0].t, *size), times=layout.times)
+
     def shrink(
         self,
         args: tuple[Any, ...],
@@ -143,7 +226,10 @@ class QwenVL(MRope):
             small_grids.append([t, h, w])
         new_grids = torch.tensor(small_grids, dtype=capture.extra["grids"].dtype, device=capture.extra["grids"].device)
         capture.extra["grids"] = new_grids
-        capture.seen = self.grid_layouts(new_grids)
+        capture.seen = tuple(
+            self.shrunk(layout, (h // self.merge, w // self.merge))
+            for layout, (_, h, w) in zip(capture.layouts, small_grids, strict=True)
+        )
         return (torch.cat(images),), {**kwargs, "grid_thw": new_grids}
 
     def patchify(self, image: Tensor, frames: int) -> Tensor:
@@ -152,7 +238,7 @@ class QwenVL(MRope):
         The four patches of a visual token are neighbours; visual tokens are in raster order.
         """
         patch, merge = int(self.config.vision_config.patch_size), self.merge
-        depth = int(self.config.vision_config.temporal_patch_size)
+        depth = self.frames_per_patch
         _, channels, height, width = image.shape
         blocks = image.view(
             frames, depth, channels, height // (patch * merge), merge, patch, width // (patch * merge), merge, patch
@@ -162,7 +248,7 @@ class QwenVL(MRope):
     def unpatchify(self, patches: Tensor, grid: tuple[int, int, int]) -> Tensor:
         """Join patches of one image to `(t * 2, C, H, W)` pixels, the inverse of `patchify`."""
         patch, merge = int(self.config.vision_config.patch_size), self.merge
-        depth = int(self.config.vision_config.temporal_patch_size)
+        depth = self.frames_per_patch
         t, h, w = grid
         blocks = patches.view(t, h // merge, w // merge, merge, merge, -1, depth, patch, patch)
         return blocks.permute(0, 6, 5, 1, 3, 7, 2, 4, 8).reshape(t * depth, -1, h * patch, w * patch)

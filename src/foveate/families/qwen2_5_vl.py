@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from foveate.errors import FoveateError
 from foveate.families.config_fields import read_field, read_number
 from foveate.families.family import Capture
 from foveate.families.qwen import QwenVL
 from foveate.families.registry import register_family
 from foveate.families.vision_shape import VisionShape
+from foveate.layout import Layout
 from foveate.transformers_api import window_order
 
 
@@ -33,6 +38,8 @@ class Qwen25VL(QwenVL):
         "allenai/olmOCR-2-7B-1025",
     )
     core_class = "Qwen2_5_VLModel"
+    clip_places = ("pixels", "features", "input", "decoder")
+    video_inputs = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts")
 
     def vision_shape(self) -> VisionShape:
         """Read the encoder's sizes: gated MLPs, and layers that attend within windows."""
@@ -43,6 +50,27 @@ class Qwen25VL(QwenVL):
             gated_mlp=True,
             window=read_number(vision, "window_size") // read_number(vision, "patch_size"),
             full_attention_layers=frozenset(read_field(vision, "fullatt_block_indexes")),
+        )
+
+    def timed(self, layouts: Sequence[Layout], inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """Return layouts whose frames are as far apart as `second_per_grid_ts` says, by default a second.
+
+        Raises:
+            FoveateError: it has no number for every clip.
+        """
+        given = inputs.get("second_per_grid_ts")
+        seconds: list[float] = [1.0] * len(layouts) if given is None else torch.as_tensor(given).flatten().tolist()
+        # Beams repeat the number of each clip.
+        beams, rest = divmod(len(seconds), len(layouts))
+        if rest or not beams:
+            raise FoveateError(
+                f"second_per_grid_ts has {len(seconds)} numbers for {len(layouts)} clips; pass both as the processor "
+                "returned them"
+            )
+        rate = read_number(self.config.vision_config, "tokens_per_second")
+        return tuple(
+            replace(layout, times=tuple((torch.arange(layout.segments[0].t) * (rate * step)).long().tolist()))
+            for layout, step in zip(layouts, seconds[::beams], strict=True)
         )
 
     def in_token_order(self, rows: Tensor, capture: Capture) -> tuple[Tensor, ...]:

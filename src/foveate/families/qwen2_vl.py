@@ -21,6 +21,7 @@ class Qwen2VL(QwenVL):
         "Qwen/QVQ-72B-Preview",
     )
     core_class = "Qwen2VLModel"
+    clip_places = ("pixels", "features", "input", "decoder")
 
     def vision_shape(self) -> VisionShape:
         """Read the encoder's sizes; `hidden_size` of its configuration is the decoder's width."""

@@ -23,3 +23,4 @@ class Qwen35(Qwen3Encoder):
     )
     core_class = "Qwen3_5Model"
     places = ("pixels", "features", "input")
+    clip_places = places

@@ -36,6 +36,7 @@ class Qwen3VL(Qwen3Encoder):
         "Qwen/Qwen3-VL-32B-Thinking",
     )
     core_class = "Qwen3VLModel"
+    clip_places = ("pixels", "features", "input", "decoder")
 
     def output_companions(self, output: Any) -> tuple[Tensor, ...]:
         """Return the DeepStack features of all images, per layer `(tokens, D)`."""

@@ -18,6 +18,7 @@ class OmniThinker(QwenVL):
     """
 
     all_logits = True
+    clip_places = ()
 
     def __init__(self, model: nn.Module) -> None:
         try:

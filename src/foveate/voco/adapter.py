@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from foveate.adapters import PretrainedAdapter, check_weights, read_settings
 from foveate.arguments import check_kind, listed
 from foveate.engine import Encoded
-from foveate.engine.calls import refuse_video
 from foveate.engine.inputs import check_mapping, check_prompt_inputs
+from foveate.engine.modalities import refuse_clips
 from foveate.engine.sharding import refuse_sharded
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of, vlm_of
@@ -159,7 +159,7 @@ class VoCo(PretrainedAdapter, nn.Module):
         refuse_sharded(model, family_of(model).core)
         model = vlm_of(model)
         family = family_of(model)
-        refuse_video(family, inputs)
+        refuse_clips("VoCo tokens", family, inputs)
         count = self._count(tokens)
         _check_cache(family)
         with self.on(model), torch.no_grad():
@@ -278,7 +278,7 @@ class VoCo(PretrainedAdapter, nn.Module):
         if torch.is_grad_enabled():
             _refuse_data_parallel(model)
         model = vlm_of(model)
-        refuse_video(family, inputs)
+        refuse_clips("VoCo tokens", family, inputs)
         count = self._count(tokens)
         if _checked_models.get(model) != self.base:
             # Only once: training may change the weights from then on.

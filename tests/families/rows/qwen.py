@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from foveate.layout import Layout
-from rows.row import DECODER, Row, enlarged, grid, picture
+from foveate.layout import Layout, Segment
+from rows.row import DECODER, Clips, Row, enlarged, grid, picture
 
 QWEN_TEXT = {
     **DECODER,
@@ -85,6 +85,63 @@ def qwen_patches(images: list[Tensor]) -> dict[str, Tensor]:
                         patch = image[:, top : top + 14, left : left + 14]
                         patches.append(patch[:, None].expand(-1, 2, -1, -1).flatten())
     return {"pixel_values": torch.stack(patches), "image_grid_thw": torch.tensor(grids)}
+
+
+QWEN_CLIPS = {"V": (3, 2, 3), "X": (5, 2, 2), "W": (2, 3, 2)}
+"""Frames of patches, rows and columns of tokens of each clip: one has more frames than rows and columns."""
+
+QWEN_SECONDS = {"V": 0.5, "W": 1.0, "X": 0.7}
+"""Seconds between two of its frames of patches."""
+
+
+def qwen_clip_patches(letters: str) -> dict[str, Tensor]:
+    """Patches of two frames each, in the order that the processor puts them in."""
+    patches, grids = [], []
+    for letter in letters:
+        frames, rows, columns = QWEN_CLIPS[letter]
+        grids.append([frames, 2 * rows, 2 * columns])
+        for frame in range(frames):
+            halves = []
+            for half in (0, 1):
+                shown = picture(chr(ord(letter) + 7 * (2 * frame + half)), 3, rows * 28, columns * 28)
+                halves.append(qwen_patches([shown])["pixel_values"].view(-1, 3, 2, 196)[:, :, 0])
+            patches.append(torch.stack(halves, dim=2).flatten(1))
+    return {"pixel_values_videos": torch.cat(patches), "video_grid_thw": torch.tensor(grids)}
+
+
+def qwen_timed_patches(letters: str) -> dict[str, Tensor]:
+    seconds = torch.tensor([QWEN_SECONDS[letter] for letter in letters])
+    return qwen_clip_patches(letters) | {"second_per_grid_ts": seconds}
+
+
+def one_run(layout: Layout) -> list[int]:
+    return [7, *[6] * layout.total, 8]
+
+
+def runs_with_times(layout: Layout) -> list[int]:
+    """The time of each frame, then the frame."""
+    ids: list[int] = []
+    for number, run in enumerate(layout.run_lengths):
+        ids += [30 + number, 31, 7, *[6] * run, 8]
+    return ids
+
+
+def qwen_clips(rate: int | None = None) -> Clips:
+    """Clips in one run; with a rate, times are so many times the seconds."""
+    layouts: dict[str, Layout] = {}
+    for letter, sizes in QWEN_CLIPS.items():
+        step = 1 if rate is None else rate * QWEN_SECONDS[letter]
+        layouts[letter] = Layout((Segment(*sizes),), times=tuple(int(frame * step) for frame in range(sizes[0])))
+    return Clips(6, layouts, qwen_clip_patches if rate is None else qwen_timed_patches, one_run)
+
+
+def qwen3_clips() -> Clips:
+    """Clips in one run per frame."""
+    layouts = {
+        letter: Layout((Segment(*sizes),), runs=(sizes[1] * sizes[2],) * sizes[0], times=(0,) * sizes[0])
+        for letter, sizes in QWEN_CLIPS.items()
+    }
+    return Clips(6, layouts, qwen_clip_patches, runs_with_times)
 
 
 def token_order(grids: Tensor) -> Tensor:

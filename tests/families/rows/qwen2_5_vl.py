@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from rows.qwen import QWEN2_5_VISION, QWEN_TEXT, QWEN_TOKENS, qwen_row
+from rows.qwen import QWEN2_5_VISION, QWEN_TEXT, QWEN_TOKENS, qwen_clips, qwen_row
 
 
 def make_qwen2_5_vl() -> nn.Module:
@@ -13,4 +13,4 @@ def make_qwen2_5_vl() -> nn.Module:
     )
 
 
-ROW = qwen_row("qwen2_5_vl", make_qwen2_5_vl, windows=True)
+ROW = qwen_row("qwen2_5_vl", make_qwen2_5_vl, windows=True, clips=qwen_clips(4))

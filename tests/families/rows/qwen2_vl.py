@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from rows.qwen import QWEN_TEXT, QWEN_TOKENS, qwen_row
+from rows.qwen import QWEN_TEXT, QWEN_TOKENS, qwen_clips, qwen_row
 
 
 def make_qwen2_vl() -> nn.Module:
@@ -12,4 +12,4 @@ def make_qwen2_vl() -> nn.Module:
     return Qwen2VLForConditionalGeneration(Qwen2VLConfig(vision_config=vision, text_config=QWEN_TEXT, **QWEN_TOKENS))
 
 
-ROW = qwen_row("qwen2_vl", make_qwen2_vl, windows=False)
+ROW = qwen_row("qwen2_vl", make_qwen2_vl, windows=False, clips=qwen_clips())

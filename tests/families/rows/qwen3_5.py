@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from rows.qwen import LINEAR_ATTENTION, QWEN3_5_TEXT, QWEN3_5_VISION, QWEN_TOKENS, qwen_row
+from rows.qwen import LINEAR_ATTENTION, QWEN3_5_TEXT, QWEN3_5_VISION, QWEN_TOKENS, qwen3_clips, qwen_row
 
 
 def make_qwen3_5() -> nn.Module:
@@ -13,4 +13,4 @@ def make_qwen3_5() -> nn.Module:
     )
 
 
-ROW = qwen_row("qwen3_5", make_qwen3_5, windows=False, **LINEAR_ATTENTION)
+ROW = qwen_row("qwen3_5", make_qwen3_5, windows=False, **LINEAR_ATTENTION, clips=qwen3_clips())

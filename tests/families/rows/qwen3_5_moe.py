@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from rows.qwen import LINEAR_ATTENTION, QWEN3_5_TEXT, QWEN3_5_VISION, QWEN_TOKENS, qwen_row
+from rows.qwen import LINEAR_ATTENTION, QWEN3_5_TEXT, QWEN3_5_VISION, QWEN_TOKENS, qwen3_clips, qwen_row
 
 
 def make_qwen3_5_moe() -> nn.Module:
@@ -19,4 +19,4 @@ def make_qwen3_5_moe() -> nn.Module:
     )
 
 
-ROW = qwen_row("qwen3_5_moe", make_qwen3_5_moe, windows=False, **LINEAR_ATTENTION)
+ROW = qwen_row("qwen3_5_moe", make_qwen3_5_moe, windows=False, **LINEAR_ATTENTION, clips=qwen3_clips())

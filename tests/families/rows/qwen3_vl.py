@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from rows.qwen import QWEN3_TEXT, QWEN3_VISION, QWEN_TOKENS, qwen_row
+from rows.qwen import QWEN3_TEXT, QWEN3_VISION, QWEN_TOKENS, qwen3_clips, qwen_row
 
 
 def make_qwen3_vl() -> nn.Module:
@@ -13,4 +13,4 @@ def make_qwen3_vl() -> nn.Module:
     )
 
 
-ROW = qwen_row("qwen3_vl", make_qwen3_vl, windows=False)
+ROW = qwen_row("qwen3_vl", make_qwen3_vl, windows=False, clips=qwen3_clips())

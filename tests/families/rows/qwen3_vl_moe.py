@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from rows.qwen import QWEN3_TEXT, QWEN3_VISION, QWEN_TOKENS, qwen_row
+from rows.qwen import QWEN3_TEXT, QWEN3_VISION, QWEN_TOKENS, qwen3_clips, qwen_row
 
 
 def make_qwen3_vl_moe() -> nn.Module:
@@ -14,4 +14,4 @@ def make_qwen3_vl_moe() -> nn.Module:
     )
 
 
-ROW = qwen_row("qwen3_vl_moe", make_qwen3_vl_moe, windows=False)
+ROW = qwen_row("qwen3_vl_moe", make_qwen3_vl_moe, windows=False, clips=qwen3_clips())

@@ -3,8 +3,8 @@
 import re
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 import transformers
@@ -37,6 +37,27 @@ DECODER: dict[str, Any] = {
     "max_position_embeddings": 512,
 }
 """Sizes of a tiny decoder."""
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What a clip is to a family.
+
+    Attributes:
+        token: the id of its placeholder.
+        layouts: for each letter the layout of its visual tokens.
+        pixels: turns letters into the model's inputs.
+        written: turns a letter and its layout into token ids, other text that the processor writes with it included.
+        one_length: whether all clips of a call must have the same number of frames.
+        type: the value of `mm_token_type_ids` at placeholders.
+    """
+
+    token: int
+    layouts: Mapping[str, Layout]
+    pixels: Callable[[str], dict[str, Tensor]]
+    written: Callable[[Layout], list[int]]
+    one_length: bool = False
+    type: int = 2
 
 
 @dataclass(frozen=True)
@@ -84,6 +105,8 @@ class Row:
         words: special tokens of the tokenizer and their ids, the placeholder among them.
         processor: from a tokenizer, the model's configuration and "torchvision" or "pil", which computes with images:
             the family's real processor with its chat template.
+        clips: what clips are to it; None for a family that takes none.
+        shown: letters that stand for others, for tests of images that are to run on clips.
     """
 
     name: str
@@ -117,6 +140,13 @@ class Row:
     one_frame: bool = False
     words: Mapping[str, int] = field(default_factory=dict)
     processor: Callable[[Any, Any, str], Any] | None = None
+    clips: Clips | None = None
+    shown: Mapping[str, str] = field(default_factory=dict)
+
+    def with_clips(self, letters: str = "") -> Self:
+        """The same family, where A and B are clips and C is a picture, for tests of the contract."""
+        assert self.clips is not None
+        return replace(self, shown=dict(zip("AB", letters or self.clips.layouts)))
 
     def model(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
         """The same model every time, in evaluation mode."""
@@ -131,7 +161,8 @@ class Row:
         model.generation_config.eos_token_id = None
         model.generation_config.pad_token_id = PAD
         # A random model may answer with placeholders, which even the dense model then can't read again.
-        model.generation_config.suppress_tokens = [self.image_token, *self.unanswerable]
+        suppressed = {self.image_token, *self.unanswerable} | ({self.clips.token} if self.clips else set())
+        model.generation_config.suppress_tokens = sorted(suppressed)
         return model.to(dtype).eval()
 
     def takes(self, spec: str) -> bool:
@@ -140,7 +171,16 @@ class Row:
 
     def count(self, letter: str) -> int:
         """Visual tokens of a picture, structural ones among them."""
-        return self.pictures[letter].total
+        return self.layout(letter).total
+
+    def layout(self, letter: str) -> Layout:
+        """The layout of a picture or a clip."""
+        letter = self.shown.get(letter, letter)
+        return self.clips.layouts[letter] if self.is_clip(letter) else self.pictures[letter]  # pyright: ignore
+
+    def is_clip(self, letter: str) -> bool:
+        """Whether a letter stands for a clip."""
+        return self.clips is not None and self.shown.get(letter, letter) in self.clips.layouts
 
     def ids(self, prompt: str) -> list[int]:
         """Token ids of a prompt: "t4 A t3" is four text tokens, picture A, three text tokens."""
@@ -150,6 +190,8 @@ class Row:
                 generator = torch.Generator().manual_seed(zlib.crc32(f"{number} {piece}".encode()))
                 length = int(piece[1:].split("'")[0])
                 ids += torch.randint(TEXT_IDS.start, TEXT_IDS.stop, (length,), generator=generator).tolist()
+            elif self.clips is not None and self.is_clip(piece):
+                ids += self.clips.written(self.layout(piece))
             else:
                 ids += self.image_ids(self.pictures[piece])
         return ids
@@ -172,7 +214,8 @@ class Row:
 
     def is_image(self, ids: Tensor) -> Tensor:
         """Mark the columns of images, text that is a structural token among them."""
-        return (ids == self.image_token) | ((ids == self.break_token) & (self.break_token > 0))
+        images = (ids == self.image_token) | ((ids == self.break_token) & (self.break_token > 0))
+        return images if self.clips is None else images | (ids == self.clips.token)
 
     def image_columns(self, prompt: str) -> list[Tensor]:
         """The columns of each picture of a prompt, structural tokens among them."""
@@ -194,11 +237,16 @@ class Row:
         inputs = {"input_ids": pad(rows, pads), "attention_mask": pad(ones, zeros)}
         inputs |= self.types_of(inputs["input_ids"])
         letters = "".join(piece for prompt in prompts for piece in prompt.split() if piece[0] != "t")
-        return inputs | (self.pixels(letters) if letters else {})
+        shown = "".join(self.shown.get(letter, letter) for letter in letters if self.is_clip(letter))
+        letters = "".join(letter for letter in letters if not self.is_clip(letter))
+        inputs |= self.pixels(letters) if letters else {}
+        return inputs | (self.clips.pixels(shown) if self.clips is not None and shown else {})
 
     def types_of(self, ids: Tensor) -> dict[str, Tensor]:
         """Token types of a prompt's ids, as a processor would return them; {} for none."""
         at_images = (ids == self.image_token).int()
+        if self.clips is not None:
+            at_images += (ids == self.clips.token).int() * self.clips.type
         found = {"mm_token_type_ids": at_images} if self.token_types else {}
         return found if self.types is None else found | {self.types[0]: at_images * self.types[1]}
 
