@@ -16,7 +16,7 @@ A family holds what foveate knows about one model architecture. [Support](suppor
 
 **Places** are where the steps of a spec can act: `@pixels` is before the encoder, `@encoder` between its layers,
 `@features` between encoder and projector, `@input` between projector and decoder, and a number is the input of that
-decoder layer. Video inputs are refused for now: pass frames as images.
+decoder layer. Clips are taken by some families, in Python; the others refuse them by name: pass frames as images.
 
 `python docs/make.py families` makes this page and those of the families from their docstrings.
 
