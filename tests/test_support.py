@@ -4,7 +4,8 @@ import re
 from collections import Counter
 
 from foveate.families import families, family_of
-from foveate.support import every_family, example_model, released_as
+from foveate.listing import every_family
+from foveate.support import example_model, released_as
 
 
 def test_no_two_families_name_the_same_released_model() -> None:

@@ -4,58 +4,15 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from foveate.errors import FoveateError, FoveateWarning
 from foveate.families import Family, families, family_of
-from foveate.listing import Listing, listing
+from foveate.listing import Listing, Support, described_family, listing
 from foveate.loading import model_of_type
 from foveate.schedule import schedule
 
-__all__ = ["Support", "every_family", "example_model", "released_as", "spec_for", "support", "why_refused"]
-
-
-@dataclass(frozen=True)
-class Support:
-    """What foveate does with the models of a family, or with one model.
-
-    Attributes:
-        name: of the family; "generic" if none describes the model.
-        title: of the family, in texts.
-        model_type: of the model's configuration.
-        checkpoints: released models by their names on the hub.
-        places: where steps can act; "decoder" means the inputs of decoder layers.
-        layers: of the decoder; 0 where no single model is meant.
-        grids: whether the rows and columns of an image are known.
-        resize_modes: how an image can be resized before the encoder.
-        refused: the methods that don't work, with their default options, and why.
-        note: what a model without a family lacks, and why it has none; "" for one with a family.
-    """
-
-    name: str
-    title: str
-    model_type: str
-    checkpoints: tuple[str, ...]
-    places: tuple[str, ...]
-    layers: int
-    grids: bool
-    resize_modes: tuple[str, ...]
-    refused: dict[str, str]
-    note: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the same as plain data, for JSON."""
-        return asdict(self)
-
-
-def every_family() -> tuple[Support, ...]:
-    """Describe every family, sorted by title, from its class alone.
-
-    >>> [each.title for each in every_family() if "Qwen/Qwen3-VL-8B-Instruct" in each.checkpoints]
-    ['Qwen3-VL']
-    """
-    return tuple(_described(family, family.kind(), 0, {}) for family in families())
+__all__ = ["example_model", "released_as", "spec_for", "support", "why_refused"]
 
 
 def released_as(checkpoint: str) -> type[Family] | None:
@@ -81,29 +38,12 @@ def support(model: Any) -> Support:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FoveateWarning)
         family = family_of(model)
-    return _described(
+    return described_family(
         family,
         str(getattr(family.config, "model_type", "")),
         len(family.decoder_layers),
         {each.name: reason for each in listing() if (reason := why_refused(each, family))},
         family.note,
-    )
-
-
-def _described(
-    family: Family | type[Family], model_type: str, layers: int, refused: dict[str, str], note: str = ""
-) -> Support:
-    return Support(
-        family.name,
-        family.title,
-        model_type,
-        family.checkpoints,
-        family.places,
-        layers,
-        family.knows_grids,
-        family.resize_modes,
-        refused,
-        note,
     )
 
 

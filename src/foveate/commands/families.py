@@ -11,7 +11,7 @@ from foveate.commands.options import JsonOption, RevisionOption
 from foveate.commands.output import Column, console, finding, fitted_table, print_json, silence_transformers, spinner
 
 if TYPE_CHECKING:
-    from foveate.support import Support
+    from foveate.listing import Support
 
 _COLUMNS = (
     Column("family", text=True),
@@ -65,7 +65,7 @@ def families(
 
 
 def _list(as_json: bool) -> None:
-    from foveate.support import every_family
+    from foveate.listing import every_family
 
     rows = every_family()
     if as_json:
@@ -104,7 +104,7 @@ def _look_at(model: str, revision: str | None) -> Support:
 def _places(row: Support) -> str:
     """Return the places as specs name them.
 
-    >>> from foveate.support import every_family
+    >>> from foveate.listing import every_family
     >>> [_places(each) for each in every_family() if each.name == "llava"]
     ['@pixels, @encoder, @features, @input, @LAYER']
     """

@@ -9,12 +9,13 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NoReturn
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn
 
 from foveate.errors import shown
 from foveate.files.paths import DamagedFile, FileError, MissingFile, checked_path, shown_path, why
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LIMIT: Final = 64 * 2**20
 """The most bytes of a text that is read as a whole, and of one line of a longer one."""

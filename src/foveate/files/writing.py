@@ -10,11 +10,12 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Final
 
 from foveate.files.paths import FileError, checked_path, kind_of, real_path, shown_path, why
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTIAL: Final = ".partial"
 """The end of temporary names."""
