@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from foveate.asking import layout_of_prompt
 from foveate.embedded import PATH
 from foveate.errors import FoveateError
-from foveate.loading import load, load_model, load_processor, skeleton
+from foveate.families.prompt_check import layout_of_prompt
+from foveate.loading import family_without_weights, load, load_model, load_processor, skeleton
 from foveate.prompts import question_inputs
 
 
@@ -279,10 +279,10 @@ def test_a_processor_of_another_model(folder, field, value):
 def test_a_processor_of_another_size(folder, width, height):
     size = {"width": width, "height": height}
     edited(folder / "processor_config.json", image_processor__size=size, image_processor__crop_size=size)
-    processor, bare = load_processor(folder), skeleton(folder)
+    processor, family = load_processor(folder), family_without_weights(folder)
     inputs = question_inputs(processor, Image.new("RGB", (50, 50)), "what is it ?")
     with pytest.raises(FoveateError, match=rf"{width} x {height} pixels, and the encoder .* 192 x 192"):
-        layout_of_prompt(bare, inputs)
+        layout_of_prompt(family, inputs)
 
 
 @pytest.mark.parametrize("extra", [0, 5])
@@ -290,7 +290,7 @@ def test_a_processor_that_counts_other_tokens(folder, extra):
     edited(folder / "processor_config.json", num_additional_image_tokens=extra)
     inputs = question_inputs(load_processor(folder), Image.new("RGB", (50, 50)), "what is it ?")
     with pytest.raises(FoveateError, match=rf"writes {575 + extra} tokens for 1 image, and the encoder makes 576"):
-        layout_of_prompt(skeleton(folder), inputs)
+        layout_of_prompt(family_without_weights(folder), inputs)
 
 
 def test_a_tokenizer_with_more_words_than_the_model(folder):
@@ -299,7 +299,7 @@ def test_a_tokenizer_with_more_words_than_the_model(folder):
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     inputs = question_inputs(load_processor(folder), Image.new("RGB", (50, 50)), "what is it ?")
     with pytest.raises(FoveateError, match="writes token 100000, and the model's vocabulary has 300 tokens"):
-        layout_of_prompt(skeleton(folder), inputs)
+        layout_of_prompt(family_without_weights(folder), inputs)
 
 
 @pytest.mark.parametrize(

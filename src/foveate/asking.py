@@ -20,12 +20,11 @@ from foveate.engine.encode import moved
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import family_of
-from foveate.families.prompt_check import prompt_layouts
+from foveate.families.prompt_check import layout_of_prompt
 from foveate.schedule import tokens_after
 from foveate.spec import SpecLike, as_spec
-from foveate.tokens import Layout
 
-__all__ = ["Answer", "ask", "layout_of_prompt", "seen_part"]
+__all__ = ["Answer", "ask", "seen_part"]
 
 _ENOUGH_SECONDS = 2.0
 _MOST_RUNS = 5
@@ -66,27 +65,6 @@ class Answer:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, for JSON."""
         return asdict(self)
-
-
-def layout_of_prompt(model: nn.Module, inputs: Mapping[str, Any]) -> Layout:
-    """Return the layout of a prompt's one image.
-
-    Args:
-        model: of a supported family; a `loading.skeleton` is enough.
-        inputs: from `prompts.question_inputs`.
-
-    Raises:
-        FoveateError: the model has no family of its own, and its image comes in several parts.
-        UnsupportedFamily: the model is of no supported family.
-    """
-    family = family_of(model)
-    layouts = prompt_layouts(family, inputs)
-    if len(layouts) != 1:
-        raise FoveateError(
-            f"this image makes {len(layouts)} runs of visual tokens in {family.title}, which has no family of "
-            "its own; commands take models with one run per image, foveate.apply takes this one too"
-        )
-    return layouts[0]
 
 
 def seen_part(processor: Any, image: Image.Image) -> Image.Image:
@@ -135,7 +113,7 @@ def ask(
     family = family_of(model)
     inputs = moved(inputs, family.device)
     devices = devices_of(model)
-    layout = layout_of_prompt(model, inputs)
+    layout = layout_of_prompt(family, inputs)
     if spec is not None:
         spec = as_spec(spec)
         tokens_after(spec, family, layout)

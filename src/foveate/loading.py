@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from foveate.arguments import check_kind
 from foveate.embedded import PATH
-from foveate.errors import FoveateError, first_line, quoted
+from foveate.errors import FoveateError, UnsupportedFamily, first_line, quoted
 from foveate.files import FileError, files_in, is_file, kind_of, open_file, read_json_object, shown_path
 from foveate.hub import explain, fetch_config, is_hub_name
 from foveate.model_checks import buffer_names, check_finite, check_generation, check_loaded, check_processor
@@ -21,8 +21,11 @@ from foveate.weight_files import SAFETENSORS_ONLY, check_depth, check_kinds, che
 if TYPE_CHECKING:
     import torch
 
+    from foveate.families import Family
+
 __all__ = [
     "commit_of",
+    "family_without_weights",
     "find_config",
     "known_types",
     "load",
@@ -166,6 +169,31 @@ def skeleton(model: str | Path | None = None, *, revision: str | None = None) ->
     network = _bare(source, _read_config(source))
     family_of(network)
     return network
+
+
+def family_without_weights(model: str | Path | None = None, *, revision: str | None = None) -> Family:
+    """Return the family of a model: enough for layouts and schedules.
+
+    Only config.json is read, or downloaded. Where it is enough, no code of the model is imported; where no family
+    describes the model, a `skeleton` tells how it takes images.
+
+    Raises:
+        FoveateError: there is no such model or revision, or its configuration is damaged.
+        UnsupportedFamily: the model is of no supported family.
+
+    >>> family_without_weights().title
+    'LLaVA-1.5'
+    """
+    from foveate.families import family_class, family_of
+    from foveate.transformers_api import check_version
+
+    check_version()
+    source = _found(model, revision)
+    config = _read_config(source)
+    try:
+        return family_class(config).of_config(config)
+    except UnsupportedFamily:
+        return family_of(_bare(source, config))
 
 
 def model_of_type(kind: str, values: Mapping[str, Any] | None = None) -> Any:

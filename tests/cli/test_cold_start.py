@@ -73,3 +73,11 @@ def test_methods_of_installed_packages_are_listed(tmp_path: Path) -> None:
 def modelling(modules: set[str]) -> list[str]:
     """Return the modules with the code of models."""
     return sorted(name for name in modules if re.fullmatch(r"transformers\.models\..*\.modeling_(?!auto$).*", name))
+
+
+@pytest.mark.parametrize("words", [("count", "{image}", "--spec", "cluster:64"), ("cost", "--model", "llava-1.5-7b")])
+def test_a_configuration_is_read_without_the_models_code(words: tuple[str, ...]) -> None:
+    image = Path(__file__).parents[2] / "examples" / "shapes.png"
+    _, modules = run(*(word.format(image=image) for word in words))
+    assert not modelling(modules)
+    assert not {"foveate.engine", "transformers.generation.utils"} & modules

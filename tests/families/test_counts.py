@@ -7,10 +7,12 @@ import pytest
 from directories import make_processor
 from PIL import Image
 from rows import Row
+from test_contract import CHAT
 from test_processors import needs_torchvision
 
 from foveate.errors import FoveateError
 from foveate.families import family_class, family_of
+from foveate.families.prompt_check import prompt_layouts
 
 SIZES = (
     (1, 1), (1, 4000), (3000, 1), (2, 3), (3, 2), (7, 900), (900, 7), (30, 40), (37, 1000), (1000, 37), (64, 64),
@@ -60,3 +62,9 @@ def test_layouts_are_the_processors_own(row: Row, model: Any, backend: str) -> N
         assert told.run_lengths == found.run_lengths, (height, width)
         if len({tuple(each.part) for each in found.segments}) == 1:
             assert told == found, (height, width)
+
+
+def test_a_configuration_is_enough_to_read_a_prompt(row: Row, model: Any) -> None:
+    alone, family = family_class(model.config).of_config(model.config), family_of(model)
+    inputs = row.inputs(CHAT)
+    assert prompt_layouts(alone, inputs) == prompt_layouts(family, inputs)

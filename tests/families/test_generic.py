@@ -16,7 +16,6 @@ from rows import LLAVA, ROWS, grid
 from versions import BEAMS_OF_SEVERAL_IMAGES, CACHE, CHUNKS, cache_of_output
 
 from foveate import FoveateWarning
-from foveate.asking import layout_of_prompt
 from foveate.engine import apply, compress, encode
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families import Generic, family_of, generic
@@ -566,9 +565,9 @@ def test_commands_on_a_model_that_no_family_describes() -> None:
     """`foveate ask` and `foveate count` ask for the layout of the one image."""
     row = BY_NAME["janus"]
     model = shared(row)
-    assert layout_of_prompt(model, row.inputs(contract.CHAT)) == grid(1, 36)
+    assert layout_of_prompt(family_of(model), row.inputs(contract.CHAT)) == grid(1, 36)
     with pytest.raises(FoveateError, match="2 runs of visual tokens"):
-        layout_of_prompt(model, row.inputs("t4 A t2 B t5"))
+        layout_of_prompt(family_of(model), row.inputs("t4 A t2 B t5"))
     assert not family_of(model).knows_grids
 
 

@@ -76,6 +76,7 @@ def ask(
         from foveate import asking
         from foveate.devices import placement_of
         from foveate.families import family_of
+        from foveate.families.prompt_check import layout_of_prompt
         from foveate.files import shown_path
         from foveate.loading import commit_of, load_model, load_processor, skeleton
         from foveate.prompts import check_question, question_inputs
@@ -93,9 +94,9 @@ def ask(
         arguments = placement_arguments(device, dtype, device_map, quantize)
     with finding(model):
         commit = commit_of(model, revision)
-        processor, bare_model = load_processor(model, revision=commit), skeleton(model, revision=commit)
+        processor, family = load_processor(model, revision=commit), family_of(skeleton(model, revision=commit))
         inputs = question_inputs(processor, opened, question)
-        family, layout = family_of(bare_model), asking.layout_of_prompt(bare_model, inputs)
+        layout = layout_of_prompt(family, inputs)
         if picture is not None and not family.knows_grids:
             raise FoveateError(
                 f"no picture can be drawn: where the tokens of {family.title} are in the image is unknown; ask without "
@@ -204,17 +205,19 @@ def _panels(
     """Draw a panel for each answer, dense first."""
     import torch
 
-    from foveate.asking import layout_of_prompt, seen_part
+    from foveate.asking import seen_part
     from foveate.engine import compress
     from foveate.engine.encode import moved
     from foveate.families import family_of
+    from foveate.families.prompt_check import layout_of_prompt
     from foveate.view import Panel, draw
 
-    layout = layout_of_prompt(model, inputs)
+    family = family_of(model)
+    layout = layout_of_prompt(family, inputs)
     vision = model.config.vision_config
     patch = int(vision.patch_size) * int(getattr(vision, "spatial_merge_size", 1))
     panels = [Panel(layout, "dense", f'{layout.total} tokens: "{answers[0].text}"', patch=patch)]
-    inputs = moved(inputs, family_of(model).device)
+    inputs = moved(inputs, family.device)
     for spec, answer in zip(specs, answers[1:], strict=True):
         with torch.inference_mode():
             (kept,) = compress(model, inputs, spec).images

@@ -38,9 +38,8 @@ def count(
     from foveate.images import open_image
 
     with spinner("Counting"):
-        from foveate.asking import layout_of_prompt
-        from foveate.families import family_of
-        from foveate.loading import commit_of, load_processor, skeleton
+        from foveate.families.prompt_check import layout_of_prompt
+        from foveate.loading import commit_of, family_without_weights, load_processor
         from foveate.prompts import question_inputs
         from foveate.schedule import tokens_between, tokens_per_layer
         from foveate.spec import as_spec
@@ -50,9 +49,8 @@ def count(
         silence_transformers()
     with finding(model):
         commit = commit_of(model, revision)
-        processor, bare_model = load_processor(model, revision=commit), skeleton(model, revision=commit)
-        layout = layout_of_prompt(bare_model, question_inputs(processor, opened, "?"))
-        family = family_of(bare_model)
+        processor, family = load_processor(model, revision=commit), family_without_weights(model, revision=commit)
+        layout = layout_of_prompt(family, question_inputs(processor, opened, "?"))
         counts = [
             (str(spec), *tokens_between(spec, family, layout), tokens_per_layer(spec, family, layout)) for spec in specs
         ]

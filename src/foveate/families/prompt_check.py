@@ -16,7 +16,7 @@ def prompt_layouts(family: Family, inputs: Mapping[str, Any]) -> tuple[Layout, .
     """Return the layouts of a prompt's images, and check that the prompt's ids fit them and the model.
 
     Args:
-        family: of the model; that of a `loading.skeleton` is enough.
+        family: of the model; that of `loading.family_without_weights` is enough.
         inputs: what the processor returned, with `input_ids` `(B, S)` on the CPU.
 
     Raises:
@@ -40,3 +40,23 @@ def prompt_layouts(family: Family, inputs: Mapping[str, Any]) -> tuple[Layout, .
             "tokenizer and model don't belong together"
         )
     return layouts
+
+
+def layout_of_prompt(family: Family, inputs: Mapping[str, Any]) -> Layout:
+    """Return the layout of a prompt's one image, checked as by `prompt_layouts`.
+
+    Args:
+        family: of the model; that of `loading.family_without_weights` is enough.
+        inputs: from `prompts.question_inputs`.
+
+    Raises:
+        FoveateError: prompt and model don't belong together, or the model has no family of its own, and its image comes
+            in several parts.
+    """
+    layouts = prompt_layouts(family, inputs)
+    if len(layouts) != 1:
+        raise FoveateError(
+            f"this image makes {len(layouts)} runs of visual tokens in {family.title}, which has no family of "
+            "its own; commands take models with one run per image, foveate.apply takes this one too"
+        )
+    return layouts[0]
