@@ -181,8 +181,8 @@ def family_without_weights(model: str | Path | None = None, *, revision: str | N
         FoveateError: there is no such model or revision, or its configuration is damaged.
         UnsupportedFamily: the model is of no supported family.
 
-    >>> family_without_weights().title
-    'LLaVA-1.5'
+    >>> family_without_weights().name
+    'llava'
     """
     from foveate.families import family_class, family_of
     from foveate.transformers_api import check_version
