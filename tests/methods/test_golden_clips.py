@@ -1,18 +1,20 @@
 """Agreement with the authors' own code, of rules for clips (tests/golden/README.md)."""
 
+from typing import Any
+
 import pytest
 import torch
 from test_golden import CASES, named
 from test_golden_features import tensors
 from torch import Tensor
 
-from foveate.methods import EVS, DyCoke
+from foveate.methods import EVS, DyCoke, FastVID
 from foveate.tokens import VisualTokens
 
 
 def test_every_case_is_there() -> None:
-    counts = {name: len(named(name)) for name in ("evs", "dycoke_ttm")}
-    assert counts == {"evs": 4, "dycoke_ttm": 4}
+    counts = {name: len(named(name)) for name in ("evs", "dycoke_ttm", "fastvid")}
+    assert counts == {"evs": 4, "dycoke_ttm": 4, "fastvid": 3}
 
 
 def shape(arrays: dict[str, Tensor], merge: int = 1) -> tuple[int, int, int]:
@@ -68,3 +70,47 @@ def test_dycoke_without_its_authors_accidents(file: str) -> None:
     assert differing == lost | unpruned
     assert lost == ({t - 1} if any("lost" in quirk for quirk in CASES[file]["quirks_reproduced"]) else set())
     assert bool(unpruned) == any("only once" in quirk for quirk in CASES[file]["quirks_reproduced"])
+
+
+def options_of(parameters: dict[str, Any]) -> dict[str, Any]:
+    """FastVID's options under our names."""
+    names = {"segments": "DySeg_c", "tau": "DySeg_tau", "context": "STPrune_d", "step": "DTM_p", "beta": "DTM_beta"}
+    return {name: parameters[own] for name, own in names.items()}
+
+
+@pytest.mark.parametrize("file", named("fastvid"))
+def test_fastvid(file: str) -> None:
+    """Cut by their features of frames: segments, kept tokens and merged features are theirs."""
+    parameters, arrays = tensors(file)
+    features, (t, h, w) = arrays["features"], shape(arrays)
+    given = VisualTokens.of(features, (t, h, w), encoder_attention=arrays["frame_attention"].flatten()[None])
+    budget = t * int(h * w * parameters["retention_ratio"])
+    method = FastVID(keep=budget, remainder="drop", **options_of(parameters))
+    frames = arrays["frame_global_features"][None]
+    ends = method._cuts(frames)[0].nonzero().flatten() + 1
+    sizes = torch.cat([ends, torch.tensor([t])]).diff(prepend=torch.tensor([0]))
+    assert torch.equal(sizes, arrays["segment_sizes"])
+    plan = method.plan_by(given, frames)
+    assert torch.equal(plan.slot, arrays["index"])
+    torch.testing.assert_close(plan.apply(features), arrays["features_out"], atol=1e-4, rtol=0)
+    fewest, most = method.bounds(given.layout)
+    assert fewest <= plan.slot.shape[1] <= most <= budget
+    places = torch.cat([torch.arange(parameters["text_before"]), plan.slot[0] + parameters["text_before"]])
+    after = parameters["text_before"] + t * h * w + torch.arange(parameters["text_after"])
+    assert torch.equal(torch.cat([places, after]), arrays["keep_indexs"])
+
+
+@pytest.mark.parametrize("file", named("fastvid"))
+def test_fastvid_fills_its_budget(file: str) -> None:
+    """What the divisions leave over goes to the most attended of all others; the rest of the kept set is theirs."""
+    parameters, arrays = tensors(file)
+    t, h, w = shape(arrays)
+    attention = arrays["frame_attention"].flatten()[None]
+    given = VisualTokens.of(arrays["features"], (t, h, w), encoder_attention=attention)
+    kept = t * int(h * w * parameters["retention_ratio"])
+    method = FastVID(keep=kept, **options_of(parameters))
+    slot = method.plan_by(given, arrays["frame_global_features"][None]).slot[0]
+    assert len(slot) == kept
+    theirs = torch.isin(torch.arange(t * h * w), arrays["index"][0])
+    extra = attention[0].masked_fill(theirs, -1).topk(kept - int(theirs.sum())).indices
+    assert set(slot.tolist()) == {*arrays["index"][0].tolist(), *extra.tolist()}

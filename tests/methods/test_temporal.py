@@ -82,6 +82,15 @@ def check(method: Method, given_tokens: VisualTokens, count: int) -> None:
     """A plan that keeps `count` tokens of each clip, the same each time, and does what its matrix says."""
     plan = plan_of(method, given_tokens)
     images, content = given_tokens.features.shape[:2]
+    if method.ragged:
+        fewest_kept, most_kept = method.bounds(given_tokens.layout)
+        valid = torch.ones_like(plan.slot, dtype=torch.bool) if plan.valid is None else plan.valid
+        for number in range(images):
+            one = plan.image(number, int(valid[number].sum()))
+            assert fewest_kept <= one.slot.shape[1] <= most_kept == count
+            check_one(one, given_tokens, number)
+        assert same(plan_of(method, given_tokens), plan)
+        return
     assert plan.valid is None
     assert plan.slot.shape == (images, count)
     assert plan.slot.dtype == torch.int64
@@ -96,6 +105,16 @@ def check(method: Method, given_tokens: VisualTokens, count: int) -> None:
     if given_tokens.features.dtype == torch.float32:
         torch.testing.assert_close(plan.matrix(content) @ given_tokens.features, out)
     assert same(plan_of(method, given_tokens), plan)
+
+
+def check_one(plan: Plan, given_tokens: VisualTokens, number: int) -> None:
+    """The plan of one clip of a batch in which counts differ."""
+    assert (plan.slot.diff(dim=1) > 0).all()
+    assert (plan.size() > 0).all()
+    out = plan.apply(given_tokens.features[[number]])
+    assert out.isfinite().all()
+    if given_tokens.features.dtype == torch.float32:
+        torch.testing.assert_close(plan.matrix(given_tokens.layout.content) @ given_tokens.features[[number]], out)
 
 
 def same(one: Plan, other: Plan) -> bool:

@@ -32,7 +32,11 @@ NUMBERS: tuple[Variant, ...] = (
 )
 """Values beside the defaults that declared types don't tell, for methods in which they matter."""
 
-CLIP_NUMBERS: tuple[Variant, ...] = ()
+CLIP_NUMBERS: tuple[Variant, ...] = (
+    ("fastvid", {"segments": 2, "tau": -1.0, "step": 2}),
+    ("fastvid", {"segments": 1, "tau": -1.0, "beta": 0.0}),
+    ("fastvid", {"context": 1.0}),
+)
 """The same, for methods that act on clips alone."""
 
 
