@@ -159,7 +159,7 @@ class FastVID(Method):
         `places` holds the tokens of each frame that can be anchors, the best first.
         """
         # One copy to the host: segments decide the shapes of all that follows.
-        listed = cast("list[list[bool]]", cuts.tolist())
+        listed = cast("list[list[bool]]", cuts.tolist())  # pyright: ignore[reportUnknownMemberType]
         for image, own in enumerate(listed):
             ends = [*(number + 1 for number, cut in enumerate(own) if cut), len(own) + 1]
             for begin, end in pairwise([0, *ends]):

@@ -191,8 +191,8 @@ def schedule(spec: SpecLike, family: Family) -> Schedule:
         for placement in _placements(step):
             _check_place(placement, family)
             _check_order(placement, placements, spec)
-            _check_method(placement, family)
             _check_frames(placement, placements, family)
+            _check_method(placement, family)
             placements.append(placement)
     _check_counts(placements, spec)
 
