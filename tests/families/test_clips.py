@@ -67,7 +67,8 @@ def takes(model: Any, spec: str) -> bool:
         "test_a_given_cache_is_used",
     ],
 )
-def test_the_contract(row: Row, model: Any, name: str) -> None:
+def test_the_contract(row: Row, model: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(test_contract, "METHODS", [spec for spec in test_contract.METHODS if takes(model, spec)])
     getattr(test_contract, name)(row, model)
 
 
@@ -129,10 +130,22 @@ def test_counts(row: Row, model: Any, spec: str) -> None:
     assert [plans.layout for plans in run.plans] == [image.layout for image in short.images]
 
 
-@pytest.mark.parametrize("spec", [*SPECS, "pool:6", "cdpruner:6", "cluster:6@features", "resize:0.5"])
+@pytest.mark.parametrize(
+    "spec", [*SPECS, "pool:6", "cdpruner:6", "cluster:6@features", "resize:0.5", "cluster:2:per=frame"]
+)
 def test_compress_is_apply(row: Row, any_model: Any, spec: str) -> None:
     if takes(any_model, spec):
         test_contract.test_compress_is_apply(row, any_model, spec)
+
+
+def test_a_rule_of_clips(row: Row, model: Any) -> None:
+    inputs = row.inputs("t6 A t5", "t2 B t9")
+    for spec in ("evs:6", "frames:0.5"):
+        short = compress(model, inputs | {"position_ids": dense_positions(model, inputs)}, spec)
+        expected = generate(model, short)
+        with apply(model, spec) as run:
+            assert torch.equal(generate(model, inputs), expected)
+        assert all(image.after < image.before for image in run.report().images)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -270,6 +283,19 @@ def test_placeholders_that_are_mixed_up_are_refused(row: Row, model: Any) -> Non
     ids[0, first], ids[0, last] = row.clips.token, row.image_token
     with pytest.raises(FoveateError, match="of another image or clip stand among its own"):
         compress(model, inputs | {"input_ids": ids}, "random:6")
+
+
+@pytest.mark.parametrize("spec", ["random:6@features", "resize:0.5"])
+def test_places_where_no_step_can_act_on_clips_are_refused(row: Row, model: Any, spec: str) -> None:
+    if takes(model, spec):
+        return
+    with pytest.raises(FoveateError, match=r"no step can act on clips of .* at @"):
+        compress(model, row.inputs(CHAT), spec)
+    with apply(model, spec):
+        with pytest.raises(FoveateError, match=r"no step can act on clips of .* at @"):
+            generate(model, row.inputs(CHAT))
+        # The next call, of a picture, is none of a clip.
+        assert generate(model, row.inputs("t3 C t4")).shape == (1, 6)
 
 
 @pytest.mark.parametrize("name", ["pixel_values_videos", "video_grid_thw"])

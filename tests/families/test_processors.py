@@ -25,6 +25,7 @@ SPECS = ("random:6", "cls:6", "pool:0.25:positions=keep", "resize:0.5", "fastv:6
 
 
 CLIPS = {
+    "<video>": "<video>",
     "<|video_pad|>": "<|vision_start|><|video_pad|><|vision_end|>",
     "<|video|>": "<|begin_of_video|><|video|><|end_of_video|>",
 }

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import accumulate, pairwise
-from math import sqrt
+from math import ceil, sqrt
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.errors import FoveateError, UnsupportedFamily, shown
 from foveate.families.config_fields import read_field
 from foveate.families.family import Capture
 from foveate.families.llava_next import LlavaNext, crops_of, laid_out, tile_shares, visible_values, with_newlines
@@ -33,6 +33,9 @@ class LlavaOnevision(SiglipCrops, LlavaNext):
     tile that its centre is in. At `@features` such an image is refused: the projector reads patches that are no tokens.
 
     Images of a prompt with several images (`batch_num_images`) are not tiled: each is its base and one newline.
+
+    Frames of a clip are not tiled either: after the projector each is halved on both sides, bilinearly, and signals are
+    scaled as features are. One newline ends the clip. All clips of a call have the same number of frames.
     """
 
     name = "llava_onevision"
@@ -40,6 +43,8 @@ class LlavaOnevision(SiglipCrops, LlavaNext):
     core_class = "LlavaOnevisionModel"
     pixel_inputs = ("pixel_values", "image_sizes", "batch_num_images")
     encoder_arguments: ClassVar[tuple[str, ...]] = ("image_sizes", "batch_num_images")
+    clip_places = ("input", "decoder")
+    stacks_clips = True
     checkpoints: ClassVar[tuple[str, ...]] = (
         "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
         "llava-hf/llava-onevision-qwen2-0.5b-si-hf",
@@ -102,6 +107,38 @@ class LlavaOnevision(SiglipCrops, LlavaNext):
             )
         return with_newlines((self.side, self.side), rows, columns)
 
+    def clip_layout(self, frames: int, height: int, width: int) -> Layout:
+        """Return the grid of a clip, whose frames all have one size, and its newline."""
+        side = ceil(self.side / 2)
+        grid = Segment(frames, side, side)
+        return Layout((grid,), (Structural(grid.count, 0, grid.count),), times=tuple(range(frames)))
+
+    def clip_layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """Return the layout of each clip of `pixel_values_videos`, `(clips, frames, channels, height, width)`.
+
+        Raises:
+            FoveateError: they are something else, or frames have another size than the encoder takes.
+        """
+        pixels = inputs["pixel_values_videos"]
+        if not isinstance(pixels, Tensor) or pixels.ndim != 5:
+            found = tuple(pixels.shape) if isinstance(pixels, Tensor) else shown(pixels)
+            raise FoveateError(
+                f"pixel_values_videos of {self.title} must be a tensor (clips, frames, channels, height, width), not "
+                f"{found}"
+            )
+        self.check_pixels(pixels)
+        return (self.clip_layout(pixels.shape[1], *pixels.shape[3:]),) * pixels.shape[0]
+
+    @property
+    def clip_encoder_inputs(self) -> tuple[str, ...]:
+        """Pixels, and the layers of the tower that are read."""
+        return (*self.video_inputs, "vision_feature_layer", "vision_feature_select_strategy")
+
+    def encode_clips(self, inputs: Mapping[str, Any]) -> Any:
+        """Run the model's encoder and projector on the clips of `inputs`, and return the model's own container."""
+        self.clip_layouts(inputs)
+        return super().encode_clips(inputs)
+
     def shrunk(self, layout: Layout, size: tuple[int, int]) -> Layout:
         """Return a layout with `size` tokens per crop; the tiles' grid shrinks in proportion, rounded down."""
         if len(layout.segments) == 1:
@@ -132,6 +169,11 @@ class LlavaOnevision(SiglipCrops, LlavaNext):
         ]
         return capture
 
+    def clip_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+        """Read the layouts of the clips from their pixels."""
+        layouts = self.clip_layouts(kwargs)
+        return Capture(layouts=layouts, seen=layouts)
+
     def features(self, capture: Capture) -> tuple[Tensor, ...]:
         """Return the selected SigLIP layer, per image `(N, D_encoder)`.
 
@@ -149,6 +191,11 @@ class LlavaOnevision(SiglipCrops, LlavaNext):
 
     def in_token_order(self, crops: Tensor, capture: Capture) -> tuple[Tensor, ...]:
         """Order values per patch of all crops `(crops, n, ...)` as the tokens of each image `(N, ...)`."""
+        if any(layout.is_clip for layout in capture.layouts):
+            # The model scales features, all frames in one call; a value per patch goes along as a feature of its own.
+            scaled = self.core.apply_pooling(crops.flatten(2) if crops.ndim > 2 else crops[..., None])  # pyright: ignore
+            of_clips = scaled.reshape(len(capture.layouts), -1, *crops.shape[2:])
+            return of_clips.unbind(0)
         parts = crops.split([crops_of(layout) for layout in capture.layouts])
         images = zip(parts, capture.seen, capture.extra["visible"], strict=True)
         return tuple(self._of_image(part, seen, visible) for part, seen, visible in images)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from foveate.layout import Layout, Segment, Structural
 from rows.clip import LLAVA_CHAT, LLAVA_WORDS
 from rows.llava_next import (
     LLAVA_NEXT_PICTURES,
@@ -16,7 +17,7 @@ from rows.llava_next import (
     smaller_tiles,
     with_newlines,
 )
-from rows.row import DECODER, ENCODER, Row, enlarged
+from rows.row import DECODER, ENCODER, Clips, Row, enlarged, picture
 
 
 def make_llava_onevision() -> nn.Module:
@@ -93,6 +94,13 @@ def llava_onevision_processor(tokenizer: Any, config: Any, backend: str) -> Any:
     )
 
 
+def onevision_clips(letters: str) -> dict[str, Tensor]:
+    clips = [[picture(chr(ord(letter) + 7 * frame), 3, 56, 56) for frame in range(3)] for letter in letters]
+    return {"pixel_values_videos": torch.stack([torch.stack(frames) for frames in clips])}
+
+
+CLIP = Layout((Segment(3, 2, 2),), (Structural(12, 0, 12),), times=(0, 1, 2))
+
 ROW = Row(
     "llava_onevision",
     make_llava_onevision,
@@ -104,5 +112,6 @@ ROW = Row(
     keys=keys_in_crops,
     resized={"interpolate": crops_interpolated, "enlarge": crops_enlarged},
     words=LLAVA_WORDS | {"<video>": 6},
+    clips=Clips(6, dict.fromkeys("VWX", CLIP), onevision_clips, lambda layout: [6] * layout.total),
     processor=llava_onevision_processor,
 )

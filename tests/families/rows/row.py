@@ -48,7 +48,6 @@ class Clips:
         layouts: for each letter the layout of its visual tokens.
         pixels: turns letters into the model's inputs.
         written: turns a letter and its layout into token ids, other text that the processor writes with it included.
-        one_length: whether all clips of a call must have the same number of frames.
         type: the value of `mm_token_type_ids` at placeholders.
     """
 
@@ -56,7 +55,6 @@ class Clips:
     layouts: Mapping[str, Layout]
     pixels: Callable[[str], dict[str, Tensor]]
     written: Callable[[Layout], list[int]]
-    one_length: bool = False
     type: int = 2
 
 
