@@ -15,6 +15,7 @@ from rows import ROWS, Row
 from test_contract import BATCH, CHAT, dense_positions, generate, kept_columns, logits
 from versions import BEAMS_OF_SEVERAL_IMAGES, CACHE, cache_of_output
 
+from foveate.costmodel import cost
 from foveate.engine import apply, compress, encode, encoder_outputs
 from foveate.errors import FoveateError
 from foveate.families import family_of
@@ -354,3 +355,28 @@ def test_families_without_clips_refuse_them() -> None:
             model(**inputs)
         with pytest.raises(FoveateError, match="video is not supported yet for"):
             family.clip_layout(8, 100, 100)
+
+
+def test_clips_are_counted_from_a_configuration(row: Row, model: Any) -> None:
+    """Frames cost as much as so many images of their size, and a budget is the whole clip's."""
+    family = type(family_of(model)).of_config(model.config)
+    layout = family.clip_layout(8, 112, 112)
+    (grid,) = layout.segments
+    assert tokens_between("random:6", family, layout)[1] == 6 + len(layout.structural)
+    assert sum(each.count for each in family.encoder_grids(layout)) >= grid.count
+    assert family.shrunk(layout, (grid.h, grid.w)).times == layout.times or "pixels" not in family.clip_places
+    for spec in ("random:6@features", "resize:0.5"):
+        if not takes(model, spec):
+            with pytest.raises(FoveateError, match="no step can act on clips"):
+                tokens_between(spec, family, layout)
+
+
+def test_the_cost_of_clips() -> None:
+    still, clip = cost("qwen2.5-vl-7b", images=[(640, 360)]), cost("qwen2.5-vl-7b", images=[], clips=[(16, 640, 360)])
+    assert clip.visual_tokens == 8 * still.visual_tokens
+    assert cost("qwen2.5-vl-7b", "cluster:64", images=[], clips=[(16, 640, 360)]).kept_tokens == 64
+    for wrong in ([(640, 360)], [(0, 640, 360)], [(100_000, 640, 360)], ["a clip"], [(4, 640, 0)]):
+        with pytest.raises(FoveateError):
+            cost("qwen2.5-vl-7b", images=[], clips=wrong)  # pyright: ignore
+    with pytest.raises(FoveateError, match="video is not supported yet for LLaVA"):
+        cost("llava-1.5-7b", clips=[(4, 640, 360)])

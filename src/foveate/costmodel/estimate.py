@@ -9,7 +9,7 @@ from typing import Any
 from foveate.costmodel.compressor import compressor_work
 from foveate.costmodel.device import SIZES, Device
 from foveate.costmodel.device import device as device_of
-from foveate.costmodel.image_sizes import read_sizes
+from foveate.costmodel.image_sizes import read_clip_sizes, read_sizes
 from foveate.costmodel.model import Model, read_model
 from foveate.costmodel.vision_work import encoder_work, projector_work, vision_activations
 from foveate.errors import FoveateError, KeepError, quoted
@@ -146,6 +146,7 @@ def cost(
     spec: SpecLike | None = None,
     *,
     images: Sequence[tuple[int, int]] = ((336, 336),),
+    clips: Sequence[tuple[int, int, int]] = (),
     text_tokens: int = 60,
     new_tokens: int = 64,
     batch: int = 1,
@@ -160,6 +161,7 @@ def cost(
             model.
         spec: what is applied: text, a method object, a `Spec`, or a list of these; None is dense.
         images: size of each image of a prompt, (width, height) in pixels.
+        clips: size of each clip of a prompt, (frames, width, height); the frames are those that the processor chooses.
         text_tokens: tokens of a prompt beside the visual ones.
         new_tokens: tokens of an answer.
         batch: equal prompts at once.
@@ -176,9 +178,12 @@ def cost(
     (576, '302 MB')
     >>> cost("llava-1.5-7b", "pool:0.25@16").mean_over_layers
     360.0
+    >>> cost("qwen2.5-vl-7b", "cluster:64", images=[], clips=[(16, 640, 360)]).visual_tokens
+    2392
     """
     model = config if isinstance(config, Model) else read_model(config)
     layouts = [model.family.image_layout(height, width) for width, height in read_sizes(images)]
+    layouts += [model.family.clip_layout(frames, height, width) for frames, width, height in read_clip_sizes(clips)]
     return cost_of_layouts(model, spec, layouts, text_tokens, new_tokens, batch, device_of(device), dtype)
 
 

@@ -1,12 +1,16 @@
-"""Check the sizes of the images of a prompt."""
+"""Check the sizes of the images and clips of a prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from foveate.arguments import listed
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, shown
 from foveate.images import LIMIT
+from foveate.numbers import Between, check_whole
+
+_MOST_FRAMES = 10_000
+"""More than any processor chooses of a clip."""
 
 
 def read_sizes(images: Sequence[object]) -> list[tuple[int, int]]:
@@ -25,6 +29,25 @@ def read_sizes(images: Sequence[object]) -> list[tuple[int, int]]:
         width, height = size
         check_size(width, height)
         sizes.append((width, height))
+    return sizes
+
+
+def read_clip_sizes(clips: Sequence[object]) -> list[tuple[int, int, int]]:
+    """Return sizes of clips, (frames, width, height).
+
+    >>> read_clip_sizes([[16, 640, 360]])
+    [(16, 640, 360)]
+
+    Raises:
+        FoveateError: one of them is something else.
+    """
+    sizes: list[tuple[int, int, int]] = []
+    for size in listed("clips", clips, "a list of sizes (frames, width, height)"):
+        if not isinstance(size, Sequence) or isinstance(size, str) or len(size) != 3:
+            raise FoveateError(f"{shown(size)} is no size of a clip; write (frames, width, height)")
+        frames, width, height = size
+        check_size(width, height)
+        sizes.append((check_whole("frames of a clip", frames, Between(1, _MOST_FRAMES)), width, height))
     return sizes
 
 

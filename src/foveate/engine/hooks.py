@@ -27,6 +27,7 @@ from foveate.errors import FoveateError
 from foveate.families import Capture, Family
 from foveate.families.wrappers import holds
 from foveate.methods import Method, PixelMethod
+from foveate.schedule import check_clip_places
 from foveate.schedule.encoder_layers import encoder_methods, encoder_needs
 from foveate.schedule.resizing import nearest_below, resize_mode
 from foveate.tokens import Signal
@@ -225,13 +226,8 @@ class EncoderHooks(StaysWithModel):
         self._local.arguments = {name: arguments.get(name) for name in self.family.encoder_arguments}
 
     def _note_clips(self, arguments: Keywords) -> None:
-        family = self.family
         steps = {"pixels": self.pixels, "encoder": self.encoder, "features": self.keep_features}
-        for place in (place for place, step in steps.items() if step and place not in family.clip_places):
-            raise FoveateError(
-                f"no step can act on clips of {family.title} at @{place}; use "
-                f"{', '.join(f'@{name}' for name in family.clip_places if name != 'decoder')}, or pass frames as images"
-            )
+        check_clip_places(self.family, [place for place, step in steps.items() if step])
         self._local.clips = arguments
 
     def _forget_clips(self) -> None:

@@ -113,6 +113,12 @@ class LlavaOnevision(SiglipCrops, LlavaNext):
         grid = Segment(frames, side, side)
         return Layout((grid,), (Structural(grid.count, 0, grid.count),), times=tuple(range(frames)))
 
+    def encoder_grids(self, layout: Layout) -> tuple[Segment, ...]:
+        """Return the grid of a crop, once for each crop; of a clip all its frames."""
+        if not layout.is_clip:
+            return super().encoder_grids(layout)
+        return (Segment(layout.segments[0].t, self.side, self.side),)
+
     def clip_layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """Return the layout of each clip of `pixel_values_videos`, `(clips, frames, channels, height, width)`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from foveate.schedule.count import ImageTokens, StepTokens, count_tokens, tokens_after, tokens_between, tokens_per_layer
 from foveate.schedule.depth import scaled_layer, scaled_layers
 from foveate.schedule.expected import ExpectedTokens
-from foveate.schedule.steps import DecoderSteps, LayerStep, Schedule, SpecLike, schedule
+from foveate.schedule.steps import DecoderSteps, LayerStep, Schedule, SpecLike, check_clip_places, schedule
 
 __all__ = [
     "DecoderSteps",
@@ -15,6 +15,7 @@ __all__ = [
     "Schedule",
     "SpecLike",
     "StepTokens",
+    "check_clip_places",
     "count_tokens",
     "scaled_layer",
     "scaled_layers",

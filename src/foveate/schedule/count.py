@@ -11,7 +11,7 @@ from foveate.methods import Method
 from foveate.schedule.encoder_layers import encoder_methods
 from foveate.schedule.expected import ExpectedTokens, kept_slots
 from foveate.schedule.resizing import dense_slots, resize_mode
-from foveate.schedule.steps import Schedule, SpecLike, schedule
+from foveate.schedule.steps import Schedule, SpecLike, check_clip_places, schedule
 from foveate.tokens import Layout, Place
 
 
@@ -103,6 +103,9 @@ def count_tokens(plan: Schedule, family: Family, layout: Layout) -> ImageTokens:
     check_kind("plan", plan, Schedule, "what foveate.schedule.schedule returns")
     check_kind("family", family, Family, "what foveate.families.family_of returns")
     check_kind("layout", layout, Layout, "a Layout")
+    if layout.is_clip:
+        steps = {"pixels": plan.pixels, "encoder": plan.encoder, "features": plan.features}
+        check_clip_places(family, [place for place, step in steps.items() if step])
     try:
         counter = _Counter(plan, family, layout)
         if plan.encoder is not None:

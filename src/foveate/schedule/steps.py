@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TypeAlias
 
@@ -334,6 +334,20 @@ def _check_frames(placement: _Placement, earlier: Sequence[_Placement], family: 
             f"{placement.step} works on whole frames of a clip, and {before[0].step} leaves tokens out before; write "
             f"{placement.method.name} first, at one place"
         )
+
+
+def check_clip_places(family: Family, places: Iterable[str]) -> None:
+    """Check that steps can act on clips at these places, of those in front of the decoder.
+
+    Raises:
+        FoveateError: they can't.
+    """
+    for place in places:
+        if place not in family.clip_places:
+            here = ", ".join(f"@{name}" for name in family.clip_places if name != "decoder")
+            raise FoveateError(
+                f"no step can act on clips of {family.title} at @{place}; use {here}, or pass frames as images"
+            )
 
 
 def _encoder_layers(method: Method) -> set[int]:
