@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class FoveateError(ValueError):
@@ -40,9 +40,18 @@ def unknown(what: str, name: str, known: Sequence[str]) -> str:
     >>> unknown("method is called", "clustre", ("cluster", "pool"))
     'no method is called "clustre"; did you mean "cluster"?'
     """
-    nearest = difflib.get_close_matches(name[:60], known, n=1)
-    meant = f'did you mean "{nearest[0]}"?' if nearest else f"there are {', '.join(known)}"
-    return f'no {what} "{shortened(name)}"; {meant}'
+    return f'no {what} "{shortened(name)}"; {nearest(name, known)}'
+
+
+def nearest(name: str, known: Iterable[str], also: str = "") -> str:
+    """Write the end of an error about an unknown name: what was meant, or what there is.
+
+    >>> nearest("stepps", ["steps", "lr"]), nearest("xyz", ["steps", "lr"], ", and numbers")
+    ('did you mean "steps"?', 'there are steps, lr, and numbers')
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name[:60], names, n=1)
+    return f'did you mean "{near[0]}"?' if near else f"there are {', '.join(names)}{also}"
 
 
 def shortened(text: str, length: int = 60) -> str:

@@ -12,7 +12,6 @@ them; options at their default and a method's default places are left out.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import typing
 from collections.abc import Iterable, Sequence
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from foveate.arguments import check_kind, listed
-from foveate.errors import FoveateError, SpecError, shortened, shown, unknown
+from foveate.errors import FoveateError, SpecError, nearest, shortened, shown, unknown
 from foveate.keep import Keep
 from foveate.method import Method, Step
 from foveate.methods import aliases, method_class, method_names
@@ -206,9 +205,7 @@ def _places(text: str, where: str, begin: int) -> tuple[Place, ...]:
         elif place in PLACES:
             places.append(place)
         else:
-            near = difflib.get_close_matches(place, PLACES, n=1)
-            known = f"there are {', '.join(PLACES)}, and the numbers of decoder layers"
-            meant = f'did you mean "{near[0]}"?' if near else known
+            meant = nearest(place, PLACES, ", and the numbers of decoder layers")
             raise _fail(text, begin, len(piece), f'no place is called "{place}"; {meant}')
         begin += len(piece) + 1
     return tuple(places)

@@ -177,7 +177,9 @@ def _runner() -> Any:
 
     def load_model(model: Any = None, **options: Any) -> Any:
         LOADED.append(str(model))
-        return _embedded()[0] if model is None and options.get("dtype") is None else whole(model, **options)
+        # What a command or a call asks for beyond the model is checked where it is loaded.
+        plain = model is None and all(value is None for value in options.values())
+        return _embedded()[0] if plain else whole(model, **options)
 
     def load_processor(model: Any = None, **options: Any) -> Any:
         return _embedded()[1] if model is None else processors(model, **options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -15,7 +14,7 @@ from typing import Any
 
 from foveate.arguments import check_kind, listed
 from foveate.costmodel.ops import CallPart, Op
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, nearest
 from foveate.files import FileError, is_file, read_text, read_toml, shown_path, write_text
 from foveate.numbers import check_real
 
@@ -172,11 +171,8 @@ def device(name: str | Device) -> Device:
         return next(iter(found.values()))
     known = devices()
     if name not in known:
-        near = difflib.get_close_matches(name.lower(), known, n=1)
-        meant = f'did you mean "{near[0]}"? There' if near else "there"
-        raise FoveateError(
-            f'no device is called "{name}"; {meant} are {", ".join(known)}; foveate calibrate adds this machine'
-        )
+        meant = nearest(name.lower(), known)
+        raise FoveateError(f'no device is called "{name}"; {meant}; foveate calibrate adds this machine')
     return known[name]
 
 

@@ -21,12 +21,12 @@ from typing import Any, ClassVar, Final
 
 from torch import nn
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, nearest
 from foveate.train.batches import Batches
 from foveate.train.parameters import choose_parameters
 from foveate.train.prepared import Prepared
 from foveate.train.recipe import PARTS, Recipe
-from foveate.train.settings import DENSE, RecipeError, Settings, nearest
+from foveate.train.settings import DENSE, RecipeError, Settings
 from foveate.train.sources import Conversation, Conversations
 
 GROUP: Final = "foveate.objectives"

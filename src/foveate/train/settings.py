@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import types
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from foveate.errors import FoveateError, quoted
+from foveate.errors import FoveateError, nearest, quoted
 from foveate.files import FileError, read_yaml, shown_path
 from foveate.numbers import LARGEST_SEED, MOST, read_real
 
@@ -116,17 +114,6 @@ Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 Counts = Annotated[tuple[Count, ...], Field(strict=False)]
 """A list of whole numbers from 1 on."""
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Write the end of an error about an unknown name: what was meant, or what there is.
-
-    >>> nearest("stepps", ["steps", "lr"])
-    'did you mean "steps"?'
-    """
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    return f'did you mean "{near[0]}"?' if near else f"there are {', '.join(names)}"
 
 
 def canonical(spec: Any, where: str) -> str:

@@ -12,9 +12,10 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Final
 
+from foveate.errors import nearest
 from foveate.schedule import scaled_layer
 from foveate.train.recipe import Stage
-from foveate.train.settings import DENSE, RecipeError, nearest
+from foveate.train.settings import DENSE, RecipeError
 
 # (layer K of 32, stride S) of each stage; None is no compression. All stages of a schedule are equally long.
 _PUBLISHED: Final[dict[str, tuple[tuple[int, int] | None, ...]]] = {

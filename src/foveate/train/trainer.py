@@ -26,7 +26,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from foveate.errors import FoveateError, first_line
+from foveate.errors import FoveateError, first_line, nearest
 from foveate.files import (
     FileError,
     make_folder,
@@ -39,7 +39,7 @@ from foveate.files import (
 )
 from foveate.train import checkpoint as files
 from foveate.train.progress import Progress
-from foveate.train.settings import RecipeError, nearest
+from foveate.train.settings import RecipeError
 from foveate.train.trainer_options import TrainerOptions, check_unsharded, trainer_options
 
 _LESS = "look at these rows, or lower lr, lengthen warmup, or train in bf16 or fp32 instead of fp16"

@@ -13,7 +13,8 @@ from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 
-from foveate.train.settings import Count, Number, RecipeError, Settings, nearest
+from foveate.errors import nearest
+from foveate.train.settings import Count, Number, RecipeError, Settings
 
 OPTIMISERS: Final[dict[str, tuple[str, float]]] = {
     "adamw_torch": ("", 8),
