@@ -8,13 +8,14 @@ from test_golden import CASES, named
 from test_golden_features import tensors
 from torch import Tensor
 
-from foveate.methods import EVS, DyCoke, FastVID
+from foveate.methods import EVS, DyCoke, FastVID, PruneVid
+from foveate.methods.arithmetic.frames import longest_runs, runs
 from foveate.tokens import VisualTokens
 
 
 def test_every_case_is_there() -> None:
-    counts = {name: len(named(name)) for name in ("evs", "dycoke_ttm", "fastvid")}
-    assert counts == {"evs": 4, "dycoke_ttm": 4, "fastvid": 3}
+    cases = {"evs": 4, "dycoke_ttm": 4, "fastvid": 3, "prunevid_refine": 2, "prunevid_merge": 2}
+    assert {name: len(named(name)) for name in cases} == cases
 
 
 def shape(arrays: dict[str, Tensor], merge: int = 1) -> tuple[int, int, int]:
@@ -114,3 +115,40 @@ def test_fastvid_fills_its_budget(file: str) -> None:
     theirs = torch.isin(torch.arange(t * h * w), arrays["index"][0])
     extra = attention[0].masked_fill(theirs, -1).topk(kept - int(theirs.sum())).indices
     assert set(slot.tolist()) == {*arrays["index"][0].tolist(), *extra.tolist()}
+
+
+@pytest.mark.parametrize("file", named("prunevid_refine"))
+def test_prunevids_runs(file: str) -> None:
+    _, arrays = tensors(file)
+    for labels, refined, lengths in zip(arrays["cluster_index"], arrays["refined"], arrays["segment_lengths"]):
+        ours = longest_runs(labels.tolist())
+        assert ours == refined.tolist()
+        assert [end - begin for begin, end in runs(ours)] == lengths[lengths > 0].tolist()
+
+
+@pytest.mark.parametrize("file", named("prunevid_merge"))
+def test_prunevid(file: str) -> None:
+    """Segments, sizes and merged features. Theirs has the static tokens of a segment first, then clusters by score."""
+    parameters, arrays = tensors(file)
+    features, (t, h, w) = arrays["features"], shape(arrays)
+    method = PruneVid(
+        tau=parameters["tau"],
+        ratio=parameters["cluster_ratio"],
+        segments=parameters["temporal_segment_ratio"],
+        neighbours=parameters["k"],
+    )
+    given = VisualTokens.of(features, (t, h, w))
+    frames = features.view(t, h * w, -1)
+    spans = method.spans(frames)
+    assert [end - begin for begin, end in spans] == arrays["window_sizes"].tolist()
+    plan = method.plan(given)
+    out, theirs = plan.apply(features)[0], arrays["features_out"][0]
+    slot, _ = method._groups(frames, None)
+    assert torch.equal(slot.sort(dim=1).values, plan.slot)
+    # Our groups are in their order before they are sorted by slot.
+    torch.testing.assert_close(out[torch.searchsorted(plan.slot[0], slot[0])], theirs, atol=1e-4, rtol=0)
+    frame = plan.slot[0] // (h * w)
+    for (begin, end), still, moving in zip(spans, arrays["static_sizes"].tolist(), arrays["dynamic_sizes"].tolist()):
+        inside = (frame >= begin) & (frame < end)
+        assert int(inside.sum()) == still + moving
+        assert int(plan.size()[0][inside].sum()) == (end - begin) * h * w

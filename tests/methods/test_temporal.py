@@ -14,6 +14,7 @@ from foveate.errors import FoveateError, KeepError, SpecError
 from foveate.families import Family, Llava
 from foveate.methods import Method, method_class, method_names
 from foveate.methods.arithmetic.grids import fit, fit_clip
+from foveate.methods.prunevid import shared
 from foveate.methods.tiles import parts_of, plan_of
 from foveate.plan import Plan
 from foveate.schedule import ExpectedTokens, schedule
@@ -240,6 +241,59 @@ def test_dycokes_frames(t: int) -> None:
     assert method_of(f"dycoke:{least}").count(given_tokens.layout) == least
     with pytest.raises(KeepError, match=f"keep at least {least}"):
         method_of(f"dycoke:{least - 1}").count(given_tokens.layout)
+
+
+# PruneVid
+
+
+@pytest.mark.parametrize("options", ["", ":tau=0.0", ":tau=-1.0:segments=0.5", ":ratio=0.1", ":tau=1.0"])
+@pytest.mark.parametrize("shape", [*CLIPS, (9, 5, 5), (16, 4, 4)])
+@pytest.mark.parametrize("kind", ["random", "ties", "equal"])
+def test_prunevid_that_decides(options: str, shape: tuple[int, int, int], kind: str) -> None:
+    """What stays is within its bounds; every token flows somewhere, and a clip of a batch is itself alone."""
+    layout = clip(*shape)
+    method = method_of(f"prunevid:auto{options}")
+    given_tokens = tokens(layout, kind)
+    fewest_kept, most_kept = method.bounds(layout)
+    assert 1 <= fewest_kept <= most_kept <= layout.content
+    plan = method.plan(given_tokens)
+    assert plan.group is not None
+    assert (plan.group >= 0).all()
+    counts = [plan.slot.shape[1]] * 3 if plan.valid is None else plan.valid.sum(dim=1).tolist()
+    for number, count in enumerate(counts):
+        assert fewest_kept <= count <= most_kept
+        one = plan.image(number, count)
+        check_one(one, given_tokens, number)
+        assert same(one, method.plan(tokens(layout, kind, order=[number])))
+        assert torch.equal(one.group.gather(1, one.slot), torch.arange(count)[None])
+    assert plan.apply(given_tokens.features).isfinite().all()
+
+
+def test_prunevid_averages_what_stands_still() -> None:
+    """Two scenes of four frames; in each, one place of nine moves."""
+    scenes = torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0))
+    frames = scenes.repeat_interleave(4, dim=0)
+    frames[:, 4] = torch.eye(16)[torch.arange(8)] * 3
+    given_tokens = VisualTokens.of(frames.view(1, 72, 16), (8, 3, 3))
+    plan = method_of("prunevid:auto").plan(given_tokens)
+    # Of each scene, 8 places once, and the one that moves four times.
+    assert sorted(plan.size()[0].tolist()) == [1] * 8 + [4] * 16
+    still = [place + first for first in (0, 36) for place in range(9) if place != 4]
+    assert plan.slot[0].tolist() == sorted([*range(4, 72, 9), *still])
+    torch.testing.assert_close(plan.apply(given_tokens.features), given_tokens.features[0, plan.slot[0]][None])
+    # More than is left after averaging: places are static no longer.
+    assert method_of("prunevid:40").plan(given_tokens).slot.shape == (1, 40)
+    with pytest.raises(KeepError, match="keep at least 12"):
+        method_of("prunevid:11").count(given_tokens.layout)
+
+
+@quick
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.data())
+def test_budgets_of_groups(sizes: list[int], data: st.DataObject) -> None:
+    kept = data.draw(st.integers(len(sizes), sum(sizes)))
+    parts = shared(kept, sizes)
+    assert sum(parts) == kept
+    assert all(1 <= part <= size for part, size in zip(parts, sizes))
 
 
 # Baselines

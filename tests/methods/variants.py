@@ -36,6 +36,8 @@ CLIP_NUMBERS: tuple[Variant, ...] = (
     ("fastvid", {"segments": 2, "tau": -1.0, "step": 2}),
     ("fastvid", {"segments": 1, "tau": -1.0, "beta": 0.0}),
     ("fastvid", {"context": 1.0}),
+    ("prunevid", {"tau": 0.0, "segments": 0.5}),
+    ("prunevid", {"tau": -1.0, "segments": 0.0, "neighbours": 2}),
 )
 """The same, for methods that act on clips alone."""
 

@@ -1,6 +1,9 @@
-"""Compare the frames of a clip."""
+"""Compare the frames of a clip, and cut it into runs of frames."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Float32
@@ -25,3 +28,40 @@ def likeness(
     [1.0, 0.0]
     """
     return torch.cosine_similarity(frames.float(), others.float(), dim=-1)
+
+
+def runs(labels: Sequence[int | None]) -> list[tuple[int, int]]:
+    """Return where each run of equal labels begins, and one past its end.
+
+    >>> runs([4, 4, 1, 4])
+    [(0, 2), (2, 3), (3, 4)]
+    """
+    edges = [number for number in range(1, len(labels)) if labels[number] != labels[number - 1]]
+    return list(pairwise([0, *edges, len(labels)]))
+
+
+def longest_runs(labels: Sequence[int]) -> list[int]:
+    """Let each label keep its longest runs alone, and give all other frames to the longer of the runs beside them.
+
+    Equally long runs of a label all stay, but not runs of one frame. Gaps are filled from the first on, and what was
+    filled counts as part of its run. Of equally long runs, the one before takes the gap. If no run stays, all labels
+    are 0.
+
+    >>> longest_runs([7, 7, 7, 2, 7, 3, 3])
+    [7, 7, 7, 7, 7, 3, 3]
+    """
+    spans = runs(labels)
+    longest: dict[int, int] = {}
+    for begin, end in spans:
+        longest[labels[begin]] = max(longest.get(labels[begin], 2), end - begin)
+    kept: list[int | None] = [None] * len(labels)
+    for begin, end in spans:
+        if end - begin == longest[labels[begin]]:
+            kept[begin:end] = labels[begin:end]
+    for begin, end in runs(kept):
+        if kept[begin] is None:
+            before = next((span for span in runs(kept[:begin])[::-1]), (0, 0)) if begin else (0, 0)
+            after = runs(kept[end:])[0] if end < len(kept) else (0, 0)
+            beside = kept[begin - 1] if before[1] - before[0] >= after[1] - after[0] else kept[end]
+            kept[begin:end] = [beside if begin or end < len(kept) else 0] * (end - begin)
+    return [0 if label is None else label for label in kept]
