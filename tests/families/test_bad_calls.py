@@ -14,7 +14,10 @@ from foveate.errors import FoveateError
 from foveate.families import family_of
 
 CHAT = "t6 A t5"
-PIXELS = ("pixel_values", "image_grid_thw", "image_sizes", "spatial_shapes", "pixel_attention_mask", "target_sizes")
+PIXELS = (
+    "pixel_values", "image_grid_thw", "image_sizes", "spatial_shapes", "pixel_attention_mask", "target_sizes",
+    "image_position_ids",
+)  # fmt: skip
 
 
 def without_pixels(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -127,10 +127,16 @@ def by_hand(row: Row, model: Any, prompt: str, spec: str, answer: Tensor | None 
         asked.update(kwargs)
 
     calls: list[dict[str, Any]] = []
+    beside: list[tuple[Any, ...]] = []
+
+    def listen(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        calls.append(kwargs)
+        beside.append(args[1:])
+
     layers = family.decoder_layers
     handles = [family.decoder.register_forward_pre_hook(remember, with_kwargs=True)]
     for each in layers:
-        handles.append(each.register_forward_pre_hook(lambda _, __, given: calls.append(given), with_kwargs=True))
+        handles.append(each.register_forward_pre_hook(listen, with_kwargs=True))
     model(**{**inputs, "position_ids": dense_positions(model, inputs)}, use_cache=False)
     for handle in handles:
         handle.remove()
@@ -199,7 +205,12 @@ def by_hand(row: Row, model: Any, prompt: str, spec: str, answer: Tensor | None 
         seen = visible_to(calls[number], inputs["input_ids"].shape[1])[:, :, columns][..., columns]
         mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(hidden.dtype).min)
         rotary = family.rotary(hidden, positions[0] if family.position_axes == 1 else positions, number)
-        hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary, position_ids=None, **{CACHE: None})
+        # What a layer gets for each token beside its hidden states: a merged one has that of its own place.
+        own = [None if each is None else each[:, columns] for each in beside[number]]
+        given = {"attention_mask": mask, "position_embeddings": rotary, "position_ids": None, CACHE: None}
+        if "shared_kv_states" in calls[number]:
+            given["shared_kv_states"] = {}
+        hidden = layer(hidden, *own, **given)
         if number < len(added):
             hidden = hidden.clone()
             for image in images:

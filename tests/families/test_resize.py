@@ -85,8 +85,7 @@ def test_exact_is_the_model_given_a_smaller_picture(exact: Row) -> None:
     small = family.shrunk(family.layouts(inputs)[0], (height, width))
     by_hand = torch.tensor([ids[:6] + exact.image_ids(small) + ids[-5:]])
     smaller = {"input_ids": by_hand, "attention_mask": torch.ones_like(by_hand), **exact.smaller("A", height, width)}
-    if exact.token_types:
-        smaller["mm_token_type_ids"] = (by_hand == exact.image_token).int()
+    smaller |= exact.types_of(by_hand)
     short = compress(model, inputs, spec)
     torch.testing.assert_close(logits(model, short), logits(model, smaller), atol=1e-5, rtol=1e-5)
 

@@ -12,6 +12,7 @@ import torch
 from rows import ROWS, Row
 from rows.aya_vision import make_aya_vision
 from rows.gemma3 import make_gemma3
+from rows.gemma4 import make_gemma4
 from rows.paligemma import make_paligemma
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
@@ -42,6 +43,7 @@ WINDOW = 16
 """Shorter than every prompt with an image."""
 WINDOWS = (
     replace(BY_NAME["gemma3"], name="gemma3, window", make=partial(make_gemma3, WINDOW)),
+    replace(BY_NAME["gemma4"], name="gemma 4, window", make=partial(make_gemma4, WINDOW)),
     replace(BY_NAME["paligemma"], name="paligemma 2, window", make=partial(make_paligemma, WINDOW)),
     replace(BY_NAME["llava"], name="llava, window", make=partial(make_llava, WINDOW)),
     replace(BY_NAME["aya_vision"], name="aya_vision, window", make=partial(make_aya_vision, WINDOW)),
@@ -94,7 +96,7 @@ def test_windows_under_sdpa(point: str) -> None:
 def test_the_window_is_seen_to_act(narrow: Row) -> None:
     inputs = narrow.with_text(narrow.inputs(contract.CHAT), torch.arange(30, 60)[None])
     wide = replace(narrow, name=f"{narrow.name} that is wide", make=partial(narrow.make.func, 500))  # pyright: ignore
-    spec = "random:30@1"
+    spec = "random:0.8@1"
     with apply(shared(narrow), spec):
         short = contract.logits(shared(narrow), inputs)
     with apply(shared(wide), spec):
@@ -106,7 +108,7 @@ def test_masks_that_attention_does_not_take(plain_backend: str) -> None:
     model.set_attn_implementation(plain_backend)
     with pytest.raises(FoveateError, match="look in both directions, and plain attention takes no mask"):
         apply(model, "random:6@1")
-    row = WINDOWS[2]
+    row = WINDOWS[3]
     model = row.model()
     model.set_attn_implementation(plain_backend)
     with apply(model, "random:6@1"), pytest.raises(FoveateError, match="47 tokens and this decoder's layers see 16"):

@@ -41,7 +41,12 @@ ENCODER_SIGNALS: tuple[Signal, ...] = tuple(
 def with_lora(row: Row) -> Any:
     """A model whose projections to queries and keys have unmerged LoRA weights that matter."""
     model = row.model()
-    targets = [name for name, _ in model.named_modules() if name.endswith(PROJECTIONS)]
+    targets = [
+        # Some are around their matrix.
+        name if isinstance(part, nn.Linear) else f"{name}.linear"
+        for name, part in model.named_modules()
+        if name.endswith(PROJECTIONS)
+    ]
     torch.manual_seed(1)
     config = LoraConfig(r=4, lora_alpha=16, target_modules=targets, init_lora_weights=False)
     return get_peft_model(model, config).eval()
@@ -110,7 +115,7 @@ def dynamic_int8(model: nn.Module) -> nn.Module:
     One that embeds patches stays as it is: an encoder reads the dtype of its weight.
     """
     named = {name for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    chosen: Any = {name for name in named if not name.endswith("patch_embedding")}
+    chosen: Any = {name for name in named if not name.endswith(("patch_embedding", "input_proj"))}
     how = dict.fromkeys(chosen, torch.ao.quantization.default_dynamic_qconfig)
     return torch.ao.quantization.quantize_dynamic(model, how)  # pyright: ignore
 

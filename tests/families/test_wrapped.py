@@ -38,7 +38,9 @@ class Lightning(nn.Module):
 
 def peft_model(model: nn.Module) -> Any:
     """New LoRA weights change nothing: their product is zero."""
-    names = [name for name, _ in model.named_modules() if name.endswith(("qkv", "q_proj", "k_proj", "down_proj"))]
+    ends = ("qkv", "q_proj", "k_proj", "down_proj")
+    parts = [(name, part) for name, part in model.named_modules() if name.endswith(ends)]
+    names = [name if isinstance(part, nn.Linear) else f"{name}.linear" for name, part in parts]  # some are around it
     return get_peft_model(model, LoraConfig(r=2, target_modules=names)).eval()  # pyright: ignore
 
 

@@ -26,6 +26,7 @@ _QUERY_NORMS = {
     "qwen3_vl_moe_text",
     "qwen3_omni_moe_text",
     "gemma3_text",
+    "gemma4_text",
     *_GATED_QUERIES,
 }
 # Fields of designs that are not counted yet; such models are refused.
@@ -44,7 +45,8 @@ class Attention:
     """Softmax attention: `heads` query heads share `groups` key heads, all `head` wide.
 
     With a `window`, a query attends to that many keys at most, its own included. With `gated`, each query has a gate.
-    With `normed`, queries and keys pass a norm.
+    With `normed`, queries and keys pass a norm. With `tied`, keys are the values, before their norms and rotary
+    embedding. With `borrowed`, keys and values are those of an earlier layer, and the cache holds none.
     """
 
     heads: int
@@ -53,6 +55,13 @@ class Attention:
     window: int | None = None
     gated: bool = False
     normed: bool = False
+    tied: bool = False
+    borrowed: bool = False
+
+    @property
+    def made(self) -> int:
+        """How many matrices make keys and values."""
+        return 0 if self.borrowed else 1 if self.tied else 2
 
     def cached(self, tokens: int) -> int:
         """Return how many keys the cache holds after `tokens` tokens."""
@@ -60,17 +69,17 @@ class Attention:
 
     def cache(self, tokens: int, size: int) -> int:
         """Return the bytes of one row's cache."""
-        return 2 * self.groups * self.head * self.cached(tokens) * size
+        return 0 if self.borrowed else 2 * self.groups * self.head * self.cached(tokens) * size
 
     def parameters(self, hidden: int) -> int:
         """Count the weights, without norms and biases."""
-        return hidden * self.head * ((2 if self.gated else 1) * self.heads + 2 * self.groups + self.heads)
+        return hidden * self.head * ((2 if self.gated else 1) * self.heads + self.made * self.groups + self.heads)
 
     def _projections(self, rows: int, hidden: int, size: int) -> list[Op]:
-        queries, keys = self.heads * self.head, self.groups * self.head
+        queries, keys = self.heads * self.head, 0 if self.borrowed else self.groups * self.head
         ops = [
             linear("queries", rows, hidden, queries * (2 if self.gated else 1), size),
-            *repeated([linear("keys and values", rows, hidden, keys, size)], 2),
+            *repeated([linear("keys and values", rows, hidden, keys, size)], self.made),
             rotary(rows, queries + keys, size),
             linear("output", rows, queries, hidden, size),
             elementwise("heads side by side", rows * queries, 2, size),
@@ -87,8 +96,14 @@ class Attention:
         return [
             *self._projections(batch * tokens, hidden, size),
             attention(batch, self.heads, self.groups, self.head, tokens, tokens, size, seen / tokens**2),
-            elementwise("into the cache", batch * tokens * 2 * self.groups * self.head, 2, size, launches=2),
+            *self._caching(batch * tokens, size),
         ]
+
+    def _caching(self, rows: int | float, size: int) -> list[Op]:
+        """Return the work of writing the keys and values of `rows` columns."""
+        if self.borrowed:
+            return []
+        return [elementwise("into the cache", rows * 2 * self.groups * self.head, 2, size, launches=2)]
 
     def decode(self, hidden: int, batch: int, tokens: int, steps: int, size: int) -> list[Op]:
         """Count the work on `steps` further tokens, one at a time, after `tokens` tokens."""
@@ -97,7 +112,7 @@ class Attention:
             *self._projections(batch, hidden, size),
             attention(batch, self.heads, self.groups, self.head, 1, keys, size),
             # The cache grows by a copy into a longer one.
-            elementwise("into the cache", batch * keys * 2 * self.groups * self.head, 2, size, launches=2),
+            *self._caching(batch * keys, size),
         ]
         return repeated(ops, steps)
 
@@ -295,11 +310,47 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Both:
+    """An MLP and experts side by side; their outputs are added."""
+
+    mlp: Mlp
+    experts: Experts
+
+    def parameters(self, hidden: int) -> int:
+        """Count the weights of both."""
+        return self.mlp.parameters(hidden) + self.experts.parameters(hidden)
+
+    def activation_width(self, hidden: int) -> int:
+        """Return how many numbers of one token are in memory at once, at most."""
+        return hidden + max(self.mlp.activation_width(hidden), self.experts.activation_width(hidden))
+
+    def ops(self, rows: int, hidden: int, size: int) -> list[Op]:
+        """Count the work on `rows` tokens."""
+        return [
+            *self.mlp.ops(rows, hidden, size),
+            *self.experts.ops(rows, hidden, size),
+            *repeated([norm(rows, hidden)], 3),
+            elementwise("both", rows * hidden, 3, size),
+        ]
+
+
+@dataclass(frozen=True)
 class Layer:
-    """One decoder layer."""
+    """One decoder layer.
+
+    Attributes:
+        mixer: what mixes columns.
+        mlp: what acts on each column alone.
+        own: width of the input that the layer gets for each token beside its hidden states; 0 for none.
+    """
 
     mixer: Attention | Delta | ShortConvolution
-    mlp: Mlp | Experts
+    mlp: Mlp | Experts | Both
+    own: int = 0
+
+    def parameters(self, hidden: int) -> int:
+        """Count the weights, without norms and biases."""
+        return self.mixer.parameters(hidden) + self.mlp.parameters(hidden) + 2 * hidden * self.own
 
 
 @dataclass(frozen=True)
@@ -312,6 +363,7 @@ class DecoderShape:
         layers: first layer first.
         tied: whether the head is the embedding.
         longest: the most positions that the model supports, or None if the configuration does not say.
+        own_vocabulary: rows of the embedding from which layers get inputs of their own; 0 for none.
     """
 
     hidden: int
@@ -319,17 +371,24 @@ class DecoderShape:
     layers: tuple[Layer, ...]
     tied: bool
     longest: int | None
+    own_vocabulary: int = 0
+
+    @property
+    def own(self) -> int:
+        """Width of the inputs that all layers get for each token beside its hidden states."""
+        return sum(layer.own for layer in self.layers)
 
     @property
     def parameters(self) -> int:
         """Weights of embedding, layers, norms and head, without biases."""
-        layers = sum(layer.mixer.parameters(self.hidden) + layer.mlp.parameters(self.hidden) for layer in self.layers)
+        layers = sum(layer.parameters(self.hidden) for layer in self.layers)
+        layers += self.own * (self.hidden + self.own_vocabulary)
         norms = (2 * len(self.layers) + 1) * self.hidden
         return layers + norms + self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     def prefill(self, lengths: Sequence[int], batch: int, size: int) -> CallPart:
         """Count the work of all layers on a prompt; `lengths` are the tokens of a row in each layer."""
-        ops: list[Op] = [elementwise("embedding", batch * lengths[0] * self.hidden, 2, size)]
+        ops = self._embedding(batch * lengths[0], size)
         for (layer, tokens), times in Counter(zip(self.layers, lengths, strict=True)).items():
             mixed = layer.mixer.prefill(self.hidden, batch, tokens, size)
             ops += repeated([*mixed, *self._rest(layer, batch * tokens, size)], times)
@@ -340,15 +399,39 @@ class DecoderShape:
         """Count the work on `steps` further tokens, one at a time; `lengths` are those of the prompt."""
         if not steps:
             return CallPart("decode", ())
-        ops: list[Op] = [elementwise("embedding", batch * self.hidden, 2, size)]
+        ops = [elementwise("embedding", batch * self.hidden, 2, size)]
+        ops += repeated(self._own_inputs(batch, size), steps)
         for (layer, tokens), times in Counter(zip(self.layers, lengths, strict=True)).items():
             rest = repeated(self._rest(layer, batch, size), steps)
             ops += repeated([*layer.mixer.decode(self.hidden, batch, tokens, steps, size), *rest], times)
         ops += repeated([norm(batch, self.hidden)], steps)
         return CallPart("decode", tuple(ops))
 
-    def _rest(self, layer: Layer, rows: int, size: int) -> list[Op]:
+    def _embedding(self, rows: int, size: int) -> list[Op]:
+        return [elementwise("embedding", rows * self.hidden, 2, size), *self._own_inputs(rows, size)]
+
+    def _own_inputs(self, rows: int, size: int) -> list[Op]:
+        """Return the work of making what each layer gets beside its hidden states."""
+        if not self.own:
+            return []
         return [
+            linear("inputs of layers", rows, self.hidden, self.own, size),
+            norm(rows, self.own),
+            elementwise("inputs of layers", rows * self.own, 4, size, launches=3),
+        ]
+
+    def _rest(self, layer: Layer, rows: int, size: int) -> list[Op]:
+        own: list[Op] = []
+        if layer.own:
+            own = [
+                linear("gate of its own input", rows, self.hidden, layer.own, size),
+                elementwise("its own input", rows * layer.own, 5, size, launches=2),
+                linear("out of its own input", rows, layer.own, self.hidden, size),
+                norm(rows, self.hidden),
+                elementwise("residual", rows * self.hidden, 3, size),
+            ]
+        return [
+            *own,
             *layer.mlp.ops(rows, self.hidden, size),
             *repeated([norm(rows, self.hidden), elementwise("residual", rows * self.hidden, 3, size)], 2),
         ]
@@ -391,20 +474,28 @@ def read_decoder(config: Any, tied: bool | None = None) -> DecoderShape:
     if len(types) != count:
         raise FoveateError(f"layer_types of {kind} names {len(types)} layers, and num_hidden_layers is {count}")
     longest = getattr(config, "max_position_embeddings", None)
+    own = int(getattr(config, "hidden_size_per_layer_input", 0) or 0)
     return DecoderShape(
         hidden=read_number(config, "hidden_size"),
         vocabulary=read_number(config, "vocab_size"),
-        layers=tuple(Layer(_mixer(config, kind, types[i]), _mlp(config, kind, i)) for i in range(count)),
+        layers=tuple(Layer(_mixer(config, kind, types[i], i), _mlp(config, kind, i), own) for i in range(count)),
         tied=bool(getattr(config, "tie_word_embeddings", False) if tied is None else tied),
         longest=longest if isinstance(longest, int) else None,
+        own_vocabulary=read_number(config, "vocab_size_per_layer_input") if own else 0,
     )
+
+
+def _borrows(config: Any, index: int) -> bool:
+    """Return whether a layer reads keys and values of an earlier one."""
+    last = int(getattr(config, "num_kv_shared_layers", 0) or 0)
+    return index >= read_number(config, "num_hidden_layers") - last
 
 
 def _layer_type(config: Any) -> str:
     return "sliding_attention" if getattr(config, "sliding_window", None) is not None else "full_attention"
 
 
-def _mixer(config: Any, kind: str, name: str) -> Attention | Delta | ShortConvolution:
+def _mixer(config: Any, kind: str, name: str, index: int) -> Attention | Delta | ShortConvolution:
     if name == "conv":
         return ShortConvolution(read_number(config, "hidden_size"), read_number(config, "conv_L_cache"))
     if name == "linear_attention":
@@ -417,6 +508,9 @@ def _mixer(config: Any, kind: str, name: str) -> Attention | Delta | ShortConvol
         )
     if name not in ("full_attention", "sliding_attention"):
         raise FoveateError(f"{kind} has layers of type {name}, which the cost model does not count yet")
+    # Where layers differ in their heads, a configuration has one for each of them.
+    own = getattr(config, "per_layer_config", None)
+    config = config if own is None else own[index]
     hidden, heads = read_number(config, "hidden_size"), read_number(config, "num_attention_heads")
     groups = getattr(config, "num_key_value_heads", None)
     groups = heads if groups is None else read_number(config, "num_key_value_heads")
@@ -432,6 +526,8 @@ def _mixer(config: Any, kind: str, name: str) -> Attention | Delta | ShortConvol
         window=read_number(config, "sliding_window") if name == "sliding_attention" else None,
         gated=kind in _GATED_QUERIES,
         normed=kind in _QUERY_NORMS,
+        tied=bool(getattr(config, "attention_k_eq_v", False)) and name == "full_attention",
+        borrowed=_borrows(config, index),
     )
 
 
@@ -445,17 +541,25 @@ def _adjusted(config: Any, width: int) -> int:
     return -(-int(factor * width) // multiple) * multiple
 
 
-def _mlp(config: Any, kind: str, index: int) -> Mlp | Experts:
+def _mlp(config: Any, kind: str, index: int) -> Mlp | Experts | Both:
     experts = next((n for n in ("num_experts", "num_local_experts", "n_routed_experts") if getattr(config, n, 0)), None)
-    if experts is None or _dense_layer(config, index):
+    beside = getattr(config, "enable_moe_block", None)
+    if experts is None or beside is not None or _dense_layer(config, index):
         width = _adjusted(config, read_number(config, "intermediate_size", "ffn_dim", "n_inner"))
-        return Mlp(width, gated=kind not in _PLAIN_MLP)
+        if getattr(config, "use_double_wide_mlp", False) and _borrows(config, index):
+            width *= 2
+        plain = Mlp(width, gated=kind not in _PLAIN_MLP)
+        return plain if experts is None or not beside else Both(plain, _experts(config, experts))
+    return _experts(config, experts)
+
+
+def _experts(config: Any, experts: str) -> Experts:
     width = read_number(config, "moe_intermediate_size", "intermediate_size")
     shared = getattr(config, "shared_expert_intermediate_size", None)
     several = getattr(config, "n_shared_experts", None)
     return Experts(
         count=read_number(config, experts),
-        active=read_number(config, "num_experts_per_tok"),
+        active=read_number(config, "num_experts_per_tok", "top_k_experts"),
         width=width,
         shared=int(shared or (several or 0) * width),
         shared_gate=bool(shared),

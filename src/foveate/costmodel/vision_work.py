@@ -67,6 +67,11 @@ def encoder_work(
     ops.append(_norm(shape, _rows(shape, layers[-1], batch), size))
     if shape.pooling:
         ops += _pooling(shape, layers[-1], batch, size)
+    if shape.averaged_by_product:
+        ops += [
+            linear("means of patches", batch * grid.count // shape.merge**2, grid.count, shape.width, size)
+            for grid in layers[-1]
+        ]
     if shape.down_sampled:
         tokens = _rows(shape, layers[-1], batch) // shape.merge**2
         ops.append(linear("down-sampling", tokens, shape.width * shape.merge**2, shape.down_sampled, size))

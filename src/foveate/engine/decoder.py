@@ -484,6 +484,9 @@ class DecoderPass:
                 # With position embeddings given, attention only looks here for packed sequences, and would take gaps
                 # for their borders.
                 call["position_ids"] = None
+            if self._columns is not None and (source := self._columns.source) is not None:
+                beside = [name for name in self.family.column_inputs if call.get(name) is not None]
+                call |= {name: _taken_at(call[name], source) for name in beside}
         if layer in self._watched:
             self._inputs[layer] = self._layer_input(layer, hidden, call, call["position_embeddings"])
         return hidden, call
@@ -577,7 +580,7 @@ class DecoderPass:
         if columns is None or columns.source is None:
             return call["position_embeddings"]
         source = columns.source
-        return tuple(_rotary_at(table, source) for table in call["position_embeddings"])
+        return tuple(_taken_at(table, source) for table in call["position_embeddings"])
 
     def _mask(self, past: LayerState | None) -> Tensor:
         """Return the mask over what layers hold and the new columns: `(B, P + M)` int64."""
@@ -882,7 +885,7 @@ def _host_can_look(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def _rotary_at(table: Tensor, places: Tensor) -> Tensor:
-    """Take rotary tables `(B, M0, d)`, or `(axes, B, M0, d)`, at places `(B, M)` of the flattened columns."""
+def _taken_at(table: Tensor, places: Tensor) -> Tensor:
+    """Take values of columns `(B, M0, d)`, or `(axes, B, M0, d)`, at places `(B, M)` of the flattened columns."""
     wide = table.expand(*table.shape[:-3], places.shape[0], *table.shape[-2:])
     return wide.flatten(-3, -2)[..., places, :]

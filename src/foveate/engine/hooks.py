@@ -422,8 +422,13 @@ class DecoderHooks(StaysWithModel):
         if not args:
             kwargs = dict(kwargs)
             args = (kwargs.pop("hidden_states"),)
-        hidden, kwargs = decoder_pass.before_layer(layer, args[0], kwargs)
-        return (hidden, *args[1:]), kwargs
+        names: list[str] = []
+        if self._family.column_inputs:
+            # Some may come by their place, and stay there: checkpointing looks for gradients among these.
+            names = list(inspect.signature(module.forward).parameters)[1 : len(args)]
+        hidden, call = decoder_pass.before_layer(layer, args[0], {**kwargs, **dict(zip(names, args[1:]))})
+        rest = tuple(call.pop(name) for name in names)
+        return (hidden, *rest, *args[1 + len(names) :]), call
 
     def _after_last(self, module: nn.Module, args: Arguments, output: Any) -> Any:
         decoder_pass = self._pass

@@ -97,7 +97,7 @@ def check_sizes(config: Any) -> None:
     for part in (config, text, vision):
         for name in _SIZES if part is not None else ():
             most = _LARGEST.get(name, _LARGEST_SIZE)
-            for value in _listed(getattr(part, name, None)):
+            for value in _listed(_value(part, name)):
                 if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                     raise FoveateError(
                         f"{name} of {kind_of(part)} is {value!r}; it must be a whole number from 1 to {most}"
@@ -110,6 +110,15 @@ def check_sizes(config: Any) -> None:
             ):
                 raise FoveateError(f"{name} of {kind_of(part)} is {value!r}, and no model computes with that")
     _check_read_layers(config, vision)
+
+
+def _value(config: Any, name: str) -> Any:
+    """Return a field of a configuration; a list with one value per layer where layers differ in it."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:  # what transformers raises for a field that each layer has of its own
+        layers = config.per_layer_config
+        return [getattr(layers[number], name) for number in range(len(config.layer_types))]
 
 
 def _check_read_layers(config: Any, vision: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,8 @@ class Decoder:
     config: Any
     has_model: bool = True
     """False for a family made from a configuration only, which has no `core`."""
+    column_inputs: ClassVar[tuple[str, ...]] = ()
+    """Arguments of a layer, beside its hidden states, with a row for each column: `(B, S, ...)`."""
 
     @property
     def decoder(self) -> nn.Module:
@@ -73,6 +75,10 @@ class Decoder:
         Nothing can be taken out of a memory again, and padding after what it holds changes it.
         """
         return tuple(sorted(set(self.layer_kinds()[first:]) - _HOLD_COLUMNS))
+
+    def key_layers(self) -> tuple[int, ...]:
+        """Return the layer whose keys and values each layer reads: by default, its own."""
+        return tuple(range(self.decoder_depth))
 
     @property
     def is_plain(self) -> bool:

@@ -15,7 +15,7 @@ from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.arranged_tiles import PREVIEW, ArrangedTiles, nearest_shape, tiles_by_end
 from foveate.families.config_fields import read_number
 from foveate.families.family import Capture
-from foveate.families.pixels import resized_pixels
+from foveate.families.pixels import patches_of, picture_of, resized_pixels
 from foveate.families.registry import register_family
 from foveate.families.shaped_tiles import ShapedTiles
 from foveate.families.tiling import TileGrid
@@ -180,18 +180,7 @@ class Lfm2Vl(ShapedTiles, ArrangedTiles):
         """Return a small picture of each tile: `(tiles, channels, 8, 8)` float32."""
         shapes: list[tuple[int, int]] = inputs["spatial_shapes"].tolist()
         pictures = zip(inputs["pixel_values"].float(), shapes, strict=True)
-        return torch.stack([adaptive_avg_pool2d(self._picture(*each)[0], PREVIEW) for each in pictures])
-
-    def _picture(self, patches: Tensor, shape: tuple[int, int]) -> Tensor:
-        """Put the patches `(P, values)` of a tile together: `(1, channels, height, width)`."""
-        rows, columns = shape
-        grid = patches[: rows * columns].view(1, rows, columns, self.patch, self.patch, -1)
-        return grid.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
-
-    def _patches(self, picture: Tensor) -> Tensor:
-        """Cut a picture `(1, channels, height, width)` into patches `(P, values)`."""
-        cut = picture[0].unflatten(2, (-1, self.patch)).unflatten(1, (-1, self.patch))
-        return cut.permute(1, 3, 2, 4, 0).flatten(2).flatten(0, 1)
+        return torch.stack([adaptive_avg_pool2d(picture_of(*each, self.patch)[0], PREVIEW) for each in pictures])
 
     # Resizing
 
@@ -236,7 +225,10 @@ class Lfm2Vl(ShapedTiles, ArrangedTiles):
         pixels, side = inputs["pixel_values"], self.token_side
         shapes: list[tuple[int, int]] = inputs["spatial_shapes"].tolist()
         small = [
-            self._patches(resized_pixels(self._picture(tile, shape), (rows * side, columns * side), mode == "enlarge"))
+            patches_of(
+                resized_pixels(picture_of(tile, shape, self.patch), (rows * side, columns * side), mode == "enlarge"),
+                self.patch,
+            )
             for tile, shape, (rows, columns) in zip(pixels, shapes, sizes, strict=True)
         ]
         most = max(map(len, small)) if mode != "enlarge" else pixels.shape[1]

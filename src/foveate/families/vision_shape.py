@@ -25,6 +25,8 @@ class VisionShape:
         gated_mlp: whether the MLP of an encoder layer has three matrices (a gate) rather than two.
         merge: patches along one side of a visual token.
         averaged: whether the projector reads the mean of a token's patches, and not all of them side by side.
+        averaged_by_product: whether a matrix of all tokens by all patches of an image makes these means, at the end of
+            the encoder.
         marks: tokens of the encoder beside the patches, such as [CLS].
         window: patches along one side of an attention window; None if every layer attends to the whole image.
         full_attention_layers: encoder layers that attend beyond windows.
@@ -57,6 +59,7 @@ class VisionShape:
     gated_mlp: bool = False
     merge: int = 1
     averaged: bool = False
+    averaged_by_product: bool = False
     marks: int = 0
     window: int | None = None
     full_attention_layers: frozenset[int] = frozenset()

@@ -277,6 +277,13 @@ def _check_layer(step: Step, layer: int, family: Family) -> None:
         raise FoveateError(
             f"{step} acts at layer {layer}, and this decoder has {layers} layers; name one from 0 to {layers - 1}"
         )
+    borrowed = [(own, reader) for reader, own in enumerate(family.key_layers()) if own < reader]
+    if borrowed and layer > min(borrowed)[0]:
+        own, reader = min(borrowed)
+        raise FoveateError(
+            f"{step} acts at layer {layer}, and layer {reader} reads the keys and values of layer {own}, among which "
+            f"are those of the tokens that it drops; name a layer from 0 to {own}"
+        )
 
 
 def _check_order(placement: _Placement, earlier: Sequence[_Placement], spec: Spec) -> None:
