@@ -260,6 +260,13 @@ class Gemma4(Family):
             own[: len(place), 0], own[: len(place), 1] = place % columns, place // columns
         return {**inputs, "pixel_values": torch.stack(filled).to(pixels.dtype), "image_position_ids": positions}
 
+    def joined(self, images: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Join the pixel inputs of several prompts to those of one call; what fills an image up has position -1."""
+        name = self.pixel_inputs[1]
+        most = max(each[name].shape[1] for each in images)
+        filled = [{**each, name: pad(each[name], (0, 0, 0, most - each[name].shape[1]), value=-1)} for each in images]
+        return super().joined(filled)
+
     # Features and signals
 
     def features(self, capture: Capture) -> tuple[Tensor, ...]:
