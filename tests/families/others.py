@@ -116,17 +116,6 @@ def single_frames(letters: str) -> dict[str, Tensor]:
     return inputs | {"pixel_values": inputs["pixel_values"].view(-1, 3, 2, 196)[:, :, 0].flatten(1)}
 
 
-def pooled(letters: str) -> dict[str, Tensor]:
-    """One crop of 6 x 6 patches per image, of which 2 x 2 make a token, as Molmo 2 takes them."""
-    patches = nn.functional.unfold(pixels(letters)["pixel_values"], 14, stride=14).transpose(1, 2)
-    blocks = torch.arange(36).view(3, 2, 3, 2).transpose(1, 2).reshape(9, 4)
-    return {
-        "pixel_values": patches,
-        "image_token_pooling": torch.cat([blocks + 36 * number for number in range(len(letters))]),
-        "image_grids": torch.tensor([[3, 3, 0, 0]] * len(letters)),
-    }
-
-
 def maker(
     name: str, vision: str, text: str, of: Mapping[str, Any] | None = None, **options: Any
 ) -> Callable[[], nn.Module]:
@@ -203,28 +192,6 @@ GEMMA4 = {
     "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
     "global_head_dim": 16,
 }
-
-
-def molmo2() -> nn.Module:
-    from transformers import Molmo2Config, Molmo2ForConditionalGeneration
-
-    vision = VISION | {"head_dim": 8, "num_key_value_heads": 4, "image_size": [84, 84]}
-    adapter = {
-        "vision_feature_layer": [2, 1],
-        "hidden_size": 32,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "head_dim": 8,
-        "intermediate_size": 64,
-        "text_hidden_size": 64,
-    }
-    config = Molmo2Config(
-        vision_config=vision, adapter_config=adapter, text_config=TEXT | {"additional_vocab_size": 8}, image_patch_id=5
-    )
-    model = Molmo2ForConditionalGeneration(config)
-    for weight in model.model.multi_modal_projector.image_projector.parameters():
-        weight.data.mul_(8)  # features are added to embeddings, which would drown them
-    return model
 
 
 def gemma4(**text: Any) -> Callable[[], nn.Module]:
@@ -356,16 +323,6 @@ ALL = (
         maker("VideoLlava", "CLIPVisionConfig", "LlamaConfig", image_token_index=5, video_token_index=6),
         36,
         since=(5, 23),
-    ),
-    other(
-        "molmo2",
-        molmo2,
-        9,
-        pooled,
-        types=("mm_token_type_ids", 1),
-        since=(5, 20),
-        images_see_later_ones=True,
-        plain=False,
     ),
     other(
         "exaone4_5",

@@ -16,7 +16,7 @@ from foveate.families import family_of
 CHAT = "t6 A t5"
 PIXELS = (
     "pixel_values", "image_grid_thw", "image_sizes", "spatial_shapes", "pixel_attention_mask", "target_sizes",
-    "image_position_ids",
+    "image_position_ids", "image_token_pooling", "image_grids",
 )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def test_features_that_are_not_finite(row: Row, value: float, kind: str) -> None
             states = output.last_hidden_state
             (states[-1] if len(states) > 1 else states[0, -4:])[:] = value
             return output
-        rows = output if isinstance(output, torch.Tensor) else output.pooler_output
+        rows = output if isinstance(output, torch.Tensor) else getattr(output, "pooler_output", output[0])
         # The last of all rows belongs to the last image.
         rows.flatten(0, -2)[-row.pictures["C"].tiles[-1][0].w - 1 :, 3] = value
         return output

@@ -235,6 +235,8 @@ def test_a_later_turn_is_told_what_one_prefill_is(row: Row) -> None:
     """Attention to an image in a second turn counts the first one, too; text is that of the turn."""
     if not row.blocks_after_cache:
         pytest.skip("its images come in the first turn alone")
+    if row.images_see_later_ones:
+        pytest.skip("in one prefill the first image sees the second one")
     model = row.model()
     whole, first = row.inputs("t6 A t5 t2 B t4"), row.inputs("t6 A t5")
     begin = first["input_ids"].shape[1]

@@ -54,7 +54,7 @@ def prompts_of(row: Row) -> list[Prompts]:
     found = []
     for letter in "AB":
         ids = tuple(tuple(row.ids(f"t4 {letter} {end}")) for end in ("t3", "t5", "t7'1"))
-        last = max(at for at, token in enumerate(ids[0]) if token == row.image_token)
+        last = max(at for at, token in enumerate(ids[0]) if token in (row.image_token, *row.typed))
         found.append(Prompts(row.pixels(letter), ids, last + 1))
     return found
 

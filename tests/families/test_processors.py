@@ -99,7 +99,7 @@ def test_keeping_everything_is_the_untouched_model(model: Any, processor: Any, s
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_a_batch_is_its_samples_alone(model: Any, processor: Any, spec: str) -> None:
+def test_a_batch_is_its_samples_alone(row: Row, model: Any, processor: Any, spec: str) -> None:
     inputs = inputs_of(processor, *CHATS)
     with apply(model, spec) as run:
         answers, logits = generated(model, inputs)
@@ -109,14 +109,14 @@ def test_a_batch_is_its_samples_alone(model: Any, processor: Any, spec: str) -> 
             torch.testing.assert_close(logits[:, number], each[:, 0], atol=1e-4, rtol=1e-4)
             assert torch.equal(answers[number], answer[0])
     assert len(images) == 3
-    assert all(image.after < image.before for image in images)
+    assert all(image.after < image.before for image in images) or not row.saves(spec)
 
 
 @pytest.mark.parametrize("spec", [spec for spec in SPECS if "@" not in spec])
-def test_compressed_inputs_answer_as_under_apply(model: Any, processor: Any, spec: str) -> None:
+def test_compressed_inputs_answer_as_under_apply(row: Row, model: Any, processor: Any, spec: str) -> None:
     inputs = inputs_of(processor, *CHATS)
     short = compress(model, inputs, spec)
-    assert short["input_ids"].shape[1] < inputs["input_ids"].shape[1]
+    assert short["input_ids"].shape[1] < inputs["input_ids"].shape[1] or not row.saves(spec)
     with apply(model, spec):
         answers, logits = generated(model, inputs)
     cut, cut_logits = generated(model, short)

@@ -34,8 +34,12 @@ def test_resize_gives_the_tokens_it_counts(row: Row, model: Any, spec: str) -> N
         seen = family.shrunk_by(layout, method.shrink)
         assert tokens_between(spec, family, layout) == (image.after, image.after)
         assert "+" in spec or image.after == seen.total
+        if not row.saves(spec):
+            assert image.after == image.before
+            continue
         assert image.after < image.before
-        assert seen.content <= parse(spec).steps[0].method.keep.count(layout.content) or method.per == "tile"
+        if row.saves("resize"):
+            assert seen.content <= parse(spec).steps[0].method.keep.count(layout.content) or method.per == "tile"
     with apply(model, spec) as run:
         ids = model.generate(**inputs, max_new_tokens=5, do_sample=False)[:, -5:]
     assert [image.after for image in run.report().images] == [image.after for image in short.images]

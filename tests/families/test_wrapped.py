@@ -88,6 +88,8 @@ def applied(model: Any, inputs: dict[str, Tensor], spec: str) -> tuple[Tensor, l
 
 
 def test_a_wrapped_model_is_the_model(row: Row, wrap: Callable[[Any], Any]) -> None:
+    if wrap is compiled and not row.compiles:
+        pytest.skip("torch.compile warns of the dense model")
     bare, inputs = row.model(), row.inputs(CHAT)
     wrapped = wrap(row.model())
     family = family_of(wrapped)

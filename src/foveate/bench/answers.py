@@ -573,8 +573,12 @@ def _named(asked: TaskQuestion, picture: TaskImage) -> str:
 
 
 def _after_last(ids: Sequence[int], family: Family) -> int:
-    """Return the number of ids after the last visual token."""
-    return list(reversed(ids)).index(family.image_token)
+    """Return the number of ids after the last visual token, and after the last one that visual tokens look ahead at."""
+    row = torch.tensor([ids])
+    last = row == family.image_token
+    if family.block_types:
+        last |= family.attention_blocks(family.token_types(row)) >= 0
+    return len(ids) - 1 - int(last[0].nonzero().max())
 
 
 def _joined(parts: Sequence[Encoded]) -> Encoded:

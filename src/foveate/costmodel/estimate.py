@@ -275,6 +275,9 @@ def _encoded(image: ImageTokens, model: Model) -> int:
     """Count the visual tokens of an image that leave the encoder, padding of tiles included."""
     if image.patches:
         return image.patches[-1]
+    if model.vision is not None and model.vision.attends:
+        # Patches may be in several tokens, or in none.
+        return image.seen.content
     seen = image.layout if model.vision is not None and model.vision.whole_projector else image.seen
     patches = sum(grid.count for grid in model.family.encoder_grids(seen))
     return patches if model.vision is None else patches // model.vision.merge**2

@@ -23,6 +23,8 @@ def vision_parameters(shape: VisionShape | None) -> int:
     layer = 4 * shape.width**2 + _mlp(shape).parameters(shape.width) + 2 * shape.width
     projector = sum(width * following for width, following in _projector_layers(shape))
     after = layer if shape.pooling else 0
+    if shape.attends:
+        after += (3 * shape.levels + 1) * shape.width**2
     if shape.merged_after is not None:
         after += 4 * shape.width**2 + (4 * shape.width + shape.width) * 4 * shape.mlp_width
     after += shape.width * shape.merge**2 * (shape.down_sampled or 0)
@@ -91,7 +93,7 @@ def projector_work(shape: VisionShape | None, tokens: int, batch: int, size: int
     rows = batch * tokens
     if shape is None or not rows:
         return CallPart("projector", ())
-    ops: list[Op] = []
+    ops = _attending(shape, rows, size) if shape.attends else list[Op]()
     for width, following in _projector_layers(shape):
         if ops:
             ops.append(elementwise("activation", rows * width, 2, size))
@@ -163,6 +165,17 @@ def _merging(shape: VisionShape, patches: int, size: int) -> list[Op]:
         elementwise("activation", rows * 4 * shape.mlp_width, 2, size),
         linear("window MLP", rows, 4 * shape.mlp_width, width, size),
         *repeated([elementwise("residual", patches * width, 3, size), _norm(shape, patches, size)], 2),
+    ]
+
+
+def _attending(shape: VisionShape, tokens: int, size: int) -> list[Op]:
+    """Return the work of one query per token, which attends to the token's patches."""
+    width, patches = shape.width, tokens * shape.merge**2
+    return [
+        linear("pooling query", tokens, width * shape.levels, width, size),
+        *repeated([linear("pooling keys, values", patches, width * shape.levels, width, size)], 2),
+        attention(tokens, shape.heads, shape.heads, width // shape.heads, 1, shape.merge**2, size),
+        linear("pooling output", tokens, width, width, size),
     ]
 
 

@@ -177,7 +177,7 @@ class EncoderHooks(StaysWithModel):
         if self.pixels is not None and family.resizes_inputs:
             add(on_call(family.core, "get_image_features", self._resize_arguments, self._grow_result))
         if family.encoder_arguments:
-            add(on_call(family.core, "get_image_features", before=self._note_arguments))
+            add(on_call(family.core, "get_image_features", self._note_arguments, self._mark_result))
         add(family.tower.register_forward_pre_hook(_outside_graph(self._before_tower), with_kwargs=True))
         reads = range(family.encoder_reads) if self.encoder is not None and encoder_needs(self.encoder) else ()
         for layer in sorted({*self.layers, *reads}):
@@ -232,6 +232,12 @@ class EncoderHooks(StaysWithModel):
 
     def _forget_clips(self) -> None:
         self._local.clips = None
+
+    def _mark_result(self, output: Any) -> None:
+        """Mark the images of what a model made anew of the output of its tower."""
+        capture = self._local.__dict__.pop("encoded", None)
+        if capture is not None and hasattr(output, "pooler_output") and images_of(output) is None:
+            mark_images(output, capture)
 
     def _resize_arguments(self, arguments: Keywords) -> Keywords:
         assert self.pixels is not None
@@ -316,6 +322,7 @@ class EncoderHooks(StaysWithModel):
         if self.pixels is not None and not self.family.resizes_inputs:
             output = self.family.tower_output(output, capture)
         mark_images(output, capture)
+        self._local.encoded = capture if self.family.encoder_arguments else None
         return output
 
     def _after_projection(self, module: nn.Module, args: Arguments, output: Any) -> Any:
@@ -328,7 +335,8 @@ class EncoderHooks(StaysWithModel):
                 self._local.capture = None
             return None
         self._local.capture = None
-        capture.projected = output if isinstance(output, Tensor) else output.pooler_output
+        rows = getattr(output, "pooler_output", None)
+        capture.projected = output if isinstance(output, Tensor) else output.last_hidden_state if rows is None else rows
         capture.companions = self.family.output_companions(output)
         if self.family.resizes_inputs or (capture.seen == capture.layouts and not capture.inside):
             return None

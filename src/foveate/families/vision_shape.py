@@ -45,6 +45,7 @@ class VisionShape:
             computes its output, which nothing reads.
         merged_after: encoder layer, counted from zero, after which windows of 2 x 2 patches become one row each, by
             attention within them and an MLP that reads them side by side; None if patches stay.
+        attends: whether the projector reads what attention finds in a token's patches, whose mean asks for it.
 
     Raises:
         FoveateError: the width is no multiple of the number of heads.
@@ -73,6 +74,7 @@ class VisionShape:
     whole_projector: bool = False
     pooling: bool = False
     merged_after: int | None = None
+    attends: bool = False
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
@@ -105,6 +107,8 @@ class VisionShape:
     @property
     def projector_inputs(self) -> int:
         """Values that the projector reads of one visual token."""
+        if self.attends:
+            return self.width
         side = self.merge if self.merged_after is None else self.merge // 2
         return self.down_sampled or self.width * self.levels * (1 if self.averaged else side**2)
 

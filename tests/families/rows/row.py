@@ -81,6 +81,7 @@ class Row:
         blocks_after_cache: whether an image in a later turn looks in both directions, as one in the first turn does.
         images_see_later_ones: whether all images of a call look at each other, so that turns aren't the whole.
         later_type: the token type of text after the prompt.
+        typed: tokens beside the placeholder that have its type: breaks and marks of images.
         rounding: by how much logits may differ where nothing is left out.
         break_token: the id of structural tokens that are text.
         written: turns a layout into token ids, for a family whose processor writes other text with a picture, too.
@@ -97,6 +98,7 @@ class Row:
         mixes_images: whether `generate` of the dense model mixes up the images of a prompt when it repeats them for
             beams or answers, so that these are refused.
         one_frame: whether the dense model's encoder takes images of one frame alone.
+        compiles: whether torch.compile takes the dense model without a warning.
         uncounted: the share of a tiny encoder's work that the cost model leaves out: in a real one it is nothing.
         made_up_devices: whether the dense model runs on devices that the tests make up; they can't stand for real ones
             where sizes of a tensor are given as tensors.
@@ -121,6 +123,7 @@ class Row:
     images_see_later_ones: bool = False
     smaller: Callable[[str, int, int], dict[str, Tensor]] | None = None
     later_type: int = 0
+    typed: tuple[int, ...] = ()
     rounding: float = 1e-6
     break_token: int = 0
     written: Callable[[Layout], list[int]] | None = None
@@ -133,6 +136,7 @@ class Row:
     unanswerable: tuple[int, ...] = ()
     offloads: bool = True
     made_up_devices: bool = True
+    compiles: bool = True
     uncounted: float = 0.0
     mixes_images: bool = False
     one_frame: bool = False
@@ -166,6 +170,10 @@ class Row:
     def takes(self, spec: str) -> bool:
         """Whether the steps of a spec can act: inside the decoder only in a plain one."""
         return self.plain or re.search(r"@[1-9]", spec) is None
+
+    def saves(self, spec: str) -> bool:
+        """Whether a spec leaves fewer tokens: resizing alone does not where images are only enlarged again."""
+        return not (spec.startswith("resize") and "+" not in spec and set(self.resized) == {"enlarge"})
 
     def count(self, letter: str) -> int:
         """Visual tokens of a picture, structural ones among them."""
@@ -242,7 +250,7 @@ class Row:
 
     def types_of(self, ids: Tensor) -> dict[str, Tensor]:
         """Token types of a prompt's ids, as a processor would return them; {} for none."""
-        at_images = (ids == self.image_token).int()
+        at_images = torch.isin(ids, torch.tensor([self.image_token, *self.typed])).int()
         if self.clips is not None:
             at_images += (ids == self.clips.token).int() * self.clips.type
         found = {"mm_token_type_ids": at_images} if self.token_types else {}
