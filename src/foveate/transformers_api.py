@@ -185,7 +185,9 @@ def row_bytes(cache: Any) -> int:
     return sum(each.nbytes for each in tensors) // cached_rows(cache)
 
 
-def layer_keys(layer: nn.Module, number: int, config: Any, hidden: Tensor, tables: Any) -> Tensor | None:
+def layer_keys(
+    layer: nn.Module, number: int, config: Any, hidden: Tensor, tables: Any, positions: Tensor
+) -> Tensor | None:
     """Return the keys that a decoder layer caches of hidden states, `(B, H_keys, S, d)`; None if it caches none so.
 
     Args:
@@ -194,18 +196,16 @@ def layer_keys(layer: nn.Module, number: int, config: Any, hidden: Tensor, table
         config: of the decoder.
         hidden: `(B, S, D)`.
         tables: the `position_embeddings` of the layer.
+        positions: `(B, S)` or `(axes, B, S)` int64.
     """
     cache: Any = new_cache(config)
-    given = {"attention_mask": None, "position_embeddings": tables, "use_cache": True}
-    training, layer.training = layer.training, False
+    given = {"attention_mask": None, "position_embeddings": tables, "position_ids": positions, "use_cache": True}
     try:
         with torch.no_grad():
             layer(hidden, **given, **cache_argument(layer.forward, cache))
         keys = getattr(cache.layers[number], "keys", None)
     except Exception:  # a model's own code, which may want anything else
         return None
-    finally:
-        layer.training = training
     return keys if isinstance(keys, Tensor) and keys.ndim == 4 else None
 
 

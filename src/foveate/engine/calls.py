@@ -93,6 +93,7 @@ class CoreCalls(StaysWithModel):
             refuse_checkpointing(family.decoder_layers, "decoder")
             if not self._hides_any:
                 _refuse_blocks(family)
+                _refuse_positions(family)
         if schedule.encoder:
             refuse_checkpointing(family.encoder_layers, "encoder")
         self.schedule = schedule
@@ -618,6 +619,20 @@ def _refuse_blocks(family: Family) -> None:
         raise FoveateError(
             f"images of {family.title} look in both directions, and {attention} attention takes no mask that says so; "
             'load the model with attn_implementation="sdpa", or use @input'
+        )
+
+
+def _refuse_positions(family: Family) -> None:
+    """Refuse steps inside a decoder whose attention reads position ids, where gaps in them part packed sequences.
+
+    Raises:
+        FoveateError: it does.
+    """
+    if family.reads_positions:
+        attention = family.decoder_config._attn_implementation
+        raise FoveateError(
+            f"the decoder of this {family.title} reads position ids, and {attention} attention takes gaps between them "
+            'for borders of packed sequences; load the model with attn_implementation="sdpa", or use @input'
         )
 
 

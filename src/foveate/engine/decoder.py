@@ -481,9 +481,9 @@ class DecoderPass:
                 group.masks[kind] = self._layer_mask(group, hidden, call, layer)
             call = {**call, "attention_mask": group.masks[kind], "position_embeddings": group.rotary[given]}
             if call.get("position_ids") is not None:
-                # With position embeddings given, attention only looks here for packed sequences, and would take gaps
-                # for their borders.
-                call["position_ids"] = None
+                # With position embeddings given, most attention only looks here for packed sequences, and would take
+                # gaps for their borders.
+                call["position_ids"] = self._position_ids(group.past) if self.family.reads_positions else None
             if self._columns is not None and (source := self._columns.source) is not None:
                 beside = [name for name in self.family.column_inputs if call.get(name) is not None]
                 call |= {name: _taken_at(call[name], source) for name in beside}
@@ -511,7 +511,11 @@ class DecoderPass:
         """Return what a layer reads, for signals."""
         past = None if self.state is None else self.state.at(layer)
         mask, seen = self._mask(past), self._visibility(past, layer)
-        return LayerInput(self.family, layer, hidden, rotary, mask, cache_of_call(call), visibility=seen)
+        positions = self._position_ids(past)
+        factor = self.family.query_factor(positions) if positions.ndim == 2 else None
+        return LayerInput(
+            self.family, layer, hidden, rotary, mask, cache_of_call(call), visibility=seen, query_factor=factor
+        )
 
     def _prepare(self, group: LayerGroup) -> None:
         """Note what the layers of a group hold, and whether it is what layer 0 holds."""

@@ -71,6 +71,7 @@ class LayerInput:
         gate: `(B, P + M)` float32, added to the logits of each key: 0, and lower where a column is on its way out; None
             if all of them are 0.
         visibility: what its columns see, where that is not simply all earlier ones.
+        query_factor: `(B, M)`, what queries are multiplied by after rotary embedding; None for nothing.
         recorded: what the layer's `decoder_projections` made while it ran, each `(B, M, ...)`; empty before. Wrappers
             that shard weights may have taken them away after that.
     """
@@ -83,6 +84,7 @@ class LayerInput:
     cache: Any
     gate: Tensor | None = None
     visibility: Visibility | None = None
+    query_factor: Tensor | None = None
     recorded: dict[str, Tensor] = field(default_factory=dict)
 
     def rows(self, places: ImageColumns, columns: Tensor) -> Tensor:
@@ -98,8 +100,13 @@ class LayerInput:
         """Return queries `(G, R, H, d)` at columns `(G, R)`."""
         tables = self.tables(places, columns)
         if "queries" in self.recorded:
-            return self.family.rotated(self.layer, self._recorded("queries", places, columns), tables)
-        return self.family.queries(self.layer, self.rows(places, columns), tables)
+            queries = self.family.rotated(self.layer, self._recorded("queries", places, columns), tables)
+        else:
+            queries = self.family.queries(self.layer, self.rows(places, columns), tables)
+        if self.query_factor is None:
+            return queries
+        factor = self.query_factor.expand(self.hidden.shape[0], -1).to(queries)
+        return queries * factor[places.rows[:, None], columns][..., None, None]
 
     def keys(self, places: ImageColumns, columns: Tensor) -> Tensor:
         """Return keys `(G, R, H_keys, d)` at columns `(G, R)`: the cache's, if the layer has run already."""
@@ -170,6 +177,9 @@ def _attention(given: LayerInput, places: ImageColumns, columns: Tensor, query: 
     seen = given.mask[places.rows].bool()
     columns_of_keys = torch.arange(given.mask.shape[1], device=columns.device) - past
     visual = (places.visual + past)[:, None, None, None].expand(-1, groups, heads // groups, 1, -1)
+    sinks = family.attention_sinks(layer)
+    if sinks is not None:
+        sinks = sinks.detach().to(query).view(groups, heads // groups, 1, 1)
     parts: list[Tensor] = []
     step = max(1, _ELEMENTS_AT_ONCE // max(1, images * heads * key.shape[2]))
     for begin in range(0, count, step):
@@ -185,6 +195,8 @@ def _attention(given: LayerInput, places: ImageColumns, columns: Tensor, query: 
             allowed = given.visibility.seen_by(places.rows, at + past)
         visible = seen[:, None] & allowed
         scores = scores.masked_fill(~visible[:, None, None], torch.finfo(scores.dtype).min)
+        if sinks is not None:
+            scores = torch.cat([scores, sinks.expand(*scores.shape[:-1], 1)], dim=-1)
         scores = scores.softmax(dim=-1, dtype=torch.float32)
         parts.append(scores.gather(-1, visual.expand(-1, -1, -1, scores.shape[3], -1)).flatten(1, 2))
     return torch.cat(parts, dim=2)

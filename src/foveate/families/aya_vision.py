@@ -27,6 +27,7 @@ class AyaVision(Cohere2Vision):
     title = "Aya Vision"
     core_class = "AyaVisionModel"
     checkpoints: ClassVar[tuple[str, ...]] = ("CohereLabs/aya-vision-8b", "CohereLabs/aya-vision-32b")
+    decoders = ("cohere2", "cohere")
     end = 1
 
     def check_config(self) -> None:

@@ -40,15 +40,18 @@ class Cohere2Vision(ArrangedTiles, SiglipTiles):
     stacked = True
     words_between_tiles = True
     checkpoints: ClassVar[tuple[str, ...]] = ("CohereLabs/command-a-vision-07-2025",)
+    decoders: ClassVar[tuple[str, ...]] = ("cohere2",)
+    """The `model_type` of the decoders that it takes."""
     end: ClassVar[int] = 2
     """How many tokens after the last tile of an image no other tile has: the line break, and the mark of the end."""
 
     def check_config(self) -> None:
-        """Check that the encoder is SigLIP's, and that the decoder is Cohere2's, whose positions are its own."""
+        """Check that the encoder is SigLIP's, and that the decoder is Cohere's, whose positions are its own."""
         self.check_encoder()
         kind = kind_of(self.decoder_config)
-        if kind != "cohere2":
-            raise UnsupportedFamily(f"{self.title} with a decoder of type {kind} is not supported; cohere2 is")
+        if kind not in self.decoders:
+            known = f"{' or '.join(self.decoders)} is"
+            raise UnsupportedFamily(f"{self.title} with a decoder of type {kind} is not supported; {known}")
 
     # What the configuration alone tells
 
@@ -100,9 +103,9 @@ class Cohere2Vision(ArrangedTiles, SiglipTiles):
     # The decoder
 
     def rotate(self, layer: int, values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Apply the rotary embedding of layers with windows, which turns neighbours of a head; others have none."""
-        windows = self.layer_kinds()[layer] == "sliding_attention"
-        return rotate_neighbours(values, cos, sin) if windows else values
+        """Apply the rotary embedding, which turns neighbours of a head; only layers of Cohere2 with windows have it."""
+        turns = kind_of(self.decoder_config) != "cohere2" or self.layer_kinds()[layer] == "sliding_attention"
+        return rotate_neighbours(values, cos, sin) if turns else values
 
     # Tiles
 

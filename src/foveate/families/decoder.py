@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from foveate.errors import FoveateError
 from foveate.families.config_fields import read_number
 from foveate.families.placement import execution_device
 from foveate.tokens import (
@@ -182,13 +183,44 @@ class Decoder:
         return float(self.decoder_layers[layer].self_attn.scaling)  # pyright: ignore
 
     @property
+    def reads_positions(self) -> bool:
+        """Whether attention needs position ids beside their rotary embeddings."""
+        attention: Any = getattr(self.decoder_layers[0], "self_attn", self.decoder_layers[0])
+        given = inspect.signature(type(attention).forward).parameters.get("position_ids")
+        return given is not None and given.default is inspect.Parameter.empty
+
+    def query_factor(self, positions: Tensor) -> Tensor | None:
+        """Return what queries at positions `(...)` are multiplied by after rotary embedding, `(...)`; None for nothing.
+
+        Decoders with `llama_4_scaling_beta` in `rope_parameters` enlarge those of late positions.
+        """
+        rope = getattr(self.decoder_config, "rope_parameters", None) or {}
+        beta, length = rope.get("llama_4_scaling_beta"), rope.get("original_max_position_embeddings")
+        if not beta or not length or not self.reads_positions:
+            return None
+        return 1 + beta * torch.log1p(torch.floor(positions / length))
+
+    def attention_sinks(self, layer: int) -> Tensor | None:
+        """Return the logit, per head `(H,)`, that a layer's softmax counts beside those of columns; None for none."""
+        return getattr(self.decoder_layers[layer].self_attn, "sinks", None)
+
+    @property
     def soft_cap(self) -> float | None:
         """The soft cap of attention scores, which they stay below; None if the decoder has none."""
         return getattr(self.decoder_config, "attn_logit_softcapping", None)
 
     def _attended(self, layer: int, hidden: Tensor) -> Tensor:
-        """Return what the attention of a layer reads: the layer's input after its first norm."""
-        return self.decoder_layers[layer].input_layernorm(hidden)  # pyright: ignore[reportCallIssue]
+        """Return what the attention of a layer reads: the layer's input after its first norm.
+
+        Raises:
+            FoveateError: the layer has no norm before attention.
+        """
+        norm = getattr(self.decoder_layers[layer], "input_layernorm", None)
+        if norm is None:
+            raise FoveateError(
+                f"layer {layer} of the decoder has no norm before attention, so what it reads isn't known"
+            )
+        return norm(hidden)
 
     def _projected(self, layer: int, which: str, hidden: Tensor) -> Tensor:
         """Return the queries ("q") or keys ("k") of a layer before rotary embedding: `(..., D)` -> `(..., H, d)`.

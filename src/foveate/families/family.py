@@ -16,13 +16,25 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.families.config_fields import kind_of
 from foveate.families.container import image_features
 from foveate.families.decoder import Decoder
+from foveate.families.own_keys import computes_own_keys
 from foveate.families.vision_shape import VisionShape
 from foveate.layout import one_row
 from foveate.plan import Plan
 from foveate.precision import without_autocast
-from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
+from foveate.tokens import (
+    DecoderAttention,
+    DecoderKeys,
+    DecoderLogits,
+    EncoderAttention,
+    EncoderKeys,
+    Layout,
+    RotaryLogits,
+    Segment,
+    Signal,
+)
 
 
 @dataclass(eq=False)
@@ -147,6 +159,11 @@ class Family(Decoder, ABC):
         self.core = find_core(model, self.core_class)
         self.config: Any = self.core.config
         self.check_config()
+        if not hasattr(self.decoder, "layers"):
+            raise UnsupportedFamily(
+                f"{self.title} with a language model of type {kind_of(self.decoder.config)} is not supported: it has "
+                "no layers where most models have them"
+            )
 
     # What the configuration alone tells: nothing in this part may read `self.core`
 
@@ -584,6 +601,17 @@ class Family(Decoder, ABC):
         Reads the configuration alone.
         """
         return isinstance(signal, EncoderAttention | EncoderKeys)
+
+    def gives_inside(self, signal: Signal) -> bool:
+        """Return whether it can compute a signal: attention and keys only if they are the model's own."""
+        if not super().gives_inside(signal):
+            return False
+        reads_keys = isinstance(signal, DecoderAttention | DecoderKeys | DecoderLogits | RotaryLogits)
+        return not (reads_keys and self.has_model) or self.has_own_keys()
+
+    def has_own_keys(self) -> bool:
+        """Return whether `keys` gives the keys of the model: its decoder may be one that the family doesn't know."""
+        return computes_own_keys(self, self.embed, self.position_axes) is not False
 
     @abstractmethod
     def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:

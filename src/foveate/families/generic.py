@@ -17,7 +17,7 @@ from foveate.families.family import Capture, Family
 from foveate.families.own_keys import computes_own_keys
 from foveate.families.wrappers import check_decoder, cores_of, generator_of
 from foveate.layout import Layout, one_row
-from foveate.tokens import DecoderAttention, DecoderKeys, DecoderLogits, RotaryLogits, Signal
+from foveate.tokens import Signal
 from foveate.transformers_api import block_types, passes_position_ids, passes_types_from_start, refuse_blocks
 
 _warned: weakref.WeakSet[type] = weakref.WeakSet()
@@ -257,12 +257,9 @@ class Generic(Family):
         """Return False: the encoder is unknown."""
         return False
 
-    def gives_inside(self, signal: Signal) -> bool:
-        """Return whether it can compute a signal: attention and keys only if they are the model's own."""
-        if not super().gives_inside(signal):
-            return False
-        reads_keys = isinstance(signal, DecoderAttention | DecoderKeys | DecoderLogits | RotaryLogits)
-        return not (reads_keys and self.has_model) or computes_own_keys(self)
+    def has_own_keys(self) -> bool:
+        """Return whether `keys` gives the keys of the model, as far as its layers can be asked."""
+        return bool(computes_own_keys(self, self.embed, self.position_axes))
 
     def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
         """Refuse: the encoder is unknown."""

@@ -42,7 +42,7 @@ class LlavaOnevision(SiglipCrops, LlavaNext):
     title = "LLaVA-OneVision"
     core_class = "LlavaOnevisionModel"
     pixel_inputs = ("pixel_values", "image_sizes", "batch_num_images")
-    encoder_arguments: ClassVar[tuple[str, ...]] = ("image_sizes", "batch_num_images")
+    encoder_arguments: ClassVar[tuple[str, ...]] = ("image_sizes", "batch_num_images", "vision_aspect_ratio")
     clip_places = ("input", "decoder")
     stacks_clips = True
     checkpoints: ClassVar[tuple[str, ...]] = (
@@ -64,14 +64,26 @@ class LlavaOnevision(SiglipCrops, LlavaNext):
                 f"{self.title} with vision_aspect_ratio={ratio!r} is not supported; 'anyres_max_' and a number is"
             )
 
+    @property
+    def encoder_inputs(self) -> tuple[str, ...]:
+        """Pixels, the layer of the tower that is read, and how many tokens the tiles of an image may have."""
+        return (*super().encoder_inputs, "vision_aspect_ratio")
+
     # Layouts
 
     def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """Return base and tiles for each `(height, width)` of `image_sizes`; base and newline where they aren't tiled.
 
         Raises:
-            FoveateError: an input is missing, or `batch_num_images` counts other images than `image_sizes`.
+            FoveateError: an input is missing, `batch_num_images` counts other images than `image_sizes`, or the call
+                allows images another number of tokens than the configuration does.
         """
+        ratio, own = inputs.get("vision_aspect_ratio"), self.config.vision_aspect_ratio
+        if ratio not in (None, own):
+            raise FoveateError(
+                f"the call has vision_aspect_ratio {ratio!r}, and the model's configuration has {own!r}; write "
+                f"{ratio!r} into model.config.vision_aspect_ratio before apply, and give the processor the same"
+            )
         sizes = self.image_sizes(inputs)
         tiled = zip(sizes, self._tiled(inputs, len(sizes)), strict=True)
         return tuple(self.image_layout(*size) if alone else _not_tiled(self.side, self.side) for size, alone in tiled)

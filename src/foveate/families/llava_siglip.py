@@ -15,11 +15,6 @@ class LlavaSiglip(SiglipCrops):
 
     name = "llava_siglip"
     title = "LLaVA with SigLIP"
-    checkpoints = (
-        "llava-hf/llava-interleave-qwen-0.5b-hf",
-        "llava-hf/llava-interleave-qwen-7b-hf",
-        "llava-hf/llava-interleave-qwen-7b-dpo-hf",
-    )
     model_type = "llava"
     example: ClassVar[Mapping[str, Any]] = {"vision_feature_select_strategy": "full"}
     checkpoints: ClassVar[tuple[str, ...]] = (

@@ -51,10 +51,11 @@ class Mistral3(Family):
     def check_config(self) -> None:
         """Check that the encoder is Pixtral's, and that one of its layers is read."""
         self.check_encoder()
-        if not isinstance(self.config.vision_feature_layer, int):
+        layer, depth = self.config.vision_feature_layer, read_number(self.config.vision_config, "num_hidden_layers")
+        if not isinstance(layer, int) or not -depth - 1 <= layer <= depth:
             raise UnsupportedFamily(
-                f"{self.title} that reads several layers of its encoder ({self.config.vision_feature_layer}) is not "
-                "supported yet; one layer is"
+                f"{self.title} that reads layers {layer} of its encoder (vision_feature_layer) is not supported; one "
+                f"of its {depth} layers is"
             )
 
     # What the configuration alone tells
@@ -131,6 +132,11 @@ class Mistral3(Family):
     def projectors(self) -> tuple[nn.Module, ...]:
         """The projector with its merger."""
         return (self.core.multi_modal_projector,)  # pyright: ignore[reportReturnType]
+
+    @property
+    def encoder_inputs(self) -> tuple[str, ...]:
+        """Pixels, and the layer of the tower that is read."""
+        return (*self.pixel_inputs, "vision_feature_layer")
 
     # Layouts
 

@@ -49,6 +49,11 @@ class Pixtral(Mistral3):
         return self.core.multi_modal_projector  # pyright: ignore[reportReturnType]
 
     @property
+    def encoder_inputs(self) -> tuple[str, ...]:
+        """Pixels, and the layer of the tower that is read."""
+        return (*super().encoder_inputs, "vision_feature_select_strategy")
+
+    @property
     def projector_widths(self) -> tuple[int, ...] | None:
         """None: two layers, with the decoder's width between them."""
         return None

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from foveate.errors import UnsupportedFamily
 from foveate.families.decoder import rotate
+from foveate.families.evaluating import evaluating
 from foveate.families.family import Family
 from foveate.transformers_api import cache_argument, new_cache
 
@@ -62,7 +62,7 @@ def _keys_at_two_positions(family: Family) -> list[Tensor]:
     """Return the keys of each layer, `(2, H, 1, d)`: of one token alone, first at 0, then at `_STEP`."""
     decoder: Any = family.decoder
     cache: Any = new_cache(decoder.config)
-    with torch.no_grad(), _evaluating(decoder):
+    with torch.no_grad(), evaluating(decoder):
         embedded = family.embed(torch.zeros(1, 1, dtype=torch.int64, device=family.device))
         token = torch.randn(embedded.shape, generator=torch.Generator().manual_seed(0)).to(embedded)
         positions = torch.tensor([[0], [_STEP]], device=embedded.device)
@@ -76,18 +76,6 @@ def _keys_at_two_positions(family: Family) -> list[Tensor]:
     if not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in cache.layers):
         raise UnsupportedFamily(f"{family.title} has layers that remember something else than keys and values")
     return [layer.keys for layer in cache.layers]
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Turn off dropout, which would change the token, and gradient checkpointing, which excludes a cache."""
-    training = [each for each in module.modules() if each.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for each in training:
-            each.training = True
 
 
 def _explain(frequencies: Tensor, keys: Sequence[Tensor]) -> bool:
