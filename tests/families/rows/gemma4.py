@@ -18,10 +18,23 @@ KINDS = ("sliding_attention", "full_attention", "full_attention")
 
 
 def make_gemma4(
-    window: int = 512, directions: str | None = "vision", kinds: tuple[str, ...] = KINDS, shared: int = 0, **more: Any
+    window: int = 512,
+    directions: str | None = "vision",
+    kinds: tuple[str, ...] = KINDS,
+    shared: int = 0,
+    hears: bool = False,
+    **more: Any,
 ) -> nn.Module:
     """A tiny model; `kinds` are those of its layers, the last `shared` of which read keys of earlier ones."""
-    from transformers import Gemma4Config, Gemma4ForConditionalGeneration, Gemma4TextConfig, Gemma4VisionConfig
+    from transformers import (
+        Gemma4AudioConfig,
+        Gemma4Config,
+        Gemma4ForConditionalGeneration,
+        Gemma4TextConfig,
+        Gemma4VisionConfig,
+    )
+
+    audio: Any = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "output_proj_dims": 32}
 
     sizes: dict[str, Any] = {**DECODER, "num_hidden_layers": len(kinds)}
     options: dict[str, Any] = {"hidden_size_per_layer_input": 8, "attention_k_eq_v": True, **more}
@@ -47,6 +60,7 @@ def make_gemma4(
                 vocab_size_per_layer_input=DECODER["vocab_size"],
                 **options,
             ),
+            audio_config=Gemma4AudioConfig(**audio, subsampling_conv_channels=[128, 4]) if hears else None,
             image_token_id=IMAGE,
             boi_token_id=BEGIN,
             eoi_token_id=END,
