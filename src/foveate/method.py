@@ -74,6 +74,7 @@ class Method(ABC):
         layers: of a method of the decoder, the layers that its authors use, in a decoder of 32.
         fixed: whether the layout alone decides which tokens are kept.
         temporal: whether it compares or chooses whole frames, so that it acts on clips of two frames or more alone.
+        unchanged_if_all: whether every token stays as it is where all are kept, so that the engine needs no plan then.
         takes_keep: False if the rule alone decides how much remains; specs then leave the keep out.
     """
 
@@ -86,6 +87,7 @@ class Method(ABC):
     layers: ClassVar[tuple[int, ...]] = ()
     fixed: ClassVar[bool] = False
     temporal: ClassVar[bool] = False
+    unchanged_if_all: ClassVar[bool] = False
     takes_keep: ClassVar[bool] = True
     paper: ClassVar[str] = ""
     query_aware: ClassVar[bool] = False
@@ -178,6 +180,17 @@ class Method(ABC):
         check_kind("layout", layout, Layout, "a Layout")
         self.check_frames(layout)
         return self.keep.count(layout.content)
+
+    def keeps_all(self, tokens: int | None = None) -> bool:
+        """Return whether all of so many tokens (None: of any number) stay as they are, so that no plan is needed.
+
+        >>> from foveate.methods.random import Random
+        >>> Random(keep=1.0).keeps_all(576), Random(keep=576).keeps_all(576), Random(keep=64).keeps_all(576)
+        (True, True, False)
+        """
+        if not self.unchanged_if_all or self.ragged:
+            return False
+        return self.keep == ALL or (self.per == "image" and tokens is not None and self.keep.tokens == tokens)
 
     def check_frames(self, layout: Layout) -> None:
         """Check that a `temporal` method is given a clip: one grid of two frames or more. Others take any layout.

@@ -117,6 +117,15 @@ class Plan:
         rest = {name: of([getattr(plan, name) for plan in plans]) for name in names}
         return cls(torch.cat([plan.slot for plan in plans]), **rest)
 
+    @classmethod
+    def complete(cls, images: int, tokens: int, device: torch.device | None = None) -> Plan:
+        """Make the plan that keeps every token where it is.
+
+        >>> Plan.complete(2, 3).slot.tolist()
+        [[0, 1, 2], [0, 1, 2]]
+        """
+        return cls(slot=torch.arange(tokens, device=device).expand(images, -1))
+
     def rows(self, index: slice | Int64[Tensor, " R"]) -> Plan:
         """Take the plans of some images, in the order of `index`; an image may come more than once.
 

@@ -53,6 +53,19 @@ def test_a_plan_is_what_it_says(grid: tuple[int, int], spec: str, keep: float) -
     assert torch.equal(method.plan(given).slot, plan.slot)
 
 
+@pytest.mark.parametrize(("grid", "spec"), itertools.product(GRIDS, SPECS))
+def test_a_plan_that_keeps_all_changes_nothing(grid: tuple[int, int], spec: str) -> None:
+    """So the engine may leave it out where a method says `unchanged_if_all`."""
+    given = tokens(grid)
+    for keep in (1.0, given.layout.content):
+        method = parse(spec.format(k=keep)).steps[0].method
+        if method.keeps_all(given.layout.content):
+            assert torch.equal(method.plan(given).apply(given.features), given.features)
+            assert method.count(given.layout) == given.layout.content
+        else:
+            assert method.ragged or not method.unchanged_if_all
+
+
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(spec: str, dtype: torch.dtype) -> None:

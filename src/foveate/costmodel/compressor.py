@@ -45,6 +45,8 @@ def compressor_work(images: Sequence[ImageTokens], model: Model, text: int, batc
 def _step(step: StepTokens, model: Model, patches: int, text: int, images: int, size: int) -> list[Op]:
     """Return the work of one step on equal images."""
     vision, method = model.vision, step.method
+    if method.keeps_all(step.arriving) and step.place != "encoder":
+        return []
     needs_encoder = any(isinstance(need, EncoderKeys | EncoderAttention) for need in method.needs)
     if vision is None and (step.place in ("encoder", "features") or needs_encoder):
         raise FoveateError(

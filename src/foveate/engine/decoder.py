@@ -308,7 +308,7 @@ class DecoderPass:
             KeepError: a step would keep more than arrives.
         """
         self._steps = {step.layer: step.method for step in schedule.layers}
-        needs = [(step.method.needs, step.layer) for step in schedule.layers]
+        needs = [(step.method.needs, step.layer) for step in schedule.layers if not step.method.keeps_all()]
         self._watched = {layer for signals, at in needs for layer in watched(signals, at)}
         self.recorded = {layer for signals, at in needs for layer in read_after_running(signals, at)}
         rows, width = cut.columns.shape
@@ -621,6 +621,9 @@ class DecoderPass:
 
         `here` makes what methods may ask of this layer.
         """
+        if all(image.methods[layer].keeps_all(len(image.places)) for image in self.images if len(image.places)):
+            self._keep_all(layer, hidden.device)
+            return hidden
         began = self.clock()
         planned = [self._plan_images(layer, members, hidden, here) for members in self._batches(layer)]
         packs = self._steps[layer].positions == "pack"
@@ -648,6 +651,19 @@ class DecoderPass:
         self.applied += [(layer, group.members, group.plan) for group in planned]
         self.milliseconds += (self.clock() - began) * 1e3
         return hidden
+
+    def _keep_all(self, layer: int, device: torch.device) -> None:
+        """Note that a step has kept every token of every image; no column moves."""
+        for number, image in enumerate(self.images):
+            count = len(image.places)
+            if not count:
+                continue
+            plan = Plan.complete(1, count, device)
+            image.slot = plan.slot[0] if image.slot is None else image.slot
+            image.layout = one_row(count)
+            image.expected = image.expected.after(image.methods[layer])
+            self.applied.append((layer, [number], plan))
+        self.counts[layer] = [len(image.places) + image.structural.shape[1] for image in self.images]
 
     def _batches(self, layer: int) -> list[list[int]]:
         """Return the numbers of the images that can be planned as one batch."""

@@ -79,9 +79,12 @@ class _ImageGroup:
 
     def compressed(self) -> list[CompressedImage]:
         """Run the steps and lay out what is left of each image."""
-        untouched = not self.schedule.before_decoder and self.seen == self.layout and not self.encoded.inside
+        methods = self.schedule.before_decoder
+        untouched = self.seen == self.layout and self.schedule.encoder is None and not self.encoded.inside
+        untouched = untouched and all(method.keeps_all(self.layout.content) for method in methods)
         if untouched and all(token.is_text for token in self.layout.structural):
-            return [self._complete(image) for image in self.members]
+            plan = Plan.complete(1, self.layout.content) if methods else None
+            return [self._complete(image, plan) for image in self.members]
         features = self._run_steps()
         companions = [self._stack(level) for level in zip(*self.encoded.companions, strict=True)]
         if self.plan is not None:
@@ -111,6 +114,10 @@ class _ImageGroup:
     def _step(self, method: Method, features: Tensor, texts: Sequence[Tensor] | None = None) -> Tensor:
         """Run one method on what arrives: features `(B, N, D)` -> `(B, M, D)`."""
         before = self.plan
+        if method.keeps_all(features.shape[1]):
+            self.plan = before or Plan.complete(features.shape[0], features.shape[1], features.device)
+            self.expected = self.expected.after(method)
+            return features
 
         def signals() -> dict[Signal, Tensor]:
             found = {signal: self._stack(values) for signal, values in self.encoded.signals.items()}
@@ -174,8 +181,8 @@ class _ImageGroup:
             )
         return images
 
-    def _complete(self, image: int) -> CompressedImage:
-        """Return an image of which everything enters the decoder."""
+    def _complete(self, image: int, plan: Plan | None) -> CompressedImage:
+        """Return an image of which everything enters the decoder, and the plan that says so if there was a step."""
         positions = self.family.image_positions(self.layout)
         return CompressedImage(
             self.layout,
@@ -186,6 +193,7 @@ class _ImageGroup:
             companions=tuple(self.encoded.companions[image]),
             own_positions=True,
             seen=self.seen,
+            plan=plan,
             reaches=reaches_of(positions, self.layout),
         )
 

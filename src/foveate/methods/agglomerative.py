@@ -51,6 +51,8 @@ class Agglomerative(Method):
     positions: Positions = "pack"
     linkage: Literal["ward", "average"] = "ward"
 
+    unchanged_if_all = True
+
     def plan(self, tokens: VisualTokens) -> Plan:
         """Build the tree of all tokens and cut it into the clusters of the budget."""
         kept = self.count(tokens.layout)

@@ -49,6 +49,7 @@ class CDPruner(Method):
     relevance: Literal["unlike", "like"] = "unlike"
 
     paper = "arXiv 2506.10967"
+    unchanged_if_all = True
     query_aware = True
 
     @property

@@ -32,6 +32,7 @@ class Cls(ScoredMethod):
     layer: int = -2
 
     paper = "arXiv 2412.01818"
+    unchanged_if_all = True
 
     @property
     def needs(self) -> tuple[Signal, ...]:

@@ -59,6 +59,7 @@ class Cluster(Method):
     layer: int = -2
 
     paper = "arXiv 2504.17892"
+    unchanged_if_all = True
 
     @property
     def needs(self) -> tuple[Signal, ...]:

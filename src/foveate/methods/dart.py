@@ -54,6 +54,7 @@ class DART(Method):
     place = "decoder"
     layers = (2,)
     paper = "arXiv 2502.11494"
+    unchanged_if_all = True
     query_aware = True
 
     def __post_init__(self) -> None:

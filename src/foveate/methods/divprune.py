@@ -36,6 +36,7 @@ class DivPrune(Method):
     positions: Positions = "pack"
 
     paper = "arXiv 2503.02175"
+    unchanged_if_all = True
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Plan to keep the farthest-point picks, in raster order."""

@@ -36,6 +36,7 @@ class DpcKnn(Method):
     neighbours: int = 7
 
     paper = "arXiv 2412.16117"
+    unchanged_if_all = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

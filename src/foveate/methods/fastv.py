@@ -39,6 +39,7 @@ class FastV(ScoredMethod):
     place = "decoder"
     layers = (2,)
     paper = "arXiv 2403.06764"
+    unchanged_if_all = True
     query_aware = True
 
     @property

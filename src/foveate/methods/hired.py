@@ -50,6 +50,7 @@ class HiRED(Method):
     remainder: Literal["fill", "drop"] = "fill"
 
     paper = "arXiv 2408.10945"
+    unchanged_if_all = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -49,6 +49,7 @@ class HoloV(Method):
     layer: int = -2
 
     paper = "arXiv 2510.02912"
+    unchanged_if_all = True
 
     @property
     def needs(self) -> tuple[Signal, ...]:

@@ -39,6 +39,7 @@ class Pool(Method):
     remainder: Literal["spread", "drop"] = "spread"
 
     paper = "arXiv 2406.20092"
+    unchanged_if_all = True
     fixed = True
 
     def plan(self, tokens: VisualTokens) -> Plan:

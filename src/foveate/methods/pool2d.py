@@ -22,6 +22,7 @@ class Pool2d(Method):
     """
 
     paper = "arXiv 2405.17430"
+    unchanged_if_all = True
     fixed = True
 
     def count(self, layout: Layout) -> int:

@@ -68,6 +68,7 @@ class PruMerge(Method):
     place = "features"
     adaptive = True
     paper = "arXiv 2403.15388"
+    unchanged_if_all = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

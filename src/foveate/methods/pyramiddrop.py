@@ -39,6 +39,7 @@ class PyramidDrop(ScoredMethod):
     place = "decoder"
     layers = (8, 16, 24)
     paper = "arXiv 2410.17247"
+    unchanged_if_all = True
     query_aware = True
 
     @property

@@ -25,6 +25,8 @@ class Random(Method):
 
     fixed = True
 
+    unchanged_if_all = True
+
     def plan(self, tokens: VisualTokens) -> Plan:
         """Choose places with the seed, and return them in raster order."""
         images, count = tokens.features.shape[:2]

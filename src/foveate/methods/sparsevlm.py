@@ -63,6 +63,7 @@ class SparseVLM(Method):
     place = "decoder"
     layers = (3, 7, 16)
     paper = "arXiv 2410.04417"
+    unchanged_if_all = True
     query_aware = True
 
     @property

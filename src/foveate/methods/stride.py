@@ -23,6 +23,8 @@ class Stride(Method):
 
     fixed = True
 
+    unchanged_if_all = True
+
     def count(self, layout: Layout) -> int:
         """Return the number of cells of the grid."""
         return sum(t * h * w for t, h, w in grids(layout, self.keep))

@@ -70,6 +70,7 @@ class ToMe(Method):
     layer: int = -1
 
     paper = "arXiv 2210.09461"
+    unchanged_if_all = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -55,6 +55,7 @@ class VisionZip(Method):
 
     place = "features"
     paper = "arXiv 2412.04467"
+    unchanged_if_all = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -61,6 +61,7 @@ class VisPruner(Method):
 
     place = "features"
     paper = "arXiv 2412.01818"
+    unchanged_if_all = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

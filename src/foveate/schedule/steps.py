@@ -145,9 +145,9 @@ class Schedule:
 
     @property
     def encoder_signals(self) -> tuple[Signal, ...]:
-        """The signals of the encoder that methods need, each once."""
+        """The signals of the encoder that methods need to plan, each once."""
         methods = (*self.features, *self.inputs, *(step.method for step in self.layers))
-        needs = (signal for method in methods for signal in method.needs)
+        needs = (signal for method in methods if not method.keeps_all() for signal in method.needs)
         return tuple(dict.fromkeys(need for need in needs if isinstance(need, EncoderAttention | EncoderKeys)))
 
 
