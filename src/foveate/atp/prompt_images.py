@@ -54,7 +54,7 @@ def find_prompt_images(
         FoveateError: placeholders don't fit the images, or an image has no text.
     """
     sizes = [layout.total for layout in layouts]
-    placeholder = image_columns(family, ids, layouts)
+    placeholder = image_columns(family, family.placeholders(ids), layouts)
     visual = placeholder.cpu()
     if int(visual.sum()) != sum(sizes):
         raise FoveateError(

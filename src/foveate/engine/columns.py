@@ -31,8 +31,8 @@ def take_columns(values: Tensor, columns: Tensor, fill: int) -> Tensor:
     return taken.masked_fill(columns < 0, fill)
 
 
-def left_padded(keep: Tensor) -> tuple[Tensor, bool]:
-    """Move the kept columns of each row to its end.
+def left_padded(keep: Host) -> tuple[Host, bool]:
+    """Move the kept columns of each row to its end, on the host.
 
     Args:
         keep: `(B, S)` bool.
@@ -40,16 +40,14 @@ def left_padded(keep: Tensor) -> tuple[Tensor, bool]:
     Returns:
         `(B, M)` int64, the column that each place holds, -1 at padding; and whether there is any padding.
 
-    >>> left_padded(torch.tensor([[True, False, True], [False, True, False]]))
-    (tensor([[ 0,  2],
-            [-1,  1]]), True)
+    >>> columns, padded = left_padded(np.array([[True, False, True], [False, True, False]]))
+    >>> columns.tolist(), padded
+    ([[0, 2], [-1, 1]], True)
     """
-    rows, columns = keep.nonzero().unbind(1)
-    lengths = keep.sum(dim=1)
+    lengths = keep.sum(axis=1)
     longest = int(lengths.max())
-    rank = torch.arange(rows.shape[0], device=keep.device) - (lengths.cumsum(0) - lengths)[rows]
-    placed = torch.full((keep.shape[0], longest), -1, dtype=torch.int64, device=keep.device)
-    placed[rows, longest - lengths[rows] + rank] = columns
+    placed = np.full((keep.shape[0], longest), -1, dtype=np.int64)
+    placed[np.arange(longest) >= longest - lengths[:, None]] = keep.nonzero()[1]
     return placed, bool((lengths != longest).any())
 
 

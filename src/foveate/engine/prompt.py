@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.engine.columns import left_padded, per_axis, standing_for, take_columns
+from foveate.engine.columns import Host, left_padded, on_device, per_axis, standing_for, take_columns
 from foveate.errors import FoveateError
 from foveate.families import Family
 from foveate.layout import remembered
@@ -173,11 +174,11 @@ def refuse_missing_images(family: Family, input_ids: Tensor) -> None:
         )
 
 
-def check_prompt(placeholder: Tensor, layouts: Sequence[Layout]) -> list[int]:
+def check_prompt(counts: Sequence[int], layouts: Sequence[Layout]) -> list[int]:
     """Check that the rows' placeholders are complete images, in order; return the row that each image stands in.
 
     Args:
-        placeholder: `(B, S)` bool, where a visual token goes.
+        counts: how many placeholders each row has.
         layouts: of each image, in prompt order.
 
     Raises:
@@ -186,7 +187,7 @@ def check_prompt(placeholder: Tensor, layouts: Sequence[Layout]) -> list[int]:
     sizes = [layout.placeholders for layout in layouts]
     rows: list[int] = []
     following = 0
-    for row, count in enumerate(placeholder.sum(dim=1).tolist()):
+    for row, count in enumerate(counts):
         first, found = following, 0
         while following < len(sizes) and found < count:
             found += sizes[following]
@@ -202,12 +203,12 @@ def check_prompt(placeholder: Tensor, layouts: Sequence[Layout]) -> list[int]:
     return rows
 
 
-def image_columns(family: Family, input_ids: Tensor, layouts: Sequence[Layout]) -> Tensor:
+def image_columns(family: Family, placeholder: Tensor, layouts: Sequence[Layout]) -> Tensor:
     """Mark the columns of images: their placeholders, and text that is a structural token, such as [IMG_BREAK].
 
     Args:
-        family: knows the placeholder.
-        input_ids: `(B, S)` int64.
+        family: named in errors.
+        placeholder: `(B, S)` bool, where a placeholder stands.
         layouts: of each image, in prompt order, as many as `check_prompt` has counted.
 
     Returns:
@@ -216,16 +217,15 @@ def image_columns(family: Family, input_ids: Tensor, layouts: Sequence[Layout]) 
     Raises:
         FoveateError: another placeholder, or nothing, stands where an image has such text.
     """
-    placeholder = family.placeholders(input_ids)
     offsets = [_text_offsets(layout) for layout in layouts]
     if not any(len(after) for after, _ in offsets):
         return placeholder
     begins = accumulate((layout.placeholders for layout in layouts), initial=0)
-    last = torch.cat([after + begin for (after, _), begin in zip(offsets, begins)]).to(input_ids.device)
-    offset = torch.cat([offset for _, offset in offsets]).to(input_ids.device)
+    last = torch.cat([after + begin for (after, _), begin in zip(offsets, begins)]).to(placeholder.device)
+    offset = torch.cat([offset for _, offset in offsets]).to(placeholder.device)
     rows, columns = placeholder.nonzero()[last].unbind(1)
     columns = columns + offset
-    if int(columns.max()) >= input_ids.shape[1] or bool(placeholder[rows, columns].any()):
+    if int(columns.max()) >= placeholder.shape[1] or bool(placeholder[rows, columns].any()):
         raise FoveateError(
             f"{family.title} puts a text token after each row or tile of an image, and the prompt has none at some "
             "place; pass what its processor returned, unchanged"
@@ -274,33 +274,41 @@ def cut_prompt(
             "value per token of each prompt"
         )
     layouts = [image.layout for image in images]
-    check_prompt(family.placeholders(input_ids), layouts)
-    placeholder = image_columns(family, input_ids, layouts)
-    real = torch.ones_like(placeholder) if attention_mask is None else attention_mask.bool()
-    nothing_cut = all(image.after == image.before for image in images) and (attention_mask is None or bool(real.all()))
+    found = family.placeholders(input_ids)
+    # The prompt is cut on the host, which asks the device once: how many columns are left, and which, is known there.
+    given = [found] if attention_mask is None else [found, attention_mask.bool()]
+    marks = torch.stack(given).cpu().numpy()
+    check_prompt(marks[0].sum(axis=1).tolist(), layouts)
+    placeholder = image_columns(family, found, layouts)
+    visual_before = marks[0] if placeholder is found else placeholder.cpu().numpy()
+    real = np.ones_like(visual_before) if attention_mask is None else marks[1]
+    rows, width = input_ids.shape
+    nothing_cut = all(image.after == image.before for image in images) and bool(real.all())
     if nothing_cut:
         # What acts on these images acts inside the decoder.
-        rows, width = input_ids.shape
-        keep, padded = torch.ones_like(placeholder), False
+        keep, padded, host_columns, host_visual = torch.ones_like(placeholder), False, None, visual_before
         columns = torch.arange(width, device=input_ids.device).repeat(rows, 1)
+        mask, short_ids, visual = torch.ones_like(columns), input_ids, placeholder
         own = all(image.own_positions and image.spans == image.layout.run_lengths for image in images)
         if family.position_axes == 1 and own and (position_ids is None or start is not None):
             # As many positions as tokens, on one axis: every column simply follows the one before it.
             positions = columns if start is None else columns + start[:, None]
             following = columns.new_full((rows,), width) if start is None else start + width
-            mask = torch.ones_like(input_ids)
-            return CutPrompt(input_ids, mask, positions, columns, keep, following, padded, placeholder, placeholder)
-        short_ids, visual = input_ids, placeholder
+            return CutPrompt(short_ids, mask, positions, columns, keep, following, padded, visual, placeholder)
     else:
-        keep = _kept(placeholder, real, images)
-        columns, padded = left_padded(keep)
-        short_ids = take_columns(input_ids, columns, 0)
-        visual = take_columns(placeholder, columns, 0)
-    layout = _PositionLayout(family, placeholder, None if nothing_cut else columns, visual, images)
+        kept = _kept(visual_before, real, images)
+        host_columns, padded = left_padded(kept)
+        occupied = host_columns >= 0
+        host_visual = np.take_along_axis(visual_before, host_columns.clip(min=0), axis=1) & occupied
+        keep, columns, mask, visual = (
+            on_device(each, input_ids.device) for each in (kept, host_columns, occupied.astype(np.int64), host_visual)
+        )
+        short_ids = take_columns(input_ids, columns, 0) if padded else input_ids.gather(1, columns)
+    layout = _PositionLayout(family, visual_before, host_columns, host_visual, images, input_ids.device)
     positions, following = layout.positions(position_ids, real, start)
     return CutPrompt(
         input_ids=short_ids,
-        attention_mask=(columns >= 0).long(),
+        attention_mask=mask,
         position_ids=positions[0] if family.position_axes == 1 else positions,
         columns=columns,
         keep=keep,
@@ -311,35 +319,36 @@ def cut_prompt(
     )
 
 
-def _kept(placeholder: Tensor, real: Tensor, images: Sequence[CompressedImage]) -> Tensor:
+def _kept(visual: Host, real: Host, images: Sequence[CompressedImage]) -> Host:
     """Mark the columns that stay: text that is not padding, and the slots of the images: `(B, S)` bool."""
-    places = placeholder.flatten().nonzero().squeeze(1)
     begins = accumulate((image.layout.total for image in images), initial=0)
-    kept = torch.cat([image.slot + begin for image, begin in zip(images, begins)]).to(placeholder.device)
-    keep = ~placeholder & real
-    keep.view(-1)[places[kept]] = True
+    kept = np.concatenate([image.slot.cpu().numpy() + begin for image, begin in zip(images, begins)])
+    keep = ~visual & real
+    keep.reshape(-1)[np.flatnonzero(visual)[kept]] = True
     return keep
 
 
 @dataclass(frozen=True)
 class _PositionLayout:
-    """Lays out position ids over a prompt that was cut.
+    """Lays out position ids over a prompt that was cut, on the host.
 
     Attributes:
         family: knows the axes.
         placeholder: `(B, S)` bool, the columns of images in the full prompt.
-        columns: `(B, M)` int64, those that are left; None for all.
+        columns: `(B, M)` int64, those that are left, -1 at padding; None for all.
         visual: `(B, M)` bool, where visual tokens stand in the cut prompt.
         images: in prompt order.
+        device: where position ids go.
     """
 
     family: Family
-    placeholder: Tensor
-    columns: Tensor | None
-    visual: Tensor
+    placeholder: Host
+    columns: Host | None
+    visual: Host
     images: Sequence[CompressedImage]
+    device: torch.device
 
-    def positions(self, given: Tensor | None, real: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
+    def positions(self, given: Tensor | None, real: Host, start: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return position ids `(axes, B, M)` of what is kept, and `(B,)` of the next token.
 
         Args:
@@ -350,13 +359,15 @@ class _PositionLayout:
         relative, spans = [image.positions for image in self.images], [image.spans for image in self.images]
         if given is None or start is not None:
             padding_counts = self.family.counts_padding and start is None
-            moves = torch.ones_like(real) if padding_counts else real
+            moves = np.ones_like(real) if padding_counts else real
             # With position ids `generate` goes on after the last one; without, the model goes on after the largest.
             reaches = [image.reaches or image.spans for image in self.images] if given is None else []
             return self._laid_out(relative, spans, moves, start, reaches)
         axes = per_axis(given, self.family.position_axes, real.shape[0])
-        columns = self.columns
-        positions = axes if columns is None else torch.stack([take_columns(axis, columns, 0) for axis in axes])
+        positions = axes
+        if self.columns is not None:
+            columns = on_device(self.columns, self.device)
+            positions = torch.stack([take_columns(axis, columns, 0) for axis in axes])
         following = self._after(axes, real)
         if all(image.own_positions for image in self.images):
             return positions, following
@@ -367,20 +378,21 @@ class _PositionLayout:
         old, old_following = self._laid_out(dense, dense_spans, real, start)
         return positions + new - old, following + new_following - old_following
 
-    def _after(self, axes: Tensor, real: Tensor) -> Tensor:
+    def _after(self, axes: Tensor, real: Host) -> Tensor:
         """Return `(B,)`, the position id of the token after each row: position ids `(axes, B, S)`, `real` `(B, S)`.
 
         It is one more than the last one; after an image, whose axes differ, one more than the largest.
         """
-        rows = torch.arange(real.shape[0], device=axes.device)
-        last = (real * torch.arange(real.shape[1], device=real.device)).amax(dim=1)
-        return torch.where(self.placeholder[rows, last], axes.amax(dim=(0, 2)), axes[0, rows, last]) + 1
+        last = (real * np.arange(real.shape[1])).max(axis=1)
+        after_image = on_device(self.placeholder[np.arange(len(last)), last], self.device)
+        last_ids = axes[0].gather(1, on_device(last, self.device)[:, None]).squeeze(1)
+        return torch.where(after_image, axes.amax(dim=(0, 2)), last_ids) + 1
 
     def _laid_out(
         self,
         relative: list[Tensor],
         spans: Sequence[tuple[int, ...]],
-        moves: Tensor,
+        moves: Host,
         start: Tensor | None,
         reaches: Sequence[tuple[int, ...]] = (),
     ) -> tuple[Tensor, Tensor]:
@@ -393,22 +405,26 @@ class _PositionLayout:
             start: as in `cut_prompt`.
             reaches: per image those of its runs; what follows a row comes after all of them.
         """
-        device, rows = self.placeholder.device, self.placeholder.shape[0]
-        places = self.placeholder.flatten().nonzero().squeeze(1)
         lengths = chain.from_iterable(image.layout.run_lengths for image in self.images)
-        advance = (moves & ~self.placeholder).long()
-        last = places[torch.tensor(list(accumulate(lengths)), device=device) - 1]
-        advance.view(-1)[last] = torch.tensor(list(chain.from_iterable(spans)), device=device)
-        begin = torch.zeros(rows, dtype=torch.int64, device=device) if start is None else start
-        base = advance.cumsum(dim=1) - advance + begin[:, None]
-        following = begin + advance.sum(dim=1)
+        last = np.flatnonzero(self.placeholder)[np.fromiter(accumulate(lengths), dtype=np.int64) - 1]
+        advance = (moves & ~self.placeholder).astype(np.int64)
+        advance.reshape(-1)[last] = list(chain.from_iterable(spans))
+        base = advance.cumsum(axis=1) - advance
+        following = advance.sum(axis=1)
         if reaches and any(image.leads_text for image in self.images):
-            reached = base.flatten()[last] + torch.tensor(list(chain.from_iterable(reaches)), device=device)
-            following = following.scatter_reduce(0, last // moves.shape[1], reached, "amax")
-        base = base if self.columns is None else take_columns(base, self.columns, 0)
-        positions = base.repeat(self.family.position_axes, 1, 1)
-        positions[:, self.visual] += torch.cat(relative, dim=1).to(device)
-        return positions, following
+            reached = base.reshape(-1)[last] + list(chain.from_iterable(reaches))
+            np.maximum.at(following, last // moves.shape[1], reached)
+        if self.columns is not None:
+            base = np.where(self.columns < 0, 0, np.take_along_axis(base, self.columns.clip(min=0), axis=1))
+        positions = np.repeat(base[None], self.family.position_axes, axis=0)
+        positions[:, self.visual] += np.concatenate([each.cpu().numpy() for each in relative], axis=1)
+        laid_out, after = on_device(positions, self.device), on_device(following, self.device)
+        if start is None:
+            return laid_out, after
+        begin = start[:, None]
+        if self.columns is not None:
+            begin = begin * on_device(self.columns >= 0, self.device)
+        return laid_out + begin, after + start
 
 
 def texts_of(
@@ -428,8 +444,9 @@ def texts_of(
     Raises:
         FoveateError: images and placeholders don't fit together.
     """
-    rows = check_prompt(family.placeholders(input_ids), layouts)
-    placeholder = image_columns(family, input_ids, layouts)
+    placeholder = family.placeholders(input_ids)
+    rows = check_prompt(placeholder.sum(dim=1).tolist(), layouts)
+    placeholder = image_columns(family, placeholder, layouts)
     real = ~placeholder if attention_mask is None else ~placeholder & attention_mask.bool()
     with torch.no_grad():
         texts = family.embed(input_ids[real]).split(real.sum(dim=1).tolist())
