@@ -143,6 +143,7 @@ class _ImageGroup:
         small = schedule.pixels is not None and schedule.pixels.positions == "pack" and seen != layout
         base = seen if small else layout
         relative = family.image_positions(base)
+        base_spans, base_reaches = family.image_spans(base), reaches_of(relative, base)
         to_dense = dense_slots(seen, layout)
         # One copy to the host for the group: the prompt is cut there.
         slots = torch.arange(seen.content).expand(len(self.members), -1) if plan is None else plan.slot.cpu()
@@ -153,7 +154,9 @@ class _ImageGroup:
             own, *ridden = (values[row] for values in (features, *companions))
             if valid is not None:
                 own, *ridden = (values[valid[row].to(values.device)] for values in (own, *ridden))
-            slot, source = layout.placed(to_dense[kept])
+            slot = to_dense[kept]
+            if layout.structural:
+                slot, source = layout.placed(slot)
             if any(not token.is_text for token in layout.structural):
                 own, ridden = _with_structural(own, ridden, self.encoded.structural[image], layout, source)
             # An image of which everything stays has no gaps to close: it is the dense model's.
@@ -164,7 +167,7 @@ class _ImageGroup:
                 spans = reaches = tuple(lengths)
             else:
                 positions = relative[:, seen.placed(kept)[0] if small else slot]
-                spans, reaches = family.image_spans(base), reaches_of(relative, base)
+                spans, reaches = base_spans, base_reaches
             images.append(
                 CompressedImage(
                     layout,
