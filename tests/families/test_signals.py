@@ -186,3 +186,11 @@ def test_layouts_need_no_encoder(row: Row) -> None:
     assert list(layouts) == [row.pictures[x] for x in "AB"]
     assert [layout.total for layout in layouts] == [row.count("A"), row.count("B")]
     assert [layout.total for layout in encode(model, inputs).layouts] == [layout.total for layout in layouts]
+
+
+@torch.no_grad()
+def test_large_scores_in_half_precision() -> None:
+    """Of 12,800 after scaling, and 102,400 before, which float16 doesn't hold."""
+    states = torch.full((1, 2, 5, 64), 40.0, dtype=torch.float16)
+    assert torch.equal(attention_received(states, states, 64**-0.5), torch.ones(1, 5))
+    torch.testing.assert_close(cls_attention(states[:, :, 0], states, 64**-0.5), torch.full((1, 5), 0.2))

@@ -184,7 +184,8 @@ def _attention(given: LayerInput, places: ImageColumns, columns: Tensor, query: 
     step = max(1, _ELEMENTS_AT_ONCE // max(1, images * heads * key.shape[2]))
     for begin in range(0, count, step):
         block, at = query[:, :, :, begin : begin + step], columns[:, begin : begin + step]
-        scores = torch.einsum("gkqrd,gknd->gkqrn", block, key) * family.attention_scale(layer)
+        # Half precision may not hold scores before they are scaled.
+        scores = torch.einsum("gkqrd,gknd->gkqrn", block * family.attention_scale(layer), key)
         if family.soft_cap is not None:
             scores = torch.tanh(scores / family.soft_cap) * family.soft_cap
         if given.gate is not None:

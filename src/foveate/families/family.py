@@ -701,7 +701,8 @@ def cls_attention(
         query, key = query.flatten(1)[:, None], key.transpose(1, 2).flatten(2)[:, None]
         scale = query.shape[-1] ** -0.5
     with without_autocast(query.device):
-        scores = torch.einsum("bhd,bhtd->bht", query, key) * scale
+        # Half precision may not hold scores before they are scaled.
+        scores = torch.einsum("bhd,bhtd->bht", query * scale, key)
     if bias is not None:
         scores = scores + bias[:, None]
     return scores.softmax(dim=-1, dtype=torch.float32).mean(dim=1)
@@ -736,7 +737,8 @@ def attention_received(
     received = query.new_zeros(query.shape[0], query.shape[2], dtype=torch.float32)
     for block in query.split(rows_at_once, dim=2):
         with without_autocast(query.device):
-            scores = torch.matmul(block, key.transpose(-1, -2)) * scale
+            # Half precision may not hold scores before they are scaled.
+            scores = torch.matmul(block * scale, key.transpose(-1, -2))
         if bias is not None:
             scores = scores + bias[:, None, None]
         received += scores.softmax(dim=-1, dtype=torch.float32).mean(dim=1).sum(dim=1)
