@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from foveate.errors import FoveateError, UnsupportedFamily, shown
+from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.config_fields import read_field
 from foveate.families.family import Capture
-from foveate.families.llava_next import LlavaNext, crops_of, laid_out, tile_shares, visible_values, with_newlines
+from foveate.families.frame_clips import FrameClips
+from foveate.families.llava_next import crops_of, laid_out, tile_shares, visible_values, with_newlines
 from foveate.families.registry import register_family
 from foveate.families.siglip import SiglipCrops
 from foveate.tokens import Layout, Segment, Structural
@@ -25,7 +26,7 @@ _TOO_LARGE = 1.1
 
 
 @register_family
-class LlavaOnevision(SiglipCrops, LlavaNext):
+class LlavaOnevision(SiglipCrops, FrameClips):
     """LLaVA-OneVision with a SigLIP tower: the base and tiles of LLaVA-NeXT, with a newline after each row of tiles.
 
     A grid of tiles that holds more tokens than `vision_aspect_ratio` allows ("anyres_max_9": as many as 9 tiles) is
@@ -125,38 +126,6 @@ class LlavaOnevision(SiglipCrops, LlavaNext):
         grid = Segment(frames, side, side)
         return Layout((grid,), (Structural(grid.count, 0, grid.count),), times=tuple(range(frames)))
 
-    def encoder_grids(self, layout: Layout) -> tuple[Segment, ...]:
-        """Return the grid of a crop, once for each crop; of a clip all its frames."""
-        if not layout.is_clip:
-            return super().encoder_grids(layout)
-        return (Segment(layout.segments[0].t, self.side, self.side),)
-
-    def clip_layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-        """Return the layout of each clip of `pixel_values_videos`, `(clips, frames, channels, height, width)`.
-
-        Raises:
-            FoveateError: they are something else, or frames have another size than the encoder takes.
-        """
-        pixels = inputs["pixel_values_videos"]
-        if not isinstance(pixels, Tensor) or pixels.ndim != 5:
-            found = tuple(pixels.shape) if isinstance(pixels, Tensor) else shown(pixels)
-            raise FoveateError(
-                f"pixel_values_videos of {self.title} must be a tensor (clips, frames, channels, height, width), not "
-                f"{found}"
-            )
-        self.check_pixels(pixels)
-        return (self.clip_layout(pixels.shape[1], *pixels.shape[3:]),) * pixels.shape[0]
-
-    @property
-    def clip_encoder_inputs(self) -> tuple[str, ...]:
-        """Pixels, and the layers of the tower that are read."""
-        return (*self.video_inputs, "vision_feature_layer", "vision_feature_select_strategy")
-
-    def encode_clips(self, inputs: Mapping[str, Any]) -> Any:
-        """Run the model's encoder and projector on the clips of `inputs`, and return the model's own container."""
-        self.clip_layouts(inputs)
-        return super().encode_clips(inputs)
-
     def shrunk(self, layout: Layout, size: tuple[int, int]) -> Layout:
         """Return a layout with `size` tokens per crop; the tiles' grid shrinks in proportion, rounded down."""
         if len(layout.segments) == 1:
@@ -186,11 +155,6 @@ class LlavaOnevision(SiglipCrops, LlavaNext):
             self.tiles_of(*size)[1] if len(layout.segments) > 1 else None for size, layout in images
         ]
         return capture
-
-    def clip_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
-        """Read the layouts of the clips from their pixels."""
-        layouts = self.clip_layouts(kwargs)
-        return Capture(layouts=layouts, seen=layouts)
 
     def features(self, capture: Capture) -> tuple[Tensor, ...]:
         """Return the selected SigLIP layer, per image `(N, D_encoder)`.
