@@ -19,11 +19,18 @@ def specs(*places: str) -> list[str]:
     return [method.spec.replace(":1.0", ":0.5") for method in listing() if method.place in places]
 
 
+def inputs_for(row: Row, spec: str) -> dict[str, torch.Tensor]:
+    """Pictures, or clips for a method that acts on clips alone."""
+    if as_spec(spec).steps[0].method.temporal and row.clips:
+        return row.with_clips().inputs("t6 A t5", "t2 B t9")
+    return row.inputs(*PROMPTS)
+
+
 @pytest.mark.parametrize("spec", specs("features", "input"))
 @torch.no_grad()
 def test_plans_before_the_decoder_are_the_same(row: Row, model: Any, spec: str) -> None:
     """From the same encoded images: autocast changes the encoder's own numbers, as it is there to do."""
-    inputs = row.inputs(*PROMPTS)
+    inputs = inputs_for(row, spec)
     try:
         encoded = encode(model, inputs, spec)
     except FoveateError:
@@ -41,7 +48,7 @@ def test_plans_before_the_decoder_are_the_same(row: Row, model: Any, spec: str) 
 @pytest.mark.parametrize("spec", [*specs("features", "input"), "cls:6@features", "divprune:6+fastv:0.5@1"])
 @torch.no_grad()
 def test_they_run_under_autocast(row: Row, model: Any, spec: str) -> None:
-    inputs = row.inputs(*PROMPTS)
+    inputs = inputs_for(row, spec)
     try:
         with apply(model, spec) as run:
             model(**inputs)
