@@ -22,7 +22,7 @@ def specs(*places: str) -> list[str]:
 def inputs_for(row: Row, spec: str) -> dict[str, torch.Tensor]:
     """Pictures, or clips for a method that acts on clips alone."""
     if as_spec(spec).steps[0].method.temporal and row.clips:
-        return row.with_clips().inputs("t6 A t5", "t2 B t9")
+        return row.with_clips().inputs("t6 A t5", "t2 A t9")
     return row.inputs(*PROMPTS)
 
 
