@@ -88,6 +88,90 @@ def cluster(features: Tensor, kept: int, iterations: int = 10) -> Tensor:
     return centre
 
 
+def holov(features: Tensor, attention: Tensor, kept: int, windows: int = 16, alpha: float = 0.09) -> Tensor:
+    """Quotas by attention and variety, then one window after the other: `(N, D)`, `(N,)` -> picks, ascending."""
+    x = features.float().reshape(windows, -1, features.shape[1])
+    looked_at = attention.float().reshape(windows, -1)
+    size = x.shape[1]
+    alike = normalize(x, dim=-1) @ normalize(x, dim=-1).transpose(1, 2)
+    alike = alike * (1 - torch.eye(size))
+    mean = alike.sum(dim=-1) / (size - 1)
+    variety = ((alike - mean[..., None]) ** 2).sum(dim=-1) / (size - 1)
+    looked, varied = looked_at.mean(dim=1) * 1e3, variety.mean(dim=1)
+    score = looked + alpha * varied * (looked / (varied + 1e-6))
+    share = score / (score.sum() + 1e-6)
+    quota = (share * kept).floor().long()
+    quota[share.argsort(descending=True, stable=True)[: kept - int(quota.sum())]] += 1
+    picks = [looked_at[number].topk(int(quota[number])).indices + number * size for number in range(windows)]
+    return torch.cat(picks).sort().values
+
+
+def tome(features: Tensor, kept: int) -> Tensor:
+    """Rounds of bipartite matching that carry sums and sizes: `(B, N, D)` -> means `(B, kept, D)` in no order."""
+    x = features.float()
+    size = torch.ones(*x.shape[:2], 1)
+    while (count := x.shape[1]) > kept:
+        merges = min(count - kept, max(1, count // 4))
+        unit = x / x.norm(dim=-1, keepdim=True)
+        best, partner = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(dim=-1)
+        order = best.argsort(dim=-1, descending=True)[..., None]
+        gone, stay = order[:, :merges], order[:, merges:]
+        target = partner[..., None].gather(1, gone)
+
+        def merged(values: Tensor, gone: Tensor = gone, stay: Tensor = stay, target: Tensor = target) -> Tensor:
+            even, odd = values[:, ::2], values[:, 1::2]
+            width = values.shape[2]
+            moved = even.gather(1, gone.expand(-1, -1, width))
+            odd = odd.scatter_reduce(1, target.expand(-1, -1, width), moved, reduce="sum")
+            return torch.cat([even.gather(1, stay.expand(-1, -1, width)), odd], dim=1)
+
+        total = merged(size)
+        x, size = merged(x * size) / total, total
+    return x
+
+
+def vispruner(features: Tensor, attention: Tensor, kept: int, step: int = 8) -> Tensor:
+    """Rounds that multiply what is left anew: `(N, D)`, `(N,)` -> picks `(kept,)`, ascending."""
+    order = attention.argsort(descending=True, stable=True)
+    important, left = order[: kept // 2], order[kept // 2 :]
+    unit = normalize(features.float(), dim=-1)
+    while len(left) > kept - kept // 2:
+        first, second = left[::2], left[1::2]
+        best = (unit[first] @ unit[second].T).amax(dim=1)
+        fewer = min(step, len(left) - (kept - kept // 2))
+        left = torch.cat([first[best.argsort(descending=True, stable=True)[fewer:]], second])
+    return torch.cat([important, left]).sort().values
+
+
+def visionzip(features: Tensor, attention: Tensor, keys: Tensor, kept: int) -> Tensor:
+    """Dominant tokens, and a product with the map of merges: `(N, D)`, `(N,)`, `(N, C)` -> `(kept, D)` in no order."""
+    contextual = (20 * kept + 64) // 128
+    dominant = attention.topk(kept - contextual).indices
+    rest = torch.ones(len(features), dtype=torch.bool).index_fill(0, dominant, False)
+    x, unit = features.float()[rest], normalize(keys.float()[rest], dim=-1)
+    step = max(1, len(x) // contextual)
+    target = torch.arange(0, step * contextual, step)
+    merged = torch.ones(len(x), dtype=torch.bool).index_fill(0, target, False)
+    near = (unit[merged] @ unit[target].T).argmax(dim=1)
+    into = torch.nn.functional.one_hot(near, contextual).float()
+    means = into.T @ x[merged] / into.sum(dim=0).clamp(min=1)[:, None]
+    return torch.cat([features.float()[dominant], x[target] + means])
+
+
+def prumerge(features: Tensor, attention: Tensor, keys: Tensor, kept: int, neighbours: int = 32) -> Tensor:
+    """The most attended tokens, one after the other, and the extra token: `(kept, D)` in no order."""
+    x, unit = features.float(), normalize(keys.float(), dim=-1)
+    chosen = attention.topk(kept - 1).indices
+    rest = torch.ones(len(x), dtype=torch.bool).index_fill(0, chosen, False)
+    out: list[Tensor] = []
+    for pick in chosen:
+        alike = unit[pick] @ unit.T
+        alike[pick] = -torch.inf
+        near = alike.topk(neighbours).indices
+        out.append(x[pick] + (attention[near, None] * x[near]).sum(dim=0))
+    return torch.stack([*out, (attention[rest, None] * x[rest]).sum(dim=0)])
+
+
 RULES: dict[str, Callable[[Tensor, Tensor, int], object]] = {
     "divprune": lambda features, text, kept: divprune(features, kept),
     "cdpruner": cdpruner,

@@ -309,6 +309,14 @@ class Method(ABC):
         """
         return Effort(2 * tokens * width, 12)
 
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the most bytes that `plan` holds at once for one image, beside the features and signals.
+
+        The estimate is for features in float32 on a CPU; others are copied to float32 first. The default holds a few
+        numbers per token. Override it if `plan` holds pairs of tokens, or copies of features.
+        """
+        return 17 * tokens
+
     @abstractmethod
     def plan(self, tokens: VisualTokens) -> Plan:
         """Decide which tokens are kept and what is merged into them."""

@@ -45,7 +45,7 @@ def test_large_images_are_planned_the_same_in_blocks(spec: str, on_cpu: bool, mo
     here = plan(spec)
     monkeypatch.setattr(products, "on_cpu", lambda x: on_cpu)
     monkeypatch.setattr(products, "WHOLE", 0)
-    monkeypatch.setattr(products, "_CPU_BLOCK", 4 * 40**2)
+    monkeypatch.setattr(products, "BLOCK_BYTES", 4 * 40**2)
     monkeypatch.setattr(products, "_BLOCK", 4 * 50**2)
     check_same(plan(spec), here)
 

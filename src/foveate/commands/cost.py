@@ -184,6 +184,7 @@ _COLUMNS = (
     Column("TFLOPs"),
     Column("KV MB"),
     Column("peak GB", "GB"),
+    Column("plan MB", "plan", optional=True),
     Column("encode", optional=True),
     Column("compress", optional=True),
     Column("prefill"),
@@ -219,6 +220,7 @@ def _cost_table(costs: list[Cost], model: str, sizes: list[tuple[int, int]], wid
                 f"{each.flops / 1e12:.3g}",
                 f"{each.kv_bytes / 1e6:.1f}",
                 f"{each.peak_bytes / 1e9:.2f}",
+                f"{each.plan_bytes / 1e6:.1f}",
                 *(f"{seconds * 1e3:.2f}" for seconds in times),
             )
         )

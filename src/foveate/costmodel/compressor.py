@@ -42,6 +42,27 @@ def compressor_work(images: Sequence[ImageTokens], model: Model, text: int, batc
     return CallPart("compressor", tuple(ops))
 
 
+def plan_bytes(images: Sequence[ImageTokens], model: Model, batch: int, size: int) -> int:
+    """Estimate the most bytes that a plan holds at once; equal images are planned as one batch.
+
+    Args:
+        images: of a prompt.
+        model: sizes of the model.
+        batch: equal prompts.
+        size: bytes of a number.
+    """
+    equal: dict[tuple[StepTokens, ...], int] = {}
+    for image in images:
+        equal[image.steps] = equal.get(image.steps, 0) + batch
+    most = 0
+    for steps, number in equal.items():
+        for step in steps:
+            width = _width(step, model)
+            copy = 0 if size == _FLOAT32 else _FLOAT32 * step.arriving * width
+            most = max(most, number * (step.method.memory(step.arriving, width) + copy))
+    return most
+
+
 def _step(step: StepTokens, model: Model, patches: int, text: int, images: int, size: int) -> list[Op]:
     """Return the work of one step on equal images."""
     vision, method = model.vision, step.method

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from foveate.costmodel.compressor import compressor_work
+from foveate.costmodel.compressor import compressor_work, plan_bytes
 from foveate.costmodel.device import SIZES, Device
 from foveate.costmodel.device import device as device_of
 from foveate.costmodel.image_sizes import read_clip_sizes, read_sizes
@@ -63,7 +63,8 @@ class Cost:
         kv_bytes: cache after the answer: keys, values, and states of linear attention.
         visual_kv_bytes: the visual tokens' share of the cache after the prefill.
         weight_bytes: all weights.
-        peak_bytes: weights, cache and the widest activations; an estimate.
+        plan_bytes: the most that a plan of the spec holds at once, beside features and signals; an estimate.
+        peak_bytes: weights, cache and the widest activations or plans; an estimate.
         memory: bytes of the device's memory.
     """
 
@@ -81,6 +82,7 @@ class Cost:
     kv_bytes: int
     visual_kv_bytes: int
     weight_bytes: int
+    plan_bytes: int
     peak_bytes: int
     memory: float
 
@@ -228,6 +230,7 @@ def cost_of_layouts(
         # Logits, and the float32 copy that is sampled from.
         batch * logits * decoder.vocabulary * (size + _FLOAT32),
     )
+    planning = plan_bytes(images, model, batch, size)
     return Cost(
         model=model.kind,
         spec="dense" if steps is None else str(steps),
@@ -245,7 +248,9 @@ def cost_of_layouts(
         kv_bytes=kv_bytes,
         visual_kv_bytes=decoder.cache(lengths, batch, size) - text_bytes,
         weight_bytes=weight_bytes,
-        peak_bytes=weight_bytes + max(vision_activations(model.vision, grids, batch, size), kv_bytes + activations),
+        plan_bytes=planning,
+        peak_bytes=weight_bytes
+        + max(vision_activations(model.vision, grids, batch, size), kv_bytes + max(activations, planning)),
         memory=device.memory,
     )
 

@@ -53,6 +53,10 @@ class Agglomerative(Method):
 
     unchanged_if_all = True
 
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the distances: in float64 and the copy of SciPy."""
+        return _bytes(tokens, on_cpu=True) + (4 * tokens * width if tokens <= products.WHOLE else 0)
+
     def plan(self, tokens: VisualTokens) -> Plan:
         """Build the tree of all tokens and cut it into the clusters of the budget."""
         kept = self.count(tokens.layout)
@@ -92,14 +96,16 @@ def _linked(features: Float[Tensor, "1 N D"], linkage: str, kept: int) -> Int64[
     if kept == count:
         return group
     # Distances of the pairs (0, 1), (0, 2), ... (1, 2), ... as SciPy numbers them.
+    pairs = squared_distances(features)
     away = np.empty(count * (count - 1) // 2)
     begins = [row * (2 * count - row - 1) // 2 for row in range(count)]
-    for rows, columns, values in squared_distances(features, whole=0).blocks():
+    for rows, columns, values in pairs.blocks():
         block = values[0].numpy()
         for row in range(rows.start, rows.stop):
             first = max(row + 1, columns.start)
             begin = begins[row] + first - row - 1
             away[begin : begin + columns.stop - first] = block[row - rows.start, first - columns.start :]
+    del pairs
     np.sqrt(away, out=away)
     if not np.isfinite(away.sum()):
         raise FoveateError("agglomerative finds no two nearest clusters: the features hold NaN or infinity")

@@ -150,6 +150,10 @@ class ATPMethod(Method):
         count = self.keep.count(layout.content)
         return count, count
 
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate scores, ranks and statistics: some ten numbers per token."""
+        return 42 * tokens
+
     def plan(self, tokens: VisualTokens) -> Plan:
         """Plan to keep the tokens above a threshold, and always the token with the largest margin."""
         margin = self.margin(tokens)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from foveate.methods import Effort, Method, Plan, Positions, Signal, Text, VisualTokens, one_row, register
-from foveate.methods.arithmetic.products import cosines
+from foveate.methods.arithmetic.products import WHOLE, cosines, pairs_bytes
 
 _EXHAUSTED = 1e-5
 """Below this share of a token's length outside the span of the picks, float32 rounding dominates."""
@@ -56,6 +56,13 @@ class CDPruner(Method):
     def needs(self) -> tuple[Signal, ...]:
         """Request the prompt's text."""
         return (Text(),)
+
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the cosines, and the factor of all kept tokens."""
+        kept = self.count(one_row(tokens))
+        matrix = 4 * tokens**2 if tokens <= WHOLE else 0
+        factor = 4 * tokens * (width + kept) + matrix + 40 * tokens
+        return max(factor, pairs_bytes(tokens, width) if matrix else 0)
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Plan to keep the likeliest subset, in raster order."""

@@ -22,7 +22,7 @@ from foveate.methods import (
 )
 from foveate.methods.arithmetic import products
 from foveate.methods.arithmetic.groups import highest, in_order, middles, sizes
-from foveate.methods.arithmetic.products import row_blocks
+from foveate.methods.arithmetic.products import BLOCK_BYTES
 from foveate.numbers import SEED, Between
 
 _MOST_DISTANCES = 2**24
@@ -65,6 +65,14 @@ class Cluster(Method):
     def needs(self) -> tuple[Signal, ...]:
         """Request the [CLS] attention of one encoder layer if `take` uses it."""
         return (EncoderAttention(layer=self.layer),) if self.take in {"weighted", "salient"} else ()
+
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the distances to centres, some of them twice, and copies of centres and of members."""
+        kept = self.count(one_row(tokens))
+        distances = min(4 * tokens * kept, 4 * _MOST_DISTANCES if tokens * kept <= _MOST_DISTANCES else BLOCK_BYTES)
+        return (
+            distances + max(min(3 * distances // 4, 2 * BLOCK_BYTES), 12 * kept * width + tokens * width) + 30 * tokens
+        )
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Run k-means over all images as one batch."""
@@ -147,8 +155,9 @@ def _grouped(x: Float32[Tensor, "N D"], centre: Float32[Tensor, "M D"], rounds: 
     """
     count, kept = x.shape[0], centre.shape[0]
     # Above this size, distances aren't kept from round to round.
-    distance = x.new_empty(count, kept) if count * kept <= _MOST_DISTANCES else None
+    distance = x.new_empty(kept, count) if count * kept <= _MOST_DISTANCES else None
     moved = torch.arange(kept)
+    centre = centre.clone()
     group = before = torch.full((count,), -1)
     for number in range(rounds + 1):
         if number:
@@ -158,7 +167,7 @@ def _grouped(x: Float32[Tensor, "N D"], centre: Float32[Tensor, "M D"], rounds: 
                 moved = touched.bincount(minlength=kept).nonzero()[:, 0]
             if not len(moved):
                 break
-            centre = centre.index_copy(0, moved, _means_of(x, group, moved, kept))
+            centre.index_copy_(0, moved, _means_of(x, group, moved, kept))
         before = group
         away, group = _compared(x, centre, moved, distance)
         if bool((group.bincount(minlength=kept) == 0).any()):
@@ -167,21 +176,26 @@ def _grouped(x: Float32[Tensor, "N D"], centre: Float32[Tensor, "M D"], rounds: 
 
 
 def _compared(
-    x: Float32[Tensor, "N D"], centre: Float32[Tensor, "M D"], moved: Int64[Tensor, " C"], distance: Tensor | None
+    x: Float32[Tensor, "N D"],
+    centre: Float32[Tensor, "M D"],
+    moved: Int64[Tensor, " C"],
+    distance: Float32[Tensor, "M N"] | None,
 ) -> tuple[Float32[Tensor, " N"], Int64[Tensor, " N"]]:
     """Return the distance to the nearest centre, less |x|^2, and which centre it is; update kept distances."""
-    count, kept = x.shape[0], centre.shape[0]
-    near, group = x.new_empty(count), moved.new_empty(count)
-    target = centre if distance is None else centre[moved]
     # |x|^2 is the same for every centre, so leaving it out changes no choice.
-    length = target.square().sum(dim=1)
-    for rows in row_blocks(count, kept, x):
-        values = torch.addmm(length, x[rows], target.T, alpha=-2)
-        if distance is not None and len(moved) == kept:
-            distance[rows] = values
-        elif distance is not None:
-            values = distance[rows].index_copy_(1, moved, values)
-        near[rows], group[rows] = values.min(dim=1)
+    if distance is not None:
+        if len(moved) == centre.shape[0]:
+            torch.addmm(centre.square().sum(dim=1)[:, None], centre, x.T, alpha=-2, out=distance)
+        else:
+            target = centre[moved]
+            values = torch.addmm(target.square().sum(dim=1)[:, None], target, x.T, alpha=-2)
+            distance.index_copy_(0, moved, values)
+        nearest = distance.min(dim=0)
+        return nearest.values, nearest.indices
+    length = centre.square().sum(dim=1)
+    near, group = x.new_empty(len(x)), moved.new_empty(len(x))
+    for rows in products.row_blocks(len(x), len(centre), x):
+        near[rows], group[rows] = torch.addmm(length, x[rows], centre.T, alpha=-2).min(dim=1)
     return near, group
 
 
@@ -189,11 +203,13 @@ def _means_of(
     x: Float32[Tensor, "N D"], group: Int64[Tensor, " N"], clusters: Int64[Tensor, " C"], kept: int
 ) -> Float32[Tensor, "C D"]:
     """Return the means of some clusters."""
-    number = torch.full((kept,), -1).index_copy(0, clusters, torch.arange(len(clusters)))[group]
-    members = (number >= 0).nonzero()[:, 0]
-    number = number[members]
-    sums = x.new_zeros(len(clusters), x.shape[1]).index_add_(0, number, x[members])
-    return sums.div_(number.bincount(minlength=len(clusters))[:, None])
+    number = torch.full((kept,), len(clusters)).index_copy_(0, clusters, torch.arange(len(clusters)))[group]
+    if 4 * len(clusters) < kept:
+        members = (number < len(clusters)).nonzero()[:, 0]
+        number, x = number[members], x[members]
+    # The last row takes the members of other clusters.
+    sums = x.new_zeros(len(clusters) + 1, x.shape[1]).index_add_(0, number, x)[:-1]
+    return sums.div_(number.bincount(minlength=len(clusters) + 1)[:-1, None])
 
 
 def _means(x: Float32[Tensor, "B N D"], group: Int64[Tensor, "B N"], kept: int) -> Float32[Tensor, "B M D"]:

@@ -75,6 +75,10 @@ class DART(Method):
         pivots = self.pivots + self.text_pivots
         return Effort(2 * (pivots + 1) * tokens * width, 16 + 4 * pivots)
 
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the normalised features, or the sizes of the keys."""
+        return 4 * tokens * width + 40 * tokens
+
     def plan(self, tokens: VisualTokens) -> Plan:
         """Plan to keep the visual pivots and the tokens that pivots take."""
         kept = self.count(tokens.layout)

@@ -9,7 +9,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from foveate.methods import Effort, Method, Plan, Positions, VisualTokens, one_row, register
-from foveate.methods.arithmetic.products import Pairs, cosines
+from foveate.methods.arithmetic.products import Pairs, cosines, pairs_bytes
 
 
 @register("divprune")
@@ -37,6 +37,10 @@ class DivPrune(Method):
 
     paper = "arXiv 2503.02175"
     unchanged_if_all = True
+
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the cosines of all pairs."""
+        return pairs_bytes(tokens, width) + 30 * tokens
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Plan to keep the farthest-point picks, in raster order."""

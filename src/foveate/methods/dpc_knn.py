@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from foveate.methods import Effort, FoveateError, Method, Plan, Positions, VisualTokens, register
-from foveate.methods.arithmetic.density import density_peaks
+from foveate.methods.arithmetic.density import density_bytes, density_peaks
 from foveate.methods.arithmetic.groups import in_order
 
 
@@ -42,6 +42,10 @@ class DpcKnn(Method):
         super().__post_init__()
         if self.neighbours < 1:
             raise FoveateError(f"neighbours={self.neighbours}: a density is over at least 1 token, the token itself")
+
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the distances of all pairs, and a block of them once more."""
+        return density_bytes(tokens, width, self.neighbours)
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Cluster the tokens around their density peaks."""

@@ -61,6 +61,10 @@ class HoloV(Method):
         pairs = tokens**2 / min(self.windows, tokens)
         return Effort(2 * pairs * width + 8 * pairs + 4 * tokens * width, 50)
 
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the cosines inside windows."""
+        return 4 * tokens**2 // min(self.windows, tokens) + 25 * tokens
+
     def plan(self, tokens: VisualTokens) -> Plan:
         """Compute the quotas, then keep the most attended tokens of each window."""
         attention = tokens.signals[self.needs[0]].float()

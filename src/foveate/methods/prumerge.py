@@ -112,6 +112,11 @@ class PruMerge(Method):
         kept = self.count(one_row(tokens))
         return Effort(2 * kept * tokens * width + 10 * kept * tokens, 40)
 
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the normalised keys, and the map from all tokens to kept ones."""
+        kept = self.count(one_row(tokens))
+        return 4 * width * (tokens + kept) + 4 * kept * tokens + 12 * kept * self.neighbours + 30 * tokens
+
     def plan(self, tokens: VisualTokens) -> Plan:
         """Choose the kept tokens, then the tokens that are added to each."""
         attention, keys = (tokens.signals[need].float() for need in self.needs)

@@ -24,7 +24,7 @@ from foveate.methods import (
 )
 from foveate.methods.arithmetic import products
 from foveate.methods.arithmetic.groups import in_order, middles
-from foveate.methods.arithmetic.products import lengths, row_blocks
+from foveate.methods.arithmetic.products import BLOCK_BYTES, lengths, row_blocks
 
 _SHORTEST = 1e-12
 """The least norm that is divided by, as in torch's `normalize`."""
@@ -95,6 +95,11 @@ class ToMe(Method):
             )
         left = (max(kept, arriving - number * self.per_round) for number in range(1, layers + 1))
         return tuple(replace(here, keep=count) for count in left)
+
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the features of two rounds, or of one with blocks of cosines."""
+        blocks = min(tokens**2, 2 * BLOCK_BYTES)
+        return max(6 * tokens * width, 9 * tokens * width // 2 + blocks) + 60 * tokens
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Merge in rounds until the budget is met."""

@@ -92,6 +92,11 @@ class VisionZip(Method):
     def _contextual(self, kept: int) -> int:
         return (20 * kept + 64) // 128 if self.contextual is None else self.contextual
 
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the keys, normalised, and their cosines with those of targets."""
+        contextual = self._contextual(self.count(one_row(tokens)))
+        return 4 * tokens * (width + contextual) + 40 * tokens if contextual else 14 * tokens
+
     def plan(self, tokens: VisualTokens) -> Plan:
         """Keep dominant tokens unchanged, and put each other token into the group of its target."""
         attention, keys = (tokens.signals[need].float() for need in self.needs)

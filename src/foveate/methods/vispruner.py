@@ -23,7 +23,7 @@ from foveate.methods import (
     one_row,
     register,
 )
-from foveate.methods.arithmetic.products import Pairs, row_blocks
+from foveate.methods.arithmetic.products import BLOCK_BYTES, WHOLE, Pairs, row_blocks
 
 
 @register("vispruner")
@@ -83,6 +83,19 @@ class VisPruner(Method):
             return super().effort(tokens, width)
         rounds = -(-(tokens - kept) // self.step)
         return Effort(2 * tokens**2 * width + rounds * (tokens**2 + tokens * kept + kept**2) / 12, 10 * rounds + 12)
+
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the cosines of all pairs but those of important tokens, and of half of these pairs once more."""
+        kept = self.count(one_row(tokens))
+        important = int(kept * self.important)
+        count = tokens - important
+        if important == kept or tokens == kept:
+            return 14 * tokens
+        whole = count
+        while whole > WHOLE:
+            whole = -(-whole // 2)
+        pairs = 4 * count * width + 7 * whole**2 + 400 * whole
+        return pairs if whole == count else max(pairs, 8 * count * width + 2 * BLOCK_BYTES + 500 * count)
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Keep the top-k, then drop duplicates of the others in rounds."""

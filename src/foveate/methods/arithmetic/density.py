@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
-from foveate.methods.arithmetic.products import Pairs
+from foveate.methods.arithmetic.products import BLOCK_BYTES, WHOLE, Pairs, pairs_bytes
 
 
 def squared_distances(features: Float[Tensor, "B N D"], whole: int | None = None) -> Pairs:
@@ -91,3 +91,10 @@ def _to_denser(away: Pairs, rank: Int64[Tensor, "B N"]) -> Float32[Tensor, "B N"
         if columns.start > rows.start:
             far[:, columns] = torch.minimum(far[:, columns], torch.where(mine < theirs, values, torch.inf).amin(dim=1))
     return far
+
+
+def density_bytes(count: int, width: int, neighbours: int) -> int:
+    """Estimate the most bytes that `density_peaks` holds for one image on a CPU."""
+    scanned = 4 * count * width
+    scanned += 4 * count**2 + min(4 * count**2, BLOCK_BYTES) if count <= WHOLE else 2 * BLOCK_BYTES
+    return max(pairs_bytes(count, width), scanned) + count * (60 + 8 * min(neighbours, count))

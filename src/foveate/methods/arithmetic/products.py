@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 WHOLE: Final = 4096
 """The most tokens of an image whose pairs are all in memory at once (64 MiB)."""
-_CPU_BLOCK: Final = 2**21
+BLOCK_BYTES: Final = 2**21
 """Bytes of a block on a CPU, where it should stay in the cache."""
 _BLOCK: Final = 2**26
 """Bytes of a block on other devices, where launching an operation may take longer than the operation."""
@@ -31,7 +31,7 @@ def on_cpu(x: Tensor) -> bool:
 
 def block_bytes(x: Tensor) -> int:
     """Return how many bytes of numbers a block should have on the device of a tensor."""
-    return _CPU_BLOCK if on_cpu(x) else _BLOCK
+    return BLOCK_BYTES if on_cpu(x) else _BLOCK
 
 
 def row_blocks(rows: int, row: int, x: Tensor) -> list[slice]:
@@ -51,6 +51,16 @@ def row_blocks(rows: int, row: int, x: Tensor) -> list[slice]:
 def lengths(x: Float32[Tensor, "*shape D"]) -> Float32[Tensor, "*shape"]:
     """Return the Euclidean norm of each vector."""
     return cast("Tensor", torch.linalg.vector_norm(x, dim=-1))  # pyright: ignore[reportUnknownMemberType]
+
+
+def pairs_bytes(count: int, width: int) -> int:
+    """Estimate the most bytes that `Pairs` of one image hold on a CPU, the vectors included."""
+    vectors = _FLOAT32 * count * width
+    if count > WHOLE:
+        # A block, and the one before it.
+        return vectors + 2 * BLOCK_BYTES
+    strip = min(count, max(96, -(-count // _STRIPS)))
+    return vectors + _FLOAT32 * (count**2 + 2 * strip * (count - strip))
 
 
 class Pairs:
