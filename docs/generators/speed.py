@@ -1,4 +1,4 @@
-"""docs/speed.md, from docs/measured/plans.json."""
+"""docs/speed.md, from docs/measured/plans.json and docs/measured/peers.json."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import textwrap
 from typing import Any
 
 from generators.folders import MEASURED
-from generators.markdown import machine, packages
+from generators.markdown import machine, packages, table
 
 TARGET = 0.01
 """The share of the prefill it saves that a compressor may take, on a CPU."""
@@ -37,6 +37,21 @@ python docs/make.py speed
 ```
 
 DEVICE
+"""
+
+PEERS = """\
+## Beside what else does the same
+
+How many times as long the peer takes, plan and application together: SciPy's Ward linkage, k-means of scikit-learn and
+faiss, and otherwise the rule as its authors structured it. Both get the same features of width WIDTH, on one thread, in
+turns of one run; NUMBER of COUNT rows are below 1.
+
+```text
+python benchmarks/peers.py --seconds 4 --out docs/measured/peers.json
+```
+
+Medians of process times on MACHINE; PACKAGES.
+
 """
 
 
@@ -73,7 +88,7 @@ def page() -> str:
         )
         for width in sorted({row["width"] for row in rows}):
             parts.append(_table([row for row in rows if (row["tokens"], row["width"]) == (tokens, width)], width))
-    return "\n".join(parts)
+    return "\n".join([*parts, _beside_peers()])
 
 
 def _newest(measured: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
@@ -114,6 +129,39 @@ def _beyond(rows: list[dict[str, Any]]) -> str:
             + (f"these take more than 1 % (worst case): {named}." if named else "every method takes less than 1 %.")
         )
     return "\n".join(sentences) + "\n"
+
+
+def _beside_peers() -> str:
+    """Return the section on plans beside their peers."""
+    measured: dict[str, Any] = json.loads((MEASURED / "peers.json").read_text(encoding="utf-8"))
+    rows, environment = measured["rows"], measured["environment"]
+    slower = sum(row["ratio"] < 1 for row in rows)
+    versions = ", ".join(f"{name} {version}" for name, version in measured["versions"].items())
+    text = PEERS.replace("WIDTH", str(measured["width"])).replace("COUNT", str(len(rows)))
+    text = text.replace("NUMBER", str(slower) if slower else "none")
+    text = text.replace("MACHINE", machine(environment)).replace("PACKAGES", f"{packages(environment)}, {versions}")
+    sizes = sorted({(row["tokens"], row["images"]) for row in rows})
+    titles = [f"{tokens} tokens, {images} image{'s' if images > 1 else ''}" for tokens, images in sizes]
+    cells = {(row["method"], row["library"], row["tokens"], row["images"]): f"{row['ratio']:.2f}" for row in rows}
+    pairs = sorted({(row["method"], row["library"]) for row in rows})
+    lines = [[f"`{name}`", library, *(cells[name, library, *size] for size in sizes)] for name, library in pairs]
+    return text + table(["method", "beside", *titles], lines) + _alike(rows)
+
+
+def _alike(rows: list[dict[str, Any]]) -> str:
+    """Return a sentence on rows whose results aren't all alike."""
+    other = [row for row in rows if row["same"] < 1]
+    if not other:
+        return "\nBoth give the same tokens in every row.\n"
+    shares = ", ".join(
+        f"`{row['method']}` {row['same']:.1%} ({row['tokens']} tokens, images at once: {row['images']})"
+        for row in other
+    )
+    text = (
+        f"Both give the same tokens in the other rows, and in these that share of them: {shares}. There scores are so "
+        "near each other that rounding decides."
+    )
+    return "\n" + textwrap.fill(text, 120) + "\n"
 
 
 def _table(rows: list[dict[str, Any]], width: int) -> str:
