@@ -55,7 +55,7 @@ class Tree:
     def __init__(self, folder: Path) -> None:
         self.folder, self.touched = folder, 0
         skipped = shutil.ignore_patterns("__pycache__", "*.png", "*.safetensors")
-        for name in ("src", "tests", "docs"):
+        for name in ("src", "tests", "docs", "benchmarks"):
             shutil.copytree(ROOT / name, folder / name, ignore=skipped)
         shutil.copy(ROOT / "pyproject.toml", folder)
 

@@ -19,6 +19,7 @@ from foveate import FoveateWarning
 from foveate.engine import apply, compress, encode
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families import Generic, family_of, generic
+from foveate.families.prompt_check import layout_of_prompt
 from foveate.keep import Keep
 from generators.model_types import NotBuilt, answer, built, model_types
 
@@ -500,7 +501,7 @@ def test_experts_that_read_token_types_keep_steps_out_of_the_decoder() -> None:
         apply(shared(BY_NAME["ernie4_5_vl_moe"]), "random:6@1")
 
 
-@pytest.mark.parametrize("name", ["gemma4", "gemma4_unified"])
+@pytest.mark.parametrize("name", ["gemma4_unified"])
 def test_decoders_that_are_not_plain_are_left_alone(name: str) -> None:
     row = BY_NAME[name]
     with pytest.raises(FoveateError, match="@1, and all that steps can reach"), apply(shared(row), "random:6@1"):

@@ -10,7 +10,6 @@ from test_contract import generate, logits
 from foveate.engine import apply, compress
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families import family_class, family_of
-from foveate.families.own_keys import computes_own_keys
 
 ROW: Any = next((row for row in ROWS if row.name == "molmo2"), None)
 
@@ -60,7 +59,7 @@ def test_other_decoders(changed: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model = type(ROW.model())(whole).eval()
     inputs = ROW.inputs("t4 A t5")
-    assert computes_own_keys(family_of(model))
+    assert family_of(model).has_own_keys()
     dense = logits(model, inputs)
     with apply(model, "fastv:1.0@2"):
         torch.testing.assert_close(logits(model, inputs), dense, atol=1e-5, rtol=1e-5)

