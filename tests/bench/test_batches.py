@@ -10,10 +10,11 @@ import torch
 from rows import ROWS
 from rows.aya_vision import make_aya_vision
 
-from foveate.bench.answers import Asker, Prompts
+from foveate.bench.answers import Asker, Prompts, _after_last
 from foveate.bench.runner import Benchmark
 from foveate.engine import apply
 from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.families import family_of
 from foveate.fingerprint import answering_fingerprint
 from foveate.spec import parse
 
@@ -31,11 +32,13 @@ def asker_of(row: Any, batch: int | None) -> Asker:
 def prompts_of(row: Any) -> tuple[list[Prompts], list[list[str]]]:
     """Three pictures of different layouts, each with questions of different lengths, and the prompts as text."""
     prompts, texts = [], []
+    family = family_of(row.model())
     for number, letter in enumerate("ABC"):
         beginning = f"t{3 + 2 * number} {letter}"
         texts.append([f"{beginning} {end}" for end in ("t3", "t5", "t7'1")])
         ids = tuple(tuple(row.ids(text)) for text in texts[-1])
-        shared = int(row.image_columns(texts[-1][0])[0][-1]) + 1
+        # What no column of the image looks ahead at can differ.
+        shared = len(ids[0]) - _after_last(ids[0], family)
         prompts.append(Prompts(row.pixels(letter), ids, shared))
     return prompts, texts
 

@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import foveate
 from foveate.prompts import question_inputs
 from foveate.scenes import scene
+from foveate.transformers_api import cache_argument, cache_of_output
 
 
 class Operations(TorchDispatchMode):
@@ -26,11 +27,11 @@ def operations(model: Any, inputs: Any) -> tuple[int, int]:
     with torch.no_grad():
         model(**inputs)
         with Operations() as prefill:
-            cache = model(**inputs).past_key_values
+            cache = cache_of_output(model(**inputs))
         last = {name: inputs[name][:, -1:] for name in ("input_ids", "attention_mask")}
         mask = torch.cat([inputs["attention_mask"], last["attention_mask"]], dim=1)
         with Operations() as decode:
-            model(input_ids=last["input_ids"], attention_mask=mask, past_key_values=cache)
+            model(input_ids=last["input_ids"], attention_mask=mask, **cache_argument(model.forward, cache))
     return prefill.count, decode.count
 
 
