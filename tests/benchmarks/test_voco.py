@@ -32,8 +32,10 @@ def page(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # asked for by peft
 def test_training_rivals_answers_and_times(
-    bench: ModuleType, page: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bench: ModuleType, page: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, in_full: bool
 ) -> None:
+    if not in_full:
+        pytest.skip("it trains eleven models; `nox -s full` runs it")
     out = tmp_path / "voco.json"
     words = ["--steps", "1", "--scenes", "4", "--questions", "12", "--runs", str(tmp_path / "runs"), "--out", str(out)]
     words += ["--further", "1", "--clips", "2"]

@@ -48,7 +48,11 @@ def test_the_measure_counts_what_is_alive_at_once(memory: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 @pytest.mark.parametrize(("grid", "kept", "width"), [((48, 60), 320, 64), ((48, 60), 320, 512)])
-def test_estimates_are_near(memory: Any, spec: str, grid: tuple[int, int], kept: int, width: int) -> None:
+def test_estimates_are_near(
+    memory: Any, spec: str, grid: tuple[int, int], kept: int, width: int, in_full: bool
+) -> None:
+    if width > 64 and not in_full:
+        pytest.skip("one width is enough for every change")
     method = parse(spec.format(k=kept)).steps[0].method
     seen = tokens(grid, images=1, width=width)
     count = grid[0] * grid[1]
