@@ -11,6 +11,7 @@ from foveate.families import Family, families_at
 from foveate.fingerprint import model_fingerprint
 from foveate.layout import one_row
 from foveate.methods import Method, PixelMethod
+from foveate.numbers import MOST
 from foveate.schedule.depth import scaled_layers
 from foveate.schedule.encoder_layers import encoder_needs
 from foveate.schedule.expected import ExpectedTokens
@@ -415,8 +416,8 @@ def _check_budgets(spec: Spec, methods: Sequence[Method]) -> None:
         tokens, mean = method.keep.tokens, method.keep.mean
         if arriving is None:
             # A step that keeps a number of tokens per image leaves that many of an image of any size. One that works on
-            # frames may round it to whole frames.
-            if tokens is not None and method.per == "image" and not method.temporal:
+            # frames may round it to whole frames. No image has more than MOST; whoever knows the image says so.
+            if tokens is not None and tokens <= MOST and method.per == "image" and not method.temporal:
                 arriving = ExpectedTokens(one_row(tokens), None, not method.ragged)
             continue
         most = arriving.layout.content
