@@ -33,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "min_length": 48,
         "eos_token_id": list(range(60, 90)),
     },
-    "new_words": {"min_length": 60, "min_new_tokens": 3, "eos_token_id": list(range(8, 90))},
+    "new_words": {"min_length": 60, "min_new_tokens": 3, "eos_token_id": list(range(8, 98))},
 }
 SPECS = ("fastv:1.0@2", "pool:1.0@1", "cluster:1.0", "cluster:1.0@1", "cdpruner:1.0", "divprune:1.0@features")
 MORE = (

@@ -290,14 +290,19 @@ class Molmo2(Family):
     def resized_inputs(
         self, inputs: Mapping[str, Any], layouts: Sequence[Layout], sizes: Sequence[tuple[int, int]], mode: str
     ) -> dict[str, Any]:
-        """Shrink each crop as far as the whole image, and enlarge it to its size again."""
+        """Shrink each crop as far as the whole image, and enlarge it to its size again.
+
+        An image that keeps its size stays as it is: crops have no whole number of tokens, so it would be scaled a bit.
+        """
         pixels: Tensor = inputs["pixel_values"]
         crops = pixels.flatten(0, -3).unflatten(1, (self.side, self.side)).unflatten(3, (self.patch, self.patch, -1))
         pictures = crops.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
         counts = [len(self.encoder_grids(layout)) for layout in layouts]
         small = [
-            resized_pixels(image, (rows * _POOL * self.patch, columns * _POOL * self.patch), enlarge=True)
-            for image, (rows, columns) in zip(pictures.split(counts), sizes, strict=True)
+            image
+            if (rows, columns) == (layout.segments[0].h, layout.segments[0].w)
+            else resized_pixels(image, (rows * _POOL * self.patch, columns * _POOL * self.patch), enlarge=True)
+            for image, layout, (rows, columns) in zip(pictures.split(counts), layouts, sizes, strict=True)
         ]
         cut = torch.cat(small).unflatten(3, (-1, self.patch)).unflatten(2, (-1, self.patch))
         patches = cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
