@@ -63,6 +63,10 @@ class Capture:
     stacked: bool = False
     """Whether the model takes the features of its images as one tensor, and not as a list."""
 
+    def by_image(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Part the rows of all visual tokens that the encoder saw, `(tokens, ...)`, into those of each image."""
+        return rows.split([layout.content for layout in self.seen])
+
 
 # Fields in which configurations give the visual tokens of an image.
 _TOKEN_COUNTS = ("mm_tokens_per_image", "image_seq_length", "num_image_tokens", "image_token_length", "num_image_token")

@@ -276,12 +276,12 @@ class Gemma4(Family):
     def features(self, capture: Capture) -> tuple[Tensor, ...]:
         """Return the means of patches, per image `(N, D_encoder)`."""
         assert capture.features is not None
-        return capture.features.split([layout.content for layout in capture.seen])
+        return capture.by_image(capture.features)
 
     def projected(self, capture: Capture) -> tuple[Tensor, ...]:
         """Return the projector's output, per image `(N, D)`."""
         assert capture.projected is not None
-        return capture.projected.split([layout.content for layout in capture.seen])
+        return capture.by_image(capture.projected)
 
     def project(self, features: Tensor) -> Tensor:
         """Apply the projector's norm and its matrix."""

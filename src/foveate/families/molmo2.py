@@ -315,12 +315,12 @@ class Molmo2(Family):
     def features(self, capture: Capture) -> tuple[Tensor, ...]:
         """Return pooled patches, per image `(N, D_encoder)`."""
         assert capture.features is not None
-        return capture.features.split([layout.content for layout in capture.seen])
+        return capture.by_image(capture.features)
 
     def projected(self, capture: Capture) -> tuple[Tensor, ...]:
         """Return the projector's output, per image `(N, D)`."""
         assert capture.projected is not None
-        return capture.projected.split([layout.content for layout in capture.seen])
+        return capture.by_image(capture.projected)
 
     def project(self, features: Tensor) -> Tensor:
         """Apply the projector's MLP."""
@@ -346,7 +346,7 @@ class Molmo2(Family):
         there = (pooling >= 0).to(patches.dtype)[..., None]
         tokens = (patches[pooling.clamp(min=0)] * there).sum(dim=1)
         tokens = tokens / there.sum(dim=1) if isinstance(signal, EncoderKeys) else tokens[:, 0]
-        return tokens.split([layout.content for layout in capture.seen])
+        return capture.by_image(tokens)
 
 
 def _laid_out(low: int, across: int, rows: int, columns: int, breaks: _Breaks = (True, True)) -> Layout:

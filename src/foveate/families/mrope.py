@@ -37,15 +37,20 @@ class MRope(Family):
         self._grids(inputs)
         return super().encode(inputs)
 
-    def _grids(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Return `image_grid_thw`, `(images, 3)` int64.
+    def _grids(self, inputs: Mapping[str, Any], name: str = "image_grid_thw", beside: str = "pixel_values") -> Tensor:
+        """Return the grids of images or clips, `(images, 3)` int64.
+
+        Args:
+            inputs: of a call.
+            name: of the input that has them.
+            beside: the input with their pixels.
 
         Raises:
             FoveateError: it isn't there.
         """
-        grids = inputs.get("image_grid_thw")
+        grids = inputs.get(name)
         if grids is None:
-            raise FoveateError(f"{self.title} needs image_grid_thw beside pixel_values; the processor returns both")
+            raise FoveateError(f"{self.title} needs {name} beside {beside}; the processor returns both")
         return grids
 
     def grid_layouts(self, grids: Tensor) -> tuple[Layout, ...]:

@@ -61,12 +61,12 @@ class Pixtral(Mistral3):
     def features(self, capture: Capture) -> tuple[Tensor, ...]:
         """Return the selected layer of the encoder, per image `(N, D_encoder)`."""
         assert capture.features is not None
-        return capture.features[0].split([layout.content for layout in capture.seen])
+        return capture.by_image(capture.features[0])
 
     def projected(self, capture: Capture) -> tuple[Tensor, ...]:
         """Return the projector's output, per image `(N, D)`."""
         assert capture.projected is not None
-        return capture.projected[0].split([layout.content for layout in capture.seen])
+        return capture.by_image(capture.projected[0])
 
     def project(self, features: Tensor) -> Tensor:
         """Apply the two-layer projector."""

@@ -115,17 +115,8 @@ class QwenVL(MRope):
         return super().encode_clips(inputs)
 
     def _clip_grids(self, inputs: Mapping[str, Any]) -> Tensor:
-        """Return `video_grid_thw`, `(clips, 3)` int64.
-
-        Raises:
-            FoveateError: it isn't there.
-        """
-        grids = inputs.get("video_grid_thw")
-        if grids is None:
-            raise FoveateError(
-                f"{self.title} needs video_grid_thw beside pixel_values_videos; the processor returns both"
-            )
-        return grids
+        """Return `video_grid_thw`, `(clips, 3)` int64."""
+        return self._grids(inputs, "video_grid_thw", "pixel_values_videos")
 
     @property
     def clip_encoder_inputs(self) -> tuple[str, ...]:
