@@ -57,6 +57,12 @@ def versions(session: nox.Session) -> None:
 
 
 @nox.session
+def extras(session: nox.Session) -> None:
+    """Check that `pip install "foveate[vllm]"` resolves on a clean machine; nothing but metadata is downloaded."""
+    session.run("python", "-m", "pip", "install", "--quiet", "--dry-run", ".[vllm]")
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Run the corpus of bad input and thousands of drawn inputs; kinds after -- choose some. See `dev.py fuzz`."""
     session.run("python", "dev.py", "fuzz", *session.posargs, env={"FOVEATE_VENV": session.virtualenv.location})

@@ -14,6 +14,7 @@ from foveate import transformers_api
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 TRANSFORMERS = PROJECT["tool"]["foveate"]["transformers"]
+VLLM = PROJECT["tool"]["foveate"]["vllm"]
 
 
 def script(name: str) -> ModuleType:
@@ -41,6 +42,16 @@ def test_the_tested_versions_of_transformers() -> None:
     assert need == "transformers>=" + ".".join(map(str, transformers_api.OLDEST))
 
 
+def test_a_tested_transformers_installs_beside_each_vllm() -> None:
+    (need,) = PROJECT["project"]["optional-dependencies"]["vllm"]
+    below = {tuple(map(int, name.split("."))): tuple(map(int, end.split("."))) for name, end in VLLM.items()}
+    first, last = min(below), max(below)
+    assert need == f"vllm>={first[0]}.{first[1]},<{last[0]}.{last[1] + 1}"
+    tested = [tuple(map(int, version.split(".")[:2])) for version in TRANSFORMERS]
+    for end in below.values():
+        assert max(version for version in tested if version < end) == (end[0], end[1] - 1)
+
+
 def test_public_ci_has_the_same_versions() -> None:
     jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
     matrix = jobs["tests"]["strategy"]["matrix"]
@@ -64,7 +75,9 @@ def test_dev_begins_with_the_pinned_transformers_and_tests_the_others() -> None:
 def test_every_development_package_is_pinned() -> None:
     pins = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     pinned = {name.lower().replace("_", "-") for name in pins}
-    groups = [*PROJECT["dependency-groups"].values(), *PROJECT["project"]["optional-dependencies"].values()]
+    extras = PROJECT["project"]["optional-dependencies"]
+    # vLLM names the versions of all that it needs itself.
+    groups = [*PROJECT["dependency-groups"].values(), *(extras[name] for name in extras if name != "vllm")]
     for need in (each for group in (*groups, PROJECT["project"]["dependencies"]) for each in group):
         name = re.match(r"[\w.-]+", need)
         assert name is not None

@@ -19,6 +19,16 @@ def test_import_is_light():
     assert _run(f"import sys, foveate; print(sorted({heavy}))") == "[]"
 
 
+def test_families_layouts_and_plans_need_no_transformers():
+    code = (
+        "import sys\nsys.modules['transformers'] = None\n"
+        "import torch, foveate, foveate.engine\nfrom foveate.families import families\n"
+        "tokens = foveate.VisualTokens.of(torch.rand(1, 16, 4), (4, 4))\n"
+        "print(len(families()) > 20, foveate.methods.Cluster(keep=4).plan(tokens).slot.shape[1])"
+    )
+    assert _run(code) == "True 4"
+
+
 def test_help_does_not_load_a_framework():
     code = (
         "import sys\nfrom foveate.commands import main\nsys.argv = ['foveate', '--help']\n"

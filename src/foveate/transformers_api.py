@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling as FeaturesOutput
 
 from foveate.errors import FoveateError, FoveateWarning, UnsupportedFamily
 
 if TYPE_CHECKING:
     from transformers import Cache
+    from transformers.modeling_outputs import BaseModelOutputWithPooling as FeaturesOutput
 
 __all__ = [
     "FeaturesOutput",
@@ -63,6 +63,15 @@ TESTED = ((5, 18), (5, 24))
 """The first and the last minor version that the test suite runs with."""
 _CACHE_NAMES = ("past_key_values", "cache")
 """What models call the cache: up to 5.23, and from 5.24 on."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import the container of features when it is first used: specs, layouts and plans need no transformers."""
+    if name == "FeaturesOutput":
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+        return BaseModelOutputWithPooling
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 # Models
@@ -469,7 +478,7 @@ def beams_mix_images(generator: type | None = None) -> bool:
 
     mixin: Any = GenerationMixin if generator is None else generator
     model = SimpleNamespace(config=SimpleNamespace(image_token_id=1))
-    images = {"image": FeaturesOutput(pooler_output=[torch.zeros(1, 1), torch.ones(1, 1)])}  # pyright: ignore
+    images = {"image": __getattr__("FeaturesOutput")(pooler_output=[torch.zeros(1, 1), torch.ones(1, 1)])}  # pyright: ignore
     repeated = mixin._expand_multimodal_outputs(model, torch.tensor([[1, 1]]), images, expand_size=2)
     return [int(image) for image in repeated["image"].pooler_output] != [0, 1, 0, 1]
 

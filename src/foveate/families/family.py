@@ -17,7 +17,6 @@ from torch.nn.functional import pad
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.config_fields import kind_of
-from foveate.families.container import image_features
 from foveate.families.decoder import Decoder
 from foveate.families.own_keys import computes_own_keys
 from foveate.families.vision_shape import VisionShape
@@ -595,6 +594,8 @@ class Family(Decoder, ABC):
             stacked: whether the model reads one tensor, as `Capture.stacked` says.
             row_tokens: visual tokens of each row of the prompt; `generate` needs them for beams.
         """
+        from foveate.feature_container import image_features  # a class of transformers, which layouts don't need
+
         return {"image": image_features(features, stacked, row_tokens)}
 
     # Signals

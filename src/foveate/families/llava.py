@@ -15,7 +15,6 @@ from foveate.families.pixels import resized_pixels
 from foveate.families.registry import register_family
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
-from foveate.transformers_api import FeaturesOutput
 
 
 @register_family
@@ -317,5 +316,7 @@ class _FeatureMaps(nn.Module):
 
     def forward(self, pixel_values: Tensor, **_: Any) -> Any:
         """Return the features in raster order, with rows for [CLS] and the like before them."""
+        from foveate.transformers_api import FeaturesOutput
+
         hidden = torch.nn.functional.pad(pixel_values.flatten(2).transpose(1, 2), (0, 0, self.marks, 0))
         return FeaturesOutput(last_hidden_state=hidden, hidden_states=(hidden,) * (self.depth + 1))  # pyright: ignore
