@@ -184,6 +184,11 @@ class Layout:
         return bool(self.times)
 
     @property
+    def is_still(self) -> bool:
+        """Whether these are the tokens of a picture: neither those of a clip, nor of an image of several frames."""
+        return not self.is_clip and all(segment.t == 1 for segment in self.segments)
+
+    @property
     def content(self) -> int:
         """The number of content tokens, which methods see."""
         return sum(segment.count for segment in self.segments)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from rows import ROWS, Row
 from test_contract import CHAT, logits
+from versions import CACHE, cache_of_output
 
 from foveate.engine import apply, compress
 from foveate.errors import FoveateError
@@ -54,3 +55,37 @@ def test_a_picture_is_refused(row: Row, model: Any, name: str) -> None:
         apply(model, f"{name}:0.5"),
     ):
         logits(model, row.inputs("t3 C t4"))
+
+
+@pytest.mark.parametrize("spec", ["evs:0.5", "evs:0.5+cluster:3", "dycoke:0.5", "evs:0.5@1"])
+@torch.no_grad()
+def test_a_picture_beside_a_clip_keeps_its_tokens(row: Row, model: Any, spec: str) -> None:
+    """Up to the first step that works on pictures; and the clip is what it is alone."""
+    family = family_of(model)
+    if "decoder" not in family.clip_places and "@" in spec:
+        return
+    alone, beside = row.inputs("t3 A t2"), row.inputs("t3 C t4 A t2")
+    with apply(model, spec) as run:
+        logits(model, alone)
+        found = logits(model, beside)
+    assert found.isfinite().all()
+    clip, picture, same = run.report().images
+    fewest, most = tokens_between("cluster:3" if "cluster" in spec else "stride", family, row.layout("C"))
+    assert fewest <= picture.layers[-1] <= most
+    assert same.layers == clip.layers
+    assert clip.layers[-1] < clip.before
+    if "@" not in spec:
+        assert torch.equal(run.plans[0].kept(0), run.plans[2].kept(0))
+        short = compress(model, beside, spec)
+        torch.testing.assert_close(logits(model, short)[:, -1], found[:, -1], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_picture_in_a_turn_after_a_clip_keeps_its_tokens(row: Row, model: Any) -> None:
+    if not family_of(model).blocks_after_cache:
+        return
+    with apply(model, "evs:0.5") as run:
+        cache = cache_of_output(model(**row.inputs(CHAT), use_cache=True))
+        logits(model, row.pixels("C") | {"input_ids": torch.tensor([row.ids("t2 C t3")]), CACHE: cache})
+    *_, picture = run.report().images
+    assert picture.layers[-1] == picture.before

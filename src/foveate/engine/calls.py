@@ -424,6 +424,10 @@ class CoreCalls(StaysWithModel):
                 )
             parts[name] = capture
         encoded = joined(parts, items)
+        cache = cache_of_call(call)
+        if cache is None or not cache.get_seq_length():
+            # The clip of a later picture may have come in an earlier turn.
+            self.schedule.check_clips(encoded.layouts)
         texts = None
         if self.schedule.reads_text:
             in_prompt = texts_of(self.family, ids, mask, [encoded.layouts[number] for number in order])

@@ -162,6 +162,7 @@ def compress(
         milliseconds["encoder"] = encoded.milliseconds
     else:
         encoded.check(steps)
+    steps.check_clips(encoded.layouts)
     began = now(device)
     ids: Tensor = inputs["input_ids"]
     texts = texts_of(family, ids, inputs.get("attention_mask"), encoded.layouts) if steps.reads_text else None

@@ -68,7 +68,7 @@ class _ImageGroup:
         members: Sequence[int],
     ) -> None:
         self.family = family
-        self.schedule = schedule
+        self.schedule = schedule.for_layout(encoded.layouts[members[0]])
         self.encoded = encoded
         self.texts = texts
         self.members = members

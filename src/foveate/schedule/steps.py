@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import TypeAlias
 
 from foveate.errors import FoveateError, KeepError
@@ -11,6 +12,7 @@ from foveate.families import Family, families_at
 from foveate.fingerprint import model_fingerprint
 from foveate.layout import one_row
 from foveate.methods import Method, PixelMethod
+from foveate.methods.stride import Stride
 from foveate.numbers import MOST
 from foveate.schedule.depth import scaled_layers
 from foveate.schedule.encoder_layers import encoder_needs
@@ -84,6 +86,37 @@ class Schedule:
         default_factory=dict, compare=False, repr=False
     )
 
+    @cached_property
+    def for_pictures(self) -> Schedule:
+        """The schedule for a picture beside a clip: steps that work on the frames of clips keep all of it."""
+
+        def of(methods: Iterable[Method]) -> tuple[Method, ...]:
+            return tuple(Stride(positions=each.positions) if each.temporal else each for each in methods)
+
+        layers = zip(self.layers, of(step.method for step in self.layers), strict=True)
+        return replace(
+            self,
+            features=of(self.features),
+            inputs=of(self.inputs),
+            layers=tuple(LayerStep(step.layer, method) for step, method in layers),
+            _decoder_steps={},
+        )
+
+    def for_layout(self, layout: Layout) -> Schedule:
+        """Return the schedule for an image or clip of this layout, which stands in a prompt with a clip."""
+        return self.for_pictures if layout.is_still else self
+
+    def check_clips(self, layouts: Sequence[Layout]) -> None:
+        """Check that a prompt that has images has a clip, if a step works on the frames of clips.
+
+        Raises:
+            FoveateError: it has none.
+        """
+        if not layouts or not all(layout.is_still for layout in layouts):
+            return
+        for method in (*self.features, *self.inputs, *(step.method for step in self.layers)):
+            method.check_frames(layouts[0])
+
     @property
     def before_decoder(self) -> tuple[Method, ...]:
         """The steps after `@pixels` and in front of the decoder, in order."""
@@ -116,6 +149,8 @@ class Schedule:
             FoveateError: a step keeps per tile, and the number of tokens of each tile is unknown.
             KeepError: a step would keep more than arrives, or a mean over layers is out of reach.
         """
+        if seen.is_still and self.for_pictures.layers != self.layers:
+            return self.for_pictures.decoder_steps(seen, arriving, depth)
         cached = self._decoder_steps.get((seen, arriving))
         if cached is not None:
             return cached
