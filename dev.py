@@ -64,8 +64,8 @@ CONTRACT: Command = (
 """Everything that depends on transformers, without what only repeats it for another method."""
 INDEPENDENT: Command = (
     *("tests/methods", "tests/benchmarks", "tests/cli", "tests/fuzz", "tests/recipes", "tests/scenes", "tests/view"),
-    *("tests/test_code_in_pages.py", "tests/test_command_lines.py", "tests/test_guides.py", "tests/test_hub.py"),
-    *("tests/test_loading.py", "tests/test_pages.py"),
+    *("tests/train", "tests/bench", "tests/test_code_in_pages.py", "tests/test_command_lines.py"),
+    *("tests/test_guides.py", "tests/test_hub.py", "tests/test_loading.py", "tests/test_pages.py"),
 )
 """What a second version of transformers hardly changes; `nox -s tests` runs it with each."""
 

@@ -9,6 +9,9 @@ from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
+# Tests run side by side, one to a core, and so do the commands that they start. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 import torch

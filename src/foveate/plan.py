@@ -138,11 +138,8 @@ class Plan:
                 looked at.
         """
         self._check_rows(index)
-
-        def of(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values[index]
-
-        return Plan(self.slot[index], of(self.group), of(self.weight), of(self.mix), of(self.valid))
+        rest = (None if part is None else part[index] for part in (self.group, self.weight, self.mix, self.valid))
+        return Plan(self.slot[index], *rest)
 
     def image(self, number: int, kept: int | None = None) -> Plan:
         """Take the plan of one image, as a batch of one without padding.
