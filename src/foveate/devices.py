@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import linear, softmax
 
 from foveate.arguments import check_kind
@@ -25,6 +25,7 @@ __all__ = [
     "card",
     "devices_of",
     "load_arguments",
+    "on_cpu",
     "placement_of",
     "synchronize",
     "usable_device",
@@ -314,6 +315,20 @@ def card(device: str | torch.device) -> str | None:
 
 def _plain(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+# Branching
+
+
+def on_cpu(x: Tensor) -> bool:
+    """Return whether a CPU computes what is done with a tensor: looking at values is free there, and so is starting.
+
+    Code that differs between CPUs and accelerators asks here and nowhere else.
+
+    >>> on_cpu(torch.zeros(1))
+    True
+    """
+    return x.device.type == "cpu"
 
 
 # Waiting

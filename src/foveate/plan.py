@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Float32, Int64, Shaped
 from torch import Tensor
 
 from foveate.arguments import check_kind, listed
+from foveate.devices import on_cpu
 from foveate.errors import PlanError, shown
 from foveate.numbers import Between, check_whole
 from foveate.precision import without_autocast
@@ -217,8 +218,8 @@ class Plan:
             return torch.bmm(self.mix.to(torch.promote_types(x.dtype, torch.float32)), _wide(x)).to(x.dtype)
         if self.group is None:
             return self.select(x)
-        if x.is_cuda:
-            # Scattered sums on CUDA come in any order; a product with the dense map is as fast and repeats exactly.
+        if not on_cpu(x):
+            # Scattered sums of accelerators come in any order; a product with the dense map is as fast, and repeats.
             return torch.bmm(self.matrix().to(x.device), _wide(x)).to(x.dtype)
         images, kept = x.shape[0], self.slot.shape[1] + 1
         wide = _wide(x)
@@ -357,7 +358,7 @@ def _check_numbers(name: str, value: Int64[Tensor, "*shape"], low: int, end: int
     Raises:
         PlanError: one doesn't.
     """
-    if value.device.type != "cpu" or not value.numel():
+    if not on_cpu(value) or not value.numel():
         return
     least, most = value.aminmax()
     if int(least) < low or int(most) >= end:

@@ -15,6 +15,6 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     ...         (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
     torch.float32
     """
-    if not torch.is_autocast_enabled(device.type):
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)

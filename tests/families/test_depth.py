@@ -271,7 +271,7 @@ def test_tokens_that_only_the_device_knows(
     inputs = row.inputs(*BATCH)
     with apply(any_model, spec):
         expected, ids = logits(any_model, inputs), generate(any_model, inputs)
-    monkeypatch.setattr("foveate.engine.decoder._host_can_look", lambda device: False)
+    monkeypatch.setattr("foveate.engine.decoder.on_cpu", lambda x: False)
     with apply(any_model, spec):
         assert torch.equal(logits(any_model, inputs), expected)
         assert torch.equal(generate(any_model, inputs), ids)
@@ -435,7 +435,7 @@ def test_beams_without_a_cache_follow_the_plan_of_their_sample(
     row: Row, model: Any, looks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the second token on beams differ in what they have said, not in the prompt that the plan was made for."""
-    monkeypatch.setattr("foveate.engine.decoder._host_can_look", lambda device: looks)
+    monkeypatch.setattr("foveate.engine.decoder.on_cpu", lambda x: looks)
     inputs, beams = row.inputs(*BATCH), {"num_beams": 3}
     with apply(model, "fastv:6@1+pool:0.5@2"):
         expected = generate(model, inputs, 4, **beams)

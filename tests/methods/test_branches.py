@@ -5,12 +5,13 @@ import torch
 from given import tokens
 from variants import spec_of, variants
 
+from accelerator import PLACE, Accelerator, on_accelerator, on_host
 from foveate.errors import FoveateError
-from foveate.methods import Agglomerative
+from foveate.methods import Agglomerative, method_class
 from foveate.methods.arithmetic import products
 from foveate.plan import Plan
 from foveate.spec import parse
-from foveate.tokens import VisualTokens
+from foveate.tokens import Layout, Segment, VisualTokens
 
 NAMES = {"agglomerative", "cdpruner", "cluster", "divprune", "dpc-knn", "prumerge", "sparsevlm", "tome", "vispruner"}
 SPECS = [spec_of(variant) for variant in variants() if variant[0] in NAMES]
@@ -32,11 +33,18 @@ def check_same(one: Plan, other: Plan) -> None:
             torch.testing.assert_close(mine, theirs)
 
 
-@pytest.mark.parametrize("spec", SPECS)
-def test_accelerators_plan_the_same(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    here = plan(spec)
-    monkeypatch.setattr(products, "on_cpu", lambda x: False)
-    check_same(plan(spec), here)
+@pytest.mark.parametrize("spec", [spec_of(variant) for variant in variants(clips=True)])
+def test_accelerators_plan_the_same(spec: str) -> None:
+    name = spec.partition(":")[0]
+    clip = method_class(name).temporal
+    method = parse(spec.format(k=100 if clip else 30)).steps[0].method
+    given = tokens(Layout((Segment(8, 6, 5),)) if clip else (12, 13), images=2, width=24)
+    here = method.plan(given)
+    with torch.no_grad(), Accelerator():
+        there = method.plan(on_accelerator(given))
+        out = there.apply(given.features.to(PLACE))
+        check_same(on_host(there), here)
+        torch.testing.assert_close(out.cpu(), here.apply(given.features))
 
 
 @pytest.mark.parametrize("spec", SPECS)

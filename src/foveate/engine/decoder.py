@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foveate.devices import on_cpu
 from foveate.engine.columns import Closing, Columns, Host, PackedRun, on_device, pack_positions, text_positions
 from foveate.engine.prompt import CompressedImage, CutPrompt, WantedPredictions
 from foveate.engine.signals import ImageColumns, LayerInput, answer, read_after_running, reads_text, watched
@@ -690,7 +691,7 @@ class DecoderPass:
         places = on_device(np.stack([image.row * width + image.places for image in images]), device)
         features = hidden.flatten(0, 1).index_select(0, places.flatten()).view(*places.shape, -1)
         plan = self._plan(images[0].methods[layer], members, features, here)
-        known = _host_can_look(device) or plan.valid is not None or images[0].needs_slots
+        known = on_cpu(features) or plan.valid is not None or images[0].needs_slots
         return _PlannedImages(members, plan, places, features, known)
 
     def _plan(self, method: Method, members: Sequence[int], features: Tensor, here: Callable[[], LayerInput]) -> Plan:
@@ -898,11 +899,6 @@ def _landing(index: Tensor, real: Tensor, shape: tuple[int, int]) -> Tensor:
     count[torch.where(real, index, rows * width)] = 1
     padding = (~real).sum(dim=1, keepdim=True)
     return (count[:-1].view(rows, width).cumsum(dim=1) - 1 + padding).clamp(min=0)
-
-
-def _host_can_look(device: torch.device) -> bool:
-    """Whether the host reads what lies on a device without waiting for it."""
-    return device.type == "cpu"
 
 
 def _taken_at(table: Tensor, places: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.devices import on_cpu
 from foveate.engine.step import Arrival, make_plan
 from foveate.errors import FoveateError
 from foveate.families import Capture, Family
@@ -151,8 +152,8 @@ def summed(plan: Plan, values: Tensor) -> Tensor:
         return torch.bmm((plan.mix != 0).to(values), values[..., None])[..., 0]
     if plan.group is None:
         return plan.select(values)
-    if values.is_cuda:
-        # Scattered sums on CUDA come in any order; a product with the dense map repeats exactly.
+    if not on_cpu(values):
+        # Scattered sums of accelerators come in any order; a product with the dense map repeats exactly.
         numbers = torch.arange(plan.slot.shape[1], device=values.device)
         return torch.bmm((plan.group[:, None] == numbers[:, None]).to(values), values[..., None])[..., 0]
     sums = values.new_zeros(values.shape[0], plan.slot.shape[1] + 1)

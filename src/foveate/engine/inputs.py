@@ -12,6 +12,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from foveate.arguments import check_kind
+from foveate.devices import on_cpu
 from foveate.engine.modalities import CLIP, brought, check_clips, pixels_of
 from foveate.engine.prompt import PER_COLUMN
 from foveate.errors import FoveateError, shown
@@ -105,7 +106,7 @@ def check_mask(mask: Shaped[Tensor, "B S"]) -> None:
     Raises:
         FoveateError: it holds something else.
     """
-    if mask.device.type == "cpu" and not bool((mask == mask.bool()).all()):
+    if on_cpu(mask) and not bool((mask == mask.bool()).all()):
         raise FoveateError(
             "attention_mask must hold 1 for each token and 0 for padding, and some of its values are others; pass the "
             "mask that the processor returned"

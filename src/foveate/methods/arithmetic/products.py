@@ -10,6 +10,8 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from foveate.devices import on_cpu
+
 WHOLE: Final = 4096
 """The most tokens of an image whose pairs are all in memory at once (64 MiB)."""
 BLOCK_BYTES: Final = 2**21
@@ -19,14 +21,6 @@ _BLOCK: Final = 2**26
 _FLOAT32: Final = 4
 _STRIPS: Final = 12
 """Strips of rows in which a CPU multiplies a matrix with itself: more save more products, and each costs some time."""
-
-
-def on_cpu(x: Tensor) -> bool:
-    """Return whether a CPU computes this: looking at values is free there, and so are small operations.
-
-    Rules ask here and nowhere else, so that tests can run the branches of accelerators on a CPU.
-    """
-    return x.device.type == "cpu"
 
 
 def block_bytes(x: Tensor) -> int:
