@@ -221,8 +221,13 @@ def encoded_from(family: Family, capture: Capture, signals: Sequence[Signal], fe
     Raises:
         FoveateError: features of an image are NaN or infinite.
     """
-    projected = family.projected(capture)
-    _refuse_what_is_not_finite(projected)
+    encoded = encoded_unchecked(family, capture, signals, features)
+    _refuse_what_is_not_finite(encoded.projected)
+    return encoded
+
+
+def encoded_unchecked(family: Family, capture: Capture, signals: Sequence[Signal], features: bool) -> Encoded:
+    """Do the same without a look at the numbers, which would wait for an accelerator."""
     inside = plan_inside(capture)
     with torch.no_grad():
         answers = {signal: family.encoder_signal(signal, capture) for signal in signals}
@@ -231,7 +236,7 @@ def encoded_from(family: Family, capture: Capture, signals: Sequence[Signal], fe
     return Encoded(
         layouts=capture.layouts,
         seen=capture.seen,
-        projected=projected,
+        projected=family.projected(capture),
         companions=family.companions(capture),
         structural=family.structural(capture),
         features=family.features(capture) if features else None,

@@ -138,12 +138,8 @@ class _ImageGroup:
 
     def _laid_out(self, features: Tensor, companions: Sequence[Tensor]) -> list[CompressedImage]:
         """Place what is left of each image in its run of placeholders, with its position ids."""
-        family, schedule, layout, seen, plan = self.family, self.schedule, self.layout, self.seen, self.plan
-        packed = any(method.positions == "pack" for method in schedule.before_decoder)
-        small = schedule.pixels is not None and schedule.pixels.positions == "pack" and seen != layout
-        base = seen if small else layout
-        relative = family.image_positions(base)
-        base_spans, base_reaches = family.image_spans(base), reaches_of(relative, base)
+        layout, seen, plan = self.layout, self.seen, self.plan
+        positions = ImagePositions(self.family, self.schedule, layout, seen)
         to_dense = dense_slots(seen, layout)
         # One copy to the host for the group: the prompt is cut there.
         slots = torch.arange(seen.content).expand(len(self.members), -1) if plan is None else plan.slot.cpu()
@@ -159,27 +155,15 @@ class _ImageGroup:
                 slot, source = layout.placed(slot)
             if any(not token.is_text for token in layout.structural):
                 own, ridden = _with_structural(own, ridden, self.encoded.structural[image], layout, source)
-            # An image of which everything stays has no gaps to close: it is the dense model's.
-            own_positions = not small and (not packed or (seen == layout and len(kept) == layout.content))
-            if packed and not own_positions:
-                lengths = layout.run_of[slot].bincount(minlength=len(layout.run_lengths)).tolist()
-                positions = torch.cat([torch.arange(length) for length in lengths]).expand(relative.shape[0], -1)
-                spans = reaches = tuple(lengths)
-            else:
-                positions = relative[:, seen.placed(kept)[0] if small else slot]
-                spans, reaches = base_spans, base_reaches
             images.append(
                 CompressedImage(
                     layout,
                     slot,
                     own,
-                    positions,
-                    spans,
                     companions=tuple(ridden),
-                    own_positions=own_positions,
                     seen=seen,
                     plan=None if plan is None else plan.image(row, len(kept)),
-                    reaches=reaches,
+                    **positions.of(slot, kept),
                 )
             )
         return images
@@ -203,6 +187,44 @@ class _ImageGroup:
     def _stack(self, values: Sequence[Tensor]) -> Tensor:
         """Stack what belongs to the group's images."""
         return torch.stack([values[image] for image in self.members])
+
+
+class ImagePositions:
+    """The position ids of what remains of images of one layout.
+
+    Args:
+        family: of the model.
+        schedule: the steps.
+        layout: of the images.
+        seen: the layout that the encoder sees: smaller than `layout` after a step at `@pixels`.
+    """
+
+    def __init__(self, family: Family, schedule: Schedule, layout: Layout, seen: Layout) -> None:
+        self.layout, self.seen = layout, seen
+        self.packed = any(method.positions == "pack" for method in schedule.before_decoder)
+        self.small = schedule.pixels is not None and schedule.pixels.positions == "pack" and seen != layout
+        base = seen if self.small else layout
+        self.relative = family.image_positions(base)
+        self.spans, self.reaches = family.image_spans(base), reaches_of(self.relative, base)
+
+    def of(self, slot: Tensor, kept: Tensor) -> dict[str, Any]:
+        """Return the fields of `CompressedImage` about the positions of one image.
+
+        Args:
+            slot: `(M,)` int64, the kept places among the image's columns, structural ones included.
+            kept: `(M,)` int64, the kept content tokens of `seen`.
+        """
+        layout, seen, small = self.layout, self.seen, self.small
+        # An image of which everything stays has no gaps to close: it is the dense model's.
+        own = not small and (not self.packed or (seen == layout and len(kept) == layout.content))
+        if self.packed and not own:
+            lengths = layout.run_of[slot].bincount(minlength=len(layout.run_lengths)).tolist()
+            positions = torch.cat([torch.arange(length) for length in lengths]).expand(self.relative.shape[0], -1)
+            spans = reaches = tuple(lengths)
+        else:
+            positions = self.relative[:, seen.placed(kept)[0] if small else slot]
+            spans, reaches = self.spans, self.reaches
+        return {"positions": positions, "spans": spans, "reaches": reaches, "own_positions": own}
 
 
 def _with_structural(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, Final
 
 from foveate.errors import FoveateError
@@ -24,6 +25,25 @@ _LARGEST: Final = {
     "image_size": _LARGEST_IMAGE,
     "patch_size": _LARGEST_IMAGE,
 }
+
+
+class PlainConfig(SimpleNamespace):
+    """A configuration with the fields that config.json writes, and no others: no default of transformers is filled in.
+
+    >>> config = PlainConfig.of({"model_type": "llava", "vision_config": {"image_size": 336}})
+    >>> config.vision_config.image_size
+    336
+    """
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> PlainConfig:
+        """Make it from what config.json holds; its parts, such as vision_config, become configurations, too."""
+        parts = {name for name, value in data.items() if name.endswith("_config") and isinstance(value, Mapping)}
+        return cls(**{name: cls.of(value) if name in parts else value for name, value in data.items()})
+
+    def get_text_config(self) -> Any:
+        """Return the part about the decoder, as configurations of transformers do."""
+        return getattr(self, "text_config", self)
 
 
 def read_field(config: Any, *names: str) -> Any:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from foveate.schedule.count import ImageTokens, StepTokens, count_tokens, tokens_after, tokens_between, tokens_per_layer
+from foveate.schedule.count import (
+    ImageTokens,
+    StepTokens,
+    count_tokens,
+    tokens_after,
+    tokens_between,
+    tokens_entering,
+    tokens_per_layer,
+)
 from foveate.schedule.depth import scaled_layer, scaled_layers
 from foveate.schedule.expected import ExpectedTokens
 from foveate.schedule.steps import DecoderSteps, LayerStep, Schedule, SpecLike, check_clip_places, schedule
@@ -22,5 +30,6 @@ __all__ = [
     "schedule",
     "tokens_after",
     "tokens_between",
+    "tokens_entering",
     "tokens_per_layer",
 ]

@@ -103,17 +103,9 @@ def count_tokens(plan: Schedule, family: Family, layout: Layout) -> ImageTokens:
     check_kind("plan", plan, Schedule, "what foveate.schedule.schedule returns")
     check_kind("family", family, Family, "what foveate.families.family_of returns")
     check_kind("layout", layout, Layout, "a Layout")
-    if layout.is_clip:
-        steps = {"pixels": plan.pixels, "encoder": plan.encoder, "features": plan.features}
-        check_clip_places(family, [place for place, step in steps.items() if step])
     try:
-        counter = _Counter(plan, family, layout)
-        if plan.encoder is not None:
-            counter.pass_encoder(plan.encoder)
-        for method in plan.features:
-            counter.pass_step(method, "features")
-        for method in plan.inputs:
-            counter.pass_step(method, "input")
+        counter = _Counter(plan, family, layout, family.decoder_depth)
+        counter.pass_to_decoder()
         for layer, method in plan.layer_methods(counter.most.layout.content, family.decoder_depth).items():
             counter.pass_step(method, layer)
     except KeepError as error:
@@ -121,11 +113,32 @@ def count_tokens(plan: Schedule, family: Family, layout: Layout) -> ImageTokens:
     return ImageTokens(layout, counter.seen, tuple(counter.steps), counter.patches, tuple(counter.layers))
 
 
+def tokens_entering(plan: Schedule, family: Family, layout: Layout) -> tuple[int, int]:
+    """Return the fewest and the most visual tokens of one image that enter the decoder, structural ones included.
+
+    Reads nothing of the configuration that is about the decoder.
+
+    Raises:
+        FoveateError: a step acts where none can act on clips, and the layout is one; or a step keeps per tile, and the
+            number of tokens of each tile is unknown.
+        KeepError: a step would keep more than arrives.
+    """
+    try:
+        counter = _Counter(plan, family, layout, 1)
+        counter.pass_to_decoder()
+    except KeepError as error:
+        raise KeepError(f"{plan.spec}: {error}") from None
+    return counter.layers[0]
+
+
 class _Counter:
     """Counts the tokens of one image from step to step."""
 
-    def __init__(self, plan: Schedule, family: Family, layout: Layout) -> None:
-        self.family, self.layout, self.seen = family, layout, layout
+    def __init__(self, plan: Schedule, family: Family, layout: Layout, depth: int) -> None:
+        if layout.is_clip:
+            steps = {"pixels": plan.pixels, "encoder": plan.encoder, "features": plan.features}
+            check_clip_places(family, [place for place, step in steps.items() if step])
+        self.plan, self.family, self.layout, self.seen = plan, family, layout, layout
         # An image that is enlarged again keeps its number of tokens.
         if plan.pixels is not None and resize_mode(family, plan.pixels) != "enlarge":
             self.seen = family.shrunk_by(layout, plan.pixels.shrink)
@@ -133,7 +146,16 @@ class _Counter:
         self.methods: list[Method] = []
         self.steps: list[StepTokens] = []
         self.patches: tuple[int, ...] = ()
-        self.layers = [self._with_structural()] * family.decoder_depth
+        self.layers = [self._with_structural()] * depth
+
+    def pass_to_decoder(self) -> None:
+        """Count up to the input of the decoder."""
+        if self.plan.encoder is not None:
+            self.pass_encoder(self.plan.encoder)
+        for method in self.plan.features:
+            self.pass_step(method, "features")
+        for method in self.plan.inputs:
+            self.pass_step(method, "input")
 
     def pass_encoder(self, method: Method) -> None:
         """Count the patches in each encoder layer."""
