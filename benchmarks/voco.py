@@ -44,7 +44,7 @@ from voco_times import times
 from foveate.bench.environment import environment
 from foveate.bench.statistics import difference_interval, mean_interval
 from foveate.files import write_json
-from foveate.scenes import CLIP_SKILLS, clip, test_set
+from foveate.scenes import CLIP_KINDS, clip, test_set
 from foveate.train.objectives import parse_recipe
 from foveate.train.recipe import Recipe
 from foveate.train.run import run
@@ -299,7 +299,7 @@ def clips_summary(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, An
     rows: list[dict[str, Any]] = []
     for count in COUNTS:
         row: dict[str, Any] = {"tokens": count}
-        for skill in CLIP_SKILLS:
+        for skill in CLIP_KINDS["lane"]:
             ordered, shuffled = (
                 [
                     right
@@ -317,7 +317,7 @@ def clips_summary(recipe: Recipe, arguments: argparse.Namespace) -> dict[str, An
         rows.append(row)
     commonest = {
         skill: max(Counter(question.answer for question in questions if question.skill == skill).values())
-        for skill in CLIP_SKILLS
+        for skill in CLIP_KINDS["lane"]
     }
     return {
         "clips": arguments.clips,

@@ -14,13 +14,13 @@ True
 >>> q.text.endswith(" ?"), len(q.answer.split())
 (True, 1)
 
-``clip(seed)`` makes some frames of a video: what moves where, what comes first, and in how many frames something is;
-``.shuffled()`` is its control.
+``clip(seed, frames=8, kind="camera")`` makes the frames of a video: what moves where, what comes first, what changes;
+``.shuffled()`` is its control. ``CLIP_KINDS`` names the kinds and what each asks for.
 
 ``question_only_floor(train_questions, test_questions)`` gives the accuracy per skill of answering without looking.
 """
 
-from foveate.scenes.clips import CLIP_SKILLS, Clip, clip
+from foveate.scenes.clips import CLIP_KINDS, CLIP_SKILLS, Clip, clip
 from foveate.scenes.compose import CANVAS, KINDS
 from foveate.scenes.generate import TEST_QUESTIONS, Scene, question_only_floor, scene, test_set
 from foveate.scenes.questions import Question, caption
@@ -45,6 +45,7 @@ __all__ = [
     "SHAPES",
     "SIZES",
     "SKILLS",
+    "CLIP_KINDS",
     "CLIP_SKILLS",
     "WORDS",
 ]
