@@ -14,7 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from foveate.errors import FoveateError, first_line, shown
 from foveate.files import open_file, shown_path
 
-__all__ = ["LIMIT", "open_image"]
+__all__ = ["LIMIT", "on_white", "open_image"]
 
 LIMIT: Final = 100_000_000
 """The largest number of pixels of an image: about 400 MB decoded."""
@@ -124,6 +124,15 @@ def _kind_of(file: BinaryIO) -> str:
 def _rgb(image: Image.Image, tags: dict[int, Any]) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16") or _is_signed(image, tags):
         return Image.fromarray(_grey_levels(image, tags)).convert("RGB")
+    return on_white(image)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Return an image as "RGB", with white where it is transparent.
+
+    >>> on_white(Image.new("RGBA", (1, 1), (255, 0, 0, 0))).getpixel((0, 0))
+    (255, 255, 255)
+    """
     if image.has_transparency_data:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")
