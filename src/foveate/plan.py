@@ -220,7 +220,7 @@ class Plan:
             return self.select(x)
         if not on_cpu(x):
             # Scattered sums of accelerators come in any order; a product with the dense map is as fast, and repeats.
-            return torch.bmm(self.matrix().to(x.device), _wide(x)).to(x.dtype)
+            return self._multiplied(_wide(x)).to(x.dtype)
         images, kept = x.shape[0], self.slot.shape[1] + 1
         wide = _wide(x)
         if self.weight is not None:
@@ -234,13 +234,24 @@ class Plan:
             out = out / _counts(self.group, kept - 1).clamp(min=1)[..., None]
         return out.to(x.dtype)
 
+    def _multiplied(self, x: Float32[Tensor, "B N D"]) -> Float32[Tensor, "B M D"]:
+        assert self.group is not None
+        numbers = torch.arange(self.slot.shape[1], device=x.device)[:, None]
+        inside = self.group[:, None] == numbers
+        if self.weight is not None:
+            return torch.bmm(inside * self.weight[:, None].to(x.dtype), x)
+        inside = inside.to(x.dtype)
+        return torch.bmm(inside, x).div_(inside.sum(dim=2, keepdim=True).clamp_(min=1))
+
     def select(self, x: Shaped[Tensor, "B N *rest"]) -> Shaped[Tensor, "B M *rest"]:
         """Take the values at the slots: `(B, N, ...)` -> `(B, M, ...)`; position ids, signals, labels, mask columns."""
         self._check_over(x, 2)
         if x.ndim == 2:
             return x.gather(1, self.slot)
         # Whole rows are copied several times faster than their elements are gathered.
-        rows = self.slot + torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
+        rows = self.slot
+        if x.shape[0] > 1:
+            rows = rows + torch.arange(0, x.shape[0] * x.shape[1], x.shape[1], device=x.device)[:, None]
         return x.flatten(0, 1).index_select(0, rows.flatten()).view(*self.slot.shape, *x.shape[2:])
 
     def size(self) -> Int64[Tensor, "B M"]:

@@ -9,7 +9,7 @@ from typing import Literal, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Float, Float32, Int32, Int64
 from torch import Tensor
 
 from foveate.methods import Effort, FoveateError, Method, Plan, Positions, VisualTokens, register
@@ -19,6 +19,8 @@ from foveate.methods.arithmetic.groups import in_order, middles
 
 _MOST_BYTES = 2_000_000_000
 """The most bytes of distances of one image."""
+_ROUNDS = 6
+"""Rounds of merges on an accelerator between two questions of the host: whether they suffice."""
 
 
 @register("agglomerative")
@@ -37,10 +39,10 @@ class Agglomerative(Method):
     is then cut so that only its lowest merges are done.
 
     Cost: on a CPU the N (N - 1) / 2 distances in float64, twice, and SciPy's nearest-neighbour chain. On an accelerator
-    one matrix of N x N distances, and a smaller one in every round; the number of rounds depends on the content: few if
-    many pairs are each other's nearest, N at worst; the host waits once per round. More tokens than 2 GB of distances
-    allow (about 15,000) are refused. With thousands of tokens the method takes more than a hundredth of the prefill
-    that it saves on a CPU: `docs/speed.md`.
+    one matrix of N x N distances, and passes over it in rounds; the number of rounds depends on the content: few if
+    many pairs are each other's nearest, N at worst. There the host waits after every sixth round. More tokens than 2 GB
+    of distances allow (about 15,000 on a CPU, 10,000 elsewhere) are refused. With thousands of tokens the method takes
+    more than a hundredth of the prefill that it saves on a CPU: `docs/speed.md`.
 
     >>> features = torch.tensor([[[0.0], [0.2], [5.0], [5.1], [9.0]]])
     >>> plan = Agglomerative(keep=3).plan(VisualTokens.of(features, (1, 5)))
@@ -74,7 +76,7 @@ class Agglomerative(Method):
         else:
             distances = squared_distances(features, whole=count).matrix
             assert distances is not None
-            group = _cut(*_tree(distances, self.linkage), kept)
+            group = _grouped(distances, self.linkage, kept)
         return in_order(middles(group, kept), group)
 
     def effort(self, tokens: int, width: int) -> Effort:
@@ -84,7 +86,7 @@ class Agglomerative(Method):
 
 def _bytes(count: int, on_cpu: bool) -> int:
     """Return how many bytes of distances are held at once for one image."""
-    return round((8.5 if on_cpu else 16) * count**2)
+    return round((8.5 if on_cpu else 20) * count**2)
 
 
 def _linked(features: Float[Tensor, "1 N D"], linkage: str, kept: int) -> Int64[Tensor, " N"]:
@@ -119,112 +121,113 @@ def _linked(features: Float[Tensor, "1 N D"], linkage: str, kept: int) -> Int64[
     return torch.tensor(np.unique(root[:count], return_inverse=True)[1])
 
 
-def _heights(between: Float32[Tensor, "B M M"], size: Float32[Tensor, "B M"], linkage: str) -> Float32[Tensor, "B M M"]:
-    """Return the height of every possible merge, from sums over all pairs of tokens; inf marks impossible merges."""
+def _grouped(distances: Float32[Tensor, "B N N"], linkage: str, kept: int) -> Int64[Tensor, "B N"]:
+    """Return the cluster of each token, from 0 to kept - 1; overwrite the distances.
+
+    A cluster is named after its first token, and a merge ends the name of the later of two clusters. Rounds stop once
+    no merge that is left can be among the lowest.
+    """
+    images, count, _ = distances.shape
+    between = distances if linkage == "ward" else distances.sqrt_()
+    between.diagonal(dim1=1, dim2=2).fill_(torch.inf)
+    state = between.new_zeros(images, 3, count)
+    state[:, 0] = 1
+    names = torch.arange(count, device=between.device).expand(images, -1)
+    ended: list[Tensor] = []
+    into: list[Tensor] = []
+    heights: list[Tensor] = []
+    before = -1
+    merges = count - kept
+    while merges:
+        index = torch.arange(names.shape[1], device=between.device, dtype=torch.int32)
+        apart = index[:, None] ^ index
+        for _ in range(_ROUNDS):
+            between, state, mate, height = _merged_round(between, state, index, apart, linkage)
+            ended.append(names)
+            into.append(names.gather(1, mate))
+            heights.append(height)
+        found = torch.cat(heights, dim=1)
+        done = found.sort(dim=1).values[:, merges - 1] <= _lowest(between, state, linkage)
+        dead = (found < torch.inf).sum(dim=1)
+        finished, most, fewest = map(int, torch.stack([done.all().long(), dead.sum(), dead.amin()]).cpu())
+        if finished:
+            break
+        if most == before:
+            raise FoveateError("agglomerative finds no two nearest clusters: the features hold NaN or infinity")
+        before = most
+        if 2 * (count - fewest) <= names.shape[1]:
+            # Those whose names ended go behind the others.
+            left = heights[-1].new_zeros(images, count).scatter_add(1, torch.cat(ended, 1), (found < torch.inf).float())
+            order = left.gather(1, names).argsort(dim=1, stable=True)[:, : count - fewest]
+            between = between.gather(1, order[..., None].expand(-1, -1, names.shape[1]))
+            between = between.gather(2, order[:, None].expand(-1, order.shape[1], -1))
+            state = state.gather(2, order[:, None].expand(-1, 3, -1))
+            names = names.gather(1, order)
+    root = torch.arange(count, device=between.device).repeat(images, 1)
+    if merges:
+        order = torch.cat(heights, dim=1).argsort(dim=1, stable=True)[:, :merges]
+        root.scatter_(1, torch.cat(ended, dim=1).gather(1, order), torch.cat(into, dim=1).gather(1, order))
+    for _ in range(count.bit_length()):
+        root = root.gather(1, root)
+    used = torch.zeros_like(root).scatter_(1, root, 1)
+    return (used.cumsum(dim=1) - 1).gather(1, root)
+
+
+def _heights(between: Float32[Tensor, "B M M"], state: Float32[Tensor, "B 3 M"], linkage: str) -> Tensor:
+    """Return the height of every possible merge, `(B, M, M)`, bitwise the same in both directions; inf where none is.
+
+    Args:
+        between: sums of distances over all pairs of tokens of two clusters.
+        state: of each cluster its size, the sum of distances over its own pairs, and the height of its last merge.
+        linkage: as in `Agglomerative`.
+    """
+    size = state[:, 0]
     if linkage == "ward":
-        # The mean squared distance of tokens to their mean is half the mean squared distance between tokens.
-        inside = between.diagonal(dim1=1, dim2=2) / size.clamp(min=1) / 2
+        # The squared distances of tokens to their mean add up to those between tokens, divided by their number.
+        inside = state[:, 1] / size
         left, right = torch.stack([inside, size], dim=2), torch.stack([size, inside], dim=1)
         heights = torch.baddbmm(between, left, right, alpha=-1).div_(size[:, :, None] + size[:, None])
     else:
         heights = between / (size[:, :, None] * size[:, None])
-    heights.diagonal(dim1=1, dim2=2).fill_(torch.inf)
-    if size.shape[0] > 1:
-        gone = size == 0
-        heights.masked_fill_(gone[:, :, None], torch.inf).masked_fill_(gone[:, None], torch.inf)
-    return heights
+    return torch.minimum(heights, heights.transpose(1, 2))
 
 
-def _pairs(near: Float32[Tensor, "B M"], mate: Int64[Tensor, "B M"]) -> tuple[Bool[Tensor, "B M"], Bool[Tensor, "B M"]]:
-    """Find the pairs of clusters that are each other's nearest; return masks of the first and the second members."""
-    index = torch.arange(mate.shape[1], device=mate.device)
-    merging = (mate.gather(1, mate) == index) & near.isfinite()
-    return merging & (index < mate), merging & (index > mate)
+def _lowest(between: Float32[Tensor, "B M M"], state: Float32[Tensor, "B 3 M"], linkage: str) -> Float32[Tensor, " B"]:
+    return _heights(between, state, linkage).amin(dim=(1, 2))
 
 
-def _agreed(heights: Float32[Tensor, "B M M"]) -> tuple[Float32[Tensor, "B M"], Int64[Tensor, "B M"]]:
-    """Return the nearest other cluster of each, and break ties so that pairs choose each other.
+def _merged_round(
+    between: Float32[Tensor, "B M M"],
+    state: Float32[Tensor, "B 3 M"],
+    index: Int32[Tensor, " M"],
+    apart: Int32[Tensor, "M M"],
+    linkage: str,
+) -> tuple[Float32[Tensor, "B M M"], Float32[Tensor, "B 3 M"], Int64[Tensor, "B M"], Float32[Tensor, "B M"]]:
+    """Merge all pairs of clusters that are each other's nearest; the first of a pair goes on, the other one ends.
 
-    At least one pair does, and many do if many clusters are equally near. Both members of a pair use bitwise the same
-    height. Of equally near clusters, each takes the one with the smallest XOR of the two numbers, so neighbours choose
-    each other.
+    Of equally near clusters, each takes the one with the smallest XOR of the two numbers, so neighbours choose each
+    other, and at least one pair does.
+
+    Returns:
+        `between` and `state` after it, what has ended being infinitely far; the nearest cluster of each; and the height
+        at which each ended, inf if it didn't.
     """
-    heights = torch.minimum(heights, heights.transpose(1, 2))
-    near = heights.amin(dim=2)
-    index = torch.arange(heights.shape[1], device=heights.device, dtype=torch.int32)
-    apart = torch.where(heights == near[..., None], index[:, None] ^ index, torch.iinfo(torch.int32).max)
-    return near, apart.argmin(dim=2)
-
-
-def _tree(
-    distances: Float32[Tensor, "B N N"], linkage: str
-) -> tuple[Int64[Tensor, "B nodes"], Float32[Tensor, "B nodes"]]:
-    """Return the whole hierarchy: the parent of each node, and the height at which the node was made.
-
-    Nodes 0 to N - 1 are tokens. Nodes N to 2N - 2 are merges, numbered after the nodes that they merge. Node 2N - 1
-    stands for no node.
-    """
-    images, count, _ = distances.shape
-    between = distances if linkage == "ward" else distances.sqrt_()
-    parent = torch.arange(2 * count, device=between.device).repeat(images, 1)
-    height = between.new_zeros(images, 2 * count)
-    node, top = parent[:, :count].clone(), between.new_zeros(images, count)
-    size = between.new_ones(images, count)
-    made = torch.full_like(node[:, :1], count)
-    while (width := node.shape[1]) > 1:
-        heights = _heights(between, size, linkage)
-        near, mate = heights.min(dim=2)
-        first, second = _pairs(near, mate)
-        left = int(((size > 0) & ~second).sum(dim=1).max())
-        if left > width - max(1, width // 16):
-            near, mate = _agreed(heights)
-            first, second = _pairs(near, mate)
-            left = int(((size > 0) & ~second).sum(dim=1).max())
-        if left == width:
-            raise FoveateError("agglomerative finds no two nearest clusters: the features hold NaN or infinity")
-        number = made + first.cumsum(dim=1) - 1
-        made = made + first.sum(dim=1, keepdim=True)
-        number = torch.where(second, number.gather(1, mate), torch.where(first, number, node))
-        # Rounding must not put a parent lower than its children.
-        over = torch.maximum(torch.maximum(near, near.gather(1, mate)), torch.maximum(top, top.gather(1, mate)))
-        top = torch.where(first | second, over, top)
-        parent.scatter_(1, node, number)
-        height.scatter_(1, number, top)
-
-        alive = (size > 0) & ~second
-        place = alive.cumsum(dim=1) - 1
-        place = torch.where(second, place.gather(1, mate), place)
-        place = torch.where(size > 0, place, left)
-        between = _folded(between, place, left)
-        size = size.new_zeros(images, left + 1).scatter_add(1, place, size)[:, :left]
-        node, top = _moved(number, place, alive, left, 2 * count - 1), _moved(top, place, alive, left, 0)
-    return parent, height
-
-
-def _folded(between: Float32[Tensor, "B M M"], place: Int64[Tensor, "B M"], left: int) -> Float32[Tensor, "B L L"]:
-    """Add up the rows and the columns of merged clusters."""
-    images, width, _ = between.shape
-    row = place + torch.arange(images, device=place.device)[:, None] * (left + 1)
-    rows = between.new_zeros(images * (left + 1), width).index_add_(0, row.flatten(), between.flatten(0, 1))
-    rows = rows.view(images, left + 1, width)[:, :left]
-    columns = place[:, None].expand(-1, left, -1)
-    return between.new_zeros(images, left, left + 1).scatter_add_(2, columns, rows)[..., :left].contiguous()
-
-
-def _moved(values: Tensor, place: Int64[Tensor, "B M"], alive: Bool[Tensor, "B M"], left: int, fill: int) -> Tensor:
-    """Move the values of the clusters that remain to their new places: `(B, M)` -> `(B, left)`."""
-    moved = values.new_full((values.shape[0], left + 1), fill)
-    return moved.scatter(1, torch.where(alive, place, left), values)[:, :left]
-
-
-def _cut(parent: Int64[Tensor, "B nodes"], height: Float32[Tensor, "B nodes"], kept: int) -> Int64[Tensor, "B N"]:
-    """Return the cluster of each token, from 0 to kept - 1, after only the lowest merges."""
-    count = parent.shape[1] // 2
-    lowest = height[:, count:-1].argsort(dim=1, stable=True)[:, : count - kept] + count
-    done = torch.zeros_like(parent, dtype=torch.bool).scatter(1, lowest, True)
-    root = torch.where(done.gather(1, parent), parent, torch.arange(2 * count, device=parent.device))
-    for _ in range(count.bit_length()):
-        root = root.gather(1, root)
-    root = root[:, :count]
-    used = torch.zeros_like(parent).scatter(1, root, 1)
-    return (used.cumsum(dim=1) - 1).gather(1, root)
+    heights = _heights(between, state, linkage)
+    near = heights.amin(dim=2, keepdim=True)
+    mate = apart.masked_fill(heights != near, torch.iinfo(torch.int32).max).argmin(dim=2)
+    del heights
+    meets = (mate.gather(1, mate) == index) & (near[..., 0] < torch.inf)
+    ends = meets & (mate < index)
+    stays = ~(meets ^ ends)
+    theirs = state.gather(2, mate[:, None].expand(-1, 3, -1))
+    joined = state + theirs
+    joined[:, 1].add_(between.gather(2, mate[..., None])[..., 0])
+    # Rounding must not put a merge lower than those before it.
+    height = torch.maximum(near[..., 0], torch.maximum(state[:, 2], theirs[:, 2]))
+    joined[:, 2] = height
+    state = torch.where(meets[:, None], joined, state)
+    rows = mate[..., None].expand_as(between)
+    between = between + between.gather(1, rows).masked_fill_(stays[..., None], 0)
+    between.add_(between.gather(2, rows.transpose(1, 2)).masked_fill_(stays[:, None], 0))
+    between.masked_fill_(ends[..., None], torch.inf).masked_fill_(ends[:, None], torch.inf)
+    return between, state, mate, height.masked_fill_(~ends, torch.inf)

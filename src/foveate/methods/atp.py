@@ -208,7 +208,7 @@ class ATPMethod(Method):
                 # Coarser grids score higher, so they are written last.
                 score[step // 2 :: step, step // 2 :: step] = 1 - self.sparsity / step**2
             parts.append(score.flatten().repeat(segment.t))
-        score = torch.cat(parts).clamp(min=0)[None].to(tokens.features.device)
+        score = torch.cat(parts).clamp(min=0)[None].to(tokens.features.device, non_blocking=True)
         if tokens.origin is None:
             return score
         return score.expand(tokens.origin.slot.shape[0], -1).gather(1, tokens.origin.slot)

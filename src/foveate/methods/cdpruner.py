@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, threshold
 
 from foveate.methods import Effort, Method, Plan, Positions, Signal, Text, VisualTokens, one_row, register
 from foveate.methods.arithmetic.products import WHOLE, cosines, pairs_bytes
@@ -105,23 +105,37 @@ def likeliest_subset(
         relevance: `(B, N)` float32, r, not negative.
         kept: the number of picks.
     """
-    cosine = cosines(features)
+    cosine = cosines(features.detach())
     images, count = relevance.shape
-    weight = relevance.square()
-    outside = torch.ones_like(weight)
-    # Tokens inside the span of the picks rank after all others.
-    behind = weight - weight.amax(dim=1, keepdim=True) - 1
-    factor = weight.new_empty(images, kept, count)
+    weight = relevance.detach().square()
+    # Row 0 is the share of each token outside the span of the picks, 0 if there is none left; then the factor's rows.
+    held = weight.new_empty(images, kept + 1, count)
+    outside = held[:, 0].fill_(1.0)
+    gain = weight.clone()
+    gains: list[Tensor] = []
     picks: list[Tensor] = []
     for step in range(kept):
-        pick = torch.where(outside > _EXHAUSTED, weight * outside, behind).argmax(dim=1, keepdim=True)
+        best, pick = gain.max(dim=1, keepdim=True)
+        gains.append(best)
         picks.append(pick)
-        pivot = outside.gather(1, pick)
-        row = cosine.rows(pick[:, 0])[:, None]
-        before = factor[:, :step]
-        row = torch.baddbmm(row, before.gather(2, pick[:, None].expand(-1, step, -1)).transpose(1, 2), before, alpha=-1)
-        row = row[:, 0] * torch.where(pivot > _EXHAUSTED, pivot.clamp(min=_EXHAUSTED).rsqrt(), 0.0)
-        factor[:, step] = row
-        outside.addcmul_(row, row, value=-1).scatter_(1, pick, -torch.inf)
-        behind.scatter_(1, pick, -torch.inf)
-    return torch.cat(picks, dim=1)
+        here = held[:, : step + 1].gather(2, pick[:, None].expand(-1, step + 1, -1))
+        row = torch.baddbmm(
+            cosine.rows(pick[:, 0])[:, None], here[:, 1:].transpose(1, 2), held[:, 1 : step + 1], alpha=-1
+        )
+        row = torch.mul(row[:, 0], here[:, 0].rsqrt(), out=held[:, step + 1])
+        threshold(outside.addcmul_(row, row, value=-1), _EXHAUSTED, 0.0, inplace=True).scatter_(1, pick, 0.0)
+        torch.mul(weight, outside, out=gain)
+    return _completed(torch.cat(picks, dim=1), torch.cat(gains, dim=1), weight)
+
+
+def _completed(
+    picks: Int64[Tensor, "B M"], gains: Float32[Tensor, "B M"], weight: Float32[Tensor, "B N"]
+) -> Int64[Tensor, "B M"]:
+    """Replace the picks from the first without a gain on: take the most relevant of the tokens that weren't picked."""
+    real = (gains > 0).cumprod(dim=1).bool()
+    infinite = gains.new_full(gains.shape, torch.inf)
+    rest = weight.scatter_reduce(1, picks, infinite.masked_fill_(real, -torch.inf), "amin")
+    order = rest.argsort(dim=1, descending=True, stable=True)
+    begin = real.sum(dim=1, keepdim=True)
+    numbers = (torch.arange(picks.shape[1], device=picks.device) - begin).clamp_(min=0)
+    return torch.where(real, picks, order.gather(1, numbers))

@@ -82,19 +82,17 @@ class Cluster(Method):
         if products.on_cpu(features):
             group = torch.stack([_grouped(x, start, self.iterations) for x, start in zip(features, centre)])
         else:
-            group = _nearest(features, centre)
-            for _ in range(self.iterations):
-                group = _nearest(features, _means(features, group, kept))
+            group = _grouped_at_once(features, centre, self.iterations)
         plan = in_order(middles(group, kept), group)
         if self.take == "mean":
             return plan
+        assert plan.group is not None
         if self.take == "medoid":
-            away = features - _means(features, group, kept).gather(1, group[..., None].expand_as(features))
-            return Plan(slot=highest(-away.square().sum(dim=-1), group, kept).sort(dim=1).values)
+            away = features - plan.apply(features).gather(1, plan.group[..., None].expand_as(features))
+            return Plan(slot=highest(-away.square().sum(dim=-1), plan.group, kept).sort(dim=1).values)
         attention = tokens.signals[self.needs[0]].float()
         if self.take == "salient":
-            return Plan(slot=highest(attention, group, kept).sort(dim=1).values)
-        assert plan.group is not None
+            return Plan(slot=highest(attention, plan.group, kept).sort(dim=1).values)
         total = torch.zeros_like(plan.slot, dtype=torch.float32).scatter_add(1, plan.group, attention)
         total = total.gather(1, plan.group)
         # A cluster without any attention becomes its plain mean.
@@ -112,7 +110,7 @@ class Cluster(Method):
         if self.start == "stride":
             index = (torch.arange(kept, device=x.device) * 2 + 1) * count // (2 * kept)
             return x[:, index]
-        draws = torch.rand(kept, generator=torch.Generator().manual_seed(self.seed)).to(x.device)
+        draws = torch.rand(kept, generator=torch.Generator().manual_seed(self.seed)).to(x.device, non_blocking=True)
         chosen = x.gather(1, (draws[0] * count).long().clamp(max=count - 1).expand(images, 1, width))
         centres = [chosen]
         nearest = (x - chosen).square().sum(-1)
@@ -125,12 +123,49 @@ class Cluster(Method):
         return torch.cat(centres, dim=1)
 
 
-def _nearest(x: Float32[Tensor, "B N D"], centre: Float32[Tensor, "B M D"]) -> Int64[Tensor, "B N"]:
-    """Assign each token to its nearest centre, `(B, N)`, and leave no cluster empty. No device is asked for values."""
+def _grouped_at_once(
+    x: Float32[Tensor, "B N D"], centre: Float32[Tensor, "B M D"], rounds: int
+) -> Int64[Tensor, "B N"]:
+    """Cluster the tokens of all images on an accelerator, with few operations and one wait of the host.
+
+    Rounds first run as if no cluster became empty; if one did, they run again and fill it.
+    """
+    kept, first = centre.shape[1], centre
+    numbers = torch.arange(kept, device=x.device)[:, None]
+    counts: list[Tensor] = []
+    _, group = _nearest(x, centre)
+    for _ in range(rounds):
+        centre, size = _means(x, group, numbers)
+        counts.append(size)
+        _, group = _nearest(x, centre)
+    counts.append((group[:, None] == numbers).sum(dim=2, keepdim=True).float())
+    if bool(torch.cat(counts, dim=2).all()):
+        return group
+    length = x.square().sum(-1)
+    away, group = _nearest(x, first)
+    group = _filled(group, away + length, kept)
+    for _ in range(rounds):
+        away, group = _nearest(x, _means(x, group, numbers)[0])
+        group = _filled(group, away + length, kept)
+    return group
+
+
+def _nearest(
+    x: Float32[Tensor, "B N D"], centre: Float32[Tensor, "B M D"]
+) -> tuple[Float32[Tensor, "B N"], Int64[Tensor, "B N"]]:
+    """Return the distance of each token to its nearest centre, less |x|^2, and which centre it is."""
     # |x|^2 is the same for every centre, so leaving it out changes no choice.
-    distance = torch.baddbmm(centre.square().sum(-1)[:, None], x, centre.transpose(1, 2), alpha=-2)
-    away, group = distance.min(dim=2)
-    return _filled(group, away + x.square().sum(-1), centre.shape[1])
+    nearest = torch.baddbmm(centre.square().sum(-1)[:, None], x, centre.transpose(1, 2), alpha=-2).min(dim=2)
+    return nearest.values, nearest.indices
+
+
+def _means(
+    x: Float32[Tensor, "B N D"], group: Int64[Tensor, "B N"], numbers: Int64[Tensor, "M 1"]
+) -> tuple[Float32[Tensor, "B M D"], Float32[Tensor, "B M 1"]]:
+    """Return the mean and the size of each cluster."""
+    inside = (group[:, None] == numbers).float()
+    size = inside.sum(dim=2, keepdim=True)
+    return torch.bmm(inside, x).div_(size), size
 
 
 def _filled(group: Int64[Tensor, "B N"], away: Float32[Tensor, "B N"], kept: int) -> Int64[Tensor, "B N"]:
@@ -210,7 +245,3 @@ def _means_of(
     # The last row takes the members of other clusters.
     sums = x.new_zeros(len(clusters) + 1, x.shape[1]).index_add_(0, number, x)[:-1]
     return sums.div_(number.bincount(minlength=len(clusters) + 1)[:-1, None])
-
-
-def _means(x: Float32[Tensor, "B N D"], group: Int64[Tensor, "B N"], kept: int) -> Float32[Tensor, "B M D"]:
-    return Plan(slot=group[:, :kept], group=group).apply(x)

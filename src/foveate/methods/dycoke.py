@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
@@ -89,9 +90,13 @@ class DyCoke(Method):
         whole, pruned = self._frames(layout.segments[0].t)
         frames = by_frame(tokens)
         earlier = [number - (2 if number % 4 == 2 else 1) for number in pruned]
-        alike = likeness(frames[:, pruned], frames[:, earlier])
+        numbers = torch.tensor([*whole, *pruned, *earlier]).to(features.device, non_blocking=True)
+        entire, fewer, before = (
+            numbers[begin:end] for begin, end in pairwise(accumulate((len(whole), len(pruned), len(pruned)), initial=0))
+        )
+        alike = likeness(frames.index_select(1, fewer), frames.index_select(1, before))
         least = alike.argsort(dim=2, stable=True)[..., : self._of_each(layout)]
         begins = torch.arange(frames.shape[1], device=features.device) * frames.shape[2]
-        kept = (least + begins[pruned, None]).flatten(1)
-        places = begins[whole, None] + torch.arange(frames.shape[2], device=features.device)
+        kept = (least + begins[fewer, None]).flatten(1)
+        places = begins[entire, None] + torch.arange(frames.shape[2], device=features.device)
         return Plan(slot=torch.cat([places.flatten().expand(images, -1), kept], dim=1).sort(dim=1).values)

@@ -47,5 +47,7 @@ class Frames(Method):
         (clip,) = tokens.layout.segments
         frame, device = clip.h * clip.w, tokens.features.device
         _, middle = axis(clip.t, self.count(tokens.layout) // frame)
-        places = torch.tensor(middle).to(device)[:, None] * frame + torch.arange(frame, device=device)
+        places = torch.tensor(middle).to(device, non_blocking=True)[:, None] * frame + torch.arange(
+            frame, device=device
+        )
         return Plan(slot=places.flatten().expand(tokens.features.shape[0], -1))

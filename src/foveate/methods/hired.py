@@ -78,10 +78,10 @@ class HiRED(Method):
         layout, kept = tokens.layout, self.count(tokens.layout)
         if len(layout.segments) == 1:
             return Plan(slot=filled_up(torch.zeros_like(late, dtype=torch.bool), late, kept))
-        part, vote = (each.to(late.device) for each in _parts(layout))
+        part, vote = (each.to(late.device, non_blocking=True) for each in _parts(layout))
         whole = self._whole(layout)
         number, index = _whole_image(layout)
-        attended = early[:, index.to(early.device)].argsort(dim=1, descending=True, stable=True)
+        attended = early[:, index.to(early.device, non_blocking=True)].argsort(dim=1, descending=True, stable=True)
         voters = attended[:, : int(len(index) * (1 - self.alpha))]
         votes = torch.zeros(late.shape[0], len(layout.tiles), dtype=torch.int64, device=late.device)
         votes = votes.scatter_add(1, vote[voters], torch.ones_like(voters))

@@ -77,8 +77,8 @@ class HoloV(Method):
         length = run + (torch.arange(windows) < longer).long()
         if longer:
             place = (length.cumsum(0) - length)[:, None] + torch.arange(run + 1)
-            real = (torch.arange(run + 1) < length[:, None]).to(attention.device)
-            place = place.clamp(max=count - 1).to(attention.device)
+            real = (torch.arange(run + 1) < length[:, None]).to(attention.device, non_blocking=True)
+            place = place.clamp(max=count - 1).to(attention.device, non_blocking=True)
             score = self._scores(features[:, place], attention[:, place], real)
         else:
             parts = (len(features), windows, run)
@@ -87,7 +87,9 @@ class HoloV(Method):
         quota = (share * kept).floor().long()
         rank = share.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         quota = quota + (rank < kept - quota.sum(dim=1, keepdim=True))
-        window = torch.repeat_interleave(torch.arange(windows), length, output_size=count).to(attention.device)
+        window = torch.repeat_interleave(torch.arange(windows), length, output_size=count).to(
+            attention.device, non_blocking=True
+        )
         return Plan(slot=filled_up(top_of_each(attention, window, quota), attention, kept))
 
     def _scores(

@@ -33,4 +33,7 @@ class Pool2d(Method):
         """Plan to average each cell of the grid, at the middle place of the cell."""
         group, middle = cells(tokens.layout, grids(tokens.layout, self.keep))
         images, device = tokens.features.shape[0], tokens.features.device
-        return Plan(slot=middle.to(device).expand(images, -1), group=group.to(device).expand(images, -1))
+        return Plan(
+            slot=middle.to(device, non_blocking=True).expand(images, -1),
+            group=group.to(device, non_blocking=True).expand(images, -1),
+        )

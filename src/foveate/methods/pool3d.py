@@ -32,4 +32,7 @@ class Pool3d(Method):
         """Plan to average each cell of the grid, at the middle place of the cell."""
         group, middle = cells(tokens.layout, grids(tokens.layout, self.keep, between_frames=True))
         images, device = tokens.features.shape[0], tokens.features.device
-        return Plan(slot=middle.to(device).expand(images, -1), group=group.to(device).expand(images, -1))
+        return Plan(
+            slot=middle.to(device, non_blocking=True).expand(images, -1),
+            group=group.to(device, non_blocking=True).expand(images, -1),
+        )

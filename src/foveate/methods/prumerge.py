@@ -164,7 +164,7 @@ def ranks(score: Float32[Tensor, "B N"]) -> Int64[Tensor, "B N"]:
 
 def outliers(score: Float32[Tensor, "B N"]) -> Int64[Tensor, " B"]:
     """Count the scores of each image that are above Q3 + 1.5 (Q3 - Q1); at least one."""
-    low, high = torch.quantile(score, score.new_tensor([0.25, 0.75]), dim=1)
+    low, high = torch.quantile(score, torch.tensor([0.25, 0.75]).to(score.device, non_blocking=True), dim=1)
     return (score > (high + 1.5 * (high - low))[:, None]).sum(dim=1).clamp(min=1)
 
 

@@ -106,7 +106,7 @@ class PruneVid(Method):
                  for plan, size in zip(plans, counts)]  # fmt: skip
         valid = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
         groups = [plan.group for plan in plans if plan.group is not None]
-        return Plan(torch.cat(slots), torch.cat(groups), valid=valid.to(tokens.features.device))
+        return Plan(torch.cat(slots), torch.cat(groups), valid=valid.to(tokens.features.device, non_blocking=True))
 
     def spans(self, frames: Float32[Tensor, "T P D"]) -> list[tuple[int, int]]:
         """Return the first frame of each segment, and one past its last."""
@@ -138,7 +138,7 @@ class PruneVid(Method):
             for first, last, places in members:
                 if not len(places):
                     continue
-                kept_here, own = next(quotas), places.to(device)
+                kept_here, own = next(quotas), places.to(device, non_blocking=True)
                 centre, cluster = self._clustered(frames[first:last, own].mean(dim=0), kept_here)
                 slots.append(first * each + own[centre])
                 group[first:last, own] = cluster + taken

@@ -32,4 +32,4 @@ class Random(Method):
         images, count = tokens.features.shape[:2]
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(count, generator=generator)[: self.count(tokens.layout)].sort().values
-        return Plan(slot=chosen.to(tokens.features.device).expand(images, -1))
+        return Plan(slot=chosen.to(tokens.features.device, non_blocking=True).expand(images, -1))

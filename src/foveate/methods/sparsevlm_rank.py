@@ -105,5 +105,7 @@ def _together(plans: list[Plan]) -> Plan:
 
     slot = torch.cat([padded(plan.slot) for plan in plans])
     group = torch.cat([plan.group for plan in plans if plan.group is not None])
-    valid = (torch.arange(most) < counts[:, None]).to(slot.device) if int(counts.min()) < most else None
+    valid = (
+        (torch.arange(most) < counts[:, None]).to(slot.device, non_blocking=True) if int(counts.min()) < most else None
+    )
     return Plan(slot, group, valid=valid)

@@ -32,4 +32,4 @@ class Stride(Method):
     def plan(self, tokens: VisualTokens) -> Plan:
         """Keep the middle of each cell."""
         _, middle = cells(tokens.layout, grids(tokens.layout, self.keep))
-        return Plan(slot=middle.to(tokens.features.device).expand(tokens.features.shape[0], -1))
+        return Plan(slot=middle.to(tokens.features.device, non_blocking=True).expand(tokens.features.shape[0], -1))

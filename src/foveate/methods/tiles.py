@@ -34,7 +34,7 @@ def plan_of(method: Method, tokens: VisualTokens) -> Plan:
     parts = parts_of(whole)
     if origin is None:
         tiles = [segment for segment, _ in parts]
-        order = torch.cat([numbers for _, numbers in parts]).to(tokens.features.device)
+        order = torch.cat([numbers for _, numbers in parts]).to(tokens.features.device, non_blocking=True)
         index = order.expand(tokens.features.shape[0], -1)
     else:
         layouts = None if origin.left is None else tuple(map(one_row, origin.left))
@@ -44,7 +44,7 @@ def plan_of(method: Method, tokens: VisualTokens) -> Plan:
         tile = torch.empty(origin.layout.content, dtype=torch.int64)
         for number, (_, numbers) in enumerate(parts):
             tile[numbers] = number
-        index = tile.to(origin.slot.device)[origin.slot].argsort(dim=1, stable=True)
+        index = tile.to(origin.slot.device, non_blocking=True)[origin.slot].argsort(dim=1, stable=True)
     if len(tiles) == 1:
         return method.plan(tokens)
     edges = pairwise(accumulate((tile.count for tile in tiles), initial=0))

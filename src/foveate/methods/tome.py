@@ -107,13 +107,14 @@ class ToMe(Method):
         metric = metric.float()
         images, left = metric.shape[:2]
         kept = self.count(tokens.layout)
-        group = torch.arange(left, device=metric.device).expand(images, -1)
+        numbers = torch.arange(left, device=metric.device)
+        group = numbers.expand(images, -1)
         size = metric.new_ones(images, left)
         for merges in self._rounds(left, kept):
-            order, merged = _matched(metric, merges, 0)
+            order, merged = _matched(metric, merges, 0, numbers)
             left -= merges
             total = size.new_zeros(images, left).scatter_add_(1, merged, size)
-            metric = _averaged(metric, order, merges, merged, size / total.gather(1, merged))
+            metric = _averaged(metric, order, merges, merged, size / total.gather(1, merged), numbers)
             size, group = total, merged.gather(1, group)
         return in_order(middles(group, kept), group)
 
@@ -150,11 +151,12 @@ def bipartite(metric: Float[Tensor, "B N C"], merges: int, protected: int = 0) -
     >>> bipartite(torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [1.0, 1.0]]]), merges=1).tolist()
     [[0, 1, 1, 2]]
     """
-    return _matched(metric.float(), merges, protected)[1]
+    numbers = torch.arange(metric.shape[1], device=metric.device)
+    return _matched(metric.float(), merges, protected, numbers)[1]
 
 
 def _matched(
-    metric: Float32[Tensor, "B N C"], merges: int, protected: int
+    metric: Float32[Tensor, "B N C"], merges: int, protected: int, numbers: Int64[Tensor, " _"]
 ) -> tuple[Int64[Tensor, "B E"], Int64[Tensor, "B N"]]:
     """Return even tokens in the order of their match, the most similar first, and the new token of each token."""
     images, count = metric.shape[:2]
@@ -163,21 +165,25 @@ def _matched(
     # Dividing products passes over fewer numbers than dividing vectors; of an even token, only the best needs it.
     norm = lengths(metric).clamp_(min=_SHORTEST)
     scale = norm[:, None, 1::2].reciprocal()
-    best, partner = metric.new_empty(images, evens), torch.empty((images, evens), dtype=torch.int64, device=norm.device)
+    found: list[tuple[Tensor, Tensor]] = []
     for rows in row_blocks(evens, odds, metric):
         alike = torch.bmm(metric[:, ::2][:, rows], odd).mul_(scale)
-        alike[:, :, : protected // 2] = -torch.inf
-        best[:, rows], partner[:, rows] = alike.max(dim=2)
+        if protected:
+            alike[:, :, : protected // 2] = -torch.inf
+        nearest = alike.max(dim=2)
+        found.append((nearest.values, nearest.indices))
+    best, partner = found[0] if len(found) == 1 else (torch.cat(each, dim=1) for each in zip(*found))
     best /= norm[:, ::2]
-    best[:, : (protected + 1) // 2] = -torch.inf
+    if protected:
+        best[:, : (protected + 1) // 2] = -torch.inf
     order = best.argsort(dim=1, descending=True, stable=True)
     stay = order[:, merges:]
     if protected:
         stay = stay.sort(dim=1).values
-    left = torch.arange(evens - merges, device=metric.device).expand(images, -1)
+    left = evens - merges
     merged = partner.new_empty(images, count)
-    merged[:, ::2] = partner.add_(left.shape[1]).scatter_(1, stay, left)
-    merged[:, 1::2] = torch.arange(odds, device=metric.device) + left.shape[1]
+    merged[:, ::2] = partner.add_(left).scatter_(1, stay, numbers[:left].expand(images, -1))
+    merged[:, 1::2] = numbers[left : left + odds]
     return order, merged
 
 
@@ -187,12 +193,13 @@ def _averaged(
     merges: int,
     merged: Int64[Tensor, "B N"],
     weight: Float32[Tensor, "B N"],
+    numbers: Int64[Tensor, " _"],
 ) -> Float32[Tensor, "B M C"]:
     """Return the vectors of the new tokens: weighted means of those that were merged."""
     images, count, width = metric.shape
     left = count - merges
     if not products.on_cpu(metric):
-        return Plan(merged[:, :left], merged, weight).apply(metric)
+        return torch.bmm((merged[:, None] == numbers[:left, None]) * weight[:, None], metric)
     # Only merged tokens are added up; the others are copied.
     stay, gone = order[:, merges:] * 2, order[:, :merges] * 2
     new = metric.new_empty(images, left, width)
