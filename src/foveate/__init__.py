@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from foveate.methods import Method, PixelMethod, ScoredMethod, register
     from foveate.plan import Plan
     from foveate.spec import Spec, Step, as_spec, parse
+    from foveate.stream import Stream
     from foveate.tokens import EncoderAttention, EncoderKeys, VisualTokens
     from foveate.voco import MemoryStore, VoCo, VoCoMemory
 
@@ -39,6 +40,7 @@ __all__ = [
     "compress",
     "encode",
     "timed",
+    "Stream",
     "cost",
     "load",
     "reference",
@@ -83,6 +85,7 @@ _HOME = {
     "foveate.plan": ("Plan",),
     "foveate.embedded": ("reference",),
     "foveate.spec": ("as_spec", "parse", "Spec", "Step"),
+    "foveate.stream": ("Stream",),
     "foveate.tokens": ("VisualTokens", "EncoderAttention", "EncoderKeys"),
     "foveate.voco": ("VoCo", "VoCoMemory", "MemoryStore"),
 }

@@ -126,7 +126,7 @@ def processor_inputs(
     """
     given = {"images": list(images)} if len(images) else {}
     try:
-        return dict(processor(text=[text], return_tensors="pt", **given, **_special_tokens(processor, text)))
+        return dict(processor(text=[text], return_tensors="pt", **given, **special_tokens(processor, text)))
     except MemoryError:
         raise
     except Exception as error:  # A processor computes with the numbers in its files, with whatever library.
@@ -141,7 +141,7 @@ def tokenized(processor: Any, text: str, **options: Any) -> Any:
         text: from `chat_text`.
         **options: for the tokenizer, such as `return_offsets_mapping`.
     """
-    return processor.tokenizer(text, **options, **_special_tokens(processor, text))
+    return processor.tokenizer(text, **options, **special_tokens(processor, text))
 
 
 def question_inputs(processor: Any, images: Image.Image | Sequence[Image.Image], question: str) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def question_text(processor: Any, question: str, images: int = 1) -> str:
     return text
 
 
-def _special_tokens(processor: Any, text: str) -> dict[str, bool]:
+def special_tokens(processor: Any, text: str) -> dict[str, bool]:
     """Return options that keep the tokenizer from writing [BOS] where the template has written it."""
     bos = getattr(processor.tokenizer, "bos_token", None)
     return {"add_special_tokens": False} if bos is not None and text.startswith(bos) else {}

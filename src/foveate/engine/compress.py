@@ -167,9 +167,35 @@ def compress(
     ids: Tensor = inputs["input_ids"]
     texts = texts_of(family, ids, inputs.get("attention_mask"), encoded.layouts) if steps.reads_text else None
     images = plan_images(family, steps, encoded, texts)
+    short = short_inputs(family, steps.spec, inputs, images, encoded.stacked)
+    short.milliseconds = milliseconds | {"compressor": (now(device) - began) * 1e3}
+    return short
+
+
+def short_inputs(
+    family: Family,
+    spec: Spec,
+    inputs: Mapping[str, Any],
+    images: Sequence[CompressedImage],
+    stacked: frozenset[str],
+) -> ShortInputs:
+    """Cut a prompt down to what is left of its images.
+
+    Args:
+        family: of the model.
+        spec: named in errors.
+        inputs: what the processor returned, with `input_ids` `(B, S)`.
+        images: images and clips in prompt order.
+        stacked: the modalities of which the model takes the features as one tensor.
+
+    Raises:
+        FoveateError: images and placeholders don't fit together, or `generate` of this family can't be told of the gaps
+            between position ids.
+    """
+    ids: Tensor = inputs["input_ids"]
     cut = cut_prompt(family, ids, inputs.get("attention_mask"), inputs.get("position_ids"), images)
     if not family.takes_positions:
-        _check_packed(family, steps.spec, cut)
+        _check_packed(family, spec, cut)
     tensors: dict[str, Any] = {
         "input_ids": cut.input_ids,
         "attention_mask": cut.attention_mask,
@@ -180,14 +206,11 @@ def compress(
             tensors[name] = cut.take(value, PER_COLUMN[name])
         elif name not in tensors and name not in visual_inputs(family):
             tensors[name] = value
-    milliseconds["compressor"] = (now(device) - began) * 1e3
     row_tokens = {
-        name: placeholders_of(family, name, cut.input_ids).sum(dim=1).tolist()
-        for name in MODALITIES
-        if name in encoded.stacked
+        name: placeholders_of(family, name, cut.input_ids).sum(dim=1).tolist() for name in MODALITIES if name in stacked
     }
-    container = partial(containers, family.container, stacked=encoded.stacked, row_tokens=row_tokens)
-    return ShortInputs(container, tensors, images, milliseconds)
+    container = partial(containers, family.container, stacked=stacked, row_tokens=row_tokens)
+    return ShortInputs(container, tensors, images, {})
 
 
 def _check_packed(family: Family, spec: Spec, cut: CutPrompt) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,6 +56,53 @@ def plan_images(
     return [compressed[image] for image in range(len(encoded))]
 
 
+@dataclass(frozen=True)
+class KeptTokens:
+    """Content tokens of one image after the steps before the decoder.
+
+    Attributes:
+        layout: its full layout.
+        seen: the layout that the encoder saw.
+        slot: `(M,)` int64, the place of each token among the content tokens of `seen`, ascending.
+        features: `(M, D)`, at the decoder's input.
+        companions: what goes along with them, each `(M, D)`.
+        signals: the encoder's answers about them, by request: `(M,)` or `(M, D_key)`.
+        structural: `(S, D)`, what stands at the image's structural tokens that are no text.
+    """
+
+    layout: Layout
+    seen: Layout
+    slot: Tensor
+    features: Tensor
+    companions: tuple[Tensor, ...]
+    signals: Mapping[Signal, Tensor]
+    structural: Tensor
+
+    def __len__(self) -> int:
+        return len(self.slot)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tensors, and of what they are views of."""
+        tensors = (self.slot, self.features, *self.companions, *self.signals.values(), self.structural)
+        return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
+
+    def thinned(self, method: Method) -> KeptTokens:
+        """Let a method keep some of them, as a later step would."""
+
+        def signals() -> dict[Signal, Tensor]:
+            return {signal: values[None] for signal, values in self.signals.items()}
+
+        plan = make_plan(method, self.features[None], Arrival(self.seen, self.slot[None]), signals)
+        return replace(
+            self,
+            slot=plan.select(self.slot[None])[0],
+            features=plan.apply(self.features[None])[0],
+            companions=tuple(plan.apply(each[None])[0] for each in self.companions),
+            signals={signal: plan.select(values[None])[0] for signal, values in self.signals.items()},
+        )
+
+
 class _ImageGroup:
     """Images of one layout on their way through the steps between the encoder and the decoder."""
 
@@ -85,13 +132,13 @@ class _ImageGroup:
         if untouched and all(token.is_text for token in self.layout.structural):
             plan = Plan.complete(1, self.layout.content) if methods else None
             return [self._complete(image, plan) for image in self.members]
-        features = self._run_steps()
+        features = self.run_steps()
         companions = [self._stack(level) for level in zip(*self.encoded.companions, strict=True)]
         if self.plan is not None:
             companions = [self.plan.apply(level) for level in companions]
-        return self._laid_out(features, companions)
+        return self.laid_out(features, companions)
 
-    def _run_steps(self) -> Tensor:
+    def run_steps(self) -> Tensor:
         """Run every step on the group: `(B, M, D)`, what is left at the decoder's input."""
         schedule, encoded = self.schedule, self.encoded
         if schedule.encoder is not None:
@@ -136,7 +183,7 @@ class _ImageGroup:
         self.expected = self.expected.after(method)
         return plan.apply(features)
 
-    def _laid_out(self, features: Tensor, companions: Sequence[Tensor]) -> list[CompressedImage]:
+    def laid_out(self, features: Tensor, companions: Sequence[Tensor]) -> list[CompressedImage]:
         """Place what is left of each image in its run of placeholders, with its position ids."""
         layout, seen, plan = self.layout, self.seen, self.plan
         positions = ImagePositions(self.family, self.schedule, layout, seen)
@@ -225,6 +272,40 @@ class ImagePositions:
             positions = self.relative[:, seen.placed(kept)[0] if small else slot]
             spans, reaches = self.spans, self.reaches
         return {"positions": positions, "spans": spans, "reaches": reaches, "own_positions": own}
+
+
+def keep_tokens(family: Family, schedule: Schedule, encoded: Encoded) -> list[KeptTokens]:
+    """Run the steps before the decoder on each image by itself, and return what they leave, outside of any prompt."""
+    kept: list[KeptTokens] = []
+    for image in range(len(encoded)):
+        group = _ImageGroup(family, schedule, encoded, None, [image])
+        features = group.run_steps()
+        count = group.seen.content
+        plan = Plan.complete(1, count, features.device) if group.plan is None else group.plan
+        left = slice(None) if plan.valid is None else plan.valid[0]
+        companions = [plan.apply(each[None])[0] for each in encoded.companions[image]]
+        signals = {signal: plan.select(values[image][None])[0] for signal, values in encoded.signals.items()}
+        kept.append(
+            KeptTokens(
+                group.layout,
+                group.seen,
+                plan.slot[0][left],
+                features[0][left],
+                tuple(each[left] for each in companions),
+                {signal: values[left] for signal, values in signals.items()},
+                encoded.structural[image],
+            )
+        )
+    return kept
+
+
+def place_tokens(family: Family, schedule: Schedule, kept: KeptTokens) -> CompressedImage:
+    """Return tokens that were kept as an image that can enter a prompt, as the steps of a schedule place it."""
+    encoded = Encoded((kept.layout,), (kept.seen,), (), (), (kept.structural,), None, {})
+    group = _ImageGroup(family, schedule, encoded, None, [0])
+    group.plan = Plan(slot=kept.slot[None])
+    (image,) = group.laid_out(kept.features[None], [each[None] for each in kept.companions])
+    return image
 
 
 def _with_structural(

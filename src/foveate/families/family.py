@@ -362,6 +362,11 @@ class Family(Decoder, ABC):
         """
         raise FoveateError(no_clips(self))
 
+    @property
+    def frames_per_patch(self) -> int:
+        """Frames of a clip that the encoder takes together, and makes one frame of visual tokens of."""
+        return 1
+
     def clip_layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """Return the layout of each clip, in prompt order, from the processor's output; no encoder runs.
 
