@@ -1,4 +1,4 @@
-"""Answer one question about one image, dense or compressed, and time the parts."""
+"""Answer one question about an image or a clip, dense or compressed, and time the parts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from foveate.engine.encode import moved
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import family_of
-from foveate.families.prompt_check import layout_of_prompt
+from foveate.families.prompt_check import prompt_layouts
 from foveate.schedule import tokens_after
 from foveate.spec import SpecLike, as_spec
 
@@ -67,9 +67,15 @@ class Answer:
         return asdict(self)
 
 
-def seen_part(processor: Any, image: Image.Image) -> Image.Image:
-    """Return the part of an image that reaches the encoder: its centre, if the processor crops."""
-    rules = processor.image_processor
+def seen_part(processor: Any, image: Image.Image, *, of_clip: bool = False) -> Image.Image:
+    """Return the part of an image that reaches the encoder: its centre, if the processor crops.
+
+    Args:
+        processor: of the model.
+        image: any size.
+        of_clip: whether it is a frame of a clip, and the processor's part for clips prepares it.
+    """
+    rules = processor.video_processor if of_clip else processor.image_processor
     if not getattr(rules, "do_center_crop", False) or not getattr(rules, "crop_size", None):
         return image
     if getattr(rules, "image_grid_pinpoints", None):
@@ -101,28 +107,32 @@ def ask(
     Args:
         model: a model of a supported family.
         processor: its processor, which turns ids into text.
-        inputs: from `prompts.question_inputs`.
+        inputs: from `prompts.question_inputs`, or `visual_prompts.Shown.inputs`.
         spec: how to compress, in any form that `as_spec` reads; None is dense.
         max_new_tokens: the longest answer.
 
     Raises:
         SpecError: the spec can't be read.
-        FoveateError: the model can't do the spec on this image, or prompt and answer are longer than the model
+        FoveateError: the model can't do the spec on this image or clip, or prompt and answer are longer than the model
             takes, or its generation configuration can't be used.
     """
     family = family_of(model)
     inputs = moved(inputs, family.device)
     devices = devices_of(model)
-    layout = layout_of_prompt(family, inputs)
+    layouts = prompt_layouts(family, inputs)
+    before = sum(layout.total for layout in layouts)
+    of_frames = len(layouts) > 1 or any(layout.is_clip for layout in layouts)
     if spec is not None:
         spec = as_spec(spec)
-        tokens_after(spec, family, layout)
+        for layout in dict.fromkeys(layouts):
+            tokens_after(spec, family, layout)
     length = int(inputs["input_ids"].shape[1])
     longest = getattr(family.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and length + max_new_tokens > longest:
         raise FoveateError(
             f"prompt and answer take {length} + {max_new_tokens} tokens and the model has room for {longest}; "
-            "shorten the question or the answer"
+            f"{'take fewer frames, or ' if of_frames else ''}shorten the question or the "
+            "answer"
         )
     decoding = Decoding(model, family.device, processor.tokenizer, max_new_tokens, beams=True).generate_arguments()
     generate: Any = model.generate
@@ -151,9 +161,9 @@ def ask(
     return Answer(
         spec="dense" if report is None else report.spec,
         text=processor.tokenizer.decode(new, skip_special_tokens=True).strip(),
-        tokens_before=layout.total,
-        tokens_after=layout.total if report is None else report.after,
-        mean_over_layers=float(layout.total) if report is None else report.images[0].mean_over_layers,
+        tokens_before=before,
+        tokens_after=before if report is None else report.after,
+        mean_over_layers=float(before) if report is None else report.mean_over_layers,
         encoder=encoder,
         compressor=compressor,
         prefill=prefill,

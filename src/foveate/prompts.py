@@ -65,13 +65,14 @@ def check_prompt(prompt: str) -> str:
     return check_question(prompt)
 
 
-def question_messages(question: str, images: int = 1) -> list[Message]:
-    """Return the messages of one question after its images.
+def question_messages(question: str, images: int = 1, clips: int = 0) -> list[Message]:
+    """Return the messages of one question after its images and clips.
 
     >>> question_messages("what is it ?")
     [{'role': 'user', 'content': [{'type': 'image'}, {'type': 'text', 'text': 'what is it ?'}]}]
     """
-    return [{"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": question}]}]
+    shown = [*[{"type": "image"}] * images, *[{"type": "video"}] * clips]
+    return [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
 
 
 def check_chat_template(processor: Any) -> None:
@@ -108,7 +109,11 @@ def chat_ids(processor: Any, messages: Sequence[Message]) -> Int64[Tensor, "1 S"
 
 
 def processor_inputs(
-    processor: Any, text: str, images: Sequence[Any] = (), refusal: str = "the model's processor refuses this image"
+    processor: Any,
+    text: str,
+    images: Sequence[Any] = (),
+    refusal: str = "the model's processor refuses this image",
+    **others: Any,
 ) -> dict[str, Any]:
     """Turn a prompt and its images into the inputs of a model.
 
@@ -117,6 +122,7 @@ def processor_inputs(
         text: from `chat_text`.
         images: one per image placeholder of the text, in order, as the processor takes them.
         refusal: how the error begins if the processor refuses them.
+        **others: what else the processor takes, such as `videos`.
 
     Returns:
         What the processor returns for a batch of one: input_ids `(1, S)` int64, attention_mask, pixel_values, ...
@@ -126,7 +132,7 @@ def processor_inputs(
     """
     given = {"images": list(images)} if len(images) else {}
     try:
-        return dict(processor(text=[text], return_tensors="pt", **given, **special_tokens(processor, text)))
+        return dict(processor(text=[text], return_tensors="pt", **given, **others, **special_tokens(processor, text)))
     except MemoryError:
         raise
     except Exception as error:  # A processor computes with the numbers in its files, with whatever library.
@@ -163,13 +169,14 @@ def question_inputs(processor: Any, images: Image.Image | Sequence[Image.Image],
     return processor_inputs(processor, question_text(processor, question, len(given)), given)
 
 
-def question_text(processor: Any, question: str, images: int = 1) -> str:
-    """Write one question after its images as text, by the model's own chat template.
+def question_text(processor: Any, question: str, images: int = 1, clips: int = 0) -> str:
+    """Write one question after its images and clips as text, by the model's own chat template.
 
     Args:
         processor: the model's processor.
         question: text, not empty, without a placeholder of the model.
         images: how many come before it.
+        clips: how many come between images and question.
 
     Raises:
         FoveateError: the question is empty or holds a placeholder of the model, or the processor has no chat template,
@@ -183,7 +190,7 @@ def question_text(processor: Any, question: str, images: int = 1) -> str:
             raise FoveateError(
                 f"the question holds {placeholder}, which stands for the {what} in prompts; leave it out"
             )
-    text = chat_text(processor, question_messages(question, images))
+    text = chat_text(processor, question_messages(question, images, clips))
     if question not in text:
         raise no_template("it leaves out the question")
     return text

@@ -21,9 +21,10 @@ def test_images(refuse, tmp_path, command):
     text.write_text("not an image")
     part = tmp_path / "part.png"
     part.write_bytes(IMAGE.read_bytes()[:400])
+    (tmp_path / "empty").mkdir()
     for path, words in {
         tmp_path / "none.png": "there is no image",
-        tmp_path: "is a folder",
+        tmp_path / "empty": "holds no frames",
         text: "is not an image, whatever its name says",
         part: "cannot be read",
     }.items():

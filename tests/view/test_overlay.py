@@ -10,7 +10,7 @@ from foveate.images import open_image
 from foveate.methods import Cluster, Pool2d, Stride
 from foveate.plan import Plan
 from foveate.tokens import Keep, Layout, Segment, VisualTokens
-from foveate.view import Panel, draw, draw_panel, save_picture, writable
+from foveate.view import Panel, Strip, draw, draw_panel, draw_strips, save_picture, writable
 
 LAYOUT = Layout((Segment(1, 8, 12),))
 IMAGE = Image.new("RGB", (300, 200), (250, 240, 230))
@@ -146,3 +146,37 @@ def test_a_very_thin_image() -> None:
     for size in ((5000, 1), (1, 5000), (1, 1)):
         drawn = draw_panel(Image.new("RGB", size), Panel(layout, plan=plan))
         assert min(drawn.size) >= 48
+
+
+def test_a_strip_has_one_picture_per_grid_of_the_model():
+    layout = Layout((Segment(2, 4, 6),), times=(0, 1))
+    kept = Plan(torch.tensor([[0, 1, 47]]))
+    frames = [Image.new("RGB", (120, 80), (250, 240, 230))] * 4
+    strip = Strip((layout,), "three", "note", (kept,))
+    drawn = draw_strips(frames, [0.0, 1.0, 2.0, 3.0], [Strip((layout,)), strip], "what ?", side=120)
+    bright = (np.asarray(drawn).astype(int).sum(axis=2) > 650).sum()
+    # All of the first strip, and 3 of 48 tokens of the second one.
+    assert 2 * 120 * 80 * (1 + 3 / 48) * 0.9 < bright < 2 * 120 * 80 * (1 + 3 / 48) * 1.3
+
+
+@pytest.mark.parametrize("count", [1, 4, 7, 9, 32])
+def test_strips_of_many_frames_stay_legible(count):
+    frames = [Image.new("RGB", (160, 90), "white")] * count
+    layout = Layout((Segment(count, 3, 4),), times=tuple(range(count)))
+    drawn = draw_strips(frames, [float(number) for number in range(count)], [Strip((layout,))])
+    assert drawn.width <= 2000
+    rows = [line for line in (np.asarray(drawn).astype(int).sum(axis=2) > 650).mean(axis=1) if line > 0.3]
+    assert len(rows) >= 90 * -(-count // 8)
+
+
+def test_strips_need_what_fits_together():
+    grey, layout = Image.new("RGB", (8, 8)), Layout((Segment(2, 1, 1),), times=(0, 1))
+    for frames, times, strips, words in (
+        ([], [], [Strip((layout,))], "there is nothing to draw"),
+        ([grey], [0.0], [], "there is nothing to draw"),
+        ([grey] * 2, [0.0], [Strip((layout,))], "2 frames have 1 times"),
+        ([grey], [0.0], [Strip((layout,))], "1 frames, 1 layouts"),
+        ([grey] * 2, [0.0, 1.0], [Strip(())], "has no layout"),
+    ):
+        with pytest.raises(FoveateError, match=words):
+            draw_strips(frames, times, strips)

@@ -1,4 +1,4 @@
-"""`foveate ask`: a question about an image, answered dense and compressed."""
+"""`foveate ask`: a question about an image or a clip, answered dense and compressed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from foveate.commands.options import (
     DeviceMapOption,
     DeviceOption,
     DtypeOption,
+    FpsOption,
+    FramesOption,
     ImageArgument,
     JsonOption,
     MaxNewTokensOption,
@@ -35,6 +37,7 @@ from foveate.commands.output import (
     silence_transformers,
     spinner,
 )
+from foveate.commands.visuals import clip_json, clip_line, fitting_prompt, open_visual
 from foveate.errors import FoveateError, shortened
 
 if TYPE_CHECKING:
@@ -42,7 +45,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from foveate.asking import Answer
+    from foveate.clips import Clip
     from foveate.spec import Spec
+    from foveate.visual_prompts import VisualPrompt
 
 
 def ask(
@@ -54,9 +59,13 @@ def ask(
     picture: Annotated[
         Path | None,
         typer.Option(
-            "--picture", metavar="FILE", help="Draw which tokens are kept over the image, for instance a PNG."
+            "--picture",
+            metavar="FILE",
+            help="Draw which tokens are kept over the image, or over the frames of a clip, for instance a PNG.",
         ),
     ] = None,
+    frames: FramesOption = None,
+    fps: FpsOption = None,
     max_new_tokens: MaxNewTokensOption = 16,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -64,22 +73,21 @@ def ask(
     quantize: QuantizeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask a question about an image, dense and compressed.
+    """Ask a question about an image or a clip, dense and compressed.
 
     Prints side by side: answers, visual tokens, and the times of all parts.
 
     Example: foveate ask photo.jpg "what is this ?" --spec cluster:64
     """
-    from foveate.images import open_image
-
     with spinner("Reading the image"):
+        from PIL import Image
+
         from foveate import asking
         from foveate.devices import placement_of
         from foveate.families import family_of
-        from foveate.families.prompt_check import layout_of_prompt
         from foveate.files import shown_path
         from foveate.loading import commit_of, load_model, load_processor, skeleton
-        from foveate.prompts import check_question, question_inputs
+        from foveate.prompts import check_question
         from foveate.schedule import tokens_after
         from foveate.spec import as_spec
         from foveate.view import writable
@@ -87,7 +95,7 @@ def ask(
         # All input is checked before the model is loaded.
         question = check_question(question)
         specs = [as_spec(text) for text in spec or ()]
-        opened = open_image(image)
+        opened = open_visual(image, frames, fps)
         if picture is not None and _is_one_file(writable(picture), image):
             raise FoveateError(f"--picture would overwrite {shown_path(image)}; choose another name")
         silence_transformers()
@@ -95,15 +103,18 @@ def ask(
     with finding(model):
         commit = commit_of(model, revision)
         processor, family = load_processor(model, revision=commit), family_of(skeleton(model, revision=commit))
-        inputs = question_inputs(processor, opened, question)
-        layout = layout_of_prompt(family, inputs)
+        longest = getattr(family.config.get_text_config(), "max_position_embeddings", None)
+        # Nobody has asked for so many frames.
+        room = longest - max_new_tokens if longest is not None and frames is None and fps is None else None
+        opened, found = fitting_prompt(family, processor, image, opened, question, room)
         if picture is not None and not family.knows_grids:
             raise FoveateError(
                 f"no picture can be drawn: where the tokens of {family.title} are in the image is unknown; ask without "
                 "--picture"
             )
         for each in specs:
-            tokens_after(each, family, layout)
+            for layout in dict.fromkeys(found.layouts):
+                tokens_after(each, family, layout)
 
     with loading(model):
         network = load_model(model, revision=commit, **arguments)
@@ -111,12 +122,12 @@ def ask(
     with progress_bar("Asking") as advance:
         for number, each in enumerate((None, *specs)):
             advance(number, 1 + len(specs), f"Asking {each or 'dense'}")
-            answers.append(asking.ask(network, processor, inputs, each, max_new_tokens))
+            answers.append(asking.ask(network, processor, found.inputs, each, max_new_tokens))
     if picture is not None:
         with spinner("Drawing", working=True):
             from foveate.view import save_picture
 
-            save_picture(_panels(network, processor, inputs, opened, question, specs, answers), picture)
+            save_picture(_picture(network, processor, found, opened, question, specs, answers), picture)
 
     placement = placement_of(network)
     if as_json:
@@ -125,6 +136,7 @@ def ask(
         print_json(
             {
                 "image": str(image),
+                **clip_json(opened, found.way),
                 "question": question,
                 "model": model_title(model),
                 "revision": commit,
@@ -137,6 +149,8 @@ def ask(
         return
     screen = console()
     screen.print(_answer_table(question, answers, screen.width))
+    if found.way is not None and not isinstance(opened, Image.Image):
+        screen.print(clip_line(image, opened, found.way, family.title), soft_wrap=True)
     screen.print(f"Model: {model_title(model, revision)}, {placement.title}.", style="dim")
     screen.print(f"Times are milliseconds, the median of {_runs(answers)} after a warm-up.", style="dim")
     if picture is not None:
@@ -193,34 +207,43 @@ def _runs(answers: Sequence[Answer]) -> str:
     return f"{most} runs" if fewest == most else f"{fewest} to {most} runs"
 
 
-def _panels(
+def _picture(
     model: Any,
     processor: Any,
-    inputs: dict[str, Any],
-    image: Image.Image,
+    prompt: VisualPrompt,
+    opened: Image.Image | Clip,
     question: str,
     specs: Sequence[Spec],
     answers: Sequence[Answer],
 ) -> Image.Image:
-    """Draw a panel for each answer, dense first."""
+    """Draw what is kept for each answer, dense first: over the image, or over the frames of a clip."""
     import torch
+    from PIL import Image
 
     from foveate.asking import seen_part
     from foveate.engine import compress
     from foveate.engine.encode import moved
     from foveate.families import family_of
-    from foveate.families.prompt_check import layout_of_prompt
-    from foveate.view import Panel, draw
+    from foveate.view import Panel, Strip, draw, draw_strips
 
     family = family_of(model)
-    layout = layout_of_prompt(family, inputs)
     vision = model.config.vision_config
     patch = int(vision.patch_size) * int(getattr(vision, "spatial_merge_size", 1))
-    panels = [Panel(layout, "dense", f'{layout.total} tokens: "{answers[0].text}"', patch=patch)]
-    inputs = moved(inputs, family.device)
+    layouts, count = prompt.layouts, answers[0].tokens_before
+    strips = [Strip(layouts, "dense", f'{count} tokens: "{answers[0].text}"', patch=patch)]
+    inputs = moved(prompt.inputs, family.device)
     for spec, answer in zip(specs, answers[1:], strict=True):
         with torch.inference_mode():
-            (kept,) = compress(model, inputs, spec).images
-        note = f'{kept.after} of {kept.before} tokens: "{answer.text}"'
-        panels.append(Panel(layout, str(spec), note, kept.plan, kept.seen, patch))
-    return draw(seen_part(processor, image), panels, question)
+            kept = compress(model, inputs, spec).images
+        note = f'{sum(each.after for each in kept)} of {count} tokens: "{answer.text}"'
+        plans, seen = tuple(each.plan for each in kept), tuple(each.seen for each in kept)
+        strips.append(Strip(layouts, str(spec), note, plans, seen, patch))
+    if isinstance(opened, Image.Image):
+        (layout,) = layouts
+        panels = [
+            Panel(layout, each.title, each.note, next(iter(each.plans), None), next(iter(each.seen), None), patch)
+            for each in strips
+        ]
+        return draw(seen_part(processor, opened), panels, question)
+    frames = [seen_part(processor, frame, of_clip=prompt.way != "images") for frame in opened.frames]
+    return draw_strips(frames, opened.times, strips, question)

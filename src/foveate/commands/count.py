@@ -1,8 +1,13 @@
-"""`foveate count`: how many visual tokens an image makes."""
+"""`foveate count`: how many visual tokens an image or a clip makes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from foveate.commands.options import (
+    FpsOption,
+    FramesOption,
     ImageArgument,
     JsonOption,
     ModelOption,
@@ -20,6 +25,12 @@ from foveate.commands.output import (
     spinner,
     table,
 )
+from foveate.commands.visuals import clip_json, clip_line, open_visual
+
+if TYPE_CHECKING:
+    from foveate.families import Family
+    from foveate.layout import Layout
+    from foveate.spec import Spec
 
 
 def count(
@@ -27,52 +38,52 @@ def count(
     model: ModelOption = None,
     revision: RevisionOption = None,
     spec: SpecsOption = None,
+    frames: FramesOption = None,
+    fps: FpsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Count the visual tokens of an image, dense and compressed.
+    """Count the visual tokens of an image or a clip, dense and compressed.
 
     Nothing is run, and the model's weights are not needed.
 
     Example: foveate count photo.jpg --spec cluster:64 --spec prumerge:auto
     """
-    from foveate.images import open_image
-
     with spinner("Counting"):
-        from foveate.families.prompt_check import layout_of_prompt
+        from foveate.clips import Clip
         from foveate.loading import commit_of, family_without_weights, load_processor
-        from foveate.prompts import question_inputs
-        from foveate.schedule import tokens_between, tokens_per_layer
         from foveate.spec import as_spec
+        from foveate.visual_prompts import visual_prompt
 
         specs = [as_spec(text) for text in spec or ()]
-        opened = open_image(image)
+        opened = open_visual(image, frames, fps)
         silence_transformers()
     with finding(model):
         commit = commit_of(model, revision)
         processor, family = load_processor(model, revision=commit), family_without_weights(model, revision=commit)
-        layout = layout_of_prompt(family, question_inputs(processor, opened, "?"))
-        counts = [
-            (str(spec), *tokens_between(spec, family, layout), tokens_per_layer(spec, family, layout)) for spec in specs
-        ]
-    grids = [(segment.t, segment.h, segment.w) for segment in layout.segments]
+        found = visual_prompt(family, processor, opened, "?")
+        counts = [(str(spec), *_totals(spec, family, found.layouts)) for spec in specs]
+    grids = [(segment.t, segment.h, segment.w) for layout in found.layouts for segment in layout.segments]
+    content, total = (sum(getattr(layout, name) for layout in found.layouts) for name in ("content", "total"))
+    width, height = opened.size
     if as_json:
         print_json(
             {
                 "image": str(image),
-                "width": opened.width,
-                "height": opened.height,
+                "width": width,
+                "height": height,
+                **clip_json(opened, found.way),
                 "model": model_title(model),
                 "revision": commit,
                 "grids": [list(grid) for grid in grids],
-                "content": layout.content,
-                "structural": len(layout.structural),
-                "total": layout.total,
+                "content": content,
+                "structural": total - content,
+                "total": total,
                 "after": [
                     {
                         "spec": name,
                         "fewest": fewest,
                         "tokens": most,
-                        "share": most / layout.total,
+                        "share": most / total,
                         "mean_over_layers": sum(layers) / len(layers),
                         "layers": list(layers),
                     }
@@ -81,21 +92,36 @@ def count(
             }
         )
         return
-    grid = " + ".join(f"{h} x {w}" if t == 1 else f"{t} x {h} x {w}" for t, h, w in grids)
-    tokens = f"{layout.content} tokens of content"
-    if layout.structural:
-        tokens += f" and {len(layout.structural)} structural ones"
+    repeated = found.way is not None and len(found.layouts) > 1 and len(set(found.layouts)) == 1
+    named = grids[: len(grids) // len(found.layouts)] if repeated else grids
+    grid = " + ".join(f"{h} x {w}" if t == 1 else f"{t} x {h} x {w}" for t, h, w in named)
+    grid = f"{len(found.layouts)} times a grid of {grid}" if repeated else f"a grid of {grid}"
+    tokens = f"{content} tokens of content"
+    if total > content:
+        tokens += f" and {total - content} structural ones"
     screen = console()
-    screen.print(f"{image}: {opened.width} x {opened.height} pixels", soft_wrap=True)
-    screen.print(f"In {model_title(model, revision)}: a grid of {grid}, {tokens}", soft_wrap=True)
+    screen.print(f"{image}: {width} x {height} pixels", soft_wrap=True)
+    screen.print(f"In {model_title(model, revision)}: {grid}, {tokens}", soft_wrap=True)
     shown = table("spec")
     add_number_columns(shown, "visual tokens", "of dense", "mean over layers")
-    shown.add_row("dense", f"{layout.total}", "100.0%", f"{layout.total:.1f}")
+    shown.add_row("dense", f"{total}", "100.0%", f"{total:.1f}")
     for name, fewest, most, layers in counts:
         # Where the content decides, only a run of the encoder gives the number between the two.
         ends = dict.fromkeys((fewest, most))
-        shares = " to ".join(f"{tokens / layout.total:.1%}" for tokens in ends)
+        shares = " to ".join(f"{tokens / total:.1%}" for tokens in ends)
         mean = f"{sum(layers) / len(layers):.1f}"
         shown.add_row(name, " to ".join(map(str, ends)), shares, mean if len(ends) == 1 else f"at most {mean}")
     screen.print(shown)
+    if isinstance(opened, Clip) and found.way is not None:
+        screen.print(clip_line(image, opened, found.way, family.title), soft_wrap=True)
     screen.print(JSON_HINT, style="dim")
+
+
+def _totals(spec: Spec, family: Family, layouts: Sequence[Layout]) -> tuple[int, int, list[int]]:
+    """Return the fewest and the most visual tokens of some images after a spec, and the most in each layer."""
+    from foveate.schedule import tokens_between, tokens_per_layer
+
+    between = {layout: tokens_between(spec, family, layout) for layout in layouts}
+    layers = {layout: tokens_per_layer(spec, family, layout) for layout in layouts}
+    fewest, most = (sum(between[layout][end] for layout in layouts) for end in (0, 1))
+    return fewest, most, [sum(numbers) for numbers in zip(*(layers[layout] for layout in layouts), strict=True)]

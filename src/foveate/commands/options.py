@@ -10,7 +10,39 @@ import typer
 from foveate.device_names import check_device_name
 from foveate.errors import FoveateError
 
-ImageArgument = Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.", show_default=False)]
+ImageArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="IMAGE",
+        help="An image file, or a clip: a video file, an animation, a folder of frames.",
+        show_default=False,
+    ),
+]
+
+CLIP_PANEL = "Clips"
+"""The heading under which help lists the options that choose frames."""
+
+FramesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--frames",
+        metavar="N",
+        help="Of a clip: how many frames, evenly spaced in time.",
+        show_default="8",
+        rich_help_panel=CLIP_PANEL,
+    ),
+]
+
+FpsOption = Annotated[
+    float | None,
+    typer.Option(
+        "--fps",
+        metavar="F",
+        help="Of a clip: how many frames of each second.",
+        show_default=False,
+        rich_help_panel=CLIP_PANEL,
+    ),
+]
 
 ModelOption = Annotated[
     str | None,

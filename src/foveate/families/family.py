@@ -155,6 +155,8 @@ class Family(Decoder, ABC):
     """The inputs that describe clips, pixels first; dropped from a call as `pixel_inputs` are."""
     clip_places: ClassVar[tuple[str, ...]] = ()
     """Where steps can act on clips, as in `places`; () refuses clips."""
+    clips_are_images: ClassVar[bool] = False
+    """Whether the processor takes a clip and writes it as images, with text between them."""
     stacks_clips: ClassVar[bool] = False
     """Whether the model takes the features of its clips as one tensor, and not as a list."""
 
@@ -367,6 +369,10 @@ class Family(Decoder, ABC):
         """Frames of a clip that the encoder takes together, and makes one frame of visual tokens of."""
         return 1
 
+    def frame_layout(self, height: int, width: int) -> Layout:
+        """Return the layout of a frame of a clip that is written as images; by default that of an image."""
+        return self.image_layout(height, width)
+
     def clip_layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """Return the layout of each clip, in prompt order, from the processor's output; no encoder runs.
 
@@ -396,8 +402,10 @@ class Family(Decoder, ABC):
         return layout.run_lengths
 
     def token_types(self, input_ids: Tensor) -> Tensor:
-        """Return the token types of prompts `(B, S)` as the processor writes them: by default 1 at placeholders."""
-        return (input_ids == self.image_token).int()
+        """Return the token types of prompts `(B, S)` as the processor writes them: by default 1 at images."""
+        types = (input_ids == self.image_token).int()
+        # Families that take clips need not repeat that their type is 2.
+        return types.masked_fill(input_ids == self.video_token, 2) if self.clip_places else types
 
     def attention_blocks(self, types: Tensor) -> Tensor:
         """Return the block of columns that look in both directions, -1 for none, from token types: `(B, S)` int64.

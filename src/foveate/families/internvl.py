@@ -46,6 +46,7 @@ class InternVl(ArrangedTiles):
         "OpenGVLab/InternVL3_5-30B-A3B-HF",
     )
     core_class = "InternVLModel"
+    clips_are_images = True
     encoders = ("internvl_vision",)
     stacked = True
     outside_encoder = "the pixel shuffle after its encoder reads blocks of patches, which merging would break up"
@@ -102,6 +103,10 @@ class InternVl(ArrangedTiles):
         cut = rows * columns
         grid = TileGrid(cut + 1, rows, columns) if cut > 1 else TileGrid()
         return self.tiled(grid, self.tile_side)
+
+    def frame_layout(self, height: int, width: int) -> Layout:
+        """Return one tile, whatever the size."""
+        return self.tiled(TileGrid(), self.tile_side)
 
     def vision_shape(self) -> VisionShape:
         """Read InternViT's sizes."""

@@ -13,7 +13,9 @@ from foveate.layout import Layout
 
 
 def prompt_layouts(family: Family, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
-    """Return the layouts of a prompt's images, and check that the prompt's ids fit them and the model.
+    """Return the layouts of a prompt's images or clips, and check that the prompt's ids fit them and the model.
+
+    Of a prompt with both, images come first.
 
     Args:
         family: of the model; that of `loading.family_without_weights` is enough.
@@ -22,12 +24,14 @@ def prompt_layouts(family: Family, inputs: Mapping[str, Any]) -> tuple[Layout, .
     Raises:
         FoveateError: placeholders and visual tokens differ in number, or an id is not in the model's vocabulary.
     """
-    layouts = family.layouts(inputs)
+    clips = family.clip_layouts(inputs) if inputs.get(family.video_inputs[0]) is not None else ()
+    layouts = (*family.layouts(inputs), *clips) if not clips or inputs.get("pixel_values") is not None else clips
     ids: Tensor = inputs["input_ids"]
-    images = ids == family.image_token
+    images = family.placeholders(ids)
     written, wanted = int(images.sum()), sum(layout.placeholders for layout in layouts)
     if written != wanted:
-        images_given = f"{len(layouts)} image{'' if len(layouts) == 1 else 's'}"
+        noun = "clip" if len(clips) == len(layouts) else "image"
+        images_given = f"{len(layouts)} {noun}{'' if len(layouts) == 1 else 's'}"
         raise FoveateError(
             f"the processor writes {written} tokens for {images_given}, and the encoder makes {wanted}; processor and "
             "model don't belong together"

@@ -7,6 +7,8 @@ from typing import Any
 
 from foveate.families.idefics3 import Idefics3
 from foveate.families.registry import register_family
+from foveate.families.tiling import TileGrid
+from foveate.layout import Layout
 
 
 @register_family
@@ -21,7 +23,12 @@ class SmolVlm(Idefics3):
         "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
     )
     core_class = "SmolVLMModel"
+    clips_are_images = True
     encoders = ("smolvlm_vision", "smolvlm_vision_model")
+
+    def frame_layout(self, height: int, width: int) -> Layout:
+        """Return one tile, whatever the size."""
+        return self.tiled(TileGrid(), self.tile_side)
 
     def tile_counts(self, inputs: Mapping[str, Any]) -> list[int]:
         """Return the tiles of each row of the prompt; where all are zeros, the model sees the first one."""

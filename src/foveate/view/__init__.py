@@ -1,5 +1,6 @@
 """Look at what a plan does: pictures of what is kept, dropped and merged."""
 
 from foveate.view.overlay import Panel, draw, draw_panel, save_picture, writable
+from foveate.view.strip import Strip, draw_strips
 
-__all__ = ["Panel", "draw", "draw_panel", "save_picture", "writable"]
+__all__ = ["Panel", "Strip", "draw", "draw_panel", "draw_strips", "save_picture", "writable"]

@@ -24,10 +24,10 @@ __all__ = ["Panel", "draw", "draw_panel", "save_picture", "writable"]
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
 
-_GROUND: Final = (15, 18, 24)
-_INK: Final = (240, 243, 248)
-_QUIET: Final = (152, 160, 174)
-_SLOT: Final = (255, 255, 255)
+GROUND: Final = (15, 18, 24)
+INK: Final = (240, 243, 248)
+QUIET: Final = (152, 160, 174)
+SLOT: Final = (255, 255, 255)
 _GOLDEN: Final = 0.618033988749895
 _DIM: Final = 0.16
 _TINT: Final = 0.42
@@ -79,9 +79,9 @@ def draw_panel(image: Image.Image, panel: Panel, side: int = 672) -> Image.Image
     check_kind("image", image, Image.Image, "a PIL image")
     check_kind("panel", panel, Panel, "a Panel")
     seen = panel.seen or panel.layout
-    group, slots = _groups(panel.plan, seen.content)
+    group, slots = groups_of(panel.plan, seen.content)
     alone = np.bincount(group[group >= 0], minlength=1).max(initial=0) <= 1
-    colours = None if alone else _palette(int(group.max()) + 1)
+    colours = None if alone else palette(int(group.max()) + 1)
     grids = list(zip(_over_image(panel.layout.segments), _over_image(seen.segments), strict=True))
     largest = max(range(len(grids)), key=lambda number: grids[number][0].size)
     drawn: list[Image.Image] = []
@@ -90,13 +90,13 @@ def draw_panel(image: Image.Image, panel: Panel, side: int = 672) -> Image.Image
         inside = [place[slot] for slot in slots if slot in place]
         size = side if number == largest else side // 2
         owner = group[tokens]
-        drawn.append(_grid(image, full.shape, owner, inside, colours, size, panel.patch))
+        drawn.append(draw_grid(image, full.shape, owner, inside, colours, size, panel.patch))
     top = drawn.pop(largest)
     if not drawn:
         return top
     gap = max(2, side // 40)
     width = max(top.width, sum(each.width for each in drawn) + gap * (len(drawn) - 1))
-    sheet = Image.new("RGB", (width, top.height + gap + max(each.height for each in drawn)), _GROUND)
+    sheet = Image.new("RGB", (width, top.height + gap + max(each.height for each in drawn)), GROUND)
     sheet.paste(top, (0, 0))
     left = 0
     for each in drawn:
@@ -125,7 +125,7 @@ def _over_image(segments: Sequence[Segment]) -> list[np.ndarray]:
     return grids
 
 
-def _grid(
+def draw_grid(
     image: Image.Image,
     full: tuple[int, ...],
     owner: np.ndarray,
@@ -141,7 +141,7 @@ def _grid(
         full: rows and columns of the grid without any step.
         owner: `(rows, columns)`, the group of each token, -1 for none.
         slots: places in it that are kept.
-        colours: `(groups, 3)`.
+        colours: `(groups, 3)`; NaN leaves the tokens of a group without one.
         side: the longer side of the result, in pixels.
         patch: pixels of the model's input along one side of a token.
     """
@@ -158,9 +158,12 @@ def _grid(
 
     alone = colours is None
     shown = _wide((owner >= 0)[..., None].astype(np.float32), cell)
-    dim = pixels.mean(axis=2, keepdims=True) * _DIM + np.array(_GROUND, dtype=np.float32) * 0.6
+    dim = pixels.mean(axis=2, keepdims=True) * _DIM + np.array(GROUND, dtype=np.float32) * 0.6
     # The image stays visible under the colours of the groups.
-    lit = pixels if colours is None else (1 - _TINT) * pixels + _TINT * _wide(colours[owner.clip(0)], cell)
+    lit = pixels
+    if colours is not None:
+        tint = _wide(colours[owner.clip(0)], cell)
+        lit = np.where(np.isnan(tint), pixels, (1 - _TINT) * pixels + _TINT * tint)
     picture = Image.fromarray((shown * lit + (1 - shown) * dim).clip(0, 255).astype(np.uint8), "RGB")
 
     if alone and len(slots) == owner.size:
@@ -211,16 +214,16 @@ def draw(image: Image.Image, panels: Sequence[Panel], heading: str = "", side: i
             2 * margin + across * width + (across - 1) * gap,
             2 * margin + head + down * (height + caption) + (down - 1) * gap,
         ),
-        _GROUND,
+        GROUND,
     )
     pen = ImageDraw.Draw(sheet)
     if heading:
-        _write(pen, (margin, margin), heading, sheet.width - 2 * margin, top, _INK, bold=True)
+        write(pen, (margin, margin), heading, sheet.width - 2 * margin, top, INK, bold=True)
     for number, (panel, one) in enumerate(zip(panels, drawn)):
         x = margin + (number % across) * (width + gap)
         y = margin + head + (number // across) * (height + caption + gap)
-        _write(pen, (x, y), panel.title, width, large, _INK, bold=True)
-        _write(pen, (x, y + round(large * 1.35)), panel.note, width, small, _QUIET)
+        write(pen, (x, y), panel.title, width, large, INK, bold=True)
+        write(pen, (x, y + round(large * 1.35)), panel.note, width, small, QUIET)
         sheet.paste(one, (x, y + caption), _rounded(one.size, round(side * 0.012)))
     return sheet
 
@@ -253,7 +256,7 @@ def save_picture(picture: Image.Image, path: str | Path) -> Path:
     return path
 
 
-def _groups(plan: Plan | None, count: int) -> tuple[np.ndarray, list[int]]:
+def groups_of(plan: Plan | None, count: int) -> tuple[np.ndarray, list[int]]:
     """Return per token the kept token that gets most of it, -1 if it is dropped; and the slots."""
     if plan is None:
         return np.arange(count), list(range(count))
@@ -266,7 +269,7 @@ def _groups(plan: Plan | None, count: int) -> tuple[np.ndarray, list[int]]:
     return group.cpu().numpy(), slots
 
 
-def _palette(count: int) -> np.ndarray:
+def palette(count: int) -> np.ndarray:
     """Return colours in which consecutive numbers differ clearly: `(count, 3)` float32, 0 to 255."""
     colours = [
         colorsys.hsv_to_rgb((number * _GOLDEN) % 1.0, (0.62, 0.85, 0.5)[number % 3], (0.95, 0.8, 1.0)[number % 3])
@@ -288,7 +291,7 @@ def _ruled(picture: Image.Image, rows: int, columns: int, cell: tuple[int, int],
         pen.line([(column * cell[0], 0), (column * cell[0], picture.height)], fill=round(255 * strength))
     for row in range(1, rows):
         pen.line([(0, row * cell[1]), (picture.width, row * cell[1])], fill=round(255 * strength))
-    return Image.composite(Image.new("RGB", picture.size, _GROUND), picture, lines)
+    return Image.composite(Image.new("RGB", picture.size, GROUND), picture, lines)
 
 
 def _borders(picture: Image.Image, owner: np.ndarray, cell: tuple[int, int]) -> Image.Image:
@@ -302,7 +305,7 @@ def _borders(picture: Image.Image, owner: np.ndarray, cell: tuple[int, int]) -> 
     for row, column in zip(*np.nonzero(owner[1:] != owner[:-1])):
         x, y = column * cell[0], (row + 1) * cell[1]
         pen.rectangle([x, y - thick // 2, x + cell[0], y + thick // 2 - (thick > 1)], fill=190)
-    return Image.composite(Image.new("RGB", picture.size, _GROUND), picture, lines)
+    return Image.composite(Image.new("RGB", picture.size, GROUND), picture, lines)
 
 
 def _outlined(
@@ -318,8 +321,8 @@ def _outlined(
         box = [x + inset, y + inset, x + cell[0] - 1 - inset, y + cell[1] - 1 - inset]
         if not alone and inset > 1:
             # A dark rim, so that white shows on light colours too.
-            pen.rectangle([box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1], outline=_GROUND, width=thick + 2)
-        pen.rectangle(box, outline=_SLOT, width=thick)
+            pen.rectangle([box[0] - 1, box[1] - 1, box[2] + 1, box[3] + 1], outline=GROUND, width=thick + 2)
+        pen.rectangle(box, outline=SLOT, width=thick)
     return picture
 
 
@@ -329,7 +332,7 @@ def _rounded(size: tuple[int, int], radius: int) -> Image.Image:
     return mask.resize(size, Image.Resampling.LANCZOS)
 
 
-def _write(
+def write(
     pen: ImageDraw.ImageDraw,
     place: tuple[int, int],
     text: str,
@@ -337,15 +340,29 @@ def _write(
     size: int,
     colour: tuple[int, int, int],
     bold: bool = False,
-) -> None:
-    """Write as much of a text as fits into `width` pixels."""
+    right: bool = False,
+) -> int:
+    """Write as much of a text as fits into `width` pixels, and return how many it takes.
+
+    Args:
+        pen: draws on the picture.
+        place: the upper left corner; with `right`, the upper right one.
+        text: one line.
+        width: the most pixels.
+        size: of the letters, in pixels.
+        colour: of the letters.
+        bold: whether they are bold.
+        right: whether the text ends at the place.
+    """
     text = " ".join(text.split())
     letters = _font(size, bold, text.isascii())
     shown = text
     while shown and letters.getlength(shown) > width:
         text = text[:-1]
         shown = text.rstrip() + "..."
-    pen.text(place, shown, colour, letters)
+    taken = round(letters.getlength(shown))
+    pen.text((place[0] - taken, place[1]) if right else place, shown, colour, letters)
+    return taken
 
 
 @cache

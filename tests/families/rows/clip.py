@@ -37,7 +37,8 @@ LLAVA_WORDS = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3, "<image>": 5}
 
 LLAVA_CHAT = (
     "{% for turn in messages %}{{ turn.role }} : {% for part in turn.content %}"
-    "{% if part.type == 'image' %}<image> {% else %}{{ part.text }} {% endif %}{% endfor %}{% endfor %}"
+    "{% if part.type == 'image' %}<image> {% elif part.type == 'video' %}<video> {% else %}{{ part.text }} {% endif %}"
+    "{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}assistant : {% endif %}"
 )
 

@@ -91,7 +91,8 @@ WORDS = {
 
 CHAT = (
     "{% for turn in messages %}{{ turn.role }} : {% for part in turn.content %}"
-    "{% if part.type == 'image' %}<IMG_CONTEXT>{% else %} {{ part.text }} {% endif %}{% endfor %}{% endfor %}"
+    "{% if part.type == 'image' %}<IMG_CONTEXT>{% elif part.type == 'video' %}<video>{% else %} {{ part.text }} "
+    "{% endif %}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}assistant : {% endif %}"
 )
 
