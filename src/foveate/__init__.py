@@ -19,13 +19,26 @@ if TYPE_CHECKING:
     from foveate.atp import ATP
     from foveate.costmodel import Cost, Device, cost
     from foveate.embedded import reference
-    from foveate.engine import Encoded, Report, Run, ShortInputs, apply, compress, encode, timed
+    from foveate.engine import (
+        Encoded,
+        Report,
+        Run,
+        ShortInputs,
+        apply,
+        attach,
+        attached_spec,
+        compress,
+        detach,
+        encode,
+        timed,
+    )
     from foveate.errors import FoveateError, FoveateWarning
     from foveate.keep import Keep
     from foveate.layout import Layout, Segment
     from foveate.loading import load
     from foveate.methods import Method, PixelMethod, ScoredMethod, register
     from foveate.plan import Plan
+    from foveate.saved import from_pretrained, save
     from foveate.spec import Spec, Step, as_spec, parse
     from foveate.stream import Stream
     from foveate.tokens import EncoderAttention, EncoderKeys, VisualTokens
@@ -37,12 +50,17 @@ __version__ = "0.2.0"
 
 __all__ = [
     "apply",
+    "attach",
+    "detach",
+    "attached_spec",
     "compress",
     "encode",
     "timed",
     "Stream",
     "cost",
     "load",
+    "save",
+    "from_pretrained",
     "reference",
     "as_spec",
     "parse",
@@ -76,7 +94,19 @@ __all__ = [
 _HOME = {
     "foveate.atp": ("ATP",),
     "foveate.costmodel": ("cost", "Cost", "Device"),
-    "foveate.engine": ("apply", "compress", "encode", "timed", "Run", "Report", "ShortInputs", "Encoded"),
+    "foveate.engine": (
+        "apply",
+        "attach",
+        "attached_spec",
+        "detach",
+        "compress",
+        "encode",
+        "timed",
+        "Run",
+        "Report",
+        "ShortInputs",
+        "Encoded",
+    ),
     "foveate.errors": ("FoveateError", "FoveateWarning"),
     "foveate.keep": ("Keep",),
     "foveate.layout": ("Layout", "Segment"),
@@ -84,6 +114,7 @@ _HOME = {
     "foveate.methods": ("Method", "ScoredMethod", "PixelMethod", "register"),
     "foveate.plan": ("Plan",),
     "foveate.embedded": ("reference",),
+    "foveate.saved": ("from_pretrained", "save"),
     "foveate.spec": ("as_spec", "parse", "Spec", "Step"),
     "foveate.stream": ("Stream",),
     "foveate.tokens": ("VisualTokens", "EncoderAttention", "EncoderKeys"),

@@ -23,8 +23,8 @@ _SAMPLES = 64
 """Values of each weight that count in the fingerprint of a model."""
 _ANSWER_SAMPLES = 4096
 """Values of each weight that count where answers are compared."""
-_INCIDENTAL = frozenset({"_name_or_path", "transformers_version"})
-"""Keys of a configuration that don't change the model: the folder and the version that it was loaded with."""
+_INCIDENTAL = frozenset({"_name_or_path", "transformers_version", "foveate"})
+"""Keys of a configuration that don't change the dense model: its folder, a version, the spec that it is saved with."""
 
 
 def model_fingerprint(core: nn.Module) -> str:

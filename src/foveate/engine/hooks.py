@@ -50,7 +50,8 @@ class StaysWithModel:
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise FoveateError(
             "a model can't be copied or pickled whole while foveate.apply is open on it, since its hooks would go "
-            "along; end the apply first, or take model.state_dict() or model.save_pretrained()"
+            "along; end the apply first (foveate.detach ends what attach began), or take model.state_dict() or "
+            "model.save_pretrained()"
         )
 
 
@@ -455,7 +456,6 @@ class DecoderHooks(StaysWithModel):
 # On a method that is not `forward`: torch has hooks for `forward` alone
 
 _lock = threading.RLock()  # a handle that is collected inside the lock removes its hooks in it, too
-_handles: weakref.WeakKeyDictionary[nn.Module, dict[str, list[MethodHook]]] = weakref.WeakKeyDictionary()
 
 
 class MethodHook:
@@ -481,13 +481,12 @@ class MethodHook:
         if module is None:
             return
         with _lock:
-            listeners = _handles[module][self._name]
-            listeners.remove(self)
-            if not listeners:
-                del _handles[module][self._name]
-                own = vars(module).pop(self._name).own
-                if own is not None:
-                    vars(module)[self._name] = own
+            listened = vars(module)[self._name]
+            listened.listeners.remove(self)
+            if not listened.listeners:
+                del vars(module)[self._name]
+                if listened.own is not None:
+                    vars(module)[self._name] = listened.own
 
 
 def on_call(
@@ -517,15 +516,14 @@ def on_call(
     """
     hook = MethodHook(module, name, before, after, ended)
     with _lock:
-        listeners = _handles.setdefault(module, {})
-        if name not in listeners:
-            listeners[name] = []
+        if not hasattr(vars(module).get(name), "listeners"):
             vars(module)[name] = _listened(module, name)
-        listeners[name].append(hook)
+        vars(module)[name].listeners.append(hook)
     return hook
 
 
 def _listened(module: nn.Module, name: str) -> Any:
+    """Return what stands for a module's method while it has `listeners`; `own` is what the module itself had there."""
     # The class's method is bound at each call: held here, the module would keep itself alive.
     own, shared = vars(module).get(name), getattr(type(module), name)
     owner = weakref.ref(module)
@@ -534,8 +532,7 @@ def _listened(module: nn.Module, name: str) -> Any:
 
     @functools.wraps(shared)
     def listened(*args: Any, **kwargs: Any) -> Any:
-        this = owner()
-        listeners = tuple(_handles.get(this, {}).get(name, ())) if this is not None else ()
+        this, listeners = owner(), tuple(noted.listeners)
         try:
             for each in listeners:
                 if each.before is not None:
@@ -554,4 +551,6 @@ def _listened(module: nn.Module, name: str) -> Any:
     noted: Any = listened
     noted.__signature__ = signature
     noted.own = own
+    # Here and not in a list of all models, which would keep each of them while it is listened to.
+    noted.listeners = []
     return noted
