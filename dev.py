@@ -40,6 +40,8 @@ BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 CONSTRAINTS = ROOT / "constraints.txt"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+ALONE = ("torchvision", "timm")
+"""Packages that only tests use, each installed without what it needs: their own needs would bring torch for CUDA."""
 
 Command = tuple[str, ...]
 
@@ -219,8 +221,9 @@ def set_up(extras: tuple[str, ...], groups: tuple[str, ...]) -> None:
         if subprocess.run([*install, *arguments]).returncode:
             sys.exit("pip could not install the packages; its message above says why")
     if "test" in wanted:
-        # Only tests look into this folder: see tests/conftest.py.
-        install_alone(PYTHON, "torchvision", pins()["torchvision"], VENV / "torchvision")
+        # Only tests look into these folders: see tests/conftest.py.
+        for package in ALONE:
+            install_alone(PYTHON, package, pins()[package], VENV / package)
     unfinished = stamp.with_name(stamp.name + ".partial")
     unfinished.write_text(json.dumps({**state, "parts": wanted}))
     unfinished.replace(stamp)

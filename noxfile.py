@@ -30,8 +30,9 @@ def install(session: nox.Session, *groups: str) -> None:
     needs = nox.project.dependency_groups(PROJECT, *groups)
     session.install("--constraint", "constraints.txt", "--editable", ".[bench,train]", *needs)
     if "test" in groups:
-        # Only tests look into this folder: see tests/conftest.py.
-        dev.install_alone(python, "torchvision", dev.pins()["torchvision"], python.parents[1] / "torchvision")
+        # Only tests look into these folders: see tests/conftest.py.
+        for package in dev.ALONE:
+            dev.install_alone(python, package, dev.pins()[package], python.parents[1] / package)
 
 
 @nox.session(python=PYTHONS)

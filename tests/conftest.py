@@ -36,13 +36,19 @@ settings.load_profile("same")
 
 # Processors of Qwen and of video need torchvision's Python, not its operators. Beside a torch for CPUs the wheel can't
 # load these, and its import fails. So dev.py and nox put it into a folder of its own, which only tests look into.
-TORCHVISION = Path(sys.prefix) / "torchvision"
+# Encoders of timm need torchvision in turn, so it has such a folder, too.
+ALONE = ("torchvision", "timm")
+
+
+def offer(package: str) -> None:
+    """Make a package importable that lies in a folder of its own."""
+    folder = Path(sys.prefix) / package
+    if find_spec(package) is None and folder.exists():
+        sys.path.append(str(folder))
 
 
 def offer_torchvision() -> Library | None:
-    """Make torchvision importable: declare the two operators that its import names, if its own don't load."""
-    if find_spec("torchvision") is None and TORCHVISION.exists():
-        sys.path.append(str(TORCHVISION))
+    """Declare the two operators that the import of torchvision names, if its own don't load."""
     found = find_spec("torchvision")
     if found is None or found.origin is None:
         return None
@@ -66,6 +72,8 @@ def decode_image(source: str | Tensor, mode: object = None, apply_exif_orientati
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
 
 
+for alone in ALONE:
+    offer(alone)
 operators = offer_torchvision()  # which live as long as this name
 
 # Programs that run tests may set the width of their own terminal; commands have theirs.

@@ -84,11 +84,11 @@ def test_every_development_package_is_pinned() -> None:
         assert name[0].lower().replace("_", "-") in pinned, need
 
 
-def test_torchvision_is_pinned_but_nobody_needs_it() -> None:
-    """It is installed by itself: as a need, it would replace torch by the build for CUDA."""
+def test_what_is_installed_alone_is_pinned_and_nobody_needs_it() -> None:
+    """As a need, it would replace torch by the build for CUDA."""
     dev = script("dev")
-    assert "torchvision" in dev.pins()
-    assert "torchvision" not in (ROOT / "pyproject.toml").read_text()
+    assert set(dev.ALONE) == {"torchvision", "timm"} <= dev.pins().keys()
+    assert not any(package in (ROOT / "pyproject.toml").read_text() for package in dev.ALONE)
 
 
 _OPENS = re.compile(

@@ -3,9 +3,9 @@
 import re
 from collections import Counter
 
-from foveate.families import families, family_of
+from foveate.families import families, family_class
 from foveate.listing import every_family
-from foveate.support import example_model, released_as
+from foveate.support import example_family, released_as
 
 
 def test_no_two_families_name_the_same_released_model() -> None:
@@ -19,4 +19,4 @@ def test_no_two_families_name_the_same_released_model() -> None:
 
 def test_an_example_of_each_family_is_of_that_family() -> None:
     for each in families():
-        assert type(family_of(example_model(each))) is each
+        assert family_class(example_family(each).config) is each

@@ -14,8 +14,8 @@ from typing import Any
 import transformers
 
 from foveate import FoveateWarning
-from foveate.errors import UnsupportedFamily
-from foveate.families import Generic, family_of
+from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.families import Generic, families, family_class, family_of
 
 VERSION = "5.23"
 """The minor version of transformers that the page is of."""
@@ -76,9 +76,9 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
     "blip-2": {"image_token_id": 5},
     "instructblip": {"image_token_id": 5},
     "minicpm_ocr": {"image_token_id": 5},
-    "minicpmv4_6": {"image_token_id": 5},
     "minicpmv4_7": {"image_token_id": 5},
     "nemotron_h_omni": {"image_token_id": 5},
+    **{family.name: family.example for family in families() if family.example and family.name == family.kind()},
 }
 """The fields of a configuration that a type needs beside its defaults."""
 
@@ -117,7 +117,13 @@ def answer(kind: str) -> Answer:
     Raises:
         NotBuilt: transformers can't build it.
     """
-    model = built(kind)
+    config = configured(kind)
+    try:
+        # What builds a model of it may be missing here: some encoders are another package's.
+        family = family_class(config).of_config(config)
+        return Answer(_title(kind), family.title, family.places)
+    except FoveateError:
+        model = built(kind)
     title = type(model).__name__.partition("For")[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FoveateWarning)
@@ -151,17 +157,40 @@ def page() -> str:
     return HEAD + taken + REFUSED + refused + NOT_BUILT + ", ".join(unknown) + ".\n"
 
 
+def _title(kind: str) -> str:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as NAMES
+
+    return NAMES[kind].partition("For")[0]
+
+
+def configured(kind: str) -> Any:
+    """Return the default configuration of this type, with `FIELDS` in it.
+
+    Raises:
+        NotBuilt: transformers has none.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.for_model(kind, **FIELDS.get(kind, {}))
+    except Exception as error:  # whatever a configuration's own code raises
+        raise NotBuilt(f"{kind}: {type(error).__name__}: {error}") from error
+
+
 def built(kind: str) -> Any:
     """Build a model of this type on the meta device, from the default configuration and `FIELDS`.
 
     Raises:
-        NotBuilt: transformers can't build it.
+        NotBuilt: transformers can't build it, or only with timm, which may be here or not.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers import AutoModelForImageTextToText
 
+    config = configured(kind)
+    if getattr(getattr(config, "vision_config", None), "model_type", None) == "timm_wrapper":
+        raise NotBuilt(f"{kind}: its encoder is one of timm")
     try:
         with torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **FIELDS.get(kind, {})))
+            return AutoModelForImageTextToText.from_config(config)
     except Exception as error:  # whatever a model's own code raises
         raise NotBuilt(f"{kind}: {type(error).__name__}: {error}") from error

@@ -13,7 +13,7 @@ from foveate.families import Family, families, family_of
 from foveate.listing import Listing, listing
 from foveate.loading import model_of_type
 from foveate.methods import method_class
-from foveate.support import example_model, why_refused
+from foveate.support import example_family, why_refused
 from generators.markdown import fill, table
 
 HEAD = """\
@@ -48,7 +48,7 @@ def page() -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FoveateWarning)
         for each in families():
-            columns.setdefault(_column(methods, family_of(example_model(each)), reasons), []).append(each.title)
+            columns.setdefault(_column(methods, example_family(each), reasons), []).append(each.title)
         other = _column(methods, family_of(model_of_type(UNDESCRIBED)), reasons)
     titles = [_title(names) for names in columns.values()]
     rows = []

@@ -437,9 +437,12 @@ _LARGEST_TEXT: Final = 256 * 2**20
 """In bytes; the largest vocabularies have about 40 MB."""
 
 
+_REQUIRED: Final = re.compile(r"requires the (\S+) library")
+
+
 def _lacking(error: ImportError) -> str:
     """Say which package an import failed for, and what to do."""
-    required = re.search(r"requires the (\S+) library", str(error))
+    required = _REQUIRED.search(str(error))
     if required is not None:
         package = required[1].lower()
         return f"it needs {package}, which is missing; install it (torchvision from the same index as torch)"
@@ -451,6 +454,8 @@ def _lacking(error: ImportError) -> str:
 
 def _broken(source: _Source, what: str, error: Exception) -> FoveateError:
     """Return the error of one line for what transformers raised."""
+    if isinstance(error, ImportError) and _REQUIRED.search(str(error)):
+        return FoveateError(f"the model of {source.name} can't be made: {_lacking(error)}")
     if source.hub:
         lacking = "does not appear to have a file named model.safetensors" in str(error)
         reason = _why_unreachable(source) if lacking else error

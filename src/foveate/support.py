@@ -9,10 +9,9 @@ from typing import Any
 from foveate.errors import FoveateError, FoveateWarning
 from foveate.families import Family, families, family_of
 from foveate.listing import Listing, Support, described_family, listing
-from foveate.loading import model_of_type
 from foveate.schedule import schedule
 
-__all__ = ["example_model", "released_as", "spec_for", "support", "why_refused"]
+__all__ = ["described", "example_family", "released_as", "spec_for", "support", "why_refused"]
 
 
 def released_as(checkpoint: str) -> type[Family] | None:
@@ -37,11 +36,15 @@ def support(model: Any) -> Support:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FoveateWarning)
-        family = family_of(model)
+        return described(family_of(model))
+
+
+def described(family: Family) -> Support:
+    """Describe one model by its family, which may have been made from a configuration."""
     return described_family(
         family,
         str(getattr(family.config, "model_type", "")),
-        len(family.decoder_layers),
+        family.decoder_depth,
         {each.name: reason for each in listing() if (reason := why_refused(each, family))},
         family.note,
     )
@@ -50,7 +53,7 @@ def support(model: Any) -> Support:
 def why_refused(method: Listing, family: Family) -> str:
     """Return why a method with its default options doesn't work on a family; "" if it does."""
     try:
-        schedule(spec_for(method, len(family.decoder_layers)), family)
+        schedule(spec_for(method, family.decoder_depth), family)
     except FoveateError as error:
         reason = str(error).replace(family.title, "this model")
         # Equal reasons of several methods have equal texts.
@@ -67,12 +70,13 @@ def spec_for(method: Listing, layers: int) -> str:
     return f"{method.spec}@{','.join(map(str, places))}"
 
 
-def example_model(family: type[Family]) -> Any:
-    """Build a model of a family on the meta device, with the default configuration of its type and no weights.
+def example_family(family: type[Family]) -> Family:
+    """Make a family from the default configuration of its type, without a model: what builds one may be missing.
 
-    >>> from foveate.families import family_of
-    >>> family_of(example_model(released_as("llava-hf/llava-1.5-7b-hf"))).title
-    'LLaVA'
+    >>> example_family(released_as("llava-hf/llava-1.5-7b-hf")).decoder_depth
+    32
     """
+    from transformers import AutoConfig
+
     encoder = {"vision_config": {"model_type": family.encoders[0]}} if family.encoders else {}
-    return model_of_type(family.kind(), {**family.example, **encoder})
+    return family.of_config(AutoConfig.for_model(family.kind(), **{**family.example, **encoder}))

@@ -135,3 +135,15 @@ def test_a_processor_that_needs_a_missing_package(directory_of_qwen, wide, monke
     said = Commands().refused("count", wide, "--model", directory_of_qwen)
     words = "it needs torchvision, which is missing; install it (torchvision from the same index as torch)"
     assert said.endswith(words)
+
+
+def test_a_model_that_needs_a_missing_package(directory_of_qwen, monkeypatch):
+    from transformers import AutoModelForImageTextToText
+
+    def missing(*arguments, **options):
+        raise ImportError("\nTimmWrapperModel requires the timm library\nand more advice")
+
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_config", missing)
+    said = Commands().refused("families", directory_of_qwen)
+    assert "can't be made: it needs timm, which is missing; install it" in said
+    assert "download" not in said

@@ -84,7 +84,9 @@ def test_features_that_are_not_finite(row: Row, value: float, kind: str) -> None
             return output
         rows = output if isinstance(output, torch.Tensor) else getattr(output, "pooler_output", output[0])
         # The last of all rows belongs to the last image.
-        rows.flatten(0, -2)[-row.pictures["C"].tiles[-1][0].w - 1 :, 3] = value
+        while rows.ndim > 2:
+            rows = rows[-1]
+        rows[-row.pictures["C"].tiles[-1][0].w - 1 :, 3] = value
         return output
 
     spoiled = family.tower if family.projects_each else family.projected_module

@@ -89,12 +89,12 @@ def _list(as_json: bool) -> None:
 
 def _look_at(model: str, revision: str | None) -> Support:
     from foveate.loading import commit_of, known_types, model_of_type, skeleton
-    from foveate.support import example_model, released_as, support
+    from foveate.support import described, example_family, released_as, support
 
     family = None if revision else released_as(model)
     # How many layers a released model has, only its configuration tells.
     if family is not None:
-        return replace(support(example_model(family)), layers=0)
+        return replace(described(example_family(family)), layers=0)
     if revision is None and model in known_types():
         return replace(support(model_of_type(model)), layers=0)
     with finding(model):

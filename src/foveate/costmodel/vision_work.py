@@ -93,6 +93,8 @@ def projector_work(shape: VisionShape | None, tokens: int, batch: int, size: int
     rows = batch * tokens
     if shape is None or not rows:
         return CallPart("projector", ())
+    if shape.projects_patches:
+        rows *= shape.merge**2
     ops = _attending(shape, rows, size) if shape.attends else list[Op]()
     for width, following in _projector_layers(shape):
         if ops:
@@ -116,7 +118,8 @@ def _mlp(shape: VisionShape) -> Mlp:
 def _projector_layers(shape: VisionShape) -> list[tuple[int, int]]:
     """Return the width that each matrix of a projector reads, and the one that it makes."""
     between = (shape.decoder_width,) if shape.projector_widths is None else shape.projector_widths
-    layers = list(pairwise([shape.projector_inputs, *between, shape.decoder_width]))
+    inputs = shape.width if shape.projects_patches else shape.projector_inputs
+    layers = list(pairwise([inputs, *between, shape.decoder_width]))
     return layers[:-1] + layers[-2:] if shape.gated_projector else layers
 
 

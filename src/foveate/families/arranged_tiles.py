@@ -19,6 +19,8 @@ PREVIEW = 8
 """Values along one side of a small picture of a tile."""
 _ALIKE = (0.5, 0.01)
 """How far a picture put together from tiles may be from the whole one: a share of its variance, and a little more."""
+_EQUAL = 1e-6
+"""By how much more two pictures may be off and still count as equally near."""
 
 
 class ArrangedTiles(TiledFamily):
@@ -128,27 +130,36 @@ def nearest_shape(height: int, width: int, edge: int, fewest: int = 1, most: int
     return best
 
 
-def _arranged(previews: Tensor) -> list[TileGrid]:
-    """Return how tiles of one run lie, from small pictures of them `(tiles, C, h, w)`; the last is the whole image.
+def arrangement(tiles: Tensor, whole: Tensor) -> tuple[int, int]:
+    """Return the rows and columns in which tiles make the picture of a whole image; (0, 0) if in none.
 
-    >>> whole = torch.arange(16.0).view(1, 1, 4, 4)
-    >>> halves = torch.cat([half.repeat_interleave(2, dim=3) for half in whole.split(2, dim=3)])
-    >>> _arranged(torch.cat([halves, whole]))
-    [TileGrid(tiles=3, rows=1, columns=2)]
+    Where several do so equally well, as for a blank page, the most nearly square one is returned.
+
+    >>> whole = torch.arange(16.0).view(1, 4, 4)
+    >>> halves = torch.stack([half.repeat_interleave(2, dim=2) for half in whole.split(2, dim=2)])
+    >>> arrangement(halves, whole), arrangement(torch.zeros(6, 1, 4, 4), torch.zeros(1, 4, 4))
+    ((1, 2), (2, 3))
+
+    Args:
+        tiles: small pictures of them, `(tiles, channels, height, width)`.
+        whole: one of the image, `(channels, height, width)`.
     """
-    *_, height, width = previews.shape
-    count = previews.shape[0] - 1
-    # The processor makes one tile, or two and more and the whole image.
-    if count < 2:
-        return [TileGrid()] * (count + 1)
-    whole, errors = previews[-1:], []
-    arrangements = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
-    for rows, columns in arrangements:
-        picture = previews[:-1].unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
-        errors.append((adaptive_avg_pool2d(picture[None], (height, width)) - whole).square().mean())
-    least, best = torch.stack(errors).min(dim=0)
+    count, (_, height, width), errors = tiles.shape[0], whole.shape, []
+    shapes = [(rows, count // rows) for rows in range(1, count + 1) if count % rows == 0]
+    shapes.sort(key=lambda shape: abs(shape[0] - shape[1]))
+    for rows, columns in shapes:
+        picture = tiles.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+        errors.append((adaptive_avg_pool2d(picture[None], (height, width))[0] - whole).square().mean())
+    found = torch.stack(errors)
     share, more = _ALIKE
-    if not bool(least <= share * whole.var(correction=0) + more):
-        return [TileGrid()] * (count + 1)
-    rows, columns = arrangements[int(best)]
-    return [TileGrid(count + 1, rows, columns)]
+    if not bool(found.min() <= share * whole.var(correction=0) + more):
+        return 0, 0
+    return shapes[int((found <= found.min() + _EQUAL).int().argmax())]
+
+
+def _arranged(previews: Tensor) -> list[TileGrid]:
+    """Return how tiles of one run lie, from small pictures of them `(tiles, C, h, w)`; the last is the whole image."""
+    count = previews.shape[0]
+    # The processor makes one tile, or two and more and the whole image.
+    shape = arrangement(previews[:-1], previews[-1]) if count > 2 else (0, 0)
+    return [TileGrid(count, *shape)] if all(shape) else [TileGrid()] * count

@@ -45,6 +45,7 @@ class VisionShape:
             computes its output, which nothing reads.
         merged_after: encoder layer, counted from zero, after which windows of 2 x 2 patches become one row each, by
             attention within them and an MLP that reads them side by side; None if patches stay.
+        projects_patches: whether the projector runs on each patch, and a visual token is the mean of what it makes.
         attends: whether the projector reads what attention finds in a token's patches, whose mean asks for it.
 
     Raises:
@@ -74,6 +75,7 @@ class VisionShape:
     whole_projector: bool = False
     pooling: bool = False
     merged_after: int | None = None
+    projects_patches: bool = False
     attends: bool = False
 
     def __post_init__(self) -> None:
@@ -106,7 +108,7 @@ class VisionShape:
 
     @property
     def projector_inputs(self) -> int:
-        """Values that the projector reads of one visual token."""
+        """Values that the projector reads of one visual token, of all its patches together."""
         if self.attends:
             return self.width
         side = self.merge if self.merged_after is None else self.merge // 2

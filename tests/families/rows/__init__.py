@@ -4,6 +4,7 @@ A family joins with one file here, named like its `model_type`.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from pkgutil import iter_modules
 
 import transformers
@@ -22,7 +23,11 @@ FAMILIES = {row.name for row in _EVERY}
 _VERSION = transformers.__version__.split(".")[:2]
 
 ROWS: tuple[Row, ...] = tuple(
-    row for row in _EVERY if row.broken != ".".join(_VERSION) and row.since <= tuple(int(part) for part in _VERSION)
+    row
+    for row in _EVERY
+    if row.broken != ".".join(_VERSION)
+    and row.since <= tuple(int(part) for part in _VERSION)
+    and all(find_spec(package) for package in row.needs)
 )
 
 LLAVA: Row = next(row for row in ROWS if row.name == "llava")

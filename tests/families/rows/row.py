@@ -86,6 +86,7 @@ class Row:
         break_token: the id of structural tokens that are text.
         written: turns a layout into token ids, for a family whose processor writes other text with a picture, too.
         since: the first version of transformers whose model can be used.
+        needs: packages beside transformers without which its model can't be built.
         broken: a version of transformers whose model can't be given shorter images, "5.20" for instance.
         full_attention: whether dropping a token is masking it. Where it isn't, because a window counts columns or a
             layer mixes what it reads into a memory, what is right is the model fed the kept embeddings and positions by
@@ -100,11 +101,13 @@ class Row:
         one_frame: whether the dense model's encoder takes images of one frame alone.
         compiles: whether torch.compile takes the dense model without a warning.
         uncounted: the share of a tiny encoder's work that the cost model leaves out: in a real one it is nothing.
+        chunks: whether `generate` of the dense model takes `prefill_chunk_size`.
         made_up_devices: whether the dense model runs on devices that the tests make up; they can't stand for real ones
             where sizes of a tensor are given as tensors.
         words: special tokens of the tokenizer and their ids, the placeholder among them.
         processor: from a tokenizer, the model's configuration and "torchvision" or "pil", which computes with images:
             the family's real processor with its chat template.
+        joins: whether the processor makes one tensor of images of different sizes; if not, the family joins them.
         clips: what clips are to it; None for a family that takes none.
         shown: letters that stand for others, for tests of images that are to run on clips.
     """
@@ -128,6 +131,7 @@ class Row:
     break_token: int = 0
     written: Callable[[Layout], list[int]] | None = None
     since: tuple[int, int] = (5, 18)
+    needs: tuple[str, ...] = ()
     broken: str = ""
     full_attention: bool = True
     plain: bool = True
@@ -135,6 +139,7 @@ class Row:
     logits_to_keep: bool = True
     unanswerable: tuple[int, ...] = ()
     offloads: bool = True
+    chunks: bool = True
     made_up_devices: bool = True
     compiles: bool = True
     uncounted: float = 0.0
@@ -142,6 +147,7 @@ class Row:
     one_frame: bool = False
     words: Mapping[str, int] = field(default_factory=dict)
     processor: Callable[[Any, Any, str], Any] | None = None
+    joins: bool = True
     clips: Clips | None = None
     shown: Mapping[str, str] = field(default_factory=dict)
 
@@ -155,6 +161,9 @@ class Row:
         torch.manual_seed(0)
         model: Any = self.make()
         model.set_attn_implementation(attention)
+        for module in model.modules():
+            if hasattr(module, "fused_attn"):  # transformers doesn't tell timm
+                module.fused_attn = attention != "eager"
         # Random decoders of few layers hardly look at anything: larger weights make their attention matter.
         with torch.no_grad():
             for name, weight in model.named_parameters():
