@@ -9,12 +9,15 @@ import test_contract as contract
 import test_visibility as visibility
 import torch
 from rows.gemma4 import ROW, make_gemma4
-from rows.row import Row
+from rows.row import INSTALLED, Row
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from foveate.costmodel import cost_of_layouts, device, read_model
 from foveate.engine import apply
 from foveate.errors import FoveateError
 from foveate.families import family_class, family_of
+from foveate.schedule import last_layer
 
 KINDS = ("sliding_attention", "full_attention") * 3
 SHARED = replace(
@@ -86,6 +89,59 @@ def test_what_is_dropped_before_them_is_gone_in_every_layer() -> None:
         model(**inputs)
     handle.remove()
     assert seen[0].shape[-2:] == (6 + 13, 6 + 13)
+
+
+alone = pytest.mark.skipif(INSTALLED < (5, 23), reason="transformers runs every layer on every token")
+
+
+@alone
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@torch.no_grad()
+def test_the_last_layers_see_the_last_token_alone(attention: str, side: str) -> None:
+    """As in the untouched model; but not where what comes out of every layer is wanted, or a step acts inside."""
+    model = shared(SHARED, attention)
+    inputs = SHARED.inputs("t6 A t5", "t2 B t3", side=side)
+    seen: list[int] = []
+    last = family_of(model).decoder_layers[-1]
+    handle = last.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape[1]))  # pyright: ignore
+    try:
+        with apply(model, "random:6") as run:
+            whole = model(**inputs, use_cache=True).logits[:, -1:]
+            last_alone = model(**inputs, use_cache=True, logits_to_keep=1).logits
+            model(**inputs, use_cache=True, logits_to_keep=1, output_hidden_states=True)
+        with apply(model, "random:6@2"):
+            model(**inputs, use_cache=True, logits_to_keep=1)
+    finally:
+        handle.remove()
+    assert {image.after for image in run.report().images} == {6}
+    torch.testing.assert_close(last_alone, whole, atol=1e-5, rtol=1e-5)
+    columns = 6 + 13
+    assert seen == [columns, 1, columns, columns]
+
+
+@alone
+def test_costs_count_the_last_layers_on_the_last_token_alone() -> None:
+    """No step, one before the decoder, one inside it; torch's own counter says so."""
+    model = shared(SHARED)
+    inputs, family = SHARED.inputs("t6 A t5"), family_of(model)
+    for spec in ("random:1.0", "random:6", "random:6@2"):
+        with apply(model, spec), FlopCounterMode(display=False, depth=None) as counter, torch.inference_mode():
+            model(**inputs, use_cache=True, logits_to_keep=1)
+        counts = counter.get_flop_counts().items()
+        (done,) = (sum(of.values()) for name, of in counts if name.endswith("model.language_model"))
+        told = cost_of_layouts(
+            read_model(model.config), spec, family.layouts(inputs), 13, 1, 1, device("h100"), "float32"
+        )
+        assert told.part("prefill").flops == pytest.approx(done, rel=0.005), spec
+
+
+@pytest.mark.parametrize("read", [0, 2])
+def test_a_layer_is_searched_among_those_whose_keys_are_read(read: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = family_of(shared(SHARED))
+    assert last_layer(family) == 2
+    monkeypatch.setattr(type(family), "key_layers", lambda self: (0, 1, 2, 3, read, 3))
+    assert last_layer(family) == read
 
 
 @torch.no_grad()

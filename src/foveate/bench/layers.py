@@ -15,6 +15,7 @@ from foveate.bench.tasks import TaskImage, TaskQuestion
 from foveate.engine import apply
 from foveate.errors import FoveateError
 from foveate.scenes import scene
+from foveate.schedule import last_layer
 from foveate.spec import Spec, SpecLike, Step, as_spec
 
 
@@ -99,6 +100,8 @@ def find_layer(
 ) -> LayerSearch:
     """Try a rule at the input of every decoder layer but the first, on one question about each picture.
 
+    Layers behind one whose keys a later layer reads are left out: no step can drop tokens there.
+
     Visual Tokens Withdrawal (arXiv 2405.05803) finds its layer like this, on twenty questions. Its authors stop at the
     first layer that is low enough; here all later ones must be, too.
 
@@ -125,7 +128,9 @@ def find_layer(
         for number, picture in enumerate(pictures)
     ]
     asker.check(asked)
-    layers = range(1, len(asker.family.decoder_layers))
+    layers = range(1, last_layer(asker.family) + 1)
+    if not layers:
+        raise FoveateError("there is no layer to try: later layers of this decoder read the keys of its first one")
     away = torch.zeros(len(layers), dtype=torch.float64)
     same = torch.zeros(len(layers), dtype=torch.float64)
     whole = len(pictures) * (1 + len(layers))

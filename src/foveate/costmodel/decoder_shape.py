@@ -99,6 +99,14 @@ class Attention:
             *self._caching(batch * tokens, size),
         ]
 
+    def last(self, hidden: int, batch: int, tokens: int, size: int) -> list[Op]:
+        """Count the work on the last of `tokens` tokens, whose keys and values an earlier layer has made."""
+        keys = tokens if self.window is None else min(tokens, self.window)
+        return [
+            *self._projections(batch, hidden, size),
+            attention(batch, self.heads, self.groups, self.head, 1, keys, size),
+        ]
+
     def _caching(self, rows: int | float, size: int) -> list[Op]:
         """Return the work of writing the keys and values of `rows` columns."""
         if self.borrowed:
@@ -386,12 +394,22 @@ class DecoderShape:
         norms = (2 * len(self.layers) + 1) * self.hidden
         return layers + norms + self.vocabulary * self.hidden * (1 if self.tied else 2)
 
-    def prefill(self, lengths: Sequence[int], batch: int, size: int) -> CallPart:
-        """Count the work of all layers on a prompt; `lengths` are the tokens of a row in each layer."""
+    def prefill(self, lengths: Sequence[int], batch: int, size: int, last_alone: bool = False) -> CallPart:
+        """Count the work of all layers on a prompt.
+
+        Args:
+            lengths: the tokens of a row in each layer.
+            batch: rows.
+            size: bytes of a number.
+            last_alone: whether layers that make no keys run on the last token alone.
+        """
         ops = self._embedding(batch * lengths[0], size)
         for (layer, tokens), times in Counter(zip(self.layers, lengths, strict=True)).items():
-            mixed = layer.mixer.prefill(self.hidden, batch, tokens, size)
-            ops += repeated([*mixed, *self._rest(layer, batch * tokens, size)], times)
+            if last_alone and isinstance(layer.mixer, Attention) and layer.mixer.borrowed:
+                mixed, rows = layer.mixer.last(self.hidden, batch, tokens, size), batch
+            else:
+                mixed, rows = layer.mixer.prefill(self.hidden, batch, tokens, size), batch * tokens
+            ops += repeated([*mixed, *self._rest(layer, rows, size)], times)
         ops.append(norm(batch * lengths[-1], self.hidden))
         return CallPart("prefill", tuple(ops))
 

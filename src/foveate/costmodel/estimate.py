@@ -214,11 +214,12 @@ def cost_of_layouts(
     # Hidden states come at full length to the head, whatever was left out before.
     logits = text_tokens + sum(image.layout.total for image in images) if model.family.all_logits else 1
     grids = [grid for image in images for grid in model.family.encoder_grids(image.seen)]
+    acts_inside = any(isinstance(step.place, int) for image in images for step in image.steps)
     parts = (
         encoder_work(model.vision, grids, batch, size, _patches_kept(images, model)),
         projector_work(model.vision, sum(_encoded(image, model) for image in images), batch, size),
         compressor_work(images, model, text_tokens, batch, size),
-        decoder.prefill(lengths, batch, size),
+        decoder.prefill(lengths, batch, size, last_alone=not acts_inside),
         decoder.head(new_tokens, batch, size, logits),
         decoder.decode(lengths, new_tokens - 1, batch, size),
     )

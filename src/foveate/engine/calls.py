@@ -231,8 +231,9 @@ class CoreCalls(StaysWithModel):
         else:
             call, pending = self._call_with_text(call, prefix)
         pending.seen = passed - new
-        # Some cores drop hidden states that predict nothing; the caller then takes what it wants from all of them.
-        call.pop("logits_to_keep", None)
+        # Some cores drop hidden states that predict nothing.
+        if "logits_to_keep" in call and not pending.ends_alike(call["logits_to_keep"], _passed(call).shape[1]):
+            del call["logits_to_keep"]
         self._pend(pending)
         if state is not None:
             self._local.cache = cache

@@ -30,6 +30,7 @@ class PendingCall:
         order: the number of each image of the call among them.
         prompt: what to remember of the call if it leaves no cache.
         seen: how many tokens were passed that the conversation held already.
+        last_alone: whether the core may return the hidden state of the last column alone.
     """
 
     restore: Tensor | None
@@ -40,6 +41,20 @@ class PendingCall:
     order: Sequence[int] = ()
     prompt: UncachedPrompt | None = None
     seen: int = 0
+    last_alone: bool = False
+
+    def ends_alike(self, last: Any, columns: int) -> bool:
+        """Note and return whether the core can be asked for the last column alone, as its caller was.
+
+        Args:
+            last: `logits_to_keep` of the call.
+            columns: of the shorter call, `M`.
+        """
+        self.last_alone = isinstance(last, int) and last == 1 and columns > 1 and self.decoder_pass is None
+        if self.last_alone and self.restore is not None:
+            # A row may end with padding, for which another column stands.
+            self.last_alone = bool((self.restore[:, -1] == columns - 1).all())
+        return self.last_alone
 
     def state_after(self) -> CacheState | None:
         """Return what the cache holds when the call is done, in every layer; None leaves its state as it is."""
@@ -58,6 +73,8 @@ class PendingCall:
             FoveateError: attention maps came that can't be spread over the full conversation.
         """
         hidden = output[0]
+        if self.last_alone and hidden.shape[1] == 1:
+            return output
         restored = self.restored(hidden)
         if isinstance(output, tuple):
             rest = (self._restored_field(_kind(value, hidden), value, state) for value in output[1:])

@@ -40,9 +40,9 @@ class Gemma4(Family):
     elsewhere. Where decoder layers get an input of their own for each token (per-layer embeddings), a merged token
     gets that of the place where it stands.
 
-    Without foveate, transformers runs the layers that make no keys and values on the prompt's last token alone when
-    `generate` reads the prompt. Under `apply` they run on every token that is left, so a prompt is read faster only if
-    few are; inputs from `compress` have both gains. Costs are counted with every layer on every token.
+    From 5.23 on, transformers runs the layers that make no keys and values on the prompt's last token alone when
+    `generate` reads the prompt, with steps before the decoder, too. With a step inside the decoder they run on every
+    token that is left, so a prompt is read faster only if few are. Costs are counted so.
 
     There is no [CLS]: `EncoderAttention` is the attention that the patches of a token receive, as a share of all
     attention between the image's patches. "exact" resizes an image by averaging its pixels down to a smaller grid, as

@@ -13,7 +13,7 @@ from foveate.schedule.count import (
 )
 from foveate.schedule.depth import scaled_layer, scaled_layers
 from foveate.schedule.expected import ExpectedTokens
-from foveate.schedule.steps import DecoderSteps, LayerStep, Schedule, SpecLike, check_clip_places, schedule
+from foveate.schedule.steps import DecoderSteps, LayerStep, Schedule, SpecLike, check_clip_places, last_layer, schedule
 
 __all__ = [
     "DecoderSteps",
@@ -25,6 +25,7 @@ __all__ = [
     "StepTokens",
     "check_clip_places",
     "count_tokens",
+    "last_layer",
     "scaled_layer",
     "scaled_layers",
     "schedule",

@@ -313,13 +313,19 @@ def _check_layer(step: Step, layer: int, family: Family) -> None:
         raise FoveateError(
             f"{step} acts at layer {layer}, and this decoder has {layers} layers; name one from 0 to {layers - 1}"
         )
-    borrowed = [(own, reader) for reader, own in enumerate(family.key_layers()) if own < reader]
-    if borrowed and layer > min(borrowed)[0]:
-        own, reader = min(borrowed)
+    last = last_layer(family)
+    if layer > last:
+        reader = family.key_layers().index(last, last + 1)
         raise FoveateError(
-            f"{step} acts at layer {layer}, and layer {reader} reads the keys and values of layer {own}, among which "
-            f"are those of the tokens that it drops; name a layer from 0 to {own}"
+            f"{step} acts at layer {layer}, and layer {reader} reads the keys and values of layer {last}, among which "
+            f"are those of the tokens that it drops; name a layer from 0 to {last}"
         )
+
+
+def last_layer(family: Family) -> int:
+    """Return the last decoder layer at whose input a step can drop tokens; later ones may read keys of earlier ones."""
+    borrowed = [own for reader, own in enumerate(family.key_layers()) if own < reader]
+    return min(borrowed, default=family.decoder_depth - 1)
 
 
 def _check_order(placement: _Placement, earlier: Sequence[_Placement], spec: Spec) -> None:
