@@ -187,7 +187,7 @@ def built(kind: str) -> Any:
     from transformers import AutoModelForImageTextToText
 
     config = configured(kind)
-    if getattr(getattr(config, "vision_config", None), "model_type", None) == "timm_wrapper":
+    if hasattr(getattr(config, "vision_config", None), "architecture"):
         raise NotBuilt(f"{kind}: its encoder is one of timm")
     try:
         with torch.device("meta"):
