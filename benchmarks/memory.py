@@ -3,7 +3,8 @@
 
 Counted are the storages that operations of torch make, until they are freed, and what NumPy allocates; features and
 signals don't count. SciPy's copy of the distances (`agglomerative`) is beyond both counts, and added where it matters.
-Every method that acts behind the encoder plans one image. Beside what is measured stands what `Method.memory` says.
+On Linux, the growth of the process is written down as well. Every method that acts behind the encoder plans one image,
+or one clip if it is for clips. Beside what is measured stands what `Method.memory` says.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 from _common import say
-from plans import WORDS, can_be_planned, visual_tokens
+from plans import WORDS, picture, visual_tokens
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -28,37 +29,39 @@ from torch.utils._pytree import tree_leaves
 from foveate.bench.environment import environment
 from foveate.errors import FoveateError
 from foveate.files import write_json
-from foveate.methods import Method, method_names
+from foveate.methods import Method, PixelMethod, method_class, method_names
 from foveate.methods.arithmetic import products
 from foveate.spec import parse
 
-OPTIONS = {"vispruner": ":step=512"}
+OPTIONS = {"vispruner": ":step=2048"}
 """What makes a method with many rounds end sooner; it changes no memory."""
+KEPT = {"dycoke": 1 / 2, "frames": 1 / 2}
+"""The share that is kept by methods that can't keep as little as the others."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     integers = {"type": lambda text: [int(each) for each in text.split(",")], "metavar": "N,N"}
-    parser.add_argument("--tokens", default=[4096, 16_384, 65_536], **integers, help="visual tokens of an image")
-    parser.add_argument("--width", type=int, default=64, help="of features and keys")
-    parser.add_argument("--keep", type=int, default=64, help="tokens that are kept")
+    parser.add_argument("--tokens", default=[576, 4096, 16_384, 65_536], **integers, help="visual tokens of an image")
+    parser.add_argument("--width", type=int, default=1024, help="of features and keys")
+    parser.add_argument("--keep", type=float, default=1 / 64, help="share that is kept")
     parser.add_argument("--methods", type=lambda text: text.split(","), help="names; all if left out")
     parser.add_argument("--out", type=Path, default=Path("results/memory.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
-    names = arguments.methods or [name for name in method_names() if can_be_planned(name)]
+    names = arguments.methods or [name for name in method_names() if plans_tokens(name)]
     with torch.inference_mode():
         for name in names:
             for tokens in arguments.tokens:
-                spec = f"{name}:{arguments.keep}{OPTIONS.get(name, '')}"
-                rows.append(measure(name, spec, tokens, arguments.width))
-                say(f"{spec:28} {tokens:7} {rows[-1]}")
+                kept = max(1, round(tokens * KEPT.get(name, arguments.keep)))
+                rows.append(measure(name, f"{name}:{kept}{OPTIONS.get(name, '')}", tokens, arguments.width))
+                say(str(rows[-1]))
     result = {
         "what": "the most bytes that a plan of one image holds at once, measured and estimated",
         "width": arguments.width,
-        "kept": arguments.keep,
+        "share": arguments.keep,
         "rows": rows,
         "environment": environment("cpu", time.perf_counter() - began),
     }
@@ -66,20 +69,48 @@ def main() -> int:
     return 0
 
 
+def plans_tokens(name: str) -> bool:
+    """Return whether a method acts on the tokens of an image or a clip and takes a keep."""
+    method = method_class(name)
+    return not issubclass(method, PixelMethod) and method.takes_keep
+
+
 def measure(name: str, spec: str, tokens: int, width: int) -> dict[str, Any]:
     """Measure one plan; a refusal is written down as its text."""
     method: Method = parse(spec).steps[0].method
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(1, tokens, width, generator=generator)
-    given = visual_tokens(method, features, torch.randn(1, WORDS, width, generator=generator))
+    features = picture(1, tokens, width)
+    given = visual_tokens(method, features, torch.randn(1, WORDS, width, generator=torch.Generator().manual_seed(1)))
     row = {"method": name, "spec": spec, "tokens": tokens, "estimate": method.memory(tokens, width)}
+    began = time.perf_counter()
+    # What the first plan imports doesn't count.
+    few = visual_tokens(method, features[:, :64], torch.zeros(1, WORDS, width))
+    parse(f"{name}:48").steps[0].method.plan(few)
+    signals = [given.signals[need] for need in method.needs]
+    before = grown()
     try:
-        most = most_bytes(lambda: method.plan(given), features, *(given.signals[need] for need in method.needs))
+        most = most_bytes(lambda: method.plan(given), features, *signals)
     except FoveateError as error:
         return row | {"refused": str(error)}
-    if name == "agglomerative" and tokens > products.WHOLE:
+    if before is not None:
+        row["resident"] = grown(before)
+    if name == "agglomerative" and tokens > products.WHOLE and row["estimate"] > 8 * tokens**2:
         most += 4 * tokens * (tokens - 1)
-    return row | {"bytes": most}
+    return row | {"bytes": most, "seconds": round(time.perf_counter() - began, 2)}
+
+
+def grown(before: int | None = None) -> int | None:
+    """Return how many bytes more the process held at most than `before`; without it, how many it holds now.
+
+    None where the system doesn't tell. A call without `before` begins to look for the most anew.
+    """
+    try:
+        if before is None:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    held = {name: value for name, _, value in (line.partition(":") for line in lines)}
+    return 1024 * int(held["VmRSS" if before is None else "VmHWM"].split()[0]) - (before or 0)
 
 
 class LiveBytes(TorchDispatchMode):
@@ -92,12 +123,22 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.most = 0
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        # An operation that is made of others is taken apart, so that what these make is counted, too.
+        with self:
+            out = function.decompose(*arguments, **(named or {}))
+        if out is not NotImplemented:
+            return out
         out = function(*arguments, **(named or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._add(leaf.untyped_storage())
-        self.most = max(self.most, self.now)
+        self.look()
         return out
+
+    def look(self) -> None:
+        """Add what NumPy held at most since the last look."""
+        self.most = max(self.most, self.now + tracemalloc.get_traced_memory()[1])
+        tracemalloc.reset_peak()
 
     def _add(self, storage: Any) -> None:
         key = storage._cdata
@@ -121,7 +162,8 @@ def most_bytes(plan: Callable[[], object], *given: Tensor) -> int:
     try:
         with LiveBytes(*given) as live:
             plan()
-        return live.most + tracemalloc.get_traced_memory()[1]
+            live.look()
+        return live.most
     finally:
         tracemalloc.stop()
 

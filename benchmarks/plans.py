@@ -172,7 +172,10 @@ def picture(images: int, tokens: int, width: int) -> Tensor:
 
 
 def visual_tokens(method: Method, features: Tensor, text: Tensor) -> VisualTokens:
-    """Return the features with random signals of every kind that the method needs."""
+    """Return the features with random signals of every kind that the method needs.
+
+    They are those of a clip if the method is for clips alone, otherwise those of an image.
+    """
     images, count, width = features.shape
     generator = torch.Generator().manual_seed(2)
 
@@ -185,7 +188,7 @@ def visual_tokens(method: Method, features: Tensor, text: Tensor) -> VisualToken
             case EncoderAttention():
                 answers[signal] = some(count) / count
             case EncoderKeys():
-                answers[signal] = some(count, 1024 if signal.heads == "full" else 64)
+                answers[signal] = some(count, min(width, 1024) if signal.heads == "full" else 64)
             case DecoderAttention():
                 heads = (HEADS,) if signal.heads == "each" else ()
                 words = (WORDS,) if signal.rows == "text" else ()
@@ -202,7 +205,14 @@ def visual_tokens(method: Method, features: Tensor, text: Tensor) -> VisualToken
                 answers[signal] = (torch.arange(WORDS) > 8).expand(images, -1).to(features.device)
             case Text():
                 answers[signal] = text
-    return VisualTokens(features, Layout((Segment(1, *sides(count)),)), Signals(answers))
+    grid = clip(count) if method.temporal else Segment(1, *sides(count))
+    return VisualTokens(features, Layout((grid,)), Signals(answers))
+
+
+def clip(count: int) -> Segment:
+    """Return a clip of this many tokens, with frames of 256 or fewer, all of one shape."""
+    each = next(each for each in range(min(256, count // 2), 0, -1) if count % each == 0)
+    return Segment(count // each, *sides(each))
 
 
 def sides(count: int) -> tuple[int, int]:

@@ -7,8 +7,8 @@ from variants import spec_of, variants
 
 from accelerator import PLACE, Accelerator, on_accelerator, on_host
 from foveate.errors import FoveateError
-from foveate.methods import Agglomerative, method_class
-from foveate.methods.arithmetic import products
+from foveate.methods import Agglomerative, agglomerative, method_class
+from foveate.methods.arithmetic import products, ward
 from foveate.plan import Plan
 from foveate.spec import parse
 from foveate.tokens import Layout, Segment, VisualTokens
@@ -58,7 +58,37 @@ def test_large_images_are_planned_the_same_in_blocks(spec: str, on_cpu: bool, mo
     check_same(plan(spec), here)
 
 
-def test_an_image_whose_distances_take_too_much_memory_is_refused() -> None:
+def blobs(count: int, width: int, things: int) -> torch.Tensor:
+    """Features `(2, count, width)` around some things, and a quarter of the tokens of each image equal."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, things, width, generator=generator)[:, torch.arange(count) % things]
+    x = x + 0.3 * torch.randn(2, count, width, generator=generator)
+    x[:, : count // 4] = x[:, :1]
+    return x
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_ward_without_distances_merges_the_same(on_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ward, "_BLOCK_BYTES", 4 * 600 * 64)
+    for features in (blobs(600, 16, 40), torch.randn(2, 600, 16, generator=torch.Generator().manual_seed(1))):
+        given = VisualTokens.of(features, (20, 30))
+        for kept in (7, 440):
+            monkeypatch.undo()
+            here = Agglomerative(keep=kept).plan(given)
+            monkeypatch.setattr(products, "on_cpu", lambda x: on_cpu)
+            monkeypatch.setattr(agglomerative, "_MOST_BYTES", 0)
+            check_same(Agglomerative(keep=kept).plan(given), here)
+
+
+def test_ward_ends_where_all_tokens_are_equal_or_none_has_a_distance() -> None:
+    parent, height = ward.ward_tree(torch.ones(300, 4))
+    assert parent[:-2].bincount().max() == 2
+    assert not height.any()
+    with pytest.raises(FoveateError, match="NaN or infinity"):
+        ward.ward_tree(torch.tensor([[0.0], [torch.nan]]))
+
+
+def test_average_linkage_of_too_many_tokens_is_refused() -> None:
     large = VisualTokens.of(torch.zeros(1, 65_536, 1), (256, 256))
-    with pytest.raises(FoveateError, match=r"36\.5 GB of distances between 65,536 tokens .* up to 2 GB; use dpc-knn"):
-        Agglomerative(keep=64).plan(large)
+    with pytest.raises(FoveateError, match=r"36\.5 GB of distances between 65,536 tokens .* 2 GB; use linkage=ward"):
+        Agglomerative(keep=64, linkage="average").plan(large)

@@ -16,6 +16,7 @@ from foveate.methods import Effort, FoveateError, Method, Plan, Positions, Visua
 from foveate.methods.arithmetic import products
 from foveate.methods.arithmetic.density import squared_distances
 from foveate.methods.arithmetic.groups import in_order, middles
+from foveate.methods.arithmetic.ward import cut, ward_bytes, ward_tree
 
 _MOST_BYTES = 2_000_000_000
 """The most bytes of distances of one image."""
@@ -40,9 +41,10 @@ class Agglomerative(Method):
 
     Cost: on a CPU the N (N - 1) / 2 distances in float64, twice, and SciPy's nearest-neighbour chain. On an accelerator
     one matrix of N x N distances, and passes over it in rounds; the number of rounds depends on the content: few if
-    many pairs are each other's nearest, N at worst. There the host waits after every sixth round. More tokens than 2 GB
-    of distances allow (about 15,000 on a CPU, 10,000 elsewhere) are refused. With thousands of tokens the method takes
-    more than a hundredth of the prefill that it saves on a CPU: `docs/speed.md`.
+    many pairs are each other's nearest, N at worst. There the host waits after every sixth round. Where distances take
+    more than 2 GB (about 15,000 tokens on a CPU, 10,000 elsewhere), "ward" keeps means of clusters in their place, and
+    computes 3 to 6 rows of distances per token again; "average" refuses. With thousands of tokens the method takes more
+    than a hundredth of the prefill that it saves on a CPU: `docs/speed.md`.
 
     >>> features = torch.tensor([[[0.0], [0.2], [5.0], [5.1], [9.0]]])
     >>> plan = Agglomerative(keep=3).plan(VisualTokens.of(features, (1, 5)))
@@ -56,8 +58,11 @@ class Agglomerative(Method):
     unchanged_if_all = True
 
     def memory(self, tokens: int, width: int) -> int:
-        """Estimate the distances: in float64 and the copy of SciPy."""
-        return _bytes(tokens, on_cpu=True) + (4 * tokens * width if tokens <= products.WHOLE else 0)
+        """Estimate the distances, in float64 and the copy of SciPy; with too many of them, the means of clusters."""
+        distances = _bytes(tokens, on_cpu=True)
+        if distances > _MOST_BYTES and self.linkage == "ward":
+            return ward_bytes(tokens, width)
+        return distances + (4 * tokens * width if tokens <= products.WHOLE else 0)
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Build the tree of all tokens and cut it into the clusters of the budget."""
@@ -65,13 +70,15 @@ class Agglomerative(Method):
         features = tokens.features
         count = features.shape[1]
         needed = _bytes(count, products.on_cpu(features))
-        if needed > _MOST_BYTES:
+        if needed > _MOST_BYTES and self.linkage == "ward":
+            group = torch.stack([cut(*ward_tree(each.float()), kept) for each in features])
+        elif needed > _MOST_BYTES:
             raise FoveateError(
-                f"agglomerative would hold {needed / 1e9:,.1f} GB of distances between {count:,} tokens at once, and "
-                f"takes up to {_MOST_BYTES / 1e9:g} GB; use dpc-knn or cluster, or a step before it that leaves fewer "
-                "tokens, such as pool"
+                f"agglomerative with linkage={self.linkage} would hold {needed / 1e9:,.1f} GB of distances between "
+                f"{count:,} tokens at once, and takes up to {_MOST_BYTES / 1e9:g} GB; use linkage=ward, which needs "
+                "none, or a step before it that leaves fewer tokens, such as pool"
             )
-        if products.on_cpu(features):
+        elif products.on_cpu(features):
             group = torch.stack([_linked(each[None], self.linkage, kept) for each in features])
         else:
             distances = squared_distances(features, whole=count).matrix

@@ -67,12 +67,11 @@ class Cluster(Method):
         return (EncoderAttention(layer=self.layer),) if self.take in {"weighted", "salient"} else ()
 
     def memory(self, tokens: int, width: int) -> int:
-        """Estimate the distances to centres, some of them twice, and copies of centres and of members."""
+        """Estimate the distances to centres, a block of them twice, and copies of centres."""
         kept = self.count(one_row(tokens))
-        distances = min(4 * tokens * kept, 4 * _MOST_DISTANCES if tokens * kept <= _MOST_DISTANCES else BLOCK_BYTES)
-        return (
-            distances + max(min(3 * distances // 4, 2 * BLOCK_BYTES), 12 * kept * width + tokens * width) + 30 * tokens
-        )
+        distances = 4 * tokens * kept
+        block = min(distances, BLOCK_BYTES)
+        return (distances if tokens * kept <= _MOST_DISTANCES else 0) + block + 12 * kept * width + 30 * tokens
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Run k-means over all images as one batch."""
@@ -222,9 +221,10 @@ def _compared(
         if len(moved) == centre.shape[0]:
             torch.addmm(centre.square().sum(dim=1)[:, None], centre, x.T, alpha=-2, out=distance)
         else:
-            target = centre[moved]
-            values = torch.addmm(target.square().sum(dim=1)[:, None], target, x.T, alpha=-2)
-            distance.index_copy_(0, moved, values)
+            for rows in products.row_blocks(len(moved), len(x), x):
+                target = centre[moved[rows]]
+                values = torch.addmm(target.square().sum(dim=1)[:, None], target, x.T, alpha=-2)
+                distance.index_copy_(0, moved[rows], values)
         nearest = distance.min(dim=0)
         return nearest.values, nearest.indices
     length = centre.square().sum(dim=1)
@@ -239,9 +239,13 @@ def _means_of(
 ) -> Float32[Tensor, "C D"]:
     """Return the means of some clusters."""
     number = torch.full((kept,), len(clusters)).index_copy_(0, clusters, torch.arange(len(clusters)))[group]
+    # The last row takes the members of other clusters.
+    sums = x.new_zeros(len(clusters) + 1, x.shape[1])
     if 4 * len(clusters) < kept:
         members = (number < len(clusters)).nonzero()[:, 0]
-        number, x = number[members], x[members]
-    # The last row takes the members of other clusters.
-    sums = x.new_zeros(len(clusters) + 1, x.shape[1]).index_add_(0, number, x)[:-1]
-    return sums.div_(number.bincount(minlength=len(clusters) + 1)[:-1, None])
+        number = number[members]
+        for rows in products.row_blocks(len(members), x.shape[1], x):
+            sums.index_add_(0, number[rows], x[members[rows]])
+    else:
+        sums.index_add_(0, number, x)
+    return sums[:-1].div_(number.bincount(minlength=len(clusters) + 1)[:-1, None])

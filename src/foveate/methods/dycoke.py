@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from foveate.methods import FoveateError, KeepError, Layout, Method, Plan, VisualTokens, register
-from foveate.methods.arithmetic.frames import by_frame, likeness
+from foveate.methods.arithmetic.frames import block_of_frames, by_frame, likeness_to_earlier
 
 
 @register("dycoke")
@@ -81,6 +81,10 @@ class DyCoke(Method):
             )
         return min(frame, (budget - whole * frame) // pruned)
 
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the comparison of a few frames at a time."""
+        return 5 * block_of_frames(3 * tokens // 4, width) + 17 * tokens
+
     def plan(self, tokens: VisualTokens) -> Plan:
         """Prune frames by their cosine to earlier ones."""
         features, layout = tokens.features, tokens.layout
@@ -94,7 +98,7 @@ class DyCoke(Method):
         entire, fewer, before = (
             numbers[begin:end] for begin, end in pairwise(accumulate((len(whole), len(pruned), len(pruned)), initial=0))
         )
-        alike = likeness(frames.index_select(1, fewer), frames.index_select(1, before))
+        alike = likeness_to_earlier(frames, fewer, before)
         least = alike.argsort(dim=2, stable=True)[..., : self._of_each(layout)]
         begins = torch.arange(frames.shape[1], device=features.device) * frames.shape[2]
         kept = (least + begins[fewer, None]).flatten(1)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from foveate.methods import Layout, ScoredMethod, VisualTokens, register
-from foveate.methods.arithmetic.frames import by_frame, likeness
+from foveate.methods.arithmetic.frames import FRAME, block_of_frames, by_frame, likeness_to_earlier
 
 
 @register("evs")
@@ -40,8 +40,13 @@ class EVS(ScoredMethod):
         (clip,) = layout.segments
         return max(clip.h * clip.w, self.keep.count(layout.content))
 
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the comparison of a few frames at a time."""
+        return 3 * block_of_frames(max(1, tokens - FRAME), width) + 17 * tokens
+
     def score(self, tokens: VisualTokens) -> Float[Tensor, "B N"]:
         """Score each token by how much it changed since the frame before; the first frame is above all."""
         frames = by_frame(tokens)
-        changed = 1 - likeness(frames[:, 1:], frames[:, :-1])
+        length = frames.shape[1]
+        changed = 1 - likeness_to_earlier(frames, range(1, length), range(length - 1))
         return torch.cat([torch.full_like(changed[:, :1], torch.inf), changed], dim=1).flatten(1)

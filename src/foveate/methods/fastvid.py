@@ -15,8 +15,9 @@ from torch.nn.functional import normalize
 
 from foveate.methods import Effort, EncoderAttention, KeepError, Layout, Method, Plan, Signal, VisualTokens, register
 from foveate.methods.arithmetic.density import density_peaks
-from foveate.methods.arithmetic.frames import by_frame, likeness
+from foveate.methods.arithmetic.frames import FRAME, by_frame, likeness
 from foveate.methods.arithmetic.parts import filled_up
+from foveate.methods.arithmetic.products import BLOCK_BYTES, row_blocks
 from foveate.numbers import Between
 
 
@@ -99,6 +100,12 @@ class FastVID(Method):
         kept = self.keep.count(tokens)
         return Effort(2 * tokens * kept * width / self.segments + 10 * tokens * kept, 60 + 12 * self.segments)
 
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the map of all kept tokens, and blocks of cosines; frames are taken to be of 256 tokens."""
+        mix = 4 * self.keep.count(tokens) * tokens + min(BLOCK_BYTES, 4 * tokens * width) // 2
+        densities = min(2 * BLOCK_BYTES, 8 * tokens * (width + FRAME))
+        return max(mix, densities) + 60 * tokens
+
     def plan(self, tokens: VisualTokens) -> Plan:
         """Cut the clip by the means of its frames, then choose and merge."""
         return self.plan_by(tokens, by_frame(tokens).float().mean(dim=2))
@@ -120,9 +127,7 @@ class FastVID(Method):
         anchor = torch.zeros_like(chosen)
         groups: list[tuple[int, slice, Tensor]] = []
         if context and salient < per_frame:
-            others = frames.gather(2, rest[..., None].expand(-1, -1, -1, frames.shape[3]))
-            peaks, _ = density_peaks(others.flatten(0, 1), per_frame - salient, 4)
-            places = rest.gather(2, peaks.view_as(rest)) + begins
+            places = rest.gather(2, _peaks(frames, rest)) + begins
             groups = list(self._anchors(self._cuts(frame_features), places, context, per_frame))
             for image, _, own in groups:
                 anchor[image, own.flatten()] = True
@@ -132,12 +137,13 @@ class FastVID(Method):
             return plan
         alone = torch.zeros_like(chosen).scatter_(1, plan.slot, True) & ~anchor
         mix = torch.zeros(*plan.slot.shape, count, device=attention.device).scatter_(2, plan.slot[..., None], 1.0)
-        unit = normalize(frames.flatten(1, 2), dim=-1)
+        features = frames.flatten(1, 2)
         for image, span, own in groups:
-            rows = torch.searchsorted(plan.slot[image], own.flatten().contiguous())
-            shares = self._shares(unit[image, span], own - span.start, alone[image, span])
-            mix[image, rows, span] = shares.flatten(0, 1)
-        return Plan(plan.slot, mix=mix if plan.valid is None else mix * plan.valid[..., None], valid=plan.valid)
+            rows = torch.searchsorted(plan.slot[image], own.contiguous())
+            self._join(mix[image, :, span], rows, features[image, span], own - span.start, alone[image, span])
+        if plan.valid is not None:
+            mix.mul_(plan.valid[..., None])
+        return Plan(plan.slot, mix=mix, valid=plan.valid)
 
     def _of_a_frame(self, layout: Layout) -> tuple[int, int]:
         """Return how many salient tokens each frame keeps, and how many it gives to anchors of its segment."""
@@ -169,19 +175,46 @@ class FastVID(Method):
                     span = slice(begin * per_frame, end * per_frame)
                     yield image, span, places[image, first : end : self.step, :anchors]
 
-    def _shares(
-        self, unit: Float[Tensor, "n D"], anchors: Int64[Tensor, "A Q"], alone: Bool[Tensor, " n"]
-    ) -> Float[Tensor, "A Q n"]:
-        """Return how much of each token of a segment flows into each anchor; of tokens that stay alone, nothing."""
+    def _join(
+        self,
+        mix: Float[Tensor, "M n"],
+        rows: Int64[Tensor, "A Q"],
+        x: Float[Tensor, "n D"],
+        anchors: Int64[Tensor, "A Q"],
+        alone: Bool[Tensor, " n"],
+    ) -> None:
+        """Write how much of each token of a segment flows into each anchor; of tokens that stay alone, nothing.
+
+        Args:
+            mix: the map of the segment, which is changed.
+            rows: the row of each anchor in the map.
+            x: the features of the segment.
+            anchors: their places in the segment.
+            alone: which tokens stay as they are.
+        """
         frames, each = anchors.shape
-        cosine = (unit @ unit[anchors.flatten()].T).view(-1, frames, each)
-        numbers = torch.arange(each, device=unit.device)
+        target = normalize(x[anchors.flatten()], dim=-1).T
+        blocks = row_blocks(len(x), x.shape[1] + frames * each, x)
+        cosines = ((normalize(x[some], dim=-1) @ target).view(-1, frames, each) for some in blocks)
+        nearest = torch.cat([cosine.argmax(dim=2) for cosine in cosines])
         # An anchor joins itself, even if another one is equal.
-        into = cosine.argmax(dim=2).T.scatter(1, anchors, numbers.expand_as(anchors))
-        joined = ((into[:, None] == numbers[:, None]) & ~alone).float()
-        size = joined.sum(dim=2, keepdim=True)
+        into = nearest.T.scatter(1, anchors, torch.arange(each, device=x.device).expand_as(anchors))
+        joins = (~alone).float().expand(frames, -1)
+        size = joins.new_zeros(frames, each).scatter_add_(1, into, joins)
         itself = (1 / (size + 1)).clamp(min=self.beta)
-        return ((1 - itself) * joined / size).scatter_add(2, anchors[..., None], itself)
+        share = ((1 - itself) / size).gather(1, into).mul_(joins)
+        mix[rows.gather(1, into), torch.arange(len(x), device=x.device)] = share
+        mix[rows, anchors] += itself
+
+
+def _peaks(frames: Float[Tensor, "B T P D"], rest: Int64[Tensor, "B T R"]) -> Int64[Tensor, "B T R"]:
+    """Return the order of some tokens of each frame by their density, a few frames at a time."""
+    x, index = frames.flatten(0, 1), rest.flatten(0, 1)
+    count = index.shape[1]
+    blocks = row_blocks(len(x), count * (count + x.shape[2]), x)
+    return torch.cat([density_peaks(Plan(slot=index[rows]).select(x[rows]), count, 4)[0] for rows in blocks]).view_as(
+        rest
+    )
 
 
 def share(size: int, context: int, step: int, most: int) -> tuple[int, int]:

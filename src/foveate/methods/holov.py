@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Num
 from torch import Tensor
 
 from foveate.methods import Effort, EncoderAttention, Method, Plan, Positions, Signal, VisualTokens, register
 from foveate.methods.arithmetic.parts import filled_up, top_of_each
-from foveate.methods.arithmetic.products import lengths
+from foveate.methods.arithmetic.products import BLOCK_BYTES, WHOLE, lengths, row_blocks
 from foveate.numbers import Between
 
 _SHORTEST = 1e-12
@@ -62,8 +62,11 @@ class HoloV(Method):
         return Effort(2 * pairs * width + 8 * pairs + 4 * tokens * width, 50)
 
     def memory(self, tokens: int, width: int) -> int:
-        """Estimate the cosines inside windows."""
-        return 4 * tokens**2 // min(self.windows, tokens) + 25 * tokens
+        """Estimate the cosines inside some windows, and the windows where they differ in length."""
+        windows = min(self.windows, tokens)
+        each = 4 * (-(-tokens // windows)) ** 2
+        cosines = min(max(each, BLOCK_BYTES), windows * each) if tokens <= windows * WHOLE else BLOCK_BYTES
+        return cosines + (4 * tokens * width if tokens % windows else 0) + 30 * tokens
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Compute the quotas, then keep the most attended tokens of each window."""
@@ -100,19 +103,34 @@ class HoloV(Method):
     ) -> Float32[Tensor, "B P"]:
         """Return the score of each window; only places that are `real` count, or all."""
         images, windows, most, _ = x.shape
-        # Dividing the products by the norms passes over fewer numbers than dividing the features.
-        scale = lengths(x).clamp_(min=_SHORTEST).reciprocal_()
         size = x.new_full((windows,), most)
         if real is not None:
-            scale, attention, size = scale * real, attention * real, real.sum(dim=1)
-        windowed = x.flatten(0, 1)
-        alike = torch.bmm(windowed, windowed.transpose(1, 2)).view(images, windows, most, most)
-        alike.mul_(scale[..., None]).mul_(scale[..., None, :]).diagonal(dim1=2, dim2=3).zero_()
-        others = (size - 1).clamp(min=1)[:, None]
-        apart = alike.sub_(alike.sum(dim=3, keepdim=True) / others[..., None]).square_()
-        if real is not None:
-            apart.mul_(real[:, None] & real[..., None])
-        variety = apart.sum(dim=3) / others
+            attention, size = attention * real, real.sum(dim=1)
+        every = None if real is None else real.repeat(images, 1)
+        varied = _variety(x.flatten(0, 1), size.repeat(images), every).view(images, windows)
         looked_at = attention.sum(dim=-1) * 1e3 / size
-        varied = variety.sum(dim=-1) / size
         return looked_at + self.alpha * varied * (looked_at / (varied + 1e-6))
+
+
+def _variety(
+    x: Float32[Tensor, "Q W D"], size: Num[Tensor, " Q"], real: Bool[Tensor, "Q W"] | None
+) -> Float32[Tensor, " Q"]:
+    """Return the mean variance of cosines in each window, from a few windows or rows of a large window at a time."""
+    most = x.shape[1]
+    # Dividing the products by the norms passes over fewer numbers than dividing the features.
+    scale = lengths(x).clamp_(min=_SHORTEST).reciprocal_()
+    if real is not None:
+        scale = scale * real
+    others = (size - 1).clamp(min=1)[:, None]
+    variety = torch.empty_like(scale)
+    for some in row_blocks(len(x), most**2, x):
+        for rows in [slice(0, most)] if most <= WHOLE else row_blocks(most, most, x):
+            alike = torch.bmm(x[some, rows], x[some].transpose(1, 2))
+            alike.mul_(scale[some, rows, None]).mul_(scale[some, None])
+            alike.diagonal(rows.start, dim1=1, dim2=2).zero_()
+            apart = alike.sub_(alike.sum(dim=2, keepdim=True) / others[some, None]).square_()
+            if real is not None:
+                apart.mul_(real[some, None] & real[some, rows, None])
+            variety[some, rows] = apart.sum(dim=2) / others[some]
+            del alike, apart
+    return variety.sum(dim=1) / size

@@ -42,6 +42,10 @@ class Pool(Method):
     unchanged_if_all = True
     fixed = True
 
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the cell of each token, four times."""
+        return 33 * tokens
+
     def plan(self, tokens: VisualTokens) -> Plan:
         """Plan to average each run of neighbours."""
         images, count = tokens.features.shape[:2]

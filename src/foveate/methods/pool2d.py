@@ -29,6 +29,10 @@ class Pool2d(Method):
         """Return the number of cells of the grid."""
         return sum(t * h * w for t, h, w in grids(layout, self.keep))
 
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the cell of each token, four times."""
+        return 33 * tokens
+
     def plan(self, tokens: VisualTokens) -> Plan:
         """Plan to average each cell of the grid, at the middle place of the cell."""
         group, middle = cells(tokens.layout, grids(tokens.layout, self.keep))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, cast
 
@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from foveate.methods import AUTO, Effort, KeepError, Layout, Method, Plan, Positions, VisualTokens, register
-from foveate.methods.arithmetic.density import density_peaks
-from foveate.methods.arithmetic.frames import by_frame, longest_runs, runs
+from foveate.methods.arithmetic.density import density_bytes, density_peaks
+from foveate.methods.arithmetic.frames import FRAME, block_of_frames, by_frame, longest_runs, runs
 from foveate.methods.arithmetic.groups import in_order
+from foveate.methods.arithmetic.products import row_blocks
 from foveate.numbers import Between
 
 _FEW = 14
@@ -92,6 +93,12 @@ class PruneVid(Method):
         each = min(tokens, 196)
         return Effort(2 * tokens * each * width + 20 * tokens * each, 40 * (1 + tokens // each))
 
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate blocks of features, and the distances inside a frame, taken to be of 256 tokens."""
+        each = min(tokens, FRAME)
+        blocks = block_of_frames(tokens, width) + 4 * each * width
+        return max(blocks, density_bytes(each, width, self.neighbours)) + 20 * tokens
+
     def plan(self, tokens: VisualTokens) -> Plan:
         """Cut each clip into segments, then cluster the groups of each."""
         images, count = tokens.features.shape[:2]
@@ -139,7 +146,8 @@ class PruneVid(Method):
                 if not len(places):
                     continue
                 kept_here, own = next(quotas), places.to(device, non_blocking=True)
-                centre, cluster = self._clustered(frames[first:last, own].mean(dim=0), kept_here)
+                means = torch.cat([x.mean(dim=0) for x in _places(frames[first:last], own)])
+                centre, cluster = self._clustered(means, kept_here)
                 slots.append(first * each + own[centre])
                 group[first:last, own] = cluster + taken
                 taken += kept_here
@@ -149,9 +157,13 @@ class PruneVid(Method):
         self, frames: Float32[Tensor, "T P D"], spans: list[tuple[int, int]], kept: int | None
     ) -> Bool[Tensor, "S P"]:
         """Mark the static places of each segment, on the host; few enough that `kept` tokens are left."""
-        unit = normalize(frames, dim=-1)
         # The sum over all pairs of frames is the square of the sum.
-        pairs = torch.stack([unit[begin:end].sum(dim=0).square().sum(dim=-1) for begin, end in spans]).cpu()
+        pairs = torch.stack(
+            [
+                torch.cat([normalize(x, dim=-1).sum(dim=0).square().sum(dim=-1) for x in _places(frames[begin:end])])
+                for begin, end in spans
+            ]
+        ).cpu()
         length = torch.tensor([end - begin for begin, end in spans])[:, None]
         alike = torch.where(length > 1, (pairs - length) / (length * (length - 1)).clamp(min=1), -torch.inf)
         static = alike > self.tau
@@ -171,6 +183,15 @@ class PruneVid(Method):
             return numbers, numbers
         centre, cluster = density_peaks(x[None], kept, self.neighbours)
         return centre[0], cluster[0]
+
+
+def _places(
+    frames: Float32[Tensor, "T P D"], index: Int64[Tensor, " n"] | None = None
+) -> Iterator[Float32[Tensor, "T _ D"]]:
+    """Yield a few places of all frames at a time: all places, or those in `index`."""
+    length, count, width = frames.shape
+    for some in row_blocks(count if index is None else len(index), length * width, frames):
+        yield frames[:, some if index is None else index[some]]
 
 
 def left(size: int, ratio: float) -> int:

@@ -25,6 +25,9 @@ from foveate.methods import (
 from foveate.methods.arithmetic.density import density_bytes, density_peaks
 from foveate.methods.arithmetic.groups import in_order
 
+WORDS = 64
+"""Words of text, where estimates of memory must take some number."""
+
 
 @register("sparsevlm")
 @dataclass(frozen=True)
@@ -82,11 +85,11 @@ class SparseVLM(Method):
         return Effort(2 * (16 * tokens + recycled**2) * width, 60)
 
     def memory(self, tokens: int, width: int) -> int:
-        """Estimate the density of recycled tokens; without any, the comparison of 16 words of text with all tokens."""
+        """Estimate the density of recycled tokens; without any, the comparison of 64 words of text with all tokens."""
         kept, merged = self.split(tokens)
         recycled = _recycled(tokens - kept) if merged else 0
         dense = density_bytes(recycled, width, merged) + 4 * recycled * width if recycled else 0
-        return max(dense + 20 * tokens, 8 * 16 * tokens)
+        return max(dense + 20 * tokens, 8 * WORDS * tokens)
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Keep the top-k by score, and merge groups of the best others."""

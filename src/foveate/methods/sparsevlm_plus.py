@@ -20,7 +20,8 @@ from foveate.methods import (
     VisualTokens,
     register,
 )
-from foveate.methods.sparsevlm import SparseVLM, raters
+from foveate.methods.arithmetic.products import BLOCK_BYTES, row_blocks
+from foveate.methods.sparsevlm import WORDS, SparseVLM, raters
 
 
 @register("sparsevlm-plus")
@@ -62,12 +63,21 @@ class SparseVLMPlus(SparseVLM):
         attention = DecoderAttention(rows="text", layer="previous", heads="each")
         return (attention, RotaryLogits(), DecoderInput("visual"), DecoderInput("text"), Behind())
 
+    def memory(self, tokens: int, width: int) -> int:
+        """Estimate the corrected attention of a few heads at a time, beside what `sparsevlm` holds."""
+        head = 4 * WORDS * tokens
+        return max(super().memory(tokens, width), head * max(1, BLOCK_BYTES // head) + (WORDS + 40) * tokens)
+
     def score(self, tokens: VisualTokens) -> Float[Tensor, "B N"]:
         """Return the corrected attention of the raters in the chosen heads, in float32."""
         attention = tokens.signals[self.needs[0]].float()
         rate = raters(tokens).float()
         rotary = tokens.signals[RotaryLogits()].float()[:, None]
-        even = (attention / rotary).masked_fill(rotary == 0, 0)
-        each = torch.einsum("bhtn,bt->bhn", even, rate / rate.sum(dim=1, keepdim=True))
+        rate = (rate / rate.sum(dim=1, keepdim=True))[:, None, None]
+        zero = rotary == 0
+        blocks = row_blocks(attention.shape[1], rotary.numel(), rotary)
+        each = torch.cat(
+            [(rate @ (attention[:, some] / rotary).masked_fill_(zero, 0))[:, :, 0] for some in blocks], dim=1
+        )
         order = each.sum(dim=2).argsort(dim=1, descending=True, stable=True)[:, : self.heads]
         return each.gather(1, order[..., None].expand(-1, -1, each.shape[2])).mean(dim=1)

@@ -98,8 +98,9 @@ class ToMe(Method):
 
     def memory(self, tokens: int, width: int) -> int:
         """Estimate the features of two rounds, or of one with blocks of cosines."""
-        blocks = min(tokens**2, 2 * BLOCK_BYTES)
-        return max(6 * tokens * width, 9 * tokens * width // 2 + blocks) + 60 * tokens
+        first = 2 * tokens * width + min(tokens**2, 2 * BLOCK_BYTES)
+        second = 9 * tokens * width // 2 + min(9 * tokens**2 // 16, 2 * BLOCK_BYTES)
+        return max(6 * tokens * width, first, second) + 60 * tokens
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Merge in rounds until the budget is met."""

@@ -93,9 +93,9 @@ class VisionZip(Method):
         return (20 * kept + 64) // 128 if self.contextual is None else self.contextual
 
     def memory(self, tokens: int, width: int) -> int:
-        """Estimate the keys, normalised, and their cosines with those of targets."""
+        """Estimate the keys, normalised, and their cosines with those of targets; a head is taken to be 64 wide."""
         contextual = self._contextual(self.count(one_row(tokens)))
-        return 4 * tokens * (width + contextual) + 40 * tokens if contextual else 14 * tokens
+        return 4 * tokens * (min(width, 64) + contextual) + 40 * tokens if contextual else 14 * tokens
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Keep dominant tokens unchanged, and put each other token into the group of its target."""

@@ -97,4 +97,4 @@ def density_bytes(count: int, width: int, neighbours: int) -> int:
     """Estimate the most bytes that `density_peaks` holds for one image on a CPU."""
     scanned = 4 * count * width
     scanned += 4 * count**2 + min(4 * count**2, BLOCK_BYTES) if count <= WHOLE else 2 * BLOCK_BYTES
-    return max(pairs_bytes(count, width), scanned) + count * (60 + 8 * min(neighbours, count))
+    return max(pairs_bytes(count, width), scanned) + count * (60 + 4 * min(neighbours, count))

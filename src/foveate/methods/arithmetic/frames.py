@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Final
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from foveate.methods.arithmetic.products import BLOCK_BYTES, row_blocks
 from foveate.tokens import VisualTokens
+
+FRAME: Final = 256
+"""Tokens of a frame, where estimates must take some number."""
+
+
+def block_of_frames(tokens: int, width: int) -> int:
+    """Return the bytes of features of a few frames on a CPU: those of a block, or of one frame if they are more."""
+    return min(4 * tokens * width, max(BLOCK_BYTES, 4 * FRAME * width))
 
 
 def by_frame(tokens: VisualTokens) -> Float[Tensor, "B T P D"]:
@@ -28,6 +38,31 @@ def likeness(
     [1.0, 0.0]
     """
     return torch.cosine_similarity(frames.float(), others.float(), dim=-1)
+
+
+def likeness_to_earlier(
+    frames: Float[Tensor, "B T P D"], later: range | Int64[Tensor, " n"], earlier: range | Int64[Tensor, " n"]
+) -> Float32[Tensor, "B _ P"]:
+    """Return the cosine between tokens of some frames and of earlier ones, a few frames at a time, in float32.
+
+    Args:
+        frames: of clips.
+        later: numbers of frames.
+        earlier: the number of the frame that each is compared with.
+
+    >>> likeness_to_earlier(torch.tensor([[[[1.0, 0.0]], [[2.0, 0.0]], [[0.0, 1.0]]]]), range(1, 3), range(2)).tolist()
+    [[[1.0], [0.0]]]
+    """
+    # A comparison copies both frames more than once.
+    blocks = row_blocks(len(later), frames[:, 0].numel(), frames)
+    return torch.cat([likeness(_some(frames, later[rows]), _some(frames, earlier[rows])) for rows in blocks], dim=1)
+
+
+def _some(frames: Float[Tensor, "B T P D"], numbers: range | Int64[Tensor, " n"]) -> Float[Tensor, "B _ P D"]:
+    """Return some frames; a range of them without copying it."""
+    if isinstance(numbers, range):
+        return frames[:, numbers.start : numbers.stop]
+    return frames.index_select(1, numbers)
 
 
 def runs(labels: Sequence[int | None]) -> list[tuple[int, int]]:
