@@ -76,7 +76,7 @@ def vllm(session: nox.Session) -> None:
     options = ("--confcutdir=tests/serving_vllm", "-W", "default", "--override-ini", "addopts=--import-mode=importlib")
     session.run(
         *("pytest", "-q", *options, *(session.posargs or ("tests/serving_vllm",))),
-        env={"FOVEATE_SERVING_JSON": "docs/measured/serving.json"} if not session.posargs else {},
+        env={"FOVEATE_SERVING_JSON": "docs/measured/serving.json"},
     )
 
 

@@ -4,6 +4,7 @@ What they measure goes to the file that FOVEATE_SERVING_JSON names, from which d
 """
 
 import importlib.util
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -36,12 +37,21 @@ else:
 
 @pytest.fixture(scope="session")
 def measured() -> Iterator[dict[str, list[Any]]]:
-    """Tables that tests fill, written when all have run."""
+    """Tables that tests fill; in the end they take the place of the same tables, or of rows of the same models."""
     tables: dict[str, list[Any]] = {}
     yield tables
     target = os.environ.get("FOVEATE_SERVING_JSON")
-    if target and tables:
-        from foveate.bench.environment import environment
-        from foveate.files import write_json
+    if not target or not tables:
+        return
+    from vllm import __version__
 
-        write_json(Path(target), {"environment": environment(), "tables": tables})
+    from foveate.bench.environment import environment
+    from foveate.files import write_json
+
+    path = Path(target)
+    before = json.loads(path.read_text(encoding="utf-8"))["tables"] if path.exists() else {}
+    models = {row["model"] for row in tables.get("equality", [])}
+    others = [row for row in before.get("equality", []) if row["model"] not in models]
+    if equality := sorted([*others, *tables.get("equality", [])], key=lambda row: row["model"]):
+        tables["equality"] = equality
+    write_json(path, {"vllm": __version__, "environment": environment(), "tables": {**before, **tables}})

@@ -1,5 +1,6 @@
 """The embedded LLaVA in vLLM: its answers are those of transformers under `foveate.apply`, and caches know specs."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,3 +118,19 @@ def test_a_request_with_a_bad_spec_is_refused_and_the_next_one_answered(
         ask_vllm(llm, [asked], [spec])
     (answer,) = ask_vllm(llm, [asked], ["cluster:64"])
     assert answer.tokens
+
+
+def test_a_model_that_remembers_its_spec_is_served_with_it(tmp_path: Path, reference: Any) -> None:
+    """`config.json` names the spec, as `model.config.foveate = {"spec": ...}` and `save_pretrained` write it."""
+    model, processor = reference
+    model.config.foveate = {"spec": "cluster:64"}
+    try:
+        model.save_pretrained(tmp_path)
+    finally:
+        del model.config.foveate
+    processor.save_pretrained(tmp_path)
+    asked = question(processor, 3)
+    (answer,) = ask_vllm(engine(tmp_path), [asked], [None])
+    expected = ask_transformers(model, processor, asked, "cluster:64")
+    assert (answer.prompt, answer.tokens) == (expected.prompt, expected.tokens)
+    assert difference(answer, expected) < 1e-4

@@ -44,6 +44,18 @@ def qwen2_5_vl() -> Any:
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(vision_config=vision, text_config=TEXT, **TOKENS))
 
 
+def qwen3_vl() -> Any:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    vision = {**VISION, "hidden_size": 64, "intermediate_size": 128, "out_hidden_size": 128}
+    vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
+    text = {**TEXT, "rope_parameters": {**TEXT["rope_parameters"], "mrope_interleaved": True}}
+    return Qwen3VLForConditionalGeneration(Qwen3VLConfig(vision_config=vision, text_config=text, **TOKENS))
+
+
+TITLES = {qwen2_vl: "Qwen2-VL, tiny", qwen2_5_vl: "Qwen2.5-VL, tiny", qwen3_vl: "Qwen3-VL, tiny"}
+
+
 @dataclass(frozen=True)
 class Served:
     """A tiny model in both programs."""
@@ -54,7 +66,7 @@ class Served:
     llm: LLM
 
 
-@pytest.fixture(scope="module", params=[qwen2_vl, qwen2_5_vl], ids=lambda make: make.__name__)
+@pytest.fixture(scope="module", params=TITLES, ids=lambda make: make.__name__)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
     from directories import make_processor
     from rows import ROWS
@@ -66,7 +78,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     path = tmp_path_factory.mktemp(row.name)
     model.save_pretrained(path)
     processor.save_pretrained(path)
-    return Served(row.name, model, processor, engine(path, limit_mm_per_prompt={"image": 2, "video": 1}))
+    return Served(TITLES[request.param], model, processor, engine(path, limit_mm_per_prompt={"image": 2, "video": 1}))
 
 
 def picture(number: int) -> Image.Image:
@@ -84,8 +96,7 @@ def question(number: int, images: int = 1) -> Question:
 def test_answers_are_those_of_transformers(served: Served, measured: dict[str, list[Any]]) -> None:
     questions = [question(number) for number in range(6)] + [question(7, images=2)]
     rows = compared(served.llm, served.model, served.processor, questions, SPECS)
-    title = {"qwen2_vl": "Qwen2-VL, tiny", "qwen2_5_vl": "Qwen2.5-VL, tiny"}[served.name]
-    measured["equality"] = [*measured.get("equality", []), *({"model": title, **row} for row in rows)]
+    measured["equality"] = [*measured.get("equality", []), *({"model": served.name, **row} for row in rows)]
     for row in rows:
         assert (row["single"], row["batch"], row["mixed"]) == (len(questions),) * 3, row
         assert row["difference"] < 1e-4, row

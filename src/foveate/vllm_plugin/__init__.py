@@ -12,6 +12,7 @@ MODELS: Final = {
     "LlavaForConditionalGeneration": "foveate.vllm_plugin.llava:ServedLlava",
     "Qwen2VLForConditionalGeneration": "foveate.vllm_plugin.qwen2_vl:ServedQwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "foveate.vllm_plugin.qwen2_5_vl:ServedQwen25VL",
+    "Qwen3VLForConditionalGeneration": "foveate.vllm_plugin.qwen3_vl:ServedQwen3VL",
 }
 """The classes of models, by the names that vLLM has for the architectures in config.json."""
 

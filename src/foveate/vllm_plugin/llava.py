@@ -19,16 +19,26 @@ from vllm.model_executor.models.llava import (
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from foveate.errors import FoveateError
 from foveate.families import Capture
 from foveate.layout import Layout
 from foveate.serving import ServedModel, compress_each
 from foveate.vllm_plugin.checks import check_engine
 from foveate.vllm_plugin.processing import SERVER, SpecInfo, SpecProcessor
-from foveate.vllm_plugin.spec_rows import FIELDS, read_row
+from foveate.vllm_plugin.spec_rows import FIELD, read_row
 
 
 def served_llava(config: Any) -> ServedModel:
-    """Return what vLLM can do with a LLaVA: it loads the encoder up to the layer that is read."""
+    """Return what vLLM can do with a LLaVA: it loads the encoder up to the layer that is read.
+
+    Raises:
+        FoveateError: the encoder isn't CLIP's.
+    """
+    encoder = getattr(config.vision_config, "model_type", None)
+    if encoder != "clip_vision_model":
+        raise FoveateError(
+            f"LLaVA with a {encoder} encoder is served whole by {SERVER}; with clip_vision_model a spec can act"
+        )
     return ServedModel(config, server=SERVER, encoder_layers=_get_num_hidden_layers(config))
 
 
@@ -39,7 +49,7 @@ class LlavaSpecInfo(SpecInfo, LlavaProcessingInfo):
         """Return what foveate knows of the model."""
         return served_llava(self.get_hf_config())
 
-    def layout_of(self, modality: str, number: int, items: Any, outputs: Any) -> Layout:
+    def layout_of(self, number: int, items: Any, outputs: Any) -> Layout:
         """Return the one layout; the processor resizes and crops every image to the encoder's size."""
         return self.served.image_layout(1, 1)
 
@@ -67,7 +77,11 @@ class ServedLlava(LlavaForConditionalGeneration):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         check_engine(vllm_config, reads_encoder=True)
-        self.served = served_llava(self.config)
+        self.served: ServedModel | None = None
+        try:
+            self.served = served_llava(self.config)
+        except FoveateError:
+            return  # no image comes with a spec: `LlavaSpecInfo` refuses them
         self.served.bind(self._named_as_in_transformers())
 
     def _named_as_in_transformers(self) -> nn.Module:
@@ -81,8 +95,8 @@ class ServedLlava(LlavaForConditionalGeneration):
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Return the features of each image: what its spec leaves of them."""
-        rows = kwargs.pop(FIELDS["image"], None)
-        if rows is None or kwargs.get("pixel_values") is None:
+        rows = kwargs.pop(FIELD, None)
+        if self.served is None or rows is None or kwargs.get("pixel_values") is None:
             return super().embed_multimodal(**kwargs)
         specs = [self.served.spec(read_row(row)) for row in rows]
         signals = {signal for spec in specs for signal in spec.schedule.encoder_signals}

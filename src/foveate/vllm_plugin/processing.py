@@ -7,27 +7,33 @@ transformers never sees it.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm.multimodal.inputs import MultiModalFieldConfig
-from vllm.multimodal.parse import ImageEmbeddingItems, VideoEmbeddingItems
+from vllm.multimodal.parse import ImageEmbeddingItems
 from vllm.multimodal.processing import InputProcessingContext, PromptReplacement
 
 from foveate.errors import FoveateError
 from foveate.layout import Layout
-from foveate.serving import DENSE, ServedModel, ServedSpec, SpecChoice
-from foveate.serving.choice import CONFIG_KEY
-from foveate.vllm_plugin.spec_rows import FIELDS, written_row
+from foveate.serving import ServedModel, ServedSpec, SpecChoice
+from foveate.serving.choice import ALLOWED_VARIABLE, CONFIG_KEY, DEFAULT_VARIABLE
+from foveate.vllm_plugin.spec_rows import FIELD, written_row
 
 SERVER = "vLLM"
-PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
-"""By modality, the output of a processor that says that there are pixels to encode."""
+PIXELS = "pixel_values"
+"""The output of a processor with the pixels of images."""
 
 
 def without_spec(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a processor without foveate's own."""
     return {name: value for name, value in options.items() if name != CONFIG_KEY}
+
+
+def is_dense(spec: ServedSpec | None) -> bool:
+    """Return whether images with this spec keep every token."""
+    return spec is None or spec.is_dense
 
 
 class SpecContext(InputProcessingContext):
@@ -43,35 +49,75 @@ class SpecInfo:
 
     def __init__(self, ctx: InputProcessingContext) -> None:
         super().__init__(SpecContext(ctx.model_config, ctx.tokenizer))  # type: ignore[call-arg]
-        self.served = self.served_model()
+        self.choice: SpecChoice | None = None
+        self.refusal = ""
         option = (self.ctx.get_mm_config().mm_processor_kwargs or {}).get(CONFIG_KEY)
         try:
-            # A server with a spec that can't be done doesn't start.
-            self.choice = SpecChoice(self.served, option)
+            served = self.served_model()
         except FoveateError as error:
-            raise ValueError(f"foveate: {error}") from None
+            # Without a spec it is served as without foveate.
+            self.refusal = str(error)
+            if option is not None or os.environ.get(DEFAULT_VARIABLE) or os.environ.get(ALLOWED_VARIABLE):
+                raise RuntimeError(f"foveate: {error}") from None
+            return
+        try:
+            self.choice = SpecChoice(served, option)
+        except FoveateError as error:
+            # A server with a spec that can't be done doesn't start. vLLM would take a ValueError for a model of text.
+            raise RuntimeError(f"foveate: {error}") from None
 
     def served_model(self) -> ServedModel:
-        """Return what foveate knows of the model, from its configuration."""
+        """Return what foveate knows of the model, from its configuration.
+
+        Raises:
+            FoveateError: foveate can do nothing for it in vLLM.
+        """
         raise NotImplementedError
 
-    def spec_of(self, options: Mapping[str, Any]) -> ServedSpec:
-        """Return the spec of a request from the options of its processor.
+    @property
+    def served(self) -> ServedModel:
+        """What foveate knows of the model."""
+        assert self.choice is not None
+        return self.choice.model
+
+    def spec_of(self, options: Mapping[str, Any]) -> ServedSpec | None:
+        """Return the spec of a request from the options of its processor; None if foveate does nothing for the model.
 
         Raises:
             ValueError: it can't be done; vLLM answers such a request with status 400 and this text.
         """
+        asked = options.get(CONFIG_KEY)
+        if self.choice is None and asked is None:
+            return None
         try:
-            return self.choice.of_request(options.get(CONFIG_KEY))
+            if self.choice is None:
+                raise FoveateError(self.refusal)
+            return self.choice.of_request(asked)
         except FoveateError as error:
             raise ValueError(f"foveate: {error}") from None
 
-    def layout_of(self, modality: str, number: int, items: Any, outputs: Any) -> Layout:
-        """Return the layout of one image or clip of a request.
+    def check_clips(self, options: Mapping[str, Any], images: bool) -> None:
+        """Check that a request with clips, which are served whole, asks for nothing else.
 
         Args:
-            modality: "image" or "video".
-            number: of the image or clip among those of the modality.
+            options: of its processor.
+            images: whether the request also brings images.
+
+        Raises:
+            ValueError: the request names a spec, or its images would get one.
+        """
+        spec = self.spec_of(options)
+        if not is_dense(spec) and (images or options.get(CONFIG_KEY) is not None):
+            raise ValueError(
+                f"foveate: {spec.text} can't be applied to a request with a clip, which {SERVER} serves whole; name "
+                "the spec dense, or pass frames as images"
+            )
+
+    def layout_of(self, number: int, items: Any, outputs: Any) -> Layout:
+        """Return the layout of one image of a request.
+
+        Args:
+            number: of the image among those of the request.
             items: what the request brought.
             outputs: what the processor made of it.
         """
@@ -85,10 +131,10 @@ class SpecProcessor:
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         # The canonical spec, the server's as well: two spellings share a cache, and servers that share one stay right.
-        spec = self.info.spec_of(inputs.hf_processor_mm_kwargs).text
+        spec = self.info.spec_of(inputs.hf_processor_mm_kwargs)
         options = without_spec(inputs.hf_processor_mm_kwargs)
-        if spec != DENSE:
-            options[CONFIG_KEY] = spec
+        if not is_dense(spec):
+            options[CONFIG_KEY] = spec.text
         return super()._get_mm_hashes(dataclasses.replace(inputs, hf_processor_mm_kwargs=options))  # type: ignore
 
     def _call_hf_processor(self, hf_data: Any, hf_kwargs: Mapping[str, Any]) -> Any:
@@ -98,35 +144,36 @@ class SpecProcessor:
         data = super()._postprocess_hf_mm_data(  # type: ignore
             mm_inputs, without_spec(hf_processor_mm_kwargs), processed_data
         )
-        for modality, count in self.counts(data).items():
-            row = written_row(self.info.spec_of(hf_processor_mm_kwargs).text)
-            data[FIELDS[modality]] = row.expand(count, -1).contiguous()
+        spec = self.info.spec_of(hf_processor_mm_kwargs)
+        if PIXELS in data and spec is not None:
+            row = written_row(spec.text)
+            data[FIELD] = row.expand(self.count(data), -1).contiguous()
         return data
 
-    def counts(self, data: Mapping[str, Any]) -> dict[str, int]:
-        """Return how many images and clips with pixels a processor's output holds, by modality."""
-        return {modality: len(data[name]) for modality, name in PIXELS.items() if name in data}
+    def count(self, data: Mapping[str, Any]) -> int:
+        """Return how many images a processor's output holds."""
+        return len(data[PIXELS])
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
         fields = super()._get_mm_fields_config(hf_inputs, without_spec(hf_processor_mm_kwargs))  # type: ignore
-        rows = {name: MultiModalFieldConfig.batched(modality, keep_on_cpu=True) for modality, name in FIELDS.items()}
-        return {**fields, **rows}
+        return {**fields, FIELD: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
 
     def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
         spec = self.info.spec_of(hf_processor_mm_kwargs)
         dense = super()._get_prompt_updates(  # type: ignore
             mm_items, without_spec(hf_processor_mm_kwargs), out_mm_kwargs
         )
-        if spec.is_dense:
+        if "video" in mm_items:
+            self.info.check_clips(hf_processor_mm_kwargs, images="image" in mm_items)
+        if is_dense(spec):
             return dense
 
         def shortened(update: PromptReplacement) -> PromptReplacement:
             def replacement(number: int) -> Any:
                 whole = update.replacement(number) if callable(update.replacement) else update.replacement
-                items = mm_items.get(update.modality)
-                if isinstance(items, ImageEmbeddingItems | VideoEmbeddingItems):
+                if isinstance(mm_items.get("image"), ImageEmbeddingItems):
                     return whole
-                layout = self.info.layout_of(update.modality, number, mm_items, out_mm_kwargs)
+                layout = self.info.layout_of(number, mm_items, out_mm_kwargs)
                 try:
                     return self.placeholders(whole, spec.count(layout))
                 except FoveateError as error:
@@ -134,7 +181,7 @@ class SpecProcessor:
 
             return dataclasses.replace(update, replacement=replacement)
 
-        return [shortened(update) for update in dense]
+        return [shortened(update) if update.modality == "image" else update for update in dense]
 
     def placeholders(self, dense: Any, count: int) -> Any:
         """Return the placeholders of an image of which so many tokens are left.

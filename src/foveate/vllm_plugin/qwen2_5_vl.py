@@ -25,4 +25,4 @@ class Qwen25VLSpecProcessor(QwenSpecProcessor, Qwen2_5_VLMultiModalProcessor):
     Qwen25VLSpecProcessor, info=Qwen25VLSpecInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
 )
 class ServedQwen25VL(QwenSpecModel, Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL that compresses each image and clip by the spec of its request."""
+    """Qwen2.5-VL that compresses each image by the spec of its request."""

@@ -1,7 +1,7 @@
-"""What Qwen-VL models have in common in vLLM: grids of any shape, clips, and position ids with three axes.
+"""What Qwen-VL models have in common in vLLM: grids of any shape, and position ids with three axes.
 
-Steps act at `@input`. Positions are known before the encoder runs: of tokens that are numbered anew, and of those that
-stay at places that the layout tells.
+Steps act at `@input`, on images; clips are served whole. Positions are known before the encoder runs: of tokens that
+are numbered anew, and of those that stay at places that the layout tells.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from torch import Tensor
 from vllm.config import VllmConfig
 
 from foveate.families import Capture
-from foveate.families.qwen import QwenVL
 from foveate.layout import Layout
-from foveate.serving import ServedModel, ServedSpec, compress_each
+from foveate.serving import DENSE, ServedModel, ServedSpec, compress_each
 from foveate.vllm_plugin.checks import check_engine
 from foveate.vllm_plugin.processing import PIXELS, SERVER, SpecInfo, SpecProcessor
-from foveate.vllm_plugin.spec_rows import FIELDS, read_row
+from foveate.vllm_plugin.spec_rows import FIELD, read_row
+
+GRIDS = "image_grid_thw"
+"""The output of a processor with frames, rows and columns of patches of each image."""
 
 
 def served_qwen(config: Any) -> ServedModel:
@@ -28,24 +30,9 @@ def served_qwen(config: Any) -> ServedModel:
     return ServedModel(config, server=SERVER, places=("input",), moves_positions=True, signals=False)
 
 
-def grid_layout(served: ServedModel, modality: str, grid: Tensor, seconds: Tensor | None = None) -> Layout:
-    """Return the layout of an image or clip.
-
-    Args:
-        served: the model.
-        modality: "image" or "video".
-        grid: frames, rows and columns of patches, `(3,)` int64.
-        seconds: of a clip, from one of its frames to the next; None if the model takes no times.
-    """
-    family = served.family
-    assert isinstance(family, QwenVL)
-    name = f"{modality}_grid_thw"
-    inputs: dict[str, Any] = {name: grid.reshape(1, 3)}
-    if modality == "image":
-        return family.layouts(inputs)[0]
-    if seconds is not None:
-        inputs["second_per_grid_ts"] = seconds
-    return family.clip_layouts(inputs)[0]
+def layouts_of(served: ServedModel, grids: Tensor) -> tuple[Layout, ...]:
+    """Return the layouts of images from their grids of patches, `(images, 3)` int64."""
+    return served.family.layouts({GRIDS: grids})
 
 
 class QwenSpecInfo(SpecInfo):
@@ -55,27 +42,22 @@ class QwenSpecInfo(SpecInfo):
         """Return what foveate knows of the model."""
         return served_qwen(self.get_hf_config())  # type: ignore[attr-defined]
 
-    def layout_of(self, modality: str, number: int, items: Any, outputs: Any) -> Layout:
-        """Return the layout of one image or clip from what the processor made of it."""
-        return layout_of_item(self.served, modality, outputs[modality][number])
-
-
-def layout_of_item(served: ServedModel, modality: str, item: Mapping[str, Any]) -> Layout:
-    """Return the layout of an image or clip from its processed fields."""
-    seconds = item.get("second_per_grid_ts") if modality == "video" else None
-    return grid_layout(served, modality, item[f"{modality}_grid_thw"].data, None if seconds is None else seconds.data)
+    def layout_of(self, number: int, items: Any, outputs: Any) -> Layout:
+        """Return the layout of one image from what the processor made of it."""
+        (layout,) = layouts_of(self.served, outputs["image"][number][GRIDS].data.reshape(1, 3))
+        return layout
 
 
 class QwenSpecProcessor(SpecProcessor):
-    """Counts images and clips by their grids; their patches are in one tensor."""
+    """Counts images by their grids, since their patches are in one tensor."""
 
-    def counts(self, data: Mapping[str, Any]) -> dict[str, int]:
-        """Return how many images and clips with pixels a processor's output holds, by modality."""
-        return {modality: len(data[f"{modality}_grid_thw"]) for modality, name in PIXELS.items() if name in data}
+    def count(self, data: Mapping[str, Any]) -> int:
+        """Return how many images a processor's output holds."""
+        return len(data[GRIDS])
 
 
 class QwenSpecModel:
-    """Compresses each image and clip by the spec of its request; comes before vLLM's class among base classes."""
+    """Compresses each image by the spec of its request; comes before vLLM's class among base classes."""
 
     config: Any
 
@@ -89,24 +71,21 @@ class QwenSpecModel:
         return dataclasses.replace(super().get_encoder_cudagraph_config(), modalities=[])  # type: ignore[misc]
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
-        """Return the features of each image and clip: what its spec leaves of them."""
-        rows = {modality: kwargs.pop(name, None) for modality, name in FIELDS.items()}
-        seconds = kwargs.get("second_per_grid_ts")
+        """Return the features of each image and clip: what the spec of an image leaves of it.
+
+        With DeepStack, each row holds the features and behind them those that deeper layers add.
+        """
+        rows = kwargs.pop(FIELD, None)
         features = super().embed_multimodal(**kwargs)  # type: ignore[misc]
-        specs: list[ServedSpec] = []
-        layouts: list[Layout] = []
-        # vLLM encodes one modality after the other, in the order of the arguments.
-        for modality in [each for name in kwargs for each, pixels in PIXELS.items() if name == pixels]:
-            grids, given = kwargs[f"{modality}_grid_thw"], rows[modality]
-            assert given is not None
-            for number, (row, grid) in enumerate(zip(given, grids, strict=True)):
-                clip = None if modality == "image" or seconds is None else torch.as_tensor(seconds[number])
-                specs.append(self.served.spec(read_row(row)))
-                layouts.append(grid_layout(self.served, modality, grid, clip))
-        if all(spec.is_dense for spec in specs) or len(specs) != len(features):
+        specs = [] if rows is None else [self.served.spec(read_row(row)) for row in rows]
+        # vLLM encodes images and clips in calls of their own.
+        if kwargs.get(PIXELS) is None or all(spec.is_dense for spec in specs):
             return features
-        capture = Capture(tuple(layouts), tuple(layouts), projected=torch.cat(tuple(features)))
-        return tuple(image.features for image in compress_each(specs, capture))
+        layouts = layouts_of(self.served, kwargs[GRIDS])
+        first, *others = torch.cat(tuple(features)).split(self.config.text_config.hidden_size, dim=1)
+        capture = Capture(layouts, layouts, projected=first, companions=tuple(others))
+        images = compress_each(specs, capture)
+        return tuple(torch.cat([image.features, *image.companions], dim=1) for image in images)
 
     def get_mrope_input_positions(self, input_tokens: list[int], mm_features: Sequence[Any]) -> tuple[Tensor, int]:
         """Return the position ids of a prompt `(3, S)`, and by how much those of the answer are moved.
@@ -114,13 +93,13 @@ class QwenSpecModel:
         They are right from the beginning: what a spec leaves of an image has positions that its layout tells.
         """
         specs = [self._spec_of(feature) for feature in mm_features]
-        if all(spec is None or spec.is_dense for spec in specs):
+        if all(spec.is_dense for spec in specs):
             return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]
         parts: list[Tensor] = []
         end = column = 0
         for feature, spec in sorted(zip(mm_features, specs), key=lambda each: each[0].mm_position.offset):
-            layout = layout_of_item(self.served, feature.modality, feature.data)
-            positions, (span,) = (spec or self.served.spec("dense")).positions(layout)
+            (layout,) = layouts_of(self.served, feature.data[GRIDS].data.reshape(1, 3))
+            positions, (span,) = spec.positions(layout)
             text = feature.mm_position.offset - column
             parts += [torch.arange(text).expand(3, -1) + end, positions + end + text]
             end, column = end + text + span, feature.mm_position.offset + positions.shape[1]
@@ -128,7 +107,7 @@ class QwenSpecModel:
         positions = torch.cat(parts, dim=1)
         return positions, int(positions.max()) + 1 - len(input_tokens)
 
-    def _spec_of(self, feature: Any) -> ServedSpec | None:
-        """Return the spec of an image or clip; None of one that came as features."""
-        row = feature.data.get(FIELDS[feature.modality])
-        return None if row is None else self.served.spec(read_row(row.data))
+    def _spec_of(self, feature: Any) -> ServedSpec:
+        """Return the spec of an image; a clip, or an image that came as features, is dense."""
+        row = feature.data.get(FIELD)
+        return self.served.spec(DENSE if row is None else read_row(row.data))

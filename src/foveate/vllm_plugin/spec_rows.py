@@ -11,8 +11,8 @@ from foveate.errors import FoveateError
 
 LENGTH: Final = 256
 """Bytes of a row; a longer spec is refused."""
-FIELDS: Final = {"image": "foveate_image_spec", "video": "foveate_video_spec"}
-"""The name of the field with these rows, by modality."""
+FIELD: Final = "foveate_spec"
+"""The name of the field with these rows."""
 
 
 def written_row(spec: str) -> Tensor:
