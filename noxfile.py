@@ -87,6 +87,14 @@ def fuzz(session: nox.Session) -> None:
 
 
 @nox.session
+def bulk(session: nox.Session) -> None:
+    """Kill a bulk job on Ray three times, and compare what it wrote with an uninterrupted run."""
+    install(session, "test")
+    session.install("--constraint", "constraints.txt", "--editable", ".[bulk]")
+    session.run("pytest", "-q", "-n", "0", "tests/bulk", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, types and the direction of imports."""
     install(session, "test", "lint", "docs")

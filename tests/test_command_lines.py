@@ -27,13 +27,14 @@ SOURCES = [
     *sorted((ROOT / "src").rglob("*.md")),
     *sorted((ROOT / "recipes").rglob("*.*")),
 ]
-COMMANDS = ("ask", "bench", "calibrate", "cost", "count", "families", "find-layer", "methods", "train")
+COMMANDS = ("ask", "bench", "bulk", "calibrate", "cost", "count", "families", "find-layer", "methods", "train")
 RECIPE = "recipes/llavolta/last-stage-compression.yaml"
 
 PLACEHOLDERS = {
     # Images, questions and recipes of the reader.
     **dict.fromkeys(("photo.jpg", "image.png", "IMAGE"), "examples/shapes.png"),
-    **dict.fromkeys(("questions.jsonl", "FILE"), "questions.jsonl"),
+    **dict.fromkeys(("questions.jsonl", "FILE", "INPUT", "rows.parquet"), "questions.jsonl"),
+    **dict.fromkeys(("OUTPUT", "answers"), "out"),
     **dict.fromkeys(("recipe.yaml", "RECIPE", "{recipe}", "THIS", "recipes/144-tokens.yaml"), RECIPE),
     # Models, on the hub or made by the reader.
     **dict.fromkeys(("path/to/model", "my-model", "my-model/", "MODEL", "runs/mine/model"), "model"),
@@ -121,6 +122,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         ("foveate.costmodel.calibrate", "calibrate"),
         ("foveate.costmodel.check", "check"),
         ("foveate.train.run", "run"),
+        ("foveate.bulk", "run"),
         ("foveate.train.estimate", "estimate"),
     ):
         monkeypatch.setattr(importlib.import_module(module), name, begins)
@@ -148,7 +150,7 @@ def test_the_program_takes_the_command_line(path: Path, words: list[str]) -> Non
     if words[0] not in COMMANDS and not words[0].startswith("-"):
         # Prose such as `foveate.apply` or `foveate bench` without more words is no command line.
         pytest.fail(f"{path.name}: there is no command {words[0]}")
-    if len(words) == 1 and words[0] in ("ask", "count", "train", "bench", "find-layer", "calibrate"):
+    if len(words) == 1 and words[0] in ("ask", "bulk", "count", "train", "bench", "find-layer", "calibrate"):
         words = [*words, "--help"]
     if words[-1] not in PLACEHOLDERS and re.fullmatch("[A-Z]+", words[-1]):
         # Prose that says what an option takes.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -14,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from foveate.errors import FoveateError, first_line, shown
 from foveate.files import open_file, shown_path
 
-__all__ = ["LIMIT", "on_white", "open_image"]
+__all__ = ["LIMIT", "decode_image", "on_white", "open_image"]
 
 LIMIT: Final = 100_000_000
 """The largest number of pixels of an image: about 400 MB decoded."""
@@ -74,6 +75,23 @@ def open_image(path: str | Path) -> Image.Image:
         raise FoveateError(f"an image file is named by its path, not by {shown(path)}")
     with open_file(path, "image") as file:
         return _read(file, shown_path(path))
+
+
+def decode_image(content: bytes, name: str = "the content") -> Image.Image:
+    """Decode the bytes of an image file as `open_image` does.
+
+    Args:
+        content: of a file of one of the formats of `open_image`.
+        name: what errors call it.
+
+    Raises:
+        FoveateError: as `open_image` says.
+
+    >>> decode_image(b"GIF89a")
+    Traceback (most recent call last):
+    foveate.errors.FoveateError: the content is not an image, whatever its name says; use a PNG, JPEG, ...
+    """
+    return _read(BytesIO(content), name)
 
 
 def _read(file: BinaryIO, name: str) -> Image.Image:

@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 from foveate import __version__
 from foveate.commands.ask import ask
 from foveate.commands.bench import bench
+from foveate.commands.bulk import bulk
 from foveate.commands.calibrate import calibrate
 from foveate.commands.cost import cost
 from foveate.commands.count import count
@@ -34,6 +35,7 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 
 _INTERRUPTED = {
     "bench": "interrupted; run the same command again to continue",
+    "bulk": "interrupted; run the same command again to continue",
     "train": "interrupted; run the same command with --resume to continue from the last checkpoint",
 }
 """What to print when Ctrl-C stops a command that can continue later."""
@@ -219,6 +221,7 @@ def _root(
 for _panel, _commands in {
     "Try methods": (ask, count, methods, families),
     "Measure and predict": (bench, find_layer, cost, calibrate),
+    "Work through many images": (bulk,),
     "Train": (train,),
 }.items():
     for _command in _commands:
