@@ -67,11 +67,12 @@ def pack(
     *,
     captions: float = 0.5,
     vary: bool = True,
+    visual: int = GRID * GRID,
 ) -> Text:
     """Pack the questions of each scene into rows of ``length`` tokens; what does not fit is left out.
 
     ``captions`` is the share of the images that are also described; ``vary`` now and then writes "color" and leaves
-    out question marks.
+    out question marks; ``visual`` is how many visual tokens come before.
     """
     user, assistant, eos = 5, 6, 3
     del user
@@ -98,7 +99,7 @@ def pack(
             segment += 1
             span = slice(at, at + len(ids))
             row[0, span] = ids
-            row[1, span] = PREFIX + GRID * GRID + np.arange(len(ids))
+            row[1, span] = PREFIX + visual + np.arange(len(ids))
             row[2, span] = segment
             first = at + len(question) - 1
             row[3, first : at + len(ids)] = answer

@@ -1,0 +1,105 @@
+"""The embedded model for clips: the weights of the embedded model, trained on, as a LLaVA-NeXT-Video."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from transformers import BatchFeature, LlavaNextVideoForConditionalGeneration
+
+__all__ = ["CLIP_PATH", "ClipProcessor", "clip_reference"]
+
+CLIP_PATH: Final = Path(__file__).parent / "clip_model"
+"""The directory of the embedded model for clips."""
+
+
+class ClipProcessor:
+    """Makes inputs of clips for the embedded model: frames as pixels, and a placeholder for each token of a clip.
+
+    transformers' own processor for clips needs torchvision; this one doesn't.
+
+    Args:
+        folder: the model's directory.
+        tokens: visual tokens of a frame.
+    """
+
+    def __init__(self, folder: Path, tokens: int) -> None:
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        self.image_processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        self.tokens = tokens
+        self.video_token = "<video>"
+        self.chat_template: str = self.tokenizer.chat_template
+
+    def __call__(
+        self, text: str | Sequence[str], videos: Sequence[Sequence[Image.Image]], return_tensors: str = "pt"
+    ) -> BatchFeature:
+        """Return `input_ids` and `attention_mask`, padded on the left, and `pixel_values_videos`.
+
+        Args:
+            text: one prompt, or several; each has one `<video>` for each of its clips.
+            videos: per clip its frames. All clips of a call have the same number of frames.
+            return_tensors: "pt".
+
+        Raises:
+            FoveateError: prompts have more clips or fewer, or clips differ in their number of frames.
+        """
+        import torch
+        from transformers import BatchFeature
+
+        from foveate.errors import FoveateError
+
+        prompts = [text] if isinstance(text, str) else list(text)
+        placed, lengths = sum(each.count(self.video_token) for each in prompts), {len(clip) for clip in videos}
+        if placed != len(videos):
+            raise FoveateError(f"the prompts have {placed} places for clips, and there are {len(videos)} clips")
+        if len(lengths) != 1 or not min(lengths):
+            raise FoveateError(f"all clips of a call have the same number of frames, at least one, not {lengths}")
+        wide = [each.replace(self.video_token, self.video_token * self.tokens * max(lengths)) for each in prompts]
+        inputs = self.tokenizer(wide, padding=True, return_tensors=return_tensors)
+        frames = self.image_processor([frame for clip in videos for frame in clip], return_tensors="pt")
+        pixels = torch.stack(list(frames["pixel_values"])).unflatten(0, (len(videos), -1))
+        return BatchFeature({**inputs, "pixel_values_videos": pixels})
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> Any:
+        """Write messages as the prompt that the model knows; see `transformers.PreTrainedTokenizer`."""
+        return self.tokenizer.apply_chat_template(messages, **{"tokenize": False, **options})
+
+    def batch_decode(self, *args: Any, **options: Any) -> list[str]:
+        """Return the text of ids; see `transformers.PreTrainedTokenizer`."""
+        return self.tokenizer.batch_decode(*args, **options)
+
+    def decode(self, *args: Any, **options: Any) -> str:
+        """Return the text of ids; see `transformers.PreTrainedTokenizer`."""
+        return self.tokenizer.decode(*args, **options)
+
+
+def clip_reference(folder: Path = CLIP_PATH) -> tuple[LlavaNextVideoForConditionalGeneration, ClipProcessor]:
+    """Load the embedded model for clips in float32, and its processor.
+
+    Args:
+        folder: another directory that `recipes/reference-clips.yaml` made.
+
+    Returns:
+        The model in evaluation mode, a new one at each call, and its processor.
+
+    Raises:
+        FileNotFoundError: the package was installed without the weights.
+    """
+    from foveate.files import is_file
+
+    if not is_file(folder / "model.safetensors"):
+        raise FileNotFoundError(f"the weights of the embedded model are missing from {folder}; install foveate again")
+    import torch
+    from transformers import LlavaNextVideoForConditionalGeneration
+
+    model: Any = LlavaNextVideoForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True
+    )
+    side = model.config.vision_config.image_size // model.config.vision_config.patch_size
+    tokens = (side // model.config.spatial_pool_stride) ** 2
+    return model.eval(), ClipProcessor(folder, tokens)
