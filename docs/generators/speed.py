@@ -6,6 +6,9 @@ import json
 import textwrap
 from typing import Any
 
+from foveate.costmodel import cost
+from foveate.errors import FoveateError
+from foveate.methods import PixelMethod, method_class, method_names
 from generators.folders import MEASURED
 from generators.markdown import machine, packages, table
 
@@ -88,7 +91,7 @@ def page() -> str:
         )
         for width in sorted({row["width"] for row in rows}):
             parts.append(_table([row for row in rows if (row["tokens"], row["width"]) == (tokens, width)], width))
-    return "\n".join([*parts, _beside_peers()])
+    return "\n".join([*parts, _beside_peers(), _launches()])
 
 
 def _newest(measured: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
@@ -146,6 +149,46 @@ def _beside_peers() -> str:
     pairs = sorted({(row["method"], row["library"]) for row in rows})
     lines = [[f"`{name}`", library, *(cells[name, library, *size] for size in sizes)] for name, library in pairs]
     return text + table(["method", "beside", *titles], lines) + _alike(rows)
+
+
+LAUNCHES = """\
+## What is launched
+
+On a GPU at batch 1, starting operations takes the time. This table has what each method adds to a prefill of
+LLaVA-1.5-7B with 64 of 576 tokens kept (clips: half of 64 frames of 14 x 14 tokens, for Qwen2.5-VL-7B), at the place
+where it acts by default (in the decoder: before layer 2): the plan and its application, its signals, and what the
+engine does itself. A wait is a copy to the host, after which the next operation can't be started ahead of time. Where
+the content decides how many rounds there are, the number is an estimate.
+
+The numbers are those of `foveate.cost(...).part("compressor")`. Tests count the operations of every method and of the
+engine with a device that only pretends to be one. The predicted time is a lower bound: the longer of the operations'
+own time and of their start, 5 us each, with a wait counted as two. It is printed beside the predicted dense prefill,
+which takes PREFILL ms (clips: CLIP ms).
+
+"""
+
+
+def _launches() -> str:
+    """Return the section on launches and waits."""
+    lines: list[list[str]] = []
+    clip = {"images": [], "clips": [(128, 392, 392)]}
+    dense: dict[bool, float] = {}
+    for name in method_names():
+        method = method_class(name)
+        if issubclass(method, PixelMethod):
+            continue
+        model, call = ("qwen2.5-vl-7b", clip) if method.temporal else ("llava-1.5-7b", {})
+        dense[method.temporal] = cost(model, device="h100", new_tokens=1, **call).part("prefill").seconds
+        keep = (":0.5" if method.temporal else ":64") if method.takes_keep else ""
+        places = "@2" if method.place == "decoder" else ""
+        try:
+            found = cost(model, f"{name}{keep}{places}", device="h100", new_tokens=1, **call).part("compressor")
+        except FoveateError:
+            continue
+        time, share = found.seconds * 1e3, found.seconds / dense[method.temporal]
+        lines.append([f"`{name}`", f"{found.launches:,}", str(found.waits), f"{time:.2f}", f"{share:.1%}"])
+    text = LAUNCHES.replace("PREFILL", f"{dense[False] * 1e3:.1f}").replace("CLIP", f"{dense[True] * 1e3:.1f}")
+    return text + table(["method", "operations", "waits", "H100, ms (predicted)", "of the dense prefill"], lines)
 
 
 def _alike(rows: list[dict[str, Any]]) -> str:

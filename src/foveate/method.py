@@ -20,7 +20,7 @@ from foveate.errors import FoveateError, KeepError, SpecError, shown
 from foveate.keep import Keep
 from foveate.layout import Layout
 from foveate.options import check_options, written
-from foveate.plan import Plan
+from foveate.plan import SELECTED, Plan
 from foveate.tokens import PLACES, Place, Signal, VisualTokens
 
 Positions = Literal["keep", "pack"]
@@ -31,17 +31,19 @@ AUTO = Keep.of("auto")
 
 
 class Effort(NamedTuple):
-    """A rough estimate of the work of planning one image, for the cost model.
+    """The work of planning one image on an accelerator, for the cost model; the images of a batch share operations.
 
-    The cost model adds signals and the application of the plan itself.
+    Tests compare all of it with what is counted. Where the content decides, it is an estimate.
 
     Attributes:
-        flops: FLOPs, one multiply-add being 2.
-        launches: tensor operations in sequence; images of a batch share them.
+        flops: FLOPs of the plan, one multiply-add being 2; those of applying it are left out.
+        launches: operations that start work on the device, those of applying the plan among them.
+        waits: how often the host waits for the device: for a value, or for a number of tokens that values decide.
     """
 
     flops: float
     launches: int
+    waits: int = 0
 
 
 def _checked(function: Callable[..., Any], kind: type, expected: str) -> Callable[..., Any]:
@@ -76,6 +78,7 @@ class Method(ABC):
         temporal: whether it compares or chooses whole frames, so that it acts on clips of two frames or more alone.
         unchanged_if_all: whether every token stays as it is where all are kept, so that the engine needs no plan then.
         takes_keep: False if the rule alone decides how much remains; specs then leave the keep out.
+        operations: that an accelerator starts to plan one image and to apply the plan, if `effort` is the default.
     """
 
     keep: Keep = ALL
@@ -89,6 +92,7 @@ class Method(ABC):
     temporal: ClassVar[bool] = False
     unchanged_if_all: ClassVar[bool] = False
     takes_keep: ClassVar[bool] = True
+    operations: ClassVar[int] = 3 + SELECTED
     paper: ClassVar[str] = ""
     query_aware: ClassVar[bool] = False
     adaptive: ClassVar[bool] = False
@@ -304,10 +308,10 @@ class Method(ABC):
     def effort(self, tokens: int, width: int) -> Effort:
         """Estimate the work of `plan` for one image of `tokens` tokens, each `width` wide.
 
-        The default reads each feature once, sorts and selects. Override it if `plan` multiplies tokens with tokens, or
-        loops.
+        The default reads each feature once, in `operations`. Override it if `plan` multiplies tokens with tokens, if
+        its options decide how much it does, or if the host waits for it.
         """
-        return Effort(2 * tokens * width, 12)
+        return Effort(2 * tokens * width, self.operations)
 
     def memory(self, tokens: int, width: int) -> int:
         """Estimate the most bytes that `plan` holds at once for one image, beside the features and signals.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int64, Shaped
@@ -14,6 +15,15 @@ from foveate.devices import on_cpu
 from foveate.errors import PlanError, shown
 from foveate.numbers import Between, check_whole
 from foveate.precision import without_autocast
+
+SELECTED: Final = 1
+"""Operations that `Plan.apply` starts on an accelerator for one image, if the plan is a selection."""
+AVERAGED: Final = 9
+"""The same, of a plan with groups."""
+WEIGHTED: Final = 6
+"""The same, of a plan with groups and weights."""
+MIXED: Final = 3
+"""The same, of a plan with `mix`."""
 
 
 @dataclass(frozen=True)

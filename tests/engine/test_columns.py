@@ -56,7 +56,7 @@ def test_packing_closes_the_gaps_of_positions() -> None:
 def test_a_dropped_column_takes_the_hidden_state_of_the_kept_one_before_it() -> None:
     keep = torch.tensor([[True, False, True, True], [False, True, False, True]])
     placed = torch.tensor([[0, 2, 3], [-1, 1, 3]])
-    restore = standing_for(placed, keep, padded=True)
+    restore = torch.from_numpy(standing_for(placed.numpy(), keep.numpy()))
     assert restore.tolist() == [[0, 0, 1, 2], [0, 1, 1, 2]]
     hidden = torch.tensor([[[10.0], [12.0], [13.0]], [[0.0], [21.0], [23.0]]])
     assert gather_columns(hidden, restore)[..., 0].tolist() == [[10, 10, 12, 13], [0, 21, 21, 23]]

@@ -52,7 +52,7 @@ def test_one_row() -> None:
     assert cut.attention_mask.tolist() == [[1] * 6]
     assert cut.following.tolist() == [10]
     assert not cut.padded
-    assert cut.restore_index().tolist() == [[0, 1, 1, 2, 2, 2, 3, 3, 4, 5]]
+    assert cut.restore.tolist() == [[0, 1, 1, 2, 2, 2, 3, 3, 4, 5]]
 
 
 def test_packed() -> None:
@@ -81,7 +81,7 @@ def test_padding_goes_and_comes_back_shorter() -> None:
     assert cut.position_ids[1, 3:].tolist() == [0, 1, 2]
     assert cut.columns[1].tolist() == [-1, -1, -1, 7, 8, 9]
     assert cut.padded
-    assert cut.restore_index()[1, 7:].tolist() == [3, 4, 5]
+    assert cut.restore[1, 7:].tolist() == [3, 4, 5]
 
 
 def test_padding_that_counts() -> None:
@@ -97,7 +97,7 @@ def test_right_padding() -> None:
     mask = torch.tensor([[1] * 8, [1, 1] + [0] * 6])
     cut = cut_prompt(kind, ids, mask, None, [image(kind, 2)])
     assert cut.input_ids.tolist() == [[1, 9, 3], [0, 5, 6]]
-    assert cut.restore_index()[1].tolist() == [1, 2, 2, 2, 2, 2, 2, 2]
+    assert cut.restore[1].tolist() == [1, 2, 2, 2, 2, 2, 2, 2]
 
 
 def test_going_on() -> None:

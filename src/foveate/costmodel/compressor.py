@@ -11,9 +11,14 @@ from foveate.costmodel.vision_work import projector_work
 from foveate.errors import FoveateError
 from foveate.families.vision_shape import VisionShape
 from foveate.schedule import ImageTokens, StepTokens
-from foveate.tokens import DecoderAttention, DecoderKeys, DecoderLogits, EncoderAttention, EncoderKeys, Signal
+from foveate.tokens import DecoderAttention, DecoderKeys, DecoderLogits, EncoderAttention, EncoderKeys, Signal, Text
 
 _FLOAT32 = 4
+# What the engine starts beside plans and signals at batch 1, as counted in tests/engine/test_operations.py.
+_LOOKING, _CUTTING, _TEXT = 7, 6, 8
+_ENCODER_LAYER, _DECODER_LAYER, _PACKING = 32, 24, 30
+_DECODING, _DECODING_PACKED = 6, 10
+_SIGNAL = 1
 
 
 def compressor_work(images: Sequence[ImageTokens], model: Model, text: int, batch: int, size: int) -> CallPart:
@@ -34,7 +39,7 @@ def compressor_work(images: Sequence[ImageTokens], model: Model, text: int, batc
     equal: dict[tuple[StepTokens, ...], list[ImageTokens]] = {}
     for image in images:
         equal.setdefault(image.steps, []).append(image)
-    ops: list[Op] = []
+    ops = _engine_work(list({image.steps: image for image in images}.values()))
     for steps, alike in equal.items():
         patches = sum(grid.count for grid in model.family.encoder_grids(alike[-1].seen))
         for step in steps:
@@ -81,15 +86,19 @@ def _step(step: StepTokens, model: Model, patches: int, text: int, images: int, 
             flops=effort.flops * images,
             moved=images * step.arriving * width * (size + _FLOAT32),
             launches=effort.launches,
+            waits=effort.waits,
         )
     ]
     for signal in method.needs:
         if isinstance(signal, EncoderKeys | EncoderAttention) and vision is not None:
             ops += _encoder_signal(signal, step, vision, patches, images, size)
-        elif isinstance(signal, DecoderAttention | DecoderKeys | DecoderLogits):
+        elif isinstance(step.place, int):
+            ops.append(Op("signal", launches=_SIGNAL))
+        if isinstance(signal, DecoderAttention | DecoderKeys | DecoderLogits):
             ops += _decoder_signal(signal, step, model, text, images, size)
     moved_width = vision.width if vision is not None and step.place == "encoder" else width
-    ops.append(elementwise("gather", images * (step.arriving + step.kept) * moved_width, 2, size, launches=4))
+    # The launches of the gather are among those of the plan.
+    ops.append(elementwise("gather", images * (step.arriving + step.kept) * moved_width, 2, size, launches=0))
     if step.place == "features":
         ops += projector_work(vision, step.kept, images, size, extra=False).ops
     return ops
@@ -120,7 +129,7 @@ def _encoder_signal(
         queries = 1 if vision.marks else patches
         ops.append(linear("queries again", images * queries, width, width, size))
         scores = images * queries * (patches if vision.window is None else min(patches, vision.window**2))
-        ops.append(_scores(scores, width, 4 * scores * vision.heads))
+        ops.append(_scores(scores, width, 4 * scores * vision.heads, launches=3))
     return ops
 
 
@@ -141,10 +150,48 @@ def _decoder_signal(signal: Signal, step: StepTokens, model: Model, text: int, i
         ops.append(linear("queries again", images * queries, decoder.hidden, mixer.heads * mixer.head, size))
         if isinstance(signal, DecoderAttention):
             scores = images * queries * tokens * mixer.heads
-            ops.append(_scores(scores, mixer.head, 4 * scores))
+            ops.append(_scores(scores, mixer.head, 4 * scores, launches=32))
     return ops
 
 
-def _scores(products: int, width: int, elements: int) -> Op:
+def _scores(products: int, width: int, elements: int, launches: int) -> Op:
     """Return the work of attention scores and their softmax in float32."""
-    return Op("scores", flops=2 * products * width, moved=elements * _FLOAT32, launches=6)
+    return Op("scores", flops=2 * products * width, moved=elements * _FLOAT32, launches=launches)
+
+
+def _engine_work(images: Sequence[ImageTokens]) -> list[Op]:
+    """Return what the engine does itself: it finds the prompt's images, cuts the prompt, and cuts at decoder layers."""
+    steps = [step for image in images for step in image.steps]
+    smaller = any(image.seen != image.layout for image in images)
+    if not steps and not smaller:
+        return []
+    changing = _changing(images)
+    before = [step for step in changing if not isinstance(step.place, int)]
+    inside = {step.place: step for step in changing if isinstance(step.place, int)}
+    ops = [Op("looking", launches=_LOOKING, waits=2)]
+    if before or smaller:
+        ops.append(Op("cutting the prompt", launches=_CUTTING, waits=1))
+    if any(isinstance(need, Text) for step in before for need in step.method.needs):
+        ops.append(Op("text", launches=_TEXT, waits=3))
+    patches = [step for step in before if step.place == "encoder"]
+    if patches:
+        ops.append(Op("between encoder layers", launches=_ENCODER_LAYER * len(patches), waits=1))
+    for step in inside.values():
+        packing = _PACKING if step.method.positions == "pack" else 0
+        ops.append(Op("cutting at a layer", launches=_DECODER_LAYER + packing))
+    return ops
+
+
+def with_steps(part: CallPart, images: Sequence[ImageTokens], tokens: int) -> CallPart:
+    """Return the decoding of some tokens, with what the engine adds to each of them if there are steps."""
+    ops = _engine_work(images)
+    if not tokens or not ops:
+        return part
+    packed = any(isinstance(step.place, int) and step.method.positions == "pack" for step in _changing(images))
+    launches = _DECODING + (_DECODING_PACKED if packed else 0)
+    return CallPart(part.name, (*part.ops, Op("places", launches=launches, times=tokens)))
+
+
+def _changing(images: Sequence[ImageTokens]) -> list[StepTokens]:
+    """Return the steps that leave something out."""
+    return [step for image in images for step in image.steps if not step.method.keeps_all(step.arriving)]

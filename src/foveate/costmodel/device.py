@@ -23,6 +23,9 @@ SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes per number of the supported data types."""
 
 
+WAIT = 2
+"""How many launches a wait of the host takes: a copy to the host, and the way to the next kernel."""
+
 Curve = tuple[tuple[float, float], ...]
 """Points (x, y), x ascending. Between points the curve is straight on logarithmic axes; beyond them it is constant."""
 CURVES = ("products", "attention", "elementwise")
@@ -101,7 +104,7 @@ class Device:
         elif op.rows and self.products:
             compute /= at(self.products, op.rows)
         if not op.flops and self.elementwise:
-            memory = op.moved / at(self.elementwise, op.moved / op.launches)
+            memory = op.moved / at(self.elementwise, op.moved / max(1, op.launches))
         else:
             memory = (op.weights + op.moved) / self.bandwidth
         if self.overlap:
@@ -110,9 +113,9 @@ class Device:
         return op.times * (compute + (op.weights / self.bandwidth if op.flops and self.products else memory))
 
     def seconds(self, part: CallPart, dtype: str) -> float:
-        """Return the seconds of a part: its operations, or its launches if they take longer."""
+        """Return the seconds of a part: its operations, or its launches and waits if they take longer."""
         busy = sum(self.busy(op, dtype) for op in part.ops)
-        launching = part.launches * self.launch
+        launching = (part.launches + (WAIT if self.overlap else 0) * part.waits) * self.launch
         return max(busy, launching) if self.overlap else busy + launching
 
 

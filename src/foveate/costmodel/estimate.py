@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from foveate.costmodel.compressor import compressor_work, plan_bytes
+from foveate.costmodel.compressor import compressor_work, plan_bytes, with_steps
 from foveate.costmodel.device import SIZES, Device
 from foveate.costmodel.device import device as device_of
 from foveate.costmodel.image_sizes import read_clip_sizes, read_sizes
@@ -34,6 +34,7 @@ class PartCost:
         flops: FLOPs, one multiply-add being 2.
         moved: bytes read and written, weights included.
         launches: kernels.
+        waits: how often the host waits for the device.
         seconds: of time on the device.
     """
 
@@ -41,6 +42,7 @@ class PartCost:
     flops: float
     moved: float
     launches: int
+    waits: int
     seconds: float
 
 
@@ -221,7 +223,7 @@ def cost_of_layouts(
         compressor_work(images, model, text_tokens, batch, size),
         decoder.prefill(lengths, batch, size, last_alone=not acts_inside),
         decoder.head(new_tokens, batch, size, logits),
-        decoder.decode(lengths, new_tokens - 1, batch, size),
+        with_steps(decoder.decode(lengths, new_tokens - 1, batch, size), images, new_tokens - 1),
     )
     kv_bytes = decoder.cache([length + new_tokens - 1 for length in lengths], batch, size)
     text_bytes = decoder.cache([text_tokens] * len(lengths), batch, size)
@@ -244,7 +246,8 @@ def cost_of_layouts(
         layers=visual,
         adaptive=any(step.method.ragged for image in images for step in image.steps),
         parts=tuple(
-            PartCost(part.name, part.flops, part.moved, part.launches, device.seconds(part, dtype)) for part in parts
+            PartCost(part.name, part.flops, part.moved, part.launches, part.waits, device.seconds(part, dtype))
+            for part in parts
         ),
         kv_bytes=kv_bytes,
         visual_kv_bytes=decoder.cache(lengths, batch, size) - text_bytes,

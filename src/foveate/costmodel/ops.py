@@ -26,6 +26,7 @@ class Op:
         weights: bytes of weights that are read.
         moved: bytes of activations and cache that are read and written.
         launches: kernels.
+        waits: how often the host waits for the device.
         times: repetitions.
         needed: the share of the FLOPs that are not masked; a kernel that skips masked ones computes only these.
         rows: rows of a product, or queries of attention; with few rows a device does not reach its full rate.
@@ -36,6 +37,7 @@ class Op:
     weights: float = 0.0
     moved: float = 0.0
     launches: int = 1
+    waits: int = 0
     times: int = 1
     needed: float = 1.0
     rows: float = 0.0
@@ -111,3 +113,8 @@ class CallPart:
     def launches(self) -> int:
         """Kernels."""
         return sum(op.launches * op.times for op in self.ops)
+
+    @property
+    def waits(self) -> int:
+        """How often the host waits for the device."""
+        return sum(op.waits * op.times for op in self.ops)

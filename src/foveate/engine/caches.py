@@ -155,26 +155,27 @@ class _Sample:
     Attributes:
         layer: which one.
         length: columns of the compressed prompt there.
-        keys: `(B, 8, 4)`.
-        shorter: `(B,)` bool, the rows that lack columns of the full prompt.
+        keys: `(B, P, 4)` of eight columns or a few more, the last among them.
+        columns: `(B, M)` int64, the columns of the full prompt that it has.
     """
 
     layer: int
     length: int
     keys: Tensor
-    shorter: Tensor
+    columns: Tensor
 
     @staticmethod
     def of(keys: Tensor, length: int) -> Tensor:
         """Take numbers of the keys `(B, H, P, d)` of the first `length` columns."""
-        columns = torch.linspace(0, length - 1, 8, device=keys.device).long()
-        return keys[:, 0, columns, :4].detach()
+        step = max(1, (length - 1) // 7)
+        return keys[:, 0, (length - 1) % step : length : step, :4].detach().clone()
 
     def matches(self, keys: Tensor) -> Tensor:
         """Return whether a row of the keys `(B, H, P, d)` begins with a shorter row of this prompt: `()` bool."""
         other = self.of(keys, self.length)
         same = (self.keys.to(other)[:, None] == other).flatten(2).all(dim=2)
-        return (same & self.shorter.to(other.device)[:, None]).any()
+        shorter = (self.columns.diff(dim=1) != 1).any(dim=1)
+        return (same & shorter.to(other.device)[:, None]).any()
 
 
 _samples: deque[_Sample] = deque(maxlen=_REMEMBERED)
@@ -185,8 +186,7 @@ def remember(cache: Any, state: CacheState) -> None:
     layer, keys = last_keys(cache)
     held = state.at(layer)
     if keys is not None and 0 < held.length <= keys.shape[-2]:
-        shorter = (held.columns.diff(dim=1) != 1).any(dim=1)
-        _samples.append(_Sample(layer, held.length, _Sample.of(keys, held.length), shorter))
+        _samples.append(_Sample(layer, held.length, _Sample.of(keys, held.length), held.columns))
 
 
 def refuse_rebuilt(cache: Any) -> None:

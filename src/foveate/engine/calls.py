@@ -478,7 +478,7 @@ class CoreCalls(StaysWithModel):
             padded = padded or state.first.padded
         first = LayerState(0, columns, cut.following, padded)
         length = past + ids.shape[1]
-        after = CacheState(length, (first,), _text_at_end(cut))
+        after = CacheState(length, (first,), cut.text_at_end)
         decoder_pass = self._decoder_pass(call, prefix, full_mask, length)
         prompt = None
         wanted: WantedPredictions = getattr(self._local, "wanted", WantedPredictions())
@@ -495,7 +495,7 @@ class CoreCalls(StaysWithModel):
             call[name] = torch.nn.functional.pad(call[name], (prefix.cached, 0))
         self.builder.milliseconds += (self._now() - began) * 1e3
         complete = cut.columns.shape == ids.shape and not cut.padded
-        restore = None if complete else cut.restore_index()
+        restore = None if complete else cut.restore
         return call, PendingCall(restore, prefix, after, decoder_pass, known, order, prompt)
 
     def _plain_beginning(self, call: Call, cached: int) -> CachedPrefix:
@@ -766,14 +766,6 @@ def _order_of_images(features: Sequence[Tensor] | Tensor, capture: Capture | Enc
     raise FoveateError(
         f"the encoder saw {encoded} images and {came} came to the decoder; chunked prefill is not supported under apply"
     )
-
-
-def _text_at_end(cut: CutPrompt) -> Tensor:
-    """Return how many columns at the end of a prompt are text in every row, `()` int64."""
-    visual = cut.visual
-    other = visual | (cut.columns < 0) if cut.padded else visual
-    width = other.shape[1]
-    return width - (other * torch.arange(1, width + 1, device=other.device)).amax()
 
 
 def _text_after(state: CacheState, tail: int, new_mask: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def left_padded(keep: Host) -> tuple[Host, bool]:
     return placed, bool((lengths != longest).any())
 
 
-def standing_for(columns: Tensor, keep: Tensor, padded: bool) -> Tensor:
+def standing_for(columns: Host, keep: Host) -> Host:
     """Return, for each column of the full prompt, the place that stands for it: `(B, S)` int64.
 
     The last kept column before a dropped one stands for it, so logits and labels keep their shape.
@@ -59,20 +59,18 @@ def standing_for(columns: Tensor, keep: Tensor, padded: bool) -> Tensor:
     Args:
         columns: `(B, M)` int64, the column that each place holds; -1 at padding.
         keep: `(B, S)` bool, the columns that are left.
-        padded: whether some column is -1.
     """
-    if columns.shape == keep.shape and not padded:
-        return columns
-    rank = keep.cumsum(dim=1) - 1
-    padding = (columns < 0).sum(dim=1, keepdim=True)
-    return (rank + padding).clamp(min=0)
+    padding = (columns < 0).sum(axis=1, keepdims=True)
+    return (keep.cumsum(axis=1) - 1 + padding).clip(min=0)
 
 
 def gather_columns(hidden: Tensor, places: Tensor) -> Tensor:
     """Take hidden states `(B, M, D)` at places `(B, S)`: `(B, S, D)`, wherever the places are."""
     rows, width, _ = hidden.shape
     places = places.to(hidden.device)
-    flat = places + torch.arange(rows, device=places.device)[:, None] * width
+    flat = places
+    if rows > 1:
+        flat = places + torch.arange(0, rows * width, width, device=places.device)[:, None]
     return hidden.flatten(0, 1).index_select(0, flat.flatten()).view(*places.shape, -1)
 
 
@@ -261,3 +259,14 @@ def pack_positions(columns: Columns, runs: Sequence[PackedRun]) -> tuple[Columns
 def on_device(values: Host, device: torch.device) -> Tensor:
     """Move what the host has counted to the device that needs it; the host doesn't wait."""
     return torch.from_numpy(values).to(device, non_blocking=True)
+
+
+def together_on_device(values: Sequence[Host], device: torch.device) -> list[Tensor]:
+    """Move arrays of int64 to a device in one copy; the host doesn't wait.
+
+    >>> [each.tolist() for each in together_on_device([np.array([[1, 2]]), np.array(3)], torch.device("cpu"))]
+    [[[1, 2]], 3]
+    """
+    flat = on_device(np.concatenate([each.ravel() for each in values]), device)
+    parts = flat.split([each.size for each in values])
+    return [part.view(each.shape) for part, each in zip(parts, values, strict=True)]

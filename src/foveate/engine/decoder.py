@@ -314,10 +314,10 @@ class DecoderPass:
         self.recorded = {layer for signals, at in needs for layer in read_after_running(signals, at)}
         rows, width = cut.columns.shape
         self._width, self._blocks, self._mask_at_start = width, blocks, cut.attention_mask
-        index, is_visual = torch.stack([cut.columns, cut.visual]).cpu().numpy()
+        index, is_visual = cut.on_host
         lengths = (index >= 0).sum(axis=1).tolist()
         positions = cut.position_ids.view(self.family.position_axes, rows, width)
-        self._columns = Columns(cut.columns, lengths, cut.restore_index(), positions, cut.following)
+        self._columns = Columns(cut.columns, lengths, cut.restore, positions, cut.following)
         ends = wanted.prompt_ends(cut.visual_before, [image.before for image in images])
         steps = self._place_images(index, is_visual, images, ends, ids.shape[1] - 1, schedule)
         for number, (span, image) in enumerate(zip(self.images, images, strict=True)):
@@ -895,9 +895,10 @@ def _parted(image: CompressedImage, places: Host, dense: Tensor) -> tuple[Host, 
 def _landing(index: Tensor, real: Tensor, shape: tuple[int, int]) -> Tensor:
     """Return where each old place lands, from the flattened old places that stay: `(B, M')` -> `(B, M)` int64."""
     rows, width = shape
+    empty = ~real
     count = index.new_zeros(rows * width + 1)
-    count[torch.where(real, index, rows * width)] = 1
-    padding = (~real).sum(dim=1, keepdim=True)
+    count.scatter_(0, index.masked_fill(empty, rows * width).flatten(), 1)
+    padding = empty.sum(dim=1, keepdim=True)
     return (count[:-1].view(rows, width).cumsum(dim=1) - 1 + padding).clamp(min=0)
 
 

@@ -11,7 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.engine.columns import Host, left_padded, on_device, per_axis, standing_for, take_columns
+from foveate.engine.columns import (
+    Host,
+    left_padded,
+    on_device,
+    per_axis,
+    standing_for,
+    take_columns,
+    together_on_device,
+)
 from foveate.errors import FoveateError
 from foveate.families import Family
 from foveate.layout import remembered
@@ -90,22 +98,26 @@ class CutPrompt:
         attention_mask: `(B, M)` int64, 0 at padding.
         position_ids: `(B, M)` int64, or `(3, B, M)` with M-RoPE.
         columns: `(B, M)` int64, the column of the full prompt that each place holds; -1 at padding made here.
-        keep: `(B, S)` bool, the columns of the full prompt that are left.
+        restore: `(B, S)` int64, for each column of the full prompt the place that stands for it.
         following: `(B,)` int64, the position id of the next token.
         padded: whether rows of different length had to be padded.
         visual: `(B, M)` bool, the columns of images among them, structural tokens of text included.
         visual_before: `(B, S)` bool, those of the full prompt.
+        text_at_end: `()` int64, how many columns at the end are text in every row.
+        on_host: `columns` and `visual` on the host.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     position_ids: Tensor
     columns: Tensor
-    keep: Tensor
+    restore: Tensor
     following: Tensor
     padded: bool
     visual: Tensor
     visual_before: Tensor
+    text_at_end: Tensor
+    on_host: tuple[Host, Host]
 
     def moved(self, by: int) -> CutPrompt:
         """Return the same with larger position ids."""
@@ -119,16 +131,12 @@ class CutPrompt:
         Raises:
             FoveateError: it has more or fewer values than there are columns.
         """
-        if values.shape[-1] != self.keep.shape[1]:
+        if values.shape[-1] != self.restore.shape[1]:
             raise FoveateError(
-                f"{values.shape[-1]} values for {self.keep.shape[1]} tokens; labels and token types have one for every "
-                "token of the prompt, image placeholders included"
+                f"{values.shape[-1]} values for {self.restore.shape[1]} tokens; labels and token types have one for "
+                "every token of the prompt, image placeholders included"
             )
         return take_columns(values, self.columns, fill)
-
-    def restore_index(self) -> Tensor:
-        """Return, for each column of the full prompt, the place that stands for it: `(B, S)` int64."""
-        return standing_for(self.columns, self.keep, self.padded)
 
 
 def reaches_of(positions: Tensor, layout: Layout) -> tuple[int, ...]:
@@ -276,47 +284,82 @@ def cut_prompt(
     layouts = [image.layout for image in images]
     found = family.placeholders(input_ids)
     # The prompt is cut on the host, which asks the device once: how many columns are left, and which, is known there.
-    given = [found] if attention_mask is None else [found, attention_mask.bool()]
-    marks = torch.stack(given).cpu().numpy()
+    given = [found] if attention_mask is None else [found, attention_mask]
+    marks = torch.stack(given).cpu().numpy() != 0
     check_prompt(marks[0].sum(axis=1).tolist(), layouts)
     placeholder = image_columns(family, found, layouts)
     visual_before = marks[0] if placeholder is found else placeholder.cpu().numpy()
     real = np.ones_like(visual_before) if attention_mask is None else marks[1]
     rows, width = input_ids.shape
     nothing_cut = all(image.after == image.before for image in images) and bool(real.all())
+    device = input_ids.device
     if nothing_cut:
         # What acts on these images acts inside the decoder.
-        keep, padded, host_columns, host_visual = torch.ones_like(placeholder), False, None, visual_before
-        columns = torch.arange(width, device=input_ids.device).repeat(rows, 1)
-        mask, short_ids, visual = torch.ones_like(columns), input_ids, placeholder
+        host_columns, host_visual, padded = np.tile(np.arange(width), (rows, 1)), visual_before, False
+        short_ids, visual = input_ids, placeholder
+        columns, mask, end, text_at_end = together_on_device(
+            [host_columns, np.ones_like(host_columns), np.full(rows, width), _text_at_end(host_columns, host_visual)],
+            device,
+        )
+        restore = columns
         own = all(image.own_positions and image.spans == image.layout.run_lengths for image in images)
         if family.position_axes == 1 and own and (position_ids is None or start is not None):
             # As many positions as tokens, on one axis: every column simply follows the one before it.
             positions = columns if start is None else columns + start[:, None]
-            following = columns.new_full((rows,), width) if start is None else start + width
-            return CutPrompt(short_ids, mask, positions, columns, keep, following, padded, visual, placeholder)
+            following = end if start is None else start + width
+            on_host = (host_columns, host_visual)
+            return CutPrompt(
+                short_ids,
+                mask,
+                positions,
+                columns,
+                restore,
+                following,
+                padded,
+                visual,
+                placeholder,
+                text_at_end,
+                on_host,
+            )
     else:
         kept = _kept(visual_before, real, images)
         host_columns, padded = left_padded(kept)
         occupied = host_columns >= 0
         host_visual = np.take_along_axis(visual_before, host_columns.clip(min=0), axis=1) & occupied
-        keep, columns, mask, visual = (
-            on_device(each, input_ids.device) for each in (kept, host_columns, occupied.astype(np.int64), host_visual)
+        restore, columns, mask, text_at_end = together_on_device(
+            [
+                standing_for(host_columns, kept),
+                host_columns,
+                occupied.astype(np.int64),
+                _text_at_end(host_columns, host_visual),
+            ],
+            device,
         )
+        visual = on_device(host_visual, device)
         short_ids = take_columns(input_ids, columns, 0) if padded else input_ids.gather(1, columns)
-    layout = _PositionLayout(family, visual_before, host_columns, host_visual, images, input_ids.device)
+    left = None if nothing_cut else host_columns
+    layout = _PositionLayout(family, visual_before, left, host_visual, images, device)
     positions, following = layout.positions(position_ids, real, start)
     return CutPrompt(
         input_ids=short_ids,
         attention_mask=mask,
         position_ids=positions[0] if family.position_axes == 1 else positions,
         columns=columns,
-        keep=keep,
+        restore=restore,
         following=following,
         padded=padded,
         visual=visual,
         visual_before=placeholder,
+        text_at_end=text_at_end,
+        on_host=(host_columns, host_visual),
     )
+
+
+def _text_at_end(columns: Host, visual: Host) -> Host:
+    """Return how many columns at the end of a prompt are text in every row, `()` int64."""
+    width = columns.shape[1]
+    other = (visual | (columns < 0)) * np.arange(1, width + 1)
+    return np.array(width - other.max(), dtype=np.int64)
 
 
 def _kept(visual: Host, real: Host, images: Sequence[CompressedImage]) -> Host:
@@ -418,7 +461,7 @@ class _PositionLayout:
             base = np.where(self.columns < 0, 0, np.take_along_axis(base, self.columns.clip(min=0), axis=1))
         positions = np.repeat(base[None], self.family.position_axes, axis=0)
         positions[:, self.visual] += np.concatenate([each.cpu().numpy() for each in relative], axis=1)
-        laid_out, after = on_device(positions, self.device), on_device(following, self.device)
+        laid_out, after = together_on_device([positions, following], self.device)
         if start is None:
             return laid_out, after
         begin = start[:, None]

@@ -17,6 +17,7 @@ from foveate.methods.arithmetic import products
 from foveate.methods.arithmetic.density import squared_distances
 from foveate.methods.arithmetic.groups import in_order, middles
 from foveate.methods.arithmetic.ward import cut, ward_bytes, ward_tree
+from foveate.plan import AVERAGED
 
 _MOST_BYTES = 2_000_000_000
 """The most bytes of distances of one image."""
@@ -87,8 +88,9 @@ class Agglomerative(Method):
         return in_order(middles(group, kept), group)
 
     def effort(self, tokens: int, width: int) -> Effort:
-        """Estimate the work: the matrix of distances, then about thirty rounds, each over a smaller matrix."""
-        return Effort(2 * tokens**2 * width + 60 * tokens**2, 30 * 50)
+        """Estimate the work: the matrix of distances, then about 24 rounds, each over a smaller matrix."""
+        rounds = 4 * _ROUNDS
+        return Effort(2 * tokens**2 * width + 60 * tokens**2, 50 + 42 * rounds + AVERAGED, rounds // _ROUNDS)
 
 
 def _bytes(count: int, on_cpu: bool) -> int:

@@ -14,6 +14,7 @@ from foveate.methods import (
     AUTO,
     DecoderAttention,
     DecoderLogits,
+    Effort,
     FoveateError,
     Keep,
     KeepError,
@@ -29,6 +30,7 @@ from foveate.methods import (
 from foveate.methods.thresholds import LearnedThresholds, ThresholdPredictor, score_statistics
 from foveate.numbers import Between
 from foveate.options import written
+from foveate.plan import SELECTED
 
 
 @register("atp")
@@ -153,6 +155,11 @@ class ATPMethod(Method):
     def memory(self, tokens: int, width: int) -> int:
         """Estimate scores, ranks and statistics: some ten numbers per token."""
         return 42 * tokens
+
+    def effort(self, tokens: int, width: int) -> Effort:
+        """Estimate the statistics of both scores."""
+        launches, waits = (100, 2) if self.ragged else (88, 0)
+        return Effort(2 * tokens * width, launches + SELECTED, waits)
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Plan to keep the tokens above a threshold, and always the token with the largest margin."""

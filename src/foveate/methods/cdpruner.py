@@ -12,6 +12,7 @@ from torch.nn.functional import normalize, threshold
 
 from foveate.methods import Effort, Method, Plan, Positions, Signal, Text, VisualTokens, one_row, register
 from foveate.methods.arithmetic.products import WHOLE, cosines, pairs_bytes
+from foveate.plan import SELECTED
 
 _EXHAUSTED = 1e-5
 """Below this share of a token's length outside the span of the picks, float32 rounding dominates."""
@@ -74,7 +75,7 @@ class CDPruner(Method):
     def effort(self, tokens: int, width: int) -> Effort:
         """Estimate the work: the matrix of cosines, then one step per kept token over all earlier steps."""
         kept = self.count(one_row(tokens))
-        return Effort(2 * tokens**2 * width + kept**2 * tokens, 12 * kept + 20)
+        return Effort(2 * tokens**2 * width + kept**2 * tokens, 10 * kept + 44 + SELECTED)
 
 
 def mean_cosine(features: Float[Tensor, "B N D"], text: Float[Tensor, "B T D"]) -> Float32[Tensor, "B N"]:

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from foveate.methods import EncoderAttention, Positions, ScoredMethod, Signal, VisualTokens, register
+from foveate.plan import SELECTED
 
 
 @register("cls", "fastervlm")
@@ -33,6 +34,7 @@ class Cls(ScoredMethod):
 
     paper = "arXiv 2412.01818"
     unchanged_if_all = True
+    operations = 2 + SELECTED
 
     @property
     def needs(self) -> tuple[Signal, ...]:

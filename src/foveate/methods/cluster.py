@@ -24,6 +24,7 @@ from foveate.methods.arithmetic import products
 from foveate.methods.arithmetic.groups import highest, in_order, middles, sizes
 from foveate.methods.arithmetic.products import BLOCK_BYTES
 from foveate.numbers import SEED, Between
+from foveate.plan import AVERAGED, SELECTED, WEIGHTED
 
 _MOST_DISTANCES = 2**24
 """The most distances between tokens and centres that a CPU keeps from round to round (64 MiB)."""
@@ -101,8 +102,9 @@ class Cluster(Method):
         """Estimate the work: each round compares tokens with centres and recomputes the means; k-means++ adds draws."""
         kept, rounds = self.count(one_row(tokens)), self.iterations + 1
         draws = kept if self.start == "plusplus" else 0
-        work = rounds * (2 * tokens * kept * width + 2 * tokens * width) + draws * 3 * tokens * width
-        return Effort(work, 20 * rounds + 8 * draws + 20)
+        work = rounds * 4 * tokens * kept * width + draws * 3 * tokens * width
+        made = {"mean": AVERAGED, "weighted": 16 + WEIGHTED, "medoid": 18 + SELECTED, "salient": 7 + SELECTED}
+        return Effort(work, 9 * rounds + 33 + max(0, 9 * draws - 6) + made[self.take], 1)
 
     def _start(self, x: Float32[Tensor, "B N D"], kept: int) -> Float32[Tensor, "B M D"]:
         images, count, width = x.shape

@@ -22,6 +22,7 @@ from foveate.methods import (
     VisualTokens,
     register,
 )
+from foveate.plan import SELECTED
 
 
 @register("dart")
@@ -73,7 +74,10 @@ class DART(Method):
     def effort(self, tokens: int, width: int) -> Effort:
         """Estimate the work: all tokens are compared with the pivots, which choose in turn."""
         pivots = self.pivots + self.text_pivots
-        return Effort(2 * (pivots + 1) * tokens * width, 16 + 4 * pivots)
+        kept = self.keep.count(tokens)
+        taking = min(pivots, kept - min(self.pivots, kept))
+        launches = 18 + 3 * taking + 9 * bool(self.text_pivots) + SELECTED
+        return Effort(2 * (pivots + 1) * tokens * width, launches)
 
     def memory(self, tokens: int, width: int) -> int:
         """Estimate the normalised features, or the sizes of the keys."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from foveate.methods import Effort, Method, Plan, Positions, VisualTokens, one_row, register
 from foveate.methods.arithmetic.products import Pairs, cosines, pairs_bytes
+from foveate.plan import SELECTED
 
 
 @register("divprune")
@@ -55,7 +56,7 @@ class DivPrune(Method):
     def effort(self, tokens: int, width: int) -> Effort:
         """Estimate the work: the matrix of cosines, then three operations over all tokens per kept token."""
         kept = self.count(one_row(tokens))
-        return Effort(2 * tokens**2 * width + 3 * kept * tokens, 3 * kept + 10)
+        return Effort(2 * tokens**2 * width + 3 * kept * tokens, 3 * kept + 13 + SELECTED)
 
 
 def farthest_points(away: Float32[Tensor, "B N N"], kept: int) -> Int64[Tensor, "B M"]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from foveate.methods import Effort, FoveateError, Method, Plan, Positions, VisualTokens, register
 from foveate.methods.arithmetic.density import density_bytes, density_peaks
 from foveate.methods.arithmetic.groups import in_order
+from foveate.plan import AVERAGED
 
 
 @register("dpc-knn")
@@ -53,4 +54,4 @@ class DpcKnn(Method):
 
     def effort(self, tokens: int, width: int) -> Effort:
         """Estimate the work: the matrix of distances and a few passes over it."""
-        return Effort(2 * tokens**2 * width + 20 * tokens**2, 30)
+        return Effort(2 * tokens**2 * width + 20 * tokens**2, 51 + AVERAGED)

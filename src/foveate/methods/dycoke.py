@@ -10,6 +10,7 @@ import torch
 
 from foveate.methods import FoveateError, KeepError, Layout, Method, Plan, VisualTokens, register
 from foveate.methods.arithmetic.frames import block_of_frames, by_frame, likeness_to_earlier
+from foveate.plan import SELECTED
 
 
 @register("dycoke")
@@ -39,6 +40,7 @@ class DyCoke(Method):
     rest: Literal["keep", "drop"] = "keep"
 
     temporal = True
+    operations = 26 + SELECTED
     paper = "arXiv 2411.15024"
 
     def count(self, layout: Layout) -> int:

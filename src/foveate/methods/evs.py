@@ -10,6 +10,7 @@ from torch import Tensor
 
 from foveate.methods import Layout, ScoredMethod, VisualTokens, register
 from foveate.methods.arithmetic.frames import FRAME, block_of_frames, by_frame, likeness_to_earlier
+from foveate.plan import SELECTED
 
 
 @register("evs")
@@ -33,6 +34,7 @@ class EVS(ScoredMethod):
     """
 
     temporal = True
+    operations = 18 + SELECTED
     paper = "arXiv 2510.14624"
 
     def count(self, layout: Layout) -> int:

@@ -19,6 +19,7 @@ from foveate.methods.arithmetic.frames import FRAME, by_frame, likeness
 from foveate.methods.arithmetic.parts import filled_up
 from foveate.methods.arithmetic.products import BLOCK_BYTES, row_blocks
 from foveate.numbers import Between
+from foveate.plan import MIXED
 
 
 @register("fastvid")
@@ -96,9 +97,10 @@ class FastVID(Method):
         return self.bounds(layout)[1]
 
     def effort(self, tokens: int, width: int) -> Effort:
-        """Estimate the cosines to the anchors of a segment, and the map of all kept tokens."""
-        kept = self.keep.count(tokens)
-        return Effort(2 * tokens * kept * width / self.segments + 10 * tokens * kept, 60 + 12 * self.segments)
+        """Estimate the distances inside frames, taken to be of 196 tokens, and the cosines to anchors."""
+        kept, each = self.keep.count(tokens), min(tokens, 196)
+        work = 2 * tokens * width * (each + kept / self.segments) + 10 * tokens * kept
+        return Effort(work, 86 + 23 * self.segments + MIXED, 3 if self.ragged else 1)
 
     def memory(self, tokens: int, width: int) -> int:
         """Estimate the map of all kept tokens, and blocks of cosines; frames are taken to be of 256 tokens."""

@@ -8,6 +8,7 @@ import torch
 
 from foveate.methods import KeepError, Layout, Method, Plan, VisualTokens, register
 from foveate.methods.arithmetic.grids import axis
+from foveate.plan import SELECTED
 
 
 @register("frames")
@@ -25,6 +26,7 @@ class Frames(Method):
     """
 
     temporal = True
+    operations = 4 + SELECTED
     fixed = True
 
     def count(self, layout: Layout) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foveate.methods import EncoderAttention, KeepError, Layout, Method, Plan, Positions, Signal, VisualTokens, register
 from foveate.methods.arithmetic.parts import filled_up, top_of_each
+from foveate.plan import SELECTED
 
 
 @register("hired")
@@ -51,6 +52,7 @@ class HiRED(Method):
 
     paper = "arXiv 2408.10945"
     unchanged_if_all = True
+    operations = 6 + SELECTED
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,6 +13,7 @@ from foveate.methods import Effort, EncoderAttention, Method, Plan, Positions, S
 from foveate.methods.arithmetic.parts import filled_up, top_of_each
 from foveate.methods.arithmetic.products import BLOCK_BYTES, WHOLE, lengths, row_blocks
 from foveate.numbers import Between
+from foveate.plan import SELECTED
 
 _SHORTEST = 1e-12
 """The least norm that is divided by, as in torch's `normalize`."""
@@ -59,7 +60,10 @@ class HoloV(Method):
     def effort(self, tokens: int, width: int) -> Effort:
         """Estimate the work: cosines inside windows, and a few sorts."""
         pairs = tokens**2 / min(self.windows, tokens)
-        return Effort(2 * pairs * width + 8 * pairs + 4 * tokens * width, 50)
+        return Effort(
+            2 * pairs * width + 8 * pairs + 4 * tokens * width,
+            61 + 9 * bool(tokens % min(self.windows, tokens)) + SELECTED,
+        )
 
     def memory(self, tokens: int, width: int) -> int:
         """Estimate the cosines inside some windows, and the windows where they differ in length."""

@@ -12,6 +12,7 @@ import torch
 
 from foveate.methods import Method, Plan, VisualTokens, register
 from foveate.methods.arithmetic.grids import axis
+from foveate.plan import AVERAGED
 
 
 @register("pool")
@@ -41,6 +42,7 @@ class Pool(Method):
     paper = "arXiv 2406.20092"
     unchanged_if_all = True
     fixed = True
+    operations = 2 + AVERAGED
 
     def memory(self, tokens: int, width: int) -> int:
         """Estimate the cell of each token, four times."""

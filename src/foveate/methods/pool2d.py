@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from foveate.methods import Layout, Method, Plan, VisualTokens, register
 from foveate.methods.arithmetic.grids import cells, grids
+from foveate.plan import AVERAGED
 
 
 @register("pool2d")
@@ -24,6 +25,7 @@ class Pool2d(Method):
     paper = "arXiv 2405.17430"
     unchanged_if_all = True
     fixed = True
+    operations = 2 + AVERAGED
 
     def count(self, layout: Layout) -> int:
         """Return the number of cells of the grid."""

@@ -25,6 +25,7 @@ from foveate.methods import (
     one_row,
     register,
 )
+from foveate.plan import MIXED
 
 
 @register("prumerge")
@@ -110,7 +111,13 @@ class PruMerge(Method):
     def effort(self, tokens: int, width: int) -> Effort:
         """Estimate the comparison of kept keys with all keys, and the map from all tokens to kept ones."""
         kept = self.count(one_row(tokens))
-        return Effort(2 * kept * tokens * width + 10 * kept * tokens, 40)
+        launches = self._choosing + 12 * self.extra + 21 + MIXED
+        return Effort(2 * kept * tokens * width + 10 * kept * tokens, launches, 2 * self.ragged)
+
+    @property
+    def _choosing(self) -> int:
+        """How many operations mark the kept tokens."""
+        return 33 if self.ragged else 2
 
     def memory(self, tokens: int, width: int) -> int:
         """Estimate the normalised keys, and the map from all tokens to kept ones."""

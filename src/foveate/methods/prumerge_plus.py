@@ -42,6 +42,12 @@ class PruMergePlus(PruMerge):
         """Whether counts differ between images: yes unless a keep is given, as the overlap of both kinds differs."""
         return self.keep.auto
 
+    @property
+    def _choosing(self) -> int:
+        if not self.ragged:
+            return 12
+        return 64 if self.ratio is None else 17
+
     def _between(self, count: int) -> tuple[int, int]:
         """Return the fewest and the most kept tokens: both kinds may be the same tokens, or all different ones."""
         if self.ratio is not None:

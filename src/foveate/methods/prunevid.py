@@ -18,6 +18,7 @@ from foveate.methods.arithmetic.frames import FRAME, block_of_frames, by_frame, 
 from foveate.methods.arithmetic.groups import in_order
 from foveate.methods.arithmetic.products import row_blocks
 from foveate.numbers import Between
+from foveate.plan import AVERAGED
 
 _FEW = 14
 """So many tokens or fewer are not clustered, if the content decides."""
@@ -91,7 +92,7 @@ class PruneVid(Method):
     def effort(self, tokens: int, width: int) -> Effort:
         """Estimate the distances inside frames, taken to be of 196 tokens."""
         each = min(tokens, 196)
-        return Effort(2 * tokens * each * width + 20 * tokens * each, 40 * (1 + tokens // each))
+        return Effort(2 * tokens * each * width + 20 * tokens * each, 64 + 48 * (tokens // each) + AVERAGED, 2)
 
     def memory(self, tokens: int, width: int) -> int:
         """Estimate blocks of features, and the distances inside a frame, taken to be of 256 tokens."""

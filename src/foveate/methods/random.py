@@ -9,6 +9,7 @@ import torch
 
 from foveate.methods import Method, Plan, VisualTokens, register
 from foveate.numbers import SEED
+from foveate.plan import SELECTED
 
 
 @register("random")
@@ -24,6 +25,7 @@ class Random(Method):
     seed: Annotated[int, SEED] = 0
 
     fixed = True
+    operations = 1 + SELECTED
 
     unchanged_if_all = True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,6 +24,7 @@ from foveate.methods import (
 )
 from foveate.methods.arithmetic.density import density_bytes, density_peaks
 from foveate.methods.arithmetic.groups import in_order
+from foveate.plan import AVERAGED, SELECTED
 
 WORDS = 64
 """Words of text, where estimates of memory must take some number."""
@@ -64,6 +65,7 @@ class SparseVLM(Method):
     recycle: Literal["within", "beside", "none"] = "within"
 
     place = "decoder"
+    _rated: ClassVar[int] = 23
     layers = (3, 7, 16)
     paper = "arXiv 2410.04417"
     unchanged_if_all = True
@@ -82,7 +84,8 @@ class SparseVLM(Method):
         """Estimate the comparison of 16 words of text with all tokens, and of recycled tokens with each other."""
         kept, merged = self.split(tokens)
         recycled = _recycled(tokens - kept) if merged else 0
-        return Effort(2 * (16 * tokens + recycled**2) * width, 60)
+        made = 58 + AVERAGED if merged else SELECTED
+        return Effort(2 * (16 * tokens + recycled**2) * width, self._rated + made)
 
     def memory(self, tokens: int, width: int) -> int:
         """Estimate the density of recycled tokens; without any, the comparison of 64 words of text with all tokens."""

@@ -52,6 +52,8 @@ class SparseVLMPlus(SparseVLM):
     recycle: Literal["within", "beside", "none"] = "none"
     heads: int = 14
 
+    _rated = 32
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.heads < 1:

@@ -68,8 +68,10 @@ class SparseVLMRank(SparseVLM):
 
     def effort(self, tokens: int, width: int) -> Effort:
         """Estimate the cost as if half of the tokens were kept, with the singular values of 16 rows."""
-        likely = super().effort(tokens, width) if not self.keep.auto else self._half.effort(tokens, width)
-        return Effort(likely.flops + 40 * 16**2 * tokens, likely.launches + 20)
+        if not self.keep.auto:
+            return super().effort(tokens, width)
+        likely = self._half.effort(tokens, width)
+        return Effort(likely.flops + 40 * 16**2 * tokens, likely.launches + 45, 4)
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Plan images of equal count together, then join the plans."""

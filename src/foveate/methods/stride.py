@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from foveate.methods import Layout, Method, Plan, VisualTokens, register
 from foveate.methods.arithmetic.grids import cells, grids
+from foveate.plan import SELECTED
 
 
 @register("stride")
@@ -22,6 +23,7 @@ class Stride(Method):
     """
 
     fixed = True
+    operations = 1 + SELECTED
 
     unchanged_if_all = True
 

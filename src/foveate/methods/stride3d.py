@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from foveate.methods import Layout, Method, Plan, VisualTokens, register
 from foveate.methods.arithmetic.grids import cells, grids
+from foveate.plan import SELECTED
 
 
 @register("stride3d")
@@ -23,6 +24,7 @@ class Stride3d(Method):
     """
 
     fixed = True
+    operations = 1 + SELECTED
 
     def count(self, layout: Layout) -> int:
         """Return the number of cells of the grid."""

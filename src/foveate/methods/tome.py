@@ -25,6 +25,7 @@ from foveate.methods import (
 from foveate.methods.arithmetic import products
 from foveate.methods.arithmetic.groups import in_order, middles
 from foveate.methods.arithmetic.products import BLOCK_BYTES, lengths, row_blocks
+from foveate.plan import AVERAGED
 
 _SHORTEST = 1e-12
 """The least norm that is divided by, as in torch's `normalize`."""
@@ -124,9 +125,9 @@ class ToMe(Method):
         kept, left, work = self.count(one_row(tokens)), tokens, 0.0
         rounds = self._rounds(tokens, kept)
         for merges in rounds:
-            work += left**2 * width / 2 + 4 * left * width
+            work += left**2 * width / 2 + 2 * left * (left - merges) * width
             left -= merges
-        return Effort(work, 25 * len(rounds) + 12)
+        return Effort(work, 21 * len(rounds) + 28 + AVERAGED)
 
     def _rounds(self, tokens: int, kept: int) -> list[int]:
         """Return how many tokens each round merges."""

@@ -23,6 +23,7 @@ from foveate.methods import (
     one_row,
     register,
 )
+from foveate.plan import SELECTED, WEIGHTED
 
 
 @register("visionzip")
@@ -87,7 +88,9 @@ class VisionZip(Method):
     def effort(self, tokens: int, width: int) -> Effort:
         """Estimate the comparison of all keys with the keys of targets."""
         kept = self.count(one_row(tokens))
-        return Effort(2 * tokens * self._contextual(kept) * width + 6 * tokens * width, 35)
+        contextual = self._contextual(kept)
+        launches = 35 + WEIGHTED if contextual else 5 + SELECTED
+        return Effort(2 * tokens * contextual * width + 6 * tokens * width, launches)
 
     def _contextual(self, kept: int) -> int:
         return (20 * kept + 64) // 128 if self.contextual is None else self.contextual

@@ -25,6 +25,7 @@ from foveate.methods import (
     register,
 )
 from foveate.methods.arithmetic.products import BLOCK_BYTES, WHOLE, Pairs, row_blocks
+from foveate.plan import SELECTED
 
 
 @register("vispruner")
@@ -83,7 +84,9 @@ class VisPruner(Method):
             # Only important tokens are kept: nothing is compared.
             return super().effort(tokens, width)
         rounds = -(-(tokens - kept) // self.step)
-        return Effort(2 * tokens**2 * width + rounds * (tokens**2 + tokens * kept + kept**2) / 12, 10 * rounds + 12)
+        return Effort(
+            2 * tokens**2 * width + rounds * (tokens**2 + tokens * kept + kept**2) / 12, 6 * rounds + 33 + SELECTED
+        )
 
     def memory(self, tokens: int, width: int) -> int:
         """Estimate the cosines of all pairs but those of important tokens, and of half of these pairs once more."""

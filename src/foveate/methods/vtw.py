@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from foveate.methods import Layout, Method, Plan, VisualTokens, register
+from foveate.plan import SELECTED
 
 
 @register("vtw")
@@ -26,6 +27,7 @@ class VTW(Method):
     place = "decoder"
     layers = (15,)
     paper = "arXiv 2405.05803"
+    operations = SELECTED
     takes_keep = False
 
     def count(self, layout: Layout) -> int:
