@@ -58,6 +58,17 @@ def test_json(run: Commands) -> None:
     assert found["device"]["name"] == "h100"
 
 
+def test_clips(run: Commands) -> None:
+    words = ("cost", "--model", "qwen2.5-vl-7b", "--clip", "16x640x360", "--spec", "evs:0.5")
+    found = run.json(*words)
+    assert (found["images"], found["clips"]) == ([], [[16, 640, 360]])
+    dense, short = (each["kept_tokens"] for each in found["costs"])
+    assert (dense, short) == (8 * 13 * 23, 4 * 13 * 23)
+    assert "qwen2.5-vl-7b, clip 16 x 640 x 360, 60 text" in run(*words)
+    both = run.json(*words[:5], "--image", "640x360")["costs"][0]
+    assert both["visual_tokens"] == 9 * 13 * 23
+
+
 def test_a_directory_needs_no_weights(run: Commands, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes((PATH / "config.json").read_bytes())
     told = run.json("cost", "--model", tmp_path)["costs"]
@@ -99,6 +110,9 @@ def test_a_model_of_which_only_the_decoder_is_known(run: Commands, tmp_path: Pat
         (("--image", "336"), "--image '336' is not a size; write WIDTHxHEIGHT in pixels"),
         (("--image", "0x336"), "0 x 336 pixels does not exist"),
         (("--image", "-5x336"), "-5 x 336 pixels does not exist"),
+        (("--clip", "640x360"), "--clip '640x360' is not the size of a clip; write FRAMESxWIDTHxHEIGHT"),
+        (("--clip", "0x640x360"), "frames of a clip must be a whole number from 1 to 10,000, not 0"),
+        (("--clip", "4x0x360"), "a picture of 0 x 360 pixels does not exist"),
         (("--image", "99999x99999"), "9,999,800,001 pixels, and the limit is 100,000,000"),
         (
             ("--new-tokens", "1000000000000000000000000000000"),

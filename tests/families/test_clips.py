@@ -378,5 +378,6 @@ def test_the_cost_of_clips() -> None:
     for wrong in ([(640, 360)], [(0, 640, 360)], [(100_000, 640, 360)], ["a clip"], [(4, 640, 0)]):
         with pytest.raises(FoveateError):
             cost("qwen2.5-vl-7b", images=[], clips=wrong)  # pyright: ignore
-    with pytest.raises(FoveateError, match="video is not supported yet for LLaVA"):
-        cost("llava-1.5-7b", clips=[(4, 640, 360)])
+    # As images, one by one.
+    as_images = cost("llava-1.5-7b", "cluster:64", images=[], clips=[(4, 640, 360)])
+    assert as_images == cost("llava-1.5-7b", "cluster:64", images=[(640, 360)] * 4)

@@ -35,7 +35,7 @@ CONVENTION = (
     "head are included. Compressor and peak memory are estimates."
 )
 
-_DEFAULT_IMAGES = ["336x336"]
+_DEFAULT_IMAGE = "336x336"
 
 
 def cost(
@@ -51,8 +51,23 @@ def cost(
     ] = None,
     revision: RevisionOption = None,
     image: Annotated[
-        list[str], typer.Option("--image", metavar="WxH", help="The size of an image in pixels. Repeat for more.")
-    ] = _DEFAULT_IMAGES,
+        list[str] | None,
+        typer.Option(
+            "--image",
+            metavar="WxH",
+            help="The size of an image in pixels. Repeat for more.",
+            show_default=f"{_DEFAULT_IMAGE}; none with --clip",
+        ),
+    ] = None,
+    clip: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--clip",
+            metavar="NxWxH",
+            help="How many frames are taken of a clip, and their size in pixels, such as 16x640x360. Repeat for more.",
+            show_default="no clip",
+        ),
+    ] = None,
     text_tokens: Annotated[
         int, typer.Option("--text-tokens", metavar="N", max=MOST, help="Text tokens of the prompt.")
     ] = 60,
@@ -92,7 +107,8 @@ def cost(
     from foveate.costmodel.device import device
 
     place = device(device_name)
-    sizes = [_image_size(text) for text in image]
+    clips = [_clip_size(text) for text in clip or ()]
+    sizes = [_image_size(text) for text in image or ([] if clips else [_DEFAULT_IMAGE])]
     from foveate import costmodel
     from foveate.spec import as_spec
 
@@ -103,8 +119,16 @@ def cost(
         shapes = costmodel.read_model(model, revision)
     call: dict[str, Any] = {"text_tokens": text_tokens, "new_tokens": new_tokens, "batch": batch, "dtype": dtype}
     with spinner("Predicting"):
-        costs = [costmodel.cost(shapes, each, images=sizes, device=place, **call) for each in (None, *specs)]
-        break_evens = [costmodel.break_even(shapes, each, device=place, **call) for each in specs]
+        costs = [
+            costmodel.cost(shapes, each, images=sizes, clips=clips, device=place, **call) for each in (None, *specs)
+        ]
+        # Break-even is a size of one image.
+        break_evens = [
+            None
+            if any(step.method.temporal for step in each.steps)
+            else costmodel.break_even(shapes, each, device=place, **call)
+            for each in specs
+        ]
     for warning in caught:
         notes().print(f"{warning.message}.", soft_wrap=True)
     if as_json:
@@ -112,6 +136,7 @@ def cost(
             {
                 "model": model_title(model),
                 "images": [list(size) for size in sizes],
+                **({"clips": [list(size) for size in clips]} if clips else {}),
                 "device": vars(place) | {"rates": dict(place.rates)},
                 "convention": CONVENTION,
                 "costs": [
@@ -122,7 +147,7 @@ def cost(
         )
         return
     screen = console()
-    screen.print(_cost_table(costs, model_title(model, revision), sizes, screen.width))
+    screen.print(_cost_table(costs, model_title(model, revision), sizes, clips, screen.width))
     for line, style in _conclusions(costs, break_evens, shapes, place):
         screen.print(line, style=style)
     screen.print(CONVENTION, style="dim")
@@ -142,6 +167,23 @@ def _image_size(text: str) -> tuple[int, int]:
     if found is None:
         raise FoveateError(f"--image {text!r} is not a size; write WIDTHxHEIGHT in pixels, for instance 1344x1008")
     return int(found[1]), int(found[2])
+
+
+def _clip_size(text: str) -> tuple[int, int, int]:
+    """Read FRAMESxWIDTHxHEIGHT.
+
+    >>> _clip_size("16x640x360")
+    (16, 640, 360)
+
+    Raises:
+        FoveateError: the text is something else.
+    """
+    found = re.fullmatch(r"\s*" + r"\s*[xX]\s*".join([r"([+-]?[0-9]{1,9})"] * 3) + r"\s*", text)
+    if found is None:
+        raise FoveateError(
+            f"--clip {text!r} is not the size of a clip; write FRAMESxWIDTHxHEIGHT, for instance 16x640x360"
+        )
+    return int(found[1]), int(found[2]), int(found[3])
 
 
 def _list_devices(as_json: bool) -> None:
@@ -194,11 +236,15 @@ _COLUMNS = (
 )
 
 
-def _cost_table(costs: list[Cost], model: str, sizes: list[tuple[int, int]], width: int) -> Table:
+def _cost_table(
+    costs: list[Cost], model: str, sizes: list[tuple[int, int]], clips: list[tuple[int, int, int]], width: int
+) -> Table:
     dense = costs[0]
-    images = ", ".join(f"{width} x {height}" for width, height in sizes)
+    shown = ["image " + ", ".join(f"{width} x {height}" for width, height in sizes)] if sizes else []
+    if clips:
+        shown.append("clip " + ", ".join(f"{frames} x {width} x {height}" for frames, width, height in clips))
     title = (
-        f"{model}, image {images}, {dense.text_tokens} text and {dense.new_tokens} new tokens, "
+        f"{model}, {', '.join(shown)}, {dense.text_tokens} text and {dense.new_tokens} new tokens, "
         f"batch {dense.batch}, {dense.dtype} on {dense.device}"
     )
     rows = []
@@ -228,11 +274,13 @@ def _cost_table(costs: list[Cost], model: str, sizes: list[tuple[int, int]], wid
 
 
 def _conclusions(
-    costs: list[Cost], break_evens: list[BreakEven], model: Model, device: Device
+    costs: list[Cost], break_evens: list[BreakEven | None], model: Model, device: Device
 ) -> list[tuple[str, str]]:
     """Say from which size of an image on each spec saves time, and what does not fit; each line with its style."""
     lines: list[tuple[str, str]] = []
     for each, even in zip(costs[1:], break_evens, strict=True):
+        if even is None:
+            continue
         if even.tokens is None:
             lines.append(
                 (f"{each.spec} saves no time here, up to {even.largest:,} visual tokens in one square image.", "")

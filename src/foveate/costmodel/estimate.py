@@ -165,7 +165,8 @@ def cost(
             model.
         spec: what is applied: text, a method object, a `Spec`, or a list of these; None is dense.
         images: size of each image of a prompt, (width, height) in pixels.
-        clips: size of each clip of a prompt, (frames, width, height); the frames are those that the processor chooses.
+        clips: size of each clip of a prompt, (frames, width, height); the frames are those that are chosen of it. A
+            model that takes no clips as videos gets each frame as an image.
         text_tokens: tokens of a prompt beside the visual ones.
         new_tokens: tokens of an answer.
         batch: equal prompts at once.
@@ -187,7 +188,11 @@ def cost(
     """
     model = config if isinstance(config, Model) else read_model(config)
     layouts = [model.family.image_layout(height, width) for width, height in read_sizes(images)]
-    layouts += [model.family.clip_layout(frames, height, width) for frames, width, height in read_clip_sizes(clips)]
+    for frames, width, height in read_clip_sizes(clips):
+        if model.family.clip_places:
+            layouts.append(model.family.clip_layout(frames, height, width))
+        else:
+            layouts += [model.family.frame_layout(height, width)] * frames
     return cost_of_layouts(model, spec, layouts, text_tokens, new_tokens, batch, device_of(device), dtype)
 
 
