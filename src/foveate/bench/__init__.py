@@ -13,10 +13,10 @@ from typing import Any
 
 from foveate.bench.configurations import configurations
 from foveate.bench.runner import Benchmark
-from foveate.bench.tasks import Task, TaskImage, TaskQuestion, jsonl, scenes
+from foveate.bench.tasks import Task, TaskClip, TaskImage, TaskQuestion, jsonl, scenes
 from foveate.renamed import refuse_old_name
 
-__all__ = ["Benchmark", "configurations", "scenes", "jsonl", "Task", "TaskImage", "TaskQuestion"]
+__all__ = ["Benchmark", "configurations", "scenes", "jsonl", "Task", "TaskImage", "TaskClip", "TaskQuestion"]
 
 
 def __getattr__(name: str) -> Any:

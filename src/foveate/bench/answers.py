@@ -11,14 +11,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import accumulate, groupby, pairwise
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from foveate.bench.tasks import TaskImage, TaskQuestion
+from foveate.bench.configurations import DENSE
+from foveate.bench.tasks import TaskClip, TaskImage, TaskQuestion
+from foveate.clips import Clip
 from foveate.decoding import Answers, Decoding
 from foveate.devices import devices_of
 from foveate.engine import Encoded, apply, compress, encode, encoder_outputs
@@ -26,9 +28,10 @@ from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.families.prompt_check import prompt_layouts
-from foveate.prompts import check_chat_template, check_prompt, processor_inputs, question_text, tokenized
+from foveate.prompts import check_chat_template, check_prompt, question_text, tokenized
 from foveate.spec import Spec
 from foveate.transformers_api import cache_argument, cache_of_output, row_bytes, with_rows
+from foveate.visual_prompts import Shown, shown_to
 
 CACHE_BYTES = 256 * 2**20
 """Largest size in bytes of the cache with which one batch of questions starts."""
@@ -41,17 +44,19 @@ PLAIN_ROWS = 16
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of all questions about one image, as token ids.
+    """The prompts of all questions about one image or clip, as token ids.
 
     Attributes:
         pixels: the processor's inputs that describe the image.
         rows: per question, the ids of the whole prompt, one placeholder per visual token.
         shared: how many ids, up to the last visual token, all rows have in common; 0 if they don't.
+        images: how many images each prompt holds: more than one for a clip whose frames are images.
     """
 
     pixels: dict[str, Tensor]
     rows: tuple[tuple[int, ...], ...]
     shared: int
+    images: int = 1
 
 
 @dataclass
@@ -93,13 +98,14 @@ class Answered:
     spent: Spent = field(default_factory=Spent)
 
 
-def prompt_texts(processor: Any, prompt: str, picture: TaskImage) -> list[str]:
+def prompt_texts(processor: Any, prompt: str, picture: TaskImage | TaskClip, shown: Shown | None = None) -> list[str]:
     """Return the prompts of all questions about a picture as text.
 
     Args:
         processor: of the model.
         prompt: what is asked: a text in which `{question}` stands for the question.
         picture: with its questions.
+        shown: how the model takes it; None is an image.
 
     Raises:
         FoveateError: a question is empty or holds a placeholder of the model, or the chat template can't be used.
@@ -107,7 +113,8 @@ def prompt_texts(processor: Any, prompt: str, picture: TaskImage) -> list[str]:
     texts = []
     for asked in picture.questions:
         try:
-            texts.append(question_text(processor, prompt.replace("{question}", asked.text)))
+            question = prompt.replace("{question}", asked.text)
+            texts.append(question_text(processor, question) if shown is None else shown.text(processor, question))
         except FoveateError as error:
             raise FoveateError(f"{_named(asked, picture)}: {error}") from None
     return texts
@@ -160,57 +167,59 @@ class Asker:
 
     # Prompts
 
-    def prompts(self, picture: TaskImage) -> Prompts:
-        """Prepare all questions about a picture; the image goes through the processor once.
+    def prompts(self, picture: TaskImage | TaskClip) -> Prompts:
+        """Prepare all questions about a picture; the image or clip goes through the processor once.
 
         Raises:
             FoveateError: the image can't be read, or a question can't be asked.
         """
-        image = picture.load()
-        texts = self._asked(picture)
-        first = processor_inputs(self.processor, texts[0], [image], f"the model's processor refuses {picture.name}")
-        family = self.family
+        what = picture.load()
+        family, shown = self.family, shown_to(self.family, self.processor, what)
+        texts = prompt_texts(self.processor, self.prompt, picture, shown)
+        first = shown.inputs(self.processor, texts[0], picture.name)
         whole: list[int] = first["input_ids"][0].tolist()
-        count = whole.count(family.image_token)
-        written = self._written(texts[0], whole)
+        count = self._visual(whole)
+        begun = self._begun(texts[0], whole)
         rows = [whole]
         for text in texts[1:]:
             ids: list[int] = tokenized(self.processor, text)["input_ids"]
-            if written is None or ids.count(family.image_token) != 1:
-                ids = processor_inputs(self.processor, text, [image])["input_ids"][0].tolist()
+            if begun is None or ids[: len(begun[0])] != begun[0]:
+                ids = shown.inputs(self.processor, text, picture.name)["input_ids"][0].tolist()
             else:
-                at = ids.index(family.image_token)
-                ids = ids[:at] + written + ids[at + 1 :]
-            if ids.count(family.image_token) != count:
+                ids = begun[1] + ids[len(begun[0]) :]
+            if self._visual(ids) != count:
                 raise FoveateError(f"a question about {picture.name} holds the image placeholder; take it out")
             rows.append(ids)
         shared = len(whole) - _after_last(whole, family)
         if any(row[:shared] != whole[:shared] or len(row) <= shared for row in rows):
             shared = 0
-        pixels = {name: first[name] for name in family.pixel_inputs if name in first}
-        return Prompts(pixels, tuple(tuple(row) for row in rows), shared)
+        names = dict.fromkeys((*family.pixel_inputs, *family.video_inputs))
+        pixels = {name: torch.as_tensor(first[name]) for name in names if first.get(name) is not None}
+        images = len(prompt_layouts(family, first)) if isinstance(what, Clip) else 1
+        return Prompts(pixels, tuple(tuple(row) for row in rows), shared, images)
 
-    def _written(self, text: str, whole: Sequence[int]) -> list[int] | None:
-        """Return the ids that the processor writes for an image; None if they don't stand for one placeholder.
+    def _visual(self, ids: Sequence[int]) -> int:
+        """Return how many visual tokens a prompt has."""
+        return int(self.family.placeholders(torch.tensor(ids)).sum())
 
-        Placeholders, and the text that it puts around and among them: names of tiles, breaks between rows, an end.
+    def _begun(self, text: str, whole: list[int]) -> tuple[list[int], list[int]] | None:
+        """Return the ids of a prompt up to its question: as the tokenizer makes them, and as the processor does.
+
+        The processor puts placeholders, and text around and among them: names of tiles, times, breaks between rows.
+        None if the ends of both differ.
 
         Args:
             text: a prompt.
             whole: the ids that the processor made of it.
         """
         plain: list[int] = tokenized(self.processor, text)["input_ids"]
-        if plain.count(self.family.image_token) != 1:
-            return None
-        at = plain.index(self.family.image_token)
-        end = len(whole) - (len(plain) - at - 1)
-        fits = end > at and list(whole[:at]) == plain[:at] and list(whole[end:]) == plain[at + 1 :]
-        return list(whole[at:end]) if fits else None
+        end = whole[len(whole) - _after_last(whole, self.family) :]
+        alike = 0
+        while alike < min(len(end), len(plain)) and end[-1 - alike] == plain[-1 - alike]:
+            alike += 1
+        return (plain[:-alike], whole[:-alike]) if alike else None
 
-    def _asked(self, picture: TaskImage) -> list[str]:
-        return prompt_texts(self.processor, self.prompt, picture)
-
-    def check(self, pictures: Iterable[TaskImage]) -> None:
+    def check(self, pictures: Iterable[TaskImage | TaskClip]) -> None:
         """Check that every question can be asked, before any of them is.
 
         Raises:
@@ -218,25 +227,28 @@ class Asker:
                 and its answer are longer than the model takes.
         """
         room = getattr(self.family.config.get_text_config(), "max_position_embeddings", None)
-        # An image takes as many tokens as another one of its size.
-        taken: dict[tuple[int, int], int] = {}
+        # An image takes as many tokens as another one of its size, and a clip as another one with as many frames.
+        taken: dict[tuple[tuple[int, int], int], int] = {}
         for picture in pictures:
-            texts = self._asked(picture)
             if room is None:
+                prompt_texts(self.processor, self.prompt, picture)
                 continue
-            image = picture.load()
+            what = picture.load()
+            shown = shown_to(self.family, self.processor, what)
+            texts = prompt_texts(self.processor, self.prompt, picture, shown)
             lengths = [len(tokenized(self.processor, text)["input_ids"]) for text in texts]
-            if image.size not in taken:
-                refusal = f"the model's processor refuses {picture.name}"
-                whole = processor_inputs(self.processor, texts[0], [image], refusal)
+            size = what.size, len(what.frames) if isinstance(what, Clip) else 0
+            if size not in taken:
+                whole = shown.inputs(self.processor, texts[0], picture.name)
                 prompt_layouts(self.family, whole)
-                taken[image.size] = whole["input_ids"].shape[1] - lengths[0]
+                taken[size] = whole["input_ids"].shape[1] - lengths[0]
             length, asked = max(zip(lengths, picture.questions, strict=True), key=itemgetter(0))
-            length += taken[image.size]
+            length += taken[size]
             if length + self.longest > room:
+                fewer = "take fewer frames, or " if size[1] else ""
                 raise FoveateError(
                     f"{_named(asked, picture)}: prompt and answer take {length} + {self.longest} tokens and the model "
-                    f"has room for {room}; shorten the question or the answer"
+                    f"has room for {room}; {fewer}shorten the question or the answer"
                 )
 
     def pixels(self, prompts: Iterable[Prompts], without: Iterable[str] = ()) -> dict[str, Tensor]:
@@ -250,14 +262,17 @@ class Asker:
             FoveateError: the processor gives the images inputs of different shapes.
         """
         every = [{name: value for name, value in each.pixels.items() if name not in without} for each in prompts]
-        for name in every[0]:
-            shapes = {tuple(pixels[name].shape[1:]) for pixels in every}
+        for name in dict.fromkeys(name for pixels in every for name in pixels):
+            shapes = {tuple(pixels[name].shape[1:]) for pixels in every if name in pixels}
             if len(shapes) > 1:
                 raise FoveateError(
                     f"the model's processor gives images of different sizes a {name} of different shapes "
                     f"({', '.join(map(str, sorted(shapes)))}), so they don't fit into one batch; use --batch 1"
                 )
-        return {name: value.to(self.device) for name, value in self.family.joined(every).items()}
+        # Images and clips have inputs of their own.
+        groups = {tuple(pixels): [each for each in every if tuple(each) == tuple(pixels)] for pixels in every}
+        found = {name: value for group in groups.values() for name, value in self.family.joined(group).items()}
+        return {name: value.to(self.device) for name, value in found.items()}
 
     def encode(self, prompts: Sequence[Prompts], specs: Sequence[Spec]) -> Encoded:
         """Encode the images of several prompts; those whose inputs have one shape together."""
@@ -272,7 +287,9 @@ class Asker:
             ids = self.padded([prompts[index].rows[0] for index in group])["input_ids"]
             parts.append(encode(self.model, {**images, "input_ids": ids}, specs))
         order = [index for group in shapes.values() for index in group]
-        return _joined(parts).pick([order.index(index) for index in range(len(order))])
+        begins = dict(zip(order, accumulate((prompts[index].images for index in order), initial=0)))
+        numbers = [begins[index] + image for index, each in enumerate(prompts) for image in range(each.images)]
+        return _joined(parts).pick(numbers)
 
     # Answers
 
@@ -350,12 +367,12 @@ class Asker:
         spent = answered.spent
         # One column more than the shared ones: its position id is where the questions begin.
         inputs = self.padded([prompts[index].rows[0][: prompts[index].shared + 1] for index in group])
-        short = compress(self.model, inputs, spec, encoded.pick(group))
+        short = compress(self.model, inputs, spec, encoded.pick(_images_of(prompts, group)))
         spent.compressor += short.milliseconds["compressor"]
         spent.compressions += len(group)
-        for index, image in zip(group, short.images, strict=True):
-            answered.before[index] = image.before
-            answered.after[index] = answered.mean[index] = image.after
+        counts = _summed(prompts, group, [(image.before, image.after, image.after) for image in short.images])
+        for index, (before, after, mean) in zip(group, counts, strict=True):
+            answered.before[index], answered.after[index], answered.mean[index] = before, after, mean
         positions: Tensor = short["position_ids"]
         mask: Tensor = short["attention_mask"][:, :-1]
         began = now(self.devices)
@@ -496,10 +513,11 @@ class Asker:
         """Answer whole prompts, compressed before the decoder."""
         spent = answered.spent
         rows = [prompts[index].rows[n] for index, n in group]
-        short = compress(self.model, self.padded(rows), spec, encoded.pick([index for index, _ in group]))
+        asked = [index for index, _ in group]
+        short = compress(self.model, self.padded(rows), spec, encoded.pick(_images_of(prompts, asked)))
         spent.compressor += short.milliseconds["compressor"]
         answers = self._decode(dict(short), rows, spent)
-        counts = [(image.before, image.after, image.after) for image in short.images]
+        counts = _summed(prompts, asked, [(image.before, image.after, image.after) for image in short.images])
         self._record(prompts, group, answers, counts, answered)
 
     def _inside(
@@ -513,18 +531,25 @@ class Asker:
         """Answer whole prompts under `apply`, where steps inside the decoder act."""
         spent = answered.spent
         rows = [prompts[index].rows[n] for index, n in group]
+        asked = [index for index, _ in group]
         inputs = self.padded(rows)
+        picked = encoded.pick(_images_of(prompts, asked))
         if self.family.position_axes > 1:
             # Position ids need the other inputs that describe the images.
-            inputs |= self.pixels((prompts[index] for index, _ in group), without=("pixel_values",))
-        inputs["mm_encoder_outputs"] = encoder_outputs(self.model, encoded.pick([index for index, _ in group]))
+            without = ("pixel_values", self.family.video_inputs[0])
+            inputs |= self.pixels((prompts[index] for index in asked), without=without)
+        if any(layout.is_clip for layout in picked.layouts) and not picked.steps:
+            # After a clip these models count differently in `generate` and in calls with a cache; this is `generate`.
+            inputs["position_ids"] = compress(self.model, inputs, DENSE, picked)["position_ids"]
+        inputs["mm_encoder_outputs"] = encoder_outputs(self.model, picked)
         with apply(self.model, spec, synchronise=True) as run:
             answers = self._decode(inputs, rows, spent, shrink=False)
         report = run.report()
         spent.compressor += report.milliseconds
         # Steps inside the decoder run during its prefill; their time is not counted twice.
         spent.question -= report.milliseconds
-        counts = [(image.before, image.after, image.mean_over_layers) for image in report.images]
+        found = [(image.before, image.after, image.mean_over_layers) for image in report.images]
+        counts = _summed(prompts, asked, found)
         self._record(prompts, group, answers, counts, answered)
 
     def padded(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -567,7 +592,23 @@ class Asker:
             answered.mean[index] += mean / len(prompts[index].rows)
 
 
-def _named(asked: TaskQuestion, picture: TaskImage) -> str:
+def _images_of(prompts: Sequence[Prompts], pictures: Sequence[int]) -> list[int]:
+    """Return the numbers of the images of some pictures, among those of all."""
+    begins = list(accumulate((each.images for each in prompts), initial=0))
+    return [begins[picture] + image for picture in pictures for image in range(prompts[picture].images)]
+
+
+def _summed(
+    prompts: Sequence[Prompts], pictures: Sequence[int], counts: Sequence[tuple[int, int, float]]
+) -> list[tuple[int, int, float]]:
+    """Return the counts of each picture from those of its images."""
+    ends = list(accumulate((prompts[picture].images for picture in pictures), initial=0))
+    parts = [counts[begin:end] for begin, end in pairwise(ends)]
+    assert ends[-1] == len(counts)
+    return [(sum(a for a, _, _ in part), sum(b for _, b, _ in part), sum(c for _, _, c in part)) for part in parts]
+
+
+def _named(asked: TaskQuestion, picture: TaskImage | TaskClip) -> str:
     text = asked.text if len(asked.text) <= 60 else f"{asked.text[:57]}..."
     return f'the question "{text}" about {picture.name}'
 
@@ -575,7 +616,7 @@ def _named(asked: TaskQuestion, picture: TaskImage) -> str:
 def _after_last(ids: Sequence[int], family: Family) -> int:
     """Return the number of ids after the last visual token, and after the last one that visual tokens look ahead at."""
     row = torch.tensor([ids])
-    last = row == family.image_token
+    last = family.placeholders(row)
     if family.block_types:
         last |= family.attention_blocks(family.token_types(row)) >= 0
     return len(ids) - 1 - int(last[0].nonzero().max())

@@ -15,11 +15,17 @@ from foveate.tokens import Keep
 METHODS: Final = ("random", "stride", "pool", "pool2d", "resize", "cluster", "cls")
 """The default methods."""
 
-BASELINES: Final = frozenset({"random", "stride", "pool2d", "resize"})
+CLIP_METHODS: Final = ("random", "frames", "stride3d", "pool3d", "resize", "cluster", "evs", "dycoke", "fastvid")
+"""The default methods for clips that are videos to the model."""
+
+BASELINES: Final = frozenset({"random", "stride", "pool2d", "resize", "frames", "stride3d", "pool3d"})
 """Methods that every other one should beat; tables mark them."""
 
 BUDGETS: Final = "288,144,64,16,4"
 """The default budgets: of 576 tokens a half, a quarter, a ninth, and very few."""
+
+CLIP_BUDGETS: Final = "0.5,0.25,0.1"
+"""The default budgets for such clips, which have thousands of tokens or a hundred."""
 
 DENSE: Spec = Spec(())
 """The spec without steps: the untouched model."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from foveate.bench.answers import Asker
-from foveate.bench.tasks import TaskImage, TaskQuestion
+from foveate.bench.tasks import TaskClip, TaskImage, TaskQuestion
 from foveate.engine import apply
 from foveate.errors import FoveateError
 from foveate.scenes import scene
@@ -94,7 +94,7 @@ def find_layer(
     model: nn.Module,
     processor: Any,
     rule: SpecLike,
-    pictures: Sequence[TaskImage],
+    pictures: Sequence[TaskImage | TaskClip],
     below: float = 0.003,
     step: Callable[[int, int], None] = lambda done, whole: None,
 ) -> LayerSearch:

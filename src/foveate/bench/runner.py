@@ -23,12 +23,13 @@ from foveate.bench.metrics import measure, metrics_text
 from foveate.bench.report import markdown
 from foveate.bench.results import Part, Prediction, ResultsFolder
 from foveate.bench.scoring import DEFAULT, Metric, Response, scoring_of
-from foveate.bench.tasks import Task, TaskImage
+from foveate.bench.tasks import Task, TaskClip, TaskImage
 from foveate.bench.times import comparable_parts
 from foveate.devices import placement_of
 from foveate.engine import Encoded
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
+from foveate.families.prompt_check import prompt_layouts
 from foveate.fingerprint import answering_fingerprint, learned_fingerprint
 from foveate.numbers import Between, check_real, check_whole
 from foveate.schedule import schedule
@@ -220,7 +221,7 @@ class Benchmark:
     # The work
 
     def _chunk(
-        self, chunk: int, pictures: Sequence[TaskImage], missing: Sequence[str], done: int, tell: Progress
+        self, chunk: int, pictures: Sequence[TaskImage | TaskClip], missing: Sequence[str], done: int, tell: Progress
     ) -> None:
         """Measure the missing configurations on some images; each way of encoding runs once."""
         if not missing:
@@ -249,7 +250,7 @@ class Benchmark:
         self,
         name: str,
         chunk: int,
-        pictures: Sequence[TaskImage],
+        pictures: Sequence[TaskImage | TaskClip],
         prompts: Sequence[Prompts],
         encoded: Encoded,
         signals: float,
@@ -290,12 +291,12 @@ class Benchmark:
     def _refuse_more_than_there_is(self) -> None:
         """Check budgets against the first image, before the encoder runs and anything is written."""
         first = self._first[0]
-        layout = self.asker.family.layouts({**first.pixels, "input_ids": torch.tensor([first.rows[0]])})[0]
+        layouts = prompt_layouts(self.asker.family, {**first.pixels, "input_ids": torch.tensor([first.rows[0]])})
         for name, spec in self.specs.items():
             try:
                 # Later steps check their tokens when they run.
                 for step in spec.steps[:1]:
-                    step.method.count(layout)
+                    step.method.count(layouts[0])
             except FoveateError as error:
                 raise FoveateError(f"{name}: {error}") from None
 

@@ -1,4 +1,4 @@
-"""Read tasks: the scenes' test set, or a JSONL file of images, questions and answers."""
+"""Read tasks: the scenes' test set, or a JSONL file of images or clips, questions and answers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 from PIL import Image
 
 from foveate.arguments import check_kind, listed
+from foveate.clips import Clip, check_sampling, open_clip
 from foveate.errors import FoveateError, quoted, shown
 from foveate.files import LIST_LIMIT, read_bytes, read_json_lines, shown_path
 from foveate.images import open_image
@@ -77,19 +78,52 @@ class TaskImage:
 
 
 @dataclass(frozen=True)
+class TaskClip:
+    """One clip with all its questions, as `TaskImage` has an image.
+
+    Attributes:
+        name: the path as the file gives it.
+        source: the clip itself, or where it is.
+        questions: in their order.
+        frames: how many frames are taken of a file; `clips.open_clip` tells the default.
+        fps: how many of each second, instead.
+    """
+
+    name: str
+    source: Clip | Path
+    questions: tuple[TaskQuestion, ...]
+    frames: int | None = None
+    fps: float | None = None
+
+    def __post_init__(self) -> None:
+        check_kind("name of a clip", self.name, str, "text")
+        check_kind("source of a clip", self.source, (Clip, Path), "a Clip, or the path of one")
+        _check_members("questions", self.questions, TaskQuestion)
+        check_sampling(self.frames, self.fps)
+
+    def load(self) -> Clip:
+        """Return the clip.
+
+        Raises:
+            FoveateError: it can't be read.
+        """
+        return self.source if isinstance(self.source, Clip) else open_clip(self.source, self.frames, self.fps)
+
+
+@dataclass(frozen=True)
 class Task:
     """Pictures with questions.
 
     Attributes:
         name: what tables call it.
-        pictures: each image once.
-        digest: SHA-256 over images, questions and answers, hexadecimal.
+        pictures: each image and each clip once.
+        digest: SHA-256 over images, clips, questions and answers, hexadecimal.
         skills: in the order tables have them; empty if questions have none.
         floor: computes the accuracy per skill of answering without the image; None if it isn't known.
     """
 
     name: str
-    pictures: tuple[TaskImage, ...]
+    pictures: tuple[TaskImage | TaskClip, ...]
     digest: str
     skills: tuple[str, ...] = ()
     floor: Callable[[], dict[str, float]] | None = None
@@ -97,7 +131,7 @@ class Task:
     def __post_init__(self) -> None:
         for name in ("name", "digest"):
             check_kind(f"{name} of a task", getattr(self, name), str, "text")
-        _check_members("pictures", self.pictures, TaskImage)
+        _check_members("pictures", self.pictures, TaskImage, TaskClip)
         check_kind("skills", self.skills, tuple, "a tuple of names")
         for skill in self.skills:
             check_kind("a skill", skill, str, "text")
@@ -105,23 +139,29 @@ class Task:
             raise FoveateError(f"floor of a task must be a function or None, not {shown(self.floor)}")
 
     @property
+    def has_clips(self) -> bool:
+        """Whether a picture is a clip."""
+        return any(isinstance(picture, TaskClip) for picture in self.pictures)
+
+    @property
     def questions(self) -> int:
-        """The number of questions about all images."""
+        """The number of questions about all images and clips."""
         return sum(len(picture.questions) for picture in self.pictures)
 
 
-def _check_members(name: str, members: object, kind: type) -> None:
-    """Check that members are a tuple of at least one object of a kind.
+def _check_members(name: str, members: object, *kinds: type) -> None:
+    """Check that members are a tuple of at least one object of these kinds.
 
     Raises:
         FoveateError: they aren't.
     """
-    check_kind(name, members, tuple, f"a tuple of {kind.__name__} objects")
+    names = " or ".join(kind.__name__ for kind in kinds)
+    check_kind(name, members, tuple, f"a tuple of {names} objects")
     found = cast("tuple[object, ...]", members)
     for member in found:
-        check_kind(f"a member of {name}", member, kind, f"a {kind.__name__}")
+        check_kind(f"a member of {name}", member, kinds, f"a {names}")
     if not found:
-        raise FoveateError(f"{name} are none; give at least one {kind.__name__}")
+        raise FoveateError(f"{name} are none; give at least one {names}")
 
 
 def normalised(answer: str) -> str:
@@ -162,76 +202,96 @@ def scenes(questions: int = 500, skip: int = 0) -> Task:
     return Task("scenes", tuple(pictures), digest.hexdigest(), skills, floor)
 
 
-def jsonl(path: str | Path, questions: int | None = None, skip: int = 0) -> Task:
-    """Read a file with one JSON object per line: image, question, answer, and optionally skill.
+def jsonl(
+    path: str | Path,
+    questions: int | None = None,
+    skip: int = 0,
+    *,
+    frames: int | None = None,
+    fps: float | None = None,
+) -> Task:
+    """Read a file with one JSON object per line: image or video, question, answer, and optionally skill.
 
     An answer is text or a number, or a list of these, of which any is right.
 
-    Every image is opened and decoded here, so that a damaged one is found before the work begins.
+    Every image and clip is opened and decoded here, so that a damaged one is found before the work begins.
 
     Args:
-        path: the file; image paths are relative to its folder. Empty lines are skipped.
+        path: the file; paths of images, video files and folders of frames are relative to its folder. Empty lines are
+            skipped.
         questions: only this many of the first ones; None means all.
-        skip: leave out this many of the first images.
+        skip: leave out this many of the first images and clips.
+        frames: how many frames are taken of each clip; `clips.open_clip` tells the default.
+        fps: how many of each second, instead.
 
     Raises:
-        FoveateError: the file is missing or empty, a line is broken, or an image can't be read; its text gives the
-            number of the line.
+        FoveateError: the file is missing or empty, a line is broken, or an image or a clip can't be read; its text
+            gives the number of the line.
     """
     check_kind("path", path, (str, Path), "the path of a JSONL file")
     path = Path(path)
+    check_sampling(frames, fps)
     if questions is not None:
         _check_count(check_whole("questions", questions))
     _check_skip(check_whole("skip", skip))
     name = shown_path(path)
-    by_image: dict[str, list[TaskQuestion]] = {}
-    first_line: dict[str, int] = {}
-    skipped: set[str] = set()
-    written: dict[str, str] = {}
+    by_picture: dict[_Shown, list[TaskQuestion]] = {}
+    first_line: dict[_Shown, int] = {}
+    skipped: set[_Shown] = set()
+    written: dict[_Shown, _Shown] = {}
     for number, value in read_json_lines(path, advice="--data takes a JSONL file of questions"):
-        if questions is not None and sum(map(len, by_image.values())) >= questions:
+        if questions is not None and sum(map(len, by_picture.values())) >= questions:
             break
-        image, asked = _question(value, f"{name}, line {number}")
+        (column, file), asked = _question(value, f"{name}, line {number}")
         # One file is one image however its path is written: "cat.png" and "./cat.png" are one cluster.
-        image = written.setdefault(os.path.normpath(path.parent / image), image)
-        if image in skipped or (len(skipped) < skip and image not in by_image):
-            skipped.add(image)
+        picture = written.setdefault((column, os.path.normpath(path.parent / file)), (column, file))
+        if picture in skipped or (len(skipped) < skip and picture not in by_picture):
+            skipped.add(picture)
             continue
-        by_image.setdefault(image, []).append(asked)
-        first_line.setdefault(image, number)
-    if not by_image and skipped:
+        by_picture.setdefault(picture, []).append(asked)
+        first_line.setdefault(picture, number)
+    if not by_picture and skipped:
         raise FoveateError(f"{name} has {len(skipped)} images, and --skip leaves all of them out")
-    if not by_image:
+    if not by_picture:
         raise FoveateError(
             f'{name} holds no questions; each line is {{"image": "cat.png", "question": "...", "answer": "..."}}'
         )
     digest = hashlib.sha256()
-    pictures = []
-    for image, asked in by_image.items():
-        where = path.parent / image
+    pictures: list[TaskImage | TaskClip] = []
+    for (column, file), asked in by_picture.items():
+        where, rows = path.parent / file, tuple(asked)
+        made = TaskImage(file, where, rows) if column == "image" else TaskClip(file, where, rows, frames, fps)
         try:
-            open_image(where)
+            loaded = made.load()
         except FoveateError as error:
-            raise FoveateError(f"{name}, line {first_line[image]}: {error}") from None
-        digest.update(
-            read_bytes(where, "image", limit=LIST_LIMIT)
-            + repr([(each.text, each.answer, each.skill) for each in asked]).encode()
-        )
-        pictures.append(TaskImage(image, where, tuple(asked)))
+            raise FoveateError(f"{name}, line {first_line[column, file]}: {error}") from None
+        if isinstance(loaded, Clip):
+            digest.update(b"".join(frame.tobytes() for frame in loaded.frames) + repr(loaded.times).encode())
+        else:
+            digest.update(read_bytes(where, "image", limit=LIST_LIMIT))
+        digest.update(repr([(each.text, each.answer, each.skill) for each in asked]).encode())
+        pictures.append(made)
     skills = sorted({each.skill for picture in pictures for each in picture.questions if each.skill is not None})
     return Task(path.stem, tuple(pictures), digest.hexdigest(), tuple(skills))
 
 
-def _question(value: Any, where: str) -> tuple[str, TaskQuestion]:
-    """Return the image and the question of one line."""
+_Shown = tuple[str, str]
+"""What a line asks about: the column, "image" or "video", and the path."""
+
+
+def _question(value: Any, where: str) -> tuple[_Shown, TaskQuestion]:
+    """Return what a line asks about, and its question."""
     if not isinstance(value, dict):
         raise FoveateError(f'{where} is not a JSON object; write {{"image": ..., "question": ..., "answer": ...}}')
-    for key in ("image", "question"):
+    if "image" in value and "video" in value:
+        raise FoveateError(f'{where} has both "image" and "video"; a line asks about one of them')
+    column = "video" if "video" in value else "image"
+    for key in (column, "question"):
         if not isinstance(value.get(key), str) or not value[key].strip():
             state = "is empty or not text" if key in value else "is missing"
-            raise FoveateError(f'{where}: "{key}" {state}; each line needs "image", "question" and "answer"')
+            raise FoveateError(f'{where}: "{key}" {state}; each line needs "image" or "video", "question" and "answer"')
     if "answer" not in value:
-        raise FoveateError(f'{where}: "answer" is missing; each line needs "image", "question" and "answer"')
+        raise FoveateError(f'{where}: "answer" is missing; each line needs "image" or "video", "question" and "answer"')
     given = value["answer"]
     answers = [_answer(each, where) for each in (given if isinstance(given, list) else [given])]
     if not answers:
@@ -240,7 +300,7 @@ def _question(value: Any, where: str) -> tuple[str, TaskQuestion]:
     if skill is not None and (not isinstance(skill, str) or not skill.strip()):
         raise FoveateError(f'{where}: "skill" is empty or not text; leave it out or write a name')
     asked = TaskQuestion(value["question"].strip(), answers[0] if len(answers) == 1 else tuple(answers), skill)
-    return value["image"], asked
+    return (column, value[column]), asked
 
 
 def _answer(value: Any, where: str) -> str:

@@ -13,6 +13,8 @@ from foveate.commands.options import (
     DeviceMapOption,
     DeviceOption,
     DtypeOption,
+    FpsOption,
+    FramesOption,
     JsonOption,
     MaxNewTokensOption,
     ModelOption,
@@ -36,6 +38,7 @@ from foveate.numbers import LARGEST_SEED, MOST
 
 if TYPE_CHECKING:
     from foveate.bench import Benchmark, Task
+    from foveate.spec import Spec
 
 
 def bench(
@@ -45,7 +48,7 @@ def bench(
             "--spec",
             metavar="SPEC",
             help="What to measure: cluster at every budget of --keep, cluster:64 at its own. Repeat for more.",
-            show_default="pool, cluster, cls and the baselines",
+            show_default="pool, cluster, cls and the baselines; of clips, methods and baselines for clips",
         ),
     ] = None,
     keep: Annotated[
@@ -54,10 +57,12 @@ def bench(
             "--keep",
             metavar="BUDGETS",
             help="Budgets for specs without one: tokens per image (64) or fractions (0.25).",
-            show_default="288,144,64,16,4",
+            show_default="288,144,64,16,4; of clips 0.5,0.25,0.1",
         ),
     ] = None,
     data: QuestionsFileOption = None,
+    frames: FramesOption = None,
+    fps: FpsOption = None,
     match: Annotated[
         str | None,
         typer.Option(
@@ -152,7 +157,7 @@ def bench(
         raise FoveateError(f"--match {match} is unknown; match mean (tokens over layers) or flops (of the prefill)")
     given, keep = keep, BUDGETS if keep is None else keep
     specs = configurations(spec or (), keep, seed)
-    if match is None:
+    if match is None and (spec or data is None):
         against = reference_name(against, specs, seed)
     budgets: dict[str, float] = {}
     if questions is not None and questions < 1:
@@ -169,7 +174,7 @@ def bench(
 
     with finding(model):
         commit = commit_of(model, revision)
-    task = _task(data, questions, skip)
+    task = _task(data, questions, skip, frames, fps)
     from foveate.bench.answers import prompt_texts
     from foveate.bench.match import matched
     from foveate.bench.report import losses, skills_table, table
@@ -177,6 +182,8 @@ def bench(
 
     lacking: tuple[str, ...] = ()
     if match is not None:
+        if task.has_clips:
+            raise FoveateError(f"--match {match} counts images, and {data} asks about clips; leave it out")
         config, size = find_config(model, revision=commit), task.pictures[0].load().size
         specs, budgets, lacking = matched(spec or (), keep, match, config, size, seed=seed)
         against = reference_name(against, specs, seed)
@@ -185,6 +192,10 @@ def bench(
         # What a question may not hold is known from the processor alone.
         for picture in task.pictures:
             prompt_texts(processor, prompt, picture)
+        if task.has_clips and not spec:
+            specs, lacking = _specs_for_clips(task, processor, model, commit, given, seed)
+        if match is None:
+            against = reference_name(against, specs, seed)
         loaded = load_model(model, revision=commit, **arguments)
     with spinner("Checking the model's images"):
         run = Benchmark(
@@ -225,13 +236,49 @@ def bench(
     screen.print(f"Results: {run.folder.path} ({', '.join(files)})", soft_wrap=True)
 
 
-def _task(data: Path | None, questions: int | None, skip: int) -> Task:
+def _task(data: Path | None, questions: int | None, skip: int, frames: int | None, fps: float | None) -> Task:
     from foveate.bench.tasks import jsonl, scenes
+    from foveate.clips import check_sampling
 
+    check_sampling(frames, fps)
     with spinner("Drawing the test scenes" if data is None else "Reading questions and images"):
-        if data is None:
-            return scenes(500 if questions is None else questions, skip)
-        return jsonl(data, questions, skip)
+        if data is not None:
+            task = jsonl(data, questions, skip, frames=frames, fps=fps)
+        else:
+            task = scenes(500 if questions is None else questions, skip)
+    if (frames is not None or fps is not None) and not task.has_clips:
+        option = f"--frames {frames}" if fps is None else f"--fps {fps:g}"
+        where = "the generated scenes are" if data is None else f"{data} has only"
+        raise FoveateError(f"{option} chooses frames of clips, and {where} images; leave it out")
+    return task
+
+
+def _specs_for_clips(
+    task: Task, processor: Any, model: str | None, commit: str | None, keep: str | None, seed: int | None
+) -> tuple[tuple[Spec, ...], tuple[str, ...]]:
+    """Return the default configurations for clips, and a line that names those that the first clip is too short for."""
+    from foveate.bench.configurations import BUDGETS, CLIP_BUDGETS, CLIP_METHODS, configurations, name_of
+    from foveate.clips import Clip
+    from foveate.loading import family_without_weights
+    from foveate.schedule import tokens_between
+    from foveate.visual_prompts import visual_prompt, way_of
+
+    family = family_without_weights(model, revision=commit)
+    if way_of(family, processor) != "video":
+        return configurations((), BUDGETS if keep is None else keep, seed), ()
+    clip = next(loaded for loaded in (picture.load() for picture in task.pictures) if isinstance(loaded, Clip))
+    layouts = visual_prompt(family, processor, clip, "?").layouts
+    found, left_out = [], []
+    for spec in configurations(CLIP_METHODS, CLIP_BUDGETS if keep is None else keep, seed):
+        try:
+            for layout in layouts:
+                tokens_between(spec, family, layout)
+        except FoveateError:
+            left_out.append(name_of(spec))
+        else:
+            found.append(spec)
+    lines = (f"Left out, since the first clip has too few tokens or frames for them: {', '.join(left_out)}.",)
+    return tuple(found), lines if left_out else ()
 
 
 def _measure(run: Benchmark, answers: int) -> dict[str, Any]:

@@ -137,7 +137,7 @@ QuestionsFileOption = Annotated[
     typer.Option(
         "--data",
         metavar="FILE",
-        help='Your own questions: a JSONL file of {"image", "question", "answer"}; "skill" is optional.',
+        help='Your own questions: a JSONL file of {"image", "question", "answer"}, or "video"; "skill" is optional.',
         show_default="generated scenes",
     ),
 ]
