@@ -260,8 +260,13 @@ def test_what_cannot_be_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         compress(deep(), inputs, "tome:40@encoder")
     with pytest.raises(KeepError, match=r"leaves 28 of 36; merge 7 a round"):
         compress(deep(), inputs, "tome:9:per_round=2@encoder")
-    with pytest.raises(FoveateError, match="can't be chosen in a call"):
-        compress(deep(), inputs | {"vision_feature_layer": -4}, "tome:9@encoder")
+    for layer in (-4, -1, [-2, -1]):
+        with pytest.raises(FoveateError, match="can't be chosen in a call"):
+            compress(deep(), inputs | {"vision_feature_layer": layer}, "tome:9@encoder")
+        with apply(deep(), "tome:9@encoder"), pytest.raises(FoveateError, match="can't be chosen in a call"):
+            deep().generate(**inputs, vision_feature_layer=layer, max_new_tokens=1)
+    same = compress(deep(), inputs | {"vision_feature_layer": DEEP - 1}, "tome:9@encoder").images[0].features
+    assert torch.equal(same, compress(deep(), inputs, "tome:9@encoder").images[0].features)
     with pytest.raises(FoveateError, match="encode them again"):
         compress(deep(), inputs, "tome:9@encoder", encoded=encode(deep(), inputs, ["tome:8@encoder"]))
     model = LLAVA.model()

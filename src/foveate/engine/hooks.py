@@ -177,6 +177,8 @@ class EncoderHooks(StaysWithModel):
             return
         if self.pixels is not None and family.resizes_inputs:
             add(on_call(family.core, "get_image_features", self._resize_arguments, self._grow_result))
+        if self.encoder is not None:
+            add(on_call(family.core, "get_image_features", family.check_read_layer))
         if family.encoder_arguments:
             add(on_call(family.core, "get_image_features", self._note_arguments, self._mark_result))
         add(family.tower.register_forward_pre_hook(_outside_graph(self._before_tower), with_kwargs=True))

@@ -292,6 +292,16 @@ class Family(Decoder, ABC):
         """
         raise NotImplementedError
 
+    def check_read_layer(self, arguments: Mapping[str, Any]) -> None:
+        """Check that a call of `get_image_features` reads the layer of `encoder_reads`, for families with `@encoder`.
+
+        Args:
+            arguments: of the call, by name.
+
+        Raises:
+            FoveateError: it reads another one.
+        """
+
     @property
     @abstractmethod
     def feature_module(self) -> nn.Module:

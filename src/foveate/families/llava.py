@@ -111,6 +111,21 @@ class Llava(Family):
         # The configuration counts the embeddings as the first.
         return read % (int(self.config.vision_config.num_hidden_layers) + 1) - 1
 
+    def check_read_layer(self, arguments: Mapping[str, Any]) -> None:
+        """Check that a call reads the layer that the configuration names: up to that one a step merges patches.
+
+        Raises:
+            FoveateError: it reads another one.
+        """
+        named, own = arguments.get("vision_feature_layer"), getattr(self.config, "vision_feature_layer", -2)
+        count = int(self.config.vision_config.num_hidden_layers) + 1
+        if named is None or named == own or (isinstance(named, int) and named % count == own % count):
+            return
+        raise FoveateError(
+            f"the call reads layer {named} of the encoder, and the configuration names {own}; with a step at @encoder "
+            f"its layer can't be chosen in a call: write {named} into model.config.vision_feature_layer before apply"
+        )
+
     @property
     def feature_module(self) -> nn.Module:
         """The projector: it reads the selected CLIP layer without [CLS]."""
