@@ -85,6 +85,52 @@ def test_attention_of_other_decoders_is_the_eager_models(
     assert off < 1e-5
 
 
+CAPPED: dict[str, Any] = {"head_dim": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "capped"), [("paligemma", "Gemma2Config", True), ("gemma3", "Gemma3TextConfig", False)]
+)
+def test_scores_with_a_soft_cap_are_the_eager_models(
+    name: str, kind: str, capped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gemma 3's configuration may name a cap, too, which its attention never reads."""
+    row = with_decoder(name, kind, **CAPPED, query_pre_attn_scalar=16, layer_types=["full_attention"] * 3)
+    for spec in ("fastv:6@1", "fastv:6@2"):
+        (off,) = off_by(row, monkeypatch, spec)
+        assert off < 1e-5
+    assert (family_of(row.model("eager")).soft_cap == 2.0) is capped
+    model: Any = row.make()
+    if capped:
+        # The attention of torch knows no cap, so transformers doesn't take it.
+        with pytest.raises(ValueError, match="does not support an attention implementation"):
+            model.set_attn_implementation("sdpa")
+
+
+def test_sinks_take_their_share_of_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the eager model, in layers with a window and without."""
+    sizes = {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 64}
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    plain = with_decoder("internvl", "GptOssConfig", **sizes, layer_types=kinds)
+
+    def make() -> Any:
+        model: Any = plain.make()
+        with torch.no_grad():
+            for layer in model.model.language_model.layers:
+                layer.self_attn.sinks.fill_(3.0)
+        return model
+
+    row = replace(plain, make=make)
+    for spec in ("fastv:6@1", "fastv:6@2"):
+        (off,) = off_by(row, monkeypatch, spec)
+        assert off < 1e-5
+    model, inputs = row.model("eager"), row.inputs(CHAT)
+    dense = generate(model, inputs)
+    for spec in ("random:1.0", "random:1.0@1"):
+        with apply(model, spec):
+            assert torch.equal(generate(model, inputs), dense)
+
+
 def test_a_decoder_whose_layers_are_elsewhere_is_refused() -> None:
     sizes = {"word_embed_proj_dim": 64, "ffn_dim": 96}
     with pytest.raises(UnsupportedFamily, match="language model of type opt"):

@@ -27,7 +27,8 @@ class ArrangedTiles(TiledFamily):
     """Tiles lie in the arrangement in which they make the picture of the last tile, which is the whole image.
 
     The processor makes one tile of an image, or two and more in rows and then the whole. Tiles that make no such
-    picture are an image each.
+    picture are an image each. Where several arrangements fit equally well, as for a blank page, the most nearly square
+    one is taken: the number of tokens is the same, but their rows and columns may be other ones.
     """
 
     @abstractmethod

@@ -28,6 +28,8 @@ from foveate.transformers_api import causal_mask
 _HOLD_COLUMNS = {"full_attention", "sliding_attention", "chunked_attention"}
 """The kinds of layers that hold keys and values of columns."""
 
+_SOFT_CAP = "attn_logit_softcapping"
+
 
 class Decoder:
     """Describe the decoder of a family; the defaults fit most decoders of transformers.
@@ -176,6 +178,10 @@ class Decoder:
 
     def rotate(self, layer: int, values: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Apply a layer's rotary embedding: `(..., d)` with tables `(..., r)`; by default, with halves as pairs."""
+        frequencies = getattr(getattr(self.decoder, "rotary_emb", None), "inv_freq", None)
+        if frequencies is not None and frequencies.shape[0] == cos.shape[-1]:
+            # Some tables have one number for each pair, where most have two.
+            cos, sin = torch.cat([cos, cos], dim=-1), torch.cat([sin, sin], dim=-1)
         return rotate(values, cos, sin)
 
     def attention_scale(self, layer: int) -> float:
@@ -206,8 +212,16 @@ class Decoder:
 
     @property
     def soft_cap(self) -> float | None:
-        """The soft cap of attention scores, which they stay below; None if the decoder has none."""
-        return getattr(self.decoder_config, "attn_logit_softcapping", None)
+        """The soft cap of attention scores, which they stay below; None if the decoder has none.
+
+        Some configurations name one that the model's attention never reads.
+        """
+        cap = getattr(self.decoder_config, _SOFT_CAP, None)
+        if cap is None or not self.has_model:
+            return cap
+        attention = getattr(self.decoder_layers[0], "self_attn", self.decoder_layers[0])
+        reads = inspect.unwrap(type(attention).forward).__code__.co_names
+        return cap if _SOFT_CAP in reads else None
 
     def _attended(self, layer: int, hidden: Tensor) -> Tensor:
         """Return what the attention of a layer reads: the layer's input after its first norm.
