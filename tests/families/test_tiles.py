@@ -165,6 +165,20 @@ def test_tiles_without_names_are_one_image() -> None:
     assert torch.equal(generate(model, compress(model, inputs, "random:6"), 4), found)
 
 
+def test_an_image_alone_behind_tiles_shrinks_by_itself() -> None:
+    """The whole of A has the size of its tiles, so only the pictures tell that C isn't the whole of five."""
+    row, model = BY_NAME["lfm2_vl"], model_of("lfm2_vl")
+    for prompt, seen in (("t4 A t2 C t5", [20, 8]), ("t4 A t2 B t2 C t5", [20, 12, 8]), ("t4 C t2 A t5", [8, 20])):
+        short = compress(model, row.inputs(prompt), "resize:0.5")
+        assert [image.after for image in short.images] == seen
+    alone = compress(model, row.inputs("t4 C t5"), "resize:0.5").images[0].features
+    torch.testing.assert_close(short.images[0].features, alone, atol=1e-5, rtol=1e-5)
+    blank = row.inputs("t4 A t2 C t5")
+    blank["pixel_values"] = torch.zeros_like(blank["pixel_values"])
+    with pytest.raises(FoveateError, match="before the prompt tells how many"):
+        compress(model, blank, "resize:0.5")
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

@@ -247,7 +247,7 @@ class EncoderHooks(StaysWithModel):
         layouts = self.family.layouts(arguments)
         # A row of the prompt may be without images.
         sizes = [self.pixels.shrink(layout) if layout.segments else (0, 0) for layout in layouts]
-        sizes = self.family.sizes_together(layouts, sizes)
+        sizes = self.family.sizes_together(layouts, sizes, arguments)
         self._local.resized = layouts, tuple(sizes)
         return self.family.resized_inputs(arguments, layouts, sizes, self.mode)
 

@@ -506,12 +506,15 @@ class Family(Decoder, ABC):
         """
         raise NotImplementedError
 
-    def sizes_together(self, layouts: Sequence[Layout], sizes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+    def sizes_together(
+        self, layouts: Sequence[Layout], sizes: Sequence[tuple[int, int]], inputs: Mapping[str, Any]
+    ) -> Sequence[tuple[int, int]]:
         """Return the sizes to which the entries of a call are resized, where some depend on others.
 
         Args:
             layouts: of the entries of the encoder's output at full size, for families with `resizes_inputs`.
             sizes: rows and columns of visual tokens that a step asks for each of them alone.
+            inputs: the arguments of `get_image_features` by name.
         """
         return sizes
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from foveate.errors import FoveateError, UnsupportedFamily
-from foveate.families.arranged_tiles import PREVIEW, ArrangedTiles, nearest_shape, tiles_by_end
+from foveate.families.arranged_tiles import PREVIEW, ArrangedTiles, arrangement, nearest_shape, tiles_by_end
 from foveate.families.config_fields import read_number
 from foveate.families.family import Capture
 from foveate.families.pixels import patches_of, picture_of, resized_pixels
@@ -39,8 +39,8 @@ class Lfm2Vl(ShapedTiles, ArrangedTiles):
     one-dimensional.
 
     "exact" resizes an image by averaging its pixels down to a smaller grid, as if the processor had been given a
-    smaller image; the whole image shrinks as its tiles do. "enlarge" enlarges it to its size again, which saves no
-    token.
+    smaller image; the whole image shrinks as its tiles do, and their pictures tell which image that is. So a blank page
+    behind tiles of another one is refused. "enlarge" enlarges an image to its size again, which saves no token.
 
     Most layers of the decoder are convolutions over neighbouring columns, so steps act before the decoder.
     """
@@ -184,18 +184,23 @@ class Lfm2Vl(ShapedTiles, ArrangedTiles):
 
     # Resizing
 
-    def sizes_together(self, layouts: Sequence[Layout], sizes: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
-        """Let a whole image that follows its tiles shrink as they do."""
+    def sizes_together(
+        self, layouts: Sequence[Layout], sizes: Sequence[tuple[int, int]], inputs: Mapping[str, Any]
+    ) -> Sequence[tuple[int, int]]:
+        """Let a whole image that follows its tiles shrink as they do; a whole image of a tile's size is like them."""
         found = [self.shrunk(layout, size).segments[0] for layout, size in zip(layouts, sizes, strict=True)]
-        tiles = 0
+        small = self.previews(inputs)
+        tiles: list[int] = []
         for number, layout in enumerate(layouts):
             (grid,) = layout.segments
             if self._is_tile(grid):
-                tiles += 1
+                tiles.append(number)
                 continue
-            if tiles >= _FEWEST_TILES:
+            # Tiles of an earlier image may be before its own, and with none of its own it is an image alone.
+            counts = range(len(tiles), _FEWEST_TILES - 1, -1)
+            if any(all(arrangement(small[tiles[-count:]], small[number])) for count in counts):
                 found[number] = self._as_tiles(grid, found[number - 1])
-            tiles = 0
+            tiles = []
         return [(grid.h, grid.w) for grid in found]
 
     def shrunk(self, layout: Layout, size: tuple[int, int]) -> Layout:
