@@ -128,4 +128,4 @@ class Glm4v(GlmV):
     core_class = "Glm4vModel"
     encoders = ("glm4v_vision",)
     decoders = ("glm4v_text",)
-    checkpoints: ClassVar[tuple[str, ...]] = ("zai-org/GLM-4.1V-9B-Thinking",)
+    checkpoints: ClassVar[tuple[str, ...]] = ("zai-org/GLM-4.1V-9B-Thinking", "zai-org/GLM-4.6V-Flash")

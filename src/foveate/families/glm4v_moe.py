@@ -17,4 +17,4 @@ class Glm4vMoe(GlmV):
     core_class = "Glm4vMoeModel"
     encoders = ("glm4v_moe_vision",)
     decoders = ("glm4v_moe_text",)
-    checkpoints: ClassVar[tuple[str, ...]] = ("zai-org/GLM-4.5V",)
+    checkpoints: ClassVar[tuple[str, ...]] = ("zai-org/GLM-4.5V", "zai-org/GLM-4.6V")
