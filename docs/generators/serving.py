@@ -1,0 +1,189 @@
+"""docs/serving.md, from docs/measured/serving.json, which `nox -s vllm` writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from generators.folders import MEASURED
+from generators.markdown import fill, table
+
+MEASUREMENTS = MEASURED / "serving.json"
+
+HEAD = """\
+# Serve with vLLM
+
+A plugin for [vLLM](https://docs.vllm.ai) comes with foveate. A server then answers with fewer visual tokens: each image
+takes fewer places in the prompt, in the KV cache and in the cache of encoded images. Answers are those of
+`foveate.apply` with the same spec.
+
+```text
+pip install ".[vllm]"                         from a clone
+FOVEATE_SPEC=cluster:0.25 vllm serve MODEL    a quarter of the visual tokens
+```
+
+The extra brings vLLM 0.32 or 0.33 and a transformers that it takes. vLLM finds the plugin by itself; `VLLM_PLUGINS=""`
+leaves it out.
+
+| model | steps act at | encoder attention and keys |
+|:--|:--|:--|
+| LLaVA with CLIP | `@features`, `@input` | yes |
+| Qwen2-VL, Qwen2.5-VL, Qwen3-VL | `@input` | no |
+
+Other models are served as without foveate.
+
+## Which spec an image gets
+
+| where | for | example |
+|:--|:--|:--|
+| `mm_processor_kwargs` of a request | this request | `{"mm_processor_kwargs": {"foveate": "cluster:16"}}` |
+| `--mm-processor-kwargs` | the server | `--mm-processor-kwargs '{"foveate": "cluster:64"}'` |
+| `FOVEATE_SPEC` | the server | `FOVEATE_SPEC=cluster:64` |
+| `foveate` in the model's config.json | the model, wherever it is served | `"foveate": {"spec": "cluster:64"}` |
+
+The first that is given counts; without any, the model is dense. `dense` is also a spec that a request may name.
+`model.config.foveate = {"spec": "cluster:64"}` before `save_pretrained` writes the last one.
+
+vLLM's HTTP server takes `mm_processor_kwargs` of requests only if it was started with `--trust-request-mm-kwargs`; its
+Python class `LLM` always does. `FOVEATE_SPECS="cluster:16;dense"` lists what requests may name besides the server's own
+spec; without it, they may name any.
+
+```text
+FOVEATE_SPEC=cluster:64 FOVEATE_SPECS="cluster:16;dense" vllm serve MODEL --trust-request-mm-kwargs
+```
+
+A server whose own spec, or one in the list, can't be done does not start, and says why. A request with such a spec gets
+status 400 with the reason, and the server goes on.
+
+## Which specs can be served
+
+A server counts the tokens of an image before its encoder runs, and keeps the encoded image for the next question about
+it. So every step must act between encoder and decoder, leave a number of tokens that the layout tells, and not read the
+question. Refused, with the reason:
+
+* `resize` and other steps at `@pixels`; give the processor a smaller size instead.
+* Steps at `@encoder`, and at decoder layers.
+* `auto` as keep, and other rules that let the content decide how many tokens remain.
+* Methods that read the question, such as `cdpruner`.
+* `positions=keep` where vLLM would have to know positions before tokens are chosen: everywhere on LLaVA, and on Qwen
+  unless the layout alone decides (`stride`). Methods that keep positions by default, such as `pool`, need
+  `positions=pack` there.
+* Encoder attention of a layer after the one that is read: vLLM doesn't load it.
+* An image with fewer tokens than the spec keeps. A fraction fits every image.
+* A request with a clip that names a spec, or brings images that get one. Clips are served whole.
+"""
+
+TAIL = """\
+## How this is measured
+
+```text
+nox -s vllm                    installs vLLM's build for CPUs, runs tests/serving_vllm, writes measured/serving.json
+python docs/make.py serving    makes this page of it
+```
+
+Tables compare vLLM and transformers in one process, in float32, greedy. They say that answers are right, not how fast
+they come; nothing here has been measured on a GPU. Models called tiny have random weights.
+
+## A plugin for another server
+
+`foveate.serving` has what such a plugin needs, and no vLLM. It imports no transformers either.
+
+```python
+from foveate.serving import ServedModel, SpecChoice
+
+clip = {"model_type": "clip_vision_model", "image_size": 336, "patch_size": 14, "num_hidden_layers": 24}
+config = {"model_type": "llava", "vision_config": clip}  # what config.json holds
+
+served = ServedModel(config, server="my server")
+choice = SpecChoice(served, "cluster:64")  # the server's own spec, the environment, or what config.json names
+spec = choice.of_request("cluster:16")
+print(spec.count(served.image_layout(480, 640)))  # 16, before any pixel is seen
+```
+
+`ServedModel.bind` takes the modules of the server's model, a `foveate.families.Capture` what its encoder gave, and
+`foveate.serving.compress_each` returns what is left of each image of a batch, each with the spec of its request.
+"""
+
+
+def pages() -> dict[str, str]:
+    """Return the page."""
+    return {"serving.md": page(json.loads(MEASUREMENTS.read_text(encoding="utf-8")))}
+
+
+def page(found: Mapping[str, Any]) -> str:
+    """Return the text of docs/serving.md."""
+    ran, tables = found["environment"], found["tables"]
+    packages = ran["packages"]
+    where = fill(
+        f"Measured on {ran['finished'][:10]} with vLLM {found['vllm']}, transformers {packages['transformers']} and "
+        f"torch {packages['torch']}, on {ran['processor']}, without a GPU."
+    )
+    parts = [HEAD, equality(tables["equality"]), ranks(tables["ranks"])]
+    parts += [caches(tables["caches"]), refused(tables["refused"]), TAIL]
+    return "\n".join([parts[0], "## Answers are those of transformers\n", where + "\n", *parts[1:]])
+
+
+def equality(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of answers."""
+    questions = sum(row["questions"] for row in rows)
+    equal = {way: sum(row[way] for row in rows) for way in ("single", "batch", "mixed")}
+    largest = max(row["difference"] for row in rows)
+    text = fill(
+        "Each question was asked with each spec: one by one, in a batch per spec, and in one batch with all specs of "
+        f"the model mixed. Equal to `foveate.apply` on transformers are {equal['single']}, {equal['batch']} and "
+        f"{equal['mixed']} of {questions} answers; the largest difference of a logprob is {largest:.0e}."
+    )
+    cells = (
+        (
+            *(row["model"], f"`{row['spec']}`", _span(row["prompt"]), str(row["questions"])),
+            *(str(row[way]) for way in equal),
+            f"{row['difference']:.0e}",
+        )
+        for row in rows
+    )
+    columns = ("model", "spec", "prompt tokens", "questions", "one by one", "batch", "mixed", "logprobs differ by")
+    return text + "\n\n" + table(columns, cells, "llrrrrrr")
+
+
+def ranks(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what was tried with tensor parallelism."""
+    specs = ", ".join(f"`{row['spec']}`" for row in rows)
+    largest = max(row["difference"] for row in rows)
+    return (
+        fill(
+            "With tensor parallelism a rank has some of the encoder's heads. Those of all ranks are gathered, so that "
+            f"every rank chooses the same tokens. A tiny LLaVA on two ranks answered as transformers with {specs}; "
+            f"logprobs differ by {largest:.0e} at most."
+        )
+        + "\n"
+    )
+
+
+def caches(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of caches."""
+    cells = (
+        (row["request"], str(row["prompt"]), str(row["cached"]), "yes" if row["encoder"] else "no") for row in rows
+    )
+    columns = ("request, in this order", "tokens of the prompt", "from the prefix cache", "encoder runs")
+    text = fill(
+        "vLLM knows an image in its caches by its pixels and by the spec in its canonical form. So the same image with "
+        "another spec is another image, and two spellings of one spec are the same. Blocks of the prefix cache have 32 "
+        "tokens here."
+    )
+    return f"## Caches know specs\n\n{text}\n\n{table(columns, cells, 'lrrl')}"
+
+
+def refused(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of refused requests. A mark under the place of an error has no use in a cell."""
+    cells = (
+        (f"`{row['spec']}`" if row["spec"] else "empty", str(row["status"]), row["text"].lstrip("^ ")) for row in rows
+    )
+    text = fill(
+        'A server with `FOVEATE_SPEC=cluster:64` and `FOVEATE_SPECS="cluster:16;dense"` answered these requests so:'
+    )
+    return f"## What a bad request gets\n\n{text}\n\n{table(('spec', 'status', 'text'), cells, 'lrl')}"
+
+
+def _span(numbers: Sequence[int]) -> str:
+    return str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
