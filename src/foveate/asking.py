@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from foveate.decoding import Decoding
 from foveate.devices import devices_of
@@ -92,6 +92,10 @@ def seen_part(processor: Any, image: Image.Image, *, of_clip: bool = False) -> I
     return image.crop((round(left), round(top), round(left + width), round(top + height)))
 
 
+def _is_half(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+
+
 @torch.inference_mode()
 def ask(
     model: nn.Module,
@@ -118,6 +122,9 @@ def ask(
     """
     family = family_of(model)
     inputs = moved(inputs, family.device)
+    dtype = getattr(model, "dtype", torch.float32)
+    # Some processors make bfloat16 of pixels, and their models take no other dtype than their own.
+    inputs = {name: each.to(dtype) if _is_half(each) else each for name, each in inputs.items()}
     devices = devices_of(model)
     layouts = prompt_layouts(family, inputs)
     before = sum(layout.total for layout in layouts)

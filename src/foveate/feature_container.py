@@ -48,3 +48,24 @@ class JoinedFeatures(FeaturesOutput):
             rows = value.split(list(tokens), dim=1)
             value = torch.cat([row.flatten(0, 1) for row in rows])[None]
         super().__setattr__(name, value)
+
+
+def repeated_features(features: Sequence[Tensor]) -> RepeatedFeatures:
+    """Make a container of the features of each image, `(M, D)`, for a model that reads `last_hidden_state`.
+
+    >>> repeated_features([torch.ones(2, 4), torch.ones(3, 4)]).last_hidden_state.shape
+    torch.Size([1, 5, 4])
+    """
+    return RepeatedFeatures(pooler_output=list(features))  # pyright: ignore[reportArgumentType]
+
+
+class RepeatedFeatures(FeaturesOutput):
+    """Hold the features of images as a list for `generate`, which repeats it for beams, and as what the model reads.
+
+    `last_hidden_state` is `(1, tokens, D)`, and always has the images of `pooler_output`.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "pooler_output" and value is not None:
+            super().__setattr__("last_hidden_state", torch.cat(list(value))[None])

@@ -153,6 +153,7 @@ def check_processor(title: str, processor: Any, config: Any) -> None:
         known = [
             getattr(processor.tokenizer, "image_token_id", None),
             *(getattr(processor, "image_token_ids", None) or ()),
+            processor.tokenizer.convert_tokens_to_ids(getattr(processor, "img_patch_token", token)),
         ]
         if found != wanted and wanted not in known:
             raise FoveateError(

@@ -78,5 +78,7 @@ def example_family(family: type[Family]) -> Family:
     """
     from transformers import AutoConfig
 
-    encoder = {"vision_config": {"model_type": family.encoders[0]}} if family.encoders else {}
-    return family.of_config(AutoConfig.for_model(family.kind(), **{**family.example, **encoder}))
+    encoder = {"model_type": family.encoders[0]} if family.encoders else {}
+    vision = {**family.example.get("vision_config", {}), **encoder}
+    fields = {**family.example, **({"vision_config": vision} if vision else {})}
+    return family.of_config(AutoConfig.for_model(family.kind(), **fields))

@@ -32,7 +32,7 @@ def test_a_prompt_whose_images_are_missing(row: Row, model: Any) -> None:
 @torch.no_grad()
 def test_features_that_were_made_elsewhere(row: Row, model: Any) -> None:
     inputs = row.inputs(CHAT)
-    features = {"image": model.model.get_image_features(**{n: inputs[n] for n in PIXELS if n in inputs})}
+    features = {"image": family_of(model).core.get_image_features(**{n: inputs[n] for n in PIXELS if n in inputs})}
     with pytest.raises(FoveateError, match="mm_encoder_outputs"):
         compress(model, {**without_pixels(inputs), "mm_encoder_outputs": features}, "random:6")
 
@@ -82,7 +82,8 @@ def test_features_that_are_not_finite(row: Row, value: float, kind: str) -> None
             states = output.last_hidden_state
             (states[-1] if len(states) > 1 else states[0, -4:])[:] = value
             return output
-        rows = output if isinstance(output, torch.Tensor) else getattr(output, "pooler_output", output[0])
+        rows = output if isinstance(output, torch.Tensor) else getattr(output, "pooler_output", None)
+        rows = output[0] if rows is None else rows
         # The last of all rows belongs to the last image.
         while rows.ndim > 2:
             rows = rows[-1]
@@ -104,7 +105,9 @@ def test_features_that_are_not_finite(row: Row, value: float, kind: str) -> None
 def test_features_made_under_another_spec(row: Row, model: Any) -> None:
     inputs = row.inputs(CHAT)
     with apply(model, "random:6"):
-        output = model.model.get_image_features(**{n: inputs[n] for n in PIXELS if n in inputs}, return_dict=True)
+        output = family_of(model).core.get_image_features(
+            **{n: inputs[n] for n in PIXELS if n in inputs}, return_dict=True
+        )
     call = {**without_pixels(inputs), "mm_encoder_outputs": {"image": output}}
     with apply(model, "cls:6"), pytest.raises(FoveateError, match="not made under this apply"):
         model(**call)
@@ -140,8 +143,8 @@ def test_an_image_after_a_padded_text_turn(row: Row, model: Any) -> None:
     def turns(texts: tuple[str, ...]) -> torch.Tensor:
         start = row.inputs(*texts)
         for name in ("rope_deltas",):
-            if hasattr(model.model, name):
-                setattr(model.model, name, None)
+            if hasattr(family_of(model).core, name):
+                setattr(family_of(model).core, name, None)
         one = model.generate(**start, max_new_tokens=2, do_sample=False, return_dict_in_generate=True)
         count = len(texts)
         both = {

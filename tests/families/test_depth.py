@@ -216,7 +216,7 @@ def by_hand(row: Row, model: Any, prompt: str, spec: str, answer: Tensor | None 
             for image in images:
                 at = torch.searchsorted(columns, image["own"][image["run"]])
                 hidden[0, at] += image["added"][number][image["run"]]
-    return model.lm_head(family.decoder.norm(hidden))
+    return model.get_output_embeddings()(family.decoder.norm(hidden))
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_hidden_states_keep_their_columns(row: Row, any_model: Any, spec: str) -
         out = any_model(**inputs, position_ids=dense_positions(any_model, inputs), output_hidden_states=True)
     layers = len(family_of(any_model).decoder_layers)
     assert [tuple(each.shape[:2]) for each in out.hidden_states] == [inputs["input_ids"].shape] * (layers + 1)
-    torch.testing.assert_close(any_model.lm_head(out.hidden_states[-1]), out.logits)
+    torch.testing.assert_close(any_model.get_output_embeddings()(out.hidden_states[-1]), out.logits)
     if spec == "random:6@1":
         keep = keeps_of(row, any_model, inputs, SELECT)
         expected = masked_inside(any_model, inputs, {1: keep}, output_hidden_states=True).hidden_states

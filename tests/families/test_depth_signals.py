@@ -217,13 +217,17 @@ def test_what_rotary_embedding_adds(row: Row) -> None:
     inputs = row.inputs(CHAT)
     positions = dense_positions(model, inputs)
     hidden = torch.zeros(1, inputs["input_ids"].shape[1], 64)
-    cos, sin = family.rotary(hidden, positions, 1)
+    given = family.rotary(hidden, positions, 1)
+    cos, sin = family.cos_sin(given)
     module = __import__(type(family.decoder_layers[0]).__module__, fromlist=["apply_rotary_pos_emb"])
     ones = torch.ones(1, 1, hidden.shape[1], cos.shape[-1])
-    turn = module.apply_rotary_pos_emb
-    # Some turn queries and keys in one call, and some one of them.
-    both = "q" in inspect.signature(turn).parameters
-    query, key = turn(ones, ones, cos, sin) if both else (turn(ones, cos, sin),) * 2
+    if isinstance(given, Tensor):  # complex numbers, with columns before heads
+        query, key = (each.transpose(1, 2) for each in module.apply_rotary_emb(*(ones.transpose(1, 2),) * 2, given))
+    else:
+        turn = module.apply_rotary_pos_emb
+        # Some turn queries and keys in one call, and some one of them.
+        both = "q" in inspect.signature(turn).parameters
+        query, key = turn(ones, ones, cos, sin) if both else (turn(ones, cos, sin),) * 2
     (image,) = told(model, {**inputs, "position_ids": positions}, 1)
     ((_, columns),) = images_of(row, inputs, (CHAT,))
     text = (~row.is_image(inputs["input_ids"][0])).nonzero().squeeze(1)
@@ -306,13 +310,13 @@ def test_what_is_asked_holds_for_one_call_and_through_a_wrapper(row: Row) -> Non
     answered = row.with_text(prompt, torch.tensor([[40, 41, 42]]))
     labels = torch.full_like(answered["input_ids"], -100)
     labels[:, -3:] = 7
-    probe = Probe()
+    probe, core = Probe(), family_of(model).core
     with apply(Wrapped(model), Spec((Step(probe, (2,)),))):
         Wrapped(model)(answered | {"labels": labels})
-        model.model(**answered)
+        core(**answered)
         with pytest.raises(FoveateError, match="labels came and"):
             model(**answered, labels=labels[:, 1:])
-        model.model(**answered)
+        core(**answered)
     asked = [tokens.signals[Text()].shape[1] for tokens in probe.seen]
     assert asked == [asked[0], asked[0] + 3, asked[0] + 3]
 

@@ -374,7 +374,6 @@ def test_what_is_not_known_is_refused(spec: str, words: str) -> None:
         ("granite_docling", "image features after its first layers"),
         ("florence2", "encoder of text"),
         ("mllama", "no module with get_image_features"),
-        ("llama4", "language model is not where"),
         ("mistral_large4", "indexed_attention, which were never tried"),
         ("ovis2", "returns visual_indicator_features besides features"),
         ("emu3", "returns image_tokens besides features"),

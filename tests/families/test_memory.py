@@ -56,7 +56,7 @@ def test_a_cache_that_is_emptied_begins_again(row: Row, model: Any) -> None:
         cache = cache_of_output(model(**row.inputs(CHAT), use_cache=True))
         cache.reset()
         for name in family_of(model).memories:  # a dense text-only call trips over what another call left here
-            setattr(model.model, name, None)
+            setattr(family_of(model).core, name, None)
         assert torch.equal(model(**inputs, **{CACHE: cache}, use_cache=True).logits, logits(model, inputs))
         assert model(input_ids=token, **{CACHE: cache}).logits.isfinite().all()
 

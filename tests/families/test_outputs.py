@@ -89,8 +89,8 @@ def test_tuples_have_it_too(row: Row, eager: Any) -> None:
     inputs = row.inputs(*PROMPTS)
     length = inputs["input_ids"].shape[1]
     with apply(eager, "fastv:0.5@1"):
-        named = eager.model(**inputs, output_attentions=True, output_hidden_states=True)
-        plain = eager.model(**inputs, output_attentions=True, output_hidden_states=True, return_dict=False)
+        named = family_of(eager).core(**inputs, output_attentions=True, output_hidden_states=True)
+        plain = family_of(eager).core(**inputs, output_attentions=True, output_hidden_states=True, return_dict=False)
     members = [value for value in plain if isinstance(value, tuple) and isinstance(value[0], Tensor)]
     # What the encoder returned comes after the decoder's, from transformers 5.24 on.
     tensors = [each for value in members[:2] for each in value if each.ndim > 2]
@@ -103,7 +103,7 @@ def routers(model: Any) -> list[int]:
     return [
         layer
         for layer, each in enumerate(family_of(model).decoder_layers)
-        if hasattr(getattr(each, "mlp", None), "experts")
+        if any(hasattr(part, "experts") for part in each.children())
     ]
 
 

@@ -51,7 +51,7 @@ def offloaded(model: Any) -> Any:
 
 
 def copying(model: Any) -> Any:
-    for module in (model, model.model, family_of(model).decoder):
+    for module in dict.fromkeys((model, family_of(model).core, family_of(model).decoder)):
         add_hook_to_module(module, Copying())
     return model
 
@@ -125,6 +125,6 @@ def equal(one: Tensor | None, other: Tensor | None) -> bool:
 
 
 def skip_what_transformers_cannot(row: Row, placed: Any, spec: str) -> None:
-    weight = next(placed.model.get_encoder("image").parameters())
+    weight = next(family_of(placed).tower.parameters())
     if "@pixels" in spec and weight.device.type == "meta" and family_of(placed).resize_modes[0] == "interpolate":
         pytest.skip("CLIP interpolates its position embeddings from a weight that accelerate has not loaded")

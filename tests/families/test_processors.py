@@ -75,16 +75,16 @@ CHATS = [conversation(size, question) for size, question in zip(SIZES, QUESTIONS
 
 
 def inputs_of(processor: Any, *chats: list[dict[str, Any]]) -> dict[str, Tensor]:
-    return dict(
-        processor.apply_chat_template(
-            list(chats),
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            add_generation_prompt=True,
-            processor_kwargs={"padding": True},
-        )
+    inputs = processor.apply_chat_template(
+        list(chats),
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        add_generation_prompt=True,
+        processor_kwargs={"padding": True},
     )
+    # Some processors make bfloat16 of pixels, and the models here are float32.
+    return {name: value.float() if value.is_floating_point() else value for name, value in inputs.items()}
 
 
 def generated(model: Any, inputs: Any) -> tuple[Tensor, Tensor]:

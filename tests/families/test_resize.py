@@ -33,10 +33,10 @@ def test_resize_gives_the_tokens_it_counts(row: Row, model: Any, spec: str) -> N
     for image, layout in zip(short.images, family.layouts(inputs)):
         seen = family.shrunk_by(layout, method.shrink)
         assert tokens_between(spec, family, layout) == (image.after, image.after)
-        assert "+" in spec or image.after == seen.total
         if not row.saves(spec):
             assert image.after == image.before
             continue
+        assert "+" in spec or image.after == seen.total
         assert image.after < image.before
         if row.saves("resize"):
             assert seen.content <= parse(spec).steps[0].method.keep.count(layout.content) or method.per == "tile"

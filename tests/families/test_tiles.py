@@ -108,9 +108,18 @@ def test_a_number_of_tokens_for_several_tiles_is_no_size(row: Row) -> None:
         ("minicpmv4_6", "vision_config", "window_kernel_size", [2, 4], r"\[2, 2\] is"),
         ("minicpmv4_6", "vision_config", "insert_layer_id", 3, "one of its 3 layers"),
         ("minicpmv4_6", None, "image_token_id", None, "write the id of the tokenizer's image token"),
+        ("llama4", "vision_config", "model_type", "siglip_vision_model", "siglip_vision_model encoder"),
+        ("llama4", "vision_config", "pixel_shuffle_ratio", 0.4, "1 divided by a whole number"),
+        ("llama4", "vision_config", "intermediate_size", 64, "intermediate_size .* has to be 128"),
+        ("llama4", "vision_config", "vision_output_dim", 64, "vision_output_dim .* has to be 48"),
+        ("llama4", "vision_config", "vision_feature_select_strategy", "full", "keeps .CLS."),
+        ("llama4", "text_config", "model_type", "llama", "a decoder of type llama is not supported"),
+        ("llama4", "text_config", "attention_chunk_size", None, "sets no attention_chunk_size"),
     ],
 )
 def test_configurations_that_are_refused(name: str, part: str | None, field: str, value: Any, words: str) -> None:
+    if name not in BY_NAME:
+        pytest.skip(f"the installed transformers can't run {name}")
     config = BY_NAME[name].model().config
     holder = config if part is None else getattr(config, part)
     object.__setattr__(holder, field, value)
@@ -239,6 +248,23 @@ def test_slices_without_marks_are_images() -> None:
     dense = logits(model, inputs)
     with apply(model, "random:1.0"):
         torch.testing.assert_close(logits(model, inputs), dense, atol=2e-6, rtol=0)
+
+
+@pytest.mark.skipif("llama4" not in BY_NAME, reason="the installed transformers can't run it")
+def test_tiles_without_separators_are_images() -> None:
+    row, model = BY_NAME["llama4"], model_of("llama4")
+    marks = row.written(row.pictures["A"])  # pyright: ignore
+    other = [12 if token == 11 else token for token in marks]
+    other[other.index(12)] = 13  # two rows of tiles that end in different ways
+    for ids in (row.bare(row.pictures["A"]), other):
+        inputs = row.inputs("t4 A t5")
+        spread = [token for place, token in enumerate(ids) for token in ([14] * (place % 9 == 0 < place) + [token])]
+        inputs["input_ids"] = torch.tensor([row.ids("t4") + (spread if ids is not other else ids) + row.ids("t5")])
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        assert family_of(model).layouts(inputs) == (grid(3, 3),) * 5
+        dense = logits(model, inputs)
+        with apply(model, "random:1.0"):
+            torch.testing.assert_close(logits(model, inputs), dense, atol=2e-6, rtol=0)
 
 
 def test_what_fills_up_a_tile_changes_nothing() -> None:

@@ -13,6 +13,7 @@ from versions import CACHE, beams_of, cache_of_output
 
 from foveate.engine import apply, compress
 from foveate.families import family_of
+from foveate.families.wrappers import holds
 
 PROMPTS = ("t6 A t5", "t2 B t9 C t3", "t11")
 BEFORE = ("stride:6", "pool2d:6", "cluster:6@features", "cls:6", "resize:0.5@pixels", "prumerge:auto", "random:9")
@@ -44,14 +45,15 @@ def apart(row: Row) -> Any:
 
 def places(model: Any, encoder: str) -> dict[str, str]:
     """Return the device of each block, by its name."""
-    core, decoder = model.model, family_of(model).decoder
-    text = next(name for name, part in core.named_children() if part is decoder)
-    found = {"": FIRST, "lm_head": SECOND}
-    found |= {f"model.{name}": encoder for name, part in core.named_children() if part is not decoder}
-    found |= {f"model.{text}.{name}": FIRST for name, _ in decoder.named_children() if name != "layers"}
+    core, decoder = family_of(model).core, family_of(model).decoder
+    names = {part: name for name, part in model.named_modules()}
+    text = names[decoder]
+    found = {"": FIRST, names[model.get_output_embeddings()]: SECOND}
+    found |= {names[part]: encoder for part in core.children() if not holds(part, decoder)}
+    found |= {f"{text}.{name}": FIRST for name, _ in decoder.named_children() if name != "layers"}
     (norm,) = (name for name, _ in decoder.named_children() if name in ("norm", "embedding_norm"))
-    found[f"model.{text}.{norm}"] = SECOND
-    return found | {f"model.{text}.layers.{n}": FIRST if n < 2 else SECOND for n in range(len(decoder.layers))}
+    found[f"{text}.{norm}"] = SECOND
+    return found | {f"{text}.layers.{n}": FIRST if n < 2 else SECOND for n in range(len(decoder.layers))}
 
 
 def on(device: str, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,16 +8,18 @@ from typing import Any
 import pytest
 import test_contract as contract
 import test_depth as depth
+import test_depth_signals as signals
 import torch
 from rows import ROWS, Row
 from rows.aya_vision import make_aya_vision
 from rows.gemma3 import make_gemma3
 from rows.gemma4 import make_gemma4
+from rows.llama4 import make_llama4
 from rows.paligemma import make_paligemma
 from torch import Tensor, nn
 from transformers.masking_utils import create_causal_mask
 
-from foveate.engine import apply
+from foveate.engine import apply, compress
 from foveate.engine.visibility import Visibility
 from foveate.errors import FoveateError
 from foveate.families import family_of
@@ -48,10 +50,16 @@ WINDOWS = (
     replace(BY_NAME["llava"], name="llava, window", make=partial(make_llava, WINDOW)),
     replace(BY_NAME["aya_vision"], name="aya_vision, window", make=partial(make_aya_vision, WINDOW)),
 )
+CHUNKS = tuple(
+    replace(BY_NAME[name], name=f"{name}, chunk", make=partial(make_llama4, WINDOW))
+    for name in ("llama4",)
+    if name in BY_NAME
+)
+"""Decoders whose layers see chunks; none where the installed transformers can't run them."""
 _models: dict[tuple[str, str], Any] = {}
 
 
-@pytest.fixture(params=WINDOWS, ids=lambda row: row.name)
+@pytest.fixture(params=(*WINDOWS, *CHUNKS), ids=lambda row: row.name)
 def narrow(request: pytest.FixtureRequest) -> Row:
     return request.param
 
@@ -101,6 +109,25 @@ def test_the_window_is_seen_to_act(narrow: Row) -> None:
         short = contract.logits(shared(narrow), inputs)
     with apply(shared(wide), spec):
         assert (contract.logits(shared(wide), inputs) - short)[:, -1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("row", CHUNKS, ids=lambda row: row.name)
+@torch.no_grad()
+def test_queries_of_late_columns_are_larger(row: Row) -> None:
+    """Layers without positions count the columns that they hold: those that are left, wherever they stood."""
+    late = replace(row, make=partial(make_llama4, WINDOW, 8))
+    signals.test_attention_is_what_eager_attention_does(late, "")
+    model, inputs = late.model(), late.inputs("t6 A t5")
+    assert (contract.logits(model, inputs) - contract.logits(shared(row, "sdpa"), inputs)).abs().max() > 1e-2
+    given = inputs | {"position_ids": contract.dense_positions(model, inputs)}
+    keep = contract.kept_columns(row, inputs, compress(model, given, "random:6:positions=keep"))
+    with apply(model, "random:6:positions=keep"):
+        found = contract.logits(model, given)
+    # Row by row: padding counts as columns, in the dense model too.
+    torch.testing.assert_close(found[keep], contract.by_hand(model, given, keep)[keep], atol=1e-5, rtol=1e-5)
+    contract.test_decoding_with_a_cache_is_forward_without(late, model, contract.BATCH)
+    for spec in ("pool:0.5@1,2", "random:7:positions=pack@1+pool:3:positions=pack@2"):
+        depth.test_merging_and_packing_are_the_layers_run_by_hand(late, model, spec)
 
 
 def test_masks_that_attention_does_not_take(plain_backend: str) -> None:

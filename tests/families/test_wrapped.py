@@ -132,6 +132,8 @@ def test_a_model_compiled_and_run_before_apply(row: Row) -> None:
 def test_a_compiled_core_shows_where_the_prompt_ends(row: Row) -> None:
     """Labels are arguments of the model around it."""
     bare, model, inputs = row.model(), row.model(), row.inputs("t6 A t8")
+    if family_of(model).core is model:
+        pytest.skip("there is no model around its core")
     model.model = compiled(model.model)
     labels = inputs["input_ids"].clone()
     labels[:, :-4] = -100

@@ -158,7 +158,8 @@ class SoftMasks:
         rows, width = self._mask.shape
         places = torch.arange(width, device=hidden.device).expand(rows, -1)
         seen = visibility(self.family, layer, places, width, None, self._blocks)
-        return LayerInput(self.family, layer, hidden, rotary, self._mask, None, self._log_masks, seen)
+        tables = self.family.cos_sin(rotary)
+        return LayerInput(self.family, layer, hidden, tables, self._mask, None, self._log_masks, seen)
 
     def _layer_mask(self, given: Any) -> Tensor:
         """Return the mask that the model passes a layer, as numbers to add; where it passes none, the causal one."""

@@ -29,6 +29,8 @@ _QUERY_NORMS = {
     "gemma4_text",
     *_GATED_QUERIES,
 }
+# Every expert runs on every token, whose values are zeros for most.
+_ALL_EXPERTS = {"llama4_text"}
 # Fields of designs that are not counted yet; such models are refused.
 _UNCOUNTED = {
     "kv_lora_rank": "latent attention",
@@ -44,7 +46,8 @@ _CHUNK = 64
 class Attention:
     """Softmax attention: `heads` query heads share `groups` key heads, all `head` wide.
 
-    With a `window`, a query attends to that many keys at most, its own included. With `gated`, each query has a gate.
+    With a `window`, a query attends to that many keys at most, its own included. With a `chunk`, it attends to those
+    from the beginning of its chunk of so many. With `gated`, each query has a gate.
     With `normed`, queries and keys pass a norm. With `tied`, keys are the values, before their norms and rotary
     embedding. With `borrowed`, keys and values are those of an earlier layer, and the cache holds none.
     """
@@ -53,6 +56,7 @@ class Attention:
     groups: int
     head: int
     window: int | None = None
+    chunk: int | None = None
     gated: bool = False
     normed: bool = False
     tied: bool = False
@@ -65,7 +69,8 @@ class Attention:
 
     def cached(self, tokens: int) -> int:
         """Return how many keys the cache holds after `tokens` tokens."""
-        return tokens if self.window is None else min(tokens, self.window - 1)
+        most = self.window or self.chunk
+        return tokens if most is None else min(tokens, most - 1)
 
     def cache(self, tokens: int, size: int) -> int:
         """Return the bytes of one row's cache."""
@@ -92,7 +97,7 @@ class Attention:
 
     def prefill(self, hidden: int, batch: int, tokens: int, size: int) -> list[Op]:
         """Count the work on `tokens` tokens in each of `batch` rows, with an empty cache."""
-        seen = _visible(tokens, self.window)
+        seen = _visible(tokens, self.window) if self.chunk is None else _visible_in_chunks(tokens, self.chunk)
         return [
             *self._projections(batch * tokens, hidden, size),
             attention(batch, self.heads, self.groups, self.head, tokens, tokens, size, seen / tokens**2),
@@ -524,7 +529,7 @@ def _mixer(config: Any, kind: str, name: str, index: int) -> Attention | Delta |
             value=read_number(config, "linear_value_head_dim"),
             kernel=read_number(config, "linear_conv_kernel_dim"),
         )
-    if name not in ("full_attention", "sliding_attention"):
+    if name not in ("full_attention", "sliding_attention", "chunked_attention"):
         raise FoveateError(f"{kind} has layers of type {name}, which the cost model does not count yet")
     # Where layers differ in their heads, a configuration has one for each of them.
     own = getattr(config, "per_layer_config", None)
@@ -534,6 +539,7 @@ def _mixer(config: Any, kind: str, name: str, index: int) -> Attention | Delta |
     groups = heads if groups is None else read_number(config, "num_key_value_heads")
     if heads % groups:
         raise FoveateError(f"{heads} query heads of {kind} can't share {groups} key heads evenly")
+    turned = bool((getattr(config, "no_rope_layers", None) or [1] * (index + 1))[index])
     head = getattr(config, "head_dim", None)
     if head is None and hidden % heads:
         raise FoveateError(f"{kind} has no head_dim, and hidden_size {hidden} is no multiple of {heads} heads")
@@ -542,8 +548,9 @@ def _mixer(config: Any, kind: str, name: str, index: int) -> Attention | Delta |
         groups=groups,
         head=hidden // heads if head is None else read_number(config, "head_dim"),
         window=read_number(config, "sliding_window") if name == "sliding_attention" else None,
+        chunk=read_number(config, "attention_chunk_size") if name == "chunked_attention" else None,
         gated=kind in _GATED_QUERIES,
-        normed=kind in _QUERY_NORMS,
+        normed=kind in _QUERY_NORMS or (kind == "llama4_text" and config.use_qk_norm and turned),
         tied=bool(getattr(config, "attention_k_eq_v", False)) and name == "full_attention",
         borrowed=_borrows(config, index),
     )
@@ -563,7 +570,9 @@ def _mlp(config: Any, kind: str, index: int) -> Mlp | Experts | Both:
     experts = next((n for n in ("num_experts", "num_local_experts", "n_routed_experts") if getattr(config, n, 0)), None)
     beside = getattr(config, "enable_moe_block", None)
     if experts is None or beside is not None or _dense_layer(config, index):
-        width = _adjusted(config, read_number(config, "intermediate_size", "ffn_dim", "n_inner"))
+        width = _adjusted(
+            config, read_number(config, "intermediate_size_mlp", "intermediate_size", "ffn_dim", "n_inner")
+        )
         if getattr(config, "use_double_wide_mlp", False) and _borrows(config, index):
             width *= 2
         plain = Mlp(width, gated=kind not in _PLAIN_MLP)
@@ -575,9 +584,11 @@ def _experts(config: Any, experts: str) -> Experts:
     width = read_number(config, "moe_intermediate_size", "intermediate_size")
     shared = getattr(config, "shared_expert_intermediate_size", None)
     several = getattr(config, "n_shared_experts", None)
+    count, every = read_number(config, experts), str(getattr(config, "model_type", "")) in _ALL_EXPERTS
+    several = 1 if every else several
     return Experts(
-        count=read_number(config, experts),
-        active=read_number(config, "num_experts_per_tok", "top_k_experts"),
+        count=count,
+        active=count if every else read_number(config, "num_experts_per_tok", "top_k_experts"),
         width=width,
         shared=int(shared or (several or 0) * width),
         shared_gate=bool(shared),
@@ -586,6 +597,8 @@ def _experts(config: Any, experts: str) -> Experts:
 
 def _dense_layer(config: Any, index: int) -> bool:
     """Return whether a layer of a decoder with experts has a plain MLP."""
+    if (layers := getattr(config, "moe_layers", None)) is not None and not isinstance(layers, int):
+        return index not in layers
     step = getattr(config, "decoder_sparse_step", None) or 1
     first = getattr(config, "first_k_dense_replace", None) or 0
     return index in (getattr(config, "mlp_only_layers", None) or ()) or (index + 1) % step != 0 or index < first
@@ -596,3 +609,13 @@ def _visible(tokens: int, window: int | None) -> int:
     if window is None or window >= tokens:
         return tokens * (tokens + 1) // 2
     return window * (window + 1) // 2 + (tokens - window) * window
+
+
+def _visible_in_chunks(tokens: int, chunk: int) -> int:
+    """Count the pairs of query and key that a causal mask and chunks allow.
+
+    >>> _visible_in_chunks(5, 3)
+    9
+    """
+    whole, rest = divmod(tokens, chunk)
+    return whole * chunk * (chunk + 1) // 2 + rest * (rest + 1) // 2

@@ -20,7 +20,7 @@ from foveate.engine.caches import begin_call, cache_state, end_call, refuse_rebu
 from foveate.engine.columns import text_positions
 from foveate.engine.containers import images_of, original
 from foveate.engine.decoder import DecoderPass
-from foveate.engine.encode import Encoded, encoded_from, images_of_prompt, joined, time_clips
+from foveate.engine.encode import Encoded, encoded_from, images_of_prompt, joined, moved, time_clips
 from foveate.engine.hooks import CoreHooks, DecoderHooks, EncoderHooks, StaysWithModel
 from foveate.engine.images import plan_images
 from foveate.engine.inputs import (
@@ -73,6 +73,8 @@ from foveate.transformers_api import (
 )
 
 Call = dict[str, Any]
+_TYPES = {name: fill for name, fill in PER_COLUMN.items() if name != "labels"}
+"""Arguments that are cut along with the prompt. A core that gets labels compares them with logits of full length."""
 _CUT = {"input_ids", "inputs_embeds", "attention_mask", "position_ids", "mm_encoder_outputs"}
 """Arguments of a call with a value per column that are made anew."""
 
@@ -106,7 +108,8 @@ class CoreCalls(StaysWithModel):
             family, schedule.encoder_signals, bool(schedule.features), schedule.pixels, schedule.encoder
         )
         self._decoder_hooks = DecoderHooks(family)
-        self._core_hooks = CoreHooks(model, family.core)
+        self._core_is_whole = family.shortened_module is not family.core
+        self._core_hooks = CoreHooks(model, family.core, family.shortened_module)
         self._signature = inspect.signature(family.core.forward)
         self._local = threading.local()
         self._device = family.device
@@ -193,6 +196,9 @@ class CoreCalls(StaysWithModel):
                 "DistributedDataParallel, or a single GPU"
             )
         call = {**self._signature.bind_partial(*args).arguments, **kwargs} if args else dict(kwargs)
+        if self._core_is_whole:
+            # Wrappers around a model move what it is called with; those of the core itself only do so behind this hook.
+            call = moved(call, self._device)
         check_ids(call.get("input_ids"))
         check_positions(call.get("position_ids"))
         check_clips(self.family, call)
@@ -232,7 +238,8 @@ class CoreCalls(StaysWithModel):
             call, pending = self._call_with_text(call, prefix)
         pending.seen = passed - new
         # Some cores drop hidden states that predict nothing.
-        if "logits_to_keep" in call and not pending.ends_alike(call["logits_to_keep"], _passed(call).shape[1]):
+        asks = "logits_to_keep" in call and not self._core_is_whole
+        if asks and not pending.ends_alike(call["logits_to_keep"], _passed(call).shape[1]):
             del call["logits_to_keep"]
         self._pend(pending)
         if state is not None:
@@ -457,7 +464,7 @@ class CoreCalls(StaysWithModel):
         if prefix.state is None and prefix.cached:
             prefix = self._plain_beginning(call, prefix.cached)
         state, tail, past = prefix.state, prefix.tail, prefix.full_length
-        for name in PER_COLUMN:
+        for name in _TYPES:
             # Up to transformers 5.22, `generate` passes the types of the whole conversation.
             if past and call.get(name) is not None and call[name].shape[-1] == past + ids.shape[1]:
                 call[name] = call[name][..., past:]
@@ -544,7 +551,7 @@ class CoreCalls(StaysWithModel):
                     f"{name} has one value for every token of the prompt, and how it is cut along with the prompt is "
                     f"not known; leave it out if {family.title} can do without"
                 )
-        for name, fill in PER_COLUMN.items():
+        for name, fill in _TYPES.items():
             if call.get(name) is not None:
                 # Decoding with drafts adds ids to the prompt, and no types.
                 drafts = ids.shape[1] - call[name].shape[-1]
@@ -665,7 +672,7 @@ def _same_question(known: KnownImages, call: Call) -> bool:
 def _last(call: Call, count: int) -> Call:
     """Return the call with only the last `count` columns of whatever has one value per new token."""
     call = dict(call)
-    for name in ("input_ids", "position_ids", *PER_COLUMN):
+    for name in ("input_ids", "position_ids", *_TYPES):
         if call.get(name) is not None:
             call[name] = call[name][..., -count:]
     if call.get("inputs_embeds") is not None:

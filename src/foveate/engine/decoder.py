@@ -513,9 +513,11 @@ class DecoderPass:
         past = None if self.state is None else self.state.at(layer)
         mask, seen = self._mask(past), self._visibility(past, layer)
         positions = self._position_ids(past)
-        factor = self.family.query_factor(positions) if positions.ndim == 2 else None
+        columns = torch.arange(mask.shape[1] - hidden.shape[1], mask.shape[1], device=hidden.device)[None]
+        factor = self.family.query_factor(layer, positions, columns) if positions.ndim == 2 else None
+        tables = self.family.cos_sin(rotary)
         return LayerInput(
-            self.family, layer, hidden, rotary, mask, cache_of_call(call), visibility=seen, query_factor=factor
+            self.family, layer, hidden, tables, mask, cache_of_call(call), visibility=seen, query_factor=factor
         )
 
     def _prepare(self, group: LayerGroup) -> None:
@@ -584,8 +586,10 @@ class DecoderPass:
             return self.family.rotary(hidden, self._position_ids(past), layer)
         if columns is None or columns.source is None:
             return call["position_embeddings"]
-        source = columns.source
-        return tuple(_taken_at(table, source) for table in call["position_embeddings"])
+        source, given = columns.source, call["position_embeddings"]
+        return (
+            _taken_at(given, source) if isinstance(given, Tensor) else tuple(_taken_at(each, source) for each in given)
+        )
 
     def _mask(self, past: LayerState | None) -> Tensor:
         """Return the mask over what layers hold and the new columns: `(B, P + M)` int64."""

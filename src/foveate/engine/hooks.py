@@ -82,13 +82,17 @@ def _outside_graph(function: Callable[..., Any]) -> Any:
 class CoreHooks(StaysWithModel):
     """Calls hooks before and after the core, and before and after the model of transformers right around it.
 
+    A core that makes logits itself is that model, too.
+
     Args:
         model: as the caller passed it; adapters and wrappers around the real model may never be called themselves.
         core: the module in which image features meet text.
+        shortened: the module whose outputs come out short: the core, or its decoder if the core makes logits itself.
     """
 
-    def __init__(self, model: nn.Module, core: nn.Module) -> None:
+    def __init__(self, model: nn.Module, core: nn.Module, shortened: nn.Module) -> None:
         self._core = core
+        self._shortened = shortened
         self._generators = [
             each
             for each in model.modules()
@@ -96,7 +100,8 @@ class CoreHooks(StaysWithModel):
         ]
         holders = [each for each in model.modules() if each is not core and holds(each, core)]
         # The innermost one: a wrapper between it and the core (a compiled core, say) gets the core's arguments alone.
-        self._around = next(filter(is_transformers_model, reversed(holders)), None)
+        whole = core if shortened is not core else None
+        self._around = next(filter(is_transformers_model, reversed(holders)), whole)
         self._handles: list[Handle] = []
 
     def open(
@@ -119,7 +124,7 @@ class CoreHooks(StaysWithModel):
             add(self._around.register_forward_pre_hook(_outside_graph(before_model), with_kwargs=True))
             add(self._around.register_forward_hook(_outside_graph(after_model), always_call=True))
         add(self._core.register_forward_pre_hook(_outside_graph(before_core), with_kwargs=True))
-        add(self._core.register_forward_hook(_outside_graph(after_core)))
+        add(self._shortened.register_forward_hook(_outside_graph(after_core)))
         add(self._core.register_forward_hook(_outside_graph(end_call), always_call=True))
         for module in self._generators:
             if hasattr(module, "generate"):
@@ -322,8 +327,7 @@ class EncoderHooks(StaysWithModel):
         self._local.encoder_pass = None
         if (capture := self._capture) is None:
             return None
-        if self.pixels is not None and not self.family.resizes_inputs:
-            output = self.family.tower_output(output, capture)
+        output = self.family.tower_output(output, capture)
         mark_images(output, capture)
         self._local.encoded = capture if self.family.encoder_arguments else None
         return output

@@ -122,6 +122,8 @@ class _ImageGroup:
         self.layout = encoded.layouts[members[0]]
         self.seen = encoded.seen[members[0]]
         self.plan: Plan | None = None
+        self.companions: Sequence[Tensor] | None = None
+        """What the projector made beside features after a step in front of it."""
         self.expected = ExpectedTokens.of(self.seen)
 
     def compressed(self) -> list[CompressedImage]:
@@ -133,9 +135,11 @@ class _ImageGroup:
             plan = Plan.complete(1, self.layout.content) if methods else None
             return [self._complete(image, plan) for image in self.members]
         features = self.run_steps()
-        companions = [self._stack(level) for level in zip(*self.encoded.companions, strict=True)]
-        if self.plan is not None:
-            companions = [self.plan.apply(level) for level in companions]
+        companions = self.companions
+        if companions is None:
+            companions = [self._stack(level) for level in zip(*self.encoded.companions, strict=True)]
+            if self.plan is not None:
+                companions = [self.plan.apply(level) for level in companions]
         return self.laid_out(features, companions)
 
     def run_steps(self) -> Tensor:
@@ -151,7 +155,7 @@ class _ImageGroup:
             for method in schedule.features:
                 features = self._step(method, features)
             with gathered(self.family.core, self.family.projectors):
-                features = self.family.project(features)
+                features, self.companions = self.family.project_with_companions(features)
         else:
             features = self._stack(encoded.projected)
         for method in schedule.inputs:
@@ -181,6 +185,8 @@ class _ImageGroup:
         plan = make_plan(method, features, arrival, signals)
         self.plan = plan if before is None else before.compose(plan, self.seen.content)
         self.expected = self.expected.after(method)
+        if self.companions is not None:
+            self.companions = tuple(plan.apply(level) for level in self.companions)
         return plan.apply(features)
 
     def laid_out(self, features: Tensor, companions: Sequence[Tensor]) -> list[CompressedImage]:

@@ -121,6 +121,10 @@ class Decoder:
             return make(hidden, position_ids, self.layer_kinds()[layer])
         return make(hidden, position_ids)
 
+    def cos_sin(self, given: Any) -> tuple[Tensor, Tensor]:
+        """Return the cosines and sines, each `(B or 1, S, d)`, of what `rotary` returns; by default they are that."""
+        return given
+
     # Queries and keys, for signals. Those of a layer that runs are recorded from its own modules; those of a layer that
     # is about to run are computed by them. Callers select rows first, so that only the rows they need are computed.
 
@@ -139,7 +143,7 @@ class Decoder:
         """Return whether layers have separate projections to queries and keys."""
         if not self.has_model:
             # A configuration doesn't say; most attention layers of transformers have them.
-            return self.layer_kinds()[0] in ("full_attention", "sliding_attention")
+            return self.layer_kinds()[0] in _HOLD_COLUMNS
         attention = getattr(self.decoder_layers[0], "self_attn", None)
         return all(hasattr(attention, name) for name in ("q_proj", "k_proj", "head_dim"))
 
@@ -195,10 +199,15 @@ class Decoder:
         given = inspect.signature(type(attention).forward).parameters.get("position_ids")
         return given is not None and given.default is inspect.Parameter.empty
 
-    def query_factor(self, positions: Tensor) -> Tensor | None:
-        """Return what queries at positions `(...)` are multiplied by after rotary embedding, `(...)`; None for nothing.
+    def query_factor(self, layer: int, positions: Tensor, columns: Tensor) -> Tensor | None:
+        """Return what queries of a layer are multiplied by after rotary embedding, `(B or 1, M)`; None for nothing.
 
         Decoders with `llama_4_scaling_beta` in `rope_parameters` enlarge those of late positions.
+
+        Args:
+            layer: of the decoder.
+            positions: `(B or 1, M)`, the position ids of the queries.
+            columns: `(1, M)`, their numbers among the columns that the layer holds.
         """
         rope = getattr(self.decoder_config, "rope_parameters", None) or {}
         beta, length = rope.get("llama_4_scaling_beta"), rope.get("original_max_position_embeddings")

@@ -254,6 +254,11 @@ class Family(Decoder, ABC):
     # Places in the model
 
     @property
+    def shortened_module(self) -> nn.Module:
+        """The module whose outputs get their full length again: the core, or the decoder if the core makes logits."""
+        return self.core
+
+    @property
     @abstractmethod
     def tower(self) -> nn.Module:
         """The vision encoder, whose calls the engine hooks."""
@@ -546,7 +551,7 @@ class Family(Decoder, ABC):
         raise NotImplementedError
 
     def tower_output(self, output: Any, capture: Capture) -> Any:
-        """Return the tower's output as the projector takes it, after `shrink`; by default as it is."""
+        """Return the tower's output as the model goes on with it; by default as it is."""
         return output
 
     def shrunk(self, layout: Layout, size: tuple[int, int]) -> Layout:
@@ -592,6 +597,13 @@ class Family(Decoder, ABC):
     @abstractmethod
     def project(self, features: Tensor) -> Tensor:
         """Project features of `@features` to the decoder: `(..., D_encoder)` -> `(..., D)`."""
+
+    def project_with_companions(self, features: Tensor) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+        """Project features as `project` does; also return the companions that the projector makes of them.
+
+        By default companions come from elsewhere, and are None.
+        """
+        return self.project(features), None
 
     def output_companions(self, output: Any) -> tuple[Tensor, ...]:
         """Return the other tensors of the output of `projected_module` with one row per visual token.

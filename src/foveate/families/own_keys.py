@@ -67,7 +67,7 @@ def _computes_keys_of(family: Decoder, number: int, embed: Callable[[Tensor], Te
         if own is None:
             return None
         try:
-            mine = family.keys(number, hidden, tables).transpose(1, 2)
+            mine = family.keys(number, hidden, family.cos_sin(tables)).transpose(1, 2)
         except FoveateError:
             return False
     return own.shape == mine.shape and _close(own.float(), mine.to(own.device).float())

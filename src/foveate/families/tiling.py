@@ -40,9 +40,9 @@ class TiledFamily(Family):
 
     Attention and keys come from the tile in which a token was encoded.
 
-    An image can be resized in two ways: "interpolate" gives the encoder smaller tiles, so that fewer tokens come out of
-    each; "enlarge" shrinks each tile and enlarges it again, which saves no token. The tiles of a call have one size, so
-    a step keeps a fraction of them, or a number `per=tile`.
+    There are two ways to resize an image: "interpolate" gives the encoder smaller tiles, if it takes them, so that
+    fewer tokens come out of each; "enlarge" shrinks each tile and enlarges it again, which saves no token. The tiles of
+    a call have one size, so a step keeps a fraction of them, or a number `per=tile`.
     """
 
     resize_modes = ("interpolate", "enlarge")

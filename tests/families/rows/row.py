@@ -100,7 +100,8 @@ class Row:
             beams or answers, so that these are refused.
         one_frame: whether the dense model's encoder takes images of one frame alone.
         compiles: whether torch.compile takes the dense model without a warning.
-        uncounted: the share of a tiny encoder's work that the cost model leaves out: in a real one it is nothing.
+        uncounted: the share of a tiny encoder's and projector's work that the cost model leaves out: in a real one it
+            is nothing.
         chunks: whether `generate` of the dense model takes `prefill_chunk_size`.
         made_up_devices: whether the dense model runs on devices that the tests make up; they can't stand for real ones
             where sizes of a tensor are given as tensors.
@@ -174,7 +175,10 @@ class Row:
         # A random model may answer with placeholders, which even the dense model then can't read again.
         suppressed = {self.image_token, *self.unanswerable} | ({self.clips.token} if self.clips else set())
         model.generation_config.suppress_tokens = sorted(suppressed)
-        return model.to(dtype).eval()
+        # Complex buffers stay, as they do when a model is loaded.
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.to(dtype) if tensor.is_floating_point() else tensor.data
+        return model.eval()
 
     def takes(self, spec: str) -> bool:
         """Whether the steps of a spec can act: inside the decoder only in a plain one."""
