@@ -63,6 +63,7 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
     "emu3": {"vocabulary_map": {"<image>": 5, "<|extra_200|>": 6, "<|visual token 000000|>": 7}},
     "granite4_vision": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "1/2"},
     "hunyuan_vl": {"text_config": {"head_dim": 16}},
+    "llama4": {"vision_config": {"hidden_size": 1408, "vision_output_dim": 4096}},
     "qwen4_exp": {
         "text_config": {
             "indexer_n_heads": 4,

@@ -119,7 +119,9 @@ def test_the_loss_that_balances_experts(row: Row, spec: str) -> None:
     with apply(model, spec):
         output = model(**inputs, labels=labels, output_router_logits=True)
     assert [each.shape for each in output.router_logits] == [each.shape for each in dense.router_logits]
-    assert output.aux_loss.item() == pytest.approx(dense.aux_loss.item(), rel=0.2)
+    # Llama 4 gives its logits, and no loss.
+    if (balance := getattr(dense, "aux_loss", None)) is not None:
+        assert output.aux_loss.item() == pytest.approx(balance.item(), rel=0.2)
     output.loss.backward()
 
 
