@@ -135,12 +135,7 @@ class _ImageGroup:
             plan = Plan.complete(1, self.layout.content) if methods else None
             return [self._complete(image, plan) for image in self.members]
         features = self.run_steps()
-        companions = self.companions
-        if companions is None:
-            companions = [self._stack(level) for level in zip(*self.encoded.companions, strict=True)]
-            if self.plan is not None:
-                companions = [self.plan.apply(level) for level in companions]
-        return self.laid_out(features, companions)
+        return self.laid_out(features, self.run_companions())
 
     def run_steps(self) -> Tensor:
         """Run every step on the group: `(B, M, D)`, what is left at the decoder's input."""
@@ -188,6 +183,13 @@ class _ImageGroup:
         if self.companions is not None:
             self.companions = tuple(plan.apply(level) for level in self.companions)
         return plan.apply(features)
+
+    def run_companions(self) -> Sequence[Tensor]:
+        """Return what goes along with what `run_steps` has left, `(B, M, D)` each."""
+        if self.companions is not None:
+            return self.companions
+        companions = [self._stack(level) for level in zip(*self.encoded.companions, strict=True)]
+        return companions if self.plan is None else [self.plan.apply(level) for level in companions]
 
     def laid_out(self, features: Tensor, companions: Sequence[Tensor]) -> list[CompressedImage]:
         """Place what is left of each image in its run of placeholders, with its position ids."""
@@ -289,7 +291,7 @@ def keep_tokens(family: Family, schedule: Schedule, encoded: Encoded) -> list[Ke
         count = group.seen.content
         plan = Plan.complete(1, count, features.device) if group.plan is None else group.plan
         left = slice(None) if plan.valid is None else plan.valid[0]
-        companions = [plan.apply(each[None])[0] for each in encoded.companions[image]]
+        companions = [each[0] for each in group.run_companions()]
         signals = {signal: plan.select(values[image][None])[0] for signal, values in encoded.signals.items()}
         kept.append(
             KeptTokens(

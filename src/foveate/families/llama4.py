@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from foveate.errors import UnsupportedFamily
 from foveate.families.config_fields import kind_of, read_field, read_number
-from foveate.families.container import repeated_features
 from foveate.families.decoder import rotate_neighbours
 from foveate.families.family import Capture, cls_attention
 from foveate.families.registry import register_family
@@ -236,6 +235,8 @@ class Llama4(TiledFamily):
         row_tokens: Sequence[int] = (),
     ) -> dict[str, Any]:
         """Make a container of what the projector's matrix reads."""
+        from foveate.feature_container import repeated_features  # a class of transformers, which layouts don't need
+
         return {"image": repeated_features([adapted[:] for (adapted,) in companions])}
 
     # The decoder
