@@ -10,6 +10,9 @@ Three more parts continue from the trained tokens. `longer` trains all three on 
 (rivals for --rival-longer steps). `distil` trains them on with cross-entropy, and alike with half distillation. `clips`
 trains them on clips by recipes/voco-clips.yaml, and asks about the frames in order and shuffled.
 
+`stream` trains nothing: it asks the shipped adapter about streams of 4, 16 and 64 segments, in order and shuffled, and
+measures bytes and times; its result is docs/measured/voco-stream.json.
+
 Every part writes a file under --runs and is skipped when that exists; interrupted training resumes. The result is
 docs/measured/voco.json, from which `python docs/make.py voco` makes the tables of docs/voco.md.
 """
@@ -39,6 +42,8 @@ from voco_answers import (
     voco_configuration,
 )
 from voco_rivals import RIVALS, WEIGHTS, train_rival
+from voco_stream import VISUAL, stream_times
+from voco_stream import answers as stream_answers
 from voco_times import times
 
 from foveate.bench.environment import environment
@@ -70,12 +75,16 @@ def main() -> int:
     train_parts(recipe, arguments)
     if "answers" in arguments.parts:
         answer(recipe, arguments)
+    if "stream" in arguments.parts:
+        write_json(arguments.stream_out, stream(arguments))
+        say(f"wrote {arguments.stream_out}")
     if "times" in arguments.parts:
         target = arguments.runs / "times.json"
         if not target.exists():
             write_json(target, times(arguments.threads))
-    write_json(arguments.out, summary(recipe, arguments))
-    say(f"wrote {arguments.out}")
+    if {*arguments.parts} - {"stream"}:
+        write_json(arguments.out, summary(recipe, arguments))
+        say(f"wrote {arguments.out}")
     return 0
 
 
@@ -90,13 +99,15 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "measured" / "voco.json")
     parser.add_argument("--questions", type=int, default=1_500, help="of the test set")
     parser.add_argument(
-        "--parts", nargs="*", default=["press", *RIVALS, "answers", "times"], help="also: longer, distil, clips"
+        "--parts", nargs="*", default=["press", *RIVALS, "answers", "times"], help="also: longer, distil, clips, stream"
     )
     parser.add_argument(
         "--rival-longer", type=int, help="steps of rivals in longer, instead of as many as VoCo tokens get"
     )
     parser.add_argument("--further", type=int, default=100, help="steps of distil, and of its comparison")
     parser.add_argument("--clips", type=int, default=200, help="test clips to ask about")
+    parser.add_argument("--stream-clips", type=int, default=16, help="of each kind and length, for stream")
+    parser.add_argument("--stream-out", type=Path, default=ROOT / "docs" / "measured" / "voco-stream.json")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
@@ -200,6 +211,30 @@ def run_folder(runs: Path, name: str) -> Path:
     if features.exists() and not (out / "features").exists():
         (out / "features").symlink_to(features.resolve())
     return out
+
+
+# Streams
+
+
+def stream(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return what the shipped adapter's memories of streams answer, with their bytes and times; each part is kept."""
+    made: dict[str, Callable[[], Any]] = {
+        "answers": lambda: stream_answers(arguments.stream_clips, arguments.runs),
+        "times": lambda: stream_times(arguments.threads),
+    }
+    found: dict[str, Any] = {}
+    for name, make in made.items():
+        target = arguments.runs / f"stream-{name}.json"
+        if not target.exists():
+            write_json(target, {"found": make()})
+        found[name] = json.loads(target.read_text(encoding="utf-8"))["found"]
+    return {
+        "what": "share of questions answered exactly by memories of the shipped adapter; each segment is one frame",
+        "clips": arguments.stream_clips,
+        "visual_tokens": VISUAL,
+        **found,
+        "environment": environment(),
+    }
 
 
 # Answers

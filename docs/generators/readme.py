@@ -16,6 +16,7 @@ GROUPS = (
     "before the encoder",
     "after the encoder, by its attention",
     "after the encoder, by features",
+    "after the encoder, by pixels",
     "after the encoder, by position",
     "inside the decoder",
     "on clips alone, after the encoder",
@@ -46,14 +47,16 @@ def _methods() -> str:
 
 def _group(method: Listing) -> str:
     if method.temporal:
-        return GROUPS[5]
+        return GROUPS[6]
     if method.place == "pixels":
         return GROUPS[0]
     if method.place == "decoder":
-        return GROUPS[4]
+        return GROUPS[5]
     if any(each.startswith("Encoder") for each in method.reads):
         return GROUPS[1]
-    return GROUPS[3] if method_class(method.name).fixed else GROUPS[2]
+    if any(each.startswith("Pixels") for each in method.reads):
+        return GROUPS[3]
+    return GROUPS[4] if method_class(method.name).fixed else GROUPS[2]
 
 
 def _names(methods: Sequence[Listing]) -> str:

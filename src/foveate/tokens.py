@@ -29,6 +29,7 @@ __all__ = [
     "Layout",
     "Origin",
     "PLACES",
+    "Pixels",
     "Place",
     "RotaryLogits",
     "Segment",
@@ -76,6 +77,11 @@ class EncoderKeys(_Chosen):
 
     layer: int = -2
     heads: Literal["mean", "full"] = "mean"
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The pixels that each token is made of, as the encoder gets them: `(B, N, P)`, P numbers per token."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,7 @@ class Behind:
 Signal = (
     EncoderAttention
     | EncoderKeys
+    | Pixels
     | DecoderAttention
     | DecoderLogits
     | DecoderKeys
@@ -162,13 +169,14 @@ def token_axis(kind: type) -> int | None:
     Keys of text have none either, but share their type with keys of visual tokens: whoever asks looks at `of`.
     """
     return {EncoderAttention: -1, DecoderAttention: -1, DecoderLogits: -1, RotaryLogits: -1}.get(
-        kind, 1 if kind in {EncoderKeys, DecoderKeys} else None
+        kind, 1 if kind in {EncoderKeys, Pixels, DecoderKeys} else None
     )
 
 
 _AXES: Final[Mapping[type, tuple[tuple[int, ...], str]]] = {
     EncoderAttention: ((2,), "images, tokens"),
     EncoderKeys: ((3,), "images, tokens, width"),
+    Pixels: ((3,), "images, tokens, numbers of pixels"),
     DecoderAttention: ((2, 3, 4), "images, ..., tokens"),
     DecoderLogits: ((2,), "images, tokens"),
     DecoderKeys: ((3,), "images, tokens of the image or of text, width"),

@@ -16,6 +16,7 @@ from foveate.tokens import (
     EncoderKeys,
     Layout,
     Origin,
+    Pixels,
     RotaryLogits,
     Segment,
     Signals,
@@ -80,7 +81,7 @@ def tokens(
     answers[RotaryLogits()] = 1 + scores(WORDS, count)
     answers[Text()] = vectors(WORDS)
     answers[Behind()] = (torch.arange(WORDS) >= BEFORE).expand(images, -1)
-    of_kind: dict[type, Tensor] = {EncoderAttention: scores(count), EncoderKeys: vectors(count)}
+    of_kind: dict[type, Tensor] = {EncoderAttention: scores(count), EncoderKeys: vectors(count), Pixels: vectors(count)}
 
     def at(values: Tensor) -> Tensor:
         values = values[list(range(images) if order is None else order)]

@@ -26,7 +26,7 @@ from foveate.numbers import Between, check_whole
 from foveate.plan import Plan
 from foveate.schedule import Schedule, schedule
 from foveate.spec import SpecLike, as_spec, spec_list
-from foveate.tokens import Layout, Signal
+from foveate.tokens import Layout, Pixels, Signal
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +230,10 @@ def encoded_unchecked(family: Family, capture: Capture, signals: Sequence[Signal
     """Do the same without a look at the numbers, which would wait for an accelerator."""
     inside = plan_inside(capture)
     with torch.no_grad():
-        answers = {signal: family.encoder_signal(signal, capture) for signal in signals}
+        answers = {
+            signal: family.pixels(capture) if isinstance(signal, Pixels) else family.encoder_signal(signal, capture)
+            for signal in signals
+        }
         if inside is not None:
             answers = {signal: mapped_signal(capture, signal, each, family) for signal, each in answers.items()}
     return Encoded(

@@ -30,7 +30,7 @@ from foveate.methods import Method, PixelMethod
 from foveate.schedule import check_clip_places
 from foveate.schedule.encoder_layers import encoder_methods, encoder_needs
 from foveate.schedule.resizing import nearest_below, resize_mode
-from foveate.tokens import Signal
+from foveate.tokens import Pixels, Signal
 from foveate.transformers_api import is_transformers_model, refuse_checkpointing
 
 Arguments = tuple[Any, ...]
@@ -166,6 +166,7 @@ class EncoderHooks(StaysWithModel):
         self.family = family
         self.layers = sorted({family.encoder_layer(signal.layer) for signal in signals if hasattr(signal, "layer")})  # pyright: ignore
         self.keep_features = features
+        self.keep_pixels = any(isinstance(signal, Pixels) for signal in signals)
         self.pixels = pixels
         self.encoder = encoder
         self.mode = resize_mode(family, pixels)
@@ -214,7 +215,9 @@ class EncoderHooks(StaysWithModel):
             reads = self.family.encoder_reads
             if any(encoder_methods(self.encoder, seen, reads) for seen in capture.seen):
                 return False
-        return set(self.layers) <= capture.attention.keys() and not (self.keep_features and capture.features is None)
+        if (self.keep_features and capture.features is None) or (self.keep_pixels and capture.pixels is None):
+            return False
+        return set(self.layers) <= capture.attention.keys()
 
     @property
     def _capture(self) -> Capture | None:
@@ -286,6 +289,8 @@ class EncoderHooks(StaysWithModel):
         elif self.pixels is not None:
             sizes = [self.pixels.shrink(layout) for layout in capture.layouts]
             call = self.family.shrink(args, kwargs, capture, sizes, self.mode)
+        if self.keep_pixels:
+            capture.pixels = self.family.tower_pixels(*(call or (args, kwargs))).detach()
         if self.encoder is not None:
             (seen,) = set(capture.seen)
             methods = encoder_methods(self.encoder, seen, self.family.encoder_reads)

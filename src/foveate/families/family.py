@@ -30,6 +30,7 @@ from foveate.tokens import (
     EncoderAttention,
     EncoderKeys,
     Layout,
+    Pixels,
     RotaryLogits,
     Segment,
     Signal,
@@ -53,6 +54,8 @@ class Capture:
     family's `encoder_projections`, detached."""
     inside: dict[int, Plan] = field(default_factory=dict)
     """Encoder layer -> the plan of a step at `@encoder` at its input; empty without such a step."""
+    pixels: Tensor | None = None
+    """The pixels that the tower was called with, if a method reads them."""
     features: Tensor | None = None
     """The input of the family's `feature_module`, unchanged; `(tokens, D)` of all calls with `projects_each`."""
     projected: Tensor | None = None
@@ -157,6 +160,8 @@ class Family(Decoder, ABC):
     """Where steps can act on clips, as in `places`; () refuses clips."""
     clips_are_images: ClassVar[bool] = False
     """Whether the processor takes a clip and writes it as images, with text between them."""
+    gives_pixels: ClassVar[bool] = False
+    """Whether it tells which pixels a token is made of."""
     stacks_clips: ClassVar[bool] = False
     """Whether the model takes the features of its clips as one tensor, and not as a list."""
 
@@ -641,9 +646,9 @@ class Family(Decoder, ABC):
     def gives(self, signal: Signal) -> bool:
         """Return whether it can compute an encoder signal: by default attention and keys, which every layer gives.
 
-        Reads the configuration alone.
+        Pixels count as one. Reads the configuration alone.
         """
-        return isinstance(signal, EncoderAttention | EncoderKeys)
+        return isinstance(signal, EncoderAttention | EncoderKeys) or (self.gives_pixels and isinstance(signal, Pixels))
 
     def gives_inside(self, signal: Signal) -> bool:
         """Return whether it can compute a signal: attention and keys only if they are the model's own."""
@@ -659,6 +664,14 @@ class Family(Decoder, ABC):
     @abstractmethod
     def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
         """Compute an encoder signal, per image, in token order."""
+
+    def tower_pixels(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """Return the pixels among the arguments of a call of the tower."""
+        return args[0] if args else kwargs["pixel_values"]
+
+    def pixels(self, capture: Capture) -> tuple[Tensor, ...]:
+        """Return what each token is made of, per image `(N, P)`, in token order; for families with `gives_pixels`."""
+        raise NotImplementedError
 
     def encoder_layer(self, layer: int) -> int:
         """Return the index from zero of encoder layer `layer`, which may count from the end.

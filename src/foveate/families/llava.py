@@ -42,6 +42,7 @@ class Llava(Family):
     places = ("pixels", "encoder", "features", "input", "decoder")
     encoder_marks = 1
     resize_modes = ("interpolate", "enlarge")
+    gives_pixels = True
     pixel_inputs = ("pixel_values", "image_sizes")
 
     def check_config(self) -> None:
@@ -209,6 +210,15 @@ class Llava(Family):
             raise FoveateError(
                 f"pixel_values of {self.title} must be a tensor (images, channels, height, width), not {found}"
             )
+
+    def pixels(self, capture: Capture) -> tuple[Tensor, ...]:
+        """Return the pixels of the square of each token, channels first."""
+        assert capture.pixels is not None
+        side = self.token_side
+        return tuple(
+            image.unfold(1, side, side).unfold(2, side, side).permute(1, 2, 0, 3, 4).flatten(2).flatten(0, 1)
+            for image in capture.pixels
+        )
 
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
         """Read the layouts of the images from the pixels of the call."""

@@ -35,6 +35,7 @@ class LlavaNext(Llava):
     is not a way to resize: the configuration says which numbers of tiles the model knows.
     """
 
+    gives_pixels = False
     name = "llava_next"
     title = "LLaVA-NeXT"
     checkpoints = (

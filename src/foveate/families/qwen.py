@@ -31,6 +31,7 @@ class QwenVL(MRope):
 
     outside_encoder = "the merger after its encoder reads patches in blocks, which merging patches would break up"
     resize_modes = ("exact", "enlarge")
+    gives_pixels = True
     pixel_inputs = ("pixel_values", "image_grid_thw")
     video_inputs = ("pixel_values_videos", "video_grid_thw")
     pixel_limits: ClassVar[tuple[int, int]] = (3136, 12_845_056)
@@ -174,6 +175,15 @@ class QwenVL(MRope):
             rotary=True,
             **more,
         )
+
+    def tower_pixels(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+        """Return the patches, which the tower calls hidden states."""
+        return args[0] if args else kwargs["hidden_states"]
+
+    def pixels(self, capture: Capture) -> tuple[Tensor, ...]:
+        """Return the four patches of each token side by side; they are neighbours, and tokens are in raster order."""
+        assert capture.pixels is not None
+        return capture.by_image(capture.pixels.view(-1, self.merge**2 * capture.pixels.shape[-1]))
 
     def tower_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
         """Read the layouts of the images from `grid_thw`."""

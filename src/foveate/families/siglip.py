@@ -18,6 +18,7 @@ class SiglipCrops(Llava):
     decoder reads depends on it.
     """
 
+    gives_pixels = False
     encoders = ("siglip_vision_model",)
     encoder_marks = 0
 

@@ -19,7 +19,7 @@ from foveate.schedule.encoder_layers import encoder_needs
 from foveate.schedule.expected import ExpectedTokens
 from foveate.schedule.resizing import resize_mode
 from foveate.spec import Spec, Step, as_spec
-from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Place, Signal, Text
+from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Pixels, Place, Signal, Text
 
 SpecLike: TypeAlias = "str | Spec | Step | Method | Sequence[SpecLike]"
 """A spec as text, a method object, a step, a `Spec`, or a list of these, whose steps act one after another."""
@@ -184,7 +184,7 @@ class Schedule:
         """The signals of the encoder that methods need to plan, each once."""
         methods = (*self.features, *self.inputs, *(step.method for step in self.layers))
         needs = (signal for method in methods if not method.keeps_all() for signal in method.needs)
-        return tuple(dict.fromkeys(need for need in needs if isinstance(need, EncoderAttention | EncoderKeys)))
+        return tuple(dict.fromkeys(need for need in needs if isinstance(need, EncoderAttention | EncoderKeys | Pixels)))
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def schedule(spec: SpecLike, family: Family) -> Schedule:
             _check_place(placement, family)
             _check_order(placement, placements, spec)
             _check_frames(placement, placements, family)
-            _check_method(placement, family)
+            _check_method(placement, placements, family)
             placements.append(placement)
     _check_counts(placements, spec)
 
@@ -343,7 +343,7 @@ def _check_order(placement: _Placement, earlier: Sequence[_Placement], spec: Spe
         raise FoveateError(f"{placement.step} names layer {placement.place} twice; each layer takes one step")
 
 
-def _check_method(placement: _Placement, family: Family) -> None:
+def _check_method(placement: _Placement, earlier: Sequence[_Placement], family: Family) -> None:
     """Check that a method can act at its place and is given the signals that it needs there.
 
     Raises:
@@ -360,6 +360,11 @@ def _check_method(placement: _Placement, family: Family) -> None:
         _check_inside_encoder(step, method, family)
     else:
         for signal in method.needs:
+            if isinstance(signal, Pixels) and any(each.place == "encoder" for each in earlier):
+                raise FoveateError(
+                    f"{method.name} compares the pixels of tokens, and a step inside the encoder leaves tokens that "
+                    "have none of their own; leave one of the two out"
+                )
             if not _gives(family, signal, place):
                 raise FoveateError(f"{method.name} asks for {signal}, which {family.title} cannot give at @{place}")
 

@@ -135,6 +135,27 @@ class VoCoMemory:
         keys = turned(self.keys, self.frequencies, begin - self.begin).to(self.keys.dtype)
         return replace(self, keys=keys, begin=begin, end=self.end + begin - self.begin)
 
+    def append(self, segment: VoCoMemory, *, packed: bool = False) -> VoCoMemory:
+        """Return this memory with one more segment after it, whose keys are moved to where this one ends.
+
+        A stream grows by the VoCo tokens of a segment each time, and by nothing else.
+
+        Args:
+            segment: read alone, by `VoCo.encode`.
+            packed: as in `joined`.
+
+        Raises:
+            FoveateError: the segment comes from another model or adapter, or has another dtype.
+            UnsupportedFamily: the keys of its decoder can't be rotated to another position.
+
+        >>> keys = torch.zeros(2, 1, 4, 8)
+        >>> memory = VoCoMemory(keys, keys, 0, 581, 576, "base", "adapter:4", torch.ones(4))
+        >>> longer = memory.append(memory, packed=True)
+        >>> longer.tokens, longer.images, longer.end, longer.nbytes - memory.nbytes == memory.nbytes
+        (8, 2, 585, True)
+        """
+        return VoCoMemory.joined([self, *memories_of([segment])], packed=packed)
+
     @staticmethod
     def joined(memories: Sequence[VoCoMemory], *, packed: bool = False) -> VoCoMemory:
         """Join memories in order: each is moved to where the one before it ends.
