@@ -223,11 +223,13 @@ class Decoder:
     def soft_cap(self) -> float | None:
         """The soft cap of attention scores, which they stay below; None if the decoder has none.
 
-        Some configurations name one that the model's attention never reads.
+        Some configurations name one that the model's attention never reads; torch's own attention knows none.
         """
         cap = getattr(self.decoder_config, _SOFT_CAP, None)
         if cap is None or not self.has_model:
             return cap
+        if getattr(self.decoder.config, "_attn_implementation", None) == "sdpa":
+            return None
         attention = getattr(self.decoder_layers[0], "self_attn", self.decoder_layers[0])
         reads = inspect.unwrap(type(attention).forward).__code__.co_names
         return cap if _SOFT_CAP in reads else None
