@@ -172,6 +172,97 @@ def prumerge(features: Tensor, attention: Tensor, keys: Tensor, kept: int, neigh
     return torch.stack([*out, (attention[rest, None] * x[rest]).sum(dim=0)])
 
 
+def cls(features: Tensor, attention: Tensor, kept: int) -> Tensor:
+    """A mask of the most attended tokens of all images: `(B, N, D)`, `(B, N)` -> `(B, kept, D)`."""
+    mask = torch.zeros_like(attention, dtype=torch.bool).scatter_(1, attention.topk(kept, dim=1).indices, True)
+    return features[mask].view(len(features), kept, -1)
+
+
+def most_attended(features: Tensor, attention: Tensor, kept: int) -> Tensor:
+    """The most attended tokens of one image, in order (FastV, HiRED on a single grid): picks `(kept,)`."""
+    return attention.topk(kept).indices.sort().values
+
+
+def pool(features: Tensor, kept: int) -> Tensor:
+    """Average pooling over the tokens as channels: `(B, N, D)` -> `(B, kept, D)`, where N divides."""
+    run = features.shape[1] // kept
+    return torch.nn.functional.avg_pool1d(features.transpose(1, 2), run, run).transpose(1, 2)
+
+
+def dart(
+    features: Tensor, keys: Tensor, text_keys: Tensor, text: Tensor, behind: Tensor, kept: int, pivots: int = 4
+) -> Tensor:
+    """One pivot after the other, over the tokens that are left: picks `(kept,)`, ascending."""
+    own = keys.float().abs().sum(dim=1).topk(pivots).indices
+    words = torch.where(behind, text_keys.float().abs().sum(dim=1), -1.0).topk(pivots).indices
+    states = normalize(torch.cat([features[own], text[words]]).float(), dim=-1)
+    unit = normalize(features.float(), dim=-1)
+    picks, left = [own], torch.ones(len(features), dtype=torch.bool).index_fill(0, own, False)
+    share, more = divmod(kept - pivots, len(states))
+    for number, state in enumerate(states):
+        free = left.nonzero()[:, 0]
+        taken = free[(unit[free] @ state).topk(share + (number < more), largest=False).indices]
+        left[taken] = False
+        picks.append(taken)
+    return torch.cat(picks).sort().values
+
+
+def sparsevlm(
+    features: Tensor,
+    attention: Tensor,
+    visual: Tensor,
+    text: Tensor,
+    behind: Tensor,
+    kept: int,
+    split: Callable[[int], tuple[int, int]],
+) -> Tensor:
+    """Raters, their favourites, and clusters of the best others: `(N, D)` ... -> `(kept, D)` in no order."""
+    like = (visual @ text[behind].T).softmax(dim=1).mean(dim=0)
+    score = attention[behind][like > like.mean()].mean(dim=0)
+    alone, merged = split(len(features))
+    order = score.argsort(descending=True, stable=True)
+    recycled = order[alone : alone + int((len(features) - alone) * 0.3)]
+    _, means = dpc_knn(features[recycled], merged, merged)
+    return torch.cat([features.float()[order[:alone]], means])
+
+
+def atp(features: Tensor, logits: Tensor, attention: Tensor, kept: int, sides: tuple[int, int]) -> Tensor:
+    """Two scores, scaled, and a grid by place; the largest margins: picks `(kept,)`, ascending."""
+
+    def stretched(score: Tensor) -> Tensor:
+        return (score - score.min()) / (score.max() - score.min())
+
+    redundancy = (stretched(logits.float()) + stretched(attention.float().mean(dim=0))) / 2
+    spatial = torch.zeros(sides)
+    for step in (2, 3, 4):
+        spatial[step // 2 :: step, step // 2 :: step] = 1 - 3 / step**2
+    margin = torch.maximum(redundancy - 0.5, spatial.clamp(min=0).flatten() - 0.5)
+    return margin.argsort(descending=True, stable=True)[:kept].sort().values
+
+
+def evs(frames: Tensor, kept: int) -> Tensor:
+    """One ranking over the clip, of all tokens but the first frame's: `(T, P, D)` -> picks `(kept,)`, ascending."""
+    changed = 1 - torch.nn.functional.cosine_similarity(frames[1:], frames[:-1], dim=-1)
+    score = torch.cat([torch.full_like(changed[:1], 255.0), changed]).flatten()
+    return score.argsort(descending=True, stable=True)[:kept].sort().values
+
+
+def dycoke(frames: Tensor, kept: int) -> Tensor:
+    """One frame after the other, beside an earlier one: `(T, P, D)` -> picks, ascending."""
+    length, each, _ = frames.shape
+    pruned = length - -(-length // 4)
+    fewer = min(each, (kept - (length - pruned) * each) // pruned)
+    picks: list[Tensor] = []
+    for number in range(length):
+        if number % 4 == 0:
+            picks.append(torch.arange(each) + number * each)
+            continue
+        before = number - (2 if number % 4 == 2 else 1)
+        alike = torch.nn.functional.cosine_similarity(frames[number], frames[before], dim=-1)
+        picks.append(alike.topk(fewer, largest=False).indices.sort().values + number * each)
+    return torch.cat(picks)
+
+
 RULES: dict[str, Callable[[Tensor, Tensor, int], object]] = {
     "divprune": lambda features, text, kept: divprune(features, kept),
     "cdpruner": cdpruner,

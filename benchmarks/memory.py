@@ -5,27 +5,33 @@ Counted are the storages that operations of torch make, until they are freed, an
 signals don't count. SciPy's copy of the distances (`agglomerative`) is beyond both counts, and added where it matters.
 On Linux, the growth of the process is written down as well. Every method that acts behind the encoder plans one image,
 or one clip if it is for clips. Beside what is measured stands what `Method.memory` says.
+
+With --inside, a prefill of a small LLaVA with random weights is measured, dense and with steps inside the decoder.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import sys
 import time
 import tracemalloc
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from _common import say
 from plans import WORDS, picture, visual_tokens
+from random_models import Pictures, make, prompt
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import foveate
 from foveate.bench.environment import environment
 from foveate.errors import FoveateError
 from foveate.files import write_json
@@ -35,6 +41,8 @@ from foveate.spec import parse
 
 OPTIONS = {"vispruner": ":step=2048"}
 """What makes a method with many rounds end sooner; it changes no memory."""
+INSIDE = ("fastv:0.5@1", "sparsevlm:0.5@1", "dart:0.5@1", "atp:0.5@1", "pyramiddrop:0.5@1", "pool:0.5@1")
+"""Specs of prefills with steps inside the decoder."""
 KEPT = {"dycoke": 1 / 2, "frames": 1 / 2}
 """The share that is kept by methods that can't keep as little as the others."""
 
@@ -46,6 +54,8 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=1024, help="of features and keys")
     parser.add_argument("--keep", type=float, default=1 / 64, help="share that is kept")
     parser.add_argument("--methods", type=lambda text: text.split(","), help="names; all if left out")
+    parser.add_argument("--inside", action="store_true", help="measure prefills with steps inside a decoder")
+    parser.add_argument("--side", type=int, default=128, help="visual tokens along a side of the image, for --inside")
     parser.add_argument("--out", type=Path, default=Path("results/memory.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -53,11 +63,16 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     names = arguments.methods or [name for name in method_names() if plans_tokens(name)]
     with torch.inference_mode():
-        for name in names:
-            for tokens in arguments.tokens:
-                kept = max(1, round(tokens * KEPT.get(name, arguments.keep)))
-                rows.append(measure(name, f"{name}:{kept}{OPTIONS.get(name, '')}", tokens, arguments.width))
-                say(str(rows[-1]))
+        # The first measurement imports what later ones need.
+        measure("tome", "tome:8", 64, 8)
+        for name, tokens in itertools.product([] if arguments.inside else names, arguments.tokens):
+            kept = max(1, round(tokens * KEPT.get(name, arguments.keep)))
+            rows.append(measure(name, f"{name}:{kept}{OPTIONS.get(name, '')}", tokens, arguments.width))
+            say(str(rows[-1]))
+        if arguments.inside:
+            for row in prefills(arguments.side**2):
+                rows.append(row)
+                say(str(row))
     result = {
         "what": "the most bytes that a plan of one image holds at once, measured and estimated",
         "width": arguments.width,
@@ -96,6 +111,19 @@ def measure(name: str, spec: str, tokens: int, width: int) -> dict[str, Any]:
     if name == "agglomerative" and tokens > products.WHOLE and row["estimate"] > 8 * tokens**2:
         most += 4 * tokens * (tokens - 1)
     return row | {"bytes": most, "seconds": round(time.perf_counter() - began, 2)}
+
+
+def prefills(tokens: int) -> Iterator[dict[str, Any]]:
+    """Measure a prefill of one image, dense and with each of the specs that act inside the decoder."""
+    pictures = Pictures(1, tokens)
+    model = make("tiny", pictures, "cpu", torch.float32, share=False)
+    inputs = prompt(model, pictures, 1, WORDS)
+    for spec in ("", *INSIDE):
+        with nullcontext() if not spec else foveate.apply(model, spec):
+            before, began = grown(), time.perf_counter()
+            most = most_bytes(lambda: model(**inputs, logits_to_keep=1), *model.parameters(), *inputs.values())
+        row = {"spec": spec, "tokens": tokens, "bytes": most, "seconds": round(time.perf_counter() - began, 2)}
+        yield row if before is None else row | {"resident": grown(before)}
 
 
 def grown(before: int | None = None) -> int | None:

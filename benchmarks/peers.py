@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,14 @@ from torch import Tensor
 
 from foveate.bench.environment import environment
 from foveate.files import write_json
-from foveate.methods import Method
+from foveate.methods import DART, ATPMethod, FastV, Method, SparseVLM
 from foveate.spec import parse
 from foveate.tokens import EncoderAttention, EncoderKeys, Text, VisualTokens
 
 Peer = Callable[[VisualTokens, int], Tensor]
 """A function of tokens and how many are kept; it returns `(B, kept, D)` in any order."""
+SHARES: dict[str, float] = {"dycoke": 1 / 2, "evs": 1 / 2}
+"""The share that is kept by methods that can't keep as little as the others."""
 CLOSE = 1e-3
 """How far a kept token's features may be from the peer's, relative to their size."""
 
@@ -95,7 +98,7 @@ def measure(
     name: str, library: str, peer: Peer, tokens: int, images: int, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """Measure a method and its peer in turns."""
-    kept = max(1, round(tokens * arguments.keep))
+    kept = max(1, round(tokens * SHARES.get(name, arguments.keep)))
     method: Method = parse(f"{name}:{kept}").steps[0].method
     features = picture(images, tokens, arguments.width)
     text = torch.randn(images, WORDS, arguments.width, generator=torch.Generator().manual_seed(1))
@@ -203,6 +206,28 @@ def faiss_kmeans(x: Tensor, kept: int) -> Tensor:
     return means(x, torch.from_numpy(fitted.index.search(x.numpy(), 1)[1][:, 0]), kept)
 
 
+def of_frames(rule: Callable[[Tensor, int], Tensor]) -> Peer:
+    """Make a peer of a rule that picks from the frames of one clip, `(T, P, D)`."""
+
+    def peer(given: VisualTokens, kept: int) -> Tensor:
+        (clip,) = given.layout.segments
+        return torch.stack([x[rule(x.view(clip.t, clip.h * clip.w, -1), kept)] for x in given.features])
+
+    return peer
+
+
+def sparsevlm(given: VisualTokens, kept: int) -> Tensor:
+    method = parse(f"sparsevlm:{kept}").steps[0].method
+    assert isinstance(method, SparseVLM)
+    return one_by_one(partial(as_structured.sparsevlm, split=method.split), *method.needs)(given, kept)
+
+
+def atp(given: VisualTokens, kept: int) -> Tensor:
+    (grid,) = given.layout.segments
+    rule = partial(as_structured.atp, sides=(grid.h, grid.w))
+    return one_by_one(rule, *ATPMethod(keep=kept).needs, picking=True)(given, kept)
+
+
 ATTENTION, KEYS = EncoderAttention(layer=-2), EncoderKeys(layer=-2)
 STRUCTURED = "as structured"
 LIBRARIES = {"SciPy": "scipy", "scikit-learn": "scikit-learn", "faiss": "faiss-cpu"}
@@ -210,13 +235,21 @@ LIBRARIES = {"SciPy": "scipy", "scikit-learn": "scikit-learn", "faiss": "faiss-c
 MODULES = {"SciPy": "scipy", "scikit-learn": "sklearn", "faiss": "faiss"}
 PEERS: list[tuple[str, str, Peer]] = [
     ("agglomerative", "SciPy", one_by_one(scipy_ward)),
+    ("atp", STRUCTURED, atp),
     ("cdpruner", STRUCTURED, one_by_one(as_structured.cdpruner, Text(), picking=True)),
+    ("cls", STRUCTURED, lambda given, kept: as_structured.cls(given.features, given.signals[ATTENTION], kept)),
     ("cluster", "faiss", one_by_one(faiss_kmeans)),
     ("cluster", "scikit-learn", one_by_one(sklearn_kmeans)),
     ("cluster", STRUCTURED, one_by_one(as_structured.cluster)),
+    ("dart", STRUCTURED, one_by_one(as_structured.dart, *DART(keep=1).needs, picking=True)),
     ("divprune", STRUCTURED, one_by_one(as_structured.divprune, picking=True)),
     ("dpc-knn", STRUCTURED, one_by_one(lambda x, kept: as_structured.dpc_knn(x, kept)[1])),
+    ("dycoke", STRUCTURED, of_frames(as_structured.dycoke)),
+    ("evs", STRUCTURED, of_frames(as_structured.evs)),
+    ("fastv", STRUCTURED, one_by_one(as_structured.most_attended, *FastV(keep=1).needs, picking=True)),
+    ("hired", STRUCTURED, one_by_one(as_structured.most_attended, ATTENTION, picking=True)),
     ("holov", STRUCTURED, one_by_one(as_structured.holov, ATTENTION, picking=True)),
+    ("pool", STRUCTURED, lambda given, kept: as_structured.pool(given.features, kept)),
     (
         "prumerge",
         STRUCTURED,
@@ -224,6 +257,7 @@ PEERS: list[tuple[str, str, Peer]] = [
             as_structured.prumerge, EncoderAttention(layer=-1, heads="full"), EncoderKeys(layer=-1, heads="full")
         ),
     ),
+    ("sparsevlm", STRUCTURED, sparsevlm),
     ("tome", STRUCTURED, lambda given, kept: as_structured.tome(given.features, kept)),
     ("visionzip", STRUCTURED, one_by_one(as_structured.visionzip, ATTENTION, KEYS)),
     ("vispruner", STRUCTURED, one_by_one(as_structured.vispruner, ATTENTION, picking=True)),

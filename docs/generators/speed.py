@@ -1,4 +1,4 @@
-"""docs/speed.md, from docs/measured/plans.json and docs/measured/peers.json."""
+"""docs/speed.md, from docs/measured/plans.json, peers.json, memory.json and memory-inside.json."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 from foveate.costmodel import cost
 from foveate.errors import FoveateError
 from foveate.methods import PixelMethod, method_class, method_names
+from foveate.spec import parse
 from generators.folders import MEASURED
-from generators.markdown import machine, packages, table
+from generators.markdown import fill, machine, packages, table
 
 TARGET = 0.01
 """The share of the prefill it saves that a compressor may take, on a CPU."""
@@ -57,6 +58,30 @@ Medians of process times on MACHINE; PACKAGES.
 
 """
 
+MEMORY = """\
+## Memory
+
+The most megabytes that a plan of one image holds at once, beside its features and signals: float32 features of width
+WIDTH on a CPU, with SHARE of the tokens kept (OTHERS). The features alone take LARGEST. Methods for clips plan a
+clip of as many tokens. Numbers in brackets are not measured: they are what `Method.memory` estimates, as `foveate cost`
+does, and a test holds these estimates within 20 %.
+
+```text
+python benchmarks/memory.py --out docs/measured/memory.json
+python benchmarks/memory.py --inside --out docs/measured/memory-inside.json
+```
+
+Counted are what operations of torch make until it is freed, and what NumPy allocates, with PACKAGES.
+
+"""
+
+INSIDE = """
+Inside the decoder, no step makes a map of all pairs of tokens, which would take PAIRS MB for each head with TOKENS
+visual tokens. The most megabytes that a whole prefill holds, beside weights and inputs, in a LLaVA with random weights
+(decoder of width 64 and 3 layers, attention by SDPA), with half of the tokens kept:
+
+"""
+
 
 def pages() -> dict[str, str]:
     """Return the page."""
@@ -91,7 +116,7 @@ def page() -> str:
         )
         for width in sorted({row["width"] for row in rows}):
             parts.append(_table([row for row in rows if (row["tokens"], row["width"]) == (tokens, width)], width))
-    return "\n".join([*parts, _beside_peers(), _launches()])
+    return "\n".join([*parts, _beside_peers(), _memory(), _launches()])
 
 
 def _newest(measured: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
@@ -205,6 +230,39 @@ def _alike(rows: list[dict[str, Any]]) -> str:
         "near each other that rounding decides."
     )
     return "\n" + textwrap.fill(text, 120) + "\n"
+
+
+def _memory() -> str:
+    """Return the section on the memory of plans."""
+    measured: dict[str, Any] = json.loads((MEASURED / "memory.json").read_text(encoding="utf-8"))
+    rows, width = measured["rows"], measured["width"]
+    sizes = sorted({row["tokens"] for row in rows})
+    halves = {row["method"] for row in rows if 2 * int(row["spec"].split(":")[1]) == row["tokens"]}
+    others = ", ".join(f"`{name}`: half" for name in sorted(halves))
+    text = MEMORY.replace("WIDTH", str(width)).replace("SHARE", f"one in {round(1 / measured['share'])}")
+    text = text.replace("OTHERS", others).replace("PACKAGES", packages(measured["environment"]))
+    text = text.replace("LARGEST", f"{4 * sizes[-1] * width / 1e6:.0f} MB with {sizes[-1]:,} tokens")
+    text = "\n\n".join(part if part.startswith(("#", "```")) else fill(part) for part in text.split("\n\n"))
+    cells = {(row["method"], row["tokens"]): _megabytes(row, width) for row in rows}
+    names = sorted({row["method"] for row in rows})
+    lines = [[f"`{name}`", *(cells.get((name, size), "") for size in sizes)] for name in names]
+    inside: dict[str, Any] = json.loads((MEASURED / "memory-inside.json").read_text(encoding="utf-8"))
+    tokens = inside["rows"][0]["tokens"]
+    head = INSIDE.replace("PAIRS", f"{4 * tokens**2 / 1e6:,.0f}").replace("TOKENS", f"{tokens:,}")
+    within = [[f"`{row['spec']}`" if row["spec"] else "none", f"{row['bytes'] / 1e6:.0f}"] for row in inside["rows"]]
+    return (
+        "\n" + text + table(["method", *(f"{size:,} tokens" for size in sizes)], lines, "l" + "r" * len(sizes))
+        + head + table(["step", "MB"], within, "lr")
+    )  # fmt: skip
+
+
+def _megabytes(row: dict[str, Any], width: int) -> str:
+    """Return the megabytes of a plan; in brackets the estimate, if they weren't measured."""
+    if "bytes" in row:
+        return f"{row['bytes'] / 1e6:.1f}"
+    if "refused" in row:
+        return "refused"
+    return f"({parse(row['spec']).steps[0].method.memory(row['tokens'], width) / 1e6:.1f})"
 
 
 def _table(rows: list[dict[str, Any]], width: int) -> str:

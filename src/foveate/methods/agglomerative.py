@@ -103,21 +103,9 @@ def _linked(features: Float[Tensor, "1 N D"], linkage: str, kept: int) -> Int64[
     from scipy.cluster import hierarchy  # pyright: ignore[reportMissingTypeStubs]
 
     count = features.shape[1]
-    group = torch.arange(count)
     if kept == count:
-        return group
-    # Distances of the pairs (0, 1), (0, 2), ... (1, 2), ... as SciPy numbers them.
-    pairs = squared_distances(features)
-    away = np.empty(count * (count - 1) // 2)
-    begins = [row * (2 * count - row - 1) // 2 for row in range(count)]
-    for rows, columns, values in pairs.blocks():
-        block = values[0].numpy()
-        for row in range(rows.start, rows.stop):
-            first = max(row + 1, columns.start)
-            begin = begins[row] + first - row - 1
-            away[begin : begin + columns.stop - first] = block[row - rows.start, first - columns.start :]
-    del pairs
-    np.sqrt(away, out=away)
+        return torch.arange(count)
+    away = _distances(features)
     if not np.isfinite(away.sum()):
         raise FoveateError("agglomerative finds no two nearest clusters: the features hold NaN or infinity")
     link = cast("Callable[..., npt.NDArray[np.float64]]", hierarchy.linkage)  # pyright: ignore[reportUnknownMemberType]
@@ -128,6 +116,21 @@ def _linked(features: Float[Tensor, "1 N D"], linkage: str, kept: int) -> Int64[
     for _ in range(count.bit_length()):
         root = root[root]
     return torch.tensor(np.unique(root[:count], return_inverse=True)[1])
+
+
+def _distances(features: Float[Tensor, "1 N D"]) -> npt.NDArray[np.float64]:
+    """Return the distances of the pairs (0, 1), (0, 2), ... (1, 2), ..., as SciPy numbers them."""
+    count = features.shape[1]
+    pairs = squared_distances(features)
+    away = np.empty(count * (count - 1) // 2)
+    begins = [row * (2 * count - row - 1) // 2 for row in range(count)]
+    for rows, columns, values in pairs.blocks():
+        block = values[0].numpy()
+        for row in range(rows.start, rows.stop):
+            first = max(row + 1, columns.start)
+            begin = begins[row] + first - row - 1
+            away[begin : begin + columns.stop - first] = block[row - rows.start, first - columns.start :]
+    return np.sqrt(away, out=away)
 
 
 def _grouped(distances: Float32[Tensor, "B N N"], linkage: str, kept: int) -> Int64[Tensor, "B N"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -176,10 +177,12 @@ class ATPMethod(Method):
             tokens: of images of one layout.
             alive: `(B, N)` bool, which tokens count; None for all.
         """
-        redundancy, statistics = self.scores(tokens, alive)
         adapter = self.adapter
         theta_r, theta_s = self.theta_r, self.theta_s
-        if adapter is not None:
+        if adapter is None:
+            redundancy, *_ = self._scaled(tokens, alive)
+        else:
+            redundancy, statistics = self.scores(tokens, alive)
             question = tokens.signals[Text()][:, -1] if adapter.features else None
             theta_r, theta_s = self.predicted(statistics, question)
         margin = redundancy - theta_r
@@ -191,13 +194,26 @@ class ATPMethod(Method):
         self, tokens: VisualTokens, alive: Bool[Tensor, "B N"] | None = None
     ) -> tuple[Float32[Tensor, "B N"], Float32[Tensor, "B F"]]:
         """Return the redundancy score, `(B, N)` float32 from 0 to 1, and its statistics, `(B, 8)` float32."""
+        redundancy, logits, attention, scaled, alive = self._scaled(tokens, alive)
+        return redundancy, score_statistics(logits, attention, scaled, alive)
+
+    def _scaled(
+        self, tokens: VisualTokens, alive: Bool[Tensor, "B N"] | None
+    ) -> tuple[
+        Float32[Tensor, "B N"],
+        Float32[Tensor, "B N"],
+        Float32[Tensor, "B N"],
+        list[Float32[Tensor, "B N"]],
+        Bool[Tensor, "B N"],
+    ]:
+        """Return the redundancy score, logits, attention, both of them scaled, and which tokens count."""
         logits = tokens.signals[self.needs[0]].float()
         attention = tokens.signals[self.needs[1]].float().mean(dim=1)
         alive = torch.ones_like(logits, dtype=torch.bool) if alive is None else alive
         stretched = {"self": _stretched(logits, alive), "cross": _stretched(attention, alive)}
         parts = ("self", "cross") if self.adapter is None else self.adapter.parts
         chosen = [score for name, score in stretched.items() if name in parts] or [torch.zeros_like(logits)]
-        return torch.stack(chosen).mean(dim=0), score_statistics(logits, attention, [*stretched.values()], alive)
+        return torch.stack(chosen).mean(dim=0), logits, attention, [*stretched.values()], alive
 
     def predicted(
         self, statistics: Float32[Tensor, "B F"], question: Float[Tensor, "B D"] | None
@@ -208,14 +224,7 @@ class ATPMethod(Method):
     def spatial(self, tokens: VisualTokens) -> Float32[Tensor, "#B N"]:
         """Return the spatial score by each token's place in the original image: `(B, N)` or `(1, N)` float32."""
         layout = tokens.layout if tokens.origin is None else tokens.origin.layout
-        parts: list[Tensor] = []
-        for segment in layout.segments:
-            score = torch.zeros(segment.h, segment.w)
-            for step in (2, 3, 4):
-                # Coarser grids score higher, so they are written last.
-                score[step // 2 :: step, step // 2 :: step] = 1 - self.sparsity / step**2
-            parts.append(score.flatten().repeat(segment.t))
-        score = torch.cat(parts).clamp(min=0)[None].to(tokens.features.device, non_blocking=True)
+        score = _by_place(layout, self.sparsity)[None].to(tokens.features.device, non_blocking=True)
         if tokens.origin is None:
             return score
         return score.expand(tokens.origin.slot.shape[0], -1).gather(1, tokens.origin.slot)
@@ -266,6 +275,21 @@ class ATPLayer(ATPMethod):
     def __str__(self) -> str:
         # Specs name whole adapters, not their single layers.
         return written(ATPMethod(adapter=self.adapter))
+
+
+@functools.lru_cache(maxsize=64)
+def _by_place(layout: Layout, sparsity: float) -> Float32[Tensor, " N"]:
+    """Return the spatial score of each token on the host; don't change it in place."""
+    # Tensors that are made in inference mode can't be used in training.
+    with torch.inference_mode(False), torch.device("cpu"):
+        parts: list[Tensor] = []
+        for segment in layout.segments:
+            score = torch.zeros(segment.h, segment.w)
+            for step in (2, 3, 4):
+                # Coarser grids score higher, so they are written last.
+                score[step // 2 :: step, step // 2 :: step] = 1 - sparsity / step**2
+            parts.append(score.flatten().repeat(segment.t))
+        return torch.cat(parts).clamp(min=0)
 
 
 def _stretched(score: Float32[Tensor, "B N"], alive: Bool[Tensor, "B N"]) -> Float32[Tensor, "B N"]:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from foveate.methods import FoveateError, KeepError, Layout, Method, Plan, VisualTokens, register
-from foveate.methods.arithmetic.frames import block_of_frames, by_frame, likeness_to_earlier
+from foveate.methods.arithmetic.frames import by_frame, compared_bytes, likeness_to_earlier
 from foveate.plan import SELECTED
 
 
@@ -84,8 +84,8 @@ class DyCoke(Method):
         return min(frame, (budget - whole * frame) // pruned)
 
     def memory(self, tokens: int, width: int) -> int:
-        """Estimate the comparison of a few frames at a time."""
-        return 5 * block_of_frames(3 * tokens // 4, width) + 17 * tokens
+        """Estimate the comparison of one frame at a time."""
+        return compared_bytes(tokens, width)
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Prune frames by their cosine to earlier ones."""

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from foveate.methods import Layout, ScoredMethod, VisualTokens, register
-from foveate.methods.arithmetic.frames import FRAME, block_of_frames, by_frame, likeness_to_earlier
+from foveate.methods.arithmetic.frames import by_frame, compared_bytes, likeness_to_earlier
 from foveate.plan import SELECTED
 
 
@@ -43,8 +43,8 @@ class EVS(ScoredMethod):
         return max(clip.h * clip.w, self.keep.count(layout.content))
 
     def memory(self, tokens: int, width: int) -> int:
-        """Estimate the comparison of a few frames at a time."""
-        return 3 * block_of_frames(max(1, tokens - FRAME), width) + 17 * tokens
+        """Estimate the comparison of one frame at a time."""
+        return compared_bytes(tokens, width)
 
     def score(self, tokens: VisualTokens) -> Float[Tensor, "B N"]:
         """Score each token by how much it changed since the frame before; the first frame is above all."""

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
+from foveate.devices import on_cpu
 from foveate.methods.arithmetic.products import BLOCK_BYTES, row_blocks
 from foveate.tokens import VisualTokens
 
@@ -20,6 +21,11 @@ FRAME: Final = 256
 def block_of_frames(tokens: int, width: int) -> int:
     """Return the bytes of features of a few frames on a CPU: those of a block, or of one frame if they are more."""
     return min(4 * tokens * width, max(BLOCK_BYTES, 4 * FRAME * width))
+
+
+def compared_bytes(tokens: int, width: int) -> int:
+    """Estimate the most bytes that `likeness_to_earlier` holds on a CPU, with scores and their order."""
+    return 3 * 4 * min(tokens, FRAME) * width + 24 * tokens
 
 
 def by_frame(tokens: VisualTokens) -> Float[Tensor, "B T P D"]:
@@ -43,7 +49,7 @@ def likeness(
 def likeness_to_earlier(
     frames: Float[Tensor, "B T P D"], later: range | Int64[Tensor, " n"], earlier: range | Int64[Tensor, " n"]
 ) -> Float32[Tensor, "B _ P"]:
-    """Return the cosine between tokens of some frames and of earlier ones, a few frames at a time, in float32.
+    """Return the cosine between tokens of some frames and of earlier ones, in float32, a few frames at a time.
 
     Args:
         frames: of clips.
@@ -53,9 +59,16 @@ def likeness_to_earlier(
     >>> likeness_to_earlier(torch.tensor([[[[1.0, 0.0]], [[2.0, 0.0]], [[0.0, 1.0]]]]), range(1, 3), range(2)).tolist()
     [[[1.0], [0.0]]]
     """
+    if on_cpu(frames):
+        return torch.stack([_of_clip(clip, list(map(int, later)), list(map(int, earlier))) for clip in frames])
     # A comparison copies both frames more than once.
     blocks = row_blocks(len(later), frames[:, 0].numel(), frames)
     return torch.cat([likeness(_some(frames, later[rows]), _some(frames, earlier[rows])) for rows in blocks], dim=1)
+
+
+def _of_clip(frames: Float[Tensor, "T P D"], later: Sequence[int], earlier: Sequence[int]) -> Float32[Tensor, "_ P"]:
+    """Compare frames of one clip, without copying them first."""
+    return torch.stack([likeness(frames[one], frames[other]) for one, other in zip(later, earlier, strict=True)])
 
 
 def _some(frames: Float[Tensor, "B T P D"], numbers: range | Int64[Tensor, " n"]) -> Float[Tensor, "B _ P D"]:
