@@ -158,9 +158,9 @@ class ATPMethod(Method):
         return 42 * tokens
 
     def effort(self, tokens: int, width: int) -> Effort:
-        """Estimate the statistics of both scores."""
-        launches, waits = (100, 2) if self.ragged else (88, 0)
-        return Effort(2 * tokens * width, launches + SELECTED, waits)
+        """Estimate both scores, and with an adapter their statistics."""
+        launches, waits = (52, 2) if self.ragged else (40, 0)
+        return Effort(2 * tokens * width, launches + SELECTED + (48 if self.adapter is not None else 0), waits)
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Plan to keep the tokens above a threshold, and always the token with the largest margin."""
