@@ -33,6 +33,7 @@ from foveate.tokens import (
     EncoderAttention,
     EncoderKeys,
     Layout,
+    Pixels,
     RotaryLogits,
     Segment,
     Signals,
@@ -201,6 +202,8 @@ def visual_tokens(method: Method, features: Tensor, text: Tensor) -> VisualToken
                 answers[signal] = features if signal.of == "visual" else text
             case RotaryLogits():
                 answers[signal] = some(WORDS, count)
+            case Pixels():
+                answers[signal] = some(count, width)
             case Behind():
                 answers[signal] = (torch.arange(WORDS) > 8).expand(images, -1).to(features.device)
             case Text():
