@@ -91,7 +91,7 @@ def reverse(one: Clip) -> Clip | None:
 
     >>> one = clip(3)
     >>> [(a.answer, b.answer) for a, b in zip(one.questions, reverse(one).questions)]
-    [('right', 'left'), ('triangle', 'star'), ('4', '4')]
+    [('right', 'left'), ('triangle', 'star'), ('2', '2')]
     """
     questions = []
     for q in one.questions:

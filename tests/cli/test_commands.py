@@ -7,7 +7,7 @@ import sys
 from commands import EXAMPLES, Commands
 
 import foveate
-from foveate.bench.configurations import BUDGETS
+from foveate.bench.configurations import BUDGETS, CLIP_BUDGETS
 from foveate.embedded import PATH
 from foveate.families import supported
 from foveate.images import open_image
@@ -139,7 +139,8 @@ def test_bench_help_errors_and_interruptions(monkeypatch):
     assert "--nothing" in run.refused("bench", "--nothing")
     assert "keep 0 leaves nothing" in run.refused("bench", "--spec", "cluster:0")
 
-    assert f"default: ({BUDGETS})" in run("bench", "--help").replace("\n", "")
+    described = " ".join(run("bench", "--help").replace("│", " ").split())
+    assert f"{BUDGETS}; of clips {CLIP_BUDGETS}" in described
 
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt

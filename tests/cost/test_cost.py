@@ -460,7 +460,8 @@ SIZES_OF_PLANS = {
 }
 EFFORTS = [
     *(spec_of(variant) for variant in variants(clips=True)),
-    *("atp:auto", "prumerge:auto", "prumerge-plus:auto", "prumerge-plus:auto:ratio=0.1", "prunevid:auto"),
+    *("atp:auto", "prumerge:auto", "prumerge-plus:auto", "prumerge-plus:auto:ratio=0.1"),
+    *("prunevid:auto", "pixelprune:auto"),
     *("sparsevlm-rank:auto", "sparsevlm-rank:auto:recycle=none", "vtw"),
 ]
 

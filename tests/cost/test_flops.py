@@ -208,8 +208,11 @@ def test_what_clustering_takes_is_near_the_estimate() -> None:
     ours = total - sum(
         flops[each] for each in (family.tower, family.projected_module, family.decoder, model.get_output_embeddings())
     )
-    # An early stop does less.
-    assert 0 < ours <= costs(row, family, inputs, PROMPTS[0], "cluster:12").part("compressor").flops <= 8 * ours
+    rounds = 11
+    # An early stop leaves rounds out, and a CPU adds up means without products.
+    assert (
+        0 < ours <= costs(row, family, inputs, PROMPTS[0], "cluster:12").part("compressor").flops <= 2 * rounds * ours
+    )
 
 
 # Decoders of other kinds, alone

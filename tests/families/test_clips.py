@@ -61,7 +61,6 @@ def takes(model: Any, spec: str) -> bool:
         "test_a_copied_cache_knows_what_it_holds",
         "test_rows_of_a_cache_move_with_what_it_knows",
         "test_text_only_prompts_pass_untouched",
-        "test_twice_is_the_same",
         "test_a_failed_call_leaves_the_next_one_right",
         "test_chunked_prefill_is_refused",
         "test_compressed_inputs_are_not_compressed_again",
@@ -82,6 +81,12 @@ def test_keeping_everything_is_the_untouched_model(row: Row, any_model: Any, spe
 @pytest.mark.parametrize("spec", ["random:6", "stride:6", "cls:6"])
 def test_dropping_is_masking(row: Row, any_model: Any, spec: str) -> None:
     test_contract.test_dropping_is_masking(row, any_model, spec)
+
+
+@pytest.mark.parametrize("spec", ["cluster:6", "evs:6"])
+def test_twice_is_the_same(row: Row, any_model: Any, spec: str) -> None:
+    if takes(any_model, spec):
+        test_contract.test_twice_is_the_same(row, any_model, spec)
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -20,7 +20,8 @@ from foveate.families import family_of, llava_next
 from foveate.families.llava_next import LlavaNext
 from foveate.methods import method_class, method_names
 from foveate.schedule import tokens_between, tokens_per_layer
-from foveate.tokens import Layout
+from foveate.spec import parse
+from foveate.tokens import Layout, Pixels
 
 TILES = next(row for row in ROWS if row.name == "llava_next")
 RELEASED = LlavaNextConfig()
@@ -249,6 +250,8 @@ def test_every_method_counts_its_newlines(name: str, per: str) -> None:
         spec += "@1"
     if name == "resize":
         spec = f"resize:0.25:per={per}"
+    if Pixels() in parse(spec).steps[0].method.needs:
+        pytest.skip("tiles give no pixels of a token")
     inputs = TILES.inputs("t6 A t5", "t2 B t9 C t3", "t11")
     bound = family_of(model)
     with apply(model, spec) as run:

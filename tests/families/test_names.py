@@ -14,6 +14,7 @@ APART = {
     "embedded": "the embedded model is of one architecture",
     "families/generic_mrope.py": "position ids of three axes are called by the model that had them first",
     "costmodel/papers.py": "figures of papers are of the models that they were measured on",
+    "vllm_plugin": "vLLM has classes for each architecture, and a class of the plugin extends one of them",
 }
 """Files and folders that name architectures for another reason."""
 
@@ -46,8 +47,8 @@ def test_no_file_names_the_family_of_another() -> None:
             continue
         # A family may be built on another one, which its file imports; the type that both take is of both.
         bases = own[path].__mro__ if path in own else ()
-        # What its encoder is called may be what another family is called.
-        texts = set(code(path)) - set(own[path].encoders if path in own else ())
+        # What its encoder or a checkpoint is called may be what another family is called.
+        texts = set(code(path)) - set((*own[path].encoders, *own[path].checkpoints) if path in own else ())
         for family, home in FILES.items():
             kin = home == path or family in bases or (path in own and own[path].kind() == family.kind())
             if kin or f"foveate.families.{home.stem}" in texts:

@@ -10,7 +10,19 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from foveate.methods import AUTO, FoveateError, Layout, Pixels, Plan, ScoredMethod, Signal, VisualTokens, register
+from foveate.methods import (
+    AUTO,
+    Effort,
+    FoveateError,
+    Layout,
+    Pixels,
+    Plan,
+    ScoredMethod,
+    Signal,
+    VisualTokens,
+    register,
+)
+from foveate.plan import SELECTED
 
 
 @register("pixelprune")
@@ -70,6 +82,11 @@ class PixelPrune(ScoredMethod):
         """Return the fewest and the most tokens: one of each grid, and all, if the image decides."""
         most = self.count(layout)
         return (len(layout.segments) if self.keep.auto else most), most
+
+    def effort(self, tokens: int, width: int) -> Effort:
+        """Estimate the work: tokens are compared with three neighbours; `auto` asks the device how many are kept."""
+        compared = 3 * 3 * tokens * width
+        return Effort(compared, 35 + SELECTED, 2) if self.keep.auto else Effort(compared, 25 + SELECTED)
 
     def memory(self, tokens: int, width: int) -> int:
         """Count the differences to one neighbour and their absolute values, for as many pixels as features are wide."""
