@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from foveate.arguments import check_kind
 from foveate.embedded import PATH
+from foveate.embedded.clips import CLIP_PATH, clip_processor
 from foveate.errors import FoveateError, UnsupportedFamily, first_line, quoted
 from foveate.files import FileError, files_in, is_file, kind_of, open_file, read_json_object, shown_path
 from foveate.hub import explain, fetch_config, is_hub_name
@@ -139,7 +140,11 @@ def load_processor(model: str | Path | None = None, *, revision: str | None = No
     try:
         from transformers import AutoProcessor
 
-        processor: Any = AutoProcessor.from_pretrained(source.location, **source.arguments, trust_remote_code=False)
+        processor: Any = (
+            clip_processor(Path(source.location))
+            if source.for_clips
+            else AutoProcessor.from_pretrained(source.location, **source.arguments, trust_remote_code=False)
+        )
     except ImportError as error:
         # Processors of Qwen and of video need torchvision, some tokenizers sentencepiece; foveate depends on neither.
         raise FoveateError(f"the processor of {source.name} can't be made: {_lacking(error)}") from error
@@ -269,7 +274,12 @@ class _Source:
 
     @property
     def embedded(self) -> bool:
-        return not self.hub and Path(self.location).resolve() == PATH.resolve()
+        return self.for_clips or (not self.hub and Path(self.location).resolve() == PATH.resolve())
+
+    @property
+    def for_clips(self) -> bool:
+        """Whether this is the embedded model for clips, whose processor transformers has only with torchvision."""
+        return not self.hub and Path(self.location).resolve() == CLIP_PATH.resolve()
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -290,7 +300,8 @@ def _located(model: str | Path | None, revision: str | None) -> _Source:
         return _Source(str(model), str(model), file.path, file.commit or revision, hub=True, answers=file.answers)
     folder = PATH if model is None else Path(model)
     if revision is not None:
-        what = "the embedded model has none" if model is None else f"{folder} is not named by the hub"
+        embedded = model is None or folder == CLIP_PATH
+        what = "the embedded model has none" if embedded else f"{folder} is not named by the hub"
         raise FoveateError(f"only models on the hub have revisions, and {what}; leave out the revision {revision!r}")
     kind = kind_of(folder)
     if kind == "missing":

@@ -48,7 +48,9 @@ def test_answers_are_those_of_generate(row: Row, in_full: bool) -> None:
     processor: Any = make_processor(row, model.config, "torchvision")
     asker, family = Asker(model, processor, longest=4), family_of(model)
     prompts = [asker.prompts(picture) for picture in PICTURES]
-    specs = [DENSE, parse("random:0.5"), parse("cluster:3:per=frame"), parse("fastv:0.5@1")]
+    specs = [DENSE, *map(parse, ("random:0.5", "cluster:3:per=frame", "fastv:0.5@1"))]
+    if WAYS[row.name] != "video" or "pixels" in family.clip_places:
+        specs.append(parse("resize:0.5+fastv:0.5@1"))
     for spec in [*specs, parse("evs:0.5")] if WAYS[row.name] == "video" else specs:
         chosen = [0, 2] if any(step.method.temporal for step in spec.steps) else [0, 1, 2]
         asked = [prompts[number] for number in chosen]
@@ -126,6 +128,16 @@ def test_bad_rows_are_one_line(tmp_path, row, words):
     path.write_text(json.dumps({"question": "what ?", "answer": "it", **row}))
     with pytest.raises(FoveateError, match=words):
         jsonl(path)
+
+
+def test_the_command_has_a_model_for_clips(questions, tmp_path, monkeypatch):
+    from commands import Commands
+
+    run, words = Commands(), ("bench", "--data", questions, "--frames", 4, "--spec", "evs:0.5", "--max-new-tokens", 2)
+    found = run.json(*words, "--questions", 2, "--out", tmp_path / "clips")
+    assert [each["tokens"]["after"] for each in found["configurations"]] == [144, 72]
+    said = run(*words, "--questions", 2, "--out", tmp_path / "clips")
+    assert "q: 2 questions about 1 clip" in said
 
 
 @needs_torchvision

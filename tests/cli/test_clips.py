@@ -1,4 +1,4 @@
-"""The commands on clips: with the embedded model, which gets frames, and with one that takes videos."""
+"""The commands on clips: with the embedded models, one of which gets frames, and with another that takes videos."""
 
 from importlib.util import find_spec
 
@@ -8,7 +8,9 @@ from directories import save
 from rows import ROWS
 
 from clip_files import animation, cut, folder, sound_alone, video
+from foveate.embedded import PATH
 from foveate.images import open_image
+from foveate.scenes import clip as scene_clip
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +42,10 @@ def test_count_of_a_video(run, clip, takes_videos):
 
 
 def test_count_of_frames(run, clip):
-    found = run.json("count", clip, "--frames", 5, "--spec", "cluster:64")
+    found = run.json("count", clip, "--model", PATH, "--frames", 5, "--spec", "cluster:64")
     assert (found["grids"], found["total"]) == ([[1, 24, 24]] * 5, 5 * 576)
     assert found["after"][0]["tokens"] == 5 * 64
-    assert "5 times a grid of 24 x 24, 2880 tokens of content" in run("count", clip, "--frames", 5)
+    assert "5 times a grid of 24 x 24, 2880 tokens of content" in run("count", clip, "--model", PATH, "--frames", 5)
 
 
 def test_ask_about_a_video(run, clip, takes_videos, tmp_path, monkeypatch):
@@ -65,9 +67,9 @@ def test_ask_about_a_video(run, clip, takes_videos, tmp_path, monkeypatch):
 
 def test_ask_about_frames(run, clip, tmp_path, monkeypatch):
     monkeypatch.setattr("foveate.asking._ENOUGH_SECONDS", 0)
-    words = ("ask", clip, "what is it ?", "--spec", "cluster:16", "--max-new-tokens", 2)
+    words = ("ask", clip, "what is it ?", "--model", PATH, "--spec", "cluster:16", "--max-new-tokens", 2)
     said = run(*words, "--picture", tmp_path / "strip.png")
-    # The embedded model has room for three frames.
+    # The embedded model for images has room for three frames.
     assert f"{clip}: 3 of 20 frames, at 0.3, 1.0 and 1.7 s, given to LLaVA as 3 images: each has the tokens" in said
     found = run.json(*words, "--frames", 2)
     assert [each["tokens_after"] for each in found["answers"]] == [2 * 576, 2 * 16]
@@ -75,13 +77,33 @@ def test_ask_about_frames(run, clip, tmp_path, monkeypatch):
     assert "take 2311 + 2 tokens and the model has room for 2048; take fewer frames, or shorten" in refused
 
 
+def test_without_a_model_clips_go_to_the_embedded_one_for_clips(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("foveate.asking._ENOUGH_SECONDS", 0)
+    one = scene_clip(0, split="test", frames=8, kind="glimpse")
+    (tmp_path / "frames").mkdir()
+    for number, frame in enumerate(one.frames):
+        frame.save(tmp_path / "frames" / f"{number}.png")
+    words = (tmp_path / "frames", one.questions[0].text, "--spec", "evs:72", "--picture", tmp_path / "strip.png")
+    found = run.json("ask", *words)
+    assert found["model"] == "the embedded model for clips"
+    assert [(each["tokens_after"], each["text"]) for each in found["answers"]] == [
+        (288, one.questions[0].answer),
+        (72, one.questions[0].answer),
+    ]
+    assert (tmp_path / "strip.png").exists()
+    found = run.json("cost", "--clip", "8x64x48", "--spec", "evs:72")
+    assert [each["kept_tokens"] for each in found["costs"]] == [288, 72]
+    said = run.refused("count", tmp_path / "frames", "--revision", "x")
+    assert said == "only models on the hub have revisions, and the embedded model has none; leave out the revision 'x'"
+
+
 def test_animations_and_folders(run, tmp_path):
     for path in (animation(tmp_path / "clip.gif"), folder(tmp_path / "frames", 6)):
-        assert run.json("count", path, "--frames", 3)["grids"] == [[1, 24, 24]] * 3
+        assert run.json("count", path, "--frames", 3)["grids"] == [[3, 6, 6]]
 
 
 def test_methods_for_clips_refuse_frames(run, clip):
-    said = run.refused("ask", clip, "what is it ?", "--spec", "evs:0.5")
+    said = run.refused("ask", clip, "what is it ?", "--model", PATH, "--spec", "evs:0.5")
     assert "evs works on the frames of a clip, and LLaVA is not given clips yet" in said
 
 

@@ -72,6 +72,7 @@ def measure(
     return {
         "task": task.name,
         "images": len(task.pictures),
+        **({"clips": clips} if (clips := task.clips) else {}),
         "questions": task.questions,
         "floor": None if floor is None else _floor(floor, dense),
         "configurations": rows,

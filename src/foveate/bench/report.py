@@ -279,8 +279,10 @@ def placement_line(metrics: Mapping[str, Any]) -> str:
 
 
 def _title(metrics: Mapping[str, Any]) -> str:
-    questions, images = metrics["questions"], metrics["images"]
-    return f"{printable(metrics['task'])}: {questions:,} questions about {images:,} image{'s' if images != 1 else ''}"
+    clips = metrics.get("clips", 0)
+    counts = {"image": metrics["images"] - clips, "clip": clips}
+    shown = " and ".join(f"{count:,} {noun}{'s' * (count != 1)}" for noun, count in counts.items() if count)
+    return f"{printable(metrics['task'])}: {metrics['questions']:,} questions about {shown}"
 
 
 def _markdown_cells(metrics: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:

@@ -139,9 +139,14 @@ class Task:
             raise FoveateError(f"floor of a task must be a function or None, not {shown(self.floor)}")
 
     @property
+    def clips(self) -> int:
+        """How many of the pictures are clips."""
+        return sum(isinstance(picture, TaskClip) for picture in self.pictures)
+
+    @property
     def has_clips(self) -> bool:
         """Whether a picture is a clip."""
-        return any(isinstance(picture, TaskClip) for picture in self.pictures)
+        return self.clips > 0
 
     @property
     def questions(self) -> int:

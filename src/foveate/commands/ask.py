@@ -22,6 +22,7 @@ from foveate.commands.options import (
     QuantizeOption,
     RevisionOption,
     SpecsOption,
+    model_for,
     model_title,
     placement_arguments,
 )
@@ -96,6 +97,7 @@ def ask(
         question = check_question(question)
         specs = [as_spec(text) for text in spec or ()]
         opened = open_visual(image, frames, fps)
+        model = model_for(model, clips=not isinstance(opened, Image.Image))
         if picture is not None and _is_one_file(writable(picture), image):
             raise FoveateError(f"--picture would overwrite {shown_path(image)}; choose another name")
         silence_transformers()

@@ -21,6 +21,7 @@ from foveate.commands.options import (
     QuantizeOption,
     QuestionsFileOption,
     RevisionOption,
+    model_for,
     placement_arguments,
 )
 from foveate.commands.output import (
@@ -175,6 +176,7 @@ def bench(
     with finding(model):
         commit = commit_of(model, revision)
     task = _task(data, questions, skip, frames, fps)
+    model = model_for(model, clips=task.clips == len(task.pictures))
     from foveate.bench.answers import prompt_texts
     from foveate.bench.match import matched
     from foveate.bench.report import losses, skills_table, table

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveate.commands.options import DEFAULT_SPECS, JsonOption, RevisionOption, SpecsOption, model_title
+from foveate.commands.options import DEFAULT_SPECS, JsonOption, RevisionOption, SpecsOption, model_for, model_title
 from foveate.commands.output import (
     JSON_HINT,
     Column,
@@ -108,6 +108,7 @@ def cost(
 
     place = device(device_name)
     clips = [_clip_size(text) for text in clip or ()]
+    model = model_for(model, clips=bool(clips))
     sizes = [_image_size(text) for text in image or ([] if clips else [_DEFAULT_IMAGE])]
     from foveate import costmodel
     from foveate.spec import as_spec

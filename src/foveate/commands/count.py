@@ -13,6 +13,7 @@ from foveate.commands.options import (
     ModelOption,
     RevisionOption,
     SpecsOption,
+    model_for,
     model_title,
 )
 from foveate.commands.output import (
@@ -56,6 +57,7 @@ def count(
 
         specs = [as_spec(text) for text in spec or ()]
         opened = open_visual(image, frames, fps)
+        model = model_for(model, clips=isinstance(opened, Clip))
         silence_transformers()
     with finding(model):
         commit = commit_of(model, revision)

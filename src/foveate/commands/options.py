@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from foveate.device_names import check_device_name
+from foveate.embedded.clips import CLIP_PATH
 from foveate.errors import FoveateError
 
 ImageArgument = Annotated[
@@ -50,7 +51,7 @@ ModelOption = Annotated[
         "--model",
         metavar="MODEL",
         help="A folder with a Hugging Face model, or its name on the hub.",
-        show_default="the embedded model",
+        show_default="the embedded model; of clips, the embedded one for clips",
     ),
 ]
 
@@ -145,13 +146,23 @@ QuestionsFileOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
+def model_for(model: str | None, *, clips: bool) -> str | None:
+    """Return the model that a command uses: where none is named, the embedded one, and for clips the one for clips.
+
+    >>> model_for(None, clips=False), model_for("org/name", clips=True)
+    (None, 'org/name')
+    """
+    return str(CLIP_PATH) if model is None and clips else model
+
+
 def model_title(model: Path | str | None, revision: str | None = None) -> str:
     """Return the name of a model in results.
 
     >>> model_title(None), model_title("org/name", "v1")
     ('the embedded model', 'org/name at v1')
     """
-    title = "the embedded model" if model is None else str(model)
+    embedded = {None: "the embedded model", str(CLIP_PATH): "the embedded model for clips"}
+    title = embedded.get(model if model is None else str(model), str(model))
     return title if revision is None else f"{title} at {revision}"
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
     from transformers import BatchFeature, LlavaNextVideoForConditionalGeneration
 
-__all__ = ["CLIP_PATH", "ClipProcessor", "clip_reference"]
+__all__ = ["CLIP_PATH", "ClipProcessor", "clip_processor", "clip_reference"]
 
 CLIP_PATH: Final = Path(__file__).parent / "clip_model"
 """The directory of the embedded model for clips."""
@@ -31,24 +32,32 @@ class ClipProcessor:
 
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.image_processor: Any = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+        self.video_processor: Any = self.image_processor
         self.tokens = tokens
         self.video_token = "<video>"
         self.chat_template: str = self.tokenizer.chat_template
 
     def __call__(
-        self, text: str | Sequence[str], videos: Sequence[Sequence[Image.Image]], return_tensors: str = "pt"
+        self,
+        text: str | Sequence[str],
+        videos: Sequence[Sequence[Image.Image] | np.ndarray] = (),
+        return_tensors: str = "pt",
+        add_special_tokens: bool = True,
     ) -> BatchFeature:
         """Return `input_ids` and `attention_mask`, padded on the left, and `pixel_values_videos`.
 
         Args:
             text: one prompt, or several; each has one `<video>` for each of its clips.
-            videos: per clip its frames. All clips of a call have the same number of frames.
+            videos: per clip its frames, as images or as an array `(frames, height, width, 3)` uint8. All clips of a
+                call have the same number of frames.
             return_tensors: "pt".
+            add_special_tokens: whether the tokenizer writes a [BOS] at the beginning.
 
         Raises:
             FoveateError: prompts have more clips or fewer, or clips differ in their number of frames.
         """
         import torch
+        from PIL import Image
         from transformers import BatchFeature
 
         from foveate.errors import FoveateError
@@ -57,11 +66,18 @@ class ClipProcessor:
         placed, lengths = sum(each.count(self.video_token) for each in prompts), {len(clip) for clip in videos}
         if placed != len(videos):
             raise FoveateError(f"the prompts have {placed} places for clips, and there are {len(videos)} clips")
+        options: dict[str, Any] = {"return_tensors": return_tensors, "add_special_tokens": add_special_tokens}
+        if not lengths:
+            return BatchFeature({**self.tokenizer(prompts, padding=True, **options)})
         if len(lengths) != 1 or not min(lengths):
             raise FoveateError(f"all clips of a call have the same number of frames, at least one, not {lengths}")
         wide = [each.replace(self.video_token, self.video_token * self.tokens * max(lengths)) for each in prompts]
-        inputs = self.tokenizer(wide, padding=True, return_tensors=return_tensors)
-        frames = self.image_processor([frame for clip in videos for frame in clip], return_tensors="pt")
+        inputs = self.tokenizer(wide, padding=True, **options)
+        # As images, so that nobody takes a side of 3 pixels for the colours of an array.
+        shown = [
+            frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for clip in videos for frame in clip
+        ]
+        frames = self.image_processor(shown, return_tensors="pt")
         pixels = torch.stack(list(frames["pixel_values"])).unflatten(0, (len(videos), -1))
         return BatchFeature({**inputs, "pixel_values_videos": pixels})
 
@@ -76,6 +92,22 @@ class ClipProcessor:
     def decode(self, *args: Any, **options: Any) -> str:
         """Return the text of ids; see `transformers.PreTrainedTokenizer`."""
         return self.tokenizer.decode(*args, **options)
+
+
+def clip_processor(folder: Path = CLIP_PATH) -> ClipProcessor:
+    """Load the processor of the embedded model for clips without its model.
+
+    Args:
+        folder: another directory that `recipes/reference-clips.yaml` made.
+
+    >>> clip_processor().tokens
+    36
+    """
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return ClipProcessor(folder, (side // config.spatial_pool_stride) ** 2)
 
 
 def clip_reference(folder: Path = CLIP_PATH) -> tuple[LlavaNextVideoForConditionalGeneration, ClipProcessor]:
@@ -100,6 +132,4 @@ def clip_reference(folder: Path = CLIP_PATH) -> tuple[LlavaNextVideoForCondition
     model: Any = LlavaNextVideoForConditionalGeneration.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True
     )
-    side = model.config.vision_config.image_size // model.config.vision_config.patch_size
-    tokens = (side // model.config.spatial_pool_stride) ** 2
-    return model.eval(), ClipProcessor(folder, tokens)
+    return model.eval(), clip_processor(folder)
