@@ -27,7 +27,10 @@ SOURCES = [
     *sorted((ROOT / "src").rglob("*.md")),
     *sorted((ROOT / "recipes").rglob("*.*")),
 ]
-COMMANDS = ("ask", "bench", "bulk", "calibrate", "cost", "count", "families", "find-layer", "methods", "train")
+COMMANDS = (
+    *("ask", "bench", "bulk", "calibrate", "cost", "count", "families", "find-layer", "load", "methods", "serve"),
+    "train",
+)
 RECIPE = "recipes/llavolta/last-stage-compression.yaml"
 
 PLACEHOLDERS = {
@@ -41,6 +44,7 @@ PLACEHOLDERS = {
     **dict.fromkeys(("llava-hf/llava-1.5-7b-hf", "Qwen/Qwen2.5-VL-7B-Instruct"), "model"),
     # Devices and packages that this machine may lack.
     **dict.fromkeys(("cuda", "cuda:0", "cuda:1"), "cpu"),
+    "URL": "http://localhost:8000",
     # A number, a device that `foveate calibrate` measures, and a method that a guide writes.
     **{"N": "2", "this-machine": "laptop", "my-laptop": "my-laptop", "norm:64": "cluster:64"},
 }
@@ -123,6 +127,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         ("foveate.costmodel.check", "check"),
         ("foveate.train.run", "run"),
         ("foveate.bulk", "run"),
+        ("foveate.server_load", "Server"),
+        ("foveate.vllm_plugin.launch", "check_vllm"),
         ("foveate.train.estimate", "estimate"),
     ):
         monkeypatch.setattr(importlib.import_module(module), name, begins)
@@ -150,7 +156,7 @@ def test_the_program_takes_the_command_line(path: Path, words: list[str]) -> Non
     if words[0] not in COMMANDS and not words[0].startswith("-"):
         # Prose such as `foveate.apply` or `foveate bench` without more words is no command line.
         pytest.fail(f"{path.name}: there is no command {words[0]}")
-    if len(words) == 1 and words[0] in ("ask", "bulk", "count", "train", "bench", "find-layer", "calibrate"):
+    if len(words) == 1 and words[0] not in ("cost", "families", "methods"):
         words = [*words, "--help"]
     if words[-1] not in PLACEHOLDERS and re.fullmatch("[A-Z]+", words[-1]):
         # Prose that says what an option takes.

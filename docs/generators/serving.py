@@ -19,12 +19,20 @@ takes fewer places in the prompt, in the KV cache and in the cache of encoded im
 `foveate.apply` with the same spec.
 
 ```text
-pip install ".[vllm]"                         from a clone
-FOVEATE_SPEC=cluster:0.25 vllm serve MODEL    a quarter of the visual tokens
+pip install ".[vllm]"                       # from a clone
+foveate serve MODEL --spec cluster:0.25     # a quarter of the visual tokens
 ```
 
-The extra brings vLLM 0.32 or 0.33 and a transformers that it takes. vLLM finds the plugin by itself; `VLLM_PLUGINS=""`
-leaves it out.
+`foveate serve` starts vLLM's OpenAI-compatible server. Before that it reads the model's configuration, refuses a spec
+that can't be served, and prints how many tokens images of usual sizes will have. What follows two dashes goes to vLLM;
+`--dry-run` shows the command and starts nothing.
+
+```text
+foveate serve MODEL --spec cluster:64 --allow cluster:16 --allow dense -- --max-model-len 8192
+```
+
+The extra brings vLLM 0.32 or 0.33 and a transformers that it takes. vLLM finds the plugin by itself, so any other way
+to start it works too: `FOVEATE_SPEC=cluster:0.25 vllm serve MODEL`. `VLLM_PLUGINS=""` leaves the plugin out.
 
 | model | steps act at | encoder attention and keys |
 |:--|:--|:--|
@@ -39,19 +47,20 @@ Other models are served as without foveate.
 |:--|:--|:--|
 | `mm_processor_kwargs` of a request | this request | `{"mm_processor_kwargs": {"foveate": "cluster:16"}}` |
 | `--mm-processor-kwargs` | the server | `--mm-processor-kwargs '{"foveate": "cluster:64"}'` |
-| `FOVEATE_SPEC` | the server | `FOVEATE_SPEC=cluster:64` |
+| `foveate serve --spec`, or `FOVEATE_SPEC` | the server | `FOVEATE_SPEC=cluster:64` |
 | `foveate` in the model's config.json | the model, wherever it is served | `"foveate": {"spec": "cluster:64"}` |
 
 The first that is given counts; without any, the model is dense. `dense` is also a spec that a request may name.
-`model.config.foveate = {"spec": "cluster:64"}` before `save_pretrained` writes the last one.
+`foveate.save(model, folder, "cluster:64")` writes the last one.
 
-vLLM's HTTP server takes `mm_processor_kwargs` of requests only if it was started with `--trust-request-mm-kwargs`; its
-Python class `LLM` always does. `FOVEATE_SPECS="cluster:16;dense"` lists what requests may name besides the server's own
-spec; without it, they may name any.
+Requests may name a spec only if `foveate serve --allow` lists it. Without `--allow` the server refuses all
+`mm_processor_kwargs`, as vLLM does on its own. The same in other words:
 
 ```text
 FOVEATE_SPEC=cluster:64 FOVEATE_SPECS="cluster:16;dense" vllm serve MODEL --trust-request-mm-kwargs
 ```
+
+Without `FOVEATE_SPECS`, requests to such a server may name any spec. vLLM's Python class `LLM` always takes them.
 
 A server whose own spec, or one in the list, can't be done does not start, and says why. A request with such a spec gets
 status 400 with the reason, and the server goes on.
@@ -72,6 +81,36 @@ question. Refused, with the reason:
 * Encoder attention of a layer after the one that is read: vLLM doesn't load it.
 * An image with fewer tokens than the spec keeps. A fraction fits every image.
 * A request with a clip that names a spec, or brings images that get one. Clips are served whole.
+
+## What it saves, while it serves
+
+`/metrics` has three counters beside those of vLLM, by the spec that was applied. Specs that requests made up, on a
+server that allows any, are called "other".
+
+| counter | counts |
+|:--|:--|
+| `foveate_images_total` | images of requests, also those that come again |
+| `foveate_visual_tokens_before_total` | the tokens that they would have had whole |
+| `foveate_visual_tokens_after_total` | the tokens that they had in the prompt |
+
+At most every ten seconds a line of the log says the mean:
+
+```text
+foveate: 120 images since the start, each with 64.0 of 576.0 visual tokens on average: 512.0 saved (89%)
+```
+
+## Measure your server
+
+`foveate load` sends a bounded load to a server on this machine, and prints throughput and the time to the first token:
+
+```text
+foveate load http://localhost:8000 --spec cluster:64 --spec cluster:16 --concurrency 1,4,8,32 --out results/load
+```
+
+Requests without a spec take turns with compressed ones, wave by wave and about the same generated images, so what slows
+the machine slows both; no image comes twice to the same spec, so no cache helps. The folder gets a plot and every time.
+The server must allow the specs that are named, `dense` included. If it dies, the command says after how many answers,
+keeps what it has measured, and ends with an error. `--remote` is for a server on another machine, whose owner agrees.
 """
 
 TAIL = """\

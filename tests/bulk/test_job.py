@@ -114,9 +114,10 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 def killed_and_started_again(tmp_path: Path, images: int, kills: int, actors: int) -> tuple[list[Any], list[Any]]:
-    """Rows of a job that ran at once, and of one that was killed some times."""
+    """Rows of a job that ran at once, and of one that was killed some times; prints what was there after each."""
     file = scenes_file(tmp_path, images, 1)
-    run(file, tmp_path / "whole", Answer("cluster:16", max_new_tokens=3))
+    done = run(file, tmp_path / "whole", Answer("cluster:16", max_new_tokens=3))
+    print(f"uninterrupted, in one process: {done.rows:,} rows, {done.errors:,} with an error")
     output = tmp_path / "killed"
     words = [sys.executable, "-m", "foveate", "bulk", str(file), str(output), "--spec", "cluster:16"]
     words += ["--max-new-tokens", "3", "--actors", str(actors)]
@@ -128,9 +129,14 @@ def killed_and_started_again(tmp_path: Path, images: int, kills: int, actors: in
                 assert time.monotonic() - began < 300
                 time.sleep(0.02)
             os.kill(job.pid, signal.SIGKILL)
-    subprocess.run(words, check=True, capture_output=True)
+        print(f"killed: {len(rows_of(output)):,} rows in {len(list(output.glob('*.parquet')))} files")
+    ended = subprocess.run([*words, "--json"], check=True, capture_output=True, text=True)
+    print(f"started a last time, it ended: {' '.join(ended.stdout.split())}")
     assert not list(output.glob("*.partial"))
-    return rows_of(tmp_path / "whole"), rows_of(output)
+    whole, killed = rows_of(tmp_path / "whole"), rows_of(output)
+    same = sum(one == other for one, other in zip(whole, killed))
+    print(f"{len(killed):,} rows with {len({row['id'] for row in killed}):,} ids; {same:,} are those of the whole run")
+    return whole, killed
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ def cost(
     place = device(device_name)
     clips = [_clip_size(text) for text in clip or ()]
     model = model_for(model, clips=bool(clips))
-    sizes = [_image_size(text) for text in image or ([] if clips else [_DEFAULT_IMAGE])]
+    sizes = [image_size(text) for text in image or ([] if clips else [_DEFAULT_IMAGE])]
     from foveate import costmodel
     from foveate.spec import as_spec
 
@@ -155,10 +155,10 @@ def cost(
     screen.print(JSON_HINT, style="dim")
 
 
-def _image_size(text: str) -> tuple[int, int]:
+def image_size(text: str) -> tuple[int, int]:
     """Read WIDTHxHEIGHT.
 
-    >>> _image_size("1344x1008")
+    >>> image_size("1344x1008")
     (1344, 1008)
 
     Raises:

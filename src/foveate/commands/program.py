@@ -25,8 +25,10 @@ from foveate.commands.cost import cost
 from foveate.commands.count import count
 from foveate.commands.families import families
 from foveate.commands.find_layer import find_layer
+from foveate.commands.load import load
 from foveate.commands.methods import methods
 from foveate.commands.output import print_error, print_line, print_note, silence_imports
+from foveate.commands.serve import serve
 from foveate.commands.streams import prepare_streams, writing
 from foveate.commands.train import train
 from foveate.errors import FoveateError, FoveateWarning, first_line
@@ -222,6 +224,7 @@ for _panel, _commands in {
     "Try methods": (ask, count, methods, families),
     "Measure and predict": (bench, find_layer, cost, calibrate),
     "Work through many images": (bulk,),
+    "Serve": (serve, load),
     "Train": (train,),
 }.items():
     for _command in _commands:

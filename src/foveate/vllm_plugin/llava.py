@@ -14,32 +14,21 @@ from vllm.model_executor.models.llava import (
     LlavaForConditionalGeneration,
     LlavaMultiModalProcessor,
     LlavaProcessingInfo,
-    _get_num_hidden_layers,
+    PixtralHFMultiModalProcessor,
+    PixtralHFProcessingInfo,
 )
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.processing import InputProcessingContext
 
 from foveate.errors import FoveateError
 from foveate.families import Capture
 from foveate.layout import Layout
 from foveate.serving import ServedModel, compress_each
 from foveate.vllm_plugin.checks import check_engine
-from foveate.vllm_plugin.processing import SERVER, SpecInfo, SpecProcessor
+from foveate.vllm_plugin.processing import SpecInfo, SpecProcessor
+from foveate.vllm_plugin.served import served_llava
 from foveate.vllm_plugin.spec_rows import FIELD, read_row
-
-
-def served_llava(config: Any) -> ServedModel:
-    """Return what vLLM can do with a LLaVA: it loads the encoder up to the layer that is read.
-
-    Raises:
-        FoveateError: the encoder isn't CLIP's.
-    """
-    encoder = getattr(config.vision_config, "model_type", None)
-    if encoder != "clip_vision_model":
-        raise FoveateError(
-            f"LLaVA with a {encoder} encoder is served whole by {SERVER}; with clip_vision_model a spec can act"
-        )
-    return ServedModel(config, server=SERVER, encoder_layers=_get_num_hidden_layers(config))
 
 
 class LlavaSpecInfo(SpecInfo, LlavaProcessingInfo):
@@ -48,6 +37,10 @@ class LlavaSpecInfo(SpecInfo, LlavaProcessingInfo):
     def served_model(self) -> ServedModel:
         """Return what foveate knows of the model."""
         return served_llava(self.get_hf_config())
+
+    def dense_tokens(self, width: int, height: int, options: Mapping[str, Any]) -> int:
+        """Return how many tokens an image has whole."""
+        return self.get_num_image_tokens(image_width=width, image_height=height)
 
     def layout_of(self, number: int, items: Any, outputs: Any) -> Layout:
         """Return the one layout; the processor resizes and crops every image to the encoder's size."""
@@ -62,7 +55,31 @@ class LlavaSpecProcessor(SpecProcessor, LlavaMultiModalProcessor):
     """LLaVA's processor with a spec."""
 
 
-@MULTIMODAL_REGISTRY.register_processor(LlavaSpecProcessor, info=LlavaSpecInfo, dummy_inputs=LlavaDummyInputsBuilder)
+class PixtralSpecInfo(SpecInfo, PixtralHFProcessingInfo):
+    """A LLaVA with Pixtral's encoder, which is served whole: a spec is refused."""
+
+    def served_model(self) -> ServedModel:
+        """Refuse the model."""
+        return served_llava(self.get_hf_config())
+
+
+class PixtralSpecProcessor(SpecProcessor, PixtralHFMultiModalProcessor):
+    """The processor that vLLM has for a LLaVA with Pixtral's encoder; it refuses specs."""
+
+
+def llava_info(ctx: InputProcessingContext) -> SpecInfo:
+    """Return what is known of a LLaVA, which has one class in vLLM for encoders with different processors."""
+    pixtral = getattr(ctx.get_hf_config().vision_config, "model_type", None) == "pixtral"
+    return PixtralSpecInfo(ctx) if pixtral else LlavaSpecInfo(ctx)
+
+
+def llava_processor(info: Any, dummy_inputs: Any) -> SpecProcessor:
+    """Return the processor that goes with what is known of a LLaVA."""
+    kind = PixtralSpecProcessor if isinstance(info, PixtralSpecInfo) else LlavaSpecProcessor
+    return kind(info, dummy_inputs)
+
+
+@MULTIMODAL_REGISTRY.register_processor(llava_processor, info=llava_info, dummy_inputs=LlavaDummyInputsBuilder)
 class ServedLlava(LlavaForConditionalGeneration):
     """LLaVA that compresses each image by the spec of its request."""
 

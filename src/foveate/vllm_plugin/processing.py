@@ -12,16 +12,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm.multimodal.inputs import MultiModalFieldConfig
-from vllm.multimodal.parse import ImageEmbeddingItems
+from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems
 from vllm.multimodal.processing import InputProcessingContext, PromptReplacement
 
 from foveate.errors import FoveateError
 from foveate.layout import Layout
 from foveate.serving import ServedModel, ServedSpec, SpecChoice
 from foveate.serving.choice import ALLOWED_VARIABLE, CONFIG_KEY, DEFAULT_VARIABLE
+from foveate.vllm_plugin.counting import SAVINGS
+from foveate.vllm_plugin.served import SERVER
 from foveate.vllm_plugin.spec_rows import FIELD, written_row
 
-SERVER = "vLLM"
 PIXELS = "pixel_values"
 """The output of a processor with the pixels of images."""
 
@@ -113,6 +114,16 @@ class SpecInfo:
                 "the spec dense, or pass frames as images"
             )
 
+    def dense_tokens(self, width: int, height: int, options: Mapping[str, Any]) -> int:
+        """Return how many tokens an image has whole.
+
+        Args:
+            width: of the image, in pixels.
+            height: of the image, in pixels.
+            options: of the processor of transformers.
+        """
+        raise NotImplementedError
+
     def layout_of(self, number: int, items: Any, outputs: Any) -> Layout:
         """Return the layout of one image of a request.
 
@@ -128,6 +139,31 @@ class SpecProcessor:
     """Counts what specs leave; comes before vLLM's own class in a list of base classes."""
 
     info: Any
+
+    def get_dummy_inputs(self, *arguments: Any, **options: Any) -> Any:
+        """Return vLLM's inputs that fill the server before it serves; they aren't counted as requests."""
+        inputs = super().get_dummy_inputs(*arguments, **options)  # type: ignore
+        inputs.foveate_counts = False
+        return inputs
+
+    def apply(self, inputs: Any, timing_ctx: Any) -> Any:
+        """Process a request, and count what its images save."""
+        made = super().apply(inputs, timing_ctx)  # type: ignore
+        images = inputs.mm_data_items.get("image")
+        if self.info.choice is not None and getattr(inputs, "foveate_counts", True) and images is not None:
+            self._count_savings(inputs.hf_processor_mm_kwargs, images, made["mm_placeholders"]["image"])
+        return made
+
+    def _count_savings(self, options: Mapping[str, Any], images: Any, places: Sequence[Any]) -> None:
+        spec = self.info.spec_of(options)
+        if not isinstance(images, ImageProcessorItems):
+            return  # They came as features.
+        for number, place in enumerate(places):
+            if images.get(number) is None:
+                continue  # It came as the name of an image that was sent before.
+            size = images.get_image_size(number)
+            before = self.info.dense_tokens(size.width, size.height, without_spec(options))
+            SAVINGS.count(self.info.choice, spec, before, place.get_num_embeds())
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         # The canonical spec, the server's as well: two spellings share a cache, and servers that share one stay right.

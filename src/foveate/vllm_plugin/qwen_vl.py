@@ -18,16 +18,12 @@ from foveate.families import Capture
 from foveate.layout import Layout
 from foveate.serving import DENSE, ServedModel, ServedSpec, compress_each
 from foveate.vllm_plugin.checks import check_engine
-from foveate.vllm_plugin.processing import PIXELS, SERVER, SpecInfo, SpecProcessor
+from foveate.vllm_plugin.processing import PIXELS, SpecInfo, SpecProcessor
+from foveate.vllm_plugin.served import served_qwen
 from foveate.vllm_plugin.spec_rows import FIELD, read_row
 
 GRIDS = "image_grid_thw"
 """The output of a processor with frames, rows and columns of patches of each image."""
-
-
-def served_qwen(config: Any) -> ServedModel:
-    """Return what vLLM can do with a Qwen-VL."""
-    return ServedModel(config, server=SERVER, places=("input",), moves_positions=True, signals=False)
 
 
 def layouts_of(served: ServedModel, grids: Tensor) -> tuple[Layout, ...]:
@@ -41,6 +37,16 @@ class QwenSpecInfo(SpecInfo):
     def served_model(self) -> ServedModel:
         """Return what foveate knows of the model."""
         return served_qwen(self.get_hf_config())  # type: ignore[attr-defined]
+
+    def dense_tokens(self, width: int, height: int, options: Mapping[str, Any]) -> int:
+        """Return how many tokens an image has whole."""
+        info: Any = self
+        return info.get_num_image_tokens(
+            image_width=width,
+            image_height=height,
+            image_processor=info.get_image_processor(**options),
+            mm_kwargs=options,
+        )
 
     def layout_of(self, number: int, items: Any, outputs: Any) -> Layout:
         """Return the layout of one image from what the processor made of it."""
