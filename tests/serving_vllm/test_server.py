@@ -3,73 +3,30 @@
 import base64
 import io
 import json
-import os
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import START, Running, environment, free_port, serving
 
 from foveate.embedded import PATH
 from foveate.scenes import scene
 
-OPTIONS = (
-    *("--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-model-len", "1024"),
-    *("--max-num-seqs", "8", "--served-model-name", "llava"),
-)
-START = 400
-"""Seconds that a server may take to start, on a busy machine."""
 
-
-def command(port: int, *options: str) -> list[str]:
-    module = "vllm.entrypoints.openai.api_server"
-    return [sys.executable, "-m", module, "--model", str(PATH), "--port", str(port), *OPTIONS, *options]
-
-
-def environment(**more: str) -> dict[str, str]:
-    here = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
-    return {**here, **more}
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server with a spec of its own, which allows two others."""
+    with serving(tmp_path_factory.mktemp("server") / "log.txt", "cluster:64", ("cluster:16", "dense")) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a server with a spec of its own, which allows two others."""
-    port, log = free_port(), tmp_path_factory.mktemp("server") / "log.txt"
-    settings = environment(FOVEATE_SPEC="cluster:64", FOVEATE_SPECS="cluster:16;dense")
-    with log.open("w") as lines:
-        process = subprocess.Popen(
-            command(port, "--trust-request-mm-kwargs"), env=settings, stdout=lines, stderr=subprocess.STDOUT
-        )
-        try:
-            wait_for(f"http://127.0.0.1:{port}/health", process, log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(60)
-
-
-def wait_for(address: str, process: subprocess.Popen[Any], log: Path) -> None:
-    end = time.monotonic() + START
-    while time.monotonic() < end:
-        assert process.poll() is None, log.read_text()[-4000:]
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except OSError:
-            time.sleep(1)
-    raise AssertionError(log.read_text()[-4000:])
+def server(running: Running) -> str:
+    return running.url
 
 
 def picture(number: int) -> str:
@@ -109,6 +66,30 @@ def test_requests_get_the_servers_spec_or_an_allowed_one(server: str) -> None:
     assert counts["cluster:16"] == counts["dense"] - 576 + 16
 
 
+def test_tokens_are_counted_before_and_after(running: Running) -> None:
+    names = ("foveate_images_total", "foveate_visual_tokens_")
+    before = running.metrics(*names)
+    for number, spec in ((20, None), (20, None), (21, "cluster:16"), (22, "dense")):
+        assert ask(running.url, number, spec)[0] == 200
+    after = running.metrics(*names)
+    grown = {name: value - before.get(name, 0) for name, value in after.items() if "created" not in name}
+    assert {name: value for name, value in grown.items() if value} == {
+        'foveate_images_total{spec="cluster:64"}': 2,
+        'foveate_images_total{spec="cluster:16"}': 1,
+        'foveate_images_total{spec="dense"}': 1,
+        'foveate_visual_tokens_before_total{spec="cluster:64"}': 1152,
+        'foveate_visual_tokens_before_total{spec="cluster:16"}': 576,
+        'foveate_visual_tokens_before_total{spec="dense"}': 576,
+        'foveate_visual_tokens_after_total{spec="cluster:64"}': 128,
+        'foveate_visual_tokens_after_total{spec="cluster:16"}': 16,
+        'foveate_visual_tokens_after_total{spec="dense"}': 576,
+    }
+    log = running.log.read_text()
+    assert "visual_tokens" not in log
+    assert "each with 64.0 of 576.0 visual tokens on average: 512.0 saved (89%)" in log
+    assert "with cluster:64, on http://127.0.0.1" in log
+
+
 def test_what_a_server_refuses_has_status_400_and_it_goes_on(server: str, measured: dict[str, list[Any]]) -> None:
     rows = []
     for spec, reason in {
@@ -137,9 +118,11 @@ def test_what_a_server_refuses_has_status_400_and_it_goes_on(server: str, measur
 
 
 def test_a_server_with_a_bad_spec_does_not_start() -> None:
+    """However it is started: `foveate serve` doesn't even try."""
+    module = "vllm.entrypoints.openai.api_server"
     done = subprocess.run(
-        command(free_port(), "--mm-processor-kwargs", '{"foveate": "clutser:64"}'),
-        env=environment(),
+        [sys.executable, "-m", module, "--model", str(PATH), "--port", str(free_port())],
+        env=environment(FOVEATE_SPEC="clutser:64"),
         capture_output=True,
         text=True,
         timeout=START,
