@@ -39,6 +39,8 @@ PLACEHOLDERS = {
     **dict.fromkeys(("questions.jsonl", "FILE", "INPUT", "rows.parquet"), "questions.jsonl"),
     **dict.fromkeys(("OUTPUT", "answers"), "out"),
     **dict.fromkeys(("recipe.yaml", "RECIPE", "{recipe}", "THIS", "recipes/144-tokens.yaml"), RECIPE),
+    # A folder: what is in a dataset is not read here.
+    **{"path/to/dataset": "model"},
     # Models, on the hub or made by the reader.
     **dict.fromkeys(("path/to/model", "my-model", "my-model/", "MODEL", "runs/mine/model"), "model"),
     **dict.fromkeys(("llava-hf/llava-1.5-7b-hf", "Qwen/Qwen2.5-VL-7B-Instruct"), "model"),
@@ -123,6 +125,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "configuration"))
     for module, name in (
         ("foveate.loading", "load_model"),
+        ("foveate.bench.hugging_face", "read_task"),
         ("foveate.costmodel.calibrate", "calibrate"),
         ("foveate.costmodel.check", "check"),
         ("foveate.train.run", "run"),

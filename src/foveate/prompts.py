@@ -65,14 +65,15 @@ def check_prompt(prompt: str) -> str:
     return check_question(prompt)
 
 
-def question_messages(question: str, images: int = 1, clips: int = 0) -> list[Message]:
-    """Return the messages of one question after its images and clips.
+def question_messages(question: str, images: int = 1, clips: int = 0, system: str = "") -> list[Message]:
+    """Return the messages of one question after its images and clips, and after a system prompt if there is one.
 
     >>> question_messages("what is it ?")
     [{'role': 'user', 'content': [{'type': 'image'}, {'type': 'text', 'text': 'what is it ?'}]}]
     """
     shown = [*[{"type": "image"}] * images, *[{"type": "video"}] * clips]
-    return [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
+    first = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+    return [*first, {"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
 
 
 def check_chat_template(processor: Any) -> None:
@@ -169,7 +170,7 @@ def question_inputs(processor: Any, images: Image.Image | Sequence[Image.Image],
     return processor_inputs(processor, question_text(processor, question, len(given)), given)
 
 
-def question_text(processor: Any, question: str, images: int = 1, clips: int = 0) -> str:
+def question_text(processor: Any, question: str, images: int = 1, clips: int = 0, system: str = "") -> str:
     """Write one question after its images and clips as text, by the model's own chat template.
 
     Args:
@@ -177,10 +178,11 @@ def question_text(processor: Any, question: str, images: int = 1, clips: int = 0
         question: text, not empty, without a placeholder of the model.
         images: how many come before it.
         clips: how many come between images and question.
+        system: what the model is told before all that, as its chat template puts it; "" for nothing.
 
     Raises:
         FoveateError: the question is empty or holds a placeholder of the model, or the processor has no chat template,
-            or one that refuses the question or leaves it out.
+            or one that refuses or leaves out the question or the system prompt.
     """
     question = check_question(question)
     for name in ("image_token", "video_token", "audio_token"):
@@ -190,9 +192,11 @@ def question_text(processor: Any, question: str, images: int = 1, clips: int = 0
             raise FoveateError(
                 f"the question holds {placeholder}, which stands for the {what} in prompts; leave it out"
             )
-    text = chat_text(processor, question_messages(question, images, clips))
+    text = chat_text(processor, question_messages(question, images, clips, system))
     if question not in text:
         raise no_template("it leaves out the question")
+    if system not in text:
+        raise FoveateError("the model's chat template leaves out the system prompt; put it into --prompt instead")
     return text
 
 

@@ -43,9 +43,9 @@ class Shown:
     others: dict[str, Any] = field(default_factory=dict)
     noun: str = "image"
 
-    def text(self, processor: Any, question: str) -> str:
+    def text(self, processor: Any, question: str, system: str = "") -> str:
         """Write a question after it, by the model's chat template; `prompts.question_text` tells the errors."""
-        return question_text(processor, question, self.images, self.clips)
+        return question_text(processor, question, self.images, self.clips, system)
 
     def inputs(self, processor: Any, text: str, name: str = "") -> dict[str, Any]:
         """Return the inputs of a model for a prompt.

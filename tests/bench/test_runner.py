@@ -179,11 +179,11 @@ def test_results_of_another_adapter_are_not_reused(model, processor, task, tmp_p
     [
         ({"task": None}, "task must be a task"),
         ({"out": 3}, "out must be the path of a folder"),
-        ({"longest": None}, "longest must be a whole number"),
+        ({"longest": True}, "longest must be a whole number"),
         ({"longest": "4"}, "longest must be a whole number"),
         ({"longest": 1.5}, "longest must be a whole number"),
         ({"batch": 1.5}, "batch must be a whole number"),
-        ({"prompt": None}, "prompt must be text"),
+        ({"prompt": 3}, "prompt must be text"),
         ({"greedy": "no"}, "greedy must be True or False"),
         ({"budgets": {"x": 1.0}}, "budgets name x"),
     ],

@@ -98,7 +98,9 @@ class Answered:
     spent: Spent = field(default_factory=Spent)
 
 
-def prompt_texts(processor: Any, prompt: str, picture: TaskImage | TaskClip, shown: Shown | None = None) -> list[str]:
+def prompt_texts(
+    processor: Any, prompt: str, picture: TaskImage | TaskClip, shown: Shown | None = None, system: str = ""
+) -> list[str]:
     """Return the prompts of all questions about a picture as text.
 
     Args:
@@ -106,6 +108,7 @@ def prompt_texts(processor: Any, prompt: str, picture: TaskImage | TaskClip, sho
         prompt: what is asked: a text in which `{question}` stands for the question.
         picture: with its questions.
         shown: how the model takes it; None is an image.
+        system: what the model is told before it.
 
     Raises:
         FoveateError: a question is empty or holds a placeholder of the model, or the chat template can't be used.
@@ -114,7 +117,10 @@ def prompt_texts(processor: Any, prompt: str, picture: TaskImage | TaskClip, sho
     for asked in picture.questions:
         try:
             question = prompt.replace("{question}", asked.text)
-            texts.append(question_text(processor, question) if shown is None else shown.text(processor, question))
+            if shown is None:
+                texts.append(question_text(processor, question, system=system))
+            else:
+                texts.append(shown.text(processor, question, system))
         except FoveateError as error:
             raise FoveateError(f"{_named(asked, picture)}: {error}") from None
     return texts
@@ -131,6 +137,7 @@ class Asker:
             length together, which need no padding, and as many questions as share a small cache.
         greedy: decode without the model's own generation configuration.
         prompt: what is asked: a text in which `{question}` stands for the question.
+        system: what the model is told before picture and question, as its chat template puts it; "" for nothing.
 
     Raises:
         UnsupportedFamily: the model is of no supported family.
@@ -146,6 +153,7 @@ class Asker:
         batch: int | None = None,
         greedy: bool = False,
         prompt: str = "{question}",
+        system: str = "",
     ) -> None:
         check_chat_template(processor)
         if batch is not None and batch < 1:
@@ -153,6 +161,7 @@ class Asker:
         if longest < 1:
             raise FoveateError(f"an answer of at most {longest} tokens is none; allow at least 1")
         self.prompt = check_prompt(prompt)
+        self.system = system
         self.batch = batch
         self.model: Any = model
         self.processor = processor
@@ -175,7 +184,7 @@ class Asker:
         """
         what = picture.load()
         family, shown = self.family, shown_to(self.family, self.processor, what)
-        texts = prompt_texts(self.processor, self.prompt, picture, shown)
+        texts = prompt_texts(self.processor, self.prompt, picture, shown, self.system)
         first = shown.inputs(self.processor, texts[0], picture.name)
         whole: list[int] = first["input_ids"][0].tolist()
         count = self._visual(whole)
@@ -231,11 +240,11 @@ class Asker:
         taken: dict[tuple[tuple[int, int], int], int] = {}
         for picture in pictures:
             if room is None:
-                prompt_texts(self.processor, self.prompt, picture)
+                prompt_texts(self.processor, self.prompt, picture, system=self.system)
                 continue
             what = picture.load()
             shown = shown_to(self.family, self.processor, what)
-            texts = prompt_texts(self.processor, self.prompt, picture, shown)
+            texts = prompt_texts(self.processor, self.prompt, picture, shown, self.system)
             lengths = [len(tokenized(self.processor, text)["input_ids"]) for text in texts]
             size = what.size, len(what.frames) if isinstance(what, Clip) else 0
             if size not in taken:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from foveate.bench.configurations import budget_of, is_baseline, label_of
 from foveate.bench.results import Part, Prediction
+from foveate.bench.scoring import Figures, Scored
 from foveate.bench.statistics import difference_interval, mean_interval
 from foveate.bench.tasks import Task, normalised
 from foveate.bench.times import comparable_parts
@@ -26,6 +27,7 @@ def measure(
     parts: Sequence[Part],
     floor: Mapping[str, float] | None = None,
     budgets: Mapping[str, float] | None = None,
+    figures: Figures | None = None,
 ) -> dict[str, Any]:
     """Return the contents of metrics.json.
 
@@ -36,6 +38,7 @@ def measure(
         parts: tokens and times.
         floor: accuracy per skill of answering without looking.
         budgets: by configuration, the budget that it equals at its cost; the others belong to their mean over layers.
+        figures: what the metric says about all answers of a configuration beside the mean score.
 
     Returns:
         "configurations": one entry each, dense first, then by budget, with "difference" to dense and "against", the
@@ -60,6 +63,8 @@ def measure(
         if budgets:
             # A spec that equals no budget is held against no baseline of one.
             rows[-1]["budget"] = budgets.get(name, rows[-1]["tokens"]["mean_over_layers"])
+        if figures is not None:
+            rows[-1]["figures"] = dict(figures(_scored(task, answers[name])))
     for row in rows:
         row["against"] = _against(row, rows, answers)
     base = rows[0]["time_ms"]
@@ -197,6 +202,15 @@ def _paired(own: Sequence[Prediction], reference: Sequence[Prediction]) -> dict[
     scores, others = _scores(own), _scores(reference)
     found = difference_interval(scores, others, [each.image for each in own])
     return {**found.to_dict(), "changed": sum(one != other for one, other in zip(scores, others, strict=True))}
+
+
+def _scored(task: Task, own: Sequence[Prediction]) -> list[Scored]:
+    """Return all answers of a configuration as a metric saw them."""
+    asked = [(picture.name, each) for picture in task.pictures for each in picture.questions]
+    return [
+        Scored(each.response(answer.prediction), answer.score, image, each.skill)
+        for (image, each), answer in zip(asked, own, strict=True)
+    ]
 
 
 def _scores(own: Sequence[Prediction]) -> list[float]:

@@ -148,6 +148,37 @@ def skills_table(metrics: Mapping[str, Any]) -> Table | None:
     return made
 
 
+def figures_table(metrics: Mapping[str, Any]) -> Table | None:
+    """Return the table of what the metric says beside the mean score, or None if it says nothing."""
+    heads, rows = _figures(metrics)
+    if not heads:
+        return None
+    made = Table(
+        title=f"What {metrics['scoring']['name']} says besides",
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+    )
+    names = [printable(row["spec"]) for row in metrics["configurations"]]
+    made.add_column("spec", min_width=min(_NAME, max(map(cell_len, names))), overflow="fold")
+    for head in heads:
+        made.add_column(Text(head), justify="right", no_wrap=True)
+    for name, cells in zip(names, rows, strict=True):
+        made.add_row(Text(name), *map(Text, cells))
+    return made
+
+
+def _figures(metrics: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the names of what a metric says besides, and a row of cells for each configuration; shares as such."""
+    rows = [row.get("figures") or {} for row in metrics["configurations"]]
+    heads = list(rows[0])
+    shares = {head: all(0 <= row[head] <= 1 for row in rows) for head in heads}
+    return heads, [[f"{row[head]:.3f}" if shares[head] else f"{row[head]:.1f}" for head in heads] for row in rows]
+
+
 def markdown(metrics: Mapping[str, Any], command: str = "") -> str:
     """Return the main table and the one per skill as Markdown, with the command that made them."""
     where = placement_line(metrics)
@@ -159,6 +190,11 @@ def markdown(metrics: Mapping[str, Any], command: str = "") -> str:
     worse = losses(metrics)
     if worse:
         lines += ["", "Worse than a baseline of the same budget:", "", *(f"* {line}" for line in worse)]
+    heads, cells = _figures(metrics)
+    if heads:
+        lines += ["", f"What {markdown_cell(metrics['scoring']['name'])} says besides:", ""]
+        named = zip(metrics["configurations"], cells, strict=True)
+        lines += _rows(["spec", *map(markdown_cell, heads)], [[_code(row), *own] for row, own in named])
     skills = list(metrics["configurations"][0]["skills"])
     if skills:
         lines += ["", f"Accuracy per skill (± half of the 95 % interval's width, from {_FEWEST} questions on):", ""]
@@ -210,6 +246,8 @@ def _about_answers(metrics: Mapping[str, Any]) -> list[str]:
     sentences[-1] += f"{printable(scoring['title'])})."
     if metrics["prompt"] != "{question}":
         sentences.append(f'Prompt: "{printable(metrics["prompt"])}".')
+    if metrics.get("system"):
+        sentences.append(f'System prompt: "{printable(metrics["system"])}".')
     cut = [f"{row['spec']} {row['cut']:,}" for row in metrics["configurations"] if row["cut"]]
     if cut:
         most = metrics["longest_answer"]

@@ -59,6 +59,7 @@ class Prediction:
         right: whether its score is 1.
         score: from 0 to 1, by the run's metric.
         cut: whether the answer reached the most tokens without an end.
+        id: the question's name in the data, or None.
     """
 
     spec: str
@@ -71,6 +72,7 @@ class Prediction:
     right: bool
     score: float = -1.0
     cut: bool = False
+    id: str | None = None
 
     def __post_init__(self) -> None:
         if self.score < 0:

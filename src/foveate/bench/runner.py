@@ -22,7 +22,7 @@ from foveate.bench.environment import environment
 from foveate.bench.metrics import measure, metrics_text
 from foveate.bench.report import markdown
 from foveate.bench.results import Part, Prediction, ResultsFolder
-from foveate.bench.scoring import DEFAULT, Metric, Response, scoring_of
+from foveate.bench.scoring import Metric, scoring_of
 from foveate.bench.tasks import Task, TaskClip, TaskImage
 from foveate.bench.times import comparable_parts
 from foveate.devices import placement_of
@@ -56,15 +56,16 @@ class Benchmark:
         specs: one configuration, or a list with one per item; each as text, a `Spec`, a method object, or a list of
             these whose steps act one after another. Dense is always measured.
         out: the results folder; None names it after the task and the config, inside `results`.
-        longest: the most tokens that an answer may have.
+        longest: the most tokens that an answer may have; None is the task's own number.
         command: the command line, for the report.
         budgets: by configuration, the budget that tables show it under if its keep isn't it.
         batch: how many images and prompts the model gets at once, padded on the left to one length. None is 8 images,
             of which those whose prompts are equally long go together, and their questions with little padding.
         revision: the commit of a model on the hub, for the results.
         greedy: decode without the model's own generation configuration, which every row obeys otherwise.
-        prompt: what is asked: a text in which `{question}` stands for the question.
-        score: the name of a metric (`foveate.bench.scoring`), or a function of a `Response`.
+        prompt: what is asked: a text in which `{question}` stands for the question; None is the task's own.
+        score: the name of a metric (`foveate.bench.scoring`), or a function of a `Response`; None is the task's own.
+        system: what the model is told before each picture, as its chat template puts it; "" for nothing.
 
     Raises:
         FoveateError: a configuration doesn't work on this model or on these images, or the folder holds something
@@ -89,17 +90,21 @@ class Benchmark:
         task: Task,
         specs: SpecLike | Iterable[SpecLike],
         out: str | Path | None = None,
-        longest: int = 16,
+        longest: int | None = None,
         command: str = "",
         budgets: Mapping[str, float] | None = None,
         batch: int | None = None,
         revision: str | None = None,
         greedy: bool = False,
-        prompt: str = "{question}",
-        score: str | Metric = DEFAULT,
+        prompt: str | None = None,
+        score: str | Metric | None = None,
+        system: str = "",
     ) -> None:
         check_kind("task", task, Task, "a task, such as foveate.bench.jsonl returns")
+        prompt, score = task.prompt if prompt is None else prompt, task.score if score is None else score
+        longest = task.longest if longest is None else longest
         check_kind("prompt", prompt, str, 'text with "{question}" in it')
+        check_kind("system", system, str, "text")
         check_kind("command", command, str, "text")
         check_kind("revision", revision, (str, NoneType), "the commit of a model, as text")
         check_kind("budgets", budgets, (Mapping, NoneType), "a mapping of configurations to budgets")
@@ -110,10 +115,10 @@ class Benchmark:
         batch = None if batch is None else check_whole("batch", batch, Between(1))
         check_kind("out", out, (str, Path, NoneType), "the path of a folder")
         out = None if out is None else Path(out)
-        self.scoring = scoring_of(score)
-        asked = task.pictures[0].questions[0]
-        self.scoring.score(Response(asked.answers[0], asked.answers, asked.text))
-        self.asker = Asker(model, processor, longest, batch, greedy, prompt)
+        every = [asked for picture in task.pictures for asked in picture.questions]
+        self.scoring = scoring_of(score).ready(asked.response() for asked in every)
+        self.scoring.score(every[0].response(every[0].answers[0]))
+        self.asker = Asker(model, processor, longest, batch, greedy, prompt, system.strip())
         self.placement = placement_of(model)
         self.model = model
         self.task = task
@@ -137,6 +142,7 @@ class Benchmark:
             "longest_answer": longest,
             "decoding": self.asker.decoding.to_dict(),
             "prompt": self.asker.prompt,
+            **({"system": self.asker.system} if self.asker.system else {}),
             "scoring": self.scoring.name,
             **({"scoring_code": self.scoring.code} if self.scoring.code else {}),
             **({"adapters": learned} if learned else {}),
@@ -195,11 +201,13 @@ class Benchmark:
         floor = self._floor(tell)
         order = {name: number for number, name in enumerate(self.specs)}
         predictions = sorted(self.folder.predictions(), key=lambda each: (order[each.spec], each.number))
-        metrics = measure(self.task, self.specs, predictions, self.folder.parts(), floor, self.budgets)
+        parts = self.folder.parts()
+        metrics = measure(self.task, self.specs, predictions, parts, floor, self.budgets, self.scoring.figures)
         metrics |= {**self.placement.to_dict(), "batch": self.asker.batch}
         metrics |= {
             "decoding": self.asker.decoding.title,
             "prompt": self.asker.prompt,
+            **({"system": self.asker.system} if self.asker.system else {}),
             "scoring": {"name": self.scoring.name, "title": self.scoring.title},
             "longest_answer": self.asker.longest,
         }
@@ -269,7 +277,7 @@ class Benchmark:
             first = self._numbers[chunk * self._size + offset]
             said = zip(picture.questions, answered.texts[offset], answered.cut[offset], strict=True)
             for number, (asked, text, cut) in enumerate(said, start=first):
-                score = self.scoring.score(Response(text.strip(), asked.answers, asked.text))
+                score = self.scoring.score(asked.response(text.strip()))
                 answer = " | ".join(dict.fromkeys(asked.answers))
                 predictions.append(
                     Prediction(
@@ -283,6 +291,7 @@ class Benchmark:
                         score == 1,
                         score,
                         cut,
+                        asked.id,
                     )
                 )
         before, after, mean = (sum(each) for each in (answered.before, answered.after, answered.mean))

@@ -13,11 +13,13 @@ from typing import Any, Final, cast
 from PIL import Image
 
 from foveate.arguments import check_kind, listed
+from foveate.bench.scoring import DEFAULT, Response
+from foveate.bench.scoring.choice import lettered
 from foveate.clips import Clip, check_sampling, open_clip
 from foveate.errors import FoveateError, quoted, shown
 from foveate.files import LIST_LIMIT, read_bytes, read_json_lines, shown_path
-from foveate.images import open_image
-from foveate.numbers import check_whole
+from foveate.images import decode_image, open_image
+from foveate.numbers import Between, check_whole
 from foveate.scenes import SKILLS, question_only_floor, scene
 from foveate.scenes import test_set as scenes_test_set
 
@@ -27,15 +29,29 @@ FLOOR_SCENES: Final = 1_000
 
 @dataclass(frozen=True)
 class TaskQuestion:
-    """One question with its answer, or all that are right, and the skill that it tests, if that is known."""
+    """One question with what is right.
+
+    Attributes:
+        text: what is asked, with its options if it has any.
+        answer: what is right, or all that is: one answer may occur several times.
+        skill: what the question tests, if that is known.
+        choices: the texts of the options, in order; () if the answer is free.
+        id: its name in the data, if it has one.
+    """
 
     text: str
     answer: str | Sequence[str]
     skill: str | None = None
+    choices: tuple[str, ...] = ()
+    id: str | None = None
 
     def __post_init__(self) -> None:
         check_kind("text of a question", self.text, str, "text")
         check_kind("skill of a question", self.skill, (str, NoneType), "text or None")
+        check_kind("id of a question", self.id, (str, NoneType), "text or None")
+        check_kind("choices of a question", self.choices, tuple, "a tuple of texts")
+        for option in self.choices:
+            check_kind("a choice", option, str, "text")
         if not isinstance(self.answer, str):
             answers = listed("answer of a question", self.answer, "text, or a list of texts")
             for answer in answers:
@@ -47,6 +63,27 @@ class TaskQuestion:
     def answers(self) -> tuple[str, ...]:
         """All answers that are right, as they were given: one may occur several times."""
         return (self.answer,) if isinstance(self.answer, str) else tuple(self.answer)
+
+    def response(self, prediction: str = "") -> Response:
+        """Return what a metric sees of an answer to this question."""
+        return Response(prediction, self.answers, self.text, self.choices)
+
+    def content(self) -> tuple[object, ...]:
+        """Return what makes this question another one, for digests."""
+        return (self.text, self.answer, self.skill, *([self.choices] if self.choices else []))
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image in a dataset, which is read when it is needed.
+
+    Attributes:
+        read: returns the bytes of an image file.
+        name: what errors call it.
+    """
+
+    read: Callable[[], bytes]
+    name: str
 
 
 @dataclass(frozen=True)
@@ -60,12 +97,13 @@ class TaskImage:
     """
 
     name: str
-    source: Image.Image | Path
+    source: Image.Image | Path | StoredImage
     questions: tuple[TaskQuestion, ...]
 
     def __post_init__(self) -> None:
         check_kind("name of an image", self.name, str, "text")
-        check_kind("source of an image", self.source, (Image.Image, Path), "a PIL image, or the path of one")
+        kinds = (Image.Image, Path, StoredImage)
+        check_kind("source of an image", self.source, kinds, "a PIL image, or the path of one")
         _check_members("questions", self.questions, TaskQuestion)
 
     def load(self) -> Image.Image:
@@ -74,6 +112,8 @@ class TaskImage:
         Raises:
             FoveateError: it can't be read.
         """
+        if isinstance(self.source, StoredImage):
+            return decode_image(self.source.read(), self.source.name)
         return self.source if isinstance(self.source, Image.Image) else open_image(self.source)
 
 
@@ -120,6 +160,9 @@ class Task:
         digest: SHA-256 over images, clips, questions and answers, hexadecimal.
         skills: in the order tables have them; empty if questions have none.
         floor: computes the accuracy per skill of answering without the image; None if it isn't known.
+        prompt: what is asked if nothing else is given: a text in which `{question}` stands for the question.
+        score: the metric by which answers are scored if nothing else is given.
+        longest: the most tokens of an answer if nothing else is given.
     """
 
     name: str
@@ -127,11 +170,15 @@ class Task:
     digest: str
     skills: tuple[str, ...] = ()
     floor: Callable[[], dict[str, float]] | None = None
+    prompt: str = "{question}"
+    score: str = DEFAULT
+    longest: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("name", "digest"):
+        for name in ("name", "digest", "prompt", "score"):
             check_kind(f"{name} of a task", getattr(self, name), str, "text")
         _check_members("pictures", self.pictures, TaskImage, TaskClip)
+        check_whole("longest of a task", self.longest, Between(1))
         check_kind("skills", self.skills, tuple, "a tuple of names")
         for skill in self.skills:
             check_kind("a skill", skill, str, "text")
@@ -215,9 +262,10 @@ def jsonl(
     frames: int | None = None,
     fps: float | None = None,
 ) -> Task:
-    """Read a file with one JSON object per line: image or video, question, answer, and optionally skill.
+    """Read a file with one JSON object per line: image or video, question, answer, and optionally choices, skill, id.
 
-    An answer is text or a number, or a list of these, of which any is right.
+    An answer is text or a number, or a list of these, of which any is right; a box is a list of four numbers in such a
+    list. With choices, it is the text of one, or its letter; they are written below the question.
 
     Every image and clip is opened and decoded here, so that a damaged one is found before the work begins.
 
@@ -244,10 +292,12 @@ def jsonl(
     first_line: dict[_Shown, int] = {}
     skipped: set[_Shown] = set()
     written: dict[_Shown, _Shown] = {}
+    ids: dict[str, int] = {}
     for number, value in read_json_lines(path, advice="--data takes a JSONL file of questions"):
         if questions is not None and sum(map(len, by_picture.values())) >= questions:
             break
         (column, file), asked = _question(value, f"{name}, line {number}")
+        check_id(asked.id, ids, number, name, "line")
         # One file is one image however its path is written: "cat.png" and "./cat.png" are one cluster.
         picture = written.setdefault((column, os.path.normpath(path.parent / file)), (column, file))
         if picture in skipped or (len(skipped) < skip and picture not in by_picture):
@@ -274,7 +324,7 @@ def jsonl(
             digest.update(b"".join(frame.tobytes() for frame in loaded.frames) + repr(loaded.times).encode())
         else:
             digest.update(read_bytes(where, "image", limit=LIST_LIMIT))
-        digest.update(repr([(each.text, each.answer, each.skill) for each in asked]).encode())
+        digest.update(repr([each.content() for each in asked]).encode())
         pictures.append(made)
     skills = sorted({each.skill for picture in pictures for each in picture.questions if each.skill is not None})
     return Task(path.stem, tuple(pictures), digest.hexdigest(), tuple(skills))
@@ -297,23 +347,72 @@ def _question(value: Any, where: str) -> tuple[_Shown, TaskQuestion]:
             raise FoveateError(f'{where}: "{key}" {state}; each line needs "image" or "video", "question" and "answer"')
     if "answer" not in value:
         raise FoveateError(f'{where}: "answer" is missing; each line needs "image" or "video", "question" and "answer"')
-    given = value["answer"]
-    answers = [_answer(each, where) for each in (given if isinstance(given, list) else [given])]
-    if not answers:
-        raise FoveateError(f'{where}: "answer" is an empty list; write the answers that are right')
-    skill = value.get("skill")
+    skill, name = value.get("skill"), value.get("id")
     if skill is not None and (not isinstance(skill, str) or not skill.strip()):
         raise FoveateError(f'{where}: "skill" is empty or not text; leave it out or write a name')
-    asked = TaskQuestion(value["question"].strip(), answers[0] if len(answers) == 1 else tuple(answers), skill)
+    if name is not None and (isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip()):
+        raise FoveateError(f'{where}: "id" is no text and no number; leave it out or write a name')
+    asked = question_of(value["question"].strip(), value["answer"], where, "answer", value.get("choices"), skill, name)
     return (column, value[column]), asked
 
 
-def _answer(value: Any, where: str) -> str:
+def question_of(
+    question: str, answer: Any, where: str, field: str, choices: Any = None, skill: str | None = None, name: Any = None
+) -> TaskQuestion:
+    """Return a question from the fields of a line or row.
+
+    Args:
+        question: its text.
+        answer: text, a number, or a list of these; of boxes, a list of lists of four numbers.
+        where: what errors begin with.
+        field: what errors call the answer.
+        choices: a list of texts or numbers, or None.
+        skill: what it tests, or None.
+        name: its id, or None.
+
+    Raises:
+        FoveateError: the answer or the choices are something else.
+    """
+    options: tuple[str, ...] = ()
+    if choices is not None:
+        if not isinstance(choices, list | tuple) or len(choices) < 2:
+            raise FoveateError(f'{where}: "choices" is no list of at least two options; write ["cat", "dog"]')
+        options = tuple(_answer(each, f"{where}, a choice", field) for each in choices)
+    answers = [_answer(each, where, field) for each in (answer if isinstance(answer, list | tuple) else [answer])]
+    if not answers:
+        raise FoveateError(f'{where}: "{field}" is an empty list; write the answers that are right')
+    text = lettered(question, options) if options else question
+    right = answers[0] if len(answers) == 1 else tuple(answers)
+    return TaskQuestion(text, right, skill, options, None if name is None else str(name))
+
+
+def check_id(name: str | None, seen: dict[str, int], number: int, source: str, noun: str) -> None:
+    """Note the id of a question.
+
+    Args:
+        name: the id; None if it has none.
+        seen: where each id was seen first; gets this one.
+        number: of this line or row.
+        source: of the lines.
+        noun: what errors call one.
+
+    Raises:
+        FoveateError: another question has this id.
+    """
+    if name is not None and seen.setdefault(name, number) != number:
+        raise FoveateError(
+            f'{source}: {noun} {number} has the id "{name[:40]}" of {noun} {seen[name]}; each question needs its own'
+        )
+
+
+def _answer(value: Any, where: str, field: str = "answer") -> str:
     if type(value) in {int, float}:
         return str(value)
+    if isinstance(value, list | tuple) and len(value) == 4 and all(type(each) in {int, float} for each in value):
+        return ", ".join(map(str, value))
     if not isinstance(value, str) or not value.strip():
         wanted = 'text, a number, or a list of these (for true write "yes")'
-        raise FoveateError(f'{where}: "answer" is {_named(value)}; write {wanted}')
+        raise FoveateError(f'{where}: "{field}" is {_named(value)}; write {wanted}')
     return value
 
 

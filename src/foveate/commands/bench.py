@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
@@ -16,10 +17,8 @@ from foveate.commands.options import (
     FpsOption,
     FramesOption,
     JsonOption,
-    MaxNewTokensOption,
     ModelOption,
     QuantizeOption,
-    QuestionsFileOption,
     RevisionOption,
     model_for,
     placement_arguments,
@@ -34,12 +33,16 @@ from foveate.commands.output import (
     silence_transformers,
     spinner,
 )
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, unknown
 from foveate.numbers import LARGEST_SEED, MOST
 
 if TYPE_CHECKING:
     from foveate.bench import Benchmark, Task
+    from foveate.bench.hugging_face import DatasetTask
     from foveate.spec import Spec
+
+DATASET_PANEL: Final = "Datasets"
+"""The heading under which help lists the options that say how to read a dataset."""
 
 
 def bench(
@@ -61,7 +64,57 @@ def bench(
             show_default="288,144,64,16,4; of clips 0.5,0.25,0.1",
         ),
     ] = None,
-    data: QuestionsFileOption = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help='Questions: a JSONL file of {"image", "question", "answer"}, or "video"; a task by name, such as gqa '
+            "or pope; a dataset by name (owner/name) or folder.",
+            show_default="generated scenes",
+        ),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            "--columns",
+            metavar="MAP",
+            help="Of a dataset: which column is what, as question=query,image=img,answer=labels; also choices, id, "
+            "image_id, skill.",
+            show_default="question, image, answer",
+            rich_help_panel=DATASET_PANEL,
+        ),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split",
+            metavar="NAME",
+            help="Of a dataset: such as validation.",
+            show_default="the only one; a task's own",
+            rich_help_panel=DATASET_PANEL,
+        ),
+    ] = None,
+    subset: Annotated[
+        str | None,
+        typer.Option(
+            "--subset",
+            metavar="NAME",
+            help="Of a dataset: one of its parts.",
+            show_default="the only one; a task's own",
+            rich_help_panel=DATASET_PANEL,
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--data-dir",
+            metavar="DIR",
+            help="Of a task by name: a folder with a copy of its dataset.",
+            show_default="from the hub",
+            rich_help_panel=DATASET_PANEL,
+        ),
+    ] = None,
     frames: FramesOption = None,
     fps: FpsOption = None,
     match: Annotated[
@@ -117,19 +170,40 @@ def bench(
             "--seed", metavar="N", min=0, max=LARGEST_SEED, help="The seed of methods that have one, such as random."
         ),
     ] = None,
-    max_new_tokens: MaxNewTokensOption = 16,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            metavar="N",
+            min=1,
+            max=1_000_000,
+            help="The longest answer, in tokens.",
+            show_default="16; a task's own",
+        ),
+    ] = None,
     prompt: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--prompt",
             metavar="TEXT",
             help='What is asked, such as "{question} Answer with one word."; {question} stands for the question.',
+            show_default="{question}; a task's own",
         ),
-    ] = "{question}",
-    score: Annotated[
+    ] = None,
+    system: Annotated[
         str,
-        typer.Option("--score", metavar="NAME", help="The metric: words (also short sentences) or exact."),
-    ] = "words",
+        typer.Option("--system", metavar="TEXT", help="A system prompt, if the model's chat template takes one."),
+    ] = "",
+    score: Annotated[
+        str | None,
+        typer.Option(
+            "--score",
+            metavar="NAME",
+            help="The metric: words (also short sentences), exact, plain, vqa, anls, relaxed, contains, choice, "
+            "yes-no, mme, iou, box, cider.",
+            show_default="words; a task's own",
+        ),
+    ] = None,
     greedy: Annotated[
         bool,
         typer.Option("--greedy", help="Decode without the model's own generation configuration (penalties, ...)."),
@@ -163,8 +237,10 @@ def bench(
     budgets: dict[str, float] = {}
     if questions is not None and questions < 1:
         raise FoveateError(f"--questions is {questions}; it must be at least 1")
-    check_prompt(prompt)
-    scoring_of(score)
+    if prompt is not None:
+        check_prompt(prompt)
+    if score is not None:
+        scoring_of(score)
     silence_transformers()
     arguments = placement_arguments(device, dtype, device_map, quantize)
     if out is not None:
@@ -175,11 +251,12 @@ def bench(
 
     with finding(model):
         commit = commit_of(model, revision)
-    task = _task(data, questions, skip, frames, fps)
+    task = _task(data, questions, skip, frames, fps, _Dataset(columns, split, subset, data_dir))
+    prompt = task.prompt if prompt is None else prompt
     model = model_for(model, clips=task.clips == len(task.pictures))
     from foveate.bench.answers import prompt_texts
     from foveate.bench.match import matched
-    from foveate.bench.report import losses, skills_table, table
+    from foveate.bench.report import figures_table, losses, skills_table, table
     from foveate.bench.runner import Benchmark
 
     lacking: tuple[str, ...] = ()
@@ -193,7 +270,7 @@ def bench(
         processor = load_processor(model, revision=commit)
         # What a question may not hold is known from the processor alone.
         for picture in task.pictures:
-            prompt_texts(processor, prompt, picture)
+            prompt_texts(processor, prompt, picture, system=system.strip())
         if task.has_clips and not spec:
             specs, lacking = _specs_for_clips(task, processor, model, commit, given, seed)
         if match is None:
@@ -214,6 +291,7 @@ def bench(
             greedy=greedy,
             prompt=prompt,
             score=score,
+            system=system,
         )
     if questions is not None and questions > task.questions:
         notes().print(f"There are {task.questions:,} questions; all of them are asked.")
@@ -228,6 +306,10 @@ def bench(
     screen.print(table(metrics, screen.width, against))
     for line in losses(metrics):
         screen.print(line, style="red")
+    besides = figures_table(metrics)
+    if besides is not None:
+        screen.print()
+        screen.print(besides)
     several_budgets = len({row["budget"] for row in metrics["configurations"][1:]}) > 1
     per_skill = skills_table(metrics) if skills or not several_budgets else None
     if per_skill is not None:
@@ -238,21 +320,66 @@ def bench(
     screen.print(f"Results: {run.folder.path} ({', '.join(files)})", soft_wrap=True)
 
 
-def _task(data: Path | None, questions: int | None, skip: int, frames: int | None, fps: float | None) -> Task:
+class _Dataset(NamedTuple):
+    """What the options say about a dataset."""
+
+    columns: str | None
+    split: str | None
+    subset: str | None
+    folder: Path | None
+
+    def refuse(self, why: str) -> None:
+        """Refuse the options where they have no meaning."""
+        for option, value in zip(("--columns", "--split", "--subset", "--data-dir"), self, strict=True):
+            if value is not None:
+                raise FoveateError(f"{option} {value} is for datasets, and {why}; leave it out")
+
+
+def _task(
+    data: str | None, questions: int | None, skip: int, frames: int | None, fps: float | None, dataset: _Dataset
+) -> Task:
     from foveate.bench.tasks import jsonl, scenes
     from foveate.clips import check_sampling
 
     check_sampling(frames, fps)
     with spinner("Drawing the test scenes" if data is None else "Reading questions and images"):
-        if data is not None:
-            task = jsonl(data, questions, skip, frames=frames, fps=fps)
-        else:
+        if data is None:
+            dataset.refuse("scenes are generated")
             task = scenes(500 if questions is None else questions, skip)
+        elif (source := _dataset_task(data, dataset)) is not None:
+            from foveate.bench.hugging_face import read_task
+
+            task = read_task(source, questions, skip, dataset.folder)
+        else:
+            dataset.refuse(f"{data} is a file of questions")
+            task = jsonl(data, questions, skip, frames=frames, fps=fps)
     if (frames is not None or fps is not None) and not task.has_clips:
         option = f"--frames {frames}" if fps is None else f"--fps {fps:g}"
         where = "the generated scenes are" if data is None else f"{data} has only"
         raise FoveateError(f"{option} chooses frames of clips, and {where} images; leave it out")
     return task
+
+
+def _dataset_task(data: str, dataset: _Dataset) -> DatasetTask | None:
+    """Return how to ask the questions of a dataset, or None if the data are a file."""
+    from foveate.bench.hugging_face import DatasetTask, is_dataset_name, read_columns
+    from foveate.bench.published import published, task_called
+    from foveate.files import kind_of
+
+    kind = kind_of(data)
+    if kind == "missing" and data in published():
+        source = task_called(data)
+    elif kind == "folder" or (kind == "missing" and is_dataset_name(data)):
+        source = DatasetTask(Path(data).name, data)
+        if dataset.folder is not None:
+            raise FoveateError("--data-dir is for tasks by name; give the folder itself to --data")
+    elif kind == "missing" and "." not in data and "/" not in data:
+        raise FoveateError(unknown("file, and no task, is called", data, published()))
+    else:
+        return None
+    columns = source.columns if dataset.columns is None else read_columns(dataset.columns, source.columns)
+    changed = {name: value for name in ("split", "subset") if (value := getattr(dataset, name)) is not None}
+    return replace(source, columns=columns, **changed)
 
 
 def _specs_for_clips(
