@@ -78,7 +78,7 @@ def main() -> int:
     if wanted not in ("setup", "demo", "test", "lint", "docs", "check", "versions", "fuzz"):
         print((__doc__ or "").strip())
         return 0 if wanted in ("", "-h", "--help") else 2
-    extras, groups = (("bench",), ()) if wanted == "demo" else (("bench", "train"), ("test", "lint", "docs"))
+    extras, groups = (("bench",), ()) if wanted == "demo" else (("bench", "report", "train"), ("test", "lint", "docs"))
     set_up(extras, groups)
     if wanted == "demo":
         (ROOT / "results").mkdir(exist_ok=True)

@@ -28,7 +28,7 @@ def install(session: nox.Session, *groups: str) -> None:
     python = Path(session.bin, Path(dev.PYTHON).name)
     dev.refuse_cuda_packages(python)
     needs = nox.project.dependency_groups(PROJECT, *groups)
-    session.install("--constraint", "constraints.txt", "--editable", ".[bench,train]", *needs)
+    session.install("--constraint", "constraints.txt", "--editable", ".[bench,report,train]", *needs)
     if "test" in groups:
         # Only tests look into these folders: see tests/conftest.py.
         for package in dev.ALONE:
@@ -92,6 +92,14 @@ def bulk(session: nox.Session) -> None:
     install(session, "test")
     session.install("--constraint", "constraints.txt", "--editable", ".[bulk]")
     session.run("pytest", "-q", "-n", "0", "tests/bulk", *session.posargs)
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """Open a report in Chromium, which must be installed, and check that it draws and asks no network."""
+    install(session, "test")
+    session.install("playwright")
+    session.run("pytest", "-q", "-n", "0", "tests/report", *session.posargs)
 
 
 @nox.session

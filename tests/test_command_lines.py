@@ -28,8 +28,8 @@ SOURCES = [
     *sorted((ROOT / "recipes").rglob("*.*")),
 ]
 COMMANDS = (
-    *("ask", "bench", "bulk", "calibrate", "cost", "count", "families", "find-layer", "load", "methods", "serve"),
-    "train",
+    *("ask", "bench", "bulk", "calibrate", "cost", "count", "families", "find-layer", "load", "methods", "report"),
+    *("serve", "train"),
 )
 RECIPE = "recipes/llavolta/last-stage-compression.yaml"
 
@@ -130,6 +130,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         ("foveate.costmodel.check", "check"),
         ("foveate.train.run", "run"),
         ("foveate.bulk", "run"),
+        ("foveate.report", "read_runs"),
         ("foveate.server_load", "Server"),
         ("foveate.vllm_plugin.launch", "check_vllm"),
         ("foveate.train.estimate", "estimate"),

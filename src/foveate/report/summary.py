@@ -1,0 +1,80 @@
+"""Say in a few sentences what a benchmark found: what is kept, what it saves, and who loses to a baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from foveate.bench.formatting import count, direction, points_text, share_text
+from foveate.bench.report import losses, placement_line
+from foveate.report.measured import Measured
+
+__all__ = ["pareto", "sentences"]
+
+Row = Mapping[str, Any]
+
+
+def sentences(run: Measured) -> list[str]:
+    """Return the findings of a run, each a sentence of plain text.
+
+    The first says what was asked; then come the best configuration of each budget, the cheapest one that isn't clearly
+    worse than the dense model, and those that are clearly worse than a baseline.
+    """
+    metrics, rows = run.metrics, run.rows
+    dense, others = rows[0], rows[1:]
+    asked = f"{metrics['questions']:,} questions about {metrics['images']:,} images"
+    where = placement_line(metrics)
+    found = [
+        f"The dense model answers {share_text(dense['accuracy'])} of {asked} right, with "
+        f"{count(dense['tokens']['before'])} visual tokens per image{', in ' + where if where else ''}."
+    ]
+    if metrics["floor"] is not None:
+        found.append(f"Answering without the image scores {metrics['floor']['overall']:.1%}.")
+    for budget in sorted({row["budget"] for row in others}, reverse=True):
+        same = [row for row in others if row["budget"] == budget]
+        best = max(same, key=lambda row: row["accuracy"]["value"])
+        role = ", a baseline," if best["baseline"] else ""
+        beside = f" of {len(same)} configurations" if len(same) > 1 else ""
+        found.append(
+            f"With {count(best['tokens']['after'])} tokens, {best['spec']}{role} is best{beside}: {_difference(best)}, "
+            f"in {best['time_ratio']['total']:.2f} of the time of a whole call."
+        )
+    if metrics["images"] >= 3 and others:
+        found.append(_cheapest(others))
+    found += [f"{line}." for line in losses(metrics)]
+    return found
+
+
+def pareto(rows: list[Row]) -> list[Row]:
+    """Return the configurations that no other one beats in both time and accuracy, the fastest first.
+
+    >>> def row(spec, time, accuracy):
+    ...     return {"spec": spec, "time_ratio": {"total": time}, "accuracy": {"value": accuracy}}
+    >>> [each["spec"] for each in pareto([row("a", 1.0, 0.9), row("b", 0.5, 0.8), row("c", 0.6, 0.7)])]
+    ['b', 'a']
+    """
+    front: list[Row] = []
+    for row in sorted(rows, key=lambda row: (row["time_ratio"]["total"], -row["accuracy"]["value"])):
+        if not front or row["accuracy"]["value"] > front[-1]["accuracy"]["value"]:
+            front.append(row)
+    return front
+
+
+def _difference(row: Row) -> str:
+    difference = row["difference"]
+    sign = direction(difference)
+    clearly = "no clear difference" if sign == 0 else "clearly below dense" if sign < 0 else "clearly above dense"
+    return f"{points_text(difference)}, {clearly}" if difference["low"] is not None else points_text(difference)
+
+
+def _cheapest(rows: list[Row]) -> str:
+    good = [row for row in rows if direction(row["difference"]) >= 0 and row["time_ratio"]["total"] < 1]
+    if not good:
+        return "Every configuration that is faster than the dense model is clearly worse, too."
+    best = min(good, key=lambda row: row["time_ratio"]["total"])
+    low = best["difference"]["low"]
+    return (
+        f"The fastest configuration that isn't clearly worse than the dense model is {best['spec']}, in "
+        f"{best['time_ratio']['total']:.2f} of its time; these questions leave room for a loss of up to "
+        f"{max(0.0, -low * 100):.1f} points."
+    )
