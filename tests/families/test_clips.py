@@ -314,7 +314,9 @@ def test_inputs_of_clips_that_are_no_tensors_are_refused(row: Row, model: Any, n
             compress(model, inputs | {name: wrong}, "random:6")
 
 
-@pytest.mark.parametrize("row", [row for row in TAKES_CLIPS if row.smaller], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", [row for row in TAKES_CLIPS if row.smaller and "video_grid_thw" in row.inputs("A")], ids=lambda row: row.name
+)
 @torch.no_grad()
 def test_resizing_is_the_model_given_smaller_frames(row: Row, model: Any) -> None:
     """Frames are averaged down here by hand, from the patches of the clip."""
@@ -360,6 +362,36 @@ def test_families_without_clips_refuse_them() -> None:
             model(**inputs)
         with pytest.raises(FoveateError, match="video is not supported yet for"):
             family.clip_layout(8, 100, 100)
+
+
+@pytest.mark.parametrize("row", [row for row in TAKES_CLIPS if row.name == "gemma4"], ids=lambda row: row.name)
+def test_frames_are_encoded_as_images(row: Row, model: Any) -> None:
+    """Signals of a clip's frames are those of as many images, attention as a share of the whole clip's."""
+    clips = row.inputs(CHAT)
+    names = dict(zip(family_of(model).video_inputs, family_of(model).pixel_inputs, strict=False))
+    images = {
+        name: clips[given].reshape(-1, *clips[given].shape[-2:]) for given, name in names.items() if given in clips
+    }
+    specs = ["cls:1.0:positions=keep@features", "visionzip:6"]
+    clip, frames = encode(model, clips, specs), encode(model, images, specs)
+    assert clip.features is not None
+    assert frames.features is not None
+    torch.testing.assert_close(clip.features[0], torch.cat(frames.features), atol=1e-6, rtol=1e-6)
+    assert len(clip.signals) > 1
+    for signal, (found,) in clip.signals.items():
+        expected = torch.cat(frames.signals[signal])
+        share = len(frames) if found.ndim == 1 else 1
+        torch.testing.assert_close(found * share, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("row", [row for row in TAKES_CLIPS if row.name == "gemma4"], ids=lambda row: row.name)
+def test_frame_counts_that_do_not_fit_are_refused(row: Row, model: Any) -> None:
+    inputs = row.inputs("t2 A t3 B t4")
+    if (counts := inputs.get("num_frames_per_video")) is None:
+        pytest.skip("this version of transformers has clips of one length")
+    for wrong in (None, 5, counts + 1, counts.flip(0), counts.float()[:1]):
+        with pytest.raises(FoveateError, match=r"num_frames_per_video|frames of 2 shapes"):
+            compress(model, inputs | {"num_frames_per_video": wrong}, "random:6")
 
 
 def test_clips_are_counted_from_a_configuration(row: Row, model: Any) -> None:

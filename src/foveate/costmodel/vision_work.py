@@ -71,7 +71,7 @@ def encoder_work(
         ops += _pooling(shape, layers[-1], batch, size)
     if shape.averaged_by_product:
         ops += [
-            linear("means of patches", batch * grid.count // shape.merge**2, grid.count, shape.width, size)
+            linear("means of patches", batch * grid.count // shape.merge**2, grid.h * grid.w, shape.width, size)
             for grid in layers[-1]
         ]
     if shape.down_sampled:

@@ -93,7 +93,7 @@ class Decoder:
         """The number of columns that a layer of sliding attention sees; None if the decoder has no such layer."""
         if "sliding_attention" not in self.layer_kinds():
             return None
-        return int(self.decoder_config.sliding_window)
+        return read_number(self.decoder_config, "sliding_window")
 
     @property
     def chunk(self) -> int | None:

@@ -168,12 +168,36 @@ class Family(Decoder, ABC):
     def __init__(self, model: nn.Module) -> None:
         self.core = find_core(model, self.core_class)
         self.config: Any = self.core.config
-        self.check_config()
+        # First, since some families ask the layers what they are.
         if not hasattr(self.decoder, "layers"):
             raise UnsupportedFamily(
                 f"{self.title} with a language model of type {kind_of(self.decoder.config)} is not supported: it has "
                 "no layers where most models have them"
             )
+        self.check_config()
+        if self.watches_tower:
+            self.check_modules()
+
+    def check_modules(self) -> None:
+        """Check that encoder and projector are there, and made as the family knows them.
+
+        Raises:
+            FoveateError: one is None; the model can't read images.
+            UnsupportedFamily: one is made in another way.
+        """
+        parts = {"encoder": "tower", "projector": "projected_module", "input of the projector": "feature_module"}
+        for what, name in parts.items():
+            try:
+                module = getattr(self, name)
+            except (AttributeError, LookupError, TypeError) as error:
+                raise UnsupportedFamily(
+                    f"the {what} of this {self.title} is not where models of {self.title} have it: {error}"
+                ) from error
+            if not isinstance(module, nn.Module):
+                raise FoveateError(
+                    f"this {self.title} has {module} where its {what} is expected, so it can't read images; load the "
+                    "whole model, with the vision_config of its checkpoint"
+                )
 
     # What the configuration alone tells: nothing in this part may read `self.core`
 
@@ -199,9 +223,16 @@ class Family(Decoder, ABC):
         """Check that the encoder is one of `encoders`.
 
         Raises:
+            FoveateError: there is none.
             UnsupportedFamily: it is not.
         """
-        encoder = getattr(getattr(self.config, "vision_config", None), "model_type", None)
+        vision = getattr(self.config, "vision_config", None)
+        if self.encoders and vision is None:
+            raise FoveateError(
+                f"this {self.title} can't read images: its configuration has no vision_config; {self.title} with "
+                f"{' or '.join(self.encoders)} is supported"
+            )
+        encoder = getattr(vision, "model_type", None)
         if self.encoders and encoder not in self.encoders:
             raise UnsupportedFamily(
                 f"{self.title} with a {encoder} encoder is not supported yet; {self.title} with "
@@ -679,7 +710,14 @@ class Family(Decoder, ABC):
         Raises:
             FoveateError: the encoder has no such layer.
         """
-        return self._checked_layer(layer, len(self.encoder_attentions))
+        try:
+            count = len(self.encoder_attentions)
+        except AttributeError as error:
+            raise FoveateError(
+                f"the encoder of this {self.title}, a {type(self.tower).__name__}, has no layers where encoders of "
+                f"{self.title} have them, so nothing can be read in them: {error}"
+            ) from error
+        return self._checked_layer(layer, count)
 
     @property
     def longest_prompt(self) -> int | None:

@@ -30,10 +30,11 @@ class Gemma4(Family):
     """Gemma 4: the mean of each square of patches is a visual token; the grid follows the shape of the image.
 
     `image_position_ids` gives the column and row of each patch, and tells real ones from padding. Position ids of the
-    decoder are one-dimensional. Audio passes untouched, and clips are refused.
+    decoder are one-dimensional. Audio passes untouched. Each frame of a clip is encoded as an image of its own, and
+    stands in the prompt after its time, which is text and stays.
 
-    Where `use_bidirectional_attention` is "vision" (26B-A4B and 31B), the tokens of an image see each other in both
-    directions in layers with a window, and nowhere else.
+    Where `use_bidirectional_attention` is "vision" (26B-A4B and 31B), the tokens of an image, or of one frame of a
+    clip, see each other in both directions in layers with a window, and nowhere else.
 
     The last layers of E2B and E4B make no keys and values: they read those of an earlier layer. A step inside the
     decoder must act no later than the layers that are read, or tokens that it drops would still be seen; it is refused
@@ -59,6 +60,8 @@ class Gemma4(Family):
     resize_modes = ("exact", "enlarge")
     resizes_inputs = True
     pixel_inputs = ("pixel_values", "image_position_ids")
+    video_inputs = ("pixel_values_videos", "video_position_ids", "num_frames_per_video")
+    clip_places = ("features", "input", "decoder")
     block_layers = ("sliding_attention",)
     column_inputs = ("per_layer_input",)
     checkpoints: ClassVar[tuple[str, ...]] = (
@@ -73,6 +76,8 @@ class Gemma4(Family):
     )
     most_tokens: ClassVar[int] = 280
     """Visual tokens of an image, at most, as the processors of the released models have it (`max_soft_tokens`)."""
+    most_frame_tokens: ClassVar[int] = 70
+    """The same of a frame of a clip."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
@@ -112,18 +117,26 @@ class Gemma4(Family):
 
     def image_layout(self, height: int, width: int) -> Layout:
         """Return the grid of an image of `height` x `width` pixels: scaled to as many tokens as fit, in its shape."""
-        side, most = self.token_side, self.most_tokens
+        return Layout((Segment(1, *self._grid_of(height, width, self.most_tokens)),))
+
+    def clip_layout(self, frames: int, height: int, width: int) -> Layout:
+        """Return the layout of a clip: each frame is a run after its time, and scaled as an image, to fewer tokens."""
+        return _clip_of(frames, *self._grid_of(height, width, self.most_frame_tokens))
+
+    def _grid_of(self, height: int, width: int, most: int) -> tuple[int, int]:
+        """Return rows and columns of tokens of a picture that gets at most `most` of them."""
+        side = self.token_side
         scale = sqrt(most * side**2 / (height * width))
         rows, columns = (floor(scale * length / side) for length in (height, width))
         if not rows:
             rows, columns = 1, min(width // height, most)
         elif not columns:
             rows, columns = min(height // width, most), 1
-        return Layout((Segment(1, rows, columns),))
+        return rows, columns
 
     def encoder_grids(self, layout: Layout) -> tuple[Segment, ...]:
         """Return the grid of patches, without those that fill it up: `merge` x `merge` of them make one token."""
-        return tuple(Segment(1, grid.h * self.merge, grid.w * self.merge) for grid in layout.segments)
+        return tuple(Segment(grid.t, grid.h * self.merge, grid.w * self.merge) for grid in layout.segments)
 
     def vision_shape(self) -> VisionShape:
         """Read the encoder's sizes; the projector is one matrix, which reads the mean of a token's patches."""
@@ -202,22 +215,60 @@ class Gemma4(Family):
         """
         return self._grids(*(inputs.get(name) for name in self.pixel_inputs))
 
-    def _grids(self, pixels: object, positions: object) -> tuple[Layout, ...]:
+    def clip_layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """Return the layout of each clip, from the columns and rows of the patches of its frames.
+
+        Raises:
+            FoveateError: an input is missing, or isn't what the processor returns.
+        """
+        pixels, positions, counts = (inputs.get(name) for name in self.video_inputs)
+        if isinstance(pixels, Tensor) and isinstance(positions, Tensor) and pixels.ndim == 4 and counts is None:
+            # transformers 5.18 has clips of one length, (clips, frames, patches, values).
+            counts = torch.full(pixels.shape[:1], pixels.shape[1])
+            pixels, positions = pixels.flatten(0, 1), positions.flatten(0, 1)
+        frames = self._grids(pixels, positions, names=self.video_inputs[:2])
+        if not isinstance(counts, Tensor) or counts.ndim != 1 or int(counts.sum()) != len(frames):
+            found = counts.tolist() if isinstance(counts, Tensor) else shown(counts)
+            raise FoveateError(
+                f"num_frames_per_video of {self.title} must say how many of the {len(frames)} frames of "
+                f"pixel_values_videos each clip has, as a tensor (clips,), and is {found}; pass what its processor "
+                "returned"
+            )
+        start, found = 0, list[Layout]()
+        for count in counts.tolist():
+            grids = {layout.segments[0] for layout in frames[start : start + count]}
+            if len(grids) != 1:
+                raise FoveateError(
+                    f"clip {len(found)} (counted from 0) of {self.title} has {count} frames of {len(grids)} shapes; a "
+                    "clip has one frame or more, all of one shape. Pass what its processor returned"
+                )
+            found.append(_clip_of(count, grids.pop().h, frames[start].segments[0].w))
+            start += count
+        return tuple(found)
+
+    def encode_clips(self, inputs: Mapping[str, Any]) -> Any:
+        """Run the model's encoder and projector on the clips of `inputs`, and return the model's own container."""
+        self.clip_layouts(inputs)
+        return super().encode_clips(inputs)
+
+    def _grids(
+        self, pixels: object, positions: object, *, names: Sequence[str] = ("pixel_values", "image_position_ids")
+    ) -> tuple[Layout, ...]:
         """Return one grid per image of pixels `(images, P, values)`, from positions `(images, P, 2)` of patches."""
         if not isinstance(pixels, Tensor) or not isinstance(positions, Tensor):
             missing = [
                 f"{name} is {'missing' if value is None else shown(value)}"
-                for name, value in zip(self.pixel_inputs, (pixels, positions), strict=True)
+                for name, value in zip(names, (pixels, positions), strict=True)
                 if not isinstance(value, Tensor)
             ]
             raise FoveateError(
-                f"{self.title} needs pixel_values and image_position_ids as tensors, and {' and '.join(missing)}; pass "
-                "what its processor returned"
+                f"{self.title} needs {names[0]} and {names[1]} as tensors, and {' and '.join(missing)}; pass what its "
+                "processor returned"
             )
         if pixels.ndim != 3 or positions.shape != (*pixels.shape[:2], 2):
             raise FoveateError(
-                f"{self.title} takes pixel_values (images, patches, values) and image_position_ids (images, patches, "
-                f"2), and {tuple(pixels.shape)} and {tuple(positions.shape)} came; pass what its processor returned"
+                f"{self.title} takes {names[0]} (images, patches, values) and {names[1]} (images, patches, 2), and "
+                f"{tuple(pixels.shape)} and {tuple(positions.shape)} came; pass what its processor returned"
             )
         own = positions.cpu()
         counts = (own != -1).all(dim=-1).sum(dim=-1).tolist()
@@ -241,6 +292,15 @@ class Gemma4(Family):
         given = {**dict(zip(("pixel_values", "pixel_position_ids"), args)), **kwargs}
         layouts = self._grids(given.get("pixel_values"), given.get("pixel_position_ids"))
         return Capture(layouts=layouts, seen=layouts)
+
+    def clip_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Capture:
+        """Read the layouts of the clips from the positions of their frames' patches."""
+        layouts = self.clip_layouts(kwargs)
+        return Capture(layouts=layouts, seen=layouts)
+
+    def attention_blocks(self, types: Tensor) -> Tensor:
+        """Return the block of columns that look in both directions, -1 for none: each image, each frame of a clip."""
+        return super().attention_blocks(((types == 1) | (types == 2)).int())
 
     def resized_inputs(
         self, inputs: Mapping[str, Any], layouts: Sequence[Layout], sizes: Sequence[tuple[int, int]], mode: str
@@ -288,27 +348,33 @@ class Gemma4(Family):
         return self.projected_module(features)
 
     def encoder_signal(self, signal: Signal, capture: Capture) -> tuple[Tensor, ...]:
-        """Compute attention received `(N,)`, which sums to 1 per image, or keys `(N, D_key)`, means of patches."""
+        """Compute attention received `(N,)`, 1 per image or clip in sum, or keys `(N, D_key)`, means of patches."""
         assert isinstance(signal, EncoderAttention | EncoderKeys)
         layer = self.encoder_layer(signal.layer)
         attention: Any = self.encoder_attentions[layer]
         call = capture.attention[layer]
         found: list[Tensor] = []
-        for image, layout in enumerate(capture.seen):
+        row = 0  # of the encoder: an image, or a frame of a clip
+        for layout in capture.seen:
             (grid,) = self.encoder_grids(layout)
-            # What fills up an image is masked.
-            keys = call["keys"][image, : grid.count]
-            if isinstance(signal, EncoderKeys):
-                # Before rotary embedding: methods compare the content of keys, not their positions.
-                heads = keys.mean(dim=1) if signal.heads == "mean" else keys.flatten(1)
-                found.append(self._by_token(heads, grid).mean(dim=1))
-                continue
-            tables = [table[image, : grid.count, None] for table in call["position_embeddings"]]
-            queries, keys = (_rotated(each, *tables) for each in (call["queries"][image, : grid.count], keys))
-            keys = keys.repeat_interleave(attention.num_key_value_groups, dim=1)
-            heads = queries.transpose(0, 1)[None], keys.transpose(0, 1)[None]
-            (received,) = attention_received(*heads, attention.scaling, heads=signal.heads)
-            found.append(self._by_token(received, grid).sum(dim=1) / grid.count)
+            frames: list[Tensor] = []
+            for image in range(row, row + grid.t):
+                # What fills up an image is masked.
+                own = slice(grid.h * grid.w)
+                keys = call["keys"][image, own]
+                if isinstance(signal, EncoderKeys):
+                    # Before rotary embedding: methods compare the content of keys, not their positions.
+                    heads = keys.mean(dim=1) if signal.heads == "mean" else keys.flatten(1)
+                    frames.append(self._by_token(heads, grid).mean(dim=1))
+                    continue
+                tables = [table[image, own, None] for table in call["position_embeddings"]]
+                queries, keys = (_rotated(each, *tables) for each in (call["queries"][image, own], keys))
+                keys = keys.repeat_interleave(attention.num_key_value_groups, dim=1)
+                heads = queries.transpose(0, 1)[None], keys.transpose(0, 1)[None]
+                (received,) = attention_received(*heads, attention.scaling, heads=signal.heads)
+                frames.append(self._by_token(received, grid).sum(dim=1) / grid.count)
+            found.append(torch.cat(frames))
+            row += grid.t
         return tuple(found)
 
     def _by_token(self, patches: Tensor, grid: Segment) -> Tensor:
@@ -316,6 +382,12 @@ class Gemma4(Family):
         rows, columns = grid.h // self.merge, grid.w // self.merge
         blocks = patches.unflatten(0, (rows, self.merge, columns, self.merge)).transpose(1, 2)
         return blocks.flatten(2, 3).flatten(0, 1)
+
+
+def _clip_of(frames: int, rows: int, columns: int) -> Layout:
+    """Return the layout of a clip: each frame is a run."""
+    runs = (rows * columns,) * frames if frames > 1 else ()
+    return Layout((Segment(frames, rows, columns),), runs=runs, times=tuple(range(frames)))
 
 
 def _rotated(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -20,7 +20,8 @@ from foveate.layout import Layout, one_row
 from foveate.tokens import Signal
 from foveate.transformers_api import block_types, passes_position_ids, passes_types_from_start, refuse_blocks
 
-_warned: weakref.WeakSet[type] = weakref.WeakSet()
+_warned: weakref.WeakKeyDictionary[type, set[str]] = weakref.WeakKeyDictionary()
+"""Per class of models the reasons that were told, each of them once."""
 _SWITCHES = ("self", "kwargs", "vision_feature_layer", "vision_feature_select_strategy", "output_hidden_states")
 """Arguments of `get_image_features` that don't describe images."""
 _ATTENTION = {"full_attention", "sliding_attention"}
@@ -96,8 +97,9 @@ class Generic(Family):
             f"{why}. {self.taken_as}, and methods that look at features alone work; compare their answers with the "
             "dense model's"
         )
-        if type(self.core) not in _warned:
-            _warned.add(type(self.core))
+        told = _warned.setdefault(type(self.core), set())
+        if why not in told:
+            told.add(why)
             warnings.warn(self.note, FoveateWarning, stacklevel=2)
 
     @classmethod

@@ -6,14 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad
 
-from foveate.layout import Layout
-from rows.row import DECODER, ENCODER, Row, enlarged, grid, picture
+from foveate.layout import Layout, Segment
+from rows.row import DECODER, ENCODER, INSTALLED, Clips, Row, enlarged, grid, picture
 
 IMAGE, BEGIN, END, VIDEO, AUDIO, BEGIN_AUDIO, END_AUDIO = 5, 6, 7, 8, 9, 10, 11
 PATCH, MERGE = 4, 3
 SIDE = PATCH * MERGE
 GRIDS = {"A": (4, 6), "B": (5, 4), "C": (3, 7)}
 """Rows and columns of the tokens of each picture."""
+CLIPS = {"V": (3, 2, 3), "W": (2, 3, 2), "X": (6, 2, 2)}
+"""Frames of each clip, and rows and columns of their tokens; transformers 5.18 takes clips of one shape in a call."""
+if INSTALLED < (5, 19):
+    CLIPS = dict.fromkeys(CLIPS, (3, 2, 3))
 KINDS = ("sliding_attention", "full_attention", "full_attention")
 
 
@@ -111,6 +115,28 @@ def gemma4_pixels(letters: str) -> dict[str, Tensor]:
     return packed([pixels_of(letter) for letter in letters])
 
 
+def gemma4_clips(letters: str) -> dict[str, Tensor]:
+    frames = [
+        picture(chr(ord(letter) + 7 * frame), 3, CLIPS[letter][1] * SIDE, CLIPS[letter][2] * SIDE).sigmoid()
+        for letter in letters
+        for frame in range(CLIPS[letter][0])
+    ]
+    pixels, positions = packed(frames).values()
+    counts = torch.tensor([CLIPS[letter][0] for letter in letters])
+    if INSTALLED < (5, 19):
+        pixels, positions = (each.unflatten(0, (len(letters), -1)) for each in (pixels, positions))
+        return {"pixel_values_videos": pixels, "video_position_ids": positions}
+    return {"pixel_values_videos": pixels, "video_position_ids": positions, "num_frames_per_video": counts}
+
+
+def frames_with_times(layout: Layout) -> list[int]:
+    """Each frame between marks, after its time."""
+    ids: list[int] = []
+    for frame, length in enumerate(layout.run_lengths):
+        ids += [20 + frame, BEGIN, *[VIDEO] * length, END]
+    return ids
+
+
 def of_tokens(values: Tensor, places: Tensor) -> Tensor:
     """What the patches of an image have, `(P, ...)`, by visual token: `(N, 9, ...)`."""
     columns, rows = (places.amax(0) + 1).tolist()
@@ -203,6 +229,15 @@ ROW = Row(
     resized={"exact": exact, "enlarge": enlarged_again},
     smaller=smaller,
     written=between_marks,
+    clips=Clips(
+        VIDEO,
+        {
+            letter: Layout((Segment(t, h, w),), runs=(h * w,) * t, times=tuple(range(t)))
+            for letter, (t, h, w) in CLIPS.items()
+        },
+        gemma4_clips,
+        frames_with_times,
+    ),
     uncounted=0.06,  # images of a call are filled up to the largest
     unanswerable=(VIDEO, AUDIO),
     offloads=False,  # the core reads the embedding of padding itself, which accelerate has not loaded
