@@ -34,6 +34,14 @@ def test_frames_are_in_the_middle_of_equal_parts(tmp_path, name):
     assert len(numbers(path)) == 8
 
 
+@pytest.mark.parametrize("options", [None, {"bf": "0"}, {"g": "6"}, {"g": "6", "x264-params": "open-gop=1"}])
+def test_h264_in_avi_is_in_the_order_of_what_is_shown(tmp_path, options):
+    path = video(tmp_path / "clip.avi", options=options)
+    assert numbers(path, frames=20) == list(range(20))
+    assert numbers(path, frames=5) == [2, 6, 10, 14, 18]
+    assert numbers(path, fps=2) == [2, 7, 12, 17]
+
+
 def test_a_changing_frame_rate_is_sampled_by_time(tmp_path):
     path = video(tmp_path / "slow.mp4", 10, starts=[0, *range(10, 19)])
     assert numbers(path, frames=4) == [0, 0, 2, 7]

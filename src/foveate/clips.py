@@ -367,11 +367,14 @@ class _Coded:
         starts: when each frame is shown, ascending.
         keys: of the frames that can be decoded alone, ascending.
         end: when the last frame ends.
+        counted: whether the file doesn't say which frame is shown when, so that they are counted as they are decoded:
+            AVI, where a codec such as H.264 decodes them in another order.
     """
 
     starts: list[int]
     keys: list[int]
     end: int
+    counted: bool = False
 
 
 def _video(file: BinaryIO, kind: str, name: str, frames: int | None, fps: float | None) -> Clip:
@@ -389,7 +392,7 @@ def _video(file: BinaryIO, kind: str, name: str, frames: int | None, fps: float 
             moments = _moments(name, duration, len(coded.starts), size, frames, fps)
             starts = [(start - begin) * unit for start in coded.starts]
             wanted = [coded.starts[number] for number in _shown_at(starts, moments)]
-            decoded = _decode(container, stream, coded.keys, sorted(set(wanted)), name)
+            decoded = _decode(container, stream, coded, sorted(set(wanted)), name)
     except FoveateError:
         raise
     except MemoryError:
@@ -447,8 +450,9 @@ def _coded(container: Any, stream: Any, name: str) -> _Coded:
         FoveateError: it has too many.
     """
     starts: list[int] = []
+    decoded: list[int] = []
     keys: list[int] = []
-    last, lasts, reached = None, 0, 0.0
+    last, lasts, reached, found = None, 0, 0.0, 0
     for number, packet in enumerate(container.demux()):
         if number > _MOST_PACKETS:
             raise FoveateError(f"{name} has more than {_MOST_PACKETS:,} packets of video and sound; cut out a part")
@@ -458,14 +462,25 @@ def _coded(container: Any, stream: Any, name: str) -> _Coded:
         reached = max(reached, float((start + (packet.duration or 0)) * packet.time_base))
         if packet.stream_index != stream.index:
             continue
+        found += 1
+        # An empty one in an AVI file says that the frame before stays in sight.
+        if not packet.size:
+            continue
         starts.append(start)
+        decoded.append(start if packet.dts is None else packet.dts)
         if packet.is_keyframe:
             keys.append(start)
         if last is None or start >= last:
             last, lasts = start, packet.duration or 0
     if not starts:
         raise DamagedFile(f"{name} has no frame, whatever it says; get the file again")
-    starts.sort()
+    avi = container.format.name == "avi"
+    # FFmpeg takes how long an AVI file lasts from what is there.
+    if avi and found < 0.95 * stream.frames:
+        raise DamagedFile(f"{name} is cut off: it should have {stream.frames:,} frames and has {found:,}; get it again")
+    # An AVI file says when frames are decoded; where they are shown in another order, FFmpeg guesses when.
+    reordered = avi and bool(stream.codec_context.has_b_frames)
+    starts = sorted(decoded if reordered else starts)
     if not lasts:
         lasts = max(1, (starts[-1] - starts[0]) // max(1, len(starts) - 1))
     stated = (container.duration or 0) / 1e6
@@ -475,18 +490,17 @@ def _coded(container: Any, stream: Any, name: str) -> _Coded:
             f"{name} is cut off: it should last {stated:.1f} s and ends after {max(0.0, reached - begin):.1f} s; get "
             "the file again"
         )
-    return _Coded(starts, sorted(keys), starts[-1] + lasts)
+    # To be counted, frames are decoded from the beginning.
+    return _Coded(starts, starts[:1] if reordered else sorted(keys), starts[-1] + lasts, reordered)
 
 
-def _decode(
-    container: Any, stream: Any, keys: Sequence[int], wanted: Sequence[int], name: str
-) -> dict[int, Image.Image]:
+def _decode(container: Any, stream: Any, coded: _Coded, wanted: Sequence[int], name: str) -> dict[int, Image.Image]:
     """Decode frames of a file, and of the others only those that they need.
 
     Args:
         container: that was read to its end.
         stream: of the frames.
-        keys: when frames begin that can be decoded alone.
+        coded: what the file says of its frames.
         wanted: when the frames begin, ascending.
         name: of the file, for errors.
 
@@ -494,25 +508,30 @@ def _decode(
         DamagedFile: a frame isn't there.
     """
     decoded: dict[int, Image.Image] = {}
+    keys = coded.keys
     container.seek(_seek_place(keys, wanted[0]), stream=stream)
-    coming = _frames(container, stream)
+    coming = _frames(container, stream, coded)
     at: int | None = None
+    # Of a frame that is missing, the one before it stays in sight, and the next one is kept for later.
+    shown: tuple[int, Any] | None = None
+    ahead: tuple[int, Any] | None = None
     for start in wanted:
         place = _seek_place(keys, start)
         if at is not None and place > at:
             container.seek(place, stream=stream)
-            coming = _frames(container, stream)
-        found = None
-        for frame_start, frame in coming:
-            at = frame_start
-            # Of one that is missing, the one before it stays in sight.
-            found = frame if found is None or frame_start <= start else found
-            if frame_start >= start:
+            coming, shown, ahead = _frames(container, stream, coded), None, None
+        if ahead is not None and ahead[0] <= start:
+            shown, ahead = ahead, None
+        while ahead is None and (shown is None or shown[0] < start):
+            if (frame := next(coming, None)) is None:
                 break
+            at = frame[0]
+            shown, ahead = (shown, frame) if at > start else (frame, None)
+        found = shown or ahead
         if found is None:
             unit = float(stream.time_base)
             raise DamagedFile(f"{name} has no frame at {start * unit:.2f} s that can be decoded; get the file again")
-        decoded[start] = _upright(found, stream)
+        decoded[start] = _upright(found[1], stream)
     return decoded
 
 
@@ -522,8 +541,11 @@ def _seek_place(keys: Sequence[int], start: int) -> int:
     return keys[number] if number >= 0 else min(start, 0)
 
 
-def _frames(container: Any, stream: Any) -> Iterator[tuple[int, Any]]:
+def _frames(container: Any, stream: Any, coded: _Coded) -> Iterator[tuple[int, Any]]:
     """Yield decoded frames with when they begin."""
+    if coded.counted:
+        yield from zip(coded.starts, container.decode(stream), strict=False)
+        return
     for frame in container.decode(stream):
         start = frame.dts if frame.pts is None else frame.pts
         if start is not None:

@@ -181,6 +181,68 @@ def exif(path: Path, tag: int = 0x0112, value: int = 6) -> None:
     made.save(_ready(path), "JPEG", exif=tags)
 
 
+# Clips; frames tell their numbers by their grey level
+
+
+def clip(
+    path: Path,
+    frames: int = 20,
+    keep: float = 1.0,
+    flip: float | None = None,
+    write: dict[str, str] | None = None,
+    **options: Any,
+) -> None:
+    """A video file.
+
+    Args:
+        path: of the file; its suffix says the container format.
+        frames: how many.
+        keep: the share of the file that is left, from its beginning.
+        flip: where in the file bytes are changed, as a share of it.
+        write: hexadecimal bytes that replace those of the same length behind the first of each mark, text.
+        **options: of `clip_files.video`.
+    """
+    from tests.clip_files import video
+
+    made = bytearray(video(_ready(path), frames, **options).read_bytes())
+    if flip is not None:
+        at = int(flip * len(made))
+        made[at : at + 4] = bytes(value ^ 0xFF for value in made[at : at + 4])
+    for mark, hexadecimal in (write or {}).items():
+        at, new = made.index(mark.encode()) + len(mark), bytes.fromhex(hexadecimal)
+        made[at : at + len(new)] = new
+    path.write_bytes(bytes(made[: int(len(made) * keep)]))
+
+
+def sound(path: Path) -> None:
+    """A file with sound and no picture."""
+    from tests.clip_files import sound_alone
+
+    sound_alone(_ready(path))
+
+
+def moving(path: Path, frames: int = 6, milliseconds: Any = 100, keep: float = 1.0) -> None:
+    """An animation."""
+    from tests.clip_files import animation as made
+    from tests.clip_files import cut
+
+    cut(made(_ready(path), frames, milliseconds), keep)
+
+
+def frames(path: Path, count: int = 6, size: tuple[int, int] = (64, 48)) -> None:
+    """A folder of frames."""
+    from tests.clip_files import folder as made
+
+    made(path, count, (size[0], size[1]))
+
+
+def numbers(clip: Any) -> list[int]:
+    """Return which frames an opened clip has."""
+    from tests.clip_files import number_of
+
+    return [number_of(each) for each in clip.frames]
+
+
 # Model folders
 
 

@@ -86,7 +86,7 @@ def ask(
         from foveate import asking
         from foveate.devices import placement_of
         from foveate.families import family_of
-        from foveate.files import shown_path
+        from foveate.files import is_folder, shown_path
         from foveate.loading import commit_of, load_model, load_processor, skeleton
         from foveate.prompts import check_question
         from foveate.schedule import tokens_after
@@ -100,6 +100,8 @@ def ask(
         model = model_for(model, clips=not isinstance(opened, Image.Image))
         if picture is not None and _is_one_file(writable(picture), image):
             raise FoveateError(f"--picture would overwrite {shown_path(image)}; choose another name")
+        if picture is not None and is_folder(image) and picture.parent.samefile(image):
+            raise FoveateError(f"--picture {shown_path(picture)} would be one of its frames; choose another folder")
         silence_transformers()
         arguments = placement_arguments(device, dtype, device_map, quantize)
     with finding(model):
