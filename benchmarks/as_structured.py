@@ -184,9 +184,11 @@ def most_attended(features: Tensor, attention: Tensor, kept: int) -> Tensor:
 
 
 def pool(features: Tensor, kept: int) -> Tensor:
-    """Average pooling over the tokens as channels: `(B, N, D)` -> `(B, kept, D)`, where N divides."""
-    run = features.shape[1] // kept
-    return torch.nn.functional.avg_pool1d(features.transpose(1, 2), run, run).transpose(1, 2)
+    """Average pooling of one image's features and position ids alike: `(N, D)` -> `(kept, D)`, where N divides."""
+    run = len(features) // kept
+    position = torch.arange(len(features), dtype=torch.float16)[None]
+    torch.nn.functional.avg_pool1d(position, run, run).long()
+    return torch.nn.functional.avg_pool1d(features[None].transpose(1, 2), run, run)[0].T
 
 
 def dart(

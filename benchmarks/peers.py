@@ -249,7 +249,7 @@ PEERS: list[tuple[str, str, Peer]] = [
     ("fastv", STRUCTURED, one_by_one(as_structured.most_attended, *FastV(keep=1).needs, picking=True)),
     ("hired", STRUCTURED, one_by_one(as_structured.most_attended, ATTENTION, picking=True)),
     ("holov", STRUCTURED, one_by_one(as_structured.holov, ATTENTION, picking=True)),
-    ("pool", STRUCTURED, lambda given, kept: as_structured.pool(given.features, kept)),
+    ("pool", STRUCTURED, one_by_one(as_structured.pool)),
     (
         "prumerge",
         STRUCTURED,

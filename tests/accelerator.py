@@ -200,5 +200,5 @@ def on_accelerator(tokens: VisualTokens) -> VisualTokens:
 
 def on_host(plan: Plan) -> Plan:
     """Copy a plan to the CPU; inside `with Accelerator()`."""
-    fields: dict[str, Any] = {name: None if each is None else each.cpu() for name, each in vars(plan).items()}
-    return Plan(**fields)
+    parts = (plan.slot, plan.group, plan.weight, plan.mix, plan.valid)
+    return Plan(*(None if each is None else each.cpu() for each in parts))  # pyright: ignore[reportArgumentType]

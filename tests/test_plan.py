@@ -1,5 +1,7 @@
 """What plans do to tokens, and that composing two is doing one after the other."""
 
+from dataclasses import replace
+
 import jaxtyping
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foveate.errors import PlanError
+from foveate.errors import FoveateError, PlanError
 from foveate.plan import Plan
 
 quick = settings(deadline=None, max_examples=40)
@@ -176,3 +178,40 @@ def test_one_image_of_a_batch_and_a_batch_of_images() -> None:
     merging = Plan(torch.tensor([[0, 2], [1, 2]]), torch.tensor([[0, 0, 1], [-1, 0, 1]]))
     again = Plan.batch([merging.image(1), merging.image(0)])
     assert torch.equal(again.apply(x.flip(0)), merging.apply(x).flip(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_highest_are_those_of_a_stable_sort(dtype: torch.dtype) -> None:
+    """Also where scores are equal, infinite or not a number, and for every keep."""
+    generator = torch.Generator().manual_seed(0)
+    random = torch.rand(3, 40, generator=generator)
+    equal = torch.randint(0, 4, (3, 40), generator=generator).float()
+    some = random.masked_fill(random < 0.3, torch.nan)
+    for score in (random, equal, equal.masked_fill(equal == 3, -torch.inf), some):
+        order = score.to(dtype).argsort(dim=1, descending=True, stable=True)
+        for kept in range(41):
+            found = Plan.highest(score.to(dtype), kept).slot
+            assert torch.equal(found, order[:, :kept].sort(dim=1).values), kept
+    with pytest.raises(FoveateError, match="kept must be a whole number from 0 to 40, not 41"):
+        Plan.highest(random, 41)
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 3, 2), (8, 6, 1, 6), (4, 6, 4, 1), (1, 12, 1, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_pooled_blocks_are_averaged_groups(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    """Bit for bit, of any features, and of the plans of some images."""
+    rows, columns, high, wide = shape
+    down, right = torch.arange(rows)[:, None] // high, torch.arange(columns) // wide
+    group = (down * (columns // wide) + right).flatten().expand(2, -1)
+    kept = int(group.max()) + 1
+    slot = torch.stack([(group[0] == number).nonzero()[0, 0] for number in range(kept)]).expand(2, -1)
+    plan, slow = Plan.averaging(slot, group, (high, wide), columns), Plan(slot, group)
+    x = torch.randn(2, rows * columns, 20, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for features in (x, x.transpose(1, 2).contiguous().transpose(1, 2), x[..., 3:11]):
+        assert torch.equal(plan.apply(features), slow.apply(features))
+    second = slice(1, 2)
+    assert torch.equal(plan.rows(second).apply(x[second]), slow.apply(x)[second])
+    summed = Plan(slot, group, torch.ones(group.shape))
+    assert torch.equal(replace(plan, weight=summed.weight).apply(x), summed.apply(x))
+    with pytest.raises(PlanError, match="this plan is for 2 images of"):
+        plan.apply(x[:, 1:])

@@ -338,9 +338,7 @@ class ScoredMethod(Method):
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Keep the tokens with the highest scores."""
-        # Not topk: which of equal scores it takes differs between devices, and half precision makes many equal.
-        order = self.score(tokens).argsort(dim=1, descending=True, stable=True)
-        return Plan(slot=order[:, : self.count(tokens.layout)].sort(dim=1).values)
+        return Plan.highest(self.score(tokens), self.count(tokens.layout))
 
 
 class PixelMethod(Method):

@@ -86,24 +86,31 @@ def check_options(method: object) -> None:
     Raises:
         FoveateError: one doesn't; the text says what it may be.
     """
-    for field in dataclasses.fields(typing.cast("Any", method)):
-        kind, value = _hints(type(method))[field.name], getattr(method, field.name)
-        members, within = _members(kind)
+    for name, kind, choices, members, within in _declared(type(method)):
+        value = getattr(method, name)
         if value is None and type(None) in members:
             continue
-        if typing.get_origin(kind) is typing.Literal and not any(value is each or value == each for each in members):
-            raise FoveateError(f"{field.name} must be {expected(kind)}, not {value!r}")
+        if choices and not any(value is each or value == each for each in members):
+            raise FoveateError(f"{name} must be {expected(kind)}, not {value!r}")
         if bool in members and not isinstance(value, bool):
-            raise FoveateError(f"{field.name} must be {expected(bool)}, not {value!r}")
+            raise FoveateError(f"{name} must be {expected(bool)}, not {value!r}")
         if int in members:
-            check_whole(field.name, value, *([] if within is None else [within]))
+            check_whole(name, value, *within)
         elif float in members:
-            check_real(field.name, value, *([] if within is None else [within]))
+            check_real(name, value, *within)
 
 
 @functools.cache
-def _hints(method: type) -> dict[str, Any]:
-    return typing.get_type_hints(method, include_extras=True)
+def _declared(method: type) -> list[tuple[str, Any, bool, tuple[Any, ...], list[Between]]]:
+    """Return each option's name, its type, whether that lists choices, what it allows, and the range of its number."""
+    hints = typing.get_type_hints(method, include_extras=True)
+    found: list[tuple[str, Any, bool, tuple[Any, ...], list[Between]]] = []
+    for field in dataclasses.fields(method):
+        kind = hints[field.name]
+        members, within = _members(kind)
+        choices = typing.get_origin(kind) is typing.Literal
+        found.append((field.name, kind, choices, members, [] if within is None else [within]))
+    return found
 
 
 def _members(kind: Any) -> tuple[tuple[Any, ...], Between | None]:

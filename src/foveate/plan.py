@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int64, Shaped
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from foveate.arguments import check_kind, listed
 from foveate.devices import on_cpu
@@ -20,6 +21,8 @@ SELECTED: Final = 1
 """Operations that `Plan.apply` starts on an accelerator for one image, if the plan is a selection."""
 AVERAGED: Final = 9
 """The same, of a plan with groups."""
+POOLED: Final = 3
+"""The same, of a plan whose groups are equal blocks."""
 WEIGHTED: Final = 6
 """The same, of a plan with groups and weights."""
 MIXED: Final = 3
@@ -50,6 +53,11 @@ class Plan:
     weight: Float[Tensor, "B N"] | None = None
     mix: Float[Tensor, "B M N"] | None = None
     valid: Bool[Tensor, "B M"] | None = None
+    # What is known of the values beside; whoever replaces a field makes a plan of which nothing is known.
+    # Rows and columns of a block, and the columns of the grid:
+    _blocks: tuple[int, int, int] | None = field(default=None, init=False, repr=False, compare=False)
+    # How many tokens there must be for the slots:
+    _least: int | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_slot(self.slot)
@@ -101,13 +109,65 @@ class Plan:
             raise PlanError(f"a mask of kept tokens must be bool (images, tokens), with an image or more, not {found}")
         order = mask.byte().argsort(dim=1, descending=True, stable=True)
         if kept is not None:
-            return cls(order[:, : check_whole("kept", kept, Between(0, mask.shape[1]))])
+            return cls._within(order[:, : check_whole("kept", kept, Between(0, mask.shape[1]))], mask.shape[1])
         counts = mask.sum(dim=1)
         most = int(counts.max())
         numbers = torch.arange(most, device=mask.device)
         slot = order.gather(1, torch.minimum(numbers, (counts - 1).clamp(min=0)[:, None]))
         valid = numbers < counts[:, None]
         return cls(slot, valid=None if bool(valid.all()) else valid)
+
+    @classmethod
+    def highest(cls, score: Float[Tensor, "B N"], kept: int) -> Plan:
+        """Make the selection of the `kept` highest scores of each image, `(B, N)`; of equal ones, the first.
+
+        >>> Plan.highest(torch.tensor([[0.1, 0.3, 0.2, 0.3], [0.0, 0.0, 0.0, 0.0]]), 2).slot.tolist()
+        [[1, 3], [0, 1]]
+
+        Raises:
+            FoveateError: there are not so many tokens to keep.
+        """
+        tokens = score.shape[1]
+        kept = check_whole("kept", kept, Between(0, tokens))
+        if on_cpu(score) and 0 < kept < tokens:
+            # Which of equal scores topk takes differs between devices, so it decides only where none is equal.
+            best, order = score.topk(kept + 1, dim=1)
+            if bool((best[:, kept - 1] > best[:, kept]).all()):
+                return cls._within(order[:, :kept].sort(dim=1).values, tokens)
+        # Half precision makes many equal.
+        order = score.argsort(dim=1, descending=True, stable=True)
+        return cls._within(order[:, :kept].sort(dim=1).values, tokens)
+
+    @classmethod
+    def _within(cls, slot: Tensor, tokens: int) -> Plan:
+        """Make a selection whose slots are known to be below a number of tokens."""
+        plan = cls(slot)
+        object.__setattr__(plan, "_least", tokens)
+        return plan
+
+    @classmethod
+    def averaging(
+        cls, slot: Int64[Tensor, "B M"], group: Int64[Tensor, "B N"], block: tuple[int, int], columns: int
+    ) -> Plan:
+        """Make the plan of groups that are equal blocks of a grid, which pooling applies: that is faster.
+
+        Args:
+            slot: `(B, M)` int64, as in `Plan`. Numbers aren't looked at.
+            group: `(B, N)` int64: the block of each token, counted row by row. Numbers aren't looked at.
+            block: its rows and columns. Frames of a clip stand below each other.
+            columns: of the grid. The block's divide them.
+
+        >>> group = torch.tensor([[0, 0, 1, 1]])
+        >>> plan = Plan.averaging(torch.tensor([[0, 2]]), group, block=(1, 2), columns=4)
+        >>> plan.apply(torch.tensor([[[1.0], [3.0], [5.0], [7.0]]])).flatten().tolist()
+        [2.0, 6.0]
+        """
+        _check_slot(slot)
+        plan = cls.__new__(cls)
+        known = {"slot": slot, "group": group, "_blocks": (*block, columns), "_least": group.shape[1]}
+        for name, value in known.items():
+            object.__setattr__(plan, name, value)
+        return plan
 
     @classmethod
     def batch(cls, plans: Sequence[Plan]) -> Plan:
@@ -150,7 +210,9 @@ class Plan:
         """
         self._check_rows(index)
         rest = (None if part is None else part[index] for part in (self.group, self.weight, self.mix, self.valid))
-        return Plan(self.slot[index], *rest)
+        plan = Plan(self.slot[index], *rest)
+        object.__setattr__(plan, "_blocks", self._blocks)
+        return plan
 
     def image(self, number: int, kept: int | None = None) -> Plan:
         """Take the plan of one image, as a batch of one without padding.
@@ -178,6 +240,10 @@ class Plan:
             PlanError: the plan is over other tokens. On an accelerator, numbers of tokens are not looked at.
         """
         self._check_over(x, 3)
+        if self.mix is None and self.group is None:
+            return self._selected(x)
+        if self._blocks is not None:
+            return self._pooled(x)
         with without_autocast(x.device):
             return self._applied(x)
 
@@ -194,7 +260,9 @@ class Plan:
         if not fits or tokens not in (None, x.shape[1]):
             over = "" if tokens is None else f" of {tokens} tokens"
             raise PlanError(f"this plan is for {self.slot.shape[0]} images{over}, and the values are {_described(x)}")
-        _check_numbers("slot of the plan", self.slot, 0, x.shape[1])
+        if self._least is None or self._least > x.shape[1]:
+            _check_numbers("slot of the plan", self.slot, 0, x.shape[1])
+            object.__setattr__(self, "_least", x.shape[1])
 
     def _check_rows(self, index: object) -> None:
         """Check that an index picks images of the batch.
@@ -226,8 +294,7 @@ class Plan:
     def _applied(self, x: Tensor) -> Tensor:
         if self.mix is not None:
             return torch.bmm(self.mix.to(torch.promote_types(x.dtype, torch.float32)), _wide(x)).to(x.dtype)
-        if self.group is None:
-            return self.select(x)
+        assert self.group is not None
         if not on_cpu(x):
             # Scattered sums of accelerators come in any order; a product with the dense map is as fast, and repeats.
             return self._multiplied(_wide(x)).to(x.dtype)
@@ -244,6 +311,12 @@ class Plan:
             out = out / _counts(self.group, kept - 1).clamp(min=1)[..., None]
         return out.to(x.dtype)
 
+    def _pooled(self, x: Tensor) -> Tensor:
+        assert self._blocks is not None
+        *block, columns = self._blocks
+        grid = _wide(x).reshape(x.shape[0], -1, columns, x.shape[2]).permute(0, 3, 1, 2)
+        return avg_pool2d(grid, block).permute(0, 2, 3, 1).flatten(1, 2).to(x.dtype)
+
     def _multiplied(self, x: Float32[Tensor, "B N D"]) -> Float32[Tensor, "B M D"]:
         assert self.group is not None
         numbers = torch.arange(self.slot.shape[1], device=x.device)[:, None]
@@ -256,6 +329,9 @@ class Plan:
     def select(self, x: Shaped[Tensor, "B N *rest"]) -> Shaped[Tensor, "B M *rest"]:
         """Take the values at the slots: `(B, N, ...)` -> `(B, M, ...)`; position ids, signals, labels, mask columns."""
         self._check_over(x, 2)
+        return self._selected(x)
+
+    def _selected(self, x: Tensor) -> Tensor:
         if x.ndim == 2:
             return x.gather(1, self.slot)
         # Whole rows are copied several times faster than their elements are gathered.
@@ -399,7 +475,7 @@ def _check_slot(slot: object) -> None:
 
 
 def _wide(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x if x.dtype == torch.float32 else x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _counts(group: Int64[Tensor, "B N"], kept: int) -> Int64[Tensor, "B M"]:

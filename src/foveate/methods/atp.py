@@ -159,16 +159,16 @@ class ATPMethod(Method):
 
     def effort(self, tokens: int, width: int) -> Effort:
         """Estimate both scores, and with an adapter their statistics."""
-        launches, waits = (52, 2) if self.ragged else (40, 0)
+        launches, waits = (39, 2) if self.ragged else (27, 0)
         return Effort(2 * tokens * width, launches + SELECTED + (48 if self.adapter is not None else 0), waits)
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Plan to keep the tokens above a threshold, and always the token with the largest margin."""
         margin = self.margin(tokens)
-        order = margin.argsort(dim=1, descending=True, stable=True)
         if not self.ragged:
-            return Plan(slot=order[:, : self.count(tokens.layout)].sort(dim=1).values)
-        return Plan.keeping((margin > 0).scatter(1, order[:, :1], True))
+            return Plan.highest(margin, self.count(tokens.layout))
+        first = margin.argsort(dim=1, descending=True, stable=True)[:, :1]
+        return Plan.keeping((margin > 0).scatter(1, first, True))
 
     def margin(self, tokens: VisualTokens, alive: Bool[Tensor, "B N"] | None = None) -> Float32[Tensor, "B N"]:
         """Return the larger of each token's margins over the two thresholds, `(B, N)` float32: tokens above 0 stay.
@@ -194,7 +194,8 @@ class ATPMethod(Method):
         self, tokens: VisualTokens, alive: Bool[Tensor, "B N"] | None = None
     ) -> tuple[Float32[Tensor, "B N"], Float32[Tensor, "B F"]]:
         """Return the redundancy score, `(B, N)` float32 from 0 to 1, and its statistics, `(B, 8)` float32."""
-        redundancy, logits, attention, scaled, alive = self._scaled(tokens, alive)
+        redundancy, logits, attention, scaled = self._scaled(tokens, alive)
+        alive = torch.ones_like(logits, dtype=torch.bool) if alive is None else alive
         return redundancy, score_statistics(logits, attention, scaled, alive)
 
     def _scaled(
@@ -204,16 +205,14 @@ class ATPMethod(Method):
         Float32[Tensor, "B N"],
         Float32[Tensor, "B N"],
         list[Float32[Tensor, "B N"]],
-        Bool[Tensor, "B N"],
     ]:
-        """Return the redundancy score, logits, attention, both of them scaled, and which tokens count."""
+        """Return the redundancy score, logits, attention, and both of them scaled."""
         logits = tokens.signals[self.needs[0]].float()
         attention = tokens.signals[self.needs[1]].float().mean(dim=1)
-        alive = torch.ones_like(logits, dtype=torch.bool) if alive is None else alive
         stretched = {"self": _stretched(logits, alive), "cross": _stretched(attention, alive)}
         parts = ("self", "cross") if self.adapter is None else self.adapter.parts
         chosen = [score for name, score in stretched.items() if name in parts] or [torch.zeros_like(logits)]
-        return torch.stack(chosen).mean(dim=0), logits, attention, [*stretched.values()], alive
+        return torch.stack(chosen).mean(dim=0), logits, attention, [*stretched.values()]
 
     def predicted(
         self, statistics: Float32[Tensor, "B F"], question: Float[Tensor, "B D"] | None
@@ -292,10 +291,12 @@ def _by_place(layout: Layout, sparsity: float) -> Float32[Tensor, " N"]:
         return torch.cat(parts).clamp(min=0)
 
 
-def _stretched(score: Float32[Tensor, "B N"], alive: Bool[Tensor, "B N"]) -> Float32[Tensor, "B N"]:
-    """Scale each row to 0 to 1 over the tokens that count; return 0 for all if they are equal."""
-    low = score.masked_fill(~alive, float("inf")).amin(dim=1, keepdim=True)
-    high = score.masked_fill(~alive, float("-inf")).amax(dim=1, keepdim=True)
+def _stretched(score: Float32[Tensor, "B N"], alive: Bool[Tensor, "B N"] | None) -> Float32[Tensor, "B N"]:
+    """Scale each row to 0 to 1 over the tokens that count (None: all); return 0 for all if they are equal."""
+    low = score if alive is None else score.masked_fill(~alive, float("inf"))
+    high = score if alive is None else score.masked_fill(~alive, float("-inf"))
+    low, high = low.amin(dim=1, keepdim=True), high.amax(dim=1, keepdim=True)
     span = high - low
     # Tokens that don't count may lie far outside 0 to 1, above all if only one token counts.
-    return ((score - low) / torch.where(span > 0, span, 1.0)).masked_fill(~alive, 0.0)
+    scaled = (score - low) / torch.where(span > 0, span, 1.0)
+    return scaled if alive is None else scaled.masked_fill(~alive, 0.0)

@@ -52,7 +52,7 @@ class HiRED(Method):
 
     paper = "arXiv 2408.10945"
     unchanged_if_all = True
-    operations = 6 + SELECTED
+    operations = 4 + SELECTED
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,7 +79,7 @@ class HiRED(Method):
         late, early = (tokens.signals[need].float() for need in self.needs)
         layout, kept = tokens.layout, self.count(tokens.layout)
         if len(layout.segments) == 1:
-            return Plan(slot=filled_up(torch.zeros_like(late, dtype=torch.bool), late, kept))
+            return Plan.highest(late, kept)
         part, vote = (each.to(late.device, non_blocking=True) for each in _parts(layout))
         whole = self._whole(layout)
         number, index = _whole_image(layout)

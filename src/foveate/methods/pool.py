@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from foveate.methods import Method, Plan, VisualTokens, register
-from foveate.methods.arithmetic.grids import axis
-from foveate.plan import AVERAGED
+from foveate.methods import Effort, Method, Plan, VisualTokens, register
+from foveate.methods.arithmetic.grids import averaging_operations, axis
 
 
 @register("pool")
@@ -42,7 +41,10 @@ class Pool(Method):
     paper = "arXiv 2406.20092"
     unchanged_if_all = True
     fixed = True
-    operations = 2 + AVERAGED
+
+    def effort(self, tokens: int, width: int) -> Effort:
+        """Estimate sums of all features."""
+        return Effort(2 * tokens * width, averaging_operations(tokens, self.keep.count(tokens)))
 
     def memory(self, tokens: int, width: int) -> int:
         """Estimate the cell of each token, four times."""
@@ -51,12 +53,16 @@ class Pool(Method):
     def plan(self, tokens: VisualTokens) -> Plan:
         """Plan to average each run of neighbours."""
         images, count = tokens.features.shape[:2]
-        group, middle = _runs(count, self.count(tokens.layout), self.remainder)
-        device = tokens.features.device
-        return Plan(
-            slot=torch.tensor(middle).to(device, non_blocking=True).expand(images, -1),
-            group=torch.tensor(group).to(device, non_blocking=True).expand(images, -1),
+        kept, device = self.count(tokens.layout), tokens.features.device
+        group, middle = _runs(count, kept, self.remainder)
+        # Copies: whoever changes a plan must not change what is remembered.
+        slot, group = (
+            torch.from_numpy(each).to(device, non_blocking=True, copy=True).expand(images, -1)  # pyright: ignore[reportUnknownMemberType]
+            for each in (middle, group)
         )
+        if count % kept:
+            return Plan(slot, group)
+        return Plan.averaging(slot, group, (1, count // kept), columns=count)
 
 
 @functools.lru_cache(maxsize=256)

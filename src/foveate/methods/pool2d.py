@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from foveate.methods import Layout, Method, Plan, VisualTokens, register
-from foveate.methods.arithmetic.grids import cells, grids
-from foveate.plan import AVERAGED
+from foveate.methods import Effort, Layout, Method, Plan, VisualTokens, register
+from foveate.methods.arithmetic.grids import averages, averaging_operations, grids
 
 
 @register("pool2d")
@@ -25,11 +24,14 @@ class Pool2d(Method):
     paper = "arXiv 2405.17430"
     unchanged_if_all = True
     fixed = True
-    operations = 2 + AVERAGED
 
     def count(self, layout: Layout) -> int:
         """Return the number of cells of the grid."""
         return sum(t * h * w for t, h, w in grids(layout, self.keep))
+
+    def effort(self, tokens: int, width: int) -> Effort:
+        """Estimate sums of all features."""
+        return Effort(2 * tokens * width, averaging_operations(tokens, self.keep.count(tokens)))
 
     def memory(self, tokens: int, width: int) -> int:
         """Estimate the cell of each token, four times."""
@@ -37,9 +39,4 @@ class Pool2d(Method):
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Plan to average each cell of the grid, at the middle place of the cell."""
-        group, middle = cells(tokens.layout, grids(tokens.layout, self.keep))
-        images, device = tokens.features.shape[0], tokens.features.device
-        return Plan(
-            slot=middle.to(device, non_blocking=True).expand(images, -1),
-            group=group.to(device, non_blocking=True).expand(images, -1),
-        )
+        return averages(tokens, grids(tokens.layout, self.keep))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from foveate.methods import Layout, Method, Plan, VisualTokens, register
-from foveate.methods.arithmetic.grids import cells, grids
+from foveate.methods.arithmetic.grids import averages, grids
 from foveate.plan import AVERAGED
 
 
@@ -32,9 +32,4 @@ class Pool3d(Method):
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Plan to average each cell of the grid, at the middle place of the cell."""
-        group, middle = cells(tokens.layout, grids(tokens.layout, self.keep, between_frames=True))
-        images, device = tokens.features.shape[0], tokens.features.device
-        return Plan(
-            slot=middle.to(device, non_blocking=True).expand(images, -1),
-            group=group.to(device, non_blocking=True).expand(images, -1),
-        )
+        return averages(tokens, grids(tokens.layout, self.keep, between_frames=True))

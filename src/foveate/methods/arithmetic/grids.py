@@ -1,4 +1,4 @@
-"""Fit coarser grids into a budget and assign tokens to their cells."""
+"""Fit coarser grids into a budget, assign tokens to their cells, and average these."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from foveate.errors import KeepError
-from foveate.tokens import Keep, Layout, Segment, spread
+from foveate.plan import AVERAGED, POOLED, Plan
+from foveate.tokens import Keep, Layout, Segment, VisualTokens, spread
 
 
 @functools.lru_cache(maxsize=1024)
@@ -114,6 +115,29 @@ def cells(layout: Layout, kept: list[tuple[int, int, int]]) -> tuple[Int64[Tenso
         tokens += segment.count
         taken += frames * height * width
     return torch.cat(groups), torch.cat(middles)
+
+
+def averages(tokens: VisualTokens, kept: list[tuple[int, int, int]]) -> Plan:
+    """Plan to average each cell of the kept grids, at the middle place of the cell.
+
+    Args:
+        tokens: to plan.
+        kept: the grid `(t, h, w)` of each segment, as `grids` returns them.
+    """
+    group, middle = cells(tokens.layout, kept)
+    images, device = tokens.features.shape[0], tokens.features.device
+    slot = middle.to(device, non_blocking=True).expand(images, -1)
+    group = group.to(device, non_blocking=True).expand(images, -1)
+    if len(kept) == 1:
+        (whole,), ((frames, height, width),) = tokens.layout.segments, kept
+        if frames == whole.t and whole.h % height == whole.w % width == 0:
+            return Plan.averaging(slot, group, (whole.h // height, whole.w // width), whole.w)
+    return Plan(slot, group)
+
+
+def averaging_operations(tokens: int, kept: int) -> int:
+    """Estimate how many operations an accelerator starts to plan such averages of one image, and to apply them."""
+    return 2 + (AVERAGED if tokens % kept else POOLED)
 
 
 @functools.lru_cache(maxsize=256)

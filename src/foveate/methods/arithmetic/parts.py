@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from foveate.plan import Plan
+
 
 def top_of_each(
     score: Float[Tensor, "B N"], part: Int64[Tensor, " N"], quota: Int64[Tensor, "B P"]
@@ -36,5 +38,4 @@ def filled_up(chosen: Bool[Tensor, "B N"], score: Float[Tensor, "B N"], kept: in
     >>> filled_up(torch.tensor([[False, True, False]]), torch.tensor([[0.1, 0.2, 0.3]]), 2).tolist()
     [[1, 2]]
     """
-    order = score.masked_fill(chosen, torch.inf).argsort(dim=1, descending=True, stable=True)
-    return order[:, :kept].sort(dim=1).values
+    return Plan.highest(score.masked_fill(chosen, torch.inf), kept).slot
