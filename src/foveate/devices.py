@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ __all__ = [
     "QUANTIZATIONS",
     "Placement",
     "card",
+    "constant",
     "devices_of",
     "load_arguments",
     "on_cpu",
@@ -323,12 +326,42 @@ def _plain(dtype: torch.dtype) -> str:
 def on_cpu(x: Tensor) -> bool:
     """Return whether a CPU computes what is done with a tensor: looking at values is free there, and so is starting.
 
+    While `torch.export` or `torch.compile` records what is done, there are no values to look at: then this is False.
     Code that differs between CPUs and accelerators asks here and nowhere else.
 
     >>> on_cpu(torch.zeros(1))
     True
     """
-    return x.device.type == "cpu"
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+_Made = TypeVar("_Made")
+
+
+def constant(function: Callable[..., _Made]) -> Callable[..., _Made]:
+    """Let a function of numbers and texts compute its tensor at once, even where `torch.compile` records what is done.
+
+    The result is then a constant of what is recorded; random numbers with a seed would be drawn anew in each call.
+
+    >>> @constant
+    ... def first(count: int) -> Tensor:
+    ...     return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    >>> len(first(4))
+    4
+    """
+
+    @functools.wraps(function)
+    def computed(*values: Any) -> _Made:
+        # What records sees operations in this thread.
+        with ThreadPoolExecutor(1) as apart:
+            return apart.submit(function, *values).result()
+
+    @functools.wraps(function)
+    def called(*values: Any) -> _Made:
+        return at_once(*values) if torch.compiler.is_compiling() else function(*values)
+
+    at_once = torch.compiler.assume_constant_result(computed)
+    return called
 
 
 # Waiting

@@ -168,9 +168,9 @@ def spread(budget: int, weights: Sequence[int]) -> list[int]:
     [3, 2, 5]
     """
     whole = sum(weights)
-    exact = [Fraction(budget * weight, whole) for weight in weights]
-    parts = [max(1, math.floor(each)) for each in exact]
-    order = sorted(range(len(weights)), key=lambda i: (parts[i] - exact[i], i))
+    # In whole numbers, which torch.compile can follow.
+    parts = [max(1, budget * weight // whole) for weight in weights]
+    order = sorted(range(len(weights)), key=lambda i: (parts[i] * whole - budget * weights[i], i))
     for i in order:
         if sum(parts) >= budget:
             break

@@ -68,29 +68,52 @@ class Agglomerative(Method):
     def plan(self, tokens: VisualTokens) -> Plan:
         """Build the tree of all tokens and cut it into the clusters of the budget."""
         kept = self.count(tokens.layout)
-        features = tokens.features
-        count = features.shape[1]
-        needed = _bytes(count, products.on_cpu(features))
-        if needed > _MOST_BYTES and self.linkage == "ward":
-            group = torch.stack([cut(*ward_tree(each.float()), kept) for each in features])
-        elif needed > _MOST_BYTES:
-            raise FoveateError(
-                f"agglomerative with linkage={self.linkage} would hold {needed / 1e9:,.1f} GB of distances between "
-                f"{count:,} tokens at once, and takes up to {_MOST_BYTES / 1e9:g} GB; use linkage=ward, which needs "
-                "none, or a step before it that leaves fewer tokens, such as pool"
-            )
-        elif products.on_cpu(features):
-            group = torch.stack([_linked(each[None], self.linkage, kept) for each in features])
-        else:
-            distances = squared_distances(features, whole=count).matrix
-            assert distances is not None
-            group = _grouped(distances, self.linkage, kept)
+        # How many rounds it takes depends on the content, so torch.export and torch.compile see it as one operation.
+        clusters = _as_one_operation if torch.compiler.is_compiling() else _clusters
+        group = clusters(tokens.features, self.linkage, kept)
         return in_order(middles(group, kept), group)
 
     def effort(self, tokens: int, width: int) -> Effort:
         """Estimate the work: the matrix of distances, then about 24 rounds, each over a smaller matrix."""
         rounds = 4 * _ROUNDS
         return Effort(2 * tokens**2 * width + 60 * tokens**2, 50 + 42 * rounds + AVERAGED, rounds // _ROUNDS)
+
+
+def _clusters(features: Float[Tensor, "B N D"], linkage: str, kept: int) -> Int64[Tensor, "B N"]:
+    """Return the cluster of each token, from 0 to kept - 1.
+
+    Raises:
+        FoveateError: distances would take too much memory, or no two clusters are nearest.
+    """
+    count = features.shape[1]
+    needed = _bytes(count, products.on_cpu(features))
+    if needed > _MOST_BYTES and linkage == "ward":
+        return torch.stack([cut(*ward_tree(each.float()), kept) for each in features])
+    if needed > _MOST_BYTES:
+        raise FoveateError(
+            f"agglomerative with linkage={linkage} would hold {needed / 1e9:,.1f} GB of distances between "
+            f"{count:,} tokens at once, and takes up to {_MOST_BYTES / 1e9:g} GB; use linkage=ward, which needs "
+            "none, or a step before it that leaves fewer tokens, such as pool"
+        )
+    if products.on_cpu(features):
+        return torch.stack([_linked(each[None], linkage, kept) for each in features])
+    distances = squared_distances(features, whole=count).matrix
+    assert distances is not None
+    return _grouped(distances, linkage, kept)
+
+
+@torch.library.custom_op(
+    "foveate::agglomerative", mutates_args=(), schema="(Tensor features, str linkage, int kept) -> Tensor"
+)
+def _as_one_operation(features: Tensor, linkage: str, kept: int) -> Tensor:
+    """Compute `_clusters` where `torch.export` or `torch.compile` has recorded it."""
+    return _clusters(features, linkage, kept)
+
+
+@_as_one_operation.register_fake  # pyright: ignore[reportUnknownMemberType]
+def _(features: Tensor, linkage: str, kept: int) -> Tensor:
+    """Tell the shape and the dtype of what it returns."""
+    return features.new_empty(features.shape[:2], dtype=torch.int64)
 
 
 def _bytes(count: int, on_cpu: bool) -> int:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Float32
 from torch import Tensor
@@ -223,7 +225,7 @@ class ATPMethod(Method):
     def spatial(self, tokens: VisualTokens) -> Float32[Tensor, "#B N"]:
         """Return the spatial score by each token's place in the original image: `(B, N)` or `(1, N)` float32."""
         layout = tokens.layout if tokens.origin is None else tokens.origin.layout
-        score = _by_place(layout, self.sparsity)[None].to(tokens.features.device, non_blocking=True)
+        score = torch.tensor(_by_place(layout, self.sparsity))[None].to(tokens.features.device, non_blocking=True)
         if tokens.origin is None:
             return score
         return score.expand(tokens.origin.slot.shape[0], -1).gather(1, tokens.origin.slot)
@@ -277,18 +279,19 @@ class ATPLayer(ATPMethod):
 
 
 @functools.lru_cache(maxsize=64)
-def _by_place(layout: Layout, sparsity: float) -> Float32[Tensor, " N"]:
-    """Return the spatial score of each token on the host; don't change it in place."""
-    # Tensors that are made in inference mode can't be used in training.
-    with torch.inference_mode(False), torch.device("cpu"):
-        parts: list[Tensor] = []
-        for segment in layout.segments:
-            score = torch.zeros(segment.h, segment.w)
-            for step in (2, 3, 4):
-                # Coarser grids score higher, so they are written last.
-                score[step // 2 :: step, step // 2 :: step] = 1 - sparsity / step**2
-            parts.append(score.flatten().repeat(segment.t))
-        return torch.cat(parts).clamp(min=0)
+def _by_place(layout: Layout, sparsity: float) -> npt.NDArray[np.float32]:
+    """Return the spatial score of each token; don't change it in place.
+
+    No tensor: one that is made in inference mode can't be used in training, and one that torch.export makes, nowhere.
+    """
+    parts: list[npt.NDArray[np.float32]] = []
+    for segment in layout.segments:
+        score = np.zeros((segment.h, segment.w), np.float32)
+        for step in (2, 3, 4):
+            # Coarser grids score higher, so they are written last.
+            score[step // 2 :: step, step // 2 :: step] = 1 - sparsity / step**2
+        parts.append(np.tile(score.flatten(), segment.t))
+    return np.maximum(np.concatenate(parts), np.float32(0))
 
 
 def _stretched(score: Float32[Tensor, "B N"], alive: Bool[Tensor, "B N"] | None) -> Float32[Tensor, "B N"]:

@@ -123,7 +123,12 @@ def likeliest_subset(
         row = torch.baddbmm(
             cosine.rows(pick[:, 0])[:, None], here[:, 1:].transpose(1, 2), held[:, 1 : step + 1], alpha=-1
         )
-        row = torch.mul(row[:, 0], here[:, 0].rsqrt(), out=held[:, step + 1])
+        if torch.compiler.is_compiling():
+            # It takes no part of a tensor as `out`.
+            row = row[:, 0] * here[:, 0].rsqrt()
+            held[:, step + 1] = row
+        else:
+            row = torch.mul(row[:, 0], here[:, 0].rsqrt(), out=held[:, step + 1])
         threshold(outside.addcmul_(row, row, value=-1), _EXHAUSTED, 0.0, inplace=True).scatter_(1, pick, 0.0)
         torch.mul(weight, outside, out=gain)
     return _completed(torch.cat(picks, dim=1), torch.cat(gains, dim=1), weight)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from foveate.devices import constant
 from foveate.methods import (
     Effort,
     EncoderAttention,
@@ -111,7 +112,7 @@ class Cluster(Method):
         if self.start == "stride":
             index = (torch.arange(kept, device=x.device) * 2 + 1) * count // (2 * kept)
             return x[:, index]
-        draws = torch.rand(kept, generator=torch.Generator().manual_seed(self.seed)).to(x.device, non_blocking=True)
+        draws = _draws(self.seed, kept).to(x.device, non_blocking=True)
         chosen = x.gather(1, (draws[0] * count).long().clamp(max=count - 1).expand(images, 1, width))
         centres = [chosen]
         nearest = (x - chosen).square().sum(-1)
@@ -124,24 +125,32 @@ class Cluster(Method):
         return torch.cat(centres, dim=1)
 
 
+@constant
+def _draws(seed: int, count: int) -> Float32[Tensor, " M"]:
+    """Return random numbers from 0 to 1."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
+
+
 def _grouped_at_once(
     x: Float32[Tensor, "B N D"], centre: Float32[Tensor, "B M D"], rounds: int
 ) -> Int64[Tensor, "B N"]:
     """Cluster the tokens of all images on an accelerator, with few operations and one wait of the host.
 
-    Rounds first run as if no cluster became empty; if one did, they run again and fill it.
+    Rounds first run as if no cluster became empty; if one did, they run again and fill it. What `torch.export` records
+    can't ask whether one did: there, every round fills.
     """
     kept, first = centre.shape[1], centre
     numbers = torch.arange(kept, device=x.device)[:, None]
-    counts: list[Tensor] = []
-    _, group = _nearest(x, centre)
-    for _ in range(rounds):
-        centre, size = _means(x, group, numbers)
-        counts.append(size)
+    if not torch.compiler.is_compiling():
+        counts: list[Tensor] = []
         _, group = _nearest(x, centre)
-    counts.append((group[:, None] == numbers).sum(dim=2, keepdim=True).float())
-    if bool(torch.cat(counts, dim=2).all()):
-        return group
+        for _ in range(rounds):
+            centre, size = _means(x, group, numbers)
+            counts.append(size)
+            _, group = _nearest(x, centre)
+        counts.append((group[:, None] == numbers).sum(dim=2, keepdim=True).float())
+        if bool(torch.cat(counts, dim=2).all()):
+            return group
     length = x.square().sum(-1)
     away, group = _nearest(x, first)
     group = _filled(group, away + length, kept)

@@ -72,4 +72,4 @@ def _runs(count: int, kept: int, remainder: str) -> tuple[npt.NDArray[np.int64],
         return axis(count, kept)
     run = count // kept
     whole, middle = axis(kept * run, kept)
-    return np.pad(whole, (0, count - kept * run), constant_values=-1), middle
+    return np.concatenate([whole, np.full(count - kept * run, -1)]), middle
