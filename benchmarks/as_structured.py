@@ -273,3 +273,6 @@ RULES: dict[str, Callable[[Tensor, Tensor, int], object]] = {
     "cluster": lambda features, text, kept: cluster(features, kept),
 }
 """By method: a function of features `(N, D)`, text `(T, D)` and the number of kept tokens."""
+
+CLIP_RULES: dict[str, Callable[[Tensor, int], Tensor]] = {"dycoke": dycoke, "evs": evs}
+"""By method: a function of frames `(T, P, D)` and the number of kept tokens; it returns picks."""

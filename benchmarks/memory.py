@@ -39,7 +39,7 @@ from foveate.methods import Method, PixelMethod, method_class, method_names
 from foveate.methods.arithmetic import products
 from foveate.spec import parse
 
-OPTIONS = {"vispruner": ":step=2048"}
+OPTIONS = {"vispruner": ":step=16384"}
 """What makes a method with many rounds end sooner; it changes no memory."""
 INSIDE = ("fastv:0.5@1", "sparsevlm:0.5@1", "dart:0.5@1", "atp:0.5@1", "pyramiddrop:0.5@1", "pool:0.5@1")
 """Specs of prefills with steps inside the decoder."""

@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 
 import as_structured
 import torch
-from _common import CLOCKS, say
+from _common import CLOCKS, Clock, say
 from plans import WORDS, picture, visual_tokens
 from torch import Tensor
 
@@ -48,7 +49,7 @@ def main() -> int:
     with torch.inference_mode():
         for tokens in arguments.tokens:
             for images in arguments.images:
-                for name, library, peer in peers(arguments.methods):
+                for name, library, peer in peers(arguments.methods, arguments.device == "cpu"):
                     rows.append(measure(name, library, peer, tokens, images, arguments))
                     say(line(rows[-1]))
     libraries = sorted({row["library"] for row in rows if row["library"] in LIBRARIES})
@@ -58,7 +59,7 @@ def main() -> int:
         "clock": arguments.clock,
         "rows": rows,
         "versions": {name: version(LIBRARIES[name]) for name in libraries},
-        "environment": environment("cpu", time.perf_counter() - began),
+        "environment": environment(arguments.device, time.perf_counter() - began),
     }
     write_json(arguments.out, result)
     slower = [row for row in rows if row["ratio"] < 1]
@@ -74,22 +75,28 @@ def read() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=1024, help="of the features")
     parser.add_argument("--keep", type=float, default=1 / 9, help="share that is kept")
     parser.add_argument("--methods", type=lambda text: text.split(","), help="names; all if left out")
-    parser.add_argument("--clock", choices=CLOCKS, default="cpu", help="cpu counts the processor's time")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; libraries are left out there")
+    parser.add_argument("--clock", choices=CLOCKS, help="cpu counts the processor's time; that if it is left out")
     parser.add_argument("--seconds", type=float, default=6.0, help="of a row, about; at least three turns are taken")
     parser.add_argument("--out", type=Path, default=Path("results/peers.json"))
     arguments = parser.parse_args()
+    on_cpu = arguments.device == "cpu"
+    arguments.clock = arguments.clock or ("cpu" if on_cpu else "wall")
+    if not on_cpu and arguments.clock == "cpu":
+        parser.error("--clock cpu counts the processor's time, which isn't a GPU's")
     unknown = sorted(set(arguments.methods or []) - {name for name, _, _ in PEERS})
     if unknown:
         parser.error(f"no method with a peer is called {', '.join(unknown)}")
     return arguments
 
 
-def peers(methods: list[str] | None) -> list[tuple[str, str, Peer]]:
-    """Return the peers of some methods that can be run here."""
+def peers(methods: list[str] | None, libraries: bool) -> list[tuple[str, str, Peer]]:
+    """Return the peers of some methods that can be run here, with or without libraries among them."""
     return [
         (name, library, peer)
         for name, library, peer in PEERS
         if (methods is None or name in methods)
+        and (library not in LIBRARIES or libraries)
         and (library not in LIBRARIES or importlib.util.find_spec(MODULES[library]) is not None)
     ]
 
@@ -100,25 +107,25 @@ def measure(
     """Measure a method and its peer in turns."""
     kept = max(1, round(tokens * SHARES.get(name, arguments.keep)))
     method: Method = parse(f"{name}:{kept}").steps[0].method
-    features = picture(images, tokens, arguments.width)
-    text = torch.randn(images, WORDS, arguments.width, generator=torch.Generator().manual_seed(1))
+    features = picture(images, tokens, arguments.width).to(arguments.device)
+    text = torch.randn(images, WORDS, arguments.width, generator=torch.Generator().manual_seed(1)).to(arguments.device)
     given = visual_tokens(method, features, text)
 
     def ours() -> Tensor:
         return method.plan(given).apply(features)
 
     def theirs() -> Tensor:
-        return peer(given, kept)
+        # What a rule makes itself lies where its features do.
+        with nullcontext() if arguments.device == "cpu" else torch.device(arguments.device):
+            return peer(given, kept)
 
     same = alike(ours(), theirs())
-    clock = CLOCKS[arguments.clock]
+    clock = Clock(arguments.device, arguments.clock)
     times: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + arguments.seconds
     while len(times[0]) < 3 or (time.perf_counter() < end and len(times[0]) < 51):
         for run, record in zip((ours, theirs), times, strict=True):
-            begin = clock()
-            run()
-            record.append((clock() - begin) * 1e3)
+            record.append(clock(run))
     mine, other = (statistics.median(each) for each in times)
     return {
         "method": name,

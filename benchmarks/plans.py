@@ -4,7 +4,8 @@
 Every method that acts behind the encoder makes the plans of one image and of several, and applies them; beside it, in
 the same run, the dense prefill of a decoder with random weights: on a CPU 0.5 billion parameters (Qwen2-0.5B's shape),
 on a GPU 7 billion (Vicuna-7B's). The rules that their authors' code writes as loops are timed in that structure, too
-(as_structured.py). Attention and keys are made up: what it takes to capture them is not in these times.
+(as_structured.py). Attention and keys are made up: what it takes to capture them is not in these times. Methods for
+clips plan one clip, of which half is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from _common import DECODER_SHAPES, Clock, add_clock_options, check_clock, llama_config, say
-from as_structured import RULES
+from as_structured import CLIP_RULES, RULES
 from torch import Tensor
 
 from foveate.bench.environment import environment
@@ -48,6 +49,8 @@ DECODERS = {
     **DECODER_SHAPES,
     "tiny": {"hidden": 64, "layers": 2, "heads": 2, "kv_heads": 2, "ffn": 128},
 }
+FOR_CLIPS = ("pool3d", "stride3d")
+"""Methods that take images too, and are for clips."""
 STRUCTURED_AT_MOST = {"agglomerative": 600}
 """The most tokens for rules whose structured form takes minutes on more."""
 
@@ -73,6 +76,15 @@ def main() -> int:
                     for row in measure(arguments, clock, tokens, kept, width, images, dtype):
                         rows.append(row | {"share": row["ms"] / saved if saved > 0 else None})
                         say(line(rows[-1]))
+        for frames, each in arguments.clips if any(map(plans_clips, arguments.methods)) else ():
+            tokens, kept = frames * each, frames * each // 2
+            for count in (tokens, kept):
+                prefill[count] = clock.median(lambda count=count: decoder(count + WORDS))
+                say(f"prefill of {count} visual and {WORDS} text tokens: {prefill[count]:.1f} ms")
+            saved = prefill[tokens] - prefill[kept]
+            for row in measure_clip(arguments, clock, Segment(frames, *sides(each)), kept, dtype):
+                rows.append(row | {"share": row["ms"] / saved if saved > 0 else None})
+                say(line(rows[-1]))
     result = {
         "what": "milliseconds to make and apply plans; share: of the prefill that they save",
         "decoder": arguments.decoder,
@@ -95,6 +107,9 @@ def read() -> argparse.Namespace:
     parser.add_argument("--tokens", default=[576, 2880], **integers, help="visual tokens of an image")
     parser.add_argument("--widths", default=[1024, 4096], **integers, help="of the features")
     parser.add_argument("--images", default=[1, 8], **integers, help="planned as one batch")
+    parser.add_argument(
+        "--clips", type=clip_sizes, default=[(64, 196)], metavar="NxN,NxN", help="frames x tokens; none"
+    )
     parser.add_argument("--keep", type=float, default=1 / 9, help="share that is kept")
     parser.add_argument("--methods", type=lambda text: text.split(","), help="names; all if left out")
     add_clock_options(parser)
@@ -102,12 +117,24 @@ def read() -> argparse.Namespace:
     arguments = parser.parse_args()
     arguments.decoder = arguments.decoder or ("7B" if arguments.device == "cuda" else "0.5B")
     check_clock(parser, arguments)
-    known = [name for name in method_names() if can_be_planned(name)]
+    known = [name for name in method_names() if can_be_planned(name) or plans_clips(name)]
     unknown = sorted(set(arguments.methods or []) - set(known))
     if unknown:
         parser.error(f"no method after the encoder is called {', '.join(unknown)}; there are {', '.join(known)}")
     arguments.methods = arguments.methods or known
     return arguments
+
+
+def clip_sizes(text: str) -> list[tuple[int, int]]:
+    """Read the frames of clips and the tokens of each: "64x196,8x64"; "none" is no clip."""
+    sizes = [each.split("x") for each in text.split(",") if text != "none"]
+    return [(int(frames), int(each)) for frames, each in sizes]
+
+
+def plans_clips(name: str) -> bool:
+    """Return whether a method is for clips and takes a keep."""
+    method = method_class(name)
+    return (method.temporal or name in FOR_CLIPS) and method.takes_keep
 
 
 def can_be_planned(name: str) -> bool:
@@ -143,7 +170,7 @@ def measure(
     features = picture(images, tokens, width).to(arguments.device, dtype)
     text = torch.randn(images, WORDS, width, generator=torch.Generator().manual_seed(1)).to(arguments.device, dtype)
     rows: list[dict[str, Any]] = []
-    for name in arguments.methods:
+    for name in filter(can_be_planned, arguments.methods):
         method: Method = parse(f"{name}:{kept}").steps[0].method
         given = visual_tokens(method, features, text)
 
@@ -163,6 +190,34 @@ def measure(
     return rows
 
 
+def measure_clip(
+    arguments: argparse.Namespace, clock: Clock, grid: Segment, kept: int, dtype: torch.dtype
+) -> list[dict[str, Any]]:
+    """Measure all methods for clips on one clip, at the smallest width."""
+    width = min(arguments.widths)
+    features = picture(1, grid.count, width).to(arguments.device, dtype)
+    text = torch.randn(1, WORDS, width, generator=torch.Generator().manual_seed(1)).to(arguments.device, dtype)
+    rows: list[dict[str, Any]] = []
+    for name in filter(plans_clips, arguments.methods):
+        method: Method = parse(f"{name}:{kept}").steps[0].method
+        given = visual_tokens(method, features, text, grid)
+
+        def compress(method: Method = method, given: VisualTokens = given) -> Tensor:
+            return method.plan(given).apply(given.features)
+
+        row: dict[str, Any] = {"method": name, "tokens": grid.count, "kept": kept, "width": width, "images": 1}
+        row |= {"frames": grid.t, "ms": clock.median(compress)}
+        if name in CLIP_RULES and arguments.device == "cpu":
+            frames = features.view(grid.t, -1, width)
+
+            def structured(name: str = name, frames: Tensor = frames) -> Tensor:
+                return features[0, CLIP_RULES[name](frames, kept)]
+
+            row["structured_ms"] = clock.median(structured)
+        rows.append(row)
+    return rows
+
+
 def picture(images: int, tokens: int, width: int) -> Tensor:
     """Return features `(B, N, D)` that are similar where they are near, as those of images are, with some noise."""
     generator = torch.Generator().manual_seed(0)
@@ -172,10 +227,10 @@ def picture(images: int, tokens: int, width: int) -> Tensor:
     return 3 * amounts @ things + 0.3 * torch.randn(images, tokens, width, generator=generator)
 
 
-def visual_tokens(method: Method, features: Tensor, text: Tensor) -> VisualTokens:
+def visual_tokens(method: Method, features: Tensor, text: Tensor, grid: Segment | None = None) -> VisualTokens:
     """Return the features with random signals of every kind that the method needs.
 
-    They are those of a clip if the method is for clips alone, otherwise those of an image.
+    Without a grid they are those of a clip if the method is for clips alone, otherwise those of an image.
     """
     images, count, width = features.shape
     generator = torch.Generator().manual_seed(2)
@@ -208,7 +263,7 @@ def visual_tokens(method: Method, features: Tensor, text: Tensor) -> VisualToken
                 answers[signal] = (torch.arange(WORDS) > 8).expand(images, -1).to(features.device)
             case Text():
                 answers[signal] = text
-    grid = clip(count) if method.temporal else Segment(1, *sides(count))
+    grid = grid or (clip(count) if method.temporal else Segment(1, *sides(count)))
     return VisualTokens(features, Layout((grid,)), Signals(answers))
 
 

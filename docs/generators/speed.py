@@ -64,7 +64,8 @@ MEMORY = """\
 The most megabytes that a plan of one image holds at once, beside its features and signals: float32 features of width
 WIDTH on a CPU, with SHARE of the tokens kept (OTHERS). The features alone take LARGEST. Methods for clips plan a
 clip of as many tokens. Numbers in brackets are not measured: they are what `Method.memory` estimates, as `foveate cost`
-does, and a test holds these estimates within 20 %.
+does, and a test holds these estimates within 20 %. A plan that would hold more than 2 GB is refused before it starts,
+with this number: `cdpruner` and `prumerge` with half of 65,536 tokens kept, for instance.
 
 ```text
 python benchmarks/memory.py --out docs/measured/memory.json
@@ -105,6 +106,7 @@ def page() -> str:
     text = text.replace("WORDS", str(measured["words"])).replace("COMMAND", command)
     where = f"Medians, on {machine(environment)}; {packages(environment)}. {clock}"
     text = text.replace("DEVICE", textwrap.fill(where, 120) + again)
+    clips, rows = [row for row in rows if "frames" in row], [row for row in rows if "frames" not in row]
     parts = [text.replace("BEYOND\n", _beyond(rows) + "\n")]
     for tokens in sorted({row["tokens"] for row in rows}):
         kept = next(row["kept"] for row in rows if row["tokens"] == tokens)
@@ -116,7 +118,20 @@ def page() -> str:
         )
         for width in sorted({row["width"] for row in rows}):
             parts.append(_table([row for row in rows if (row["tokens"], row["width"]) == (tokens, width)], width))
+    for tokens in sorted({row["tokens"] for row in clips}):
+        parts.append(_clip([row for row in clips if row["tokens"] == tokens], measured["prefill_ms"]))
     return "\n".join([*parts, _beside_peers(), _memory(), _launches()])
+
+
+def _clip(rows: list[dict[str, Any]], prefill: dict[str, float]) -> str:
+    """Return the section on plans of one clip."""
+    tokens, kept, frames, width = (rows[0][name] for name in ("tokens", "kept", "frames", "width"))
+    dense, short = (prefill[str(count)] for count in (tokens, kept))
+    return (
+        f"## A clip of {frames} frames, {tokens:,} tokens, {kept:,} kept\n\n"
+        f"The prefill takes {dense:,.0f} ms dense and {short:,.0f} ms with the kept tokens: the clip saves "
+        f"{dense - short:,.0f} ms.\n\n" + _table(rows, width)
+    )
 
 
 def _newest(measured: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:

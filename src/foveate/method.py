@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Final, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,10 @@ Per = Literal["image", "tile", "frame"]
 ResizeMode = Literal["auto", "exact", "interpolate", "enlarge"]
 ALL = Keep.of(1.0)
 AUTO = Keep.of("auto")
+MOST_BYTES: Final = 2_000_000_000
+"""The most that a plan of one image may hold at once, beside its features and signals."""
+MANY: Final = 8192
+"""Plans of fewer tokens hold less than that, whatever the method."""
 
 
 class Effort(NamedTuple):
@@ -47,8 +51,12 @@ class Effort(NamedTuple):
 
 
 def _checked(function: Callable[..., Any], kind: type, expected: str) -> Callable[..., Any]:
-    """Return a method that checks its one argument before it runs: its type, and that `temporal` ones get a clip."""
+    """Return a method that checks its one argument before it runs: its type, and that `temporal` ones get a clip.
+
+    What plans checks its memory, too.
+    """
     name = [*inspect.signature(function).parameters][1]
+    plans = function.__name__ == "plan"
 
     @functools.wraps(function)
     def checking(self: Any, *given: Any, **named: Any) -> Any:
@@ -56,6 +64,8 @@ def _checked(function: Callable[..., Any], kind: type, expected: str) -> Callabl
             value = given[0] if given else named[name]
             check_kind(name, value, kind, expected)
             self.check_frames(value if kind is Layout else value.layout)
+            if plans and value.layout.content >= MANY:
+                self.check_memory(*value.features.shape[1:])
         return function(self, *given, **named)
 
     return checking
@@ -320,6 +330,20 @@ class Method(ABC):
         numbers per token. Override it if `plan` holds pairs of tokens, or copies of features.
         """
         return 17 * tokens
+
+    def check_memory(self, tokens: int, width: int) -> None:
+        """Refuse to plan an image for which `memory` is above 2 GB; where the content decides how much, it isn't known.
+
+        Raises:
+            FoveateError: it is.
+        """
+        needed = 0 if self.ragged else self.memory(tokens, width)
+        if needed > MOST_BYTES:
+            raise FoveateError(
+                f"{self} would hold {needed / 1e9:,.1f} GB at once to plan {tokens:,} tokens, and may hold "
+                f"{MOST_BYTES / 1e9:g} GB; keep fewer, let a step before it leave fewer, such as pool, or plan parts "
+                "by themselves with per=frame or per=tile"
+            )
 
     @abstractmethod
     def plan(self, tokens: VisualTokens) -> Plan:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from foveate.methods import Agglomerative, CDPruner, Cluster, DivPrune, DpcKnn
+from foveate.spec import parse
 from foveate.tokens import VisualTokens
 
 pytestmark = pytest.mark.slow
@@ -64,6 +65,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_it_runs(tmp_path: Path) -> None:
     out = tmp_path / "new" / "plans.json"
     sizes = ("--tokens", "36", "--widths", "32", "--images", "1,2", "--methods", "divprune,sparsevlm,visionzip")
+    sizes = (*sizes, "--clips", "none")
     done = run(*sizes, "--clock", "cpu", "--out", str(out))
     assert done.returncode == 0, done.stderr
     result = json.loads(out.read_text())
@@ -74,6 +76,38 @@ def test_it_runs(tmp_path: Path) -> None:
     assert set(result["prefill_ms"]) == {"36", "4"}
     assert "structured_ms" in result["rows"][0]
     assert [path.name for path in out.parent.iterdir()] == ["plans.json"]
+
+
+def test_clips(tmp_path: Path) -> None:
+    out = tmp_path / "plans.json"
+    done = run(
+        "--tokens",
+        "36",
+        "--widths",
+        "32",
+        "--images",
+        "1",
+        "--methods",
+        "evs,fastvid",
+        "--clips",
+        "8x9",
+        "--out",
+        str(out),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["method"], row["tokens"], row["kept"], row["frames"]) for row in rows] == [
+        ("evs", 72, 36, 8),
+        ("fastvid", 72, 36, 8),
+    ]
+    assert "structured_ms" in rows[0]
+
+
+def test_the_compared_rules_for_clips_are_the_same(structured: ModuleType) -> None:
+    frames = torch.randn(8, 9, 32, generator=torch.Generator().manual_seed(0))
+    given = VisualTokens.of(frames.view(1, 72, 32), (8, 3, 3))
+    for name, rule in structured.CLIP_RULES.items():
+        assert torch.equal(parse(f"{name}:36").steps[0].method.plan(given).slot[0], rule(frames, 36)), name
 
 
 def test_what_it_cannot_do(tmp_path: Path) -> None:

@@ -9,6 +9,11 @@ import pytest
 import torch
 from variants import spec_of, variants
 
+from foveate.errors import FoveateError
+from foveate.method import MANY, MOST_BYTES
+from foveate.spec import parse
+from foveate.tokens import VisualTokens
+
 FOLDER = Path(__file__).parent.parent.parent / "benchmarks"
 NAMES = sorted({name for name, _ in variants(clips=True)})
 SPECS = [spec_of(variant) for variant in variants() if variant[1]]
@@ -54,6 +59,30 @@ def test_estimates_are_near(memory: Any, name: str) -> None:
     with torch.inference_mode():
         rows = [memory.measure(name, f"{name}:{round(tokens * share)}", tokens, WIDTH) for tokens in (1024, 4608)]
     assert all(map(near, rows)), rows
+
+
+@pytest.mark.parametrize(("name", "number"), [("cdpruner", "8.9"), ("prumerge", "9.0"), ("fastvid", "8.6")])
+def test_plans_above_two_gigabytes_are_refused_before_they_start(memory: Any, name: str, number: str) -> None:
+    frames, kept = 64, 32_768
+    grid = (frames, 32, 32) if name == "fastvid" else (256, 256)
+    # One number that is repeated: the tokens themselves take no memory.
+    features = torch.zeros(1, 1, 1).expand(1, 65_536, 1024)
+    seen = VisualTokens.of(features, grid)
+    most = memory.most_bytes(lambda: refused(f"{name}:{kept}", seen, f"{name}:{kept} would hold {number} GB at once"))
+    assert most < 1e6
+    assert parse(f"{name}:1024").steps[0].method.memory(65_536, 1024) < 2e9
+
+
+def refused(spec: str, seen: VisualTokens, words: str) -> None:
+    with pytest.raises(FoveateError, match=words):
+        parse(spec).steps[0].method.plan(seen)
+
+
+def test_few_tokens_never_take_so_much() -> None:
+    """So their memory isn't looked at."""
+    for name in NAMES:
+        method = parse(f"{name}:{MANY - 1}").steps[0].method
+        assert method.memory(MANY - 1, 8192) < MOST_BYTES, name
 
 
 @pytest.mark.slow

@@ -65,6 +65,9 @@ class Agglomerative(Method):
             return ward_bytes(tokens, width)
         return distances + (4 * tokens * width if tokens <= products.WHOLE else 0)
 
+    def check_memory(self, tokens: int, width: int) -> None:
+        """Leave it to `plan`, where the device decides."""
+
     def plan(self, tokens: VisualTokens) -> Plan:
         """Build the tree of all tokens and cut it into the clusters of the budget."""
         kept = self.count(tokens.layout)
