@@ -82,7 +82,7 @@ def draw_panel(image: Image.Image, panel: Panel, side: int = 672) -> Image.Image
     group, slots = groups_of(panel.plan, seen.content)
     alone = np.bincount(group[group >= 0], minlength=1).max(initial=0) <= 1
     colours = None if alone else palette(int(group.max()) + 1)
-    grids = list(zip(_over_image(panel.layout.segments), _over_image(seen.segments), strict=True))
+    grids = list(zip(over_image(panel.layout.segments), over_image(seen.segments), strict=True))
     largest = max(range(len(grids)), key=lambda number: grids[number][0].size)
     drawn: list[Image.Image] = []
     for number, (full, tokens) in enumerate(grids):
@@ -105,11 +105,11 @@ def draw_panel(image: Image.Image, panel: Panel, side: int = 672) -> Image.Image
     return sheet
 
 
-def _over_image(segments: Sequence[Segment]) -> list[np.ndarray]:
+def over_image(segments: Sequence[Segment]) -> list[np.ndarray]:
     """Return the grids that show the whole image, the token at each of their places: `(h, w)` each.
 
     >>> left, right = (Segment(1, 1, 2, part=(0, column, 1, 2)) for column in (0, 1))
-    >>> [grid.tolist() for grid in _over_image((left, right, Segment(1, 1, 2)))]
+    >>> [grid.tolist() for grid in over_image((left, right, Segment(1, 1, 2)))]
     [[[0, 1, 2, 3]], [[4, 5]]]
     """
     grids: list[np.ndarray] = []
@@ -197,16 +197,30 @@ def draw(image: Image.Image, panels: Sequence[Panel], heading: str = "", side: i
     check_kind("heading", heading, str, "text")
     if side is not None:
         check_whole("side", side, Between(16, 10_000))
-    across = len(panels) if len(panels) <= 4 else -(-len(panels) // (-(-len(panels) // 4)))
-    side = side or {1: 672, 2: 672, 3: 528}.get(across, 408)
+    side = side or {1: 672, 2: 672, 3: 528}.get(_across(len(panels)), 408)
     drawn = [draw_panel(image, panel, side) for panel in panels]
+    return draw_sheet(drawn, [(panel.title, panel.note) for panel in panels], heading, side)
+
+
+def draw_sheet(
+    drawn: Sequence[Image.Image], captions: Sequence[tuple[str, str]], heading: str, side: int
+) -> Image.Image:
+    """Put pictures side by side under a heading, each with a larger and a smaller line above it.
+
+    Args:
+        drawn: the pictures, mode "RGB"; up to four stand in a row.
+        captions: of each, the two lines.
+        heading: a line above all; "" for none.
+        side: the longer side of a picture in pixels, which the letters fit.
+    """
+    across = _across(len(drawn))
     # Captions need a minimal width, even over tall images.
     width = max(round(side * 0.72), *(each.width for each in drawn))
     height = max(each.height for each in drawn)
     margin, gap = round(side * 0.05), round(side * 0.045)
     large, small, top = round(side * 0.052), round(side * 0.04), round(side * 0.06)
     caption = round(large * 1.35 + small * 1.5)
-    down = -(-len(panels) // across)
+    down = -(-len(drawn) // across)
     head = round(top * 1.75) if heading else 0
     sheet = Image.new(
         "RGB",
@@ -219,13 +233,18 @@ def draw(image: Image.Image, panels: Sequence[Panel], heading: str = "", side: i
     pen = ImageDraw.Draw(sheet)
     if heading:
         write(pen, (margin, margin), heading, sheet.width - 2 * margin, top, INK, bold=True)
-    for number, (panel, one) in enumerate(zip(panels, drawn)):
+    for number, ((title, note), one) in enumerate(zip(captions, drawn, strict=True)):
         x = margin + (number % across) * (width + gap)
         y = margin + head + (number // across) * (height + caption + gap)
-        write(pen, (x, y), panel.title, width, large, INK, bold=True)
-        write(pen, (x, y + round(large * 1.35)), panel.note, width, small, QUIET)
+        write(pen, (x, y), title, width, large, INK, bold=True)
+        write(pen, (x, y + round(large * 1.35)), note, width, small, QUIET)
         sheet.paste(one, (x, y + caption), _rounded(one.size, round(side * 0.012)))
     return sheet
+
+
+def _across(count: int) -> int:
+    """Return how many of `count` pictures stand in a row."""
+    return count if count <= 4 else -(-count // (-(-count // 4)))
 
 
 def writable(path: str | Path) -> Path:
