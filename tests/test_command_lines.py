@@ -28,7 +28,7 @@ SOURCES = [
     *sorted((ROOT / "recipes").rglob("*.*")),
 ]
 COMMANDS = (
-    *("ask", "bench", "bulk", "calibrate", "cost", "count", "families", "find-layer", "load", "methods", "report"),
+    *("ask", "bench", "bulk", "calibrate", "cost", "count", "families", "find-layer", "load", "methods", "report", "saliency"),
     *("serve", "train"),
 )
 RECIPE = "recipes/llavolta/last-stage-compression.yaml"

@@ -74,9 +74,9 @@ def attention_maps(model: nn.Module, inputs: Mapping[str, Any], rows: Rows = "la
             f"attention maps are those of one prompt, and there are {ids.shape[0]}; give them one by one"
         )
     family = family_of(model)
-    layouts = family.layouts(dict(inputs))
-    if not layouts:
+    if not family.placeholders(ids).any():
         raise FoveateError("the prompt has no image, so there is nothing to look at; add one")
+    layouts = family.layouts(dict(inputs))
     layers = len(family.decoder_layers)
     # A step inside the decoder is at layer 1 or later, and can read the layer before it, too.
     steps = [(DecoderAttention(rows=rows, layer="previous"), tuple(range(1, layers)))] if layers > 1 else []

@@ -39,7 +39,7 @@ def plural(shape: str) -> str:
     return shape + ("es" if shape == "cross" else "s")
 
 
-def _described(things: Sequence[Thing]) -> Iterator[tuple[Thing, str]]:
+def described(things: Sequence[Thing]) -> Iterator[tuple[Thing, str]]:
     """Return every way to name exactly one thing: (thing, "the red circle")."""
     names: dict[str, list[Thing]] = defaultdict(list)
     for t in things:
@@ -118,7 +118,7 @@ def _count(rng: random.Random, things: Sequence[Thing]) -> Iterator[Question]:
 
 
 def _attribute(rng: random.Random, things: Sequence[Thing]) -> Iterator[Question]:
-    for t, name in _described(things):
+    for t, name in described(things):
         if t.kind == "shape":
             noun = name.split()[-1]
             if str(t.colour) not in name:
@@ -132,7 +132,7 @@ def _attribute(rng: random.Random, things: Sequence[Thing]) -> Iterator[Question
 
 
 def _where(rng: random.Random, things: Sequence[Thing]) -> Iterator[Question]:
-    for t, name in _described(things):
+    for t, name in described(things):
         place = t.place(_CANVAS, _MARGIN)
         if place and t.kind != "bar":
             yield Question(f"where is {name} ?", place, "where")
@@ -140,7 +140,7 @@ def _where(rng: random.Random, things: Sequence[Thing]) -> Iterator[Question]:
 
 def _relation(rng: random.Random, things: Sequence[Thing]) -> Iterator[Question]:
     named: dict[int, tuple[Thing, str]] = {}
-    for t, name in _described(things):
+    for t, name in described(things):
         if t.kind in ("shape", "word"):
             named[id(t)] = (t, name)
     pool = list(named.values())
@@ -210,7 +210,7 @@ def _read(rng: random.Random, things: Sequence[Thing]) -> Iterator[Question]:
 def _find_small(rng: random.Random, things: Sequence[Thing]) -> Iterator[Question]:
     shapes = [t for t in things if t.kind == "shape"]
     marked = {id(t) for t in shapes if t.mark is not None}
-    for t, name in _described(things):
+    for t, name in described(things):
         if id(t) in marked and t.size is None:
             yield Question(f"what digit is on {name} ?", str(t.mark), "find_small")
     if marked:
