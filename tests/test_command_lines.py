@@ -28,8 +28,8 @@ SOURCES = [
     *sorted((ROOT / "recipes").rglob("*.*")),
 ]
 COMMANDS = (
-    *("ask", "bench", "bulk", "calibrate", "cost", "count", "families", "find-layer", "load", "methods", "report", "saliency"),
-    *("serve", "train"),
+    *("ask", "bench", "bulk", "calibrate", "cost", "count", "families", "find-layer", "load", "methods", "report"),
+    *("saliency", "serve", "train"),
 )
 RECIPE = "recipes/llavolta/last-stage-compression.yaml"
 
