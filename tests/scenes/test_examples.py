@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from foveate.scenes import scene
+from foveate.clips import open_clip
+from foveate.scenes import clip, scene
 
 FOLDER = Path(__file__).parents[2] / "examples"
 
@@ -21,3 +22,9 @@ def test_examples_come_from_the_generator():
         assert np.abs(stored - np.asarray(one.image)).mean() < 1.0
         told = [{"question": q.text, "answer": q.answer, "skill": q.skill} for q in one.questions]
         assert row["questions"] == told
+
+
+def test_the_example_clip_comes_from_the_generator():
+    stored = open_clip(FOLDER / "clip.webp").frames
+    for found, made in zip(stored, clip(3, split="test", frames=8, kind="lane").frames, strict=True):
+        assert np.abs(np.asarray(found).astype(int) - np.asarray(made)).mean() < 1.0
