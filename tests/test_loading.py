@@ -95,6 +95,26 @@ def test_configurations(folder, field, value, text):
         assert text in refusal(call, folder)
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields", "text"),
+    [
+        ("internvl_chat", {"auto_map": {"AutoModel": "x.Y"}}, "for transformers, such as OpenGVLab/InternVL3_5-8B-HF"),
+        ("nosuch", {"auto_map": {"AutoModel": "x.Y"}}, "is not in transformers, and foveate never runs such code"),
+        ("nosuch", {}, "doesn't know them. A later version may"),
+    ],
+)
+def test_types_that_transformers_does_not_know(tmp_path, folder, kind, fields, text):
+    named = folder.rename(tmp_path / "InternVL3_5-8B")
+    edited(named / "config.json", model_type=kind, **fields)
+    for call in (skeleton, load_processor, load_model):
+        assert text in refusal(call, named)
+
+
+def test_a_name_without_its_organisation():
+    assert "as organisation/name, such as Qwen/Qwen3-VL-8B-Instruct" in refusal(skeleton, "qwen3-vl-8b")
+    assert refusal(skeleton, "nosuch").endswith("as organisation/name")
+
+
 @pytest.mark.parametrize("text", ["", "[]", "null", "5", "[" * 100_000, '{"model_type": ' + "9" * 5000 + "}"], ids=len)
 def test_configurations_that_are_no_object(folder, text):
     (folder / "config.json").write_text(text)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType, SimpleNamespace
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from foveate.arguments import check_kind
 from foveate.embedded import PATH
 from foveate.embedded.clips import CLIP_PATH, clip_processor
-from foveate.errors import FoveateError, UnsupportedFamily, first_line, quoted
+from foveate.errors import FoveateError, UnsupportedFamily, first_line, quoted, shortened
 from foveate.files import FileError, files_in, is_file, kind_of, open_file, read_json_object, shown_path
 from foveate.hub import explain, fetch_config, is_hub_name
 from foveate.model_checks import buffer_names, check_finite, check_generation, check_loaded, check_processor
@@ -307,7 +307,7 @@ def _located(model: str | Path | None, revision: str | None) -> _Source:
     if kind == "missing":
         raise FoveateError(
             f"there is no model directory {shown_path(folder)}; name a folder with a model, or a model of the "
-            "Hugging Face hub as organisation/name"
+            f"Hugging Face hub as organisation/name{_such_as(str(model), lambda own, name: own.startswith(name))}"
         )
     if kind != "folder":
         raise FoveateError(f"{shown_path(folder)} is a file; name the directory that holds the model's config.json")
@@ -325,6 +325,7 @@ def _found(model: str | Path | None, revision: str | None) -> _Source:
         FoveateError: there is none, or its config.json can't be read or lacks a part.
         UnsupportedFamily: it is of no supported family.
     """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
     from foveate.families import family_class, model_types, vlm_config
@@ -339,10 +340,37 @@ def _found(model: str | Path | None, revision: str | None) -> _Source:
     kind = inner.get("model_type")
     # A model without a family of its own may still work, if it takes images and text.
     if not isinstance(kind, str) or kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        if isinstance(kind, str) and kind not in CONFIG_MAPPING_NAMES:
+            raise _unknown(source, data, kind)
         family_class(SimpleNamespace(model_type=kind))
     if kind in model_types():
         check_parts(inner)
     return replace(source, part=inner is not data)
+
+
+def _unknown(source: _Source, data: Mapping[str, Any], kind: str) -> UnsupportedFamily:
+    """Say that transformers has no models of a type, and what to take instead."""
+    import transformers
+
+    if data.get("auto_map"):
+        name = Path(source.name).name
+        return UnsupportedFamily(
+            f"models of type {shortened(kind)!r} are not supported: their code comes with {source.name} and is not in "
+            "transformers, and foveate never runs such code; take a version of the model for transformers"
+            + _such_as(name, lambda own, name: own == f"{name}-hf")
+        )
+    return UnsupportedFamily(
+        f"models of type {shortened(kind)!r} are not supported: transformers {transformers.__version__} doesn't know "
+        "them. A later version may  (foveate families lists those that work)"
+    )
+
+
+def _such_as(name: str, fits: Callable[[str, str], bool]) -> str:
+    """Name the first released model that fits a name without its organisation, in any capitals; "" for none."""
+    from foveate.families import families
+
+    released = (each for family in families() for each in family.checkpoints)
+    return next((f", such as {each}" for each in released if fits(each.casefold().split("/")[-1], name.casefold())), "")
 
 
 def _read_config(source: _Source) -> Any:
