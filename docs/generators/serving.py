@@ -1,4 +1,4 @@
-"""docs/serving.md, from docs/measured/serving.json, which `nox -s vllm` writes."""
+"""docs/serving.md, from docs/measured/serving.json, which `nox -s vllm` writes, and load.json of `foveate load`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from generators.folders import MEASURED
 from generators.markdown import fill, table
 
 MEASUREMENTS = MEASURED / "serving.json"
+LOAD = MEASURED / "load.json"
+
+COMMANDS = """\
+foveate serve src/foveate/embedded/model --spec dense --allow cluster:144 --allow cluster:64 --allow cluster:16 \\
+    -- --dtype float32 --enforce-eager --block-size 32 --max-model-len 1024 --max-num-seqs 32
+foveate load http://localhost:8000 --spec cluster:144 --spec cluster:64 --spec cluster:16 --concurrency 1,4,8,32 \\
+    --requests 8 --new-tokens 4 --image 336x336 --out results/load
+"""
 
 HEAD = """\
 # Serve with vLLM
@@ -122,7 +130,7 @@ python docs/make.py serving    makes this page of it
 ```
 
 Tables compare vLLM and transformers in one process, in float32, greedy. They say that answers are right, not how fast
-they come; nothing here has been measured on a GPU. Models called tiny have random weights.
+they come. Nothing here has been measured on a GPU. Models called tiny have random weights.
 
 ## A plugin for another server
 
@@ -147,10 +155,11 @@ print(spec.count(served.image_layout(480, 640)))  # 16, before any pixel is seen
 
 def pages() -> dict[str, str]:
     """Return the page."""
-    return {"serving.md": page(json.loads(MEASUREMENTS.read_text(encoding="utf-8")))}
+    found, sent = (json.loads(path.read_text(encoding="utf-8")) for path in (MEASUREMENTS, LOAD))
+    return {"serving.md": page(found, sent)}
 
 
-def page(found: Mapping[str, Any]) -> str:
+def page(found: Mapping[str, Any], sent: Mapping[str, Any]) -> str:
     """Return the text of docs/serving.md."""
     ran, tables = found["environment"], found["tables"]
     packages = ran["packages"]
@@ -159,8 +168,8 @@ def page(found: Mapping[str, Any]) -> str:
         f"torch {packages['torch']}, on {ran['processor']}, without a GPU."
     )
     parts = [HEAD, equality(tables["equality"]), ranks(tables["ranks"])]
-    parts += [caches(tables["caches"]), refused(tables["refused"]), TAIL]
-    return "\n".join([parts[0], "## Answers are those of transformers\n", where + "\n", *parts[1:]])
+    parts += [caches(tables["caches"]), refused(tables["refused"]), faults(tables.get("faults", ())), load(sent), TAIL]
+    return "\n".join([parts[0], "## Answers are those of transformers\n", where + "\n", *filter(None, parts[1:])])
 
 
 def equality(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -222,6 +231,66 @@ def refused(rows: Sequence[Mapping[str, Any]]) -> str:
         'A server with `FOVEATE_SPEC=cluster:64` and `FOVEATE_SPECS="cluster:16;dense"` answered these requests so:'
     )
     return f"## What a bad request gets\n\n{text}\n\n{table(('spec', 'status', 'text'), cells, 'lrl')}"
+
+
+def faults(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of what servers survive; nothing if it wasn't measured."""
+    if not rows:
+        return ""
+    cells = ((row["what"], row["happened"]) for row in rows)
+    text = fill(
+        "Each was tried on a server, or on an engine in one process, and the next request had the right answer:"
+    )
+    return f"## What a server survives\n\n{text}\n\n{table(('what came', 'what happened'), cells, 'll')}"
+
+
+def load(found: Mapping[str, Any]) -> str:
+    """Return the table of throughput and times to the first token."""
+    ran, sent, rows = found["environment"], found["load"], found["rows"]
+    width, height = sent["size"]
+    answers = sum(row["requests"] for row in rows)
+    failed = sum(row["failed"] for row in rows)
+    busy = ran["load"] is not None and ran["load"] > 1.5 * ran["processors"]
+    text = fill(
+        f"The embedded model in float32 by vLLM on a CPU ({ran['processor']}, {ran['processors']} cores), "
+        f"{ran['finished'][:10]}; images of {width} x {height} pixels, answers of {sent['new_tokens']} tokens. "
+        f"{answers:,} requests were answered, {failed or 'none'} failed. Ratios are those of two waves of one round: "
+        f"the median of {sent['rounds']} rounds, and the least and the greatest. "
+        + (
+            f"Other programs used the machine at the same time (load {ran['load']:.0f}), so the times say little, and "
+            "ratios what their spread allows. "
+            if busy
+            else ""
+        )
+        + "The model has 8 million parameters; a model of usual size on a GPU has not been measured."
+    )
+    cells = (
+        (
+            *(str(row["concurrency"]), f"`{row['spec']}`", f"{row['prompt_tokens']:.0f}"),
+            *(f"{row['throughput']:.2f}", _ratio(row["throughput_ratio"])),
+            *(f"{row[name] * 1e3:,.0f} ms" for name in ("first_p50", "first_p95")),
+            _ratio(row["first_ratio"]),
+        )
+        for row in rows
+    )
+    columns = ("requests at once", "spec", "prompt tokens", "answers per second", "x dense", "first token, median")
+    columns += ("95th percentile", "median / dense")
+    repeat = f"It was measured by\n\n```text\n{COMMANDS}```\n"
+    picture = "![Answers per second and seconds to the first token, by requests at once](pictures/load.png)\n"
+    return "\n".join(
+        [
+            "## Throughput, and the time to the first token\n",
+            text + "\n",
+            table(columns, cells, "rlrrlrrl"),
+            picture,
+            repeat,
+        ]
+    )
+
+
+def _ratio(spread: Mapping[str, float]) -> str:
+    median, least, greatest = (f"{spread[name]:.2f}" for name in ("median", "least", "greatest"))
+    return median if least == greatest else f"{median} ({least} to {greatest})"
 
 
 def _span(numbers: Sequence[int]) -> str:
