@@ -43,6 +43,7 @@ PLACEHOLDERS = {
     **{"path/to/dataset": "model"},
     # Models, on the hub or made by the reader.
     **dict.fromkeys(("path/to/model", "my-model", "my-model/", "MODEL", "runs/mine/model"), "model"),
+    "src/foveate/embedded/model": "model",
     **dict.fromkeys(("llava-hf/llava-1.5-7b-hf", "Qwen/Qwen2.5-VL-7B-Instruct"), "model"),
     # Devices and packages that this machine may lack.
     **dict.fromkeys(("cuda", "cuda:0", "cuda:1"), "cpu"),
