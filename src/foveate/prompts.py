@@ -25,6 +25,7 @@ __all__ = [
     "question_inputs",
     "question_messages",
     "question_text",
+    "special_tokens",
     "tokenized",
 ]
 

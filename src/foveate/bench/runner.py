@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import NoneType
@@ -203,6 +204,9 @@ class Benchmark:
         predictions = sorted(self.folder.predictions(), key=lambda each: (order[each.spec], each.number))
         parts = self.folder.parts()
         metrics = measure(self.task, self.specs, predictions, parts, floor, self.budgets, self.scoring.figures)
+        flops = self._flops()
+        for row in metrics["configurations"]:
+            row["flops"] = flops.get(row["spec"])
         metrics |= {**self.placement.to_dict(), "batch": self.asker.batch}
         metrics |= {
             "decoding": self.asker.decoding.title,
@@ -225,6 +229,22 @@ class Benchmark:
             return None
         tell("question-only floor", self.parts, self.parts)
         return self.task.floor()
+
+    def _flops(self) -> dict[str, float]:
+        """Return the FLOPs of the prefill of the first question, by configuration; those that the cost model knows."""
+        from foveate.costmodel import cost, read_model
+
+        found: dict[str, float] = {}
+        first = self.task.pictures[0]
+        if isinstance(first, TaskClip):
+            return found
+        text = int((~self.asker.family.placeholders(torch.tensor(self._first[0].rows[0]))).sum())
+        for name, spec in self.specs.items():
+            with suppress(FoveateError):
+                model = read_model(self.asker.family.config)
+                given = cost(model, spec, images=[first.load().size], text_tokens=text, new_tokens=1)
+                found[name] = given.part("prefill").flops
+        return found
 
     # The work
 

@@ -21,6 +21,7 @@ from foveate.commands.ask import ask
 from foveate.commands.bench import bench
 from foveate.commands.bulk import bulk
 from foveate.commands.calibrate import calibrate
+from foveate.commands.compare import compare
 from foveate.commands.cost import cost
 from foveate.commands.count import count
 from foveate.commands.families import families
@@ -224,7 +225,7 @@ def _root(
 
 for _panel, _commands in {
     "Try methods": (ask, count, saliency, methods, families),
-    "Measure and predict": (bench, report, find_layer, cost, calibrate),
+    "Measure and predict": (bench, compare, report, find_layer, cost, calibrate),
     "Work through many images": (bulk,),
     "Serve": (serve, load),
     "Train": (train,),
