@@ -80,6 +80,30 @@ def vllm(session: nox.Session) -> None:
     )
 
 
+LMMS = (
+    *("Jinja2", "av", "einops", "evaluate", "ftfy", "httpx", "jsonlines", "latex2sympy2", "loguru", "nltk", "numexpr"),
+    *("openai", "opencv-python-headless", "openpyxl", "peft", "protobuf", "pybind11", "pycocoevalcap", "pydantic"),
+    *("pytablewriter", "python-dotenv", "pyyaml", "sacrebleu", "scikit-learn", "sentencepiece", "sympy", "tenacity"),
+    *("tiktoken", "tqdm-multiprocess", "zstandard"),
+)
+"""What lmms-eval imports for a local task. The rest of its needs would bring torch for CUDA, or is for other tasks."""
+
+
+@nox.session
+def lmms(session: nox.Session) -> None:
+    """Run lmms-eval on a local task, in one process and in two, and compare with `foveate bench`.
+
+    Installs 2.5 GB; the tests take some minutes. Arguments after -- go to pytest.
+    """
+    dev.refuse_cuda_packages(Path(session.bin, Path(dev.PYTHON).name))
+    session.install("--constraint", "constraints.txt", "--editable", ".[cider,data]", "pytest>=8.4", *LMMS)
+    alone = [f"{package}=={dev.pins()[package]}" for package in dev.ALONE]
+    session.install("--no-deps", "lmms-eval==0.7.3", *alone)
+    # The conftest of all tests needs packages that these do without.
+    options = ("--confcutdir=tests/lmms", "-W", "default", "--override-ini", "addopts=--import-mode=importlib")
+    session.run("pytest", "-q", *options, *(session.posargs or ("tests/lmms", "tests/bench/test_metrics.py")))
+
+
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """Run the corpus of bad input and thousands of drawn inputs; kinds after -- choose some. See `dev.py fuzz`."""
