@@ -127,6 +127,19 @@ def report(session: nox.Session) -> None:
 
 
 @nox.session
+def play(session: nox.Session) -> None:
+    """Drive the page of `foveate play` in headless Chromium; `-- --screenshots` makes the pictures of the docs, too.
+
+    Needs a Chromium: the package chromium of Debian, or one that FOVEATE_CHROMIUM names.
+    """
+    install(session, "test")
+    # Gradio takes no Pillow from 13 on, which is what the other tests run with.
+    session.install("--editable", ".[play]", "playwright>=1.49")
+    options = ("-W", "default", "--durations=5")
+    session.run("pytest", "-q", "-n", "0", *options, "tests/play", *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, types and the direction of imports."""
     install(session, "test", "lint", "docs")

@@ -28,8 +28,8 @@ SOURCES = [
     *sorted((ROOT / "recipes").rglob("*.*")),
 ]
 COMMANDS = (
-    *("ask", "bench", "bulk", "calibrate", "cost", "count", "families", "find-layer", "load", "methods", "report"),
-    *("saliency", "serve", "train"),
+    *("ask", "bench", "bulk", "calibrate", "cost", "count", "families", "find-layer", "load", "methods"),
+    *("play", "report", "saliency", "serve", "train"),
 )
 RECIPE = "recipes/llavolta/last-stage-compression.yaml"
 
@@ -134,6 +134,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         ("foveate.report", "read_runs"),
         ("foveate.server_load", "Server"),
         ("foveate.vllm_plugin.launch", "check_vllm"),
+        ("foveate.play", "check_installed"),
         ("foveate.train.estimate", "estimate"),
     ):
         monkeypatch.setattr(importlib.import_module(module), name, begins)

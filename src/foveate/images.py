@@ -46,7 +46,7 @@ _WHITE_IS_ZERO: Final = 0
 _UNSIGNED, _SIGNED = 1, 2
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path, limit: int = LIMIT) -> Image.Image:
     """Open an image: upright by its EXIF tag, transparency over white, the first frame of an animation.
 
     Checks the size before it decodes anything.
@@ -59,13 +59,14 @@ def open_image(path: str | Path) -> Image.Image:
 
     Args:
         path: a PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF file.
+        limit: the most pixels that it may have.
 
     Returns:
         An image of mode "RGB", fully read.
 
     Raises:
         FoveateError: the file is missing, is not an image, is damaged, has NaN or infinite pixels, or has more than
-            `LIMIT` pixels.
+            `limit` pixels.
 
     >>> open_image("holiday.png")
     Traceback (most recent call last):
@@ -74,7 +75,7 @@ def open_image(path: str | Path) -> Image.Image:
     if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise FoveateError(f"an image file is named by its path, not by {shown(path)}")
     with open_file(path, "image") as file:
-        return _read(file, shown_path(path))
+        return _read(file, shown_path(path), limit)
 
 
 def decode_image(content: bytes, name: str = "the content") -> Image.Image:
@@ -94,7 +95,7 @@ def decode_image(content: bytes, name: str = "the content") -> Image.Image:
     return _read(BytesIO(content), name)
 
 
-def _read(file: BinaryIO, name: str) -> Image.Image:
+def _read(file: BinaryIO, name: str, limit: int = LIMIT) -> Image.Image:
     """Read an open image file; `name` is what errors call it."""
     try:
         with warnings.catch_warnings():
@@ -103,15 +104,15 @@ def _read(file: BinaryIO, name: str) -> Image.Image:
             opened = Image.open(file, formats=[each for each in _FORMATS if _known(each)])
     except Image.DecompressionBombError as error:
         count = re.search(r"\d+", str(error))
-        raise _too_large(name, f"{int(count[0]):,} pixels" if count else "too many pixels") from None
+        raise _too_large(name, f"{int(count[0]):,} pixels" if count else "too many pixels", limit) from None
     except UnidentifiedImageError:
         raise FoveateError(f"{name} is {_kind_of(file)}; use a PNG, JPEG, WebP, GIF, BMP or TIFF file") from None
     except Exception as error:
         raise _damaged(name, error) from error
     with opened:
         width, height = opened.size
-        if width * height > LIMIT:
-            raise _too_large(name, f"{width:,} x {height:,} pixels")
+        if width * height > limit:
+            raise _too_large(name, f"{width:,} x {height:,} pixels", limit)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -199,8 +200,8 @@ def _grey_levels(image: Image.Image, tags: dict[int, Any]) -> np.ndarray[Any, np
     return (levels * 255 + 0.5).astype(np.uint8)
 
 
-def _too_large(name: str, size: str) -> FoveateError:
-    return FoveateError(f"{name} is too large: {size}, and the limit is {LIMIT:,}; make it smaller first")
+def _too_large(name: str, size: str, limit: int) -> FoveateError:
+    return FoveateError(f"{name} is too large: {size}, and the limit is {limit:,}; make it smaller first")
 
 
 def _damaged(name: str, error: Exception) -> FoveateError:

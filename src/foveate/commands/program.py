@@ -29,6 +29,7 @@ from foveate.commands.find_layer import find_layer
 from foveate.commands.load import load
 from foveate.commands.methods import methods
 from foveate.commands.output import print_error, print_line, print_note, silence_imports
+from foveate.commands.play import play
 from foveate.commands.report import report
 from foveate.commands.saliency import saliency
 from foveate.commands.serve import serve
@@ -224,7 +225,7 @@ def _root(
 
 
 for _panel, _commands in {
-    "Try methods": (ask, count, saliency, methods, families),
+    "Try methods": (ask, play, count, saliency, methods, families),
     "Measure and predict": (bench, compare, report, find_layer, cost, calibrate),
     "Work through many images": (bulk,),
     "Serve": (serve, load),

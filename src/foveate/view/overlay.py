@@ -20,7 +20,7 @@ from foveate.numbers import Between, check_whole
 from foveate.plan import Plan
 from foveate.tokens import Layout, Segment
 
-__all__ = ["Panel", "draw", "draw_panel", "save_picture", "writable"]
+__all__ = ["DrawnGrid", "Panel", "draw", "draw_grids", "draw_panel", "draw_values", "save_picture", "writable"]
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -76,6 +76,50 @@ def draw_panel(image: Image.Image, panel: Panel, side: int = 672) -> Image.Image
     >>> draw_panel(Image.new("RGB", (90, 60)), Panel(Layout((Segment(1, 4, 6),))), side=120).size
     (120, 80)
     """
+    drawn = draw_grids(image, panel, side)
+    largest = max(range(len(drawn)), key=lambda number: drawn[number].full)
+    top, *others = [drawn[largest].picture, *(each.picture for n, each in enumerate(drawn) if n != largest)]
+    if not others:
+        return top
+    gap = max(2, side // 40)
+    width = max(top.width, sum(each.width for each in others) + gap * (len(others) - 1))
+    sheet = Image.new("RGB", (width, top.height + gap + max(each.height for each in others)), GROUND)
+    sheet.paste(top, (0, 0))
+    left = 0
+    for each in others:
+        sheet.paste(each, (left, top.height + gap))
+        left += each.width + gap
+    return sheet
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnGrid:
+    """One grid of an image with its plan.
+
+    Attributes:
+        picture: mode "RGB".
+        tokens: `(rows, columns)`, which token of the image each place of the grid is.
+        full: tokens of the grid without any step.
+    """
+
+    picture: Image.Image
+    tokens: np.ndarray
+    full: int
+
+
+def draw_grids(image: Image.Image, panel: Panel, side: int = 672) -> list[DrawnGrid]:
+    """Draw one plan over its image as `draw_panel` does, each grid of the image by itself.
+
+    Args:
+        image: mode "RGB", what the encoder saw, any size.
+        panel: what to draw, without its captions.
+        side: the longer side of the largest grid in pixels; others are half as large.
+
+    >>> from foveate.tokens import Segment
+    >>> tiles = Layout((Segment(1, 2, 2), Segment(1, 4, 4)))
+    >>> [(each.picture.size, int(each.tokens.min())) for each in draw_grids(Image.new("RGB", (8, 8)), Panel(tiles), 80)]
+    [((40, 40), 0), ((80, 80), 4)]
+    """
     check_kind("image", image, Image.Image, "a PIL image")
     check_kind("panel", panel, Panel, "a Panel")
     seen = panel.seen or panel.layout
@@ -84,25 +128,48 @@ def draw_panel(image: Image.Image, panel: Panel, side: int = 672) -> Image.Image
     colours = None if alone else palette(int(group.max()) + 1)
     grids = list(zip(over_image(panel.layout.segments), over_image(seen.segments), strict=True))
     largest = max(range(len(grids)), key=lambda number: grids[number][0].size)
-    drawn: list[Image.Image] = []
+    drawn: list[DrawnGrid] = []
     for number, (full, tokens) in enumerate(grids):
         place = {token: at for at, token in enumerate(tokens.flatten().tolist())}
         inside = [place[slot] for slot in slots if slot in place]
         size = side if number == largest else side // 2
-        owner = group[tokens]
-        drawn.append(draw_grid(image, full.shape, owner, inside, colours, size, panel.patch))
-    top = drawn.pop(largest)
-    if not drawn:
-        return top
-    gap = max(2, side // 40)
-    width = max(top.width, sum(each.width for each in drawn) + gap * (len(drawn) - 1))
-    sheet = Image.new("RGB", (width, top.height + gap + max(each.height for each in drawn)), GROUND)
-    sheet.paste(top, (0, 0))
-    left = 0
-    for each in drawn:
-        sheet.paste(each, (left, top.height + gap))
-        left += each.width + gap
-    return sheet
+        picture = draw_grid(image, full.shape, group[tokens], inside, colours, size, panel.patch)
+        drawn.append(DrawnGrid(picture, tokens, full.size))
+    return drawn
+
+
+def draw_values(image: Image.Image, layout: Layout, values: np.ndarray, side: int = 672) -> list[Image.Image]:
+    """Light an image by a number for each of its tokens, such as attention: the higher, the brighter.
+
+    Args:
+        image: mode "RGB", what the encoder saw, any size.
+        layout: of the image.
+        values: `(N,)`, of its content tokens; they are scaled from the smallest to the 99th percentile.
+        side: the longer side of the largest grid in pixels; others are half as large.
+
+    Returns:
+        One picture, mode "RGB", for each grid of the image.
+
+    >>> from foveate.tokens import Segment
+    >>> [one] = draw_values(Image.new("RGB", (8, 8), "white"), Layout((Segment(1, 1, 2),)), np.array([0.0, 1.0]), 8)
+    >>> one.getpixel((0, 0)) < one.getpixel((7, 0))
+    True
+    """
+    low, high = float(values.min()), float(np.percentile(values, 99))
+    shares = ((values - low) / max(high - low, 1e-12)).clip(0, 1)
+    grids = over_image(layout.segments)
+    most = max(grid.size for grid in grids)
+    lit: list[Image.Image] = []
+    for tokens in grids:
+        rows, columns = tokens.shape
+        scale = (side if tokens.size == most else side // 2) / max(image.size)
+        cell = (max(2, round(image.width * scale / columns)), max(2, round(image.height * scale / rows)))
+        size = (columns * cell[0], rows * cell[1])
+        pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
+        share = _wide(shares[tokens][..., None].astype(np.float32), cell)
+        dim = pixels.mean(axis=2, keepdims=True) * _DIM + np.array(GROUND, dtype=np.float32) * 0.6
+        lit.append(Image.fromarray((share * pixels + (1 - share) * dim).clip(0, 255).astype(np.uint8), "RGB"))
+    return lit
 
 
 def over_image(segments: Sequence[Segment]) -> list[np.ndarray]:

@@ -14,9 +14,21 @@ from foveate.errors import FoveateError
 from foveate.numbers import Between, check_real, check_whole
 from foveate.plan import Plan
 from foveate.tokens import Layout
-from foveate.view.overlay import GROUND, INK, QUIET, SLOT, Panel, draw_grid, draw_panel, groups_of, palette, write
+from foveate.view.overlay import (
+    GROUND,
+    INK,
+    QUIET,
+    SLOT,
+    Panel,
+    draw_grid,
+    draw_grids,
+    draw_panel,
+    groups_of,
+    palette,
+    write,
+)
 
-__all__ = ["Strip", "draw_strips"]
+__all__ = ["DrawnFrame", "Strip", "draw_frames", "draw_strips"]
 
 _WIDTH: Final = 1760
 """Pixels of a whole row of frames."""
@@ -98,7 +110,7 @@ def draw_strips(
     most = max(shown)
     across = most if most <= _ACROSS else -(-most // -(-most // _ACROSS))
     size = side or _side(frames[0], across)
-    drawn = [list(_frames(frames, strip, size)) for strip in strips]
+    drawn = [list(draw_frames(frames, strip, size)) for strip in strips]
     width, height = (max(getattr(each.picture, name) for row in drawn for each in row) for name in ("width", "height"))
     gap, small = max(4, width // 36), max(11, min(20, round(width * 0.062)))
     cell = height + round(small * 1.9) + gap
@@ -132,14 +144,24 @@ def draw_strips(
     return sheet
 
 
-@dataclass(frozen=True)
-class _Drawn:
-    """A frame with its plan: the number of the frame, and tokens kept of tokens that there are."""
+@dataclass(frozen=True, eq=False)
+class DrawnFrame:
+    """A frame with its plan.
+
+    Attributes:
+        frame: its number.
+        picture: mode "RGB".
+        kept: tokens that are kept of it.
+        count: tokens that it has without any step.
+        tokens: `(rows, columns)`, which token of the clip each place is; None where the frame is an image of its own
+            with several grids.
+    """
 
     frame: int
     picture: Image.Image
     kept: int
     count: int
+    tokens: np.ndarray | None = None
 
 
 def _grids(strip: Strip) -> int:
@@ -153,8 +175,13 @@ def _side(frame: Image.Image, across: int) -> int:
     return round(width * max(1.0, min(frame.height / frame.width, 1.6)))
 
 
-def _frames(frames: Sequence[Image.Image], strip: Strip, side: int) -> Iterator[_Drawn]:
-    """Draw the frames of a strip.
+def draw_frames(frames: Sequence[Image.Image], strip: Strip, side: int) -> Iterator[DrawnFrame]:
+    """Draw the frames of a strip, each by itself.
+
+    Args:
+        frames: of one size, mode "RGB": what the encoder saw of each.
+        strip: what to draw, without its captions.
+        side: the longer side of a frame in pixels.
 
     Raises:
         FoveateError: there are more layouts than frames.
@@ -170,7 +197,12 @@ def _frames(frames: Sequence[Image.Image], strip: Strip, side: int) -> Iterator[
         for number, (layout, plan, grid) in enumerate(zip(strip.layouts, plans, seen, strict=True)):
             panel = Panel(layout, plan=plan, seen=grid, patch=strip.patch)
             kept = (grid or layout).content if plan is None else plan.slot.shape[1]
-            yield _Drawn(number, draw_panel(frames[number], panel, side), kept, layout.content)
+            begin = sum((each or full).content for full, each in zip(strip.layouts[:number], seen))
+            grids = draw_grids(frames[number], panel, side)
+            if len(grids) == 1:
+                yield DrawnFrame(number, grids[0].picture, kept, layout.content, grids[0].tokens + begin)
+            else:
+                yield DrawnFrame(number, draw_panel(frames[number], panel, side), kept, layout.content)
         return
     layout = next(iter(strip.layouts))
     plan, grid = next(iter(plans)), next(iter(seen)) or layout
@@ -190,11 +222,12 @@ def _frames(frames: Sequence[Image.Image], strip: Strip, side: int) -> Iterator[
         owner = group[begin:end].reshape(rows, columns)
         frame = min(number * per_grid, len(frames) - 1)
         picture = draw_grid(frames[frame], full, owner, inside, colours, side, strip.patch)
-        yield _Drawn(frame, picture, len(inside), full[0] * full[1])
+        tokens = np.arange(begin, end).reshape(rows, columns)
+        yield DrawnFrame(frame, picture, len(inside), full[0] * full[1], tokens)
         begin = end
 
 
-def _caption(pen: ImageDraw.ImageDraw, place: tuple[int, int], drawn: _Drawn, time: str, size: int) -> None:
+def _caption(pen: ImageDraw.ImageDraw, place: tuple[int, int], drawn: DrawnFrame, time: str, size: int) -> None:
     """Write under a frame when it is shown and what is kept of it, and draw a bar for the share that is kept."""
     (x, y), width = place, drawn.picture.width
     thick = max(3, size // 4)
