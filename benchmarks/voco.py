@@ -42,7 +42,7 @@ from voco_answers import (
     voco_configuration,
 )
 from voco_rivals import RIVALS, WEIGHTS, train_rival
-from voco_stream import VISUAL, stream_times
+from voco_stream import LENGTHS, VISUAL, stream_bytes, stream_times
 from voco_stream import answers as stream_answers
 from voco_times import times
 
@@ -107,6 +107,9 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--further", type=int, default=100, help="steps of distil, and of its comparison")
     parser.add_argument("--clips", type=int, default=200, help="test clips to ask about")
     parser.add_argument("--stream-clips", type=int, default=16, help="of each kind and length, for stream")
+    parser.add_argument("--untimed", action="store_true", help="leave the times out of stream")
+    parser.add_argument("--timed-segments", type=int, nargs="*", default=LENGTHS, help="segments of streams to time")
+    parser.add_argument("--turns", type=int, default=5, help="of the times of stream")
     parser.add_argument("--stream-out", type=Path, default=ROOT / "docs" / "measured" / "voco-stream.json")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
@@ -220,10 +223,13 @@ def stream(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return what the shipped adapter's memories of streams answer, with their bytes and times; each part is kept."""
     made: dict[str, Callable[[], Any]] = {
         "answers": lambda: stream_answers(arguments.stream_clips, arguments.runs),
-        "times": lambda: stream_times(arguments.threads),
+        "bytes": stream_bytes,
+        "times": lambda: stream_times(arguments.threads, arguments.timed_segments, arguments.turns),
     }
     found: dict[str, Any] = {}
     for name, make in made.items():
+        if name == "times" and arguments.untimed:
+            continue
         target = arguments.runs / f"stream-{name}.json"
         if not target.exists():
             write_json(target, {"found": make()})

@@ -138,7 +138,27 @@ def _plain(interval: Any) -> dict[str, Any]:
 # Time and bytes
 
 
-def stream_times(threads: int, turns: int = 5) -> dict[str, Any]:
+def stream_bytes() -> list[dict[str, int]]:
+    """Return bytes of keys and values of streams: memories that grew by `append`, and all visual tokens."""
+    model, voco = embedded_model(), VoCo.from_pretrained("shipped")
+    (scene,) = test_set(1)
+    (memory,) = voco.encode(model, question_inputs(processor(), scene.image, QUESTION))
+    rows = []
+    streams = {count: memory.first(count) for count in COUNTS}
+    for segments in range(1, max(LENGTHS) + 1):
+        if segments > 1:
+            streams = {count: each.append(memory.first(count), packed=True) for count, each in streams.items()}
+        sizes = {str(count): each.nbytes for count, each in streams.items()}
+        # One token's keys and values are those of one VoCo token.
+        rows.append({"segments": segments, "dense": 576 * segments * memory.first(1).nbytes, **sizes})
+    for count in map(str, COUNTS):
+        assert all(row[count] == row["segments"] * rows[0][count] for row in rows), (
+            "a segment takes more than the first"
+        )
+    return [row for row in rows if row["segments"] in (1, *LENGTHS)]
+
+
+def stream_times(threads: int, lengths: Sequence[int] = LENGTHS, turns: int = 5) -> dict[str, Any]:
     """Return bytes, and ratios of processor time: medians of each turn's own ratio, all runs in turn.
 
     `question` is the first token of an answer after so many segments, beside all keys and values of their visual tokens
@@ -158,7 +178,7 @@ def stream_times(threads: int, turns: int = 5) -> dict[str, Any]:
         features = encoded.projected[0][None]
         begin = embedding_table(family)(processor().tokenizer("<bos>", return_tensors="pt")["input_ids"])
         (dense,) = prefix_memories(family, torch.cat([begin, features], dim=1))
-        for length in LENGTHS:
+        for length in lengths:
             whole = VoCoMemory.joined([dense] * length)
             runs: dict[str, Callable[[], Any]] = {
                 "dense": question_after(model, family, whole, ids, mask),
@@ -178,7 +198,7 @@ def stream_times(threads: int, turns: int = 5) -> dict[str, Any]:
                 {
                     "segments": length,
                     "bytes": {"dense": whole.nbytes}
-                    | {str(count): length * memory.first(count).nbytes // 1 for count in COUNTS},
+                    | {str(count): length * memory.first(count).nbytes for count in COUNTS},
                     "question": {str(count): ratio(found, str(count), "dense") for count in COUNTS},
                     "segment": ratio(found, "segment", "dense_segment"),
                     "milliseconds": {name: round(statistics.median(values), 1) for name, values in found.items()},

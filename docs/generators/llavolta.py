@@ -1,4 +1,4 @@
-"""docs/llavolta.md, from docs/measured/llavolta.json and the cost model."""
+"""docs/llavolta.md, from docs/measured/llavolta.json and llavolta-clips.json, and the cost model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from foveate.bench.formatting import points_text
+from foveate.bench.formatting import points_text, share_text
 from foveate.bench.statistics import Interval, difference_interval
 from foveate.costmodel import read_model
 from foveate.train.estimate import ConversationSize, measure
@@ -31,6 +31,8 @@ PAPER: dict[str, tuple[float, float, float]] = {
 """Hours of training, mean of 13 benchmarks, milliseconds to the first token: the paper's Table 2."""
 
 TEXTS = (64, 256, 512)
+CLIP_FRAMES = (8, 32, 64)
+CLIP_TEXT, CLIP_SIZE, CLIP_MODEL = 64, (640, 360), "qwen2.5-vl-7b"
 
 HEAD = """\
 # LLaVolta: training under compression that relaxes
@@ -40,11 +42,22 @@ tokens are averaged inside the decoder, heavily at first and lightly or not at a
 paper's claims with our measurements on the embedded model. [training.md](training.md) shows how to train so yourself.
 """
 
+CLIPS_SAY = (
+    "So short a run of so small a model shows that the schedules train on clips, and not which is better: believe no "
+    "difference that its interval doesn't show."
+)
+CLIPS_MISSING = (
+    "Whether the models hold after training on clips is not measured yet. `python benchmarks/llavolta_clips.py` trains "
+    "the decoder of the embedded model for clips under `single`, `two-compression` and `last-stage-compression`, and "
+    "asks about other clips."
+)
+
 COMMANDS = """\
 ## How to measure it again
 
 ```text
 timeout 590 python benchmarks/llavolta.py --report docs/measured/llavolta.json     # repeat until all is done
+python benchmarks/llavolta_clips.py
 python docs/make.py llavolta
 ```
 """
@@ -88,6 +101,7 @@ def page() -> str:
         _pool_or_cluster(results),
         _time(results),
         _seven_billion(),
+        _clips(),
         _differ(results),
         _missing(results),
         COMMANDS,
@@ -443,11 +457,67 @@ def _seven_billion() -> str:
 
 def seven_billion(schedule: str, text: int) -> float:
     """FLOPs of a conversation of LLaVA-1.5-7B, averaged over a published schedule's stages."""
-    config = read_model("llava-1.5-7b")
+    return flops("llava-1.5-7b", schedule, ConversationSize(text, 576, ((336, 336),)))
+
+
+def flops(model: str, schedule: str, one: ConversationSize) -> float:
+    """FLOPs of a conversation, averaged over a published schedule's stages."""
+    config = read_model(model)
     recipe: Recipe = parse_recipe({"stages": schedule, "data": {"scenes": 1}, "steps": 1})
-    one = ConversationSize(text, 576, ((336, 336),))
     stages = published(schedule, len(config.decoder.layers))
     return fmean(measure(config, recipe, stage.spec, one)[1] for stage in stages)
+
+
+def _clips() -> str:
+    """Return the section about clips: what the cost model says, and a short training run if there is one."""
+    lines = [
+        "| schedule | " + " | ".join(f"{frames} frames" for frames in CLIP_FRAMES) + " | hours saved in the paper |"
+    ]
+    lines.append("|:--" + "|--:" * (len(CLIP_FRAMES) + 1) + "|")
+    sizes = [ConversationSize(CLIP_TEXT, 0, clips=((frames, *CLIP_SIZE),)) for frames in CLIP_FRAMES]
+    for name in PUBLISHED[1:]:
+        saved = [1 - flops(CLIP_MODEL, name, one) / flops(CLIP_MODEL, "single", one) for one in sizes]
+        hours = 1 - PAPER[name][0] / PAPER["single"][0]
+        lines.append(f"| `{name}` | " + " | ".join(f"{each:.0%}" for each in saved) + f" | {hours:.0%} |")
+    counted = (
+        f"Saved FLOPs of one conversation with one clip of {CLIP_SIZE[0]} x {CLIP_SIZE[1]} pixels and {CLIP_TEXT} text "
+        "tokens, forward and backward, from `foveate.cost` for Qwen2.5-VL-7B, its encoder frozen and counted. A clip "
+        "has more visual tokens than a picture, and more of the work is the encoder's, which no schedule shrinks."
+    )
+    head = "## On clips\n\n" + "\n".join(lines) + "\n\n" + _wrap(counted)
+    file = MEASURED / "llavolta-clips.json"
+    if not file.exists():
+        return head + "\n" + _wrap(CLIPS_MISSING)
+    measured = json.loads(file.read_text(encoding="utf-8"))
+    setting, rows = measured["setting"], measured["rows"]
+    answered = [
+        "| schedule | FLOPs of the decoder | under | accuracy | less `single`, dense | loss, first and last steps |"
+    ]
+    answered.append("|:--|--:|:--|--:|--:|--:|")
+    for row in rows:
+        first, last = (fmean(row[key]) if row[key] else None for key in ("first_losses", "last_losses"))
+        for number, (spec, found) in enumerate(row["tests"].items()):
+            begin = (
+                ["", "", ""]
+                if number
+                else [
+                    "the start" if row["schedule"] == "start" else f"`{row['schedule']}`",
+                    f"{row['flops']:.0%}" if "flops" in row else "",
+                    "" if first is None else f"{first:.2f}, {last:.2f}",
+                ]
+            )
+            base = row["schedule"] == "single" and spec == "dense"
+            difference = "" if base else points_text(found["over_single"], unit="")
+            cells = [*begin[:2], f"`{spec}`" if spec != "dense" else spec, share_text(found["accuracy"]), difference]
+            answered.append("| " + " | ".join([*cells, begin[2]]) + " |")
+    about = (
+        f"A short run: the embedded model for clips, moved to {measured['tokens']} tokens per clip of "
+        f"{setting['frames']} frames (16 per frame in place of 36, which it was not trained for), its decoder trained "
+        f"for {setting['steps']} steps of {setting['batch']} questions about {5 * setting['clips']} clips, and asked "
+        f"{measured['questions']} questions about {5 * setting['test_clips']} others. Each schedule once, with one "
+        "seed; intervals cover other questions alone."
+    )
+    return head + "\n" + _wrap(about) + "\n" + "\n".join(answered) + "\n\n" + _wrap(CLIPS_SAY)
 
 
 def _differ(results: Results) -> str:

@@ -1,4 +1,4 @@
-"""The measured part of docs/voco.md, from docs/measured/voco.json; the rest of that page is written by hand."""
+"""The measured parts of docs/voco.md, from two files in docs/measured; the rest of that page is written by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from foveate.bench.formatting import points_text, share_text
 from generators.folders import DOCS, MEASURED
-from generators.markdown import table, with_measured_part
+from generators.markdown import table, with_measured_part, with_part
 
 RIVALS = {
     "pool": "average pooling and a linear layer, one token",
@@ -22,14 +22,23 @@ DENSE = {
 }
 LONGER = "-longer"
 """How names of runs end that continued the training."""
+STREAM_QUESTIONS = {
+    "way": "where it moves",
+    "first": "which comes first",
+    "change": "what has changed",
+    "glimpse": "one moment",
+}
 CLIP_QUESTIONS = {"way": "where it moves", "first": "which comes first", "often": "in how many frames"}
 
 
 def pages() -> dict[str, str]:
     """Return the page."""
     found = json.loads((MEASURED / "voco.json").read_text(encoding="utf-8"))
+    streams = json.loads((MEASURED / "voco-stream.json").read_text(encoding="utf-8"))
     text = (DOCS / "voco.md").read_text(encoding="utf-8")
-    return {"voco.md": with_measured_part(text, measured_part(found))}
+    return {
+        "voco.md": with_part(with_measured_part(text, measured_part(found)), "streams", "\n" + stream_part(streams))
+    }
 
 
 def measured_part(found: Mapping[str, Any]) -> str:
@@ -130,6 +139,52 @@ def _clips(found: Mapping[str, Any]) -> str:
         f"{found['clips']} test clips of {found['frames']} frames; an answer counts if it is exactly right:\n\n"
         + table(columns, cells, "rlrrrr")
     )
+
+
+def stream_part(found: Mapping[str, Any]) -> str:
+    """Return the tables of memories of streams: answers, then bytes and times beside all visual tokens."""
+    memories = {"1": "1 token", "8": "8 tokens", "visual": f"{found['visual_tokens']} visual tokens"}
+    cells = [
+        [
+            str(row["segments"]),
+            STREAM_QUESTIONS[row["skill"]],
+            *(share_text(row[name]["in_order"]) for name in memories),
+            *(points_text(row[name]["difference"], unit="") for name in memories),
+            f"{row['commonest_answer']:.0%}",
+        ]
+        for row in found["answers"]
+    ]
+    titles = [*memories.values(), *(f"{name}: in order less shuffled" for name in memories.values())]
+    columns = ["segments", "question", *titles, "most common answer"]
+    sizes = [[str(row["segments"]), *(_kilobytes(row[name]) for name in ("dense", "1", "8"))] for row in found["bytes"]]
+    heads = ["segments", "all visual tokens", "1 token per segment", "8 tokens per segment"]
+    parts = [
+        f"{found['clips']} clips of each kind and length; an answer counts if it is exactly right:\n",
+        table(columns, cells, "rl" + "r" * (len(columns) - 2)),
+        "Keys and values of a stream that grew by `append`; every segment takes as much as the first:\n",
+        table(heads, sizes, "r" * len(heads)),
+    ]
+    if found.get("times"):
+        parts += [
+            "Processor time, as a share of that with all visual tokens in the cache: to the first token of an answer,\n"
+            "and to read one more segment, the encoder left out:\n",
+            _stream_times(found["times"]),
+        ]
+    return "\n".join(parts)
+
+
+def _stream_times(found: Mapping[str, Any]) -> str:
+    """Return the table of processor times beside those with all visual tokens in the cache."""
+    cells = [
+        [str(row["segments"]), *(f"{row['question'][name]:.1%}" for name in ("1", "8")), f"{row['segment']:.0%}"]
+        for row in found["rows"]
+    ]
+    heads = ["segments", "a question, 1 token per segment", "8 tokens per segment", "one more segment"]
+    return table(heads, cells, "r" * len(heads))
+
+
+def _kilobytes(size: float) -> str:
+    return f"{size / 1024:,.0f} KB"
 
 
 def _times(found: Mapping[str, Any]) -> str:

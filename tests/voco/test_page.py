@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_examples_of_the_page(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(ROOT)
     torch.set_num_threads(1)
-    asked, stored = re.findall(
+    asked, stored, streamed = re.findall(
         r"^```python\n(.*?)^```$", (ROOT / "docs" / "voco.md").read_text(), re.DOTALL | re.MULTILINE
     )
     names: dict[str, object] = {}
@@ -25,3 +25,6 @@ def test_the_examples_of_the_page(monkeypatch, capsys, tmp_path):
         exec(stored.replace('"memories"', repr(str(tmp_path))), names)
         assert torch.equal(names["memory"].keys, first.keys)
     assert len(names["store"]) == 1
+    capsys.readouterr()
+    exec(streamed, names)
+    assert capsys.readouterr().out.startswith("4 32\n")

@@ -298,7 +298,7 @@ class Asker:
         order = [index for group in shapes.values() for index in group]
         begins = dict(zip(order, accumulate((prompts[index].images for index in order), initial=0)))
         numbers = [begins[index] + image for index, each in enumerate(prompts) for image in range(each.images)]
-        return _joined(parts).pick(numbers)
+        return joined(parts).pick(numbers)
 
     # Answers
 
@@ -631,7 +631,7 @@ def _after_last(ids: Sequence[int], family: Family) -> int:
     return len(ids) - 1 - int(last[0].nonzero().max())
 
 
-def _joined(parts: Sequence[Encoded]) -> Encoded:
+def joined(parts: Sequence[Encoded]) -> Encoded:
     """Return images that were encoded apart for the same specs, one after another."""
     if len(parts) == 1:
         return parts[0]

@@ -129,11 +129,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ConversationSize:
-    """The size of a conversation: text tokens, visual tokens, and its images in pixels, (width, height)."""
+    """The size of a conversation: text tokens, visual tokens, its images in pixels, (width, height), and its clips."""
 
     text: int
     visual: int
-    images: tuple[tuple[int, int], ...]
+    images: tuple[tuple[int, int], ...] = ()
+    clips: tuple[tuple[int, int, int], ...] = ()
+    """Frames, width and height of each."""
 
 
 def estimate(recipe: Recipe, processes: int = 1) -> Estimate:
@@ -239,7 +241,8 @@ def measure(config: Any, recipe: Recipe, spec: str, one: ConversationSize) -> tu
     """
     kept = recipe.data.features
     steps = [each for each in (kept, spec) if each not in (None, DENSE)]
-    found = cost(config, "+".join(steps) or None, images=one.images, text_tokens=one.text, new_tokens=1)
+    call: dict[str, Any] = {"images": one.images, "clips": one.clips, "text_tokens": one.text, "new_tokens": 1}
+    found = cost(config, "+".join(steps) or None, **call)
     length = one.text + (found.visual_tokens if kept is None else _arriving(config, kept, one))
     full = recipe.train == "full"
     # Forward once; backward once for activations, and once more for weights that are trained.
