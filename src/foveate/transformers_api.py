@@ -49,6 +49,7 @@ __all__ = [
     "refuse_checkpointing",
     "refuse_chunks",
     "refuse_mixed_images",
+    "refuse_repeated_clips",
     "rope_index",
     "rotate_patches",
     "router_layers",
@@ -504,6 +505,29 @@ def refuse_mixed_images(model: nn.Module, came: int, placeholder: Tensor) -> Non
             f"or gives several answers with {repeating[0].__name__}, also without foveate; pass one image per "
             f"prompt{newer}"
         )
+
+
+def refuse_repeated_clips(model: nn.Module, arguments: Mapping[str, Any]) -> None:
+    """Refuse beams or several answers of prompts with clips, where models repeat clips in several ways: in 5.18.
+
+    Args:
+        model: as the caller passed it.
+        arguments: of `generate`.
+
+    Raises:
+        FoveateError: the installed version would encode a clip once for each beam, or lose it.
+    """
+    if not beams_mix_images():
+        return
+    own = (getattr(each, "generation_config", None) for each in model.modules())
+    settings = (arguments.get("generation_config"), next((each for each in own if each is not None), None))
+    for name in ("num_beams", "num_return_sequences"):
+        values = (arguments.get(name), *(getattr(each, name, None) for each in settings))
+        if next((value for value in values if value is not None), 1) > 1:
+            raise FoveateError(
+                f"transformers {_installed()} mixes up the images of a prompt, and its clips, for which `generate` "
+                "follows several beams or gives several answers; install 5.19 or later"
+            )
 
 
 def chunks_lose_images() -> bool:

@@ -69,6 +69,7 @@ from foveate.transformers_api import (
     refuse_checkpointing,
     refuse_chunks,
     refuse_mixed_images,
+    refuse_repeated_clips,
     takes_any_mask,
 )
 
@@ -174,6 +175,8 @@ class CoreCalls(StaysWithModel):
         ids = arguments.get("input_ids", arguments.get("inputs"))
         self._local.asked = ids.shape[-1] if isinstance(ids, Tensor) else None
         check_visual_inputs(self.family, arguments)
+        if CLIP in brought(self.family, arguments):
+            refuse_repeated_clips(self._model, arguments)
 
     def _before_prepare(self, arguments: Call) -> None:
         """Note what `generate` is about to pass: some models hide its length and position ids from their own call."""
