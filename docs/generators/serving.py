@@ -45,6 +45,7 @@ to start it works too: `FOVEATE_SPEC=cluster:0.25 vllm serve MODEL`. `VLLM_PLUGI
 | model | steps act at | encoder attention and keys |
 |:--|:--|:--|
 | LLaVA with CLIP | `@features`, `@input` | yes |
+| LLaVA-NeXT with CLIP | `@features`, `@input` | yes, but see below |
 | Qwen2-VL, Qwen2.5-VL, Qwen3-VL | `@input` | no |
 
 Other models are served as without foveate.
@@ -87,6 +88,8 @@ question. Refused, with the reason:
   unless the layout alone decides (`stride`). Methods that keep positions by default, such as `pool`, need
   `positions=pack` there.
 * Encoder attention of a layer after the one that is read: vLLM doesn't load it.
+* On LLaVA-NeXT, specs that let the content decide which rows of tiles keep a token and so their newline. Grids such as
+  `pool2d:0.25:positions=pack` can be served.
 * An image with fewer tokens than the spec keeps. A fraction fits every image.
 * A request with a clip that names a spec, or brings images that get one. Clips are served whole.
 

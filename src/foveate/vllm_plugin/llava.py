@@ -1,4 +1,7 @@
-"""LLaVA with a CLIP encoder in vLLM: steps at `@features` and `@input`, with attention and keys of the encoder."""
+"""LLaVA with a CLIP encoder in vLLM: steps at `@features` and `@input`, with attention and keys of the encoder.
+
+LLaVA-NeXT, in `llava_next`, has much in common with it.
+"""
 
 from __future__ import annotations
 
@@ -31,24 +34,28 @@ from foveate.vllm_plugin.served import served_llava
 from foveate.vllm_plugin.spec_rows import FIELD, read_row
 
 
-class LlavaSpecInfo(SpecInfo, LlavaProcessingInfo):
-    """LLaVA's images all have one layout."""
+class ClipSpecInfo(SpecInfo):
+    """What models have in common whose one kind of input is images for CLIP."""
 
     def served_model(self) -> ServedModel:
         """Return what foveate knows of the model."""
-        return served_llava(self.get_hf_config())
+        return served_llava(self.get_hf_config())  # type: ignore[attr-defined]
 
     def dense_tokens(self, width: int, height: int, options: Mapping[str, Any]) -> int:
         """Return how many tokens an image has whole."""
-        return self.get_num_image_tokens(image_width=width, image_height=height)
+        return self.get_num_image_tokens(image_width=width, image_height=height)  # type: ignore[attr-defined]
+
+    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
+        """Return the tokens of a dense image, which any request may ask for, whatever the server's spec."""
+        return {"image": self.get_max_image_tokens()}  # type: ignore[attr-defined]
+
+
+class LlavaSpecInfo(ClipSpecInfo, LlavaProcessingInfo):
+    """LLaVA's images all have one layout."""
 
     def layout_of(self, number: int, items: Any, outputs: Any) -> Layout:
         """Return the one layout; the processor resizes and crops every image to the encoder's size."""
         return self.served.image_layout(1, 1)
-
-    def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
-        """Return the tokens of a dense image, which any request may ask for, whatever the server's spec."""
-        return {"image": self.get_max_image_tokens()}
 
 
 class LlavaSpecProcessor(SpecProcessor, LlavaMultiModalProcessor):
@@ -79,29 +86,33 @@ def llava_processor(info: Any, dummy_inputs: Any) -> SpecProcessor:
     return kind(info, dummy_inputs)
 
 
-@MULTIMODAL_REGISTRY.register_processor(llava_processor, info=llava_info, dummy_inputs=LlavaDummyInputsBuilder)
-class ServedLlava(LlavaForConditionalGeneration):
-    """LLaVA that compresses each image by the spec of its request."""
+# transformers 5 saves the encoder's weights without `vision_model` in their names, and vLLM looks for it.
+CLIP_NAMES = WeightsMapper(
+    orig_to_new_prefix={
+        f"vision_tower.{part}.": f"vision_tower.vision_model.{part}."
+        for part in ("embeddings", "encoder", "pre_layrnorm", "post_layernorm")
+    }
+)
 
-    # transformers 5 saves the encoder's weights without `vision_model` in their names, and vLLM looks for it.
-    hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | WeightsMapper(
-        orig_to_new_prefix={
-            f"vision_tower.{part}.": f"vision_tower.vision_model.{part}."
-            for part in ("embeddings", "encoder", "pre_layrnorm", "post_layernorm")
-        }
-    )
+
+class ClipSpecModel:
+    """Compresses each image by the spec of its request; comes before vLLM's class among base classes."""
+
+    config: Any
+    vision_tower: Any
+    multi_modal_projector: Any
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         check_engine(vllm_config, reads_encoder=True)
         self.served: ServedModel | None = None
         try:
             self.served = served_llava(self.config)
         except FoveateError:
-            return  # no image comes with a spec: `LlavaSpecInfo` refuses them
-        self.served.bind(self._named_as_in_transformers())
+            return  # no image comes with a spec: `SpecInfo` refuses them
+        self.served.bind(self.named_as_in_transformers())
 
-    def _named_as_in_transformers(self) -> nn.Module:
+    def named_as_in_transformers(self) -> Any:
         """Return the modules that foveate's family reads. Encoder layers that vLLM doesn't load are empty."""
         core, empty = _modules("vision_tower.encoder"), _modules("self_attn")
         loaded = self.vision_tower.vision_model.encoder.layers
@@ -114,18 +125,33 @@ class ServedLlava(LlavaForConditionalGeneration):
         """Return the features of each image: what its spec leaves of them."""
         rows = kwargs.pop(FIELD, None)
         if self.served is None or rows is None or kwargs.get("pixel_values") is None:
-            return super().embed_multimodal(**kwargs)
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
         specs = [self.served.spec(read_row(row)) for row in rows]
+        layouts, pixels = self.images(self.served, kwargs)
         signals = {signal for spec in specs for signal in spec.schedule.encoder_signals}
         layers = {signal.layer % self.config.vision_config.num_hidden_layers for signal in signals}
-        inputs = self._parse_and_validate_image_input(**kwargs)
         with recorded(self.vision_tower.vision_model.encoder.layers, layers) as attention:
-            features = self._process_image_pixels(inputs)
-        layouts = (self.served.image_layout(1, 1),) * len(specs)
+            features = self._image_pixels_to_features(self.vision_tower, pixels)  # type: ignore[attr-defined]
         capture = Capture(
             layouts, layouts, attention=attention, features=features, projected=self.multi_modal_projector(features)
         )
         return [image.features for image in compress_each(specs, capture)]
+
+    def images(self, served: ServedModel, inputs: dict[str, Any]) -> tuple[tuple[Layout, ...], Tensor]:
+        """Return the layout of each image, and all crops that the encoder sees, `(crops, 3, H, W)`."""
+        raise NotImplementedError
+
+
+@MULTIMODAL_REGISTRY.register_processor(llava_processor, info=llava_info, dummy_inputs=LlavaDummyInputsBuilder)
+class ServedLlava(ClipSpecModel, LlavaForConditionalGeneration):
+    """LLaVA that compresses each image by the spec of its request."""
+
+    hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | CLIP_NAMES
+
+    def images(self, served: ServedModel, inputs: dict[str, Any]) -> tuple[tuple[Layout, ...], Tensor]:
+        """Return the one layout for each image, and the images."""
+        pixels = self._parse_and_validate_image_input(**inputs)["pixel_values"]
+        return (served.image_layout(1, 1),) * len(pixels), pixels
 
 
 def _modules(path: str) -> Any:

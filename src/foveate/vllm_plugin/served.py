@@ -14,7 +14,7 @@ SERVER: Final = "vLLM"
 
 
 def served_llava(config: Any) -> ServedModel:
-    """Return what vLLM can do with a LLaVA: it loads the encoder up to the layer that is read.
+    """Return what vLLM can do with a LLaVA or a LLaVA-NeXT: it loads the encoder up to the layer that is read.
 
     Raises:
         FoveateError: the encoder isn't CLIP's.
@@ -41,6 +41,7 @@ def served_qwen(config: Any) -> ServedModel:
 
 SERVED: Final[Mapping[str, Callable[[Any], ServedModel]]] = {
     "llava": served_llava,
+    "llava_next": served_llava,
     "qwen2_vl": served_qwen,
     "qwen2_5_vl": served_qwen,
     "qwen3_vl": served_qwen,
@@ -56,7 +57,7 @@ def served_model(config: Any) -> ServedModel:
     'cls:64'
     >>> served_model({"model_type": "gemma3", "vision_config": {}})
     Traceback (most recent call last):
-    foveate.errors.FoveateError: gemma3 is served whole by vLLM; a spec can act in llava, qwen2_vl, qwen2_5_vl, qwen3_vl
+    foveate.errors.FoveateError: gemma3 is served whole by vLLM; a spec can act in llava, llava_next, qwen2_vl, ...
 
     Args:
         config: of the model: an object of transformers, or a mapping as config.json holds it.
