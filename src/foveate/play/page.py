@@ -31,6 +31,8 @@ _VISITORS: Final = 200
 """Visitors whose sessions are kept; each holds its picture."""
 _FORGET: Final = 600
 """Seconds after which files of visitors are removed."""
+_ONE_BY_ONE: Final[Any] = {"concurrency_limit": 1, "concurrency_id": "sessions"}
+"""Events run one after the other, so that each finds the session that the one before has left."""
 _ADDRESS: Final = """(query) => {
   const own = [...new URLSearchParams(location.search)].filter(([name]) => name.startsWith("__"));
   const whole = new URLSearchParams([...own, ...new URLSearchParams(query)]).toString();
@@ -217,6 +219,7 @@ class _Page:
             [self.session, *parts.values()],
             show_progress="hidden",
             api_visibility="private",
+            **_ONE_BY_ONE,
         ).then(None, [parts["query"]], [parts["link"]], js=_ADDRESS, api_visibility="private")
         on(parts["examples"].select, self._choose)
         on(parts["another"].click, self._another)
@@ -248,6 +251,7 @@ class _Page:
             [self.session, *inputs],
             [self.session, *parts.values()],
             trigger_mode="always_last",
+            **_ONE_BY_ONE,
             show_progress="minimal" if progress else "hidden",
             api_visibility="private",
         ).then(None, [parts["query"]], [parts["link"]], js=_ADDRESS, api_visibility="private")
