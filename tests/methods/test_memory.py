@@ -11,6 +11,7 @@ from variants import spec_of, variants
 
 from foveate.errors import FoveateError
 from foveate.method import MANY, MOST_BYTES
+from foveate.methods.arithmetic.products import Pairs
 from foveate.spec import parse
 from foveate.tokens import VisualTokens
 
@@ -71,6 +72,20 @@ def test_plans_above_two_gigabytes_are_refused_before_they_start(memory: Any, na
     most = memory.most_bytes(lambda: refused(f"{name}:{kept}", seen, f"{name}:{kept} would hold {number} GB at once"))
     assert most < 1e6
     assert parse(f"{name}:1024").steps[0].method.memory(65_536, 1024) < 2e9
+
+
+def test_blocks_leave_nothing_behind(memory: Any) -> None:
+    """Results of blocks that lie between them pin the memory of all blocks, 270 MB here, which no tensor has."""
+    unit = torch.randn(1, 16_384, 4, generator=torch.Generator().manual_seed(0))
+    first, second = torch.arange(16_384)[None].chunk(2, dim=1)
+    with torch.inference_mode():
+        Pairs(unit[:, :5000]).highest(first[:, :2048], first[:, 2048:4096])
+        before = memory.grown()
+        if before is None:
+            pytest.skip("the system doesn't tell how much a process holds")
+        Pairs(unit).highest(first, second)
+        Pairs(unit, distances=True).nearest(first)
+        assert memory.grown(before) < 1e8
 
 
 def refused(spec: str, seen: VisualTokens, words: str) -> None:

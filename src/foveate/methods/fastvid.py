@@ -197,8 +197,9 @@ class FastVID(Method):
         frames, each = anchors.shape
         target = normalize(x[anchors.flatten()], dim=-1).T
         blocks = row_blocks(len(x), x.shape[1] + frames * each, x)
-        cosines = ((normalize(x[some], dim=-1) @ target).view(-1, frames, each) for some in blocks)
-        nearest = torch.cat([cosine.argmax(dim=2) for cosine in cosines])
+        nearest = anchors.new_empty(len(x), frames)
+        for some in blocks:
+            nearest[some] = (normalize(x[some], dim=-1) @ target).view(-1, frames, each).argmax(dim=2)
         # An anchor joins itself, even if another one is equal.
         into = nearest.T.scatter(1, anchors, torch.arange(each, device=x.device).expand_as(anchors))
         joins = (~alone).float().expand(frames, -1)

@@ -99,8 +99,8 @@ class ToMe(Method):
 
     def memory(self, tokens: int, width: int) -> int:
         """Estimate the features of two rounds, or of one with blocks of cosines."""
-        first = 2 * tokens * width + min(tokens**2, 2 * BLOCK_BYTES)
-        second = 9 * tokens * width // 2 + min(9 * tokens**2 // 16, 2 * BLOCK_BYTES)
+        first = 2 * tokens * width + min(tokens**2, BLOCK_BYTES)
+        second = 9 * tokens * width // 2 + min(9 * tokens**2 // 16, BLOCK_BYTES)
         return max(6 * tokens * width, first, second) + 60 * tokens
 
     def plan(self, tokens: VisualTokens) -> Plan:
@@ -167,14 +167,22 @@ def _matched(
     # Dividing products passes over fewer numbers than dividing vectors; of an even token, only the best needs it.
     norm = lengths(metric).clamp_(min=_SHORTEST)
     scale = norm[:, None, 1::2].reciprocal()
-    found: list[tuple[Tensor, Tensor]] = []
-    for rows in row_blocks(evens, odds, metric):
+
+    def nearest(rows: slice) -> tuple[Tensor, Tensor]:
         alike = torch.bmm(metric[:, ::2][:, rows], odd).mul_(scale)
         if protected:
             alike[:, :, : protected // 2] = -torch.inf
-        nearest = alike.max(dim=2)
-        found.append((nearest.values, nearest.indices))
-    best, partner = found[0] if len(found) == 1 else (torch.cat(each, dim=1) for each in zip(*found))
+        found = alike.max(dim=2)
+        return found.values, found.indices
+
+    blocks = row_blocks(evens, odds, metric)
+    if len(blocks) == 1:
+        best, partner = nearest(blocks[0])
+    else:
+        best = metric.new_empty(images, evens)
+        partner = numbers.new_empty(images, evens)
+        for rows in blocks:
+            best[:, rows], partner[:, rows] = nearest(rows)
     best /= norm[:, ::2]
     if protected:
         best[:, : (protected + 1) // 2] = -torch.inf

@@ -31,6 +31,9 @@ def block_bytes(x: Tensor) -> int:
 def row_blocks(rows: int, row: int, x: Tensor) -> list[slice]:
     """Split rows into equal blocks of a fixed number of bytes.
 
+    Write what is left of a block into one tensor for all. A list of small tensors, each made between two blocks, pins
+    the memory of every block: thousands of blocks hold gigabytes that no tensor has.
+
     Args:
         rows: how many there are.
         row: float32 numbers in one.
@@ -129,19 +132,21 @@ class Pairs:
 
     def topk(self, number: int) -> tuple[Float32[Tensor, "B N K"], Int64[Tensor, "B N K"]]:
         """Return the highest values of each token and the tokens that they belong to. Not for distances."""
-        parts: list[tuple[Tensor, Tensor]] = []
+        values = self._x.new_empty(len(self._x), self.count, number)
+        tokens = self._images.new_empty(values.shape)
         for rows in row_blocks(self.count, self.count, self._x):
-            values = self._values(rows, slice(0, self.count)) if self.matrix is None else self.matrix[:, rows]
-            highest = values.topk(number, dim=2)
-            parts.append((highest.values, highest.indices))
-        return torch.cat([values for values, _ in parts], dim=1), torch.cat([tokens for _, tokens in parts], dim=1)
+            block = self._values(rows, slice(0, self.count)) if self.matrix is None else self.matrix[:, rows]
+            values[:, rows], tokens[:, rows] = block.topk(number, dim=2)
+        return values, tokens
 
     def highest(self, left: Int64[Tensor, "B F"], right: Int64[Tensor, "B S"]) -> Float32[Tensor, "B F"]:
         """Return the highest product of each token of one set with the tokens of another, computed anew."""
         shift = self._images[:, None] * self.count
         first, second = (self._x.flatten(0, 1)[index + shift] for index in (left, right))
-        blocks = row_blocks(left.shape[1], right.shape[1], self._x)
-        return torch.cat([torch.bmm(first[:, rows], second.transpose(1, 2)).amax(dim=2) for rows in blocks], dim=1)
+        found = self._x.new_empty(left.shape)
+        for rows in row_blocks(left.shape[1], right.shape[1], self._x):
+            found[:, rows] = torch.bmm(first[:, rows], second.transpose(1, 2)).amax(dim=2)
+        return found
 
     def blocks(self) -> Iterator[tuple[slice, slice, Float32[Tensor, "B R C"]]]:
         """Yield runs of rows and of columns, and the values of their pairs.
@@ -170,7 +175,10 @@ class Pairs:
             chosen = self._x.flatten(0, 1)[index + self._images[:, None] * self.count].transpose(1, 2)
             length = self._length.gather(1, index)[:, None]
             away = (torch.baddbmm(length, self._x[:, rows], chosen, alpha=-2) for rows in blocks)
-        return torch.cat([values.argmin(dim=2) for values in away], dim=1)
+        found = self._images.new_empty(len(self._x), self.count)
+        for rows, values in zip(blocks, away, strict=True):
+            found[:, rows] = values.argmin(dim=2)
+        return found
 
     def _all(self) -> Float32[Tensor, "B N N"]:
         images, count, _ = self._x.shape
