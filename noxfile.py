@@ -140,6 +140,14 @@ def play(session: nox.Session) -> None:
 
 
 @nox.session
+def train(session: nox.Session) -> None:
+    """Train each recipe for released models for five steps on a tiny model, in two processes with shards and in one."""
+    install(session, "test")
+    tests = ("tests/train/test_shards.py", "tests/train/test_real_recipes.py")
+    session.run("pytest", "-q", "-n", "0", "--every-family", *(session.posargs or tests))
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, types and the direction of imports."""
     install(session, "test", "lint", "docs")

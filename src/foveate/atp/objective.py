@@ -81,6 +81,11 @@ class ATPObjective(Objective):
     file = "atp/atp.json"
     uncounted = "these figures are those of dense training: soft masks keep all tokens, and thresholds add their own"
 
+    @property
+    def unsharded(self) -> str:
+        """Scores of an image read weights of a layer before its own forward gathers them."""
+        return "its scores read weights of layers outside their forward; train lora on each card, or all on one"
+
     def check(self, recipe: Recipe) -> None:
         """Check the rest of the recipe.
 

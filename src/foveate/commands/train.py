@@ -42,6 +42,18 @@ def train(
         int | None,
         typer.Option("--steps", metavar="N", max=MOST, help="Run N optimiser steps instead of the recipe's number."),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--processes", metavar="N", min=1, max=MOST, help="With --dry-run: N processes.", show_default="1"
+        ),
+    ] = None,
+    device_name: Annotated[
+        str | None,
+        typer.Option(
+            "--device", metavar="DEVICE", help="With --dry-run: hours on devices that foveate cost --devices lists."
+        ),
+    ] = None,
     data: Annotated[Path | None, typer.Option("--data", hidden=True)] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -50,7 +62,7 @@ def train(
     A recipe names data, stages of compression, the weights to train, and seeds.
     Progress goes to stderr, the folder of the trained model to stdout.
 
-    With several GPUs: accelerate launch -m foveate train RECIPE [OPTIONS].
+    With several GPUs: torchrun --nproc-per-node 8 -m foveate train RECIPE.
 
     After an interruption, even a kill -9, the same command with --resume ends
     in the same weights.
@@ -62,6 +74,8 @@ def train(
 
     if as_json and not dry_run:
         raise FoveateError("--json prints the table of --dry-run; give both")
+    if (processes is not None or device_name is not None) and not dry_run:
+        raise FoveateError("--processes and --device are of the estimate of --dry-run; a launcher starts processes")
     given = read_mapping(recipe)
     folder = out or Path("runs") / recipe.stem
     prepare_process()
@@ -93,10 +107,12 @@ def train(
     except RecipeError as error:
         raise RecipeError(f"{recipe}: {error}") from None
     if dry_run:
+        from foveate.costmodel import device
         from foveate.train.estimate import estimate
 
+        place = None if device_name is None else device(device_name)
         with spinner("Estimating"):
-            table = estimate(parsed)
+            table = estimate(parsed, processes or 1, place)
         print_line(table.to_json() if as_json else str(table))
         return
     from foveate.train.processes import process_variable

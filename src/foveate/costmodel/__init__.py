@@ -10,7 +10,7 @@ from __future__ import annotations
 from foveate.costmodel.device import Device, device, devices
 from foveate.costmodel.estimate import BreakEven, Cost, PartCost, break_even, cost, cost_of_layouts
 from foveate.costmodel.model import Model, counted, read_model
-from foveate.costmodel.model_config import published
+from foveate.costmodel.model_config import published, published_sizes
 
 __all__ = [
     "cost",
@@ -26,4 +26,5 @@ __all__ = [
     "device",
     "devices",
     "published",
+    "published_sizes",
 ]

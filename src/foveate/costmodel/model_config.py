@@ -21,6 +21,22 @@ def published() -> tuple[str, ...]:
     return tuple(path.stem for path in files_in(PUBLISHED, "*.json"))
 
 
+def published_sizes(model: str) -> dict[str, Any] | None:
+    """Return the configuration that comes with the package of a model on the hub; None if there is none.
+
+    Args:
+        model: its name, "organisation/name".
+
+    >>> published_sizes("llava-hf/llava-1.5-7b-hf")["model_type"], published_sizes("mine/model")
+    ('llava', None)
+    """
+    for path in files_in(PUBLISHED, "*.json"):
+        data = read_json_object(path, "configuration")
+        if str(data.pop("foveate_source", "")).split()[:1] == [model]:
+            return data
+    return None
+
+
 def load_config(source: Any, revision: str | None = None) -> Any:
     """Return a model's configuration as an object.
 

@@ -7,11 +7,12 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
+from torch import nn
+
 from foveate.arguments import check_kind
-from foveate.costmodel import cost, read_model
+from foveate.costmodel import Cost, Device, cost, read_model
 from foveate.errors import FoveateError
 from foveate.layout import Layout
-from foveate.loading import skeleton
 from foveate.numbers import Between, check_whole
 from foveate.schedule import tokens_after
 from foveate.train.batches import Batches
@@ -27,6 +28,9 @@ SAMPLE: Final = 8
 
 _FLOAT32 = 4
 
+_REACHED: Final = 0.4
+"""A share of the peak rate, for a second figure of time beside the one at the peak."""
+
 
 @dataclass(frozen=True)
 class StageEstimate:
@@ -39,6 +43,7 @@ class StageEstimate:
         mean_over_layers: visual tokens of a conversation per decoder layer, averaged over layers.
         flops: of one conversation, forward and backward; one multiply-add is 2 FLOPs.
         memory: bytes of one process: weights, gradients, the optimiser's state, and activations; an estimate.
+        seconds: of one conversation on one device at its peak rate; 0 without a device.
     """
 
     spec: str
@@ -47,6 +52,7 @@ class StageEstimate:
     mean_over_layers: float
     flops: float
     memory: float
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,9 @@ class Estimate:
         parameters: all weights.
         dense_flops: of one conversation without compression.
         warnings: what people should know.
+        processes: how many train together.
+        sharded: whether they share weights, gradients and the optimiser's state.
+        device: what each has; None if time isn't estimated.
     """
 
     stages: tuple[StageEstimate, ...]
@@ -76,6 +85,14 @@ class Estimate:
     parameters: int
     dense_flops: float
     warnings: tuple[str, ...] = ()
+    processes: int = 1
+    sharded: bool = False
+    device: Device | None = None
+
+    @property
+    def hours(self) -> float:
+        """Hours of the whole run if every device reaches its peak rate; 0 without a device."""
+        return sum(stage.steps * self.batch * stage.seconds for stage in self.stages) / self.processes / 3600
 
     @property
     def flops(self) -> float:
@@ -90,7 +107,9 @@ class Estimate:
 
     def to_json(self) -> str:
         """Return the same as JSON."""
-        return json.dumps({**dataclasses.asdict(self), "flops": self.flops, "saved": self.saved}, indent=1)
+        plain = dataclasses.asdict(dataclasses.replace(self, device=None))
+        plain["device"] = None if self.device is None else self.device.name
+        return json.dumps({**plain, "flops": self.flops, "saved": self.saved, "hours": self.hours}, indent=1)
 
     def __str__(self) -> str:
         head = ("stage", "spec", "steps", "visual tokens", "mean over layers", "GFLOPs each", "PFLOPs", "memory")
@@ -123,6 +142,15 @@ class Estimate:
             f"{self.flops / 1e15:,.3f} PFLOPs in all, forward and backward, 1 multiply-add = 2 FLOPs; {self.saved:.0%} "
             "fewer than without compression. Memory is per process, with the optimiser; activations are an estimate"
         )
+        if self.device is not None:
+            shared = ", in shards" if self.sharded else ""
+            most, room = max(stage.memory for stage in self.stages), self.device.memory
+            fit = "fits" if most <= room else "DOES NOT FIT"
+            lines.append(
+                f"on {self.processes} x {self.device.title}{shared}: {most / 1e9:.0f} of {room / 1e9:.0f} GB, {fit}; "
+                f"{self.hours:,.1f} hours at the peak rate, {self.hours / _REACHED:,.1f} at {_REACHED:.0%} of it. "
+                "Predicted, not measured"
+            )
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
 
@@ -138,27 +166,31 @@ class ConversationSize:
     """Frames, width and height of each."""
 
 
-def estimate(recipe: Recipe, processes: int = 1) -> Estimate:
+def estimate(recipe: Recipe, processes: int = 1, device: Device | None = None) -> Estimate:
     """Estimate a recipe, after checking everything in it; no weights are loaded.
+
+    Where the model or the data isn't here, published sizes and what the recipe expects of the data are taken.
+
+    Args:
+        recipe: what to estimate.
+        processes: how many train together.
+        device: what each has, to estimate hours.
 
     Raises:
         FoveateError: something in the recipe is missing, broken, or can't be done on its model.
     """
     check_kind("recipe", recipe, Recipe, "what parse_recipe returns")
     check_whole("processes", processes, Between(1))
-    ready = prepare(recipe)
+    ready = prepare(recipe, estimate=True)
     recipe = ready.recipe
     at_once, _ = accumulation(recipe.batch, recipe.per_device, processes)
     sample = sampled(ready)
-    shell = skeleton(**recipe.source)
-    stored = 2 if str(shell.dtype).endswith(("float16", "bfloat16")) and recipe.precision != "fp32" else _FLOAT32
+    shell = ready.skeleton
     wrapped = choose_parameters(shell, recipe)
     trained = sum(weight.numel() for weight in wrapped.parameters() if weight.requires_grad)
     parameters = sum(weight.numel() for weight in wrapped.parameters())
-    # Weights, gradients and the optimiser's state of what is trained; DDP keeps a second copy of the gradients.
-    state = OPTIMISERS[recipe.trainer.get("optim", "adamw_torch")][1]
-    copies = 2 if processes == 1 else 3
-    fixed = trained * (copies * _FLOAT32 + state) + (parameters - trained) * stored
+    sharded = recipe.shards and processes > 1
+    fixed = _fixed(wrapped, ready, processes, sharded)
     config = read_model(shell.config)
     stages = []
     for number, spec in enumerate(ready.timetable.specs):
@@ -171,6 +203,7 @@ def estimate(recipe: Recipe, processes: int = 1) -> Estimate:
                 _mean([sum(one[0]) / len(one[0]) for one in found]),
                 _mean([one[1] for one in found]),
                 fixed + at_once * _mean([one[2] for one in found]),
+                0.0 if device is None else _mean([seconds(config, recipe, spec, one, device) for one in sample]),
             )
         )
     return Estimate(
@@ -184,12 +217,42 @@ def estimate(recipe: Recipe, processes: int = 1) -> Estimate:
         parameters,
         _mean([measure(config, recipe, DENSE, one)[1] for one in sample]),
         ready.warnings + ((recipe.objective.uncounted,) if recipe.objective.uncounted else ()),
+        processes,
+        sharded,
+        device,
     )
+
+
+def _fixed(wrapped: nn.Module, ready: Prepared, processes: int, sharded: bool) -> float:
+    """Count bytes of a process that don't depend on its batch: weights, gradients, the optimiser's state."""
+    recipe = ready.recipe
+    stored = _FLOAT32 if recipe.precision == "fp32" else ready.stored
+    state = OPTIMISERS[recipe.trainer.get("optim", "adamw_torch")][1]
+    trained = sum(weight.numel() for weight in wrapped.parameters() if weight.requires_grad)
+    frozen = sum(weight.numel() for weight in wrapped.parameters() if not weight.requires_grad)
+    # DDP keeps a second copy of the gradients.
+    copies = 2 if processes == 1 or sharded else 3
+    fixed = trained * (copies * _FLOAT32 + state) + frozen * stored
+    if not sharded:
+        return fixed
+    # Gathered at once: what is in no decoder layer, and two layers, the second while the first is used. Gradients are
+    # whole in the format of products, and once more in float32 while they are summed.
+    half = _FLOAT32 if recipe.precision == "fp32" else 2
+    layers = [(_weights(layer), _weights(layer, trained=True)) for layer in ready.family.decoder_layers]
+    largest, largest_trained = max(layers)
+    rest = trained + frozen - sum(count for count, _ in layers)
+    rest_trained = trained - sum(count for _, count in layers)
+    gathered = (rest + 2 * largest) * half + (rest_trained + largest_trained) * (half + _FLOAT32)
+    return fixed / processes + gathered
+
+
+def _weights(module: nn.Module, trained: bool = False) -> int:
+    return sum(weight.numel() for weight in module.parameters() if weight.requires_grad or not trained)
 
 
 def stage_flops(ready: Prepared) -> tuple[tuple[float, ...], float]:
     """Count FLOPs of one conversation, forward and backward, under each stage's spec and without compression."""
-    sample, config = sampled(ready), read_model(skeleton(**ready.recipe.source).config)
+    sample, config = sampled(ready), read_model(ready.skeleton.config)
 
     def flops(spec: str) -> float:
         return _mean([measure(config, ready.recipe, spec, one)[1] for one in sample])
@@ -204,6 +267,8 @@ def sampled(ready: Prepared) -> list[ConversationSize]:
         FoveateError: a conversation can't be trained on, or a spec keeps more tokens than an image has.
     """
     recipe, out = ready.recipe, []
+    if ready.expected:
+        return [_expected(ready)]
     positions = recipe.objective.dense_positions
     batches = Batches(ready.processor, ready.family, recipe.max_length, positions=positions)
     for index in range(min(SAMPLE, len(ready.rows))):
@@ -215,6 +280,16 @@ def sampled(ready: Prepared) -> list[ConversationSize]:
         visual = int((ids == ready.family.image_token).sum())
         out.append(ConversationSize(ids.numel() - visual, visual, tuple(image.size for image in one.pictures())))
     return out
+
+
+def _expected(ready: Prepared) -> ConversationSize:
+    """Return the size of a conversation that the recipe expects."""
+    expected = ready.recipe.data.expected
+    assert expected is not None
+    width, height = expected.image
+    layout = ready.family.image_layout(height, width)
+    _check_keeps(ready, layout)
+    return ConversationSize(expected.text_tokens, layout.total, ((width, height),))
 
 
 def _check_keeps(ready: Prepared, layout: Layout) -> None:
@@ -239,26 +314,52 @@ def measure(config: Any, recipe: Recipe, spec: str, one: ConversationSize) -> tu
     Returns:
         Visual tokens in each decoder layer; FLOPs forward and backward; bytes of activations.
     """
+    found, length, times = _passes(config, recipe, spec, one)
+    flops = sum(found.part(name).flops * count for name, count in times.items())
+    again = _again(recipe)
+    return found.layers, flops, _activations(config.decoder, found.layers, one.text, length, recipe.precision, again)
+
+
+def seconds(config: Any, recipe: Recipe, spec: str, one: ConversationSize, device: Device) -> float:
+    """Count seconds of one conversation, forward and backward, on a device; the other arguments are as in `measure`.
+
+    Each part takes as long as in a prompt, as often as it is run. Logits of all positions take their FLOPs.
+    """
+    dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[recipe.precision]
+    found, _, times = _passes(config, recipe, spec, one, device=device, dtype=dtype)
+    head = found.part("head").flops * times.pop("head") / device.rate(dtype)
+    return head + sum(found.part(name).seconds * count for name, count in times.items())
+
+
+def _passes(
+    config: Any, recipe: Recipe, spec: str, one: ConversationSize, **place: Any
+) -> tuple[Cost, int, dict[str, float]]:
+    """Return the cost of a prompt, the decoder's positions, and how often training runs each of its parts."""
     kept = recipe.data.features
     steps = [each for each in (kept, spec) if each not in (None, DENSE)]
     call: dict[str, Any] = {"images": one.images, "clips": one.clips, "text_tokens": one.text, "new_tokens": 1}
-    found = cost(config, "+".join(steps) or None, **call)
+    found = cost(config, "+".join(steps) or None, **call, **place)
     length = one.text + (found.visual_tokens if kept is None else _arriving(config, kept, one))
-    full = recipe.train == "full"
     # Forward once; backward once for activations, and once more for weights that are trained.
-    through = 3 if full else 2
-    again = any(recipe.trainer.get(key) for key in CHECKPOINTING)
-    encoder = 0 if kept is not None else found.part("encoder").flops * (3 if recipe.train_encoder else 1)
-    projector = found.part("projector").flops * (1 if recipe.train == "lora" else 3)
-    flops = (
-        encoder
-        + projector * (1 if kept is None else length / (one.text + one.visual))
-        + found.part("compressor").flops
-        + found.part("prefill").flops * (through + again)
-        # Under labels every position has logits: compression doesn't shorten these.
-        + found.part("head").flops * length * through
+    through = 3 if recipe.train == "full" else 2
+    return (
+        found,
+        length,
+        {
+            "encoder": 0 if kept is not None else 3 if recipe.train_encoder else 1,
+            "projector": (1 if recipe.train == "lora" else 3)
+            * (1 if kept is None else length / (one.text + one.visual)),
+            "compressor": 1,
+            "prefill": through + _again(recipe),
+            # Under labels every position has logits: compression doesn't shorten these.
+            "head": length * through,
+        },
     )
-    return found.layers, flops, _activations(config.decoder, found.layers, one.text, length, recipe.precision, again)
+
+
+def _again(recipe: Recipe) -> bool:
+    """Return whether activations are computed again in the backward pass."""
+    return any(recipe.trainer.get(key) for key in CHECKPOINTING)
 
 
 def _arriving(config: Any, kept: str, one: ConversationSize) -> int:

@@ -91,6 +91,14 @@ class Objective:
         """Whether each token of a row takes a position of the decoder, as for the dense model."""
         return True
 
+    @property
+    def unsharded(self) -> str:
+        """Why it can't be trained in shards, and what to do; nothing if it can.
+
+        Each process has to run each decoder layer equally often in a batch, whatever its rows are.
+        """
+        return ""
+
     def check(self, recipe: Recipe) -> None:
         """Check the rest of the recipe.
 

@@ -64,4 +64,6 @@ def _with_lora(model: nn.Module, family: Family, recipe: Recipe) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         # Adapters begin at random, and the Trainer sets its seed later.
         torch.manual_seed(recipe.seed)
-        return get_peft_model(model, config)  # pyright: ignore[reportArgumentType]
+        # Adapters of a model without weights have none either.
+        bare = any(weight.is_meta for weight in model.parameters())
+        return get_peft_model(model, config, low_cpu_mem_usage=bare)  # pyright: ignore[reportArgumentType]

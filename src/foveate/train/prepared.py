@@ -6,17 +6,19 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from foveate.costmodel import published_sizes
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
-from foveate.loading import commit_of, load_processor, skeleton
+from foveate.loading import commit_of, load_processor, model_of_type, skeleton
 from foveate.numbers import MOST
 from foveate.schedule import schedule
 from foveate.train.features import check_features
 from foveate.train.recipe import LAST, Recipe, Stage
 from foveate.train.settings import DENSE, RecipeError
-from foveate.train.sources import Conversations, conversations
+from foveate.train.shards import check_shards, is_sharded
+from foveate.train.sources import Conversations, ExpectedRows, conversations
 from foveate.train.timetable import Timetable, ending_warning, published
-from foveate.train.trainer_options import check_trackers, check_unsharded
+from foveate.train.trainer_options import check_trackers
 
 
 @dataclass(frozen=True)
@@ -25,16 +27,20 @@ class Prepared:
 
     Attributes:
         recipe: as it was read, for one commit of its model if that is on the hub.
-        family: of the model's skeleton.
-        processor: the model's own.
+        skeleton: of the model, without weights.
+        family: of the skeleton.
+        processor: the model's own; None if an estimate does without.
         rows: the conversations.
         stages: of the recipe, or those of the published schedule that it names, for this model's depth.
         timetable: the stages over the run's steps.
         test: the spec that the trained model will be used under, after the features' spec if there is one.
         warnings: what people should know before they start.
+        expected: whether sizes of conversations are those that the recipe expects, for an estimate.
+        stored: bytes of a weight in the model's files.
     """
 
     recipe: Recipe
+    skeleton: Any
     family: Family
     processor: Any
     rows: Conversations
@@ -42,6 +48,8 @@ class Prepared:
     timetable: Timetable
     test: str
     warnings: tuple[str, ...]
+    expected: bool = False
+    stored: int = 4
 
     @property
     def used_under(self) -> str:
@@ -50,18 +58,37 @@ class Prepared:
         return "+".join(parts) if parts else DENSE
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def prepare(recipe: Recipe, *, estimate: bool = False) -> Prepared:
     """Check a recipe against its model and data.
+
+    Args:
+        recipe: what to do.
+        estimate: take published sizes of a model that isn't here, and expected ones of data that aren't.
 
     Raises:
         FoveateError: something is missing, broken, or can't be done on this model.
     """
     check_trackers(recipe.trackers)
-    check_unsharded()
-    # A branch may move while the run lasts; everything comes from one commit.
-    recipe = recipe.with_commit(commit_of(**recipe.source))
-    family = family_of(skeleton(**recipe.source))
-    processor = load_processor(**recipe.source)
+    if is_sharded(recipe.shards) or recipe.shards:
+        check_shards(recipe)
+    warnings: list[str] = []
+    shell = processor = None
+    expected = recipe.data.expected if estimate else None
+    sizes = published_sizes(recipe.model) if expected is not None else None
+    stored = 2
+    try:
+        # A branch may move while the run lasts; everything comes from one commit.
+        recipe = recipe.with_commit(commit_of(**recipe.source))
+        shell = skeleton(**recipe.source)
+        stored = 2 if str(shell.dtype).endswith(("float16", "bfloat16")) else 4
+        processor = load_processor(**recipe.source)
+    except FoveateError as error:
+        if sizes is None:
+            raise
+        if shell is None:
+            shell = model_of_type(sizes["model_type"], {key: sizes[key] for key in sizes if key != "model_type"})
+        warnings.append(f"the sizes of {recipe.model} are those that foveate cost has: {error}")
+    family = family_of(shell)
     stages = recipe.stages
     if isinstance(stages, str):
         stages = published(stages, len(family.decoder_layers))
@@ -71,7 +98,17 @@ def prepare(recipe: Recipe) -> Prepared:
         _check_spec(stage.spec, family, f"stage {number}")
     test = stages[-1].spec if recipe.test == LAST else recipe.test
     _check_spec(test, family, "test")
-    rows = conversations(recipe.data)
+    try:
+        rows = conversations(recipe.data)
+    except FoveateError as error:
+        if expected is None:
+            raise
+        rows = None
+        warnings.append(f"the data is as the recipe expects it (data: expected): {error}")
+    counted = rows is None or processor is None
+    if rows is None:
+        assert expected is not None
+        rows = ExpectedRows(expected.conversations)
     steps = recipe.steps
     if steps is None:
         assert recipe.epochs is not None
@@ -82,8 +119,10 @@ def prepare(recipe: Recipe) -> Prepared:
                 f"{MOST:,}: train for fewer epochs"
             )
     warning = ending_warning(stages, test)
-    warnings = () if warning is None else (warning,)
-    return Prepared(recipe, family, processor, rows, stages, Timetable.of(stages, steps), test, warnings)
+    if warning is not None:
+        warnings.append(warning)
+    table = Timetable.of(stages, steps)
+    return Prepared(recipe, shell, family, processor, rows, stages, table, test, tuple(warnings), counted, stored)
 
 
 def _check_spec(spec: str, family: Family, where: str) -> None:

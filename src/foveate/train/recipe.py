@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model
 
 from foveate.errors import quoted
 from foveate.numbers import MOST, read_share
-from foveate.train.settings import DENSE, Count, Names, Number, RecipeError, Seed, Settings, canonical, each_of
+from foveate.train.settings import DENSE, Count, Counts, Names, Number, RecipeError, Seed, Settings, canonical, each_of
 from foveate.train.trainer_options import check_workers, trainer_options
 
 LAST: Final = "last"
@@ -59,8 +59,21 @@ def _stages(given: Any) -> Any:
     return given
 
 
+class Expected(Settings):
+    """What `--dry-run` counts with where the data, or the model's processor, isn't there."""
+
+    place = "data: expected"
+
+    conversations: Count
+    """How many there are."""
+    text_tokens: Count
+    """Tokens of a conversation beside the visual ones, on average."""
+    image: Counts = Field((336, 336), min_length=2, max_length=2)
+    """Width and height of the image of a conversation, in pixels."""
+
+
 class Data(Settings):
-    """Where the conversations come from: exactly one of `scenes`, `clips`, `jsonl` and `dataset`."""
+    """Where the conversations come from: exactly one of `scenes`, `clips`, `jsonl`, `llava` and `dataset`."""
 
     place = "data"
 
@@ -70,6 +83,8 @@ class Data(Settings):
     """This many generated clips of four frames."""
     jsonl: str | None = None
     """A file with one JSON object a line (or one JSON list)."""
+    llava: str | None = None
+    """LLaVA's own list of conversations as it is published, such as llava_v1_5_mix665k.json."""
     dataset: str | None = None
     """A Hugging Face dataset: its name, or the folder that `save_to_disk` wrote."""
     split: str = "train"
@@ -82,6 +97,8 @@ class Data(Settings):
     """The seed of the first scene or clip."""
     captions: Number = Field(0.0, ge=0, le=1, description="a share of the scenes")
     """The share of the scenes that are described as well, at the end of their conversation."""
+    expected: Expected | None = None
+    """What `--dry-run` counts with where the data isn't there yet."""
     features: str | None = None
     """Run the encoder once per image, keep what this spec leaves of it, and train on that: `pool2d:144@features`."""
 
@@ -92,10 +109,10 @@ class Data(Settings):
 
     @model_validator(mode="after")
     def _one_source(self) -> Data:
-        named = [name for name in ("scenes", "clips", "jsonl", "dataset") if getattr(self, name) is not None]
+        named = [name for name in ("scenes", "clips", "jsonl", "llava", "dataset") if getattr(self, name) is not None]
         if len(named) != 1:
             given = " and ".join(named) if named else "none of them"
-            raise ValueError(f"needs one of scenes, clips, jsonl and dataset, not {given}")
+            raise ValueError(f"needs one of scenes, clips, jsonl, llava and dataset, not {given}")
         return self
 
 
@@ -149,6 +166,8 @@ class Recipe(Settings):
     max_length: Count | None = None
     """Tokens of a conversation, dense; what is longer is cut at its end."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    shards: bool = False
+    """Share weights, gradients and the optimiser's state among the processes (FSDP2)."""
     seed: Seed = 1
     save_every: Count = 100
     """Optimiser steps between checkpoints."""
@@ -221,12 +240,15 @@ class Recipe(Settings):
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain data, as it is kept beside checkpoints."""
         plain = self.model_dump(mode="json")
-        for name in ("captions", "clips"):
+        plain["data"].pop("expected")
+        for name in ("captions", "clips", "llava"):
             if not getattr(self.data, name):
                 # Kept features are found again by these values; a key that isn't used doesn't change them.
                 del plain["data"][name]
         if plain["revision"] is None:
             del plain["revision"]
+        if not plain["shards"]:
+            del plain["shards"]
         if self._commit is not None:
             plain["commit"] = self._commit
         if self.objective is not None and self.objective.name:

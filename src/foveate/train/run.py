@@ -6,13 +6,14 @@ import functools
 import json
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from foveate.arguments import check_kind
@@ -42,12 +43,13 @@ from foveate.train.objectives import Loaded, Objective
 from foveate.train.prepared import Prepared, prepare
 from foveate.train.processes import process_variable
 from foveate.train.progress import Progress, duration
-from foveate.train.recipe import Recipe
+from foveate.train.recipe import CHECKPOINTING, Recipe
 from foveate.train.settings import RecipeError
+from foveate.train.shards import align_backward, ask_accelerate, is_sharded
 from foveate.train.switch import StageSwitch
 from foveate.train.trainer import Passes, SafeTrainer, accumulation, training_arguments
 
-FREE: Final = ("per_device", "save_every", "keep_checkpoints", "log_every", "workers", "trackers")
+FREE: Final = ("per_device", "shards", "save_every", "keep_checkpoints", "log_every", "workers", "trackers")
 """Keys of a recipe that may change between an interruption and its `--resume`."""
 HISTORY: Final = "run.json"
 """What a run writes about itself before its result: the recipe, the stages in steps, the losses."""
@@ -62,12 +64,14 @@ class Training:
         switch: the callback that applies the stages' specs; close it when training ends, however it ends.
         loaded: model and data.
         model: what the objective's `prepare` returned: the model, or a wrapper of it such as peft's.
+        module: what its `wrap` returned.
     """
 
     trainer: SafeTrainer
     switch: StageSwitch
     loaded: Loaded
     model: nn.Module
+    module: nn.Module
 
 
 def finished(recipe: Recipe, out: Path) -> Path:
@@ -171,11 +175,12 @@ def _train(
     finally:
         training.switch.close()
     trainer.accelerator.wait_for_everyone()
+    trainer.check_weights()
+    weights = trainer.trained_weights() if trainer.sharded else {}
     if trainer.args.should_save:
-        trainer.check_weights()
         # The result is written last: it tells that the run is finished.
         _save_history(training, out, time.time() - began)
-        save_result(training, out)
+        save_result(whole_training(training, weights) if trainer.sharded else training, out)
     trainer.accelerator.wait_for_everyone()
     tell(f"{done.parent}: trained in {duration(time.time() - began)}; {recipe.objective.use(ready, out)}")
     return done.parent
@@ -244,11 +249,21 @@ def make_trainer(
         advance: takes how far the work is.
     """
     recipe, timetable, objective = ready.recipe, ready.timetable, ready.recipe.objective
+    sharded = is_sharded(recipe.shards)
+    if sharded:
+        ask_accelerate(ready.family)
     arguments = _arguments(ready, out)
     base: nn.Module = load_model(**recipe.source)
     model = objective.prepare(base, ready)
     loaded = _loaded(ready, base, out, say, arguments)
     module = objective.wrap(model, loaded)
+    if sharded:
+        align_backward(base)
+    for name in CHECKPOINTING:
+        # The Trainer asks what it trains, and an objective's module doesn't know.
+        enable = getattr(model, f"{name}_enable", None)
+        if enable is not None and not hasattr(module, f"{name}_enable"):
+            setattr(module, f"{name}_enable", enable)
     switch = StageSwitch(base, timetable)
     spent, dense = _flops(ready, say) if flops and not objective.uncounted else ((), 0.0)
     progress = Progress(say, timetable, spent, dense, recipe.batch, advance)
@@ -261,9 +276,30 @@ def make_trainer(
         note=recipe.to_dict(),
         describe=lambda numbers: ", ".join(loaded.rows.name(number) for number in numbers),
         rates=objective.rates(),
+        sharded=sharded,
     )
     trainer.progress = progress
-    return Training(trainer, switch, loaded, model)
+    return Training(trainer, switch, loaded, model, module)
+
+
+def whole_training(training: Training, weights: Mapping[str, Tensor]) -> Training:
+    """Load the model again, in this process alone, with the weights that a sharded run has trained.
+
+    Args:
+        training: of the run.
+        weights: all that is trained, by the names that the module of the objective has for them.
+    """
+    before = training.loaded
+    base: nn.Module = load_model(**before.ready.recipe.source)
+    objective = before.ready.recipe.objective
+    model = objective.prepare(base, before.ready)
+    loaded = replace(before, base=base)
+    module = objective.wrap(model, loaded)
+    with torch.no_grad():
+        for name, weight in module.named_parameters():
+            if weight.requires_grad:
+                weight.copy_(weights[name])
+    return replace(training, loaded=loaded, model=model, module=module)
 
 
 class _Steps(TrainerCallback):
@@ -303,6 +339,7 @@ def _arguments(ready: Prepared, out: Path) -> TrainingArguments:
         },
         # A batch of text alone leaves the projector without gradients, in one process and not in the others.
         {"ddp_find_unused_parameters": recipe.data.scenes is None},
+        sharded=is_sharded(recipe.shards),
     )
 
 
@@ -336,10 +373,8 @@ def save_result(training: Training, out: Path) -> None:
     Raises:
         FoveateError: a weight is NaN or infinite, or the disk is full.
     """
-    training.trainer.check_weights()
-    loaded, trained = training.loaded, training.model
+    loaded, trained, module = training.loaded, training.model, training.module
     ready, objective = loaded.ready, loaded.ready.recipe.objective
-    module = training.trainer.accelerator.unwrap_model(training.trainer.model)
     if objective.keeps_model(ready.recipe):
         objective.save(module, trained, loaded, out)
         return

@@ -130,7 +130,10 @@ class Lines:
         self._rows: list[tuple[int, Conversation]] = []
         for number, value in _objects(path):
             where = f"{shown_path(path)}, line {number}"
-            one = read_conversation(value, where, folder)
+            row = self.read(value)
+            if row is None:
+                continue
+            one = read_conversation(row, where, folder)
             for image in one.images:
                 if isinstance(image, Path):
                     _check_image(image, where)
@@ -141,6 +144,10 @@ class Lines:
                 '"answer": "..."}'
             )
 
+    def read(self, value: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return a line in one of the forms of `read_conversation`; None leaves it out."""
+        return value
+
     def __len__(self) -> int:
         return len(self._rows)
 
@@ -150,6 +157,30 @@ class Lines:
 
     def __getitem__(self, index: int) -> Conversation:
         return self._rows[index][1]
+
+
+class LLaVALines(Lines):
+    """LLaVA's own list of conversations as it is published, such as llava_v1_5_mix665k.json.
+
+    Its code takes rows that begin with a turn of the model, and leaves that turn out; text of rows without an image may
+    have the image's word, which is no image there. What is empty on either side of a question is left out with the
+    other side: there is nothing to learn from it.
+    """
+
+    def read(self, value: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return a row without what LLaVA's code doesn't train on."""
+        turns = value.get("conversations")
+        if not isinstance(turns, list) or any(not isinstance(each, Mapping) for each in turns):
+            return value
+        if turns and turns[0].get("from") == "gpt":
+            turns = turns[1:]
+        if value.get("image") is None:
+            turns = [{**each, "value": str(each.get("value")).replace("<image>", "")} for each in turns]
+        kept: list[Mapping[str, Any]] = []
+        for asked, answered in zip(turns[::2], turns[1::2]):
+            if str(asked.get("value")).strip() and str(answered.get("value")).strip():
+                kept += [asked, answered]
+        return {**value, "conversations": kept} if kept else None
 
 
 def _check_image(image: Path, where: str) -> None:
@@ -213,6 +244,23 @@ class HuggingFace:
         return read_conversation(self._rows[index], f"{self._name}, row {index}", self._images)
 
 
+class ExpectedRows:
+    """Conversations of which only their number is known; an estimate needs no more."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def name(self, index: int) -> str:
+        """Return the row's number."""
+        return f"row {index}"
+
+    def __getitem__(self, index: int) -> Conversation:
+        raise AssertionError("an estimate reads no row of expected data")
+
+
 def conversations(data: Data) -> Conversations:
     """Return the conversations that a recipe's `data` names.
 
@@ -226,6 +274,8 @@ def conversations(data: Data) -> Conversations:
         return Clips(data.clips, data.first_scene)
     if data.jsonl is not None:
         return Lines(Path(data.jsonl), images)
+    if data.llava is not None:
+        return LLaVALines(Path(data.llava), images)
     assert data.dataset is not None
     return HuggingFace(data.dataset, data.split, images)
 

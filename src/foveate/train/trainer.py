@@ -7,8 +7,10 @@ Processes, accumulation, mixed precision, sharding, optimisers and trackers are 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -25,6 +27,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from foveate.errors import FoveateError, first_line, nearest
 from foveate.files import (
@@ -38,9 +41,10 @@ from foveate.files import (
     write_tensors,
 )
 from foveate.train import checkpoint as files
+from foveate.train import shards
 from foveate.train.progress import Progress
 from foveate.train.settings import RecipeError
-from foveate.train.trainer_options import TrainerOptions, check_unsharded, trainer_options
+from foveate.train.trainer_options import TrainerOptions, trainer_options
 
 _LESS = "look at these rows, or lower lr, lengthen warmup, or train in bf16 or fp32 instead of fp16"
 
@@ -82,10 +86,10 @@ class Passes(Dataset[Any]):
 class SafeTrainer(Trainer):
     """The one Trainer of foveate: whole checkpoints of what is trained, and a stop at NaN or infinite losses.
 
-    Two private methods of transformers are overridden, `_save_checkpoint` and `_load_from_checkpoint`; docs/training.md
-    says why.
+    Four private methods of transformers are overridden; docs/training.md says why.
 
     Args:
+        sharded: whether weights, gradients and the optimiser's state are shared among the processes.
         note: goes beside every checkpoint as `recipe.json`: what made it.
         describe: names the rows of a batch, for the error about a loss.
         rates: learning rates of their own, for parameters whose names begin so.
@@ -98,8 +102,10 @@ class SafeTrainer(Trainer):
         note: Mapping[str, Any] | None = None,
         describe: Callable[[list[int]], str] | None = None,
         rates: Mapping[str, float] | None = None,
+        sharded: bool = False,
         **kwargs: Any,
     ) -> None:
+        self.sharded = sharded
         self.note = dict(note or {})
         self.rates = dict(rates or {})
         self.describe = describe
@@ -112,6 +118,9 @@ class SafeTrainer(Trainer):
         self.progress: Progress | None = None
         """What measures speed and savings for the log, and prints them."""
         super().__init__(*args, **kwargs)
+        if sharded:
+            shards.prepare_accelerator(self.accelerator, "bf16" if self.args.bf16 else "fp32")
+            self.is_fsdp_enabled = True
         # `Progress` prints.
         self.remove_callback(PrinterCallback)
         self.add_callback(_FiniteGradients(self))
@@ -173,7 +182,9 @@ class SafeTrainer(Trainer):
         rows = inputs.pop("rows", None)
         self.tokens += int(inputs.pop("tokens", 0))
         try:
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            # accelerate puts autocast around a model that it doesn't shard.
+            with self.accelerator.autocast() if self.sharded else nullcontext():
+                loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         except FoveateError as error:
             raise self.stopped(str(error), rows) from error
         if not math.isfinite(loss.item()):
@@ -254,19 +265,59 @@ class SafeTrainer(Trainer):
 
         `save_pretrained` gives the weights of many vision-language models other names.
         """
+        weights = self.trained_weights()
         if self.args.should_save:
-            folder = Path(output_dir or self.folder)
-            weights = {name: weight.detach().contiguous() for name, weight in self._trained()}
-            write_tensors(folder / files.WEIGHTS, weights)
+            write_tensors(Path(output_dir or self.folder, files.WEIGHTS), weights)
+
+    def trained_weights(self) -> dict[str, torch.Tensor]:
+        """Return the trained weights by the module's own names, whole; in the first process alone if sharded.
+
+        All processes have to call this.
+        """
+        weights: dict[str, torch.Tensor] = {}
+        for name, weight in self._trained():
+            value = shards.whole(weight) if self.sharded else weight.detach()
+            if self.args.should_save:
+                weights[name] = value.contiguous()
+        return weights
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Write the optimiser's state as one process does; for shards, transformers writes all weights once more."""
+        if not self.sharded:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = shards.optimiser_state(self.optimizer)
+        if self.args.should_save:
+            scheduler: Any = self.lr_scheduler
+            torch.save(state, Path(output_dir, OPTIMIZER_NAME))
+            torch.save(scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load what `_save_optimizer_and_scheduler` wrote."""
+        if not self.sharded:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif checkpoint is not None:
+            scheduler: Any = self.lr_scheduler
+            read = functools.partial(torch.load, map_location="cpu", weights_only=True)
+            shards.load_optimiser_state(self.optimizer, read(Path(checkpoint, OPTIMIZER_NAME), mmap=True))
+            scheduler.load_state_dict(read(Path(checkpoint, SCHEDULER_NAME)))
 
     def check_weights(self) -> None:
         """Check that all trained weights are finite: the last step's loss is finite even if its update wasn't.
 
+        All processes have to call this.
+
         Raises:
             FoveateError: one isn't; the text names it, the step, and the last checkpoint.
         """
-        for name, weight in self._trained():
-            wrong = int((~torch.isfinite(weight.detach())).sum())
+        trained = self._trained()
+        if not trained:
+            return
+        counts = torch.stack([(~torch.isfinite(shards.local(weight))).sum() for _, weight in trained])
+        if self.sharded:
+            summed: Any = self.accelerator.reduce(counts, "sum")
+            counts = summed
+        for (name, weight), wrong in zip(trained, counts.tolist(), strict=True):
             if wrong:
                 raise self.stopped(
                     f"{wrong:,} of the {weight.numel():,} weights of {name} are NaN or infinite; {_LESS}",
@@ -286,7 +337,7 @@ class SafeTrainer(Trainer):
             raise RecipeError(f"{path} holds the weights of another model, or of other parts of it ({other})")
         with torch.no_grad():
             for name, weight in trained.items():
-                weight.copy_(stored[name])
+                weight.copy_(shards.like(stored[name], weight))
 
 
 class _FiniteGradients(TrainerCallback):
@@ -298,19 +349,30 @@ class _FiniteGradients(TrainerCallback):
     def __init__(self, trainer: SafeTrainer) -> None:
         self._trainer = trainer
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._trainer.sharded:
+            model: Any = self._trainer.model
+            shards.reduce_unused(model)
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if getattr(self._trainer.accelerator, "scaler", None) is not None:
             return
         model: Any = self._trainer.model
-        norm = float(get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None]))
+        total = get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
+        norm = float(shards.whole(total))
         if not math.isfinite(norm):
             raise self._trainer.stopped(f"the norm of the gradient is {norm}; {_LESS}")
 
 
 def training_arguments(
-    folder: Path, given: Mapping[str, Any], owned: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+    folder: Path,
+    given: Mapping[str, Any],
+    owned: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+    *,
+    sharded: bool = False,
 ) -> TrainingArguments:
     """`TrainingArguments` from what a recipe owns and what it passes on.
 
@@ -319,6 +381,7 @@ def training_arguments(
         given: what the recipe's `trainer` holds.
         owned: what other keys of the recipe decide.
         defaults: what holds unless `given` says otherwise.
+        sharded: whether gradients are summed over processes in each part of a step.
 
     Raises:
         RecipeError: `given` has a name that isn't passed on, or a value that `TrainingArguments` refuses.
@@ -339,10 +402,11 @@ def training_arguments(
         "ddp_find_unused_parameters": False,
         "use_cpu": not torch.cuda.is_available(),
         "do_train": True,
+        # Between the parts of a step, whole gradients would take the memory that shards save.
+        "accelerator_config": {"gradient_accumulation_kwargs": {"sync_each_batch": sharded}},
         **(defaults or {}),
         **owned,
     }
-    check_unsharded()
     known = {each.name for each in dataclasses.fields(TrainingArguments)}
     for name in given:
         if name not in known:

@@ -8,7 +8,6 @@ loaded, deep in transformers, if their value is wrong.
 from __future__ import annotations
 
 import importlib.util
-import os
 from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
@@ -136,25 +135,11 @@ def trainer_options(given: Any) -> dict[str, Any]:
                 f"trainer: {name} is decided by other keys of the recipe ({DECIDED[name]}); leave it out", placed=True
             )
         if name in ("fsdp", "fsdp_config", "deepspeed", "parallelism_config"):
-            raise RecipeError(f"trainer: {name} {SHARDED}", placed=True)
+            raise RecipeError(
+                f"trainer: {name} is not passed on; shards: true in the recipe shares weights among processes (FSDP2)",
+                placed=True,
+            )
     return TrainerOptions.model_validate(given).model_dump(exclude_none=True)
-
-
-SHARDED: Final = (
-    "shards weights and optimiser over processes, and our checkpoints have not been tried with that; train with plain "
-    "data parallelism (accelerate launch --multi_gpu), LoRA and activation checkpointing"
-)
-
-
-def check_unsharded() -> None:
-    """Check that `accelerate launch` asked for no shards.
-
-    Raises:
-        RecipeError: it did.
-    """
-    for name in ("fsdp", "deepspeed"):
-        if os.environ.get(f"ACCELERATE_USE_{name.upper()}", "").lower() in ("true", "1", "yes"):
-            raise RecipeError(f"{name} {SHARDED}")
 
 
 def check_workers(given: dict[str, Any], workers: int) -> None:

@@ -105,6 +105,13 @@ class VoCoObjective(Objective):
         """Visual tokens of packed images take none after the first image."""
         return not self.settings.packed
 
+    @property
+    def unsharded(self) -> str:
+        """Two passes depend on a process's images and lengths of texts; a teacher of its own would be whole in each."""
+        if self.settings.two_passes:
+            return "its two passes are not equally many in all processes; write two_passes: false in voco"
+        return "a teacher is not sharded; leave distil out of voco" if self.settings.distil else ""
+
     def check(self, recipe: Recipe) -> None:
         """Check the rest of the recipe.
 
