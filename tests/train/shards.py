@@ -51,7 +51,7 @@ def start(out: Path, given: dict[str, Any]) -> list[Any]:
 def sharded(out: Path, given: dict[str, Any], stop: Callable[[], bool] = lambda: False) -> list[int | None]:
     """Train on two processes, and kill both as soon as `stop` says so; return how they ended."""
     processes = start(out, given)
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600
     try:
         while any(process.is_alive() for process in processes) and time.monotonic() < until:
             if stop() or any(process.exitcode for process in processes):
