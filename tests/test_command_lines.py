@@ -28,7 +28,7 @@ SOURCES = [
     *sorted((ROOT / "recipes").rglob("*.*")),
 ]
 COMMANDS = (
-    *("ask", "bench", "bulk", "calibrate", "cost", "count", "families", "find-layer", "load", "methods"),
+    *("ask", "bench", "bulk", "calibrate", "compare", "cost", "count", "families", "find-layer", "load", "methods"),
     *("play", "report", "saliency", "serve", "train"),
 )
 RECIPE = "recipes/llavolta/last-stage-compression.yaml"
@@ -127,6 +127,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     for module, name in (
         ("foveate.loading", "load_model"),
         ("foveate.bench.hugging_face", "read_task"),
+        ("foveate.bench.comparing", "read_results"),
         ("foveate.costmodel.calibrate", "calibrate"),
         ("foveate.costmodel.check", "check"),
         ("foveate.train.run", "run"),

@@ -53,7 +53,8 @@ def ask(
         [*command, "--log_samples", *more], cwd=folder, env={**os.environ, **OFFLINE}, capture_output=True, text=True
     )
     printed = done.stdout + done.stderr
-    if done.returncode:
+    # lmms-eval prints what went wrong, and ends with 0 all the same.
+    if done.returncode or not list((folder / out).rglob("*_results.json")):
         return None, None, printed
     (results,) = (folder / out).rglob("*_results.json")
     (samples,) = (folder / out).rglob("*_samples_*.jsonl")

@@ -6,7 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from foveate.bench.answers import Asker, Prompts
 from foveate.bench.configurations import DENSE, name_of
 from foveate.bench.environment import environment
 from foveate.bench.metrics import measure, metrics_text
+from foveate.bench.processes import Place, chunks_of, places, share_folder, wait_for
 from foveate.bench.report import markdown
 from foveate.bench.results import Part, Prediction, ResultsFolder
 from foveate.bench.scoring import Metric, scoring_of
@@ -31,6 +32,7 @@ from foveate.engine import Encoded
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 from foveate.families.prompt_check import prompt_layouts
+from foveate.files import remove_folder
 from foveate.fingerprint import answering_fingerprint, learned_fingerprint
 from foveate.numbers import Between, check_real, check_whole
 from foveate.schedule import schedule
@@ -120,6 +122,16 @@ class Benchmark:
         self.scoring = scoring_of(score).ready(asked.response() for asked in every)
         self.scoring.score(every[0].response(every[0].answers[0]))
         self.asker = Asker(model, processor, longest, batch, greedy, prompt, system.strip())
+        self._others = {
+            "longest": longest,
+            "budgets": budgets,
+            "batch": batch,
+            "revision": revision,
+            "greedy": greedy,
+            "prompt": prompt,
+            "score": score,
+            "system": system,
+        }
         self.placement = placement_of(model)
         self.model = model
         self.task = task
@@ -187,6 +199,58 @@ class Benchmark:
         """
         with self.folder:
             return self.folder.metrics() if self.folder.whole else self._measure(tell)
+
+    def share(self, place: Place) -> Benchmark | None:
+        """Return the benchmark of what one of several processes measures; None if it has no chunk.
+
+        It has a results folder of its own beside this one; `gather` reads it.
+        """
+        own = chunks_of(place, len(self._chunks))
+        pictures = tuple(picture for number in own for picture in self._chunks[number])
+        if not pictures:
+            return None
+        digest = f"{self.task.digest}, share {place.rank} of {place.world}"
+        task = replace(self.task, pictures=pictures, digest=digest, floor=None)
+        specs = [spec for spec in self.specs.values() if spec.steps]
+        out = share_folder(self.folder.path, place)
+        return Benchmark(self.model, self.asker.processor, task, specs, out, command=self.command, **self._others)
+
+    def gather(self, world: int, tell: Progress = _quiet) -> dict[str, Any]:
+        """Wait for all processes, put what they measured together, and write the results folder.
+
+        Returns:
+            What metrics.json holds.
+        """
+        shares = {place: share for place in places(world) if (share := self.share(place)) is not None}
+        wait_for([share.folder.path for share in shares.values()])
+        with self.folder:
+            if self.folder.whole:
+                return self.folder.metrics()
+            there = {(part.spec, part.chunk) for part in self.folder.parts()}
+            for place in shares:
+                # Read again: it was finished after it was made here.
+                share = self.share(place)
+                assert share is not None
+                self._take(share, chunks_of(place, len(self._chunks)), there)
+            metrics = self._measure(tell)
+        for share in shares.values():
+            remove_folder(share.folder.path)
+        return metrics
+
+    def _take(self, share: Benchmark, numbers: Sequence[int], there: Container[tuple[str, int]]) -> None:
+        """Add the parts of one process to this run, chunk by chunk, with the numbers that they have here."""
+        answers: dict[tuple[str, int], Prediction] = {
+            (each.spec, each.number): each for each in share.folder.predictions()
+        }
+        for part in share.folder.parts():
+            whole = numbers[part.chunk]
+            if (part.spec, whole) in there:
+                continue
+            begin = share._numbers[part.chunk * self._size]
+            first = self._numbers[whole * self._size]
+            count = sum(len(picture.questions) for picture in self._chunks[whole])
+            own = [replace(answers[part.spec, begin + n], number=first + n) for n in range(count)]
+            self.folder.add(replace(part, chunk=whole), own)
 
     def _measure(self, tell: Progress) -> dict[str, Any]:
         began = time.monotonic()

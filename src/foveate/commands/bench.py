@@ -39,6 +39,7 @@ from foveate.numbers import LARGEST_SEED, MOST
 if TYPE_CHECKING:
     from foveate.bench import Benchmark, Task
     from foveate.bench.hugging_face import DatasetTask
+    from foveate.bench.processes import Place
     from foveate.spec import Spec
 
 DATASET_PANEL: Final = "Datasets"
@@ -242,6 +243,13 @@ def bench(
     if score is not None:
         scoring_of(score)
     silence_transformers()
+    from foveate.bench.processes import this_place
+
+    place = this_place()
+    if place.world > 1 and device is None and device_map is None:
+        import torch
+
+        device = f"cuda:{place.local}" if torch.cuda.is_available() else "cpu"
     arguments = placement_arguments(device, dtype, device_map, quantize)
     if out is not None:
         from foveate.bench.results import check_results_folder
@@ -297,7 +305,9 @@ def bench(
         notes().print(f"There are {task.questions:,} questions; all of them are asked.")
     for line in (*lacking, *unused(spec or (), given, seed, match)):
         notes().print(line)
-    metrics = _measure(run, task.questions * len(specs))
+    metrics = _measure(run, task.questions * len(specs), place)
+    if metrics is None:
+        return
     pictures = _pictures(metrics, run.folder.path)
     if as_json:
         print_json({**metrics, "config": run.config, "results": str(run.folder.path)})
@@ -410,8 +420,15 @@ def _specs_for_clips(
     return tuple(found), lines if left_out else ()
 
 
-def _measure(run: Benchmark, answers: int) -> dict[str, Any]:
-    """Run what is left of a benchmark, and return its metrics."""
+def _measure(run: Benchmark, answers: int, place: Place) -> dict[str, Any] | None:
+    """Run what is left of a benchmark, and return its metrics; of several processes, the first one does."""
+    if place.world > 1 and not run.folder.whole:
+        share = run.share(place)
+        if share is not None:
+            share.run()
+        return run.gather(place.world) if place.rank == 0 else None
+    if place.rank:
+        return None
     if run.folder.whole:
         notes().print(f"All {answers:,} answers exist already; nothing is measured again.")
     elif run.done:
