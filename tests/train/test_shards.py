@@ -78,7 +78,9 @@ def test_shards_are_one_process_and_survive_a_kill(tiny_model: Path, rows: Path,
 
 
 @pytest.mark.slow
-def test_kills_while_a_checkpoint_is_written(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+def test_kills_while_a_checkpoint_is_written(tiny_model: Path, rows: Path, tmp_path: Path, in_full: bool) -> None:
+    if not in_full:
+        pytest.skip("nox -s train runs it")
     recipe = given(tiny_model, rows, steps=4)
     unsharded(tmp_path / "one", recipe)
     assert sharded(tmp_path / "two", recipe) == [0, 0]
@@ -98,7 +100,9 @@ def test_kills_while_a_checkpoint_is_written(tiny_model: Path, rows: Path, tmp_p
 
 @PEFT
 @pytest.mark.slow
-def test_adapters_in_shards(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+def test_adapters_in_shards(tiny_model: Path, rows: Path, tmp_path: Path, in_full: bool) -> None:
+    if not in_full:
+        pytest.skip("nox -s train runs it")
     pytest.importorskip("peft")
     recipe = given(tiny_model, rows, train="lora", lora={"rank": 3}, steps=4)
     unsharded(tmp_path / "one", recipe)
@@ -122,7 +126,9 @@ OBJECTIVES = {
 @PEFT
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_objectives_in_shards(tiny_model: Path, rows: Path, tmp_path: Path, name: str) -> None:
+def test_objectives_in_shards(tiny_model: Path, rows: Path, tmp_path: Path, name: str, in_full: bool) -> None:
+    if not in_full:
+        pytest.skip("nox -s train runs it")
     recipe = given(tiny_model, rows, steps=3, **OBJECTIVES[name])
     del recipe["stages"]
     unsharded(tmp_path / "one", recipe)
