@@ -263,13 +263,14 @@ class _Page:
             if session is None:
                 # The page isn't open yet: it turns to its first tab by itself.
                 return [gr.skip()] * (1 + len(self.parts))
+            following: Session = session
             try:
-                session, shown = act(session, *values, event=getattr(event, "_data", None) or {})
+                following, shown = act(session, *values, event=getattr(event, "_data", None) or {})
                 shown = {"notice": "", **shown}
             except FoveateError as error:
                 shown = {"notice": html.error_html(error)}
-            shown["query"] = link_of(session.state)
-            return [session, *(shown.get(name, gr.skip()) for name in self.parts)]
+            shown["query"] = link_of(following.state)
+            return [following, *(shown.get(name, gr.skip()) for name in self.parts)]
 
         # Gradio finds by annotations which argument is the event, and counts the others.
         return _taking(run, values)
