@@ -14,6 +14,8 @@ APART = {
     "embedded": "the embedded model is of one architecture",
     "families/generic_mrope.py": "position ids of three axes are called by the model that had them first",
     "costmodel/papers.py": "figures of papers are of the models that they were measured on",
+    "train/recipe.py": "a published list of conversations is called by the model that it was made for",
+    "train/sources.py": "a published list of conversations is called by the model that it was made for",
     "vllm_plugin": "vLLM has classes for each architecture, and a class of the plugin extends one of them",
 }
 """Files and folders that name architectures for another reason."""

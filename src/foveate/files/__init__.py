@@ -56,6 +56,7 @@ from foveate.files.writing import (
     write_json,
     write_tensors,
     write_text,
+    write_torch_file,
 )
 
 __all__ = [
@@ -113,4 +114,5 @@ __all__ = [
     "append_text",
     "write_json",
     "write_tensors",
+    "write_torch_file",
 ]

@@ -322,6 +322,22 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
         save_file(dict(tensors), partial, metadata=None if metadata is None else dict(metadata))
 
 
+def write_torch_file(path: str | Path, state: Any) -> None:
+    """Write the state of an optimiser or a schedule as transformers does, atomically: its own code reads such files.
+
+    Args:
+        path: of the file.
+        state: what `state_dict` of the optimiser or the schedule returns.
+
+    Raises:
+        FileError: it can't be written.
+    """
+    import torch
+
+    with atomic_file(path) as partial, others_write(path):
+        torch.save(state, partial)
+
+
 # Several files together
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
 from foveate.bench.formatting import interval, points, printable, share_text
 from foveate.bench.report import HEADS, caption, cells_of, clearly_below
 from foveate.errors import FoveateError
-from foveate.files import write_text
+from foveate.files import read_text, write_text
 from foveate.report.examples import Examples
 from foveate.report.figures import figures, names_of, script, specifications
 from foveate.report.measured import Measured
@@ -41,7 +40,7 @@ def page(runs: Sequence[Measured], shown: Mapping[str, Examples] | None = None, 
             'a report needs jinja2; install foveate with its report extra (pip install ".[report]" in a clone)'
         ) from None
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("foveate.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
+    template = environment.from_string(read_text(Path(__file__).with_name("page.html.j2")))
     shown = shown or {}
     parts = [_part(number, run, shown.get(run.name, Examples())) for number, run in enumerate(runs)]
     tasks = ", ".join(dict.fromkeys(printable(run.metrics["task"]) for run in runs))

@@ -39,6 +39,7 @@ from foveate.files import (
     shown_path,
     write_json,
     write_tensors,
+    write_torch_file,
 )
 from foveate.train import checkpoint as files
 from foveate.train import shards
@@ -289,8 +290,8 @@ class SafeTrainer(Trainer):
         state = shards.optimiser_state(self.optimizer)
         if self.args.should_save:
             scheduler: Any = self.lr_scheduler
-            torch.save(state, Path(output_dir, OPTIMIZER_NAME))
-            torch.save(scheduler.state_dict(), Path(output_dir, SCHEDULER_NAME))
+            write_torch_file(Path(output_dir, OPTIMIZER_NAME), state)
+            write_torch_file(Path(output_dir, SCHEDULER_NAME), scheduler.state_dict())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Load what `_save_optimizer_and_scheduler` wrote."""
