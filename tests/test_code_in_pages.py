@@ -6,6 +6,7 @@ Examples in pycon blocks are copied from docstrings and run there, as doctests.
 
 import importlib
 import shlex
+import shutil
 import sys
 import tomllib
 from collections.abc import Callable
@@ -80,9 +81,10 @@ def is_marker(example: Example) -> bool:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to write into that has the examples and recipes of the repository."""
+    """A folder to write into that has the examples and recipes of the repository, and a finished benchmark."""
     for name in ("examples", "recipes"):
         (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "tests" / "report" / "measured", tmp_path / "results" / "mine")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "configuration"))
     torch.set_num_threads(1)

@@ -46,7 +46,7 @@ _WHITE_IS_ZERO: Final = 0
 _UNSIGNED, _SIGNED = 1, 2
 
 
-def open_image(path: str | Path, limit: int = LIMIT) -> Image.Image:
+def open_image(path: str | Path, limit: int | None = None) -> Image.Image:
     """Open an image: upright by its EXIF tag, transparency over white, the first frame of an animation.
 
     Checks the size before it decodes anything.
@@ -59,7 +59,7 @@ def open_image(path: str | Path, limit: int = LIMIT) -> Image.Image:
 
     Args:
         path: a PNG, JPEG, WebP, GIF, BMP, TIFF, PPM, JPEG 2000 or AVIF file.
-        limit: the most pixels that it may have.
+        limit: the most pixels that it may have; None is `LIMIT`.
 
     Returns:
         An image of mode "RGB", fully read.
@@ -75,7 +75,7 @@ def open_image(path: str | Path, limit: int = LIMIT) -> Image.Image:
     if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise FoveateError(f"an image file is named by its path, not by {shown(path)}")
     with open_file(path, "image") as file:
-        return _read(file, shown_path(path), limit)
+        return _read(file, shown_path(path), LIMIT if limit is None else limit)
 
 
 def decode_image(content: bytes, name: str = "the content") -> Image.Image:
@@ -92,10 +92,10 @@ def decode_image(content: bytes, name: str = "the content") -> Image.Image:
     Traceback (most recent call last):
     foveate.errors.FoveateError: the content is not an image, whatever its name says; use a PNG, JPEG, ...
     """
-    return _read(BytesIO(content), name)
+    return _read(BytesIO(content), name, LIMIT)
 
 
-def _read(file: BinaryIO, name: str, limit: int = LIMIT) -> Image.Image:
+def _read(file: BinaryIO, name: str, limit: int) -> Image.Image:
     """Read an open image file; `name` is what errors call it."""
     try:
         with warnings.catch_warnings():
