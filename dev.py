@@ -66,7 +66,11 @@ CONTRACT: Command = (
 """Everything that depends on transformers, without what only repeats it for another method."""
 INDEPENDENT: Command = (
     *("tests/methods", "tests/benchmarks", "tests/cli", "tests/fuzz", "tests/recipes", "tests/scenes", "tests/view"),
-    *("tests/train", "tests/bench", "tests/test_code_in_pages.py", "tests/test_command_lines.py"),
+    *("tests/train", "tests/bench", "tests/bulk", "tests/golden", "tests/play", "tests/report", "tests/serving"),
+    *("tests/families/test_names.py", "tests/test_arguments.py", "tests/test_clip_files.py", "tests/test_docs.py"),
+    *("tests/test_files.py", "tests/test_images.py", "tests/test_numbers.py", "tests/test_plan.py"),
+    *("tests/test_project.py", "tests/test_reading.py", "tests/test_spec.py", "tests/test_code_in_pages.py"),
+    "tests/test_command_lines.py",
     *("tests/test_guides.py", "tests/test_hub.py", "tests/test_loading.py", "tests/test_pages.py"),
 )
 """What a second version of transformers hardly changes; `nox -s tests` runs it with each."""
@@ -101,15 +105,18 @@ def main() -> int:
 def check() -> int:
     """Run everything that must pass before a change lands.
 
-    Each version of transformers gets a share of the contract suite's sample. Slow tests, and those that don't depend
-    on transformers, run once, with the pinned one; `nox -s tests` runs everything with every version.
+    Each version of transformers gets a quarter of the contract suite's sample, another one: together, every test runs
+    on half of the families, and every family in half of the tests. `dev.py test` runs all four quarters. Slow tests,
+    and those that don't depend on transformers, run once, with the pinned one; `nox -s tests` runs everything with
+    every version.
     """
     pinned, *others = every = transformers_versions("every_change")
-    if code := run_all(*LINT, SITE, (*TEST, "--share", f"1/{len(every)}")):
+    shares = 2 * len(every)
+    if code := run_all(*LINT, SITE, (*TEST, "--share", f"1/{shares}")):
         return code
     for number, version in enumerate(others, start=2):
         print(f"\nwhat depends on transformers and is not slow, with {version} instead of {pinned}", flush=True)
-        share = ("--share", f"{number}/{len(every)}", *(f"--ignore={path}" for path in INDEPENDENT))
+        share = ("--share", f"{number}/{shares}", *(f"--ignore={path}" for path in INDEPENDENT))
         if code := run_all((*TEST, "-m", "not slow", *share), first_on_path=overlay(version)):
             return code
     return 0
