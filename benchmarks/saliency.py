@@ -75,7 +75,7 @@ def main() -> int:
     """Measure what is missing, and write the result; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=80, help="scenes whose maps are compared")
-    parser.add_argument("--questions", type=int, default=500, help="questions that are answered with few tokens")
+    parser.add_argument("--questions", type=int, default=400, help="questions that are answered with few tokens")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "saliency")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "measured" / "saliency.json")
     arguments = parser.parse_args()
