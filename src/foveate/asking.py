@@ -24,7 +24,7 @@ from foveate.families.prompt_check import prompt_layouts
 from foveate.schedule import tokens_after
 from foveate.spec import SpecLike, as_spec
 
-__all__ = ["Answer", "ask", "seen_part"]
+__all__ = ["Answer", "ask", "seen_part", "token_side"]
 
 _ENOUGH_SECONDS = 2.0
 _MOST_RUNS = 5
@@ -90,6 +90,12 @@ def seen_part(processor: Any, image: Image.Image, *, of_clip: bool = False) -> I
     width, height = crop["width"] * across, crop["height"] * down
     left, top = (image.width - width) / 2, (image.height - height) / 2
     return image.crop((round(left), round(top), round(left + width), round(top + height)))
+
+
+def token_side(config: Any) -> int:
+    """Return how many pixels of a model's input are along one side of a token, by its configuration."""
+    vision = config.vision_config
+    return int(vision.patch_size) * int(getattr(vision, "spatial_merge_size", 1))
 
 
 def _is_half(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import warnings
@@ -93,6 +94,22 @@ def decode_image(content: bytes, name: str = "the content") -> Image.Image:
     foveate.errors.FoveateError: the content is not an image, whatever its name says; use a PNG, JPEG, ...
     """
     return _read(BytesIO(content), name, LIMIT)
+
+
+def data_url(image: Image.Image, kind: str, **options: Any) -> str:
+    """Return an image as text that pages can show, and requests can bring, without another request.
+
+    Args:
+        image: of a mode that the format has.
+        kind: "png", "jpeg" or "webp".
+        **options: of Pillow's writer for that format.
+
+    >>> data_url(Image.new("RGB", (8, 8)), "webp")[:23]
+    'data:image/webp;base64,'
+    """
+    held = BytesIO()
+    image.save(held, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(held.getvalue()).decode('ascii')}"
 
 
 def _read(file: BinaryIO, name: str, limit: int) -> Image.Image:

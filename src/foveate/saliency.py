@@ -6,8 +6,7 @@ methods with such signals work with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,14 +18,18 @@ from torch import Tensor, nn
 
 from foveate.engine import apply
 from foveate.errors import FoveateError
-from foveate.families import family_of
-from foveate.method import ScoredMethod, Step
+from foveate.families import Family, family_of
+from foveate.method import Method, Step
+from foveate.plan import Plan
+from foveate.schedule import schedule
 from foveate.spec import Spec
 from foveate.tokens import DecoderAttention, EncoderAttention, Layout, Signal, VisualTokens
 
-__all__ = ["Saliency", "attention_maps", "overlap", "rank_correlation", "thirds"]
+__all__ = ["Saliency", "attention_maps", "overlap", "rank_correlation", "thirds", "watched"]
 
 Rows = Literal["last", "text"]
+Watched = tuple[tuple[Signal, ...], tuple[Any, ...]]
+"""Signals, and the places at which they are read."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,17 @@ def attention_maps(model: nn.Module, inputs: Mapping[str, Any], rows: Rows = "la
         raise FoveateError("the prompt has no image, so there is nothing to look at; add one")
     layouts = family.layouts(dict(inputs))
     layers = len(family.decoder_layers)
-    # A step inside the decoder is at layer 1 or later, and can read the layer before it, too.
-    steps = [(DecoderAttention(rows=rows, layer="previous"), tuple(range(1, layers)))] if layers > 1 else []
-    steps.append((DecoderAttention(rows=rows), (layers - 1,)))
-    found = [_watched(model, inputs, signal, places) for signal, places in steps]
+    # A step inside the decoder is at layer 1 or later, and can read the layer before it, too; the last one reads both.
+    here, previous = DecoderAttention(rows=rows), DecoderAttention(rows=rows, layer="previous")
+    steps: list[Watched] = [((previous, here) if layers > 1 else (here,), (layers - 1,))]
+    if layers > 2:
+        steps.insert(0, ((previous,), tuple(range(1, layers - 1))))
+    of_encoder: Watched = ((EncoderAttention(),), ("input",))
+    if gives_encoder := _is_given(family, *of_encoder):
+        steps.insert(0, of_encoder)
+    found = watched(model, inputs, steps)
+    encoder = [_one_row(each) for each in found.pop(0)] if gives_encoder else []
     maps = torch.stack([_one_row(each) for part in found for each in part]).unflatten(0, (layers, len(layouts)))
-    encoder: list[Tensor] = []
-    with suppress(FoveateError):
-        encoder = [_one_row(each) for each in _watched(model, inputs, EncoderAttention(), ("input",))]
     return tuple(
         Saliency(layout, maps[:, number], encoder[number] if encoder else None) for number, layout in enumerate(layouts)
     )
@@ -133,30 +139,60 @@ def thirds(found: Saliency) -> list[list[float]]:
     return (sums / sums.sum(dim=1, keepdim=True).clamp(min=1e-30)).tolist()
 
 
-def _watched(model: nn.Module, inputs: Mapping[str, Any], signal: Signal, places: tuple[Any, ...]) -> list[Tensor]:
-    """Return a signal at each place, for each image: in the order of places, then of images."""
-    found: list[Tensor] = []
+def _is_given(family: Family, signals: tuple[Signal, ...], places: tuple[Any, ...]) -> bool:
+    """Return whether a family gives signals at some places."""
+    try:
+        schedule(Spec((_watching(signals, places, []),)), family)
+    except FoveateError:
+        return False
+    return True
+
+
+def watched(model: nn.Module, inputs: Mapping[str, Any], steps: Sequence[Watched]) -> list[list[Tensor]]:
+    """Run a model once, keep every token, and return what signals say at some places.
+
+    Args:
+        model: a model of a supported family.
+        inputs: what it is called with.
+        steps: signals, each time with the places at which they are read, in the order in which steps may stand in a
+            spec; inside the decoder, each place stands in one step.
+
+    Returns:
+        Per step, its signals at each of its places, of each image: in the order of places, signals, images.
+
+    Raises:
+        FoveateError: the family doesn't give a signal at a place.
+    """
+    found: list[list[Tensor]] = [[] for _ in steps]
+    spec = Spec(tuple(_watching(*step, seen) for step, seen in zip(steps, found, strict=True)))
+    with apply(model, spec):
+        model(**inputs, logits_to_keep=1)
+    return found
+
+
+def _watching(signals: tuple[Signal, ...], places: tuple[Any, ...], found: list[Tensor]) -> Step:
+    """Return a step that keeps every token, and takes down what signals say."""
+    in_decoder = isinstance(signals[0], DecoderAttention)
 
     @dataclass(frozen=True)
-    class Watch(ScoredMethod):
-        """Keep every token, and take down what the signal says."""
+    class Watch(Method):
+        """Keep every token."""
 
         name = "watch"
-        place = "decoder" if isinstance(signal, DecoderAttention) else "input"
-        query_aware = isinstance(signal, DecoderAttention)
+        place = "decoder" if in_decoder else "input"
+        query_aware = in_decoder
 
         @property
         def needs(self) -> tuple[Signal, ...]:
-            return (signal,)
+            return signals
 
-        def score(self, tokens: VisualTokens) -> Float[Tensor, "B N"]:
-            seen = tokens.signals[signal].float()
-            found.extend(seen.clone().unbind(0))
-            return seen if seen.dim() == 2 else seen.mean(dim=1)
+        def plan(self, tokens: VisualTokens) -> Plan:
+            for signal in signals:
+                found.extend(tokens.signals[signal].float().clone().unbind(0))
+            images, count = tokens.features.shape[:2]
+            return Plan(torch.arange(count, device=tokens.features.device).expand(images, -1))
 
-    with apply(model, Spec((Step(Watch(), places),))):
-        model(**inputs, logits_to_keep=1)
-    return found
+    return Step(Watch(), places)
 
 
 def _one_row(attention: Tensor) -> Float[Tensor, " N"]:

@@ -124,17 +124,8 @@ def skills_table(metrics: Mapping[str, Any]) -> Table | None:
     skills = list(rows[0]["skills"])
     if not skills:
         return None
-    made = Table(
-        title=f"Accuracy per skill (± half of the 95 % interval's width, from {_FEWEST} questions on)",
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-    )
     names = [printable(row["spec"]) for row in rows]
-    made.add_column("spec", min_width=min(_NAME, max(map(cell_len, names))), overflow="fold")
+    made = _table_of(names, f"Accuracy per skill (± half of the 95 % interval's width, from {_FEWEST} questions on)")
     columns = []
     for skill in skills:
         made.add_column(Text(_skill_name(skill)), justify="right", no_wrap=True)
@@ -153,8 +144,19 @@ def figures_table(metrics: Mapping[str, Any]) -> Table | None:
     heads, rows = _figures(metrics)
     if not heads:
         return None
+    names = [printable(row["spec"]) for row in metrics["configurations"]]
+    made = _table_of(names, f"What {metrics['scoring']['name']} says besides")
+    for head in heads:
+        made.add_column(Text(head), justify="right", no_wrap=True)
+    for name, cells in zip(names, rows, strict=True):
+        made.add_row(Text(name), *map(Text, cells))
+    return made
+
+
+def _table_of(names: Sequence[str], title: str) -> Table:
+    """Return a table without rows whose first column has room for the names of configurations."""
     made = Table(
-        title=f"What {metrics['scoring']['name']} says besides",
+        title=title,
         title_justify="left",
         title_style="bold",
         header_style="bold",
@@ -162,12 +164,7 @@ def figures_table(metrics: Mapping[str, Any]) -> Table | None:
         pad_edge=False,
         padding=(0, 2, 0, 0),
     )
-    names = [printable(row["spec"]) for row in metrics["configurations"]]
     made.add_column("spec", min_width=min(_NAME, max(map(cell_len, names))), overflow="fold")
-    for head in heads:
-        made.add_column(Text(head), justify="right", no_wrap=True)
-    for name, cells in zip(names, rows, strict=True):
-        made.add_row(Text(name), *map(Text, cells))
     return made
 
 

@@ -221,20 +221,20 @@ class Benchmark:
         Returns:
             What metrics.json holds.
         """
-        shares = {place: share for place in places(world) if (share := self.share(place)) is not None}
-        wait_for([share.folder.path for share in shares.values()])
+        busy = [place for place in places(world) if chunks_of(place, len(self._chunks))]
+        folders = [share_folder(self.folder.path, place) for place in busy]
+        wait_for(folders)
         with self.folder:
             if self.folder.whole:
                 return self.folder.metrics()
             there = {(part.spec, part.chunk) for part in self.folder.parts()}
-            for place in shares:
-                # Read again: it was finished after it was made here.
+            for place in busy:
                 share = self.share(place)
                 assert share is not None
                 self._take(share, chunks_of(place, len(self._chunks)), there)
             metrics = self._measure(tell)
-        for share in shares.values():
-            remove_folder(share.folder.path)
+        for folder in folders:
+            remove_folder(folder)
         return metrics
 
     def _take(self, share: Benchmark, numbers: Sequence[int], there: Container[tuple[str, int]]) -> None:
@@ -302,11 +302,15 @@ class Benchmark:
         first = self.task.pictures[0]
         if isinstance(first, TaskClip):
             return found
+        try:
+            model = read_model(self.asker.family.config)
+        except FoveateError:
+            return found
         text = int((~self.asker.family.placeholders(torch.tensor(self._first[0].rows[0]))).sum())
+        size = first.load().size
         for name, spec in self.specs.items():
             with suppress(FoveateError):
-                model = read_model(self.asker.family.config)
-                given = cost(model, spec, images=[first.load().size], text_tokens=text, new_tokens=1)
+                given = cost(model, spec, images=[size], text_tokens=text, new_tokens=1)
                 found[name] = given.part("prefill").flops
         return found
 

@@ -224,15 +224,14 @@ def _picture(
     import torch
     from PIL import Image
 
-    from foveate.asking import seen_part
+    from foveate.asking import seen_part, token_side
     from foveate.engine import compress
     from foveate.engine.encode import moved
     from foveate.families import family_of
     from foveate.view import Panel, Strip, draw, draw_strips
 
     family = family_of(model)
-    vision = model.config.vision_config
-    patch = int(vision.patch_size) * int(getattr(vision, "spatial_merge_size", 1))
+    patch = token_side(model.config)
     layouts, count = prompt.layouts, answers[0].tokens_before
     strips = [Strip(layouts, "dense", f'{count} tokens: "{answers[0].text}"', patch=patch)]
     inputs = moved(prompt.inputs, family.device)

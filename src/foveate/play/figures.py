@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,17 +13,16 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from foveate.engine import apply, encoder_outputs
-from foveate.engine.encode import moved
 from foveate.engine.report import ImagePlans
 from foveate.errors import FoveateError
-from foveate.method import Method
+from foveate.images import data_url
 from foveate.plan import Plan
 from foveate.play.pictures import Picture
 from foveate.play.player import Player, Reply
+from foveate.saliency import watched
 from foveate.schedule import last_layer, schedule
 from foveate.spec import Spec, as_spec
-from foveate.tokens import DecoderAttention, EncoderAttention, Signal, VisualTokens
+from foveate.tokens import DecoderAttention, EncoderAttention
 from foveate.view import Panel, Strip, draw, draw_frames, draw_grids, draw_strips, draw_values
 
 __all__ = [
@@ -83,10 +80,9 @@ def data_uri(picture: Image.Image, lossless: bool = False) -> str:
     >>> data_uri(Image.new("RGB", (8, 8)))[:23]
     'data:image/webp;base64,'
     """
-    held = io.BytesIO()
-    kind = "png" if lossless else "webp"
-    picture.save(held, kind, **({"optimize": True} if lossless else {"quality": 82, "method": 2}))
-    return f"data:image/{kind};base64,{base64.b64encode(held.getvalue()).decode('ascii')}"
+    if lossless:
+        return data_url(picture, "png", optimize=True)
+    return data_url(picture, "webp", quality=82, method=2)
 
 
 def kept_figures(player: Player, picture: Picture, reply: Reply, layer: int = -1, side: int | None = None) -> Kept:
@@ -207,34 +203,14 @@ def saliency_figures(player: Player, picture: Picture, question: str, part: str,
 def _decoder_attention(player: Player, picture: Picture, question: str, layer: int) -> list[Float[Tensor, " N"]]:
     """Return the attention that the tokens of each image get from the prompt's last token in a decoder layer.
 
-    A step that keeps everything stands at that layer, or at the one after the first, and notes what it is shown.
+    The step that watches stands at that layer, or at the one after the first.
     """
     last = last_layer(player.family)
     if not 0 <= layer <= last:
         raise FoveateError(f"decoder layer {layer} can't be watched; choose one from 0 to {last}")
-    signal = DecoderAttention(layer="here" if layer else "previous")
-    seen: list[Tensor] = []
-
-    @dataclass(frozen=True)
-    class Watch(Method):
-        """Keeps everything."""
-
-        name: ClassVar[str] = "watch"
-        place: ClassVar[Any] = "decoder"
-
-        @property
-        def needs(self) -> tuple[Signal, ...]:
-            return (signal,)
-
-        def plan(self, tokens: VisualTokens) -> Plan:
-            seen.extend(tokens.signals[signal])
-            images, count = tokens.features.shape[:2]
-            return Plan(torch.arange(count, device=tokens.features.device).expand(images, -1))
-
+    step = ((DecoderAttention(layer="here" if layer else "previous"),), (max(1, layer),))
     prompt = player.prompt(picture, question)
     encoded = player.encoded(picture, question, [schedule(Spec(()), player.family)])
-    pixels = {*player.family.pixel_inputs, *player.family.video_inputs}
-    inputs = moved({name: each for name, each in prompt.inputs.items() if name not in pixels}, player.family.device)
-    with player.alone(), apply(player.model, Watch().at(max(1, layer))):
-        player.model(**inputs, mm_encoder_outputs=encoder_outputs(player.model, encoded), use_cache=False)
+    with player.alone():
+        (seen,) = watched(player.model, {**player.encoded_inputs(prompt, encoded), "use_cache": False}, [step])
     return seen

@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from PIL import Image
 
-from foveate.asking import seen_part
+from foveate.asking import seen_part, token_side
 from foveate.decoding import Decoding
 from foveate.devices import devices_of, placement_of
 from foveate.engine import apply, encoder_outputs, timed
@@ -205,8 +205,7 @@ class Player:
     @property
     def patch(self) -> int:
         """Pixels of the model's input along one side of a token."""
-        vision = self.model.config.vision_config
-        return int(vision.patch_size) * int(getattr(vision, "spatial_merge_size", 1))
+        return token_side(self.model.config)
 
     # Encoding
 
@@ -244,6 +243,12 @@ class Player:
                 kept.popitem(last=False)
         return made
 
+    def encoded_inputs(self, prompt: VisualPrompt, encoded: Encoded) -> dict[str, Any]:
+        """Return what the model is called with: a prompt without its pixels, and what the encoder made of them."""
+        pixels = {*self.family.pixel_inputs, *self.family.video_inputs}
+        rest = {name: each for name, each in prompt.inputs.items() if name not in pixels}
+        return {**moved(rest, self.family.device), "mm_encoder_outputs": encoder_outputs(self.model, encoded)}
+
     # Answers
 
     def ask(self, picture: Picture, question: str, spec: str = "") -> Reply:
@@ -270,14 +275,12 @@ class Player:
             for layout in dict.fromkeys(prompt.layouts):
                 tokens_after(spec, self.family, layout)
         encoded = self.encoded(picture, question, [steps])
-        pixels = {*self.family.pixel_inputs, *self.family.video_inputs}
-        inputs = moved({name: each for name, each in prompt.inputs.items() if name not in pixels}, self.family.device)
+        inputs = self.encoded_inputs(prompt, encoded)
         began = now(self._devices)
         applied = nullcontext() if spec is None else apply(self.model, spec, synchronise=True)
         with applied as run, timed(self.model) as times:
             made = self.model.generate(
                 **inputs,
-                mm_encoder_outputs=encoder_outputs(self.model, encoded),
                 **{**self._decoding, "return_dict_in_generate": True},
             )
         waited = (now(self._devices) - began) * 1e3

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from foveate.errors import FoveateError
+from foveate.images import data_url
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -112,7 +111,7 @@ def _kept(model: Any, processor: Any, image: Image.Image, question: str, spec: s
     """Return a picture of what a spec keeps of an image, and how many tokens."""
     import torch
 
-    from foveate.asking import seen_part
+    from foveate.asking import seen_part, token_side
     from foveate.engine import compress
     from foveate.engine.encode import moved
     from foveate.families import family_of
@@ -124,15 +123,11 @@ def _kept(model: Any, processor: Any, image: Image.Image, question: str, spec: s
     prompt = visual_prompt(family, processor, image, question)
     with torch.inference_mode():
         (one,) = compress(model, moved(prompt.inputs, family.device), spec).images
-    vision = model.config.vision_config
-    patch = int(vision.patch_size) * int(getattr(vision, "spatial_merge_size", 1))
-    panel = Panel(prompt.layouts[0], plan=one.plan, seen=one.seen, patch=patch)
+    panel = Panel(prompt.layouts[0], plan=one.plan, seen=one.seen, patch=token_side(model.config))
     return _address(draw_panel(seen_part(processor, image), panel, SIDE)), one.after
 
 
 def _address(image: Image.Image) -> str:
     small = image.convert("RGB")
     small.thumbnail((SIDE, SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_url(small, "jpeg", quality=_QUALITY)

@@ -7,6 +7,7 @@ from typing import Any
 
 from foveate.bench.formatting import count, direction, points_text, share_text
 from foveate.bench.report import losses, placement_line
+from foveate.bench.statistics import FEWEST_IMAGES
 from foveate.report.measured import Measured
 
 __all__ = ["pareto", "sentences"]
@@ -39,7 +40,7 @@ def sentences(run: Measured) -> list[str]:
             f"With {count(best['tokens']['after'])} tokens, {best['spec']}{role} is best{beside}: {_difference(best)}, "
             f"in {best['time_ratio']['total']:.2f} of the time of a whole call."
         )
-    if metrics["images"] >= 3 and others:
+    if metrics["images"] >= FEWEST_IMAGES and others:
         found.append(_cheapest(others))
     found += [f"{line}." for line in losses(metrics)]
     return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import ipaddress
 import json
 import socket
@@ -18,6 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 from PIL import Image
 
 from foveate.errors import FoveateError, first_line, shortened
+from foveate.images import data_url
 
 _LONGEST_TEXT: Final = 300
 """Characters of an error that are kept."""
@@ -83,9 +82,7 @@ def check_here(url: str, remote: bool = False) -> SplitResult:
 
 def picture_url(image: Image.Image) -> str:
     """Return an image as a data URL, as requests bring it."""
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    return data_url(image, "png")
 
 
 class Server:
