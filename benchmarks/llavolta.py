@@ -7,8 +7,9 @@ arXiv 2406.20092) and is then asked the questions of the fixed test set, without
 the decoder. The encoder is frozen and runs once per image for all runs.
 
 Killed or timed out at any moment, the same command goes on where it was: runs at their last checkpoint, tests at the
-next spec. Each run is one JSON in its folder; all that there is goes to --report after every run. `--full` trains with
-all 576 tokens and the encoder in every step, which is for a GPU.
+next spec. Each run is one JSON in its folder; all that there is goes to --report after every run, and what a report of
+this setting holds is not made again, so a run may go on on another machine. `--steps 600` trains ten times as long.
+`--full` trains with all 576 tokens and the encoder in every step, which is for a GPU.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,12 @@ def main() -> int:
     setting = FULL if arguments.full else SMALL
     if arguments.tiny:
         setting = Setting(setting.features, 32, 8, 4, 4, 1e-3)
+    setting = replace(setting, steps=arguments.steps or setting.steps)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     same_setting(out, setting, arguments)
     task = scenes(arguments.questions)
+    take_over(arguments.report, out, setting, task)
     wanted = [each for each in RUNS if not arguments.only or label(*each) in arguments.only]
     if not arguments.only:
         if not (out / "steps.json").exists():
@@ -147,6 +150,7 @@ def read() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="576 tokens, the encoder in every step: for a GPU")
     parser.add_argument("--tiny", action="store_true", help="eight steps on a few scenes, to see that it runs")
+    parser.add_argument("--steps", type=int, help=f"optimiser steps of each run [{SMALL.steps}, or {FULL.steps}]")
     parser.add_argument("--only", type=lambda text: text.split(","), help="runs such as single-1; parted by commas")
     parser.add_argument("--questions", type=int, default=600, help="of the fixed test set")
     parser.add_argument("--threads", type=int, default=1)
@@ -175,6 +179,26 @@ def same_setting(out: Path, setting: Setting, arguments: argparse.Namespace) -> 
     if path.exists() and json.loads(path.read_text(encoding="utf-8")) != told:
         sys.exit(f"{out} holds runs of another setting ({path}); name another folder with --out")
     write_json(path, told)
+
+
+def take_over(report: Path, out: Path, setting: Setting, task: Task) -> None:
+    """Write the runs that a report of the same setting holds to their folders, as if they had been made here."""
+    if not report.exists():
+        return
+    told = json.loads(report.read_text(encoding="utf-8"))
+    if (told["setting"], told["data"]) != (vars(setting), task.digest):
+        sys.exit(f"{report} holds runs of another setting or test; name another file with --report")
+    if told["steps"] is not None and not (out / "steps.json").exists():
+        write_json(out / "steps.json", told["steps"])
+    for each in told["runs"]:
+        folder = out / each["name"]
+        folder.mkdir(exist_ok=True)
+        known = {name: value for name, value in each.items() if name not in ("name", "tests")}
+        if known and not (folder / "trained.json").exists():
+            write_json(folder / "trained.json", known)
+        for setting_of_test, answers in zip(settings_of(each["name"]), each["tests"], strict=True):
+            if not (folder / f"{slug(setting_of_test)}.json").exists():
+                write_json(folder / f"{slug(setting_of_test)}.json", answers)
 
 
 # Training

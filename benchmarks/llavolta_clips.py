@@ -51,12 +51,12 @@ TESTS = {"single": ("dense", LIGHT), "two-compression": ("dense",), "last-stage-
 def main() -> int:
     """Make what is missing, and write the result; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=30, help="optimiser steps of each run")
+    parser.add_argument("--steps", type=int, default=300, help="optimiser steps of each run")
     parser.add_argument("--batch", type=int, default=8, help="questions of a step")
-    parser.add_argument("--clips", type=int, default=16, help="training clips of each kind")
-    parser.add_argument("--test-clips", type=int, default=10, help="test clips of each kind")
+    parser.add_argument("--clips", type=int, default=60, help="training clips of each kind")
+    parser.add_argument("--test-clips", type=int, default=30, help="test clips of each kind")
     parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "llavolta-clips")

@@ -28,12 +28,18 @@ def test_it_runs_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert all(test["value"] == test["right"].count("1") / len(test["right"]) for test in run["tests"])
     # The weights of every test are the trained ones, and what is missing is made again, nothing else.
     (out / "last-stage-compression-1" / "test-pool-0-25-6.json").unlink()
+    report.unlink()
     capsys.readouterr()
     assert script.main() == 0
     said = "".join(capsys.readouterr())
     assert "under pool:0.25@6" in said
     assert "step" not in said
     assert "under dense" not in said
+    assert json.loads(report.read_text())["runs"] == [run]
+    # Another machine, which has the report alone, makes nothing again.
+    monkeypatch.setattr(sys, "argv", [*given, "--out", str(tmp_path / "other"), "--report", str(report)])
+    assert script.main() == 0
+    assert "step" not in "".join(capsys.readouterr())
     assert json.loads(report.read_text())["runs"] == [run]
     monkeypatch.setattr(sys, "argv", [*given[:-1], "10", "--out", str(out), "--report", str(report)])
     with pytest.raises(SystemExit, match="another setting"):
