@@ -23,7 +23,7 @@ HEAD = """\
 # Serve with vLLM
 
 A plugin for [vLLM](https://docs.vllm.ai) comes with foveate. A server then answers with fewer visual tokens: each image
-takes fewer places in the prompt, in the KV cache and in the cache of encoded images. Answers are those of
+and each clip takes fewer places in the prompt, in the KV cache and in the cache of encoded images. Answers are those of
 `foveate.apply` with the same spec.
 
 ```text
@@ -42,11 +42,12 @@ foveate serve MODEL --spec cluster:64 --allow cluster:16 --allow dense -- --max-
 The extra brings vLLM 0.32 or 0.33 and a transformers that it takes. vLLM finds the plugin by itself, so any other way
 to start it works too: `FOVEATE_SPEC=cluster:0.25 vllm serve MODEL`. `VLLM_PLUGINS=""` leaves the plugin out.
 
-| model | steps act at | encoder attention and keys |
-|:--|:--|:--|
-| LLaVA with CLIP | `@features`, `@input` | yes |
-| LLaVA-NeXT with CLIP | `@features`, `@input` | yes, but see below |
-| Qwen2-VL, Qwen2.5-VL, Qwen3-VL | `@input` | no |
+| model | steps act at | encoder attention and keys | clips |
+|:--|:--|:--|:--|
+| LLaVA with CLIP | `@features`, `@input` | yes | |
+| LLaVA-NeXT with CLIP | `@features`, `@input` | yes, but see below | |
+| InternVL (`-hf`) | `@features`, `@input` | yes | each frame is an image |
+| Qwen2-VL, Qwen2.5-VL, Qwen3-VL | `@input` | no | yes |
 
 Other models are served as without foveate.
 
@@ -91,7 +92,21 @@ question. Refused, with the reason:
 * On LLaVA-NeXT, specs that let the content decide which rows of tiles keep a token and so their newline. Grids such as
   `pool2d:0.25:positions=pack` can be served.
 * An image with fewer tokens than the spec keeps. A fraction fits every image.
-* A request with a clip that names a spec, or brings images that get one. Clips are served whole.
+* Methods that work on the frames of a clip, such as `evs`, in a request with pictures alone. Pictures beside a clip
+  keep all tokens at such a step.
+
+## Clips
+
+A clip has one budget, or with `per=frame` one for each frame. `evs:0.5:positions=pack` keeps the tokens that vLLM's
+`--video-pruning-rate 0.5` keeps, and numbers them anew; that option must be left out.
+
+* Qwen3-VL writes the time of each frame before it. Where the content decides how many tokens of each frame stay, vLLM
+  is given the embeddings of these times together with what is left, and `prompt_token_ids` of the answer show all
+  placeholders in the first frame. Answers are right.
+* Text after a clip of more frames than rows and columns of tokens comes after its last frame in vLLM, with any spec and
+  without; transformers goes on after its rows and columns. Such clips get other answers from the two, whole or not,
+  unless the spec numbers tokens anew. The table has none of them.
+* vLLM normalises frames of clips with the numbers for images. Released models have the same for both.
 
 ## What it saves, while it serves
 
@@ -100,7 +115,7 @@ server that allows any, are called "other".
 
 | counter | counts |
 |:--|:--|
-| `foveate_images_total` | images of requests, also those that come again |
+| `foveate_images_total` | images and clips of requests, also those that come again |
 | `foveate_visual_tokens_before_total` | the tokens that they would have had whole |
 | `foveate_visual_tokens_after_total` | the tokens that they had in the prompt |
 

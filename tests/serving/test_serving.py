@@ -69,20 +69,87 @@ def test_a_batch_of_mixed_specs_gets_what_compress_gives_each(reference: Any) ->
         torch.testing.assert_close(image.features, expected.features, rtol=1e-5, atol=1e-5)
         assert image.slot.equal(expected.slot)
         assert spec.count(image.layout) == image.after == len(image.features)
-        positions, spans = spec.positions(image.layout)
-        assert positions.equal(expected.positions)
-        assert spans == expected.spans
+        positions = spec.positions(image.layout)
+        assert positions.ids.equal(expected.positions)
+        assert (positions.spans, positions.reaches) == (expected.spans, expected.reaches)
 
 
 @pytest.mark.parametrize("text", ["cluster:16", "stride:16", "pool2d:16", "dense", "cluster:0.3"])
 def test_positions_with_three_axes_are_known_from_the_layout(text: str) -> None:
     spec = ServedModel(QWEN, moves_positions=True, signals=False).spec(text)
     layout = Layout((Segment(1, 6, 9),))
-    positions, (span,) = spec.positions(layout)
-    assert positions.shape == (3, spec.count(layout))
+    positions = spec.positions(layout)
+    assert positions.ids.shape == (3, spec.count(layout))
     packed = text.startswith("cluster")
-    assert span == (positions.shape[1] if packed else 9)
-    assert (positions[0] > 0).any() == packed
+    assert positions.spans == positions.reaches == (spec.count(layout) if packed else 9,)
+    assert (positions.ids[0] > 0).any() == packed
+
+
+def test_a_step_that_keeps_everything_moves_no_position() -> None:
+    served = ServedModel(QWEN, moves_positions=True, signals=False)
+    layout = Layout((Segment(1, 6, 9),))
+    ids = served.spec("stride:6").positions(layout).ids
+    assert ids.equal(served.spec("stride:6+cluster:1.0:positions=keep").positions(layout).ids)
+    assert not ids.equal(torch.arange(6).expand(3, -1))
+
+
+def served_clips(model_type: str) -> tuple[ServedModel, Layout]:
+    """A model, and the layout of a clip of it: 5 frames of 2 x 2 tokens."""
+    vision = {"model_type": model_type, "patch_size": 14, "spatial_merge_size": 2, "tokens_per_second": 2}
+    served = ServedModel({"model_type": model_type, "vision_config": vision}, moves_positions=True, signals=False)
+    inputs = {"video_grid_thw": torch.tensor([[5, 4, 4]]), "second_per_grid_ts": torch.tensor([1.5])}
+    return served, served.family.clip_layouts(inputs)[0]
+
+
+def test_how_many_tokens_each_frame_of_a_clip_keeps_is_known_where_the_layout_tells() -> None:
+    served, layout = served_clips("qwen3_vl")
+    for text, counts in {
+        "dense": (4,) * 5,
+        "cluster:1.0": (4,) * 5,
+        "cluster:3:per=frame": (3,) * 5,
+        "cluster:3:per=frame+divprune:2:per=frame": (2,) * 5,
+        "cluster:9:per=frame": (4,) * 5,
+        "cluster:12": None,
+        "cluster:3:per=frame+cluster:12": None,
+        "evs:0.5:positions=pack": None,
+    }.items():
+        spec = served.spec(text)
+        assert spec.run_counts(layout) == counts, text
+        if counts is None:
+            with pytest.raises(FoveateError, match="keep a number per=frame, or a grid"):
+                spec.positions(layout)
+            continue
+        positions = spec.positions(layout)
+        assert positions.ids.shape == (3, spec.count(layout))
+        assert sum(counts) == spec.count(layout)
+        packed = counts != (4,) * 5
+        assert positions.spans == positions.reaches == (counts if packed else (2,) * 5)
+    stride = served.spec("stride:5:positions=pack")
+    counts = stride.run_counts(layout)
+    assert counts is not None
+    assert sum(counts) == stride.count(layout)
+    assert stride.positions(layout).ids[0].tolist() == [number for count in counts for number in range(count)]
+
+
+def test_a_clip_of_one_run_reaches_beyond_its_rows_and_columns() -> None:
+    served, layout = served_clips("qwen2_5_vl")
+    assert layout.times == (0, 3, 6, 9, 12)
+    for text in ("dense", "stride:5"):
+        positions = served.spec(text).positions(layout)
+        assert (positions.spans, positions.reaches) == ((2,), (13,))
+    spec = served.spec("cluster:7")
+    assert spec.run_counts(layout) == (7,)
+    assert spec.positions(layout).ids.tolist() == [list(range(7))] * 3
+    assert spec.positions(layout).reaches == (7,)
+
+
+def test_a_rule_of_clips_leaves_pictures_beside_them_whole_and_is_refused_for_pictures_alone() -> None:
+    served, clip = served_clips("qwen2_5_vl")
+    spec, picture = served.spec("evs:0.5:positions=pack+cluster:0.5"), Layout((Segment(1, 4, 6),))
+    assert (spec.count(clip), spec.count(picture)) == (5, 12)
+    with pytest.raises(FoveateError, match="evs works on the frames of a clip"):
+        spec.check_pictures()
+    served.spec("cluster:6").check_pictures()
 
 
 REFUSED = {

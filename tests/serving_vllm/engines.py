@@ -1,10 +1,13 @@
 """Answers of vLLM and of transformers to the same questions about the same pictures, greedy, with their logprobs."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from vllm import LLM, SamplingParams
@@ -16,11 +19,48 @@ LONGEST = 4
 
 
 @dataclass(frozen=True)
+class Clip:
+    """Frames `(T, H, W, 3)` of 8 bits, and how many are shown in a second."""
+
+    frames: np.ndarray
+    fps: float = 2.0
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What processors want to know of it."""
+        count = len(self.frames)
+        return {
+            **{"fps": self.fps, "total_num_frames": count, "frames_indices": list(range(count))},
+            **{"duration": count / self.fps, "height": self.frames.shape[1], "width": self.frames.shape[2]},
+        }
+
+
+@dataclass(frozen=True)
 class Question:
-    """A prompt with its pictures."""
+    """A prompt with its pictures and clips."""
 
     prompt: str
-    images: tuple[Image.Image, ...]
+    images: tuple[Image.Image, ...] = ()
+    clips: tuple[Clip, ...] = ()
+
+    def for_vllm(self) -> dict[str, Any]:
+        """Return the prompt as vLLM takes it."""
+        data: dict[str, Any] = {}
+        if self.images:
+            data["image"] = list(self.images) if len(self.images) > 1 else self.images[0]
+        if self.clips:
+            data["video"] = [(clip.frames, {**clip.metadata, "do_sample_frames": False}) for clip in self.clips]
+        return {"prompt": self.prompt, "multi_modal_data": data}
+
+    def for_transformers(self) -> dict[str, Any]:
+        """Return the prompt as a processor takes it."""
+        given: dict[str, Any] = {"text": self.prompt}
+        if self.images:
+            given["images"] = list(self.images)
+        if self.clips:
+            given["videos"] = [clip.frames for clip in self.clips]
+            given |= {"video_metadata": [clip.metadata for clip in self.clips], "do_sample_frames": False}
+        return given
 
 
 @dataclass(frozen=True)
@@ -46,8 +86,7 @@ def ask_vllm(llm: LLM, questions: Sequence[Question], specs: Sequence[str | None
     """Ask all questions at once, each with its spec."""
     prompts: list[Any] = []
     for question, spec in zip(questions, specs, strict=True):
-        images = list(question.images)
-        prompt = {"prompt": question.prompt, "multi_modal_data": {"image": images if len(images) > 1 else images[0]}}
+        prompt = question.for_vllm()
         prompts.append(prompt if spec is None else {**prompt, "mm_processor_kwargs": {"foveate": spec}})
     settings = SamplingParams(temperature=0, max_tokens=LONGEST, logprobs=0)
     answers: list[Answer] = []
@@ -68,7 +107,7 @@ def forget(llm: LLM) -> None:
 
 def ask_transformers(model: Any, processor: Any, question: Question, spec: str, **more: Any) -> Answer:
     """Ask a question under `foveate.apply`; "dense" asks the untouched model."""
-    inputs = processor(images=list(question.images), text=question.prompt, return_tensors="pt", **more)
+    inputs = processor(**question.for_transformers(), return_tensors="pt", **more)
 
     def generated() -> Any:
         return model.generate(

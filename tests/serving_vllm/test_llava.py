@@ -60,14 +60,14 @@ def test_caches_know_specs(
     from foveate.vllm_plugin.llava import ServedLlava
 
     _, processor = reference
-    encoder = ServedLlava._process_image_pixels
+    encoder = ServedLlava._image_pixels_to_features
     runs: list[int] = []
 
-    def counted(self: Any, inputs: Any) -> Any:
-        runs.append(len(inputs["pixel_values"]))
-        return encoder(self, inputs)
+    def counted(self: Any, tower: Any, pixels: Any) -> Any:
+        runs.append(len(pixels))
+        return encoder(self, tower, pixels)
 
-    monkeypatch.setattr(ServedLlava, "_process_image_pixels", counted)
+    monkeypatch.setattr(ServedLlava, "_image_pixels_to_features", counted)
     forget(llm)
     plan = (
         ("a first request", 0, "cluster:64", False, True),

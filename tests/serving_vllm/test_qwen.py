@@ -1,12 +1,12 @@
 """Tiny Qwen-VL models with random weights in vLLM: answers and positions are those of transformers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from engines import Question, ask_vllm, compared, engine
+from engines import Clip, Question, ask_vllm, compared, difference, engine, forget
 from PIL import Image
 from vllm import LLM
 
@@ -18,6 +18,12 @@ SPECS = (
     "divprune:0.3",
     "cluster:0.5+pool:4:positions=pack",
 )
+CLIP_SPECS = (
+    *("dense", "cluster:12", "cluster:3:per=frame", "pool:0.25:positions=pack", "stride:6", "divprune:0.3"),
+    *("evs:0.5:positions=pack", "cluster:0.5+pool:4:positions=pack", "cluster:3:per=frame+cluster:0.7"),
+)
+CLIPS = ((4, 84, 112), (6, 140, 112), (4, 140, 84))
+"""Frames, height and width; what the encoder takes as one frame is two of these."""
 SIZES = ((112, 168), (224, 84), (140, 140))
 TEXT = {
     **{"vocab_size": 256, "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2, "head_dim": 64},
@@ -75,6 +81,9 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     torch.manual_seed(0)
     model = request.param().eval()
     processor = make_processor(row, model.config)
+    # vLLM takes the mean and the deviation of images for clips, too, which released models have alike.
+    clips, images = processor.video_processor, processor.image_processor
+    clips.image_mean, clips.image_std = images.image_mean, images.image_std
     path = tmp_path_factory.mktemp(row.name)
     model.save_pretrained(path)
     processor.save_pretrained(path)
@@ -91,6 +100,67 @@ def question(number: int, images: int = 1) -> Question:
     shown = " ".join(["<|vision_start|> <|image_pad|> <|vision_end|>"] * images)
     prompt = f"user : word{40 + number} {shown} what colour is it ? assistant :"
     return Question(prompt, tuple(picture(number + each) for each in range(images)))
+
+
+def clip(number: int) -> Clip:
+    frames, height, width = CLIPS[number % len(CLIPS)]
+    pixels = np.random.default_rng(100 + number).integers(0, 255, (frames, 6, 6, 3), dtype=np.uint8)
+    shown = [Image.fromarray(frame).resize((width, height)) for frame in pixels]
+    return Clip(np.stack([np.asarray(frame) for frame in shown]), fps=4.0 * (1 + number % 2))
+
+
+def question_about_a_clip(number: int, images: int = 0) -> Question:
+    shown = ["<|vision_start|> <|image_pad|> <|vision_end|>"] * images
+    shown.insert(number % (images + 1), "<|vision_start|> <|video_pad|> <|vision_end|>")
+    prompt = f"user : word{40 + number} {' '.join(shown)} what colour is it ? assistant :"
+    return Question(prompt, tuple(picture(number + each) for each in range(images)), (clip(number),))
+
+
+def test_answers_about_clips_are_those_of_transformers(served: Served, measured: dict[str, list[Any]]) -> None:
+    questions = [question_about_a_clip(number) for number in range(4)]
+    questions += [question_about_a_clip(number, images=number - 3) for number in (4, 5)]
+    rows = compared(served.llm, served.model, served.processor, questions, CLIP_SPECS)
+    name = f"{served.name}, clips"
+    measured["equality"] = [*measured.get("equality", []), *({"model": name, **row} for row in rows)]
+    for row in rows:
+        assert (row["single"], row["batch"], row["mixed"]) == (len(questions),) * 3, row
+        assert row["difference"] < 1e-4, row
+
+
+def test_a_clip_of_many_frames_has_the_positions_that_vllm_gives_it_whole(served: Served) -> None:
+    """Its last frame is later than it has rows and columns; five times 1.4, as the clip's seconds are, is near 7."""
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 84, 56, 3), dtype=np.uint8)
+    asked = replace(question_about_a_clip(0), clips=(Clip(pixels, fps=40 / 7),))
+    whole, kept = ask_vllm(served.llm, [asked] * 2, ["dense", "stride:1.0"])
+    assert (kept.prompt, kept.tokens) == (whole.prompt, whole.tokens)
+    assert difference(kept, whole) < 1e-5
+
+
+def test_caches_know_specs_of_clips(served: Served) -> None:
+    forget(served.llm)
+    asked = question_about_a_clip(1)
+    # So many words that the clip's placeholders fill a block together with them.
+    asked = replace(asked, prompt=asked.prompt.replace("what", "word60 " * 32 + "what"))
+    written = ("cluster:0.6", "cluster:0.6:start=stride", "pool:0.6:positions=pack", "dense")
+    first, again, other, whole = (ask_vllm(served.llm, [asked], [spec])[0] for spec in written)
+    assert (first.prompt, first.cached) == (other.prompt, 0)
+    assert again.cached >= 32
+    assert other.cached == whole.cached == 0
+    assert difference(first, again) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("asked", "spec", "reason"),
+    [
+        (question_about_a_clip(0), "cluster:900", "keep at most"),
+        (question_about_a_clip(0), "evs:6:positions=keep", "must know them before the encoder runs"),
+        (question(0), "evs:0.5:positions=pack", "evs works on the frames of a clip"),
+    ],
+)
+def test_a_bad_spec_for_a_clip_is_refused(served: Served, asked: Question, spec: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        ask_vllm(served.llm, [asked], [spec])
+    assert ask_vllm(served.llm, [question_about_a_clip(0)], ["cluster:6"])[0].tokens
 
 
 def test_answers_are_those_of_transformers(served: Served, measured: dict[str, list[Any]]) -> None:

@@ -12,6 +12,15 @@ Nothing here knows a server. `foveate.vllm_plugin` is written with it, and so ca
 from __future__ import annotations
 
 from foveate.serving.choice import CONFIG_KEY, SpecChoice, saved_spec
-from foveate.serving.model import DENSE, ServedModel, ServedSpec, compress_each
+from foveate.serving.model import DENSE, ServedModel, ServedPositions, ServedSpec, compress_each
 
-__all__ = ["CONFIG_KEY", "DENSE", "ServedModel", "ServedSpec", "SpecChoice", "compress_each", "saved_spec"]
+__all__ = [
+    "CONFIG_KEY",
+    "DENSE",
+    "ServedModel",
+    "ServedPositions",
+    "ServedSpec",
+    "SpecChoice",
+    "compress_each",
+    "saved_spec",
+]

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from foveate.arguments import check_kind
 from foveate.engine import CompressedImage
 from foveate.engine.encode import Encoded, encoded_unchecked
-from foveate.engine.images import ImagePositions, plan_images
+from foveate.engine.images import plan_images
+from foveate.engine.prompt import reaches_of
 from foveate.errors import FoveateError
 from foveate.families import Capture, Family, family_class, vlm_config
 from foveate.families.config_fields import PlainConfig, read_number
-from foveate.layout import Layout
+from foveate.layout import Layout, one_row
 from foveate.method import Method
 from foveate.schedule import Schedule, schedule, tokens_entering
-from foveate.schedule.expected import kept_slots
+from foveate.schedule.expected import ExpectedTokens, kept_slots
 from foveate.spec import Spec, SpecLike, Step, as_spec
 from foveate.tokens import EncoderAttention, EncoderKeys, Place
 
@@ -172,6 +173,22 @@ class ServedModel:
             )
 
 
+@dataclass(frozen=True)
+class ServedPositions:
+    """The position ids of what is left of one image or clip.
+
+    Attributes:
+        ids: `(axes, M)` int64, counted from where each run of its columns begins.
+        spans: per run, by how much it raises the positions of what follows it, as transformers has it.
+        reaches: per run, one more than the largest of its positions before anything was dropped; more than its span
+            where a clip has more frames than rows and columns.
+    """
+
+    ids: Tensor
+    spans: tuple[int, ...]
+    reaches: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class ServedSpec:
     """A spec that a server can apply to images of one model.
@@ -191,15 +208,23 @@ class ServedSpec:
         """Whether every token stays as it is, because there is no step."""
         return not self.schedule.before_decoder
 
+    def check_pictures(self) -> None:
+        """Check that a request with images and without any clip can be served.
+
+        Raises:
+            FoveateError: a step works on the frames of clips.
+        """
+        self.schedule.check_clips((one_row(1),))
+
     def count(self, layout: Layout) -> int:
-        """Return how many visual tokens of one image enter the decoder, structural ones included.
+        """Return how many visual tokens of one image or clip enter the decoder, structural ones included.
 
         Raises:
             KeepError: the image has fewer tokens than a step keeps.
             FoveateError: the content decides how many structural tokens stay.
         """
         check_kind("layout", layout, Layout, "a Layout")
-        fewest, most = tokens_entering(self.schedule, self.family, layout)
+        fewest, most = tokens_entering(self.schedule.for_layout(layout), self.family, layout)
         if fewest != most:
             raise FoveateError(
                 f"{self.text} leaves {fewest} to {most} tokens of this image, because the content decides which rows "
@@ -207,25 +232,58 @@ class ServedSpec:
             )
         return most
 
-    def positions(self, layout: Layout) -> tuple[Tensor, tuple[int, ...]]:
-        """Return the position ids of what is left of one image, before any encoder runs.
+    def run_counts(self, layout: Layout) -> tuple[int, ...] | None:
+        """Return how many tokens enter the decoder of each run of an image's or clip's columns, which text parts.
 
-        Returns:
-            `(axes, M)` int64, counted from the first one of each run; and per run by how much it raises the positions
-            of what follows.
+        None if the content decides how they are shared among the runs.
 
         Raises:
             KeepError: the image has fewer tokens than a step keeps.
+            FoveateError: the content decides how many structural tokens stay.
         """
-        if self.is_dense:
-            return self.family.image_positions(layout), self.family.image_spans(layout)
-        methods = self.schedule.before_decoder
+        count, runs, methods = self.count(layout), layout.run_lengths, self._acting(layout)
+        if len(runs) == 1:
+            return (count,)
+        if count == layout.total:
+            return runs
         if all(method.fixed for method in methods):
-            kept = kept_slots(methods, layout)
-        else:
-            kept = torch.arange(self.count(layout))
-        found = ImagePositions(self.family, self.schedule, layout, layout).of(layout.placed(kept)[0], kept)
-        return found["positions"], found["spans"]
+            return tuple(layout.run_of[self._kept(layout)].bincount(minlength=len(runs)).tolist())
+        parts = left = ExpectedTokens.of(layout)
+        for method in methods:
+            left = left.after(method)
+        # Budgets of frames tell it where each frame is a run.
+        if left.tiles is None or tuple(part.content for part in parts.tiles or ()) != runs:
+            return None
+        return tuple(part.content for part in left.tiles)
+
+    def _acting(self, layout: Layout) -> list[Method]:
+        """Return the steps that change anything about an image or clip."""
+        return [method for method in self.schedule.for_layout(layout).before_decoder if not method.keeps_all()]
+
+    def _kept(self, layout: Layout) -> Tensor:
+        """Return the columns of an image that steps keep which are all `fixed`: `(M,)` int64."""
+        return layout.placed(kept_slots(self._acting(layout), layout))[0]
+
+    def positions(self, layout: Layout) -> ServedPositions:
+        """Return the position ids of what is left of one image or clip, before any encoder runs.
+
+        Raises:
+            KeepError: the image has fewer tokens than a step keeps.
+            FoveateError: the content decides how many tokens of each of its runs stay.
+        """
+        counts, methods = self.run_counts(layout), self._acting(layout)
+        if counts is None:
+            raise FoveateError(
+                f"{self.text} lets the content decide how many tokens of each of {len(layout.runs)} frames or tiles "
+                "stay, so their positions are known only afterwards; keep a number per=frame, or a grid"
+            )
+        ids = own = self.family.image_positions(layout)
+        if counts != layout.run_lengths:
+            if any(method.positions == "pack" for method in methods):
+                numbers = torch.cat([torch.arange(count) for count in counts])
+                return ServedPositions(numbers.expand(ids.shape[0], -1), counts, counts)
+            ids = own[:, self._kept(layout)]
+        return ServedPositions(ids, self.family.image_spans(layout), reaches_of(own, layout))
 
     def encoded(self, capture: Capture, others: Sequence[ServedSpec] = ()) -> Encoded:
         """Take what this spec and others look at from one run of the server's encoder.

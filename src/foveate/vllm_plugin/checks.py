@@ -24,7 +24,7 @@ def check_engine(config: VllmConfig, reads_encoder: bool) -> None:
     if multimodal is not None and multimodal.is_multimodal_pruning_enabled():
         raise ValueError(
             "foveate: --video-pruning-rate drops tokens of clips, and so does a spec; leave it out, and write the spec "
-            "evs:0.5 for the same rule"
+            "evs:0.5:positions=pack for the same rule"
         )
     if config.lora_config is not None and config.lora_config.enable_tower_connector_lora:
         raise ValueError("foveate: LoRA of the encoder counts the tokens of whole images; leave it to the decoder")

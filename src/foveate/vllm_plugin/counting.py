@@ -17,15 +17,15 @@ _OTHER: Final = "other"
 """The label of specs that requests made up: without a list of what they may name, there is no end of labels."""
 
 _logger = init_logger("vllm.foveate")
-_IMAGES: Final = Counter("foveate_images", "Images in requests, by the spec that was applied.", ["spec"])
+_IMAGES: Final = Counter("foveate_images", "Images and clips in requests, by the spec that was applied.", ["spec"])
 _BEFORE: Final = Counter(
-    "foveate_visual_tokens_before", "Visual tokens that the images of requests would have had whole.", ["spec"]
+    "foveate_visual_tokens_before", "Visual tokens that images and clips of requests would have had whole.", ["spec"]
 )
-_AFTER: Final = Counter("foveate_visual_tokens_after", "Visual tokens of the images of requests.", ["spec"])
+_AFTER: Final = Counter("foveate_visual_tokens_after", "Visual tokens of images and clips of requests.", ["spec"])
 
 
 class Savings:
-    """Counts images and their tokens in this process."""
+    """Counts images and clips, and their tokens, in this process."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -33,12 +33,12 @@ class Savings:
         self._next = 0.0
 
     def count(self, choice: SpecChoice, spec: ServedSpec, before: int, after: int) -> None:
-        """Count an image.
+        """Count an image or clip.
 
         Args:
             choice: the specs of the server.
             spec: that was applied.
-            before: tokens of the whole image.
+            before: tokens of the whole.
             after: tokens that are left.
         """
         known = spec is choice.default or spec in (choice.allowed or ())

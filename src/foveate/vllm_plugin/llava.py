@@ -5,13 +5,11 @@ LLaVA-NeXT, in `llava_next`, has much in common with it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from vllm.config import VllmConfig
-from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
 from vllm.model_executor.models.llava import (
     LlavaDummyInputsBuilder,
     LlavaForConditionalGeneration,
@@ -30,8 +28,9 @@ from foveate.layout import Layout
 from foveate.serving import ServedModel, compress_each
 from foveate.vllm_plugin.checks import check_engine
 from foveate.vllm_plugin.processing import SpecInfo, SpecProcessor
+from foveate.vllm_plugin.recording import all_heads, recorded
 from foveate.vllm_plugin.served import served_llava
-from foveate.vllm_plugin.spec_rows import FIELD, read_row
+from foveate.vllm_plugin.spec_rows import FIELDS, read_row
 
 
 class ClipSpecInfo(SpecInfo):
@@ -41,10 +40,6 @@ class ClipSpecInfo(SpecInfo):
         """Return what foveate knows of the model."""
         return served_llava(self.get_hf_config())  # type: ignore[attr-defined]
 
-    def dense_tokens(self, width: int, height: int, options: Mapping[str, Any]) -> int:
-        """Return how many tokens an image has whole."""
-        return self.get_num_image_tokens(image_width=width, image_height=height)  # type: ignore[attr-defined]
-
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
         """Return the tokens of a dense image, which any request may ask for, whatever the server's spec."""
         return {"image": self.get_max_image_tokens()}  # type: ignore[attr-defined]
@@ -53,9 +48,9 @@ class ClipSpecInfo(SpecInfo):
 class LlavaSpecInfo(ClipSpecInfo, LlavaProcessingInfo):
     """LLaVA's images all have one layout."""
 
-    def layout_of(self, number: int, items: Any, outputs: Any) -> Layout:
+    def layouts_of(self, modality: str, item: Mapping[str, Any]) -> tuple[Layout, ...]:
         """Return the one layout; the processor resizes and crops every image to the encoder's size."""
-        return self.served.image_layout(1, 1)
+        return (self.served.image_layout(1, 1),)
 
 
 class LlavaSpecProcessor(SpecProcessor, LlavaMultiModalProcessor):
@@ -123,15 +118,17 @@ class ClipSpecModel:
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Return the features of each image: what its spec leaves of them."""
-        rows = kwargs.pop(FIELD, None)
+        rows = kwargs.pop(FIELDS["image"], None)
         if self.served is None or rows is None or kwargs.get("pixel_values") is None:
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
         specs = [self.served.spec(read_row(row)) for row in rows]
         layouts, pixels = self.images(self.served, kwargs)
         signals = {signal for spec in specs for signal in spec.schedule.encoder_signals}
-        layers = {signal.layer % self.config.vision_config.num_hidden_layers for signal in signals}
-        with recorded(self.vision_tower.vision_model.encoder.layers, layers) as attention:
+        numbers = {signal.layer % self.config.vision_config.num_hidden_layers for signal in signals}
+        layers = self.vision_tower.vision_model.encoder.layers
+        with recorded({number: {"qkv": layers[number].self_attn.qkv_proj} for number in numbers}) as found:
             features = self._image_pixels_to_features(self.vision_tower, pixels)  # type: ignore[attr-defined]
+        attention = {number: queries_and_keys(outputs["qkv"]) for number, outputs in found.items()}
         capture = Capture(
             layouts, layouts, attention=attention, features=features, projected=self.multi_modal_projector(features)
         )
@@ -163,38 +160,7 @@ def _modules(path: str) -> Any:
     return root
 
 
-@contextmanager
-def recorded(layers: Sequence[Any], numbers: Collection[int]) -> Iterator[dict[int, dict[str, Tensor]]]:
-    """Record queries and keys of layers of vLLM's CLIP while they run, each `(images, patches, D)`.
-
-    With tensor parallelism each rank computes some of the heads. They are gathered, so that every rank has all of them
-    and makes the same plan.
-
-    Args:
-        layers: of the encoder.
-        numbers: of those that are recorded.
-    """
-    found: dict[int, dict[str, Tensor]] = {}
-    handles: list[Any] = []
-
-    def record(number: int) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            queries, keys, _ = output[0].chunk(3, dim=-1)
-            found[number] = {"queries": all_heads(queries), "keys": all_heads(keys)}
-
-        return hook
-
-    try:
-        for number in numbers:
-            handles.append(layers[number].self_attn.qkv_proj.register_forward_hook(record(number)))
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def all_heads(states: Tensor) -> Tensor:
-    """Return the states of all heads, where each rank has some of them: `(..., D / ranks)` -> `(..., D)`."""
-    if get_tensor_model_parallel_world_size() == 1:
-        return states
-    return tensor_model_parallel_all_gather(states.contiguous(), dim=-1)
+def queries_and_keys(output: Any) -> dict[str, Tensor]:
+    """Return the queries and keys of all heads, each `(images, patches, D)`, from the output of vLLM's `qkv_proj`."""
+    queries, keys, _ = output[0].chunk(3, dim=-1)
+    return {"queries": all_heads(queries), "keys": all_heads(keys)}

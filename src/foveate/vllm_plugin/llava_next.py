@@ -6,6 +6,7 @@ keep a token of every row for certain.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,10 +31,10 @@ SIZES = "image_sizes"
 class LlavaNextSpecInfo(ClipSpecInfo, LlavaNextProcessingInfo):
     """LLaVA-NeXT's layouts follow from the sizes of images."""
 
-    def layout_of(self, number: int, items: Any, outputs: Any) -> Layout:
+    def layouts_of(self, modality: str, item: Mapping[str, Any]) -> tuple[Layout, ...]:
         """Return the layout of one image from its size."""
-        height, width = outputs["image"][number][SIZES].data.flatten().tolist()
-        return self.served.image_layout(height, width)
+        height, width = item[SIZES].data.flatten().tolist()
+        return (self.served.image_layout(height, width),)
 
 
 class LlavaNextSpecProcessor(SpecProcessor, LlavaNextMultiModalProcessor):

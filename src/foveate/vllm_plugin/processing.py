@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from vllm.multimodal.inputs import MultiModalFieldConfig
-from vllm.multimodal.parse import ImageEmbeddingItems, ImageProcessorItems
-from vllm.multimodal.processing import InputProcessingContext, PromptReplacement
+from vllm.multimodal.parse import ImageProcessorItems, VideoProcessorItems
+from vllm.multimodal.processing import InputProcessingContext, PromptReplacement, PromptUpdateDetails
 
 from foveate.errors import FoveateError
 from foveate.layout import Layout
-from foveate.serving import ServedModel, ServedSpec, SpecChoice
+from foveate.serving import DENSE, ServedModel, ServedSpec, SpecChoice
 from foveate.serving.choice import ALLOWED_VARIABLE, CONFIG_KEY, DEFAULT_VARIABLE
 from foveate.vllm_plugin.counting import SAVINGS
-from foveate.vllm_plugin.served import SERVER
-from foveate.vllm_plugin.spec_rows import FIELD, written_row
-
-PIXELS = "pixel_values"
-"""The output of a processor with the pixels of images."""
+from foveate.vllm_plugin.spec_rows import FIELDS, PIXELS, written_row
 
 
 def without_spec(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,6 +85,8 @@ class SpecInfo:
             ValueError: it can't be done; vLLM answers such a request with status 400 and this text.
         """
         asked = options.get(CONFIG_KEY)
+        if isinstance(asked, ServedSpec):
+            return asked  # of vLLM's own inputs
         if self.choice is None and asked is None:
             return None
         try:
@@ -97,42 +96,86 @@ class SpecInfo:
         except FoveateError as error:
             raise ValueError(f"foveate: {error}") from None
 
-    def check_clips(self, options: Mapping[str, Any], images: bool) -> None:
-        """Check that a request with clips, which are served whole, asks for nothing else.
+    def check_pictures(self, options: Mapping[str, Any], modalities: Iterable[str]) -> None:
+        """Check that a request brings a clip, if its spec works on the frames of clips.
 
         Args:
             options: of its processor.
-            images: whether the request also brings images.
+            modalities: of what it brings.
 
         Raises:
-            ValueError: the request names a spec, or its images would get one.
+            ValueError: it brings pictures alone, or the model takes the frames of a clip as pictures.
         """
         spec = self.spec_of(options)
-        if not is_dense(spec) and (images or options.get(CONFIG_KEY) is not None):
-            raise ValueError(
-                f"foveate: {spec.text} can't be applied to a request with a clip, which {SERVER} serves whole; name "
-                "the spec dense, or pass frames as images"
-            )
+        if spec is None or not modalities or ("video" in modalities and self.served.family.clip_places):
+            return
+        try:
+            spec.check_pictures()
+        except FoveateError as error:
+            raise ValueError(f"foveate: {error}") from None
 
-    def dense_tokens(self, width: int, height: int, options: Mapping[str, Any]) -> int:
-        """Return how many tokens an image has whole.
+    def layouts_of(self, modality: str, item: Mapping[str, Any]) -> tuple[Layout, ...]:
+        """Return the layout of an image or clip of a request; several where each of its frames or tiles is an image.
 
         Args:
-            width: of the image, in pixels.
-            height: of the image, in pixels.
-            options: of the processor of transformers.
+            modality: vLLM's name of it, "image" or "video".
+            item: what the processor made of it.
         """
         raise NotImplementedError
 
-    def layout_of(self, number: int, items: Any, outputs: Any) -> Layout:
-        """Return the layout of one image of a request.
 
-        Args:
-            number: of the image among those of the request.
-            items: what the request brought.
-            outputs: what the processor made of it.
-        """
-        raise NotImplementedError
+@dataclasses.dataclass
+class LeftInPrompt(PromptUpdateDetails):
+    """The placeholders of what a spec leaves of an image or clip, and of the text between its runs.
+
+    Attributes:
+        spec: that was applied.
+        before: visual tokens of the whole.
+        after: visual tokens that are left.
+    """
+
+    spec: ServedSpec | None = None
+    before: int = 0
+    after: int = 0
+
+
+def left_in_prompt(whole: PromptUpdateDetails, spec: ServedSpec, layouts: Sequence[Layout]) -> LeftInPrompt:
+    """Return the placeholders of what is left of an image or clip.
+
+    Where the content decides how many tokens of each frame stay, their sum is known, but not where the text between
+    them will stand. Then the model makes the embeddings of all of it, and it doesn't matter where placeholders are.
+
+    Args:
+        whole: its placeholders and the text between them, before any step.
+        spec: that is applied.
+        layouts: of the images or clips that it consists of.
+
+    Raises:
+        FoveateError: it can't be applied to one of them.
+    """
+    ids = whole.full
+    marks = [True] * len(ids) if whole.is_embed is None else whole.is_embed(ids).tolist()
+    total = sum(spec.count(layout) for layout in layouts)
+    shares = [spec.run_counts(layout) for layout in layouts]
+    known = all(counts is not None for counts in shares)
+    before = iter([length for layout in layouts for length in layout.run_lengths])
+    after = iter([count for counts in shares for count in counts or ()] if known else [total])
+    left: list[int] = []
+    place = 0
+    for inside, run in groupby(marks):
+        length = len(list(run))
+        if inside:
+            # Images without text between them have one run of placeholders.
+            rest = length
+            while rest:
+                rest -= next(before)
+                left += [ids[place]] * next(after, 0)
+            assert not rest
+        else:
+            left += ids[place : place + length]
+        place += length
+    assert next(before, None) is None
+    return LeftInPrompt(left, whole.is_embed if known else None, spec, marks.count(True), total)
 
 
 class SpecProcessor:
@@ -147,23 +190,33 @@ class SpecProcessor:
         return inputs
 
     def apply(self, inputs: Any, timing_ctx: Any) -> Any:
-        """Process a request, and count what its images save."""
+        """Process a request, and count what its images and clips save."""
+        if not getattr(inputs, "foveate_counts", True):
+            return self._applied_to_dummies(inputs, timing_ctx)
+        self.info.check_pictures(inputs.hf_processor_mm_kwargs, inputs.mm_data_items)
         made = super().apply(inputs, timing_ctx)  # type: ignore
-        images = inputs.mm_data_items.get("image")
-        if self.info.choice is not None and getattr(inputs, "foveate_counts", True) and images is not None:
-            self._count_savings(inputs.hf_processor_mm_kwargs, images, made["mm_placeholders"]["image"])
+        for items in inputs.foveate_updates.values():
+            for update in items:
+                details = update[0].content
+                if isinstance(details, LeftInPrompt) and details.spec is not None:
+                    SAVINGS.count(self.info.choice, details.spec, details.before, details.after)
         return made
 
-    def _count_savings(self, options: Mapping[str, Any], images: Any, places: Sequence[Any]) -> None:
-        spec = self.info.spec_of(options)
-        if not isinstance(images, ImageProcessorItems):
-            return  # They came as features.
-        for number, place in enumerate(places):
-            if images.get(number) is None:
-                continue  # It came as the name of an image that was sent before.
-            size = images.get_image_size(number)
-            before = self.info.dense_tokens(size.width, size.height, without_spec(options))
-            SAVINGS.count(self.info.choice, spec, before, place.get_num_embeds())
+    def _applied_to_dummies(self, inputs: Any, timing_ctx: Any) -> Any:
+        try:
+            return super().apply(inputs, timing_ctx)  # type: ignore
+        except ValueError:
+            # What vLLM makes up may be too small for the server's spec, or no clip.
+            if self.info.choice is None:
+                raise
+            options = {**inputs.hf_processor_mm_kwargs, CONFIG_KEY: self.info.served.spec(DENSE)}
+            inputs = dataclasses.replace(inputs, hf_processor_mm_kwargs=options)
+            return super().apply(inputs, timing_ctx)  # type: ignore
+
+    def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
+        made = super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore
+        inputs.foveate_updates = made.prompt_updates
+        return made
 
     def _get_mm_hashes(self, inputs: Any) -> Any:
         # The canonical spec, the server's as well: two spellings share a cache, and servers that share one stay right.
@@ -181,49 +234,41 @@ class SpecProcessor:
             mm_inputs, without_spec(hf_processor_mm_kwargs), processed_data
         )
         spec = self.info.spec_of(hf_processor_mm_kwargs)
-        if PIXELS in data and spec is not None:
-            row = written_row(spec.text)
-            data[FIELD] = row.expand(self.count(data), -1).contiguous()
+        for modality, pixels in PIXELS.items():
+            if pixels in data and spec is not None:
+                row = written_row(spec.text)
+                data[FIELDS[modality]] = row.expand(self.count(data, modality), -1).contiguous()
         return data
 
-    def count(self, data: Mapping[str, Any]) -> int:
-        """Return how many images a processor's output holds."""
-        return len(data[PIXELS])
+    def count(self, data: Mapping[str, Any], modality: str) -> int:
+        """Return how many images or clips a processor's output holds."""
+        return len(data[PIXELS[modality]])
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
         fields = super()._get_mm_fields_config(hf_inputs, without_spec(hf_processor_mm_kwargs))  # type: ignore
-        return {**fields, FIELD: MultiModalFieldConfig.batched("image", keep_on_cpu=True)}
+        rows = {name: MultiModalFieldConfig.batched(modality, keep_on_cpu=True) for modality, name in FIELDS.items()}
+        return {**fields, **rows}
 
     def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:
         spec = self.info.spec_of(hf_processor_mm_kwargs)
-        dense = super()._get_prompt_updates(  # type: ignore
+        whole = super()._get_prompt_updates(  # type: ignore
             mm_items, without_spec(hf_processor_mm_kwargs), out_mm_kwargs
         )
-        if "video" in mm_items:
-            self.info.check_clips(hf_processor_mm_kwargs, images="image" in mm_items)
-        if is_dense(spec):
-            return dense
+        if spec is None:
+            return whole
 
         def shortened(update: PromptReplacement) -> PromptReplacement:
             def replacement(number: int) -> Any:
-                whole = update.replacement(number) if callable(update.replacement) else update.replacement
-                if isinstance(mm_items.get("image"), ImageEmbeddingItems):
-                    return whole
-                layout = self.info.layout_of(number, mm_items, out_mm_kwargs)
+                given = update.replacement(number) if callable(update.replacement) else update.replacement
+                details = given if isinstance(given, PromptUpdateDetails) else PromptUpdateDetails.from_seq(given)
+                if not isinstance(mm_items.get(update.modality), ImageProcessorItems | VideoProcessorItems):
+                    return details  # It came as features.
                 try:
-                    return self.placeholders(whole, spec.count(layout))
+                    layouts = self.info.layouts_of(update.modality, out_mm_kwargs[update.modality][number])
+                    return left_in_prompt(details, spec, layouts)
                 except FoveateError as error:
                     raise ValueError(f"foveate: {error}") from None
 
             return dataclasses.replace(update, replacement=replacement)
 
-        return [shortened(update) if update.modality == "image" else update for update in dense]
-
-    def placeholders(self, dense: Any, count: int) -> Any:
-        """Return the placeholders of an image of which so many tokens are left.
-
-        Args:
-            dense: those of the whole image, all the same.
-            count: of tokens that are left.
-        """
-        return dense[:1] * count
+        return [shortened(update) for update in whole]

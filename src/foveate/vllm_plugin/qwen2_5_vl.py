@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 from vllm.model_executor.models.qwen2_5_vl import (
     Qwen2_5_VLDummyInputsBuilder,
     Qwen2_5_VLForConditionalGeneration,
@@ -10,7 +14,8 @@ from vllm.model_executor.models.qwen2_5_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from foveate.vllm_plugin.qwen_vl import QwenSpecInfo, QwenSpecModel, QwenSpecProcessor
+from foveate.layout import Layout
+from foveate.vllm_plugin.qwen_vl import SECONDS, QwenSpecInfo, QwenSpecModel, QwenSpecProcessor
 
 
 class Qwen25VLSpecInfo(QwenSpecInfo, Qwen2_5_VLProcessingInfo):
@@ -25,4 +30,12 @@ class Qwen25VLSpecProcessor(QwenSpecProcessor, Qwen2_5_VLMultiModalProcessor):
     Qwen25VLSpecProcessor, info=Qwen25VLSpecInfo, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
 )
 class ServedQwen25VL(QwenSpecModel, Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL that compresses each image by the spec of its request."""
+    """Qwen2.5-VL that compresses each image and clip by the spec of its request."""
+
+    def timed(self, layout: Layout, item: Mapping[str, Any]) -> Layout:
+        """Return the layout of a clip with times from its seconds; transformers, with fewer digits, may round up."""
+        seconds = item.get(SECONDS)
+        if not layout.is_clip or seconds is None:
+            return layout
+        step = float(seconds.data) * self.config.vision_config.tokens_per_second
+        return dataclasses.replace(layout, times=tuple(int(frame * step) for frame in range(layout.segments[0].t)))

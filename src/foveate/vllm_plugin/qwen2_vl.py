@@ -25,4 +25,4 @@ class Qwen2VLSpecProcessor(QwenSpecProcessor, Qwen2VLMultiModalProcessor):
     Qwen2VLSpecProcessor, info=Qwen2VLSpecInfo, dummy_inputs=Qwen2VLDummyInputsBuilder
 )
 class ServedQwen2VL(QwenSpecModel, Qwen2VLForConditionalGeneration):
-    """Qwen2-VL that compresses each image by the spec of its request."""
+    """Qwen2-VL that compresses each image and clip by the spec of its request."""

@@ -1,4 +1,4 @@
-"""Specs on their way from vLLM's processor to its workers: one row of bytes beside the pixels of each image."""
+"""Specs on their way from vLLM's processor to its workers: one row of bytes beside the pixels of each image or clip."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from foveate.errors import FoveateError
 
 LENGTH: Final = 256
 """Bytes of a row; a longer spec is refused."""
-FIELD: Final = "foveate_spec"
-"""The name of the field with these rows."""
+FIELDS: Final = {"image": "foveate_spec", "video": "foveate_clip_spec"}
+"""The names of the fields with these rows, by vLLM's names of the modalities."""
+PIXELS: Final = {"image": "pixel_values", "video": "pixel_values_videos"}
+"""The names of the outputs of a processor with pixels."""
 
 
 def written_row(spec: str) -> Tensor:
