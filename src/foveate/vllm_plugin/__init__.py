@@ -11,6 +11,7 @@ from typing import Final
 MODELS: Final = {
     "LlavaForConditionalGeneration": "foveate.vllm_plugin.llava:ServedLlava",
     "LlavaNextForConditionalGeneration": "foveate.vllm_plugin.llava_next:ServedLlavaNext",
+    "InternVLForConditionalGeneration": "foveate.vllm_plugin.internvl:ServedInternVL",
     "Qwen2VLForConditionalGeneration": "foveate.vllm_plugin.qwen2_vl:ServedQwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "foveate.vllm_plugin.qwen2_5_vl:ServedQwen25VL",
     "Qwen3VLForConditionalGeneration": "foveate.vllm_plugin.qwen3_vl:ServedQwen3VL",

@@ -39,9 +39,26 @@ def served_qwen(config: Any) -> ServedModel:
     return ServedModel(config, server=SERVER, places=("input",), moves_positions=True, signals=False)
 
 
+def served_internvl(config: Any) -> ServedModel:
+    """Return what vLLM can do with an InternVL.
+
+    Raises:
+        FoveateError: features come from another layer of the encoder than the last, which vLLM reads.
+    """
+    depth = config.vision_config.num_hidden_layers
+    read = getattr(config, "vision_feature_layer", -1)
+    if read not in (-1, depth):
+        raise FoveateError(
+            f"{SERVER} reads the last layer of InternVL's encoder, and this configuration names {read} "
+            "(vision_feature_layer); with -1 a spec can act"
+        )
+    return ServedModel(config, server=SERVER)
+
+
 SERVED: Final[Mapping[str, Callable[[Any], ServedModel]]] = {
     "llava": served_llava,
     "llava_next": served_llava,
+    "internvl": served_internvl,
     "qwen2_vl": served_qwen,
     "qwen2_5_vl": served_qwen,
     "qwen3_vl": served_qwen,
@@ -57,7 +74,7 @@ def served_model(config: Any) -> ServedModel:
     'cls:64'
     >>> served_model({"model_type": "gemma3", "vision_config": {}})
     Traceback (most recent call last):
-    foveate.errors.FoveateError: gemma3 is served whole by vLLM; a spec can act in llava, llava_next, qwen2_vl, ...
+    foveate.errors.FoveateError: gemma3 is served whole by vLLM; a spec can act in llava, llava_next, internvl, ...
 
     Args:
         config: of the model: an object of transformers, or a mapping as config.json holds it.
