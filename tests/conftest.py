@@ -98,7 +98,7 @@ def in_full(pytestconfig: pytest.Config) -> bool:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     from sample_families import is_chosen_by_name, sample, share_of
-    from steps_inside import can_act
+    from steps_that_act import can_act
 
     items[:], dropped = can_act(items)
     config.hook.pytest_deselected(items=dropped)

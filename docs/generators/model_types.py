@@ -62,6 +62,7 @@ FIELDS: Mapping[str, Mapping[str, Any]] = {
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32}},
     "emu3": {"vocabulary_map": {"<image>": 5, "<|extra_200|>": 6, "<|visual token 000000|>": 7}},
     "gemma4": {"vision_config": {"model_type": "gemma4_vision"}},
+    "gemma4_unified": {"vision_config": {"model_type": "gemma4_unified_vision"}},
     "granite4_vision": {"deepstack_layer_map": [[0, 0]], "downsample_rate": "1/2"},
     "hunyuan_vl": {"text_config": {"head_dim": 16}},
     "llama4": {"vision_config": {"hidden_size": 1408, "vision_output_dim": 4096}},

@@ -92,13 +92,6 @@ def patched(letters: str) -> dict[str, Tensor]:
     return {"pixel_values": patches, "image_position_ids": places.expand(len(letters), -1, -1)}
 
 
-def merged(letters: str) -> dict[str, Tensor]:
-    """Patches of 3 x 3, for models that merge none."""
-    patches = nn.functional.unfold(pixels(letters)["pixel_values"], 28, stride=28).transpose(1, 2)
-    places = torch.cartesian_prod(torch.arange(3), torch.arange(3)).flip(1)
-    return {"pixel_values": patches, "image_position_ids": places.expand(len(letters), -1, -1)}
-
-
 def grids(letters: str) -> dict[str, Tensor]:
     return qwen_patches([picture(letter, 3, 84, 84) for letter in letters])
 
@@ -213,23 +206,6 @@ def gemma4(**text: Any) -> Callable[[], nn.Module]:
 
 
 GEMMA4_TOKENS = {"image_token_id": 5, "video_token_id": 6, "audio_token_id": 7, "boi_token_id": 9, "eoi_token_id": 10}
-
-
-def gemma4_unified() -> nn.Module:
-    from transformers import Gemma4UnifiedConfig, Gemma4UnifiedForConditionalGeneration
-
-    config = Gemma4UnifiedConfig(
-        vision_config={
-            "patch_size": 14,
-            "pooling_kernel_size": 2,
-            "mm_embed_dim": 64,
-            "mm_posemb_size": 8,
-            "output_proj_dims": 64,
-        },
-        text_config=TEXT | GEMMA4,
-        **GEMMA4_TOKENS,
-    )
-    return Gemma4UnifiedForConditionalGeneration(config)
 
 
 def deepseek_ocr2() -> nn.Module:
@@ -383,7 +359,6 @@ ALL = (
         since=(5, 21),
     ),
     of_grids("ernie4_5_vl_moe", ernie, single_frames, reading_experts=True, plain=False),
-    other("gemma4_unified", gemma4_unified, 9, merged, types=("mm_token_type_ids", 1), plain=False),
 )
 
 OTHERS = tuple(row for row in ALL if row.since <= INSTALLED)

@@ -75,7 +75,7 @@ def test_features_that_are_not_finite(row: Row, value: float, kind: str) -> None
     model = row.model()
     inputs = row.inputs("t2 A t3 B", "t4 C")
     family = family_of(model)
-    clean = compress(model, inputs, "cls:6")
+    clean = compress(model, inputs, row.select("6"))
 
     def spoil(module: Any, args: Any, output: Any) -> Any:
         if family.projects_each:
@@ -92,16 +92,17 @@ def test_features_that_are_not_finite(row: Row, value: float, kind: str) -> None
 
     spoiled = family.tower if family.projects_each else family.projected_module
     handle = spoiled.register_forward_hook(spoil)
-    for spec in ("cls:6", "random:1.0"):
+    for spec in (row.select("6"), "random:1.0"):
         with pytest.raises(FoveateError, match=rf"image 2 \(counted from 0\) has ({kind}) features"):
             compress(model, inputs, spec)
         with apply(model, spec), pytest.raises(FoveateError, match="image 2"):
             model.generate(**inputs, max_new_tokens=2)
     handle.remove()
-    assert torch.equal(compress(model, inputs, "cls:6")["input_ids"], clean["input_ids"])
+    assert torch.equal(compress(model, inputs, row.select("6"))["input_ids"], clean["input_ids"])
 
 
 @torch.no_grad()
+@pytest.mark.encoder_signals
 def test_features_made_under_another_spec(row: Row, model: Any) -> None:
     inputs = row.inputs(CHAT)
     with apply(model, "random:6"):

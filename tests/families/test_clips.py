@@ -224,7 +224,7 @@ def test_pictures_and_clips_in_one_prompt(row: Row, any_model: Any, spec: str) -
 
 @pytest.mark.parametrize("prompt", [CHAT, MIXED])
 def test_clips_encoded_once_serve_many_specs(row: Row, model: Any, prompt: str) -> None:
-    specs = [spec for spec in ("random:6", "cls:6", "cluster:6@features") if takes(model, spec)]
+    specs = [spec for spec in ("random:6", row.select("6"), "cluster:6@features") if takes(model, spec)]
     inputs = row.inputs(prompt)
     encoded = encode(model, inputs, specs)
     without = {name: value for name, value in inputs.items() if not name.startswith("pixel_values")}

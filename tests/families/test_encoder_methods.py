@@ -46,6 +46,7 @@ def test_as_many_as_the_content_asks_for(row: Row, model: Any, spec: str) -> Non
     test_contract.test_compress_is_apply(row, model, spec)
 
 
+@pytest.mark.encoder_signals
 def test_ragged_plans_keep_their_padding_to_themselves(row: Row, model: Any) -> None:
     """Images of one layout are planned as one batch; what an image gets doesn't depend on the others."""
     together = compress(model, row.inputs("A t2 B t3 C A t1 C"), "prumerge-plus:auto").images
@@ -57,6 +58,7 @@ def test_ragged_plans_keep_their_padding_to_themselves(row: Row, model: Any) -> 
         assert torch.equal(image.slot, alone.slot)
 
 
+@pytest.mark.encoder_signals
 def test_a_step_behind_one_that_decides_must_find_enough(row: Row, model: Any) -> None:
     family = family_of(model)
     (layout,) = family.layouts(row.inputs("A"))

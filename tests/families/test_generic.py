@@ -500,11 +500,13 @@ def test_experts_that_read_token_types_keep_steps_out_of_the_decoder() -> None:
         apply(shared(BY_NAME["ernie4_5_vl_moe"]), "random:6@1")
 
 
-@pytest.mark.parametrize("name", ["gemma4_unified"])
-def test_decoders_that_are_not_plain_are_left_alone(name: str) -> None:
-    row = BY_NAME[name]
-    with pytest.raises(FoveateError, match="@1, and all that steps can reach"), apply(shared(row), "random:6@1"):
-        pass
+def test_images_that_look_both_ways_keep_steps_out_of_the_decoder() -> None:
+    """Only the model makes their mask, or a family that knows how."""
+    gemma = next(row for row in ROWS if row.name == "gemma3")
+    model = gemma.model()
+    model.config.model_type = "gemma_unknown"
+    with pytest.raises(FoveateError, match="@1, and all that steps can reach"):
+        apply(model, "random:6@1")
 
 
 def test_features_of_an_unknown_form() -> None:

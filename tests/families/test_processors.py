@@ -220,7 +220,7 @@ def test_commands_on_a_saved_model(row: Row, pictures: list[Path], tmp_path: Pat
     if needs_torchvision(row, "torchvision"):
         pytest.importorskip("torchvision")
     directory = save(row, tmp_path / "model")
-    words = ("--model", directory, "--max-new-tokens", "2", "--spec", "cls:6")
+    words = ("--model", directory, "--max-new-tokens", "2", "--spec", row.select("6"))
     found = Commands().json("ask", pictures[0], QUESTIONS[0], *words)
     dense, short = (answer["tokens_after"] for answer in found["answers"])
     assert 6 <= short < dense

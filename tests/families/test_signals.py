@@ -19,6 +19,8 @@ from foveate.layout import Layout, Structural
 from foveate.schedule import schedule
 from foveate.tokens import EncoderAttention, EncoderKeys
 
+pytestmark = pytest.mark.encoder_signals
+
 
 @torch.no_grad()
 def captured(model: Any, inputs: dict[str, Tensor], layer: int) -> Any:

@@ -83,6 +83,7 @@ def test_unmerged_lora_keeps_what_merged_lora_keeps(row: Row, spec: str) -> None
     assert unmerged != kept(plain, inputs, spec)
 
 
+@pytest.mark.encoder_signals
 def test_encoder_signals_of_unmerged_lora(row: Row) -> None:
     inputs = row.inputs("A B C A")
     model = with_lora(row)
@@ -109,13 +110,16 @@ def test_decoder_signals_of_unmerged_lora(row: Row, use_cache: bool) -> None:
 # Quantised layers: signals are what eager attention of the quantised model does.
 
 
+NOT_QUANTISED = ("patch_embedding", "input_proj", "patch_dense", "embedding_projection")
+
+
 def dynamic_int8(model: nn.Module) -> nn.Module:
     """Linear layers of torch's own dynamic quantisation have no weight tensor: `weight` is a method.
 
-    One that embeds patches stays as it is: an encoder reads the dtype of its weight.
+    Those of NOT_QUANTISED stay as they are: a model reads the dtype of their weights.
     """
     named = {name for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    chosen: Any = {name for name in named if not name.endswith(("patch_embedding", "input_proj"))}
+    chosen: Any = {name for name in named if not name.endswith(NOT_QUANTISED)}
     how = dict.fromkeys(chosen, torch.ao.quantization.default_dynamic_qconfig)
     return torch.ao.quantization.quantize_dynamic(model, how)  # pyright: ignore
 
@@ -135,6 +139,7 @@ def torchao_dynamic(model: nn.Module) -> nn.Module:
 QUANTISE = [dynamic_int8, torchao_weights, torchao_dynamic]
 
 
+@pytest.mark.encoder_signals
 @pytest.mark.parametrize("quantise", QUANTISE)
 @torch.no_grad()
 def test_encoder_signals_of_quantised_layers(row: Row, quantise: Callable[[nn.Module], nn.Module]) -> None:

@@ -106,7 +106,7 @@ def test_a_wrapped_model_is_the_model(row: Row, wrap: Callable[[Any], Any]) -> N
 @torch.no_grad()
 def test_compress_and_encode_of_a_wrapped_model(row: Row, wrap: Callable[[Any], Any]) -> None:
     bare, wrapped, inputs = row.model(), wrap(row.model()), row.inputs(CHAT, "t3 C t4")
-    specs = ["cls:6", "visionzip:6@features"]
+    specs = [row.select("6"), "visionzip:6@features" if row.keys else "cluster:6@features"]
     both = [encode(model, inputs, specs) for model in (bare, wrapped)]
     for spec in specs:
         expected = compress(bare, inputs, spec, encoded=both[0])
@@ -150,7 +150,7 @@ def test_training_a_wrapped_model(row: Row) -> None:
     inputs["labels"] = inputs["input_ids"].masked_fill(row.is_image(inputs["input_ids"]), -100)
     bare = row.model()
     wrapped = DistributedDataParallel(row.model(), find_unused_parameters=True)
-    spec = "cls:6+fastv:4@2" if row.plain else "cls:6"
+    spec = row.select("6") + ("+fastv:4@2" if row.plain else "")
     for model in (bare, wrapped):
         with apply(model, spec):
             model(**inputs, use_cache=False).loss.backward()

@@ -27,6 +27,7 @@ _QUERY_NORMS = {
     "qwen3_omni_moe_text",
     "gemma3_text",
     "gemma4_text",
+    "gemma4_unified_text",
     *_GATED_QUERIES,
 }
 # Every expert runs on every token, whose values are zeros for most.

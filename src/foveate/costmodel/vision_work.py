@@ -66,16 +66,17 @@ def encoder_work(
         for length, count in lengths.items():
             attended = attention(rows, shape.heads, shape.heads, shape.width // shape.heads, length, length, size)
             ops += repeated([attended], times * count)
-    ops.append(_norm(shape, _rows(shape, layers[-1], batch), size))
+    last = layers[-1] if layers else tuple(grids)
+    ops.append(_norm(shape, _rows(shape, last, batch), size))
     if shape.pooling:
-        ops += _pooling(shape, layers[-1], batch, size)
+        ops += _pooling(shape, last, batch, size)
     if shape.averaged_by_product:
         ops += [
             linear("means of patches", batch * grid.count // shape.merge**2, grid.h * grid.w, shape.width, size)
-            for grid in layers[-1]
+            for grid in last
         ]
     if shape.down_sampled:
-        tokens = _rows(shape, layers[-1], batch) // shape.merge**2
+        tokens = _rows(shape, last, batch) // shape.merge**2
         ops.append(linear("down-sampling", tokens, shape.width * shape.merge**2, shape.down_sampled, size))
     return CallPart("encoder", tuple(ops))
 

@@ -172,6 +172,7 @@ class EncoderHooks(StaysWithModel):
         self.mode = resize_mode(family, pixels)
         self._handles: list[Handle] = []
         self._local = threading.local()
+        self._projects_inside = False  # whether the projector is a part of the tower, and so ends before it
 
     def open(self) -> None:
         """Put the hooks on."""
@@ -201,6 +202,7 @@ class EncoderHooks(StaysWithModel):
                     add(module.register_forward_pre_hook(hook, with_kwargs=True))
         if self.keep_features:
             add(family.feature_module.register_forward_pre_hook(_outside_graph(self._before_projection)))
+        self._projects_inside = any(part is family.projected_module for part in list(family.tower.modules())[1:])
         add(family.tower.register_forward_hook(_outside_graph(self._after_tower)))
         add(family.projected_module.register_forward_hook(_outside_graph(self._after_projection)))
 
@@ -335,6 +337,8 @@ class EncoderHooks(StaysWithModel):
         output = self.family.tower_output(output, capture)
         mark_images(output, capture)
         self._local.encoded = capture if self.family.encoder_arguments else None
+        if self._projects_inside:
+            self._local.capture = None
         return output
 
     def _after_projection(self, module: nn.Module, args: Arguments, output: Any) -> Any:
@@ -346,7 +350,8 @@ class EncoderHooks(StaysWithModel):
             if capture.projected.shape[0] >= sum(layout.content for layout in capture.seen):
                 self._local.capture = None
             return None
-        self._local.capture = None
+        if not self._projects_inside:
+            self._local.capture = None
         rows = getattr(output, "pooler_output", None)
         capture.projected = output if isinstance(output, Tensor) else output.last_hidden_state if rows is None else rows
         capture.companions = self.family.output_companions(output)

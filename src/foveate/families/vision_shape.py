@@ -16,7 +16,7 @@ class VisionShape:
     A family reads it from its configuration: `Family.vision_shape`.
 
     Attributes:
-        depth: encoder layers.
+        depth: encoder layers; 0 where patches become tokens without any.
         width: width of a patch's hidden state.
         heads: attention heads of an encoder layer.
         mlp_width: width between the layers of an encoder layer's MLP.

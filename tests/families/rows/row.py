@@ -11,7 +11,10 @@ import transformers
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from foveate.errors import FoveateError
 from foveate.layout import Layout, Segment
+from foveate.spec import parse
+from foveate.tokens import EncoderAttention, EncoderKeys
 
 INSTALLED = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 """The version of transformers, major and minor."""
@@ -37,6 +40,15 @@ DECODER: dict[str, Any] = {
     "max_position_embeddings": 512,
 }
 """Sizes of a tiny decoder."""
+
+
+def reads_encoder(spec: str) -> bool:
+    """Whether a text is a spec with a method that reads attention or keys of the encoder."""
+    try:
+        steps = parse(spec).steps
+    except FoveateError:
+        return False
+    return any(isinstance(signal, EncoderAttention | EncoderKeys) for step in steps for signal in step.method.needs)
 
 
 @dataclass(frozen=True)
@@ -72,9 +84,9 @@ class Row:
         types: the name of the token types from which the model makes blocks that look in both directions, and their
             value at placeholders, elsewhere 0; None for a model that makes none.
         attention: from every eager attention map `(batch, heads, rows, columns)` of one encoder layer, and the call's
-            inputs, the attention that each visual token gets: `(N,)` per image.
+            inputs, the attention that each visual token gets: `(N,)` per image; None for a model without an encoder.
         keys: from an attention module of the encoder, its input, and the call's inputs, the keys of each visual token:
-            `(N, heads, width)` per image.
+            `(N, heads, width)` per image; None for a model without an encoder.
         resized: per way of shrinking images: `(model, letter, rows, columns)` -> the features `(n, D)` of the picture
             shrunk to a grid of so many rows and columns.
         smaller: for a family that resizes exactly: `(letter, rows, columns)` -> pixel inputs of the smaller picture.
@@ -119,8 +131,8 @@ class Row:
     pictures: Mapping[str, Layout]
     pixels: Callable[[str], dict[str, torch.Tensor]]
     token_types: bool
-    attention: Callable[[list[Tensor], dict[str, Tensor]], list[Tensor]]
-    keys: Callable[[Any, Tensor, dict[str, Tensor]], list[Tensor]]
+    attention: Callable[[list[Tensor], dict[str, Tensor]], list[Tensor]] | None
+    keys: Callable[[Any, Tensor, dict[str, Tensor]], list[Tensor]] | None
     resized: Mapping[str, Callable[[Any, str, int, int], Tensor]]
     types: tuple[str, int] | None = None
     blocks_after_cache: bool = True
@@ -181,8 +193,14 @@ class Row:
         return model.eval()
 
     def takes(self, spec: str) -> bool:
-        """Whether the steps of a spec can act: inside the decoder only in a plain one."""
+        """Whether the steps of a spec can act: inside the decoder only in a plain one, by signals where they are."""
+        if self.keys is None and reads_encoder(spec):
+            return False
         return self.plain or re.search(r"@[1-9]", spec) is None
+
+    def select(self, keep: str) -> str:
+        """A spec that selects by what is in the image: by attention of the encoder where there is one."""
+        return f"{'divprune' if self.keys is None else 'cls'}:{keep}"
 
     def saves(self, spec: str) -> bool:
         """Whether a spec leaves fewer tokens: resizing alone does not where images are only enlarged again."""
