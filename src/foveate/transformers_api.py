@@ -43,6 +43,7 @@ __all__ = [
     "layer_keys",
     "logits_processors",
     "new_cache",
+    "passes_clips",
     "passes_position_ids",
     "passes_types_from_start",
     "refuse_blocks",
@@ -308,6 +309,19 @@ def passes_types_from_start(model: Any, name: str) -> bool:
         return made["input_ids"].shape[1] == 2 and made[name].shape[1] == 4
     except Exception:  # a model's own code, which may want anything else
         return False
+
+
+def passes_clips(core: Any, names: Iterable[str]) -> bool:
+    """Return whether a core takes all inputs of clips that its `get_video_features` takes.
+
+    Gemma 4 Unified doesn't from 5.19 to 5.22, and so can't read a clip.
+
+    Args:
+        core: the module that puts features among text embeddings.
+        names: of the inputs that describe clips.
+    """
+    takes, needs = (inspect.signature(call).parameters for call in (core.forward, core.get_video_features))
+    return all(name in takes for name in names if name in needs)
 
 
 def passes_position_ids(model: Any) -> bool:

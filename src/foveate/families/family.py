@@ -158,6 +158,8 @@ class Family(Decoder, ABC):
     """The inputs that describe clips, pixels first; dropped from a call as `pixel_inputs` are."""
     clip_places: ClassVar[tuple[str, ...]] = ()
     """Where steps can act on clips, as in `places`; () refuses clips."""
+    without_clips: ClassVar[str] = ""
+    """Why a model takes no clips although others of its family do."""
     clips_are_images: ClassVar[bool] = False
     """Whether the processor takes a clip and writes it as images, with text between them."""
     gives_pixels: ClassVar[bool] = False
@@ -747,7 +749,8 @@ class Family(Decoder, ABC):
 
 def no_clips(family: Family) -> str:
     """Say that a family takes no clips."""
-    return f"video is not supported yet for {family.title}; pass images, for instance frames of the clip"
+    why = f": {family.without_clips}" if family.without_clips else ""
+    return f"video is not supported yet for {family.title}{why}; pass images, for instance frames of the clip"
 
 
 class _NoModel:

@@ -7,11 +7,24 @@ from torch import Tensor, nn
 
 from foveate.layout import Layout, Segment
 from rows import gemma4
-from rows.gemma4 import AUDIO, BEGIN, END, IMAGE, KINDS, MERGE, PATCH, VIDEO, WORDS, between_marks, frames_with_times
-from rows.row import DECODER, Clips, Row, enlarged, grid
+from rows.gemma4 import (
+    AUDIO,
+    BEGIN,
+    CLIPS,
+    END,
+    IMAGE,
+    KINDS,
+    MERGE,
+    PATCH,
+    VIDEO,
+    WORDS,
+    between_marks,
+    frames_with_times,
+)
+from rows.row import DECODER, INSTALLED, Clips, Row, enlarged, grid
 
-CLIPS = {"V": (3, 2, 3), "W": (2, 3, 2), "X": (6, 2, 2)}
-"""Frames of each clip, and rows and columns of their tokens."""
+READS_CLIPS = INSTALLED < (5, 19) or INSTALLED >= (5, 23)
+"""Whether the dense model takes the inputs of clips that its own `get_video_features` needs."""
 
 
 def make_gemma4_unified(window: int = 512, directions: str | None = "vision") -> nn.Module:
@@ -55,6 +68,10 @@ def make_gemma4_unified(window: int = 512, directions: str | None = "vision") ->
 
 def joined(inputs: dict[str, Tensor], pixels: str, positions: str) -> dict[str, Tensor]:
     """Patches joined to squares of 3 x 3 of them, as this model's processors do after those of Gemma 4."""
+    if (clips := inputs[pixels]).ndim == 4:  # of one shape, in transformers 5.18
+        flat = {**inputs, pixels: clips.flatten(0, 1), positions: inputs[positions].flatten(0, 1)}
+        flat = joined(flat, pixels, positions)
+        return {**inputs, **{name: flat[name].unflatten(0, (len(clips), -1)) for name in (pixels, positions)}}
     values, places = [], []
     most = 0
     for patches, own in zip(inputs[pixels], inputs[positions]):
@@ -139,7 +156,9 @@ ROW = Row(
         },
         clips,
         frames_with_times,
-    ),
+    )
+    if READS_CLIPS
+    else None,
     uncounted=0.06,  # images of a call are filled up to the largest
     unanswerable=(VIDEO, AUDIO),
     words=WORDS,
