@@ -35,16 +35,15 @@ def make_gemma4_unified(window: int = 512, directions: str | None = "vision") ->
         Gemma4UnifiedVisionConfig,
     )
 
-    model = Gemma4UnifiedForConditionalGeneration(
+    heads: dict[str, Any] = {"head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 1}
+    model: Any = Gemma4UnifiedForConditionalGeneration(
         Gemma4UnifiedConfig(
             vision_config=Gemma4UnifiedVisionConfig(
                 patch_size=PATCH, pooling_kernel_size=MERGE, mm_embed_dim=32, mm_posemb_size=64, output_proj_dims=32
             ),
             text_config=Gemma4UnifiedTextConfig(
                 **DECODER,
-                head_dim=16,
-                global_head_dim=32,
-                num_global_key_value_heads=1,
+                **heads,
                 sliding_window=window,
                 layer_types=list(KINDS),
                 attention_k_eq_v=True,
