@@ -29,7 +29,7 @@ SOURCES = [
 ]
 COMMANDS = (
     *("ask", "bench", "bulk", "calibrate", "compare", "cost", "count", "families", "find-layer", "load", "methods"),
-    *("play", "report", "saliency", "serve", "train"),
+    *("play", "report", "saliency", "serve", "train", "tune"),
 )
 RECIPE = "recipes/llavolta/last-stage-compression.yaml"
 

@@ -10,6 +10,15 @@ from foveate.errors import FoveateError, quoted
 _NAME: Final = re.compile(r"auto|cpu|mps|(?:cuda|xpu|npu|mlu|hpu|musa)(?::[0-9]{1,3})?")
 
 
+def is_device_name(name: Any) -> bool:
+    """Return whether a device can have this name.
+
+    >>> is_device_name("cuda:1"), is_device_name("h100")
+    (True, False)
+    """
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
 def check_device_name(name: Any) -> None:
     """Check that a device can have this name; whether the machine has it is for `foveate.devices` to say.
 
@@ -21,7 +30,7 @@ def check_device_name(name: Any) -> None:
     Traceback (most recent call last):
     foveate.errors.FoveateError: this machine has no device 'gpu'; use cpu, cuda, cuda:1 (the second GPU), mps, or auto
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not is_device_name(name):
         raise FoveateError(
             f"this machine has no device {quoted(name)}; use cpu, cuda, cuda:1 (the second GPU), mps, or auto"
         )

@@ -35,6 +35,7 @@ from foveate.commands.saliency import saliency
 from foveate.commands.serve import serve
 from foveate.commands.streams import prepare_streams, writing
 from foveate.commands.train import train
+from foveate.commands.tune import tune
 from foveate.errors import FoveateError, FoveateWarning, first_line
 
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -42,6 +43,7 @@ _HELP = {"help_option_names": ["-h", "--help"]}
 _INTERRUPTED = {
     "bench": "interrupted; run the same command again to continue",
     "bulk": "interrupted; run the same command again to continue",
+    "tune": "interrupted; run the same command again to continue",
     "train": "interrupted; run the same command with --resume to continue from the last checkpoint",
 }
 """What to print when Ctrl-C stops a command that can continue later."""
@@ -226,7 +228,7 @@ def _root(
 
 for _panel, _commands in {
     "Try methods": (ask, play, count, saliency, methods, families),
-    "Measure and predict": (bench, compare, report, find_layer, cost, calibrate),
+    "Measure and predict": (bench, compare, report, tune, find_layer, cost, calibrate),
     "Work through many images": (bulk,),
     "Serve": (serve, load),
     "Train": (train,),
