@@ -102,7 +102,7 @@ def tune(
             "--keep",
             metavar="BUDGETS",
             help="Budgets: fractions (0.25) or tokens per image (64).",
-            show_default="0.5,0.25,0.125,0.0625",
+            show_default="0.5,0.25,0.1",
         ),
     ] = None,
     spec: Annotated[

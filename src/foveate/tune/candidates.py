@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
-from foveate.bench.configurations import configurations, name_of, read_budgets
+from foveate.bench.configurations import CLIP_BASELINES, IMAGE_BASELINES, configurations, name_of, read_budgets
 from foveate.errors import FoveateError, KeepError, unknown
 from foveate.listing import Listing, listing
 from foveate.methods import method_class
@@ -19,7 +19,7 @@ from foveate.tune.calls import Calls
 
 __all__ = ["BUDGETS", "CANT", "OWN", "PLACES_TRIED", "SLOW", "SMALL", "LeftOut", "possible", "proposed"]
 
-BUDGETS: Final = "0.5,0.25,0.125,0.0625"
+BUDGETS: Final = "0.5,0.25,0.1"
 """The default budgets: shares, which fit images of any size."""
 
 OWN: Final = "own"
@@ -104,7 +104,7 @@ def proposed(
 def _methods(text: str | None, clips: bool) -> list[Listing]:
     every = {each.name: each for each in listing()}
     if text is None:
-        return [each for each in every.values() if not each.trained and (clips or not each.temporal)]
+        return [each for each in every.values() if not each.trained and (clips or not _for_clips(each))]
     if text.strip() == "none":
         return []
     names = {alias: each.name for each in every.values() for alias in (each.name, *each.aliases)}
@@ -115,6 +115,11 @@ def _methods(text: str | None, clips: bool) -> list[Listing]:
             raise FoveateError(f"--methods: {unknown('method is called', name, sorted(names))}")
         chosen.setdefault(names[name], every[names[name]])
     return list(chosen.values())
+
+
+def _for_clips(method: Listing) -> bool:
+    """Return whether a method is for clips alone, or is to an image what another baseline is."""
+    return method.temporal or (method.name in CLIP_BASELINES and method.name not in IMAGE_BASELINES)
 
 
 def _places(method: Listing, text: str, depth: int, everywhere: bool) -> list[str]:

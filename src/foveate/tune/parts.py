@@ -71,7 +71,7 @@ def part_of(task: Task, begin: int, end: int | None = None) -> Task:
 
     >>> from foveate.bench import scenes
     >>> [picture.name for picture in part_of(scenes(30), 1, 2).pictures]
-    ['20000001']
+    ['test-000001']
     """
     end = len(task.pictures) if end is None else end
     digest = f"{task.digest}, images {begin} to {end - 1}"

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from foveate.bench.answers import Asker
-from foveate.bench.configurations import BASELINES, DENSE, name_of
+from foveate.bench.configurations import CLIP_BASELINES, DENSE, IMAGE_BASELINES, name_of
 from foveate.bench.results import Prediction
 from foveate.bench.runner import Benchmark
 from foveate.bench.scoring import Metric
-from foveate.bench.tasks import Task, TaskClip
+from foveate.bench.tasks import Task
 from foveate.costmodel import Device
 from foveate.costmodel.device import device as device_of
 from foveate.costmodel.device import devices
@@ -80,7 +80,7 @@ class Search:
             model is there, and predicted ones if it is elsewhere. None is the device that the model is on.
         methods: names, with commas between them; None is every method without weights of its own.
         places: where each is tried, with commas between them; `foveate.tune.candidates.proposed` says how.
-        keep: budgets, with commas between them; None is a half, a quarter, an eighth and a sixteenth.
+        keep: budgets, with commas between them; None is a half, a quarter and a tenth.
         specs: further candidates, also if they are predicted to save no time.
         finalists: how many specs the last round leaves.
         held_out: the share of the images that judge the choice.
@@ -146,8 +146,8 @@ class Search:
         }
         family = family_of(model)
         given = list(specs)
-        clips = task.clips == len(task.pictures) and bool(family.clip_places)
-        asked, self.left_out = proposed(family.decoder_depth, methods, places, keep, given, clips)
+        self.clips = task.clips == len(task.pictures) and bool(family.clip_places)
+        asked, self.left_out = proposed(family.decoder_depth, methods, places, keep, given, self.clips)
         prompt = task.prompt if prompt is None else prompt
         asker = Asker(model, processor, longest, batch, greedy, prompt, system.strip())
         first = asker.prompts(part_of(self.parts.search, 0, 1).pictures[0]).rows[0]
@@ -172,7 +172,7 @@ class Search:
             "max_drop": self.max_drop,
             "held_out": held_out,
             "seed": seed,
-            "device": asdict(self.device),
+            "target": asdict(self.device),
             "measured": self.measured,
             "answer": answer,
             "candidates": list(self.candidates),
@@ -311,9 +311,8 @@ class Search:
 
     def _baselines(self, chosen: Spec, tokens: Mapping[str, float]) -> tuple[dict[str, Spec], tuple[LeftOut, ...]]:
         """Return the baselines with as many tokens as the chosen spec, and those that the model can't do."""
-        clips = any(isinstance(picture, TaskClip) for picture in self.task.pictures)
         keep = _keep_like(chosen, tokens)
-        names = sorted(BASELINES if clips else BASELINES - {"frames", "stride3d", "pool3d"})
+        names = CLIP_BASELINES if self.clips else IMAGE_BASELINES
         specs = [parse(f"{name}:{keep}") for name in names]
         found, lacking = possible(specs, self.calls, set(map(name_of, specs)))
         return {name_of(spec): spec for spec in found}, lacking

@@ -76,8 +76,8 @@ def caption(result: Mapping[str, Any]) -> str:
     bound = points(result["max_drop"]).lstrip("+")
     return (
         "*: on the front, nothing is both as fast and as accurate. <: what the search has chosen. °: baseline. bound: "
-        f"whether the 95 % interval is within a drop of {bound} points, beyond it, or unclear. {decides} Milliseconds are "
-        f"for one question about a new image, with an answer of {result['answer']} tokens (predicted) or as it was "
+        f"whether the 95 % interval is within a drop of {bound} points, beyond it, or unclear. {decides} Milliseconds "
+        f"are for one question about a new image, with an answer of {result['answer']} tokens (predicted) or as it was "
         "(measured)."
     )
 
