@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import nn
 from foveate.bench.answers import Asker
 from foveate.bench.configurations import CLIP_BASELINES, DENSE, IMAGE_BASELINES, name_of
 from foveate.bench.results import Prediction
-from foveate.bench.runner import Benchmark
+from foveate.bench.runner import CHUNK, Benchmark
 from foveate.bench.scoring import Metric
 from foveate.bench.tasks import Task
 from foveate.costmodel import Device
@@ -188,16 +189,11 @@ class Search:
         self._check_config()
         self._metrics: dict[str, Any] = {}
 
-    @property
-    def steps(self) -> int:
-        """How many benchmarks there are: one for each round, and that of the held-out questions."""
-        return len(self.rounds) + 1
-
     def run(self, tell: Progress = _quiet) -> dict[str, Any]:
         """Run what is missing of the search, and write its result.
 
         Args:
-            tell: is called with what is measured now, how many parts of it are done and how many there are.
+            tell: is called with what is measured now, how many parts are done, and how many there are at most.
 
         Returns:
             What `tune.json` holds.
@@ -220,8 +216,7 @@ class Search:
     def _asker(self, tell: Progress) -> Callable[[int, Sequence[str]], Answers]:
         def ask(number: int, names: Sequence[str]) -> Answers:
             benchmark = self._round(number, names)
-            where = f"round {number + 1} of {len(self.rounds)}"
-            self._metrics = benchmark.run(lambda what, done, whole: tell(f"{where} {what}", done, whole))
+            self._metrics = self._measured(benchmark, f"round {number + 1} of {len(self.rounds)}:", number, tell)
             return _answers(benchmark.folder.predictions(), number)
 
         return ask
@@ -239,6 +234,20 @@ class Search:
             self.model, self.processor, task, list(specs), self.folder / folder, command=self.command, **options
         )
 
+    def _measured(self, benchmark: Benchmark, where: str, number: int, tell: Progress) -> dict[str, Any]:
+        """Run a benchmark, and tell of its parts among those of the whole search."""
+        before, whole = sum(self._sizes[:number]), sum(self._sizes)
+        return benchmark.run(lambda what, done, _: tell(f"{where} {what}", before + done, whole))
+
+    @property
+    def _sizes(self) -> list[int]:
+        """How many parts each round has, and the held-out questions at most: dense, finalists and baselines."""
+        size = self._options["batch"] or CHUNK
+        fields = [len(self.candidates), *(each.stay for each in self.rounds)]
+        fields[-1] += len(CLIP_BASELINES if self.clips else IMAGE_BASELINES)
+        images = [each.end - each.begin for each in self.rounds] + [len(self.parts.held_out.pictures)]
+        return [(field + 1) * math.ceil(count / size) for field, count in zip(fields, images, strict=True)]
+
     # The held-out questions
 
     def _judge(
@@ -253,7 +262,7 @@ class Search:
         tokens = rows[chosen.name]["tokens"]["mean_over_layers"]
         budgets: dict[str, float] = dict.fromkeys((chosen.name, *baselines), float(tokens))
         benchmark = self._benchmark(self.parts.held_out, list(specs.values()), HELD_OUT, budgets)
-        measured = benchmark.run(lambda what, done, whole: tell(f"held-out questions {what}", done, whole))
+        measured = self._measured(benchmark, "held-out questions:", len(self.rounds), tell)
         answers = _answers(benchmark.folder.predictions(), 0)
         dense = name_of(DENSE)
         found = []
