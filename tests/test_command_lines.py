@@ -133,6 +133,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         ("foveate.train.run", "run"),
         ("foveate.bulk", "run"),
         ("foveate.report", "read_runs"),
+        ("foveate.tune", "parts_of"),
         ("foveate.server_load", "Server"),
         ("foveate.vllm_plugin.launch", "check_vllm"),
         ("foveate.play", "check_installed"),

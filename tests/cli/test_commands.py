@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from commands import EXAMPLES, Commands
 
 import foveate
@@ -180,3 +181,53 @@ def test_bench_at_equal_terms(run, tmp_path):
     assert rows[2]["spec"].endswith("@3")
     assert found["config"]["budgets"][rows[2]["spec"]] == 288
     assert "match mean" in run.refused("bench", *words[:-1], "size")
+
+
+def test_tune(run, tmp_path):
+    """A search on the embedded model, from end to end and again."""
+    words = ("--questions", "75", "--max-drop", "0.9", "--methods", "none", "--spec", "stride:36", "--spec", "stride:4")
+    words = (*words, "--finalists", "1", "--device", "laptop", "--out", tmp_path / "out")
+    text = " ".join(run("tune", *words).split())
+    assert "The search, on 33 questions about 4 images" in text
+    assert "Verified on 42 held-out questions about 4 images" in text
+    assert "Predicted times decide, for AMD Ryzen 7 7840U, 8 cores, 32 GB DDR5-5600 (a lower bound" in text
+    assert f"foveate report {tmp_path / 'out' / 'held-out'}" in text
+    found = run.json("tune", *words)
+    assert found["folder"] == str(tmp_path / "out")
+    assert [row["spec"] for row in found["rounds"][0]["candidates"] if row["stays"]] == [found["chosen"]["spec"]]
+    rows = {row["spec"]: row for row in found["rows"]}
+    keep = found["chosen"]["spec"].removeprefix("stride:")
+    assert rows.keys() == {"dense", *(f"{name}:{keep}" for name in ("stride", "random", "pool2d", "resize"))}
+    assert rows["dense"]["ratios"]["predicted"] == 1.0
+    said = run.refused("tune", *words, "--seed", "1")
+    assert "holds another search" in said
+    assert "seed" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--max-drop", "5"), "--max-drop is 5; give a share of the accuracy above 0 and below 1: 0.01 is one point"),
+        (("--max-drop", "0"), "--max-drop is 0; give a share"),
+        (("--max-drop", "nan"), "--max-drop must be a number, not nan"),
+        (("--held-out", "1"), "the held-out share is 1; give the share of the images"),
+        (("--questions", "0"), "--questions is 0; it must be at least 1"),
+        (
+            ("--questions", "20"),
+            "of which 1 would be held out, and 3 are needed; give more questions about other images",
+        ),
+        (("--methods", "clustre"), '--methods: no method is called "clustre"; did you mean "cluster"?'),
+        (("--places", "inputs"), "--places 'inputs' names no place; there are own, pixels"),
+        (("--methods", "none"), "nothing is left to search: name methods, or candidates by --spec"),
+        (("--keep", "0"), "keep 0 leaves nothing"),
+        (("--device", "h1000"), 'no device is called "h1000"; did you mean "h100"?'),
+        (("--data", "nothing.jsonl"), "there is no"),
+    ],
+)
+def test_tune_refuses_before_a_weight_is_read(refuse, words, said):
+    assert said in refuse("tune", *words)
+
+
+def test_tune_refuses_a_folder_of_something_else(refuse, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    assert "holds something that is no search; name another folder with --out" in refuse("tune", "--out", tmp_path)

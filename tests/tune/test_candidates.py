@@ -111,8 +111,8 @@ def test_parts_share_no_image_and_are_drawn() -> None:
 @pytest.mark.parametrize(
     ("questions", "share", "said"),
     [
-        (300, 0.0, "held_out is 0; give the share of the images"),
-        (300, 1.0, "held_out is 1; give the share of the images"),
+        (300, 0.0, "the held-out share is 0; give the share of the images"),
+        (300, 1.0, "the held-out share is 1; give the share of the images"),
         (300, 0.01, "of which 0 would be held out, and 3 are needed"),
         (300, 0.95, "would be to search on, and 4 are needed"),
         (40, 0.5, "of which 2 would be held out, and 3 are needed"),

@@ -168,9 +168,11 @@ def tune(
     """
     from foveate.bench.scoring import scoring_of
     from foveate.prompts import check_prompt
+    from foveate.schedule.depth import PUBLISHED_DEPTH
+    from foveate.tune import proposed
     from foveate.tune.search import check_bound, check_search_folder
 
-    check_bound(max_drop)
+    check_bound(max_drop, "--max-drop")
     if prompt is not None:
         check_prompt(prompt)
     if score is not None:
@@ -182,6 +184,8 @@ def tune(
         from foveate.costmodel.device import device as device_of
 
         device_of(target)
+    # Names and budgets are read before the model is there, whose depth only decides which layers are meant.
+    proposed(PUBLISHED_DEPTH, methods, places, keep, spec or ())
     silence_transformers()
     arguments = placement_arguments(runs_on, dtype, device_map, quantize)
     if out is not None:
@@ -235,9 +239,9 @@ def tune(
 
 
 def _tell_before(search: Search) -> None:
-    """Say what is searched, and what can't be told by so few images."""
+    """Say what is searched, and what so few images can tell."""
     from foveate.tune.search import left_out_text
-    from foveate.tune.verdict import fewest_images
+    from foveate.tune.verdict import fewest_images, shown_by
 
     lines = [f"{len(search.candidates)} candidates on {search.parts.search.questions:,} questions."]
     if search.left_out:
@@ -245,8 +249,8 @@ def _tell_before(search: Search) -> None:
     images, least = len(search.parts.held_out.pictures), fewest_images(search.max_drop)
     if images < least:
         lines.append(
-            f"{images} held-out images can't show that a spec loses at most {search.max_drop * 100:g} points, even if "
-            f"no answer changes: that takes {least}. Ask about more, or allow a larger --max-drop."
+            f"{images} held-out images are few: a spec that changes no answer on them may still lose "
+            f"{shown_by(images) * 100:.1f} points on others. {least} rule out a drop of {search.max_drop * 100:g}."
         )
     for line in lines:
         notes().print(line, soft_wrap=True)

@@ -46,10 +46,11 @@ def parts_of(task: Task, held_out: float = 0.5, seed: int = 0) -> Parts:
     >>> len(parts.search.pictures), len(parts.held_out.pictures)
     (10, 10)
     """
-    share = check_real("held_out", held_out)
+    share = check_real("the held-out share", held_out)
     if not 0 < share < 1:
         raise FoveateError(
-            f"held_out is {held_out:g}; give the share of the images that judge the choice, above 0 and below 1"
+            f"the held-out share is {held_out:g}; give the share of the images that judge the choice, above 0 and "
+            "below 1 (--held-out)"
         )
     seed = check_whole("seed", seed, SEED)
     images = len(task.pictures)

@@ -357,8 +357,8 @@ class Search:
             )
 
 
-def check_bound(max_drop: float) -> float:
-    """Check the most that may be lost.
+def check_bound(max_drop: float, name: str = "max_drop") -> float:
+    """Check the most that may be lost, which errors call by this name.
 
     Raises:
         FoveateError: it is no share of the accuracy.
@@ -367,11 +367,9 @@ def check_bound(max_drop: float) -> float:
     Traceback (most recent call last):
     foveate.errors.FoveateError: max_drop is 5; give a share of the accuracy above 0 and below 1: 0.01 is one point
     """
-    value = check_real("max_drop", max_drop)
+    value = check_real(name, max_drop)
     if not 0 < value < 1:
-        raise FoveateError(
-            f"max_drop is {value:g}; give a share of the accuracy above 0 and below 1: 0.01 is one point"
-        )
+        raise FoveateError(f"{name} is {value:g}; give a share of the accuracy above 0 and below 1: 0.01 is one point")
     return value
 
 

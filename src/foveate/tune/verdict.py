@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from foveate.bench.comparing import questions_needed
 from foveate.bench.formatting import direction, points, points_text
 
-__all__ = ["Judgement", "fewest_images", "front", "judged", "needed", "sentences"]
+__all__ = ["Judgement", "fewest_images", "front", "judged", "needed", "sentences", "shown_by"]
 
 Judgement = Literal["within", "beyond", "unclear"]
 """Of a drop: within the bound, or beyond it, with 95 % confidence; or the interval has the bound inside."""
@@ -51,8 +51,17 @@ def front(points: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
     return tuple(found)
 
 
+def shown_by(images: int) -> float:
+    """Return the drop that so many images can't rule out where no answer changes (the rule of three).
+
+    >>> round(shown_by(59), 3), round(shown_by(8), 3)
+    (0.05, 0.312)
+    """
+    return 1 - _ONE_IN_TWENTY ** (1 / images)
+
+
 def fewest_images(max_drop: float) -> int:
-    """Return how many images can tell a drop of this size at best: if no answer changes (the rule of three).
+    """Return how many images rule out a drop of this size where no answer changes.
 
     >>> fewest_images(0.01), fewest_images(0.05)
     (299, 59)
@@ -63,7 +72,7 @@ def fewest_images(max_drop: float) -> int:
 def needed(scores: Sequence[float], reference: Sequence[float], images: Sequence[Hashable], max_drop: float) -> int:
     """Return how many questions like these tell that nothing is lost, to the bound, with a power of 80 %.
 
-    If no answer changes, the images that this takes at best, with as many questions each.
+    Where no answer changes, as many as rule out a drop then, with as many of them about each image.
 
     >>> needed([1, 0] * 50, [1, 1] * 50, range(100), 0.05)
     793
@@ -71,8 +80,9 @@ def needed(scores: Sequence[float], reference: Sequence[float], images: Sequence
     59
     """
     by_changes = questions_needed(scores, reference, images, max_drop)
-    at_best = math.ceil(fewest_images(max_drop) * len(scores) / len(set(images)))
-    return at_best if by_changes is None else max(by_changes, at_best)
+    if by_changes is not None:
+        return by_changes
+    return math.ceil(fewest_images(max_drop) * len(scores) / len(set(images)))
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
