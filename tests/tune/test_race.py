@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate.bench.statistics import difference_interval
-from foveate.tune.race import Answers, Round, chance_within, race, rounds_of, standings
+from foveate.bench.statistics import Interval, difference_interval
+from foveate.tune.race import Answers, Round, Standing, chance_within, race, rounds_of, standings
+from foveate.tune.search import choice
 
 SECONDS = {
     "dense": 1.0,
@@ -114,3 +115,18 @@ def test_the_chance_is_that_of_the_interval() -> None:
     found = difference_interval(spec, dense, range(300))
     assert found.low is not None
     assert chance_within(spec, dense, range(300), -found.low)[1] == pytest.approx(0.975)
+
+
+@pytest.mark.parametrize(
+    ("chances", "chosen"),
+    [
+        ({"cheap": 0.6, "middle": 0.92, "safe": 0.99}, "middle"),
+        ({"cheap": 0.95, "middle": 0.92, "safe": 0.99}, "cheap"),
+        ({"cheap": 0.6, "middle": 0.7, "safe": 0.8}, "safe"),
+        ({"cheap": 0.0, "middle": 0.0, "safe": 0.0}, "cheap"),
+    ],
+)
+def test_what_looks_just_good_enough_is_not_chosen(chances: dict[str, float], chosen: str) -> None:
+    ratios = {"cheap": 0.2, "middle": 0.5, "safe": 0.9}
+    finalists = [Standing(name, Interval(0, None, None), chance, 1 - ratios[name]) for name, chance in chances.items()]
+    assert choice(finalists, ratios).name == chosen

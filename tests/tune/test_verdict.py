@@ -77,8 +77,8 @@ def test_what_it_gains_on_baselines() -> None:
     }
     *_, differs, above = sentences(result(row("a", 0.0, 0.01, 0.4, against=against)))
     assert differs == (
-        "Beside baselines with the same tokens, a differs by +20.0 points (+10.0 to +30.0) to random:64; "
-        "+1.0 points (-10.0 to +10.0) to stride:64."
+        "a less each baseline with the same tokens: random:64 +20.0 points (+10.0 to +30.0); stride:64 +1.0 points "
+        "(-10.0 to +10.0)."
     )
     assert above == "It is clearly above random:64 alone."
 

@@ -98,6 +98,9 @@ def report(
     for run in runs:
         if pictures and tasks[run.name] is None:
             line = "Pictures are missing: give the questions' file as --data."
+            if kept:
+                line = "Pictures are missing, and so is what is kept of them: give the questions' file as --data"
+                line += " and the model as --model." if model is None else "."
             shown[run.name] = Examples(lines=(line,))
     network = processor = None
     if kept and any(task is not None for task in tasks.values()):

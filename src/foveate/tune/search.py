@@ -57,6 +57,8 @@ __all__ = ["FINALISTS", "Search", "check_search_folder"]
 
 FINALISTS: Final = 6
 """How many specs the last round leaves."""
+CONFIDENT: Final = 0.9
+"""The chance to be within the bound from which on a finalist may be chosen for its speed."""
 HELD_OUT: Final = "held-out"
 RESULT: Final = "tune.json"
 _CONFIG: Final = "search.json"
@@ -255,8 +257,7 @@ class Search:
     ) -> dict[str, Any]:
         finalists = [each for each in history[-1] if each.stays]
         rows = {row["spec"]: row for row in metrics["configurations"]}
-        ratio = {each.name: self._ratio(rows, each.name) for each in finalists}
-        chosen = max(finalists, key=lambda each: (each.chance * max(0.0, 1 - ratio[each.name]), each.chance))
+        chosen = choice(finalists, {each.name: self._ratio(rows, each.name) for each in finalists})
         baselines, lacking = self._baselines(self.candidates[chosen.name], rows[chosen.name]["tokens"])
         specs = {each.name: self.candidates[each.name] for each in finalists} | baselines
         tokens = rows[chosen.name]["tokens"]["mean_over_layers"]
@@ -355,6 +356,22 @@ class Search:
                 f"{shown_path(self.folder)} holds another search (different {', '.join(other)}), and nothing is "
                 "overwritten; name another folder with --out, or remove this one"
             )
+
+
+def choice(finalists: Sequence[Standing], ratios: Mapping[str, float]) -> Standing:
+    """Choose the fastest of those that are within the bound with a good chance; if none is, the surest.
+
+    The race bets on what may save much. The choice doesn't: of many that were tried, one that looks just good enough
+    has probably been lucky.
+
+    Args:
+        finalists: where they stand after the last round.
+        ratios: of their times to that of dense.
+    """
+    sure = [each for each in finalists if each.chance >= CONFIDENT]
+    if sure:
+        return min(sure, key=lambda each: (ratios[each.name], -each.chance))
+    return max(finalists, key=lambda each: (each.chance, -ratios[each.name]))
 
 
 def check_bound(max_drop: float, name: str = "max_drop") -> float:

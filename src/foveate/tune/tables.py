@@ -26,7 +26,7 @@ def cells(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
         chosen = row["spec"] == result["chosen"]["spec"]
         found.append(
             (
-                ("*" if row["front"] else "") + ("<" if chosen else ""),
+                " ".join(mark for mark, holds in (("*", row["front"]), ("chosen", chosen)) if holds),
                 printable(row["spec"]) + (" °" if row["baseline"] else ""),
                 count(tokens["after"]),
                 count(tokens["mean_over_layers"]),
@@ -75,7 +75,7 @@ def caption(result: Mapping[str, Any]) -> str:
     )
     bound = points(result["max_drop"]).lstrip("+")
     return (
-        "*: on the front, nothing is both as fast and as accurate. <: what the search has chosen. °: baseline. bound: "
+        "*: on the front, nothing is both as fast and as accurate. chosen: by the search. °: baseline. bound: "
         f"whether the 95 % interval is within a drop of {bound} points, beyond it, or unclear. {decides} Milliseconds "
         f"are for one question about a new image, with an answer of {result['answer']} tokens (predicted) or as it was "
         "(measured)."

@@ -127,8 +127,8 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
             "but the search had not chosen so; ask other questions before you rely on that."
         )
     if row["against"]:
-        each = [f"{points_text(difference)} to {name}" for name, difference in row["against"].items()]
-        found.append(f"Beside baselines with the same tokens, {chosen['spec']} differs by {'; '.join(each)}.")
+        each = [f"{name} {points_text(difference)}" for name, difference in row["against"].items()]
+        found.append(f"{chosen['spec']} less each baseline with the same tokens: {'; '.join(each)}.")
         ahead = [name for name, difference in row["against"].items() if direction(difference) > 0]
         if len(ahead) < len(row["against"]):
             found.append(
