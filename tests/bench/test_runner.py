@@ -125,6 +125,16 @@ def test_more_than_there_is_is_refused_before_anything_is_written(model, process
     assert list(tmp_path.iterdir()) == []
 
 
+def test_keeps_per_layer_and_means_are_counted_where_they_act(deep_model, processor, task, tmp_path) -> None:
+    specs = ["pool:8/2@1,2", "pool:mean=8@1,2", "cluster:8+pool:0.5@1"]
+    made = Benchmark(deep_model, processor, task, specs, tmp_path / "run", longest=1)
+    rows = {row["spec"]: row["tokens"] for row in made.run()["configurations"]}
+    assert (rows["pool:8/2@1,2"]["after"], rows["pool:8/2@1,2"]["mean_over_layers"]) == (2, (16 + 8 + 2 + 2) / 4)
+    assert rows["pool:mean=8@1,2"]["mean_over_layers"] == pytest.approx(8, abs=0.5)
+    with pytest.raises(FoveateError, match=r"pool:17/8@1,2.*keep 17 is more than the 16"):
+        Benchmark(deep_model, processor, task, ["pool:17/8@1,2"], tmp_path / "none")
+
+
 @pytest.mark.parametrize("keep", ["0", "-1", "1.5", "NaN", "", "64,x"])
 def test_bad_budgets(keep: str) -> None:
     with pytest.raises(FoveateError):

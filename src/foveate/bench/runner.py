@@ -30,12 +30,12 @@ from foveate.bench.times import comparable_parts
 from foveate.devices import placement_of
 from foveate.engine import Encoded
 from foveate.engine.timing import now
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, KeepError
 from foveate.families.prompt_check import prompt_layouts
 from foveate.files import remove_folder
 from foveate.fingerprint import answering_fingerprint, learned_fingerprint
 from foveate.numbers import Between, check_real, check_whole
-from foveate.schedule import schedule
+from foveate.schedule import count_tokens, schedule
 from foveate.spec import Spec, SpecLike, as_spec, spec_list
 
 CHUNK = 8
@@ -391,9 +391,10 @@ class Benchmark:
         layouts = prompt_layouts(self.asker.family, {**first.pixels, "input_ids": torch.tensor([first.rows[0]])})
         for name, spec in self.specs.items():
             try:
-                # Later steps check their tokens when they run.
-                for step in spec.steps[:1]:
-                    step.method.count(layouts[0])
+                count_tokens(schedule(spec, self.asker.family), self.asker.family, layouts[0])
+            except KeepError:
+                # It names the spec.
+                raise
             except FoveateError as error:
                 raise FoveateError(f"{name}: {error}") from None
 
