@@ -1,7 +1,8 @@
 """Each metric against cases that were worked out by hand."""
 
 import importlib.util
-import math
+import shutil
+from collections.abc import Mapping, Sequence
 
 import pytest
 
@@ -155,25 +156,74 @@ def test_a_choice_that_is_none_of_the_options_is_refused() -> None:
         scoring_of("choice").ready([Response("", ("horse",), "which ?", PETS)])
 
 
-def test_cider() -> None:
-    scoring = scoring_of("cider")
-    asked = [Response("", ("a red dog runs fast", "the dog is red"), "1"), Response("", ("two cats sleep here",), "2")]
-    if importlib.util.find_spec("pycocoevalcap") is None:
-        with pytest.raises(FoveateError, match="needs pycocoevalcap"):
-            scoring.ready(asked)
-        return
+CAPTIONS = {
+    "a red dog sleeps here": ("a red dog runs fast", "the dog is red"),
+    "two cats sleep here": ("two cats sleep here",),
+    "": ("a man on a bench reads the news", "someone reads"),
+    "the the the red the red": ("the red kite", "a kite", "the red kite in the red sky"),
+    "a long caption of many words that nobody wrote about this kite": ("a kite",),
+}
+"""Captions as a model says them, each with the right ones: one alike, one empty, one that repeats itself."""
+
+
+def asked_for(captions: Mapping[str, Sequence[str]]) -> list[Response]:
+    return [Response("", tuple(right), str(number)) for number, right in enumerate(captions.values())]
+
+
+def cider_scores(captions: Mapping[str, Sequence[str]]) -> list[float]:
+    """The scores of foveate's metric, as the library counts: from 0 to 10."""
+    asked = asked_for(captions)
+    ready = scoring_of("cider").ready(asked)
+    return [
+        10 * ready.score(Response(said, each.answers, each.question))
+        for said, each in zip(captions, asked, strict=True)
+    ]
+
+
+def test_cider_without_its_library_is_refused() -> None:
+    if importlib.util.find_spec("pycocoevalcap") is not None:
+        pytest.skip("the library is there")
+    with pytest.raises(FoveateError, match="needs pycocoevalcap"):
+        scoring_of("cider").ready(asked_for(CAPTIONS))
+
+
+def test_cider_is_what_pycocoevalcap_computes() -> None:
+    pytest.importorskip("pycocoevalcap")
     from pycocoevalcap.cider.cider import Cider
 
-    ready = scoring.ready(asked)
-    said = ("a red dog sleeps here", "two cats sleep here")
-    scores = [ready.score(Response(text, each.answers, each.question)) for text, each in zip(said, asked, strict=True)]
-    theirs, each = Cider().compute_score(
-        {number: list(one.answers) for number, one in enumerate(asked)}, dict(enumerate([text] for text in said))
-    )
-    assert [10 * score for score in scores] == pytest.approx(list(each))
+    right = {number: list(each) for number, each in enumerate(CAPTIONS.values())}
+    mean, each = Cider().compute_score(right, {number: [said] for number, said in enumerate(CAPTIONS)})
+    ours = cider_scores(CAPTIONS)
+    assert ours == pytest.approx(list(each))
+    assert ours[1] == pytest.approx(10)
+    assert ours[2] == 0
+    scoring = scoring_of("cider")
     assert scoring.figures is not None
-    figures = scoring.figures([Scored(one, score) for one, score in zip(asked, scores, strict=True)])
-    assert math.isclose(figures["CIDEr"], 100 * theirs)
+    scored = [Scored(one, score / 10) for one, score in zip(asked_for(CAPTIONS), ours, strict=True)]
+    assert scoring.figures(scored)["CIDEr"] == pytest.approx(100 * mean)
+
+
+@pytest.mark.parametrize(
+    ("captions", "same"),
+    [
+        ({f"{said.capitalize()} .": [f"{one.title()}!" for one in right] for said, right in CAPTIONS.items()}, True),
+        ({**CAPTIONS, "the ball, a red one, lies there": ("The ball; red: lies there?",)}, True),
+        # Its tokenizer parts "dog's" into two words, and makes words of brackets.
+        ({**CAPTIONS, "the ball lies there": ("The ball (red) lies there",)}, False),
+        ({**CAPTIONS, "the dog's ball lies there": ("the dog's ball is in the half open box",)}, False),
+    ],
+)
+def test_cider_is_that_of_coco_where_captions_hold_plain_words(captions: dict[str, list[str]], same: bool) -> None:
+    pytest.importorskip("pycocoevalcap")
+    if shutil.which("java") is None:
+        pytest.skip("the tokenizer of COCO's evaluation needs Java")
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    right = {number: [{"caption": one} for one in each] for number, each in enumerate(captions.values())}
+    said = {number: [{"caption": one}] for number, one in enumerate(captions)}
+    _, each = Cider().compute_score(PTBTokenizer().tokenize(right), PTBTokenizer().tokenize(said))
+    assert (cider_scores(captions) == pytest.approx(list(each))) == same
 
 
 def test_every_metric_is_tested_here() -> None:

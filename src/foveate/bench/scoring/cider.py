@@ -59,8 +59,9 @@ def cider(response: Response) -> float:
     """Score a caption against the right ones: CIDEr-D (arXiv 1411.5726, Section 6) over 10, so that it is at most 1.
 
     Words are weighed by the right captions of all questions, so this function alone can't score: `Scoring.ready` makes
-    the one that does. Captions are compared in lower case without punctuation; published numbers come from a tokenizer
-    in Java, which parts a few words otherwise.
+    the one that does. Captions are compared in lower case without punctuation, where COCO's evaluation has a tokenizer
+    in Java. Captions of plain words score the same with both. That one parts "dog's" into two words and makes words of
+    brackets, so such captions score otherwise, and through the weights of words all others do a little.
 
     Raises:
         FoveateError: the metric wasn't made ready.
