@@ -6,6 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ pytest.importorskip("lmms_eval")
 from foveate.bench import Benchmark, jsonl, scenes
 from foveate.embedded import PATH
 from foveate.loading import load_model, load_processor
+from foveate.voco import VoCo
 
 HERE = Path(__file__).parent
 LAUNCH = str(HERE / "launch.py")
@@ -93,6 +96,68 @@ def test_two_processes_and_a_spec_with_commas(folder: Path) -> None:
     )
     assert [line["filtered_resps"] for line in shared] == [line["filtered_resps"] for line in samples]
     assert "pyramiddrop:0.5@2,4" in printed
+
+
+def test_answers_from_voco_tokens_are_those_of_the_adapter(folder: Path) -> None:
+    found, samples, printed = ask(folder, "voco=shipped,voco_tokens=8", out="voco", more=("--limit", "6"))
+    assert found is not None, printed
+    model, processor = load_model(PATH, device="cpu", dtype="float32"), load_processor(PATH)
+    voco = VoCo.from_pretrained("shipped")
+    for line, row in zip(samples, (folder / "rows.jsonl").read_text().splitlines()[:6], strict=True):
+        asked = json.loads(row)
+        content = [{"type": "image", "path": asked["image"]}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
+        )
+        memories = voco.encode(model, inputs, 8)
+        assert line["filtered_resps"].strip() == voco.generate(
+            model, memories, asked["question"], processor, max_new_tokens=6
+        )
+    assert "spec voco:8" in printed
+    assert re.search(r"visual_tokens_dense 576\.0, visual_tokens 8\.0", printed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("voco=shipped,spec=cluster:64", "leave spec, loyalty and system out"),
+        ("voco=shipped,voco_tokens=33", "33"),
+        ("voco_tokens=8", "voco_tokens and no voco"),
+    ],
+)
+def test_voco_tokens_that_cannot_be_used_are_refused(folder: Path, arguments: str, message: str) -> None:
+    found, _, printed = ask(folder, arguments, out="no-voco", more=("--limit", "2"))
+    assert found is None
+    assert message in printed
+
+
+def test_the_names_of_tasks_and_metrics_on_the_page_of_claims_are_those_of_lmms_eval() -> None:
+    names = json.loads((HERE.parent / "claims" / "lmms-eval-0.7.3-tasks.json").read_text())
+    assert version("lmms_eval") == names["version"]
+    tasks = Path(str(find_spec("lmms_eval").origin)).parent / "tasks"  # pyright: ignore
+    texts = [file.read_text() for file in tasks.rglob("*.yaml")]
+    templates = {file.name: file.read_text() for file in tasks.rglob("*_template_*yaml")}
+    for task, metric in names["tasks"].items():
+        own = [text for text in texts if re.search(rf"^task: *[\"']?{task}[\"']?\s*$", text, re.MULTILINE)]
+        assert len(own) == 1, task
+        included = re.findall(r"^include: *(\S+)", own[0], re.MULTILINE)
+        assert f"metric: {metric}" in own[0] + "".join(templates.get(name, "") for name in included), task
+
+
+def test_a_log_becomes_a_file_of_the_community(folder: Path) -> None:
+    for name, spec in (("log-dense", "dense"), ("log-cluster", "cluster:64")):
+        found, _, printed = ask(folder, f"spec={spec}", out=name, more=("--limit", "4"))
+        assert found is not None, printed
+    script = HERE.parents[1] / "benchmarks" / "community.py"
+    command = [sys.executable, str(script), "make", "log-dense", "log-cluster", "--model", "embedded", "--out", "sent"]
+    done = subprocess.run(command, cwd=folder, env={**os.environ, **OFFLINE}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (file,) = (folder / "sent").glob("*.json")
+    run = json.loads(file.read_text())
+    assert run["questions"] == {"foveate_shapes": 4}
+    assert [row["spec"] for row in run["rows"]] == ["dense", "cluster:64"]
+    assert run["rows"][1]["tokens"] == {"before": 576, "after": 64, "over_layers": 64}
+    assert run["rows"][0]["scores"]["foveate_shapes"].keys() == {"exact_match"}
 
 
 def test_a_bad_spec_is_refused_with_its_own_words(folder: Path) -> None:

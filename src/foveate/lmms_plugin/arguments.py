@@ -5,7 +5,7 @@ from __future__ import annotations
 from foveate.errors import FoveateError, quoted
 from foveate.spec import Spec, parse
 
-__all__ = ["read_spec", "read_switch"]
+__all__ = ["read_count", "read_spec", "read_switch"]
 
 
 def read_spec(text: str) -> Spec | None:
@@ -38,3 +38,20 @@ def read_switch(name: str, value: object) -> bool:
     if found is None:
         raise FoveateError(f"{name} is {quoted(value)}; it must be true or false")
     return found
+
+
+def read_count(name: str, value: object) -> int | None:
+    """Return a whole number of at least 1, or None if there is none.
+
+    Raises:
+        FoveateError: it is something else.
+
+    >>> read_count("voco_tokens", "8"), read_count("voco_tokens", None)
+    (8, None)
+    """
+    if value is None:
+        return None
+    text = str(value).strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text)):
+        raise FoveateError(f"{name} is {quoted(value)}; it must be a whole number of at least 1")
+    return int(text)

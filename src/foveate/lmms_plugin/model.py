@@ -18,9 +18,10 @@ from loguru import logger
 
 from foveate.engine import apply
 from foveate.errors import FoveateError
-from foveate.lmms_plugin.arguments import read_spec, read_switch
+from foveate.lmms_plugin.arguments import read_count, read_spec, read_switch
 from foveate.loading import load_model, load_processor
 from foveate.prompts import chat_text, special_tokens
+from foveate.voco import VoCo, VoCoMemory
 
 _PASSED: Final = ("max_new_tokens", "min_new_tokens", "num_beams", "do_sample", "temperature", "top_p", "top_k")
 """What tasks say about decoding and `generate` takes; the rest is for other models."""
@@ -40,6 +41,8 @@ class Foveate(lmms):
         batch_size: how many prompts the model gets at once, padded on the left.
         system: a system prompt.
         loyalty: whether every question is also answered dense, to log how many answers are equal; takes twice the time.
+        voco: a folder with VoCo tokens, or its name on the hub: questions are answered from them in place of the image.
+        voco_tokens: how many of them to use; all by default.
 
     Raises:
         FoveateError: an argument can't be read, or the model can't be loaded.
@@ -59,6 +62,8 @@ class Foveate(lmms):
         batch_size: int | str = 1,
         system: str = "",
         loyalty: bool | str = False,
+        voco: str | None = None,
+        voco_tokens: int | str | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
@@ -86,6 +91,14 @@ class Foveate(lmms):
             quantize=quantize,
         )
         self.batch_size_per_gpu = int(batch_size)
+        self.voco = None if voco is None else VoCo.from_pretrained(str(voco))
+        self.voco_tokens = read_count("voco_tokens", voco_tokens)
+        if self.voco is None and self.voco_tokens is not None:
+            raise FoveateError("--model_args has voco_tokens and no voco; name the folder of the VoCo tokens")
+        if self.voco is not None:
+            if self.spec is not None or self.loyalty or self.system:
+                raise FoveateError("VoCo tokens stand for the whole image: leave spec, loyalty and system out")
+            self.voco.check(self._model)
 
     # What lmms-eval reads of a model
 
@@ -158,9 +171,18 @@ class Foveate(lmms):
         )
         for chunk in order.get_batched(n=self.batch_size, batch_fn=None):
             settings = chunk[0][2]
-            texts, inputs = self._inputs([self._messages(*given[1:]) for given in chunk])
-            with nullcontext() if self.spec is None else apply(self._model, self.spec) as run:
-                answers, counts = self._generate(inputs, settings)
+            chats = [self._messages(*given[1:]) for given in chunk]
+            texts, inputs = self._inputs(chats)
+            run = None
+            if self.voco is not None:
+                memories = self._memories(self.voco, chats, inputs)
+                answers, counts = self._from_memories(self.voco, memories, chats, settings)
+                images, before = images + len(memories), before + sum(each.visual_tokens for each in memories)
+                after += sum(each.tokens for each in memories)
+                mean = after
+            else:
+                with nullcontext() if self.spec is None else apply(self._model, self.spec) as run:
+                    answers, counts = self._generate(inputs, settings)
             if run is not None:
                 sums = run.report().sums
                 images, before, after = images + sums.images, before + sums.before, after + sums.after
@@ -173,7 +195,7 @@ class Foveate(lmms):
                 found.append(GenerationResult(text=answer, token_counts=TokenCounts(output_tokens=count)))
                 self.cache_hook.add_partial("generate_until", (text, settings), answer)
         taken = time.monotonic() - began
-        told: dict[str, Any] = {"spec": "dense" if self.spec is None else str(self.spec), "num_requests": len(found)}
+        told: dict[str, Any] = {"spec": self._asked_under(), "num_requests": len(found)}
         if images:
             told |= {"visual_tokens_dense": before / images, "visual_tokens": after / images}
             told["visual_tokens_over_layers"] = mean / images
@@ -182,6 +204,12 @@ class Foveate(lmms):
         log_metrics(taken, tokens, tokens / taken if taken else 0.0, told)
         logger.info(f"foveate: {', '.join(f'{name} {value}' for name, value in told.items())}")
         return order.get_original(found)
+
+    def _asked_under(self) -> str:
+        """Return what the log calls the configuration."""
+        if self.voco is not None:
+            return f"voco:{self.voco_tokens or self.voco.tokens}"
+        return "dense" if self.spec is None else str(self.spec)
 
     def _messages(self, to_messages: Any, settings: Any, number: int, task: str, split: str) -> ChatMessages:
         return ChatMessages(messages=to_messages(self.task_dict[task][split][number]))
@@ -211,18 +239,55 @@ class Foveate(lmms):
                 inputs[name] = value.to(self._model.dtype)
         return texts, dict(inputs)
 
+    def _memories(self, voco: VoCo, chats: Sequence[ChatMessages], inputs: dict[str, Any]) -> list[VoCoMemory]:
+        """Return one memory for each prompt, of all its images."""
+        counts = [len(chat.extract_media()[0]) for chat in chats]
+        if not all(counts):
+            raise FoveateError("VoCo tokens stand for images, and a question of this task has none")
+        every = iter(voco.encode(self._model, inputs, self.voco_tokens))
+        return [
+            own[0] if len(own) == 1 else voco.join(own) for own in ([next(every) for _ in range(n)] for n in counts)
+        ]
+
+    def _from_memories(
+        self, voco: VoCo, memories: Sequence[VoCoMemory], chats: Sequence[ChatMessages], settings: dict[str, Any]
+    ) -> tuple[list[str], list[int]]:
+        """Return the answers to the questions of a batch, each after its memory, and how many tokens each has."""
+        questions = [_question(chat) for chat in chats]
+        said = voco.generate(self._model, memories, questions, self.processor, **_options(settings))
+        answers = [_until(text, settings.get("until")) for text in said]
+        return answers, [len(self.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in answers]
+
     def _generate(self, inputs: dict[str, Any], settings: dict[str, Any]) -> tuple[list[str], list[int]]:
         """Return the answers to a batch, and how many tokens each has."""
-        options = {name: settings[name] for name in _PASSED if settings.get(name) is not None}
-        if not options.get("temperature"):
-            options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        options.setdefault("max_new_tokens", 1024)
+        options = _options(settings)
         ids = self._model.generate(**inputs, **options)[:, inputs["input_ids"].shape[1] :]
         answers = [
             _until(text, settings.get("until")) for text in self.processor.batch_decode(ids, skip_special_tokens=True)
         ]
         pad = getattr(self._model.generation_config, "pad_token_id", None)
         return answers, [int((row != pad).sum()) for row in ids]
+
+
+def _options(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what a task says about decoding, as options of `generate`."""
+    options = {name: settings[name] for name in _PASSED if settings.get(name) is not None}
+    if not options.get("temperature"):
+        options |= {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    options.setdefault("max_new_tokens", 1024)
+    return options
+
+
+def _question(chat: ChatMessages) -> str:
+    """Return the text of a chat of one turn.
+
+    Raises:
+        FoveateError: it has several.
+    """
+    messages = chat.to_hf_messages()
+    if len(messages) != 1 or messages[0]["role"] != "user":
+        raise FoveateError("questions to VoCo tokens are one turn of the user; this task has other messages")
+    return "\n".join(part["text"] for part in messages[0]["content"] if part["type"] == "text")
 
 
 def _until(text: str, ends: Any) -> str:
