@@ -9,6 +9,9 @@
     python docs/make.py accuracy --pictures --take results/methods before
                                             copy what accuracy.md needs of a results folder of `foveate bench` to
                                             docs/measured/accuracy-before.json, then make that page
+    python docs/make.py claims --take results/claims bench
+                                            copy what claims.md needs of a results folder to docs/measured/claims.json,
+                                            then make that page
     python docs/make.py versions --take REPORT 5.23.0
                                             enter pytest's JUnit report of a run with transformers 5.23.0 in
                                             docs/measured/versions.json, then make that page
@@ -84,7 +87,7 @@ def main() -> int:
     if arguments.take:
         takers = [name for name in arguments.generators if hasattr(every[name], "take")]
         if len(takers) != 1:
-            reader.error("--take needs one generator that takes results: accuracy or versions")
+            reader.error("--take needs one generator that takes results: accuracy, claims or versions")
         every[takers[0]].take(Path(arguments.take[0]), arguments.take[1])
     stale: list[str] = []
     for name in arguments.generators or every:

@@ -86,10 +86,10 @@ class Study:
         return sorted(int(spec.partition("@")[2]) for spec in self.rows if spec.startswith("fastv"))
 
 
-def claims(study: Study) -> str:
+def claim_rows(study: Study) -> list[list[str]]:
     """Return the claims one by one: the papers', ours, and whether they agree."""
     kept, chance = study.kept, study.chance
-    rows = [
+    return [
         [
             "attention of text changes from layer to layer",
             f"neighbouring layers share {_share(study.mean('previous_overlap'))} of their {kept} highest tokens "
@@ -131,6 +131,11 @@ def claims(study: Study) -> str:
         ),
         ["the encoder's tokens are redundant", *_redundant(study)],
     ]
+
+
+def claims(study: Study) -> str:
+    """Return the section with all claims."""
+    kept, rows = study.kept, claim_rows(study)
     text = f"""\
 Intervals are 95 %, over images; differences in accuracy are paired by question. Maps are of
 {study.found["images"]} scenes, answers of {study.found["answers"]["questions"]} questions about

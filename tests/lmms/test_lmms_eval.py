@@ -1,5 +1,6 @@
 """lmms-eval asks the model through foveate's entry point, and gets what `foveate bench` gets."""
 
+import importlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("lmms_eval")
 
@@ -105,10 +107,8 @@ def test_answers_from_voco_tokens_are_those_of_the_adapter(folder: Path) -> None
     voco = VoCo.from_pretrained("shipped")
     for line, row in zip(samples, (folder / "rows.jsonl").read_text().splitlines()[:6], strict=True):
         asked = json.loads(row)
-        content = [{"type": "image", "path": asked["image"]}]
-        inputs = processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
-        )
+        text = processor.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])
+        inputs = processor(images=[Image.open(asked["image"])], text=text, return_tensors="pt")
         memories = voco.encode(model, inputs, 8)
         assert line["filtered_resps"].strip() == voco.generate(
             model, memories, asked["question"], processor, max_new_tokens=6
@@ -144,14 +144,16 @@ def test_the_names_of_tasks_and_metrics_on_the_page_of_claims_are_those_of_lmms_
         assert f"metric: {metric}" in own[0] + "".join(templates.get(name, "") for name in included), task
 
 
-def test_a_log_becomes_a_file_of_the_community(folder: Path) -> None:
+def test_a_log_becomes_a_file_of_the_community(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, spec in (("log-dense", "dense"), ("log-cluster", "cluster:64")):
         found, _, printed = ask(folder, f"spec={spec}", out=name, more=("--limit", "4"))
         assert found is not None, printed
-    script = HERE.parents[1] / "benchmarks" / "community.py"
-    command = [sys.executable, str(script), "make", "log-dense", "log-cluster", "--model", "embedded", "--out", "sent"]
-    done = subprocess.run(command, cwd=folder, env={**os.environ, **OFFLINE}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.syspath_prepend(HERE.parents[1] / "benchmarks")
+    script = importlib.import_module("community")
+    logs = [str(folder / name) for name in ("log-dense", "log-cluster")]
+    given = ["community.py", "make", *logs, "--model", "embedded", "--out", str(folder / "sent")]
+    monkeypatch.setattr(sys, "argv", given)
+    assert script.main() == 0
     (file,) = (folder / "sent").glob("*.json")
     run = json.loads(file.read_text())
     assert run["questions"] == {"foveate_shapes": 4}
