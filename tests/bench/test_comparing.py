@@ -133,7 +133,8 @@ def test_a_run_is_compared(folders: list[Path]) -> None:
     assert sum(found["hard"]["questions"].values()) <= found["questions"] == 8
     for cost in ("tokens", "layers", "flops", "time"):
         equal = compare(read_results([folders[1]]), equal=cost)
-        assert {row["spec"] for row in equal["equal"]["rows"]} >= {"pool:9"}
+        # How long a call takes hangs on what else the machine does.
+        assert cost == "time" or {row["spec"] for row in equal["equal"]["rows"]} >= {"pool:9"}
         print_all(equal_table(equal))
     print_all(main_table(found), skills_table(found), hard_table(found))
 
@@ -166,5 +167,5 @@ def test_comparisons_that_mean_nothing(folders: list[Path], which: Any, options:
 
 
 def test_a_folder_without_results(tmp_path: Path) -> None:
-    with pytest.raises(FoveateError, match="holds no finished run of foveate bench"):
+    with pytest.raises(FoveateError, match="holds no finished benchmark"):
         read_results([tmp_path])

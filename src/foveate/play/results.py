@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from foveate.bench.finished import is_finished, read_finished
 from foveate.bench.report import caption
-from foveate.bench.results import Prediction, ResultsFolder
+from foveate.bench.results import Prediction
 from foveate.errors import FoveateError
-from foveate.files import files_in, is_file, is_folder, read_json, shown_path
+from foveate.files import files_in, is_folder, shown_path
 
 __all__ = ["Failure", "Point", "Results", "failures", "found_results", "read_results"]
 
@@ -101,7 +102,7 @@ def found_results(path: str | Path) -> dict[str, Path]:
     if not is_folder(path):
         raise FoveateError(f"there is no folder {shown_path(path)}; foveate bench --out {shown_path(path)} makes one")
     inside = [path, *(each for each in files_in(path) if is_folder(each))]
-    found = {each.name: each for each in inside if is_file(each / "metrics.json") and is_file(each / "config.json")}
+    found = {each.name: each for each in inside if is_finished(each)}
     if not found:
         raise FoveateError(
             f"{shown_path(path)} holds no finished results; foveate bench --out {shown_path(path)} makes some"
@@ -115,13 +116,8 @@ def read_results(path: Path) -> Results:
     Raises:
         FoveateError: it isn't there, isn't finished, or is damaged.
     """
-    config = read_json(path / "config.json", strict=False)
-    if not isinstance(config, dict) or "specs" not in config:
-        raise FoveateError(f"{shown_path(path)} holds no results of foveate bench")
-    folder = ResultsFolder(path, config)
-    if not folder.whole:
-        raise FoveateError(f"{shown_path(path)} isn't finished; give the same bench command again to go on")
-    metrics = folder.metrics()
+    run = read_finished(path)
+    metrics = run.metrics
     points = tuple(_point(row) for row in metrics["configurations"])
     floor = metrics["floor"]
     return Results(
@@ -130,7 +126,7 @@ def read_results(path: Path) -> Results:
         tuple(_with_best(points)),
         None if floor is None else float(floor["overall"]),
         caption(metrics, ("Δ dense", "loyal", "95 % interval")),
-        tuple(folder.predictions()),
+        run.predictions,
     )
 
 

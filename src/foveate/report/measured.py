@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from foveate.bench.configurations import DENSE, name_of
-from foveate.bench.results import Prediction, ResultsFolder
+from foveate.bench.finished import read_finished
+from foveate.bench.results import Prediction
 from foveate.errors import FoveateError
-from foveate.files import LIST_LIMIT, DamagedFile, is_file, is_folder, read_json, shown_path
+from foveate.files import shown_path
 
 __all__ = ["Change", "Measured", "read_runs"]
 
@@ -67,22 +68,8 @@ class Measured:
         Raises:
             FoveateError: there is no such folder, its run isn't finished, or a file is damaged.
         """
-        if not is_folder(folder):
-            raise FoveateError(f"{shown_path(folder)} is no folder; give one that foveate bench has written")
-        if not is_file(folder / "metrics.json") or not is_file(folder / "config.json"):
-            raise FoveateError(
-                f"{shown_path(folder)} holds no finished benchmark (metrics.json and config.json); give a folder that "
-                "foveate bench has written, and finish an interrupted run by the command that began it"
-            )
-        try:
-            config = read_json(folder / "config.json", limit=LIST_LIMIT, strict=False)
-            results = ResultsFolder(folder, config)
-            environment = (
-                read_json(folder / "environment.json", strict=False) if is_file(folder / "environment.json") else {}
-            )
-        except (DamagedFile, KeyError, TypeError, AttributeError) as error:
-            raise FoveateError(f"{shown_path(folder)} is damaged ({error}); measure again") from None
-        return cls(name or folder.name, config, results.metrics(), environment, tuple(results.predictions()))
+        run = read_finished(folder)
+        return cls(name or folder.name, run.config, run.metrics, run.environment, run.predictions)
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:

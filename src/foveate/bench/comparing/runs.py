@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.bench.results import Prediction, ResultsFolder
+from foveate.bench.finished import read_finished
+from foveate.bench.results import Prediction
 from foveate.errors import FoveateError
-from foveate.files import LIST_LIMIT, is_file, read_json, shown_path
+from foveate.files import shown_path
 
 __all__ = ["Answers", "Results", "read_results"]
 
@@ -75,8 +76,8 @@ def read_results(folders: Sequence[str | Path]) -> Results:
         FoveateError: one is no finished run or is damaged, or they asked different questions, or scored them otherwise.
     """
     paths = [Path(folder) for folder in folders]
-    runs = [_read(path) for path in paths]
-    configs = [config for config, _, _ in runs]
+    runs = [read_finished(path) for path in paths]
+    configs = [run.config for run in runs]
     for path, config in zip(paths[1:], configs[1:], strict=True):
         both = (configs[0], config)
         for key, what in (("data", "answer different questions"), ("scoring", "are scored by different metrics")):
@@ -88,24 +89,14 @@ def read_results(folders: Sequence[str | Path]) -> Results:
                 )
     answers: dict[str, Answers] = {}
     names: list[tuple[str, ...]] = []
-    for path, (_, metrics, predictions) in zip(paths, runs, strict=True):
+    for path, run in zip(paths, runs, strict=True):
         own = []
-        for row in metrics["configurations"]:
+        for row in run.metrics["configurations"]:
             name = row["spec"] if len(paths) == 1 else f"{path.name}: {row['spec']}"
             if name in answers:
                 raise FoveateError(f"{shown_path(path)} is given twice, or two folders have its name; rename one")
-            given = sorted((each for each in predictions if each.spec == row["spec"]), key=lambda each: each.number)
+            given = sorted((each for each in run.predictions if each.spec == row["spec"]), key=lambda each: each.number)
             answers[name] = Answers(name, row, tuple(given))
             own.append(name)
         names.append(tuple(own))
     return Results(str(configs[0]["task"]), answers, tuple(names))
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any], list[Prediction]]:
-    if not is_file(path / "metrics.json") or not is_file(path / "config.json"):
-        raise FoveateError(f"{shown_path(path)} holds no finished run of foveate bench; name its --out folder")
-    config = read_json(path / "config.json", limit=LIST_LIMIT, strict=False)
-    if not isinstance(config, dict) or not isinstance(config.get("specs"), list) or "questions" not in config:
-        raise FoveateError(f"{shown_path(path / 'config.json')} holds no configuration; run the benchmark again")
-    folder = ResultsFolder(path, config)
-    return config, folder.metrics(), folder.predictions()
