@@ -84,7 +84,7 @@ question. Refused, with the reason:
 * `resize` and other steps at `@pixels`; give the processor a smaller size instead.
 * Steps at `@encoder`, and at decoder layers.
 * `auto` as keep, and other rules that let the content decide how many tokens remain.
-* Methods that read the question, such as `cdpruner`.
+* Methods that read the question, such as `cdpruner`, unless [the server is told so](#methods-that-read-the-question).
 * `positions=keep` where vLLM would have to know positions before tokens are chosen: everywhere on LLaVA, and on Qwen
   unless the layout alone decides (`stride`). Methods that keep positions by default, such as `pool`, need
   `positions=pack` there.
@@ -107,6 +107,17 @@ A clip has one budget, or with `per=frame` one for each frame. `evs:0.5:position
   without; transformers goes on after its rows and columns. Such clips get other answers from the two, whole or not,
   unless the spec numbers tokens anew. The table has none of them.
 * vLLM normalises frames of clips with the numbers for images. Released models have the same for both.
+
+## Methods that read the question
+
+`foveate serve MODEL --spec cdpruner:64 --per-question`, or `FOVEATE_PER_QUESTION=1`, lets methods read the text of the
+prompt. What is left of an image then belongs to one question, so vLLM knows the image in all its caches by its pixels,
+the spec and the whole text of the prompt: another question about it is another image, which is prepared and encoded
+anew. The first answer to each question costs an encoder run; the same prompt again costs none. Requests with other
+specs share images as before.
+
+Refused all the same: methods that read attention or keys of the decoder, which run inside it; InternVL, and any request
+with a clip, whose processors write text of their own that the plugin isn't given in time.
 
 ## What it saves, while it serves
 

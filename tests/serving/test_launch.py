@@ -63,6 +63,20 @@ def test_requests_may_name_nothing_unless_specs_are_allowed(monkeypatch: pytest.
     assert start.environment == {"FOVEATE_SPEC": "dense", "FOVEATE_SPECS": "dense;cluster:16"}
 
 
+def test_methods_read_the_question_only_if_the_server_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FoveateError, match="or start it with FOVEATE_PER_QUESTION=1"):
+        chosen_specs(str(PATH), "cdpruner:64")
+    words = ["serve", str(PATH), "--spec", "cdpruner:64", "--per-question", "--dry-run", "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["environment"]["FOVEATE_PER_QUESTION"] == "1"
+    monkeypatch.setenv("FOVEATE_PER_QUESTION", "1")
+    assert chosen_specs(str(PATH), "cdpruner:64").default.text == "cdpruner:64"
+    monkeypatch.setenv("FOVEATE_PER_QUESTION", "yes")
+    with pytest.raises(FoveateError, match="write 1 to let methods read the question, or 0"):
+        chosen_specs(str(PATH), "cluster:64")
+
+
 def test_a_model_that_remembers_its_spec_needs_none(tmp_path: Path) -> None:
     choice = chosen_specs(folder(tmp_path, {**QWEN, "foveate": {"spec": "cluster:16"}}))
     assert choice.default.text == "cluster:16"

@@ -93,6 +93,29 @@ def test_a_step_that_keeps_everything_moves_no_position() -> None:
     assert not ids.equal(torch.arange(6).expand(3, -1))
 
 
+def test_a_server_that_encodes_an_image_for_each_question_serves_methods_that_read_it(reference: Any) -> None:
+    model, processor = reference
+    config = model.config.to_dict()
+    with pytest.raises(FoveateError, match="such as cluster, or start it anew"):
+        ServedModel(config, question_option="start it anew").spec("cdpruner:20")
+    served = ServedModel(config, per_question=True)
+    served.bind(model.model)
+    specs = [served.spec("cdpruner:20"), served.spec("cluster:20"), served.spec("cdpruner:20")]
+    inputs = inputs_of(processor, 3)
+    inputs["pixel_values"] = inputs["pixel_values"][:1].expand(3, -1, -1, -1)
+    inputs["input_ids"][2, -4] = 40  # another question about the same picture
+    texts = []
+    for row in inputs["input_ids"]:
+        texts.append(model.get_input_embeddings()(row[row != model.config.image_token_id]).detach())
+    images = compress_each(specs, run_encoder(model, inputs["pixel_values"]), texts)
+    for number, (spec, image) in enumerate(zip(specs, images, strict=True)):
+        alone = {name: value[number : number + 1] for name, value in inputs.items()}
+        with torch.no_grad():
+            (expected,) = foveate.compress(model, alone, spec.text).images
+        assert image.slot.equal(expected.slot)
+    assert not images[0].slot.equal(images[2].slot)
+
+
 def served_clips(model_type: str) -> tuple[ServedModel, Layout]:
     """A model, and the layout of a clip of it: 5 frames of 2 x 2 tokens."""
     vision = {"model_type": model_type, "patch_size": 14, "spatial_merge_size": 2, "tokens_per_second": 2}

@@ -1,6 +1,8 @@
 """Tiny Qwen-VL models with random weights in vLLM: answers and positions are those of transformers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,21 +74,27 @@ class Served:
     llm: LLM
 
 
-@pytest.fixture(scope="module", params=TITLES, ids=lambda make: make.__name__)
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+def saved(make: Callable[[], Any], path: Path) -> tuple[Any, Any]:
+    """Save a tiny model with random weights and its processor, and return both."""
     from directories import make_processor
     from rows import ROWS
 
-    (row,) = (row for row in ROWS if row.name == request.param.__name__)
+    (row,) = (row for row in ROWS if row.name == make.__name__)
     torch.manual_seed(0)
-    model = request.param().eval()
+    model = make().eval()
     processor = make_processor(row, model.config)
     # vLLM takes the mean and the deviation of images for clips, too, which released models have alike.
     clips, images = processor.video_processor, processor.image_processor
     clips.image_mean, clips.image_std = images.image_mean, images.image_std
-    path = tmp_path_factory.mktemp(row.name)
     model.save_pretrained(path)
     processor.save_pretrained(path)
+    return model, processor
+
+
+@pytest.fixture(scope="module", params=TITLES, ids=lambda make: make.__name__)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    path = tmp_path_factory.mktemp(request.param.__name__)
+    model, processor = saved(request.param, path)
     return Served(TITLES[request.param], model, processor, engine(path, limit_mm_per_prompt={"image": 2, "video": 1}))
 
 
@@ -134,6 +142,18 @@ def test_a_clip_of_many_frames_has_the_positions_that_vllm_gives_it_whole(served
     whole, kept = ask_vllm(served.llm, [asked] * 2, ["dense", "stride:1.0"])
     assert (kept.prompt, kept.tokens) == (whole.prompt, whole.tokens)
     assert difference(kept, whole) < 1e-5
+
+
+def test_clips_of_one_frame_and_frames_of_which_nothing_is_left(served: Served) -> None:
+    """Two frames of a file are one for the encoder; a grid of two tokens leaves other frames empty."""
+    short = replace(question_about_a_clip(2), clips=(Clip(clip(2).frames[:2], fps=4.0),))
+    for asked, specs in (
+        (short, ("cluster:2", "stride:2", "cluster:2:per=frame")),
+        (question_about_a_clip(1), ("stride3d:4", "stride3d:4:positions=pack", "frames:0.4:positions=pack")),
+    ):
+        for row in compared(served.llm, served.model, served.processor, [asked], specs):
+            assert (row["single"], row["batch"], row["mixed"]) == (1, 1, 1), row
+            assert row["difference"] < 1e-4, row
 
 
 def test_caches_know_specs_of_clips(served: Served) -> None:

@@ -52,6 +52,15 @@ def serve(
             show_default="FOVEATE_SPECS, or nothing",
         ),
     ] = None,
+    questions: Annotated[
+        bool,
+        typer.Option(
+            "--per-question",
+            help="Let methods read the question. An image is then encoded anew for every other prompt about it, "
+            "so caches help only where a whole prompt comes again.",
+            show_default="FOVEATE_PER_QUESTION, or not",
+        ),
+    ] = False,
     host: Annotated[str, typer.Option("--host", metavar="HOST", help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", metavar="N", min=1, max=65_535, help="Where to listen.")] = 8000,
     revision: RevisionOption = None,
@@ -75,7 +84,7 @@ def serve(
     if more and not more[0].startswith("-"):
         raise FoveateError(f"{more[0]!r} is no option of vLLM; only one model can be served")
     with finding(model):
-        choice = chosen_specs(model, spec, allow or (), revision=revision)
+        choice = chosen_specs(model, spec, allow or (), revision=revision, questions=questions)
         specs = list(dict.fromkeys((choice.model.spec("dense"), choice.default, *(choice.allowed or ()))))
         counts = {each.text: tokens_left(choice, each) for each in specs}
         start = launch(model, choice, host=host, port=port, revision=revision, options=more)

@@ -13,6 +13,8 @@ CONFIG_KEY = "foveate"
 """The field of config.json, and the key among a processor's options, that names a spec."""
 DEFAULT_VARIABLE = "FOVEATE_SPEC"
 """The environment variable with the server's spec."""
+PER_QUESTION_VARIABLE = "FOVEATE_PER_QUESTION"
+"""The environment variable that lets methods read the question, if it is 1; images are encoded for each question."""
 ALLOWED_VARIABLE = "FOVEATE_SPECS"
 """The environment variable with the specs that requests may name, apart by semicolons."""
 

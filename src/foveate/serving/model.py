@@ -2,7 +2,9 @@
 
 A server counts the tokens of an image before its encoder runs, and keeps the result of the encoder for the next
 question about the same image. So a spec can be served if it acts between encoder and decoder, if the layout alone tells
-how many tokens it leaves, and if it doesn't read the question. Everything else is refused, with the reason.
+how many tokens it leaves, and if it doesn't read the question. Everything else is refused, with the reason. A server
+that knows an encoded image by the text of its prompt, too, and so encodes it anew for every question, may serve methods
+that read it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from foveate.method import Method
 from foveate.schedule import Schedule, schedule, tokens_entering
 from foveate.schedule.expected import ExpectedTokens, kept_slots
 from foveate.spec import Spec, SpecLike, Step, as_spec
-from foveate.tokens import EncoderAttention, EncoderKeys, Place
+from foveate.tokens import EncoderAttention, EncoderKeys, Place, Text
 
 DENSE = "dense"
 """What stands for no step at all."""
@@ -45,6 +47,8 @@ class ServedModel:
             numbered anew ("pack").
         signals: whether the server gives attention and keys of the encoder.
         encoder_layers: how many encoder layers the server loads, first layer first; None for all.
+        per_question: whether the server gives the text of the prompt, and encodes an image anew for every other text.
+        question_option: how a server that isn't told to do that can be, for texts; "" if it can't.
 
     Raises:
         UnsupportedFamily: no family takes the model.
@@ -60,6 +64,8 @@ class ServedModel:
         moves_positions: bool = False,
         signals: bool = True,
         encoder_layers: int | None = None,
+        per_question: bool = False,
+        question_option: str = "",
     ) -> None:
         config = vlm_config(config)
         if isinstance(config, Mapping):
@@ -70,6 +76,8 @@ class ServedModel:
         self.moves_positions = moves_positions
         self.signals = signals
         self.encoder_layers = encoder_layers
+        self.per_question = per_question
+        self.question_option = question_option
         self._specs: Callable[[str], ServedSpec] = lru_cache(maxsize=256)(self._made)
 
     def bind(self, core: nn.Module) -> None:
@@ -138,10 +146,11 @@ class ServedModel:
             FoveateError: it doesn't, it needs one, or a signal or position ids that the server doesn't give.
         """
         server = self.server
-        if method.query_aware:
+        if method.query_aware and not self.per_question:
             raise FoveateError(
                 f"{method} reads the question, and {server} keeps an encoded image for every question about it; use a "
                 "method that reads the image alone, such as cluster"
+                + (f", or {self.question_option}" if self.question_option else "")
             )
         if method.ragged:
             raise FoveateError(
@@ -153,6 +162,8 @@ class ServedModel:
             if not (self.moves_positions and method.fixed):
                 raise FoveateError(f"{method} keeps position ids, and {server} {why}; write {method}:positions=pack")
         for signal in method.needs:
+            if isinstance(signal, Text) and self.per_question:
+                continue
             if not isinstance(signal, EncoderAttention | EncoderKeys) or not self.signals:
                 raise FoveateError(f"{method} asks for {signal}, which {server} doesn't give for {self.family.title}")
             self._check_layer(method, signal.layer)
@@ -207,6 +218,11 @@ class ServedSpec:
     def is_dense(self) -> bool:
         """Whether every token stays as it is, because there is no step."""
         return not self.schedule.before_decoder
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a step reads the text of the prompt."""
+        return self.schedule.reads_text
 
     def check_pictures(self) -> None:
         """Check that a request with images and without any clip can be served.
@@ -297,22 +313,34 @@ class ServedSpec:
         signals = tuple(dict.fromkeys(signal for each in schedules for signal in each.encoder_signals))
         return encoded_unchecked(self.family, capture, signals, any(each.features for each in schedules))
 
-    def compress(self, encoded: Encoded) -> list[CompressedImage]:
-        """Make and apply the plans of images: what is left of each, with features `(M, D)` and positions."""
-        return plan_images(self.family, self.schedule, encoded)
+    def compress(self, encoded: Encoded, texts: Sequence[Tensor] | None = None) -> list[CompressedImage]:
+        """Make and apply the plans of images: what is left of each, with features `(M, D)` and positions.
+
+        Args:
+            encoded: the images.
+            texts: per image `(T, D)`, all text of its prompt as the decoder gets it; for a spec that reads it.
+
+        Raises:
+            FoveateError: an image that is to be compressed by its text has none.
+        """
+        return plan_images(self.family, self.schedule, encoded, texts if self.reads_text else None)
 
 
-def compress_each(specs: Sequence[ServedSpec], capture: Capture) -> list[CompressedImage]:
+def compress_each(
+    specs: Sequence[ServedSpec], capture: Capture, texts: Sequence[Tensor] | None = None
+) -> list[CompressedImage]:
     """Apply to each image of a batch the spec of its request; images of one spec and layout are planned together.
 
     Args:
         specs: per image; all of one model.
         capture: what the server recorded while its encoder ran on the batch.
+        texts: per image `(T, D)`, all text of its prompt as the decoder gets it; None if no spec reads it.
     """
     different = list(dict.fromkeys(specs))
     encoded = different[0].encoded(capture, different[1:])
     images: dict[int, CompressedImage] = {}
     for spec in different:
         members = [number for number, each in enumerate(specs) if each is spec]
-        images |= dict(zip(members, spec.compress(encoded.pick(members)), strict=True))
+        own = None if texts is None else [texts[number] for number in members]
+        images |= dict(zip(members, spec.compress(encoded.pick(members), own), strict=True))
     return [images[number] for number in range(len(specs))]

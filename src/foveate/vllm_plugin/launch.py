@@ -15,8 +15,8 @@ from foveate.errors import FoveateError, KeepError
 from foveate.files import read_json_object
 from foveate.loading import find_config
 from foveate.serving import ServedSpec, SpecChoice
-from foveate.serving.choice import ALLOWED_VARIABLE, DEFAULT_VARIABLE
-from foveate.vllm_plugin.served import served_model
+from foveate.serving.choice import ALLOWED_VARIABLE, DEFAULT_VARIABLE, PER_QUESTION_VARIABLE
+from foveate.vllm_plugin.served import per_question, served_model
 
 PICTURES: Final = ((640, 480), (1024, 768), (1920, 1080))
 """Width and height of pictures whose tokens are told, in pixels."""
@@ -52,7 +52,12 @@ class Launch:
 
 
 def chosen_specs(
-    model: str, spec: str | None = None, allowed: Sequence[str] = (), *, revision: str | None = None
+    model: str,
+    spec: str | None = None,
+    allowed: Sequence[str] = (),
+    *,
+    revision: str | None = None,
+    questions: bool = False,
 ) -> SpecChoice:
     """Return the spec of a server for a model, and those that requests may name; only config.json is read.
 
@@ -61,6 +66,8 @@ def chosen_specs(
         spec: of the server; None is what `FOVEATE_SPEC` or the model's configuration says.
         allowed: what requests may name instead; nothing is what `FOVEATE_SPECS` says.
         revision: of a model on the hub.
+        questions: whether methods may read the question, and an image is encoded anew for each; if not, what
+            `FOVEATE_PER_QUESTION` says.
 
     Raises:
         FoveateError: there is no such model, vLLM serves it whole, or it can't do one of the specs.
@@ -69,7 +76,7 @@ def chosen_specs(
     environment = {name: os.environ.get(name, "") for name in (DEFAULT_VARIABLE, ALLOWED_VARIABLE)}
     if allowed:
         environment[ALLOWED_VARIABLE] = ";".join(allowed)
-    return SpecChoice(served_model(config), spec, environment)
+    return SpecChoice(served_model(config, questions or per_question()), spec, environment)
 
 
 def tokens_left(choice: SpecChoice, spec: ServedSpec) -> list[int | None]:
@@ -119,6 +126,8 @@ def launch(
             raise FoveateError(f"{name} can't be among vLLM's options here; {_OURS[name]}")
     command = [sys.executable, "-m", _MODULE, "--model", model, "--host", host, "--port", str(port)]
     environment = {DEFAULT_VARIABLE: choice.default.text, ALLOWED_VARIABLE: ""}
+    if choice.model.per_question:
+        environment[PER_QUESTION_VARIABLE] = "1"
     if revision is not None:
         command += ["--revision", revision]
     if choice.allowed is not None:

@@ -28,9 +28,9 @@ from foveate.layout import Layout
 from foveate.serving import ServedModel, compress_each
 from foveate.vllm_plugin.checks import check_engine
 from foveate.vllm_plugin.processing import SpecInfo, SpecProcessor
-from foveate.vllm_plugin.recording import all_heads, recorded
-from foveate.vllm_plugin.served import served_llava
-from foveate.vllm_plugin.spec_rows import FIELDS, read_row
+from foveate.vllm_plugin.recording import all_heads, embedded_texts, recorded
+from foveate.vllm_plugin.served import per_question, served_llava
+from foveate.vllm_plugin.spec_rows import FIELDS, TEXTS, read_row
 
 
 class ClipSpecInfo(SpecInfo):
@@ -38,7 +38,7 @@ class ClipSpecInfo(SpecInfo):
 
     def served_model(self) -> ServedModel:
         """Return what foveate knows of the model."""
-        return served_llava(self.get_hf_config())  # type: ignore[attr-defined]
+        return served_llava(self.get_hf_config(), per_question())  # type: ignore[attr-defined]
 
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
         """Return the tokens of a dense image, which any request may ask for, whatever the server's spec."""
@@ -102,7 +102,7 @@ class ClipSpecModel:
         check_engine(vllm_config, reads_encoder=True)
         self.served: ServedModel | None = None
         try:
-            self.served = served_llava(self.config)
+            self.served = served_llava(self.config, per_question=True)  # `SpecInfo` says what requests may ask for
         except FoveateError:
             return  # no image comes with a spec: `SpecInfo` refuses them
         self.served.bind(self.named_as_in_transformers())
@@ -118,7 +118,7 @@ class ClipSpecModel:
 
     def embed_multimodal(self, **kwargs: Any) -> Any:
         """Return the features of each image: what its spec leaves of them."""
-        rows = kwargs.pop(FIELDS["image"], None)
+        rows, ids = kwargs.pop(FIELDS["image"], None), kwargs.pop(TEXTS["image"], None)
         if self.served is None or rows is None or kwargs.get("pixel_values") is None:
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
         specs = [self.served.spec(read_row(row)) for row in rows]
@@ -132,7 +132,8 @@ class ClipSpecModel:
         capture = Capture(
             layouts, layouts, attention=attention, features=features, projected=self.multi_modal_projector(features)
         )
-        return [image.features for image in compress_each(specs, capture)]
+        texts = embedded_texts(self.language_model, specs, ids)  # type: ignore[attr-defined]
+        return [image.features for image in compress_each(specs, capture, texts)]
 
     def images(self, served: ServedModel, inputs: dict[str, Any]) -> tuple[tuple[Layout, ...], Tensor]:
         """Return the layout of each image, and all crops that the encoder sees, `(crops, 3, H, W)`."""

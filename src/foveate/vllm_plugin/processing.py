@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+import torch
 from vllm.multimodal.inputs import MultiModalFieldConfig
 from vllm.multimodal.parse import ImageProcessorItems, VideoProcessorItems
 from vllm.multimodal.processing import InputProcessingContext, PromptReplacement, PromptUpdateDetails
@@ -21,12 +22,32 @@ from foveate.layout import Layout
 from foveate.serving import DENSE, ServedModel, ServedSpec, SpecChoice
 from foveate.serving.choice import ALLOWED_VARIABLE, CONFIG_KEY, DEFAULT_VARIABLE
 from foveate.vllm_plugin.counting import SAVINGS
-from foveate.vllm_plugin.spec_rows import FIELDS, PIXELS, written_row
+from foveate.vllm_plugin.served import SERVER
+from foveate.vllm_plugin.spec_rows import FIELDS, PIXELS, TEXTS, written_row
 
 
 def without_spec(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a processor without foveate's own."""
     return {name: value for name, value in options.items() if name != CONFIG_KEY}
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What takes the place of a spec among the options of a processor, once it is known; no request can write it.
+
+    Attributes:
+        spec: of the request.
+        text: the ids of the text of its prompt, if the spec reads it.
+    """
+
+    spec: ServedSpec
+    text: tuple[int, ...] = ()
+
+
+def text_of(options: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the ids of the prompt's text among the options of a processor; () where no step reads it."""
+    asked = options.get(CONFIG_KEY)
+    return asked.text if isinstance(asked, Asked) else ()
 
 
 def is_dense(spec: ServedSpec | None) -> bool:
@@ -85,8 +106,8 @@ class SpecInfo:
             ValueError: it can't be done; vLLM answers such a request with status 400 and this text.
         """
         asked = options.get(CONFIG_KEY)
-        if isinstance(asked, ServedSpec):
-            return asked  # of vLLM's own inputs
+        if isinstance(asked, Asked):
+            return asked.spec
         if self.choice is None and asked is None:
             return None
         try:
@@ -194,6 +215,7 @@ class SpecProcessor:
         if not getattr(inputs, "foveate_counts", True):
             return self._applied_to_dummies(inputs, timing_ctx)
         self.info.check_pictures(inputs.hf_processor_mm_kwargs, inputs.mm_data_items)
+        inputs = self._with_text(inputs)
         made = super().apply(inputs, timing_ctx)  # type: ignore
         for items in inputs.foveate_updates.values():
             for update in items:
@@ -202,16 +224,38 @@ class SpecProcessor:
                     SAVINGS.count(self.info.choice, details.spec, details.before, details.after)
         return made
 
+    def _with_text(self, inputs: Any) -> Any:
+        """Put the text of the prompt beside a spec that reads it.
+
+        Raises:
+            ValueError: the request brings a clip, or no text.
+        """
+        spec = self.info.spec_of(inputs.hf_processor_mm_kwargs)
+        if spec is None or not spec.reads_text:
+            return inputs
+        if "video" in inputs.mm_data_items:
+            raise ValueError(
+                f"foveate: {spec.text} reads the question, and {SERVER} isn't told which text the processor writes "
+                "between the frames of a clip; use a method that reads the clip alone, such as cluster"
+            )
+        text = tuple(token for token in inputs.prompt if token != self.info.served.family.image_token)
+        if not text:
+            raise ValueError(f"foveate: {spec.text} reads the question, and the prompt has no text beside its images")
+        options = {**inputs.hf_processor_mm_kwargs, CONFIG_KEY: Asked(spec, text)}
+        return dataclasses.replace(inputs, hf_processor_mm_kwargs=options)
+
     def _applied_to_dummies(self, inputs: Any, timing_ctx: Any) -> Any:
+        spec = self.info.spec_of(inputs.hf_processor_mm_kwargs)
         try:
-            return super().apply(inputs, timing_ctx)  # type: ignore
+            if spec is None or not spec.reads_text:
+                return super().apply(inputs, timing_ctx)  # type: ignore
         except ValueError:
-            # What vLLM makes up may be too small for the server's spec, or no clip.
-            if self.info.choice is None:
+            # What vLLM makes up may be too small for the server's spec.
+            if spec is None:
                 raise
-            options = {**inputs.hf_processor_mm_kwargs, CONFIG_KEY: self.info.served.spec(DENSE)}
-            inputs = dataclasses.replace(inputs, hf_processor_mm_kwargs=options)
-            return super().apply(inputs, timing_ctx)  # type: ignore
+        # Nor does it have a question.
+        options = {**inputs.hf_processor_mm_kwargs, CONFIG_KEY: Asked(self.info.served.spec(DENSE))}
+        return super().apply(dataclasses.replace(inputs, hf_processor_mm_kwargs=options), timing_ctx)  # type: ignore
 
     def _cached_apply_hf_processor(self, inputs: Any, timing_ctx: Any) -> Any:
         made = super()._cached_apply_hf_processor(inputs, timing_ctx)  # type: ignore
@@ -224,6 +268,9 @@ class SpecProcessor:
         options = without_spec(inputs.hf_processor_mm_kwargs)
         if not is_dense(spec):
             options[CONFIG_KEY] = spec.text
+        # What is left of an image by one question is not what is left by another.
+        if text := text_of(inputs.hf_processor_mm_kwargs):
+            options[TEXTS["image"]] = " ".join(map(str, text))
         return super()._get_mm_hashes(dataclasses.replace(inputs, hf_processor_mm_kwargs=options))  # type: ignore
 
     def _call_hf_processor(self, hf_data: Any, hf_kwargs: Mapping[str, Any]) -> Any:
@@ -237,7 +284,12 @@ class SpecProcessor:
         for modality, pixels in PIXELS.items():
             if pixels in data and spec is not None:
                 row = written_row(spec.text)
-                data[FIELDS[modality]] = row.expand(self.count(data, modality), -1).contiguous()
+                count = self.count(data, modality)
+                data[FIELDS[modality]] = row.expand(count, -1).contiguous()
+                if modality in TEXTS and self.info.served.per_question:
+                    # Images with a text and without may be encoded together, so all have one.
+                    text = torch.tensor(text_of(hf_processor_mm_kwargs), dtype=torch.int64)
+                    data[TEXTS[modality]] = text.expand(count, -1).contiguous()
         return data
 
     def count(self, data: Mapping[str, Any], modality: str) -> int:
@@ -246,7 +298,11 @@ class SpecProcessor:
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
         fields = super()._get_mm_fields_config(hf_inputs, without_spec(hf_processor_mm_kwargs))  # type: ignore
-        rows = {name: MultiModalFieldConfig.batched(modality, keep_on_cpu=True) for modality, name in FIELDS.items()}
+        rows = {
+            name: MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
+            for names in (FIELDS, TEXTS)
+            for modality, name in names.items()
+        }
         return {**fields, **rows}
 
     def _get_prompt_updates(self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any) -> Sequence[Any]:

@@ -21,8 +21,9 @@ from foveate.layout import Layout
 from foveate.serving import DENSE, ServedModel, ServedSpec, compress_each
 from foveate.vllm_plugin.checks import check_engine
 from foveate.vllm_plugin.processing import SpecInfo, SpecProcessor
-from foveate.vllm_plugin.served import served_qwen
-from foveate.vllm_plugin.spec_rows import FIELDS, PIXELS, read_row
+from foveate.vllm_plugin.recording import embedded_texts
+from foveate.vllm_plugin.served import per_question, served_qwen
+from foveate.vllm_plugin.spec_rows import FIELDS, PIXELS, TEXTS, read_row
 
 GRIDS = {"image": "image_grid_thw", "video": "video_grid_thw"}
 """The outputs of a processor with frames, rows and columns of patches of each image, and of each clip."""
@@ -58,7 +59,7 @@ class QwenSpecInfo(SpecInfo):
 
     def served_model(self) -> ServedModel:
         """Return what foveate knows of the model."""
-        return served_qwen(self.get_hf_config())  # type: ignore[attr-defined]
+        return served_qwen(self.get_hf_config(), per_question())  # type: ignore[attr-defined]
 
     def layouts_of(self, modality: str, item: Mapping[str, Any]) -> tuple[Layout, ...]:
         """Return the layout of one image or clip from what the processor made of it."""
@@ -81,7 +82,7 @@ class QwenSpecModel:
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         check_engine(vllm_config, reads_encoder=False)
-        self.served = served_qwen(self.config)
+        self.served = served_qwen(self.config, per_question=True)  # `SpecInfo` says what requests may ask for
 
     def get_encoder_cudagraph_config(self) -> Any:
         """Return vLLM's, for no modality: captured encoders would go past `embed_multimodal`."""
@@ -92,7 +93,7 @@ class QwenSpecModel:
 
         With DeepStack, each row holds the features and behind them those that deeper layers add.
         """
-        rows = {modality: kwargs.pop(name, None) for modality, name in FIELDS.items()}
+        rows, ids = ({kind: kwargs.pop(name, None) for kind, name in names.items()} for names in (FIELDS, TEXTS))
         features = super().embed_multimodal(**kwargs)  # type: ignore[misc]
         given = [name for name, pixels in PIXELS.items() if rows[name] is not None and kwargs.get(pixels) is not None]
         if not given:
@@ -104,7 +105,8 @@ class QwenSpecModel:
             return features
         layouts = layouts_of(self.served, modality, kwargs[GRIDS[modality]], kwargs.get(SECONDS))
         first, *others = torch.cat(tuple(features)).split(self.config.text_config.hidden_size, dim=1)
-        images = compress_each(specs, Capture(layouts, layouts, projected=first, companions=tuple(others)))
+        texts = embedded_texts(self.language_model, specs, ids.get(modality))  # type: ignore[attr-defined]
+        images = compress_each(specs, Capture(layouts, layouts, projected=first, companions=tuple(others)), texts)
         left = []
         for number, (spec, image) in enumerate(zip(specs, images, strict=True)):
             embeddings = torch.cat([image.features, *image.companions], dim=1)

@@ -1,13 +1,16 @@
-"""What modules of vLLM's encoders give while they run: methods ask for attention and keys of the encoder."""
+"""What methods ask for besides features: queries and keys of vLLM's encoders, and the text of prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from vllm.distributed import get_tensor_model_parallel_world_size, tensor_model_parallel_all_gather
+
+from foveate.serving import ServedSpec
 
 
 @contextmanager
@@ -46,3 +49,21 @@ def all_heads(states: Tensor) -> Tensor:
     if get_tensor_model_parallel_world_size() == 1:
         return states
     return tensor_model_parallel_all_gather(states.contiguous(), dim=-1)
+
+
+def embedded_texts(decoder: Any, specs: Sequence[ServedSpec], ids: Sequence[Tensor] | None) -> list[Tensor] | None:
+    """Return the text of the prompt of each image as the decoder gets it, `(T, D)`; None if no spec reads it.
+
+    Args:
+        decoder: the language model.
+        specs: per image.
+        ids: per image `(T,)` int64; None if no spec of the server reads it.
+    """
+    if not any(spec.reads_text for spec in specs):
+        return None
+    assert ids is not None
+    device = next(decoder.parameters()).device
+    return [
+        decoder.embed_input_ids(each.to(device)) if spec.reads_text else torch.empty(0, device=device)
+        for spec, each in zip(specs, ids, strict=True)
+    ]

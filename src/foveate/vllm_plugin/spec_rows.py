@@ -13,6 +13,8 @@ LENGTH: Final = 256
 """Bytes of a row; a longer spec is refused."""
 FIELDS: Final = {"image": "foveate_spec", "video": "foveate_clip_spec"}
 """The names of the fields with these rows, by vLLM's names of the modalities."""
+TEXTS: Final = {"image": "foveate_text"}
+"""The names of the fields with the ids of the prompt's text, for methods that read it."""
 PIXELS: Final = {"image": "pixel_values", "video": "pixel_values_videos"}
 """The names of the outputs of a processor with pixels."""
 
