@@ -3,6 +3,7 @@
 Without `--every-family`, the contract suite is a sample: see sample_families.py.
 """
 
+import builtins
 import os
 import sys
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
+import numpy.typing
 import pytest
 import torch
 from hypothesis import settings
@@ -21,7 +23,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.library import Library
 
-# Before anything imports foveate. Modules whose annotations say what a tensor holds.
+# Before anything imports foveate. Modules whose annotations say what a tensor holds. They import the classes in these
+# for type checkers alone, so that commands that need no tensor start without torch; here annotations are looked up.
+vars(builtins).update(Tensor=Tensor, npt=numpy.typing)
 CHECKED = ("foveate.keep", "foveate.plan", "foveate.tokens", "foveate.method", "foveate.methods")
 install_import_hook(list(CHECKED), "beartype.beartype")
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import foveate
 from foveate.adapters import shipped
 from foveate.errors import FoveateError
-from foveate.methods.thresholds import LearnedThresholds
+from foveate.methods.arithmetic.thresholds import LearnedThresholds
 from foveate.prompts import question_inputs
 
 NAN, INF = float("nan"), float("inf")

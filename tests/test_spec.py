@@ -19,8 +19,8 @@ import foveate.registry
 from foveate.adapters import shipped
 from foveate.errors import FoveateError, SpecError
 from foveate.methods import Cluster, FastV, Method, Pool, Random, method_class, register
+from foveate.methods.arithmetic.thresholds import LearnedThresholds
 from foveate.methods.atp import ATPMethod
-from foveate.methods.thresholds import LearnedThresholds
 from foveate.plan import Plan
 from foveate.spec import Spec, Step, as_spec, parse
 from foveate.tokens import Keep, VisualTokens

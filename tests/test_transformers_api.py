@@ -1,14 +1,23 @@
 """The door to transformers: names are read off signatures and outputs, versions outside the tested range are named."""
 
+import random
 import warnings
 
 import pytest
 import transformers
 from transformers import DynamicCache
+from transformers.image_processing_utils import select_best_resolution
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from foveate import FoveateError, FoveateWarning, transformers_api
-from foveate.transformers_api import cache_argument, cache_name, cache_of_call, cache_of_output, check_version
+from foveate.transformers_api import (
+    best_resolution,
+    cache_argument,
+    cache_name,
+    cache_of_call,
+    cache_of_output,
+    check_version,
+)
 
 
 def old(hidden_states: object, past_key_values: object = None) -> object:
@@ -73,3 +82,11 @@ def test_an_untested_version_warns_once_and_names_the_range(version: str):
 def test_a_version_below_the_seam_is_refused(version: str):
     with pytest.raises(FoveateError, match=rf"transformers {version} is too old.*begins with 5.18; install one from"):
         check_version(version)
+
+
+def test_an_image_is_tiled_as_in_transformers() -> None:
+    drawn = random.Random(0)
+    for _ in range(500):
+        size = drawn.randint(1, 2000), drawn.randint(1, 2000)
+        some = [[336 * drawn.randint(1, 6), 336 * drawn.randint(1, 6)] for _ in range(drawn.randint(1, 20))]
+        assert best_resolution(size, some) == tuple(select_best_resolution(size, some)), (size, some)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
 
 import torch
-from torch import Tensor
 
 from foveate.arguments import check_kind
 from foveate.errors import FoveateError, first_line, quoted, unknown
@@ -26,6 +25,9 @@ from foveate.files import (
 )
 from foveate.hub import explain, hub_answers, is_hub_name
 from foveate.numbers import Between, check_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SHIPPED: Final = "shipped"
 """The name of the embedded model's adapter, which comes with foveate."""

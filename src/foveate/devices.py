@@ -8,16 +8,17 @@ import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear, softmax
 
 from foveate.arguments import check_kind
 from foveate.device_names import check_device_name
 from foveate.errors import FoveateError, first_line, quoted
 from foveate.numbers import Between, check_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = [
     "DEVICE_MAPS",
@@ -45,9 +46,6 @@ DEVICE_MAPS: Final = ("auto", "balanced", "balanced_low_0", "sequential")
 """How accelerate can spread a model over devices."""
 
 
-CPU: Final = torch.device("cpu")
-
-
 # Choosing
 
 
@@ -63,7 +61,7 @@ def usable_device(name: str | torch.device = "auto") -> torch.device:
     if not isinstance(name, torch.device):
         check_device_name(name)
     if name == "auto":
-        return torch.device("cuda", 0) if torch.cuda.is_available() else CPU
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -110,7 +108,7 @@ def usable_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
         raise FoveateError(f"{_plain(dtype)} holds no floating-point numbers; use {', '.join(DTYPES)}")
     try:
         values = torch.ones(2, 2, device=device, dtype=dtype)
-        softmax(linear(values, values), dim=-1)
+        torch.nn.functional.softmax(torch.nn.functional.linear(values, values), dim=-1)
     except (RuntimeError, NotImplementedError, TypeError) as error:
         # The reason that torch gives may name an operator that users don't know.
         raise FoveateError(
@@ -161,7 +159,7 @@ def load_arguments(
         place = usable_device(device)
         found["device_map"] = {"": place}
     else:
-        place = CPU
+        place = torch.device("cpu")
     if dtype is not None:
         found["dtype"] = dtype if dtype == "auto" else usable_dtype(dtype, place)
     if quantize is not None:
@@ -259,7 +257,7 @@ def placement_of(model: nn.Module) -> Placement:
     Placement(device='cpu', card=None, dtype='float32', quantize=None)
     """
     devices = devices_of(model)
-    names = ", ".join(map(str, devices if devices == (CPU,) else [device for device in devices if device != CPU]))
+    names = ", ".join(map(str, [device for device in devices if device.type != "cpu"] or devices))
     if offloaded := _offloaded(model):
         names += f", offloaded to {', '.join(offloaded)}"
     cards = dict.fromkeys(name for name in map(card, devices) if name is not None)
@@ -281,7 +279,7 @@ def devices_of(model: nn.Module) -> tuple[torch.device, ...]:
     mapped = [torch.device(place) for place in _map_of(model) if place not in _STORES]
     weights = [weight.device for weight in model.parameters() if not weight.is_meta]
     found = dict.fromkeys(_numbered(device) for device in (*mapped, *weights))
-    return tuple(found) or (CPU,)
+    return tuple(found) or (torch.device("cpu"),)
 
 
 _STORES: Final = ("cpu", "disk")

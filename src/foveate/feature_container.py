@@ -7,12 +7,14 @@ parallelism) treats them as it treats the model's own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from foveate.transformers_api import FeaturesOutput
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def image_features(features: Sequence[Tensor], stacked: bool = False, row_tokens: Sequence[int] = ()) -> FeaturesOutput:
@@ -44,7 +46,7 @@ class JoinedFeatures(FeaturesOutput):
 
     def __setattr__(self, name: str, value: Any) -> None:
         tokens = getattr(self, "row_tokens", ())
-        if name == "pooler_output" and tokens and isinstance(value, Tensor) and len(value) > 1:
+        if name == "pooler_output" and tokens and isinstance(value, torch.Tensor) and len(value) > 1:
             rows = value.split(list(tokens), dim=1)
             value = torch.cat([row.flatten(0, 1) for row in rows])[None]
         super().__setattr__(name, value)

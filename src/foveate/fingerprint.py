@@ -6,13 +6,15 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from foveate.arguments import check_kind
 from foveate.errors import FoveateError, quoted, shown
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 DIGITS = 16
 """Hexadecimal digits of a fingerprint."""
@@ -39,10 +41,10 @@ def model_fingerprint(core: nn.Module) -> str:
     Raises:
         FoveateError: it is no module, or its weights were never loaded.
 
-    >>> model_fingerprint(nn.Linear(2, 2)) == model_fingerprint(nn.Linear(2, 2))
+    >>> model_fingerprint(torch.nn.Linear(2, 2)) == model_fingerprint(torch.nn.Linear(2, 2))
     False
     """
-    check_kind("core", core, nn.Module, "a torch module")
+    check_kind("core", core, torch.nn.Module, "a torch module")
     digest = hashlib.sha256()
     for name, weight in sorted(_base_weights(core)):
         digest.update(f"{name} {tuple(weight.shape)}".encode())
@@ -93,7 +95,7 @@ def learned_fingerprint(method: Any) -> str:
     digest, found = hashlib.sha256(), False
     for field in fields(method):
         module = getattr(method, field.name)
-        if isinstance(module, nn.Module):
+        if isinstance(module, torch.nn.Module):
             found = True
             digest.update(f"{field.name} {sorted(map(str, vars(module).get('curve', ())))}".encode())
             for name, weight in sorted(module.state_dict().items()):

@@ -23,11 +23,11 @@ def is_hub_name(name: str | Path) -> bool:
     >>> is_hub_name("llava-hf/llava-1.5-7b-hf"), is_hub_name("models/llava/7b"), is_hub_name("../llava")
     (True, False, False)
     """
+    if isinstance(name, Path) or name.count("/") != 1 or os.path.lexists(name):
+        return False
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    if isinstance(name, Path) or name.count("/") != 1 or os.path.lexists(name):
-        return False
     try:
         validate_repo_id(name)
     except HFValidationError:

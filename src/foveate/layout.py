@@ -6,15 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Int64
-from torch import Tensor
 
 from foveate.arguments import check_kind
 from foveate.errors import FoveateError, quoted, shown
 from foveate.numbers import Between, check_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -235,13 +237,24 @@ class Layout:
     def tiles(self) -> tuple[tuple[Segment, Int64[Tensor, " n"]], ...]:
         """The tiles that were encoded separately: the grid of each, and its content tokens, `(n,)` int64 ascending.
 
-        A segment that was encoded as a whole is one tile.
+        A segment that was encoded as a whole is one tile. `tile_grids` has the grids alone.
 
         >>> base, left, right = Layout((Segment(1, 1, 2), Segment(1, 2, 3, columns=(1, 2)))).tiles
         >>> left[1].tolist(), right[0], right[1].tolist()
         ([2, 5], Segment(t=1, h=2, w=2, rows=(), columns=(), part=()), [3, 4, 6, 7])
         """
         return _tiles(self)
+
+    @property
+    def tile_grids(self) -> tuple[Segment, ...]:
+        """The grid of each of the `tiles`."""
+        return tuple(
+            Segment(segment.t, bottom - top, right - left)
+            for segment in self.segments
+            for top, bottom in _spans(segment.rows or (segment.h,))
+            for left, right in _spans(segment.columns or (segment.w,))
+            if bottom > top and right > left
+        )
 
     @property
     def places(self) -> Int64[Tensor, " N"]:
@@ -293,8 +306,8 @@ class Layout:
         Raises:
             FoveateError: they aren't.
         """
-        check_kind("kept", kept, Tensor, "a tensor of content tokens, ascending")
-        assert isinstance(kept, Tensor)
+        check_kind("kept", kept, torch.Tensor, "a tensor of content tokens, ascending")
+        assert isinstance(kept, torch.Tensor)
         if kept.ndim != 1 or kept.dtype != torch.int64 or kept.device.type != "cpu":
             raise FoveateError(
                 f"kept is {tuple(kept.shape)} {str(kept.dtype).removeprefix('torch.')} on {kept.device}, and must be "
@@ -350,17 +363,15 @@ def one_row(count: int) -> Layout:
 
 @remembered
 def _tiles(layout: Layout) -> tuple[tuple[Segment, Tensor], ...]:
-    tiles: list[tuple[Segment, Tensor]] = []
+    tiles: list[Tensor] = []
     offset = 0
     for segment in layout.segments:
         index = torch.arange(segment.count).view(segment.t, segment.h, segment.w) + offset
         offset += segment.count
         for top, bottom in _spans(segment.rows or (segment.h,)):
             for left, right in _spans(segment.columns or (segment.w,)):
-                part = index[:, top:bottom, left:right].flatten()
-                if part.shape[0]:
-                    tiles.append((Segment(segment.t, bottom - top, right - left), part))
-    return tuple(tiles)
+                tiles.append(index[:, top:bottom, left:right].flatten())
+    return tuple(zip(layout.tile_grids, (tile for tile in tiles if tile.shape[0]), strict=True))
 
 
 def _spans(lengths: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -393,7 +404,7 @@ def _groups(layout: Layout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return begins, ends, places, torch.tensor([one.between for one in layout.structural], dtype=torch.bool)
 
 
-@remembered
+@lru_cache(maxsize=256)
 def _levels(layout: Layout) -> tuple[tuple[Structural, ...], ...]:
     """Sort structural tokens of one kind into levels whose groups don't overlap: newlines, then separators of grids."""
     levels: list[list[Structural]] = []

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "commit_of",
+    "embedded_family",
     "family_without_weights",
     "find_config",
     "known_types",
@@ -199,6 +200,24 @@ def family_without_weights(model: str | Path | None = None, *, revision: str | N
         return family_class(config).of_config(config)
     except UnsupportedFamily:
         return family_of(_bare(source, config))
+
+
+def embedded_family(folder: Path = PATH) -> Family:
+    """Return the family of an embedded model, for layouts and schedules alone: nothing of transformers is imported.
+
+    Its configuration is complete as config.json has it, but for names that transformers gives to its fields.
+
+    Args:
+        folder: of the embedded model, or of the one for clips.
+
+    >>> embedded_family().image_layout(480, 640).content
+    576
+    """
+    from foveate.families import family_class
+    from foveate.families.config_fields import PlainConfig
+
+    config = PlainConfig.of(read_json_object(folder / "config.json", "configuration"))
+    return family_class(config).of_config(config)
 
 
 def model_of_type(kind: str, values: Mapping[str, Any] | None = None) -> Any:

@@ -9,11 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from foveate.arguments import check_kind, listed
 from foveate.errors import FoveateError, KeepError, SpecError, shown
@@ -22,6 +21,9 @@ from foveate.layout import Layout
 from foveate.options import check_options, written
 from foveate.plan import SELECTED, Plan
 from foveate.tokens import PLACES, Place, Signal, VisualTokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Positions = Literal["keep", "pack"]
 Per = Literal["image", "tile", "frame"]

@@ -14,7 +14,6 @@ __all__ = ["buffer_names", "check_finite", "check_generation", "check_loaded", "
 
 _LONGEST_EDGE: Final = 32_768
 """In pixels, of what an encoder sees; a larger image takes over 12 GB."""
-_FLOATS: Final = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def buffer_names(network: Any) -> set[str]:
@@ -68,7 +67,7 @@ def check_finite(title: str, network: Any) -> None:
     weights = {
         name: weight
         for name, weight in network.named_parameters()
-        if weight.dtype in _FLOATS and not weight.is_meta and weight.numel()
+        if weight.is_floating_point() and weight.itemsize > 1 and not weight.is_meta and weight.numel()
     }
     if not weights:
         return

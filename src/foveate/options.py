@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from foveate.errors import FoveateError
@@ -31,12 +32,27 @@ def written_value(value: Any) -> str:
     return str(value).replace("e+", "e") if isinstance(value, float) else quote(str(value))
 
 
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Reads what a spec writes for an option with values of a class, such as learned weights.
+
+    It is written in the annotation of the option.
+    """
+
+    read: Callable[[str], Any]
+
+
 def read_value(kind: Any, text: str) -> Any:
     """Read the value of an option of a declared type.
 
     Raises:
         ValueError: the text is no value of this type.
     """
+    if typing.get_origin(kind) is typing.Annotated:
+        kind, *extras = typing.get_args(kind)
+        reader = next((each for each in extras if isinstance(each, Reader)), None)
+        if reader is not None:
+            return None if text == "none" else reader.read(text)
     if typing.get_origin(kind) is typing.Literal:
         for choice in typing.get_args(kind):
             if written_value(choice) == text:
@@ -61,8 +77,7 @@ def read_value(kind: Any, text: str) -> Any:
         return text == "true"
     if kind in _NUMBERS:
         return _NUMBERS[kind](text)
-    # Learned weights: their class reads what specs call them by.
-    return kind.read(text) if hasattr(kind, "read") else kind(text)
+    return kind(text)
 
 
 _NUMBERS: typing.Final[dict[Any, Any]] = {int: read_whole, float: read_real}
@@ -70,6 +85,8 @@ _NUMBERS: typing.Final[dict[Any, Any]] = {int: read_whole, float: read_real}
 
 def expected(kind: Any) -> str:
     """Say what an option of a declared type may be, for errors."""
+    if typing.get_origin(kind) is typing.Annotated:
+        kind = typing.get_args(kind)[0]
     if typing.get_origin(kind) is typing.Literal:
         return " or ".join(written_value(choice) for choice in typing.get_args(kind))
     if typing.get_origin(kind) in {typing.Union, types.UnionType}:

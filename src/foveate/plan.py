@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from jaxtyping import Bool, Float, Float32, Int64, Shaped
-from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from foveate.arguments import check_kind, listed
 from foveate.devices import on_cpu
 from foveate.errors import PlanError, shown
 from foveate.numbers import Between, check_whole
 from foveate.precision import without_autocast
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SELECTED: Final = 1
 """Operations that `Plan.apply` starts on an accelerator for one image, if the plan is a selection."""
@@ -72,12 +73,13 @@ class Plan:
             value = getattr(self, name)
             if value is None:
                 continue
-            check_kind(f"{name} of a plan", value, Tensor, "a tensor or None")
+            check_kind(f"{name} of a plan", value, torch.Tensor, "a tensor or None")
             fits = value.ndim == len(shape) and all(b in (None, a) for a, b in zip(value.shape, shape, strict=True))
-            kind = value.dtype == _KINDS[name] if name in _KINDS else value.is_floating_point()
+            word = _KINDS[name]
+            kind = value.is_floating_point() if word == "floats" else value.dtype == getattr(torch, word)
             if not fits or not kind:
                 words = ", ".join("tokens" if size is None else str(size) for size in shape)
-                raise PlanError(f"{name} of a plan is {_described(value)}, and must be {_WORDS[name]} ({words})")
+                raise PlanError(f"{name} of a plan is {_described(value)}, and must be {word} ({words})")
         if self.group is not None:
             _check_numbers("group of a plan", self.group, -1, kept)
         if self.weight is not None and self.group is None:
@@ -104,8 +106,8 @@ class Plan:
             PlanError: the mask is something else.
             FoveateError: there are not so many tokens to keep.
         """
-        if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.dtype != torch.bool or not len(mask):  # pyright: ignore
-            found = _described(mask) if isinstance(mask, Tensor) else shown(mask)  # pyright: ignore
+        if not isinstance(mask, torch.Tensor) or mask.ndim != 2 or mask.dtype != torch.bool or not len(mask):  # pyright: ignore
+            found = _described(mask) if isinstance(mask, torch.Tensor) else shown(mask)  # pyright: ignore
             raise PlanError(f"a mask of kept tokens must be bool (images, tokens), with an image or more, not {found}")
         order = mask.byte().argsort(dim=1, descending=True, stable=True)
         if kept is not None:
@@ -253,7 +255,7 @@ class Plan:
         Raises:
             PlanError: they aren't.
         """
-        if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not isinstance(x, torch.Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise PlanError(f"a plan applies to a tensor (images, tokens, ...), not to {shown(x)}")
         tokens = self.mix.shape[2] if self.mix is not None else None if self.group is None else self.group.shape[1]
         fits = x.ndim >= axes and x.shape[0] == self.slot.shape[0]
@@ -272,8 +274,8 @@ class Plan:
         """
         if isinstance(index, slice):
             return
-        if not isinstance(index, Tensor) or index.ndim != 1 or index.dtype != torch.int64:
-            found = _described(index) if isinstance(index, Tensor) else shown(index)
+        if not isinstance(index, torch.Tensor) or index.ndim != 1 or index.dtype != torch.int64:
+            found = _described(index) if isinstance(index, torch.Tensor) else shown(index)
             raise PlanError(f"an index of images must be a slice or int64 (images), not {found}")
         _check_numbers("the index of images", index, 0, self.slot.shape[0])
 
@@ -315,7 +317,7 @@ class Plan:
         assert self._blocks is not None
         *block, columns = self._blocks
         grid = _wide(x).reshape(x.shape[0], -1, columns, x.shape[2]).permute(0, 3, 1, 2)
-        return avg_pool2d(grid, block).permute(0, 2, 3, 1).flatten(1, 2).to(x.dtype)
+        return torch.nn.functional.avg_pool2d(grid, block).permute(0, 2, 3, 1).flatten(1, 2).to(x.dtype)
 
     def _multiplied(self, x: Float32[Tensor, "B N D"]) -> Float32[Tensor, "B M D"]:
         assert self.group is not None
@@ -441,8 +443,7 @@ class Plan:
         return Plan(slot, group, weight, None, valid)
 
 
-_KINDS = {"group": torch.int64, "valid": torch.bool}
-_WORDS = {"group": "int64", "weight": "floats", "mix": "floats", "valid": "bool"}
+_KINDS = {"group": "int64", "weight": "floats", "mix": "floats", "valid": "bool"}
 
 
 def _described(value: Tensor) -> str:
@@ -468,7 +469,7 @@ def _check_slot(slot: object) -> None:
     Raises:
         PlanError: they are something else.
     """
-    if not isinstance(slot, Tensor):
+    if not isinstance(slot, torch.Tensor):
         raise PlanError(f"slot of a plan must be a tensor (images, kept tokens), not {shown(slot)}")
     if slot.ndim != 2 or slot.dtype != torch.int64:
         raise PlanError(f"slot of a plan is {_described(slot)}, and must be int64 (images, kept tokens)")

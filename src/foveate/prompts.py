@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Int64
-from PIL import Image
-from torch import Tensor
 
 from foveate.chat_template import no_template, render
 from foveate.errors import FoveateError, first_line
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
 
 __all__ = [
     "Message",

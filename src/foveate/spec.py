@@ -166,7 +166,7 @@ def _step(text: str, part: str, offset: int) -> Step:
         raise _fail(text, offset, len(first), message)
     method = method_class(name)
     fields = {field.name: field for field in dataclasses.fields(method)}
-    hints = typing.get_type_hints(method)
+    hints = typing.get_type_hints(method, include_extras=True)
     options: dict[str, Any] = {}
     for number, (begin, piece) in enumerate((offset + place, piece) for place, piece in rest):
         key, equals, value = (each.strip() for each in piece.partition("="))

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
 
 from foveate.arguments import check_kind, listed
+from foveate.deferred import is_deferred
 from foveate.errors import FoveateError, SignalError, shown
 from foveate.keep import Keep, spread
 from foveate.layout import Layout, Segment, Structural
 from foveate.options import check_options
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "Behind",
@@ -57,7 +60,7 @@ class _Chosen:
 
     def __post_init__(self) -> None:
         # What torch.compile records asks for what was asked for, and checked, before.
-        if not torch.compiler.is_compiling():
+        if is_deferred() or not torch.compiler.is_compiling():
             check_options(self)
 
 
@@ -190,7 +193,7 @@ _AXES: Final[Mapping[type, tuple[tuple[int, ...], str]]] = {
 """Per kind of signal, how many axes it may have, and what they count."""
 
 
-class Signals(Mapping[Any, Tensor]):
+class Signals(Mapping[Any, "Tensor"]):
     """Answers to requests.
 
     Args:
@@ -292,7 +295,7 @@ class VisualTokens:
     origin: Origin | None = None
 
     def __post_init__(self) -> None:
-        check_kind("features", self.features, Tensor, "a tensor (images, tokens, width)")
+        check_kind("features", self.features, torch.Tensor, "a tensor (images, tokens, width)")
         check_kind("layout", self.layout, Layout, "a Layout")
         check_kind("signals", self.signals, Signals, "Signals")
         check_kind("origin", self.origin, (Origin, NoneType), "an Origin or None")
@@ -381,7 +384,7 @@ class VisualTokens:
         if kind is DecoderInput and getattr(request, "of", "text") == "visual":
             words = "images, tokens that entered the decoder, width"
         name = kind.__name__ if request is None else str(request)
-        if not isinstance(value, Tensor):
+        if not isinstance(value, torch.Tensor):
             raise SignalError(f"{name} must be a tensor ({words}), not {shown(value)}")
         fits = value.ndim in axes and value.shape[0] == images and (axis is None or value.shape[axis] == tokens)
         fits = fits and (kind is not Text or value.shape[2] == width)

@@ -8,19 +8,20 @@ classes, `train/` extends the public Trainer, and `costmodel/` builds models to 
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from foveate.errors import FoveateError, FoveateWarning, UnsupportedFamily
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import Cache
     from transformers.modeling_outputs import BaseModelOutputWithPooling as FeaturesOutput
 
@@ -163,7 +164,7 @@ def cached_keys(cache: Any, layer: int) -> Tensor | None:
 
 def cached_rows(cache: Any) -> int:
     """Return the rows of a filled cache; layers of linear attention, which hold no keys, are passed over."""
-    return next(layer.keys.shape[0] for layer in cache.layers if isinstance(getattr(layer, "keys", None), Tensor))
+    return next(layer.keys.shape[0] for layer in cache.layers if isinstance(getattr(layer, "keys", None), torch.Tensor))
 
 
 def select_rows(cache: Any, rows: Tensor) -> None:
@@ -192,7 +193,7 @@ def row_bytes(cache: Any) -> int:
     for layer in cache.layers:
         for value in vars(layer).values():
             held = value.values() if isinstance(value, dict) else (value,)
-            tensors += [each for each in held if isinstance(each, Tensor)]
+            tensors += [each for each in held if isinstance(each, torch.Tensor)]
     return sum(each.nbytes for each in tensors) // cached_rows(cache)
 
 
@@ -217,7 +218,7 @@ def layer_keys(
         keys = getattr(cache.layers[number], "keys", None)
     except Exception:  # a model's own code, which may want anything else
         return None
-    return keys if isinstance(keys, Tensor) and keys.ndim == 4 else None
+    return keys if isinstance(keys, torch.Tensor) and keys.ndim == 4 else None
 
 
 def last_keys(cache: Any) -> tuple[int, Tensor | None]:
@@ -225,7 +226,7 @@ def last_keys(cache: Any) -> tuple[int, Tensor | None]:
     layers = list(enumerate(getattr(cache, "layers", ())))
     for layer, each in reversed(layers):
         keys = getattr(each, "keys", None)
-        if isinstance(keys, Tensor) and keys.ndim == 4 and keys.shape[-2]:
+        if isinstance(keys, torch.Tensor) and keys.ndim == 4 and keys.shape[-2]:
             return layer, keys
     return 0, None
 
@@ -355,7 +356,7 @@ def rope_index(
         positions, deltas = core.get_rope_index(**{name: value for name, value in given.items() if name in names})
     except Exception:  # a model's own code, which may want anything else
         return None
-    return (positions, deltas) if isinstance(positions, Tensor) and isinstance(deltas, Tensor) else None
+    return (positions, deltas) if isinstance(positions, torch.Tensor) and isinstance(deltas, torch.Tensor) else None
 
 
 # Decoding
@@ -437,11 +438,24 @@ def window_order(grids: Tensor, merge: int, window: int, patch: int) -> Tensor:
     return torch.argsort(index)
 
 
-def best_resolution(size: tuple[int, int], resolutions: Any) -> tuple[int, int]:
-    """Return the resolution, (height, width) in pixels, into which an image of this size is tiled."""
-    from transformers.image_processing_utils import select_best_resolution
+def best_resolution(size: tuple[int, int], resolutions: Iterable[Sequence[int]]) -> tuple[int, int]:
+    """Return the resolution, (height, width) in pixels, into which an image of this size is tiled.
 
-    return select_best_resolution(size, resolutions)
+    It is the one that keeps most of the image's pixels, of several the smallest, then the first: what the function
+    `select_best_resolution` of transformers returns, whose import takes seconds. A test compares the two.
+
+    >>> best_resolution((480, 640), [[336, 672], [672, 336], [672, 672]])
+    (672, 672)
+    """
+    height, width = size
+
+    def worth(resolution: Sequence[int]) -> tuple[int, int]:
+        high, wide = resolution
+        scale = min(wide / width, high / height)
+        return min(int(width * scale) * int(height * scale), height * width), -high * wide
+
+    high, wide = max(resolutions, key=worth)
+    return high, wide
 
 
 def deepstack_output(features: list[Tensor], layers: list[list[Tensor]]) -> Any:
@@ -593,9 +607,8 @@ def refuse_blocks(core: Any) -> None:
 
 
 def _installed() -> str:
-    import transformers
-
-    return transformers.__version__
+    # As the package says, which needs no import of it.
+    return importlib.metadata.version("transformers")
 
 
 # The version

@@ -16,7 +16,7 @@ from foveate.families.prompt_check import layout_of_prompt, prompt_layouts
 from foveate.layout import Layout
 from foveate.prompts import processor_inputs, question_text
 
-__all__ = ["Shown", "VisualPrompt", "Way", "shown_to", "visual_prompt", "way_of"]
+__all__ = ["Shown", "VisualPrompt", "Way", "expected_layouts", "shown_to", "visual_prompt", "way_of"]
 
 Way = Literal["video", "written", "images"]
 """How a model takes a clip: as a video; as a video that its processor writes as images; as several images."""
@@ -146,3 +146,23 @@ def visual_prompt(family: Family, processor: Any, what: Image.Image | Clip, ques
     if isinstance(what, Image.Image):
         return VisualPrompt(inputs, (layout_of_prompt(family, inputs),), None, 1)
     return VisualPrompt(inputs, prompt_layouts(family, inputs), way_of(family, processor), len(what.frames))
+
+
+def expected_layouts(family: Family, what: Image.Image | Clip) -> tuple[tuple[Layout, ...], Way | None]:
+    """Return what `VisualPrompt.layouts` and `way` are with the family's own processor, without one.
+
+    The settings of a model's processor may ask for something else. Those of the models that come with foveate don't.
+
+    Args:
+        family: of the model; that of `loading.family_without_weights` is enough.
+        what: the image or the clip.
+
+    Raises:
+        FoveateError: an image of this size leaves no token.
+    """
+    width, height = what.size
+    if isinstance(what, Image.Image):
+        return (family.image_layout(height, width),), None
+    if family.clip_places:
+        return (family.clip_layout(len(what.frames), height, width),), "video"
+    return (family.frame_layout(height, width),) * len(what.frames), "images"

@@ -11,7 +11,7 @@ import foveate
 from foveate.atp import ATP, budget_loss, soft_masks
 from foveate.errors import FoveateError, KeepError, UnsupportedFamily
 from foveate.families import family_of
-from foveate.methods.thresholds import PARTS
+from foveate.methods.arithmetic.thresholds import PARTS
 
 FAMILIES = [row for row in ROWS if row.name in ("llava", "llava_next", "qwen2_5_vl", "qwen3_vl")]
 BATCH = ("t6 A t5", "t2 B t9 A t3", "t3 C t4")

@@ -10,7 +10,7 @@ from foveate.errors import FoveateError, KeepError, SpecError
 from foveate.families import family_of
 from foveate.fingerprint import model_fingerprint
 from foveate.methods import ATPMethod
-from foveate.methods.thresholds import LearnedThresholds
+from foveate.methods.arithmetic.thresholds import LearnedThresholds
 
 SPECS = configurations(["random", "cluster", "resize"], "9,4")
 

@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import torch
 from given import tokens
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig
 from variants import spec_of, variants
 
 import foveate
@@ -21,9 +23,11 @@ from foveate.costmodel.calibrate import Calibration, Probe, measure
 from foveate.costmodel.check import COUNTS, decoders, read
 from foveate.costmodel.decoder_shape import read_decoder
 from foveate.costmodel.device import SIZES, Device, at, processor, read_devices, save, user_file
-from foveate.costmodel.model_config import load_config
+from foveate.costmodel.model_config import PUBLISHED, load_config
 from foveate.costmodel.ops import CallPart, Op
 from foveate.costmodel.papers import figures
+from foveate.embedded import PATH
+from foveate.embedded.clips import CLIP_PATH
 from foveate.errors import FoveateError, FoveateWarning, KeepError, SpecError
 from foveate.methods import Cluster, FastV, Method, method_class, method_names
 from foveate.schedule import tokens_after
@@ -55,6 +59,23 @@ def test_parameters_are_those_of_the_models() -> None:
     assert set(cards) == set(published())
     for name, parameters in cards.items():
         assert read_model(name).parameters == pytest.approx(parameters, rel=0.002)
+
+
+@pytest.mark.parametrize("name", [None, str(CLIP_PATH), *published()])
+def test_configurations_that_come_along_need_no_defaults_of_transformers(name: str | None) -> None:
+    path = (PATH if name is None else Path(name)) / "config.json"
+    data = json.loads((path if path.is_file() else PUBLISHED / f"{name}.json").read_text())
+    plain, theirs = read_model(name), read_model(AutoConfig.for_model(**data))
+    assert type(plain.family) is type(theirs.family)
+    assert (plain.vision, plain.decoder) == (theirs.vision, theirs.decoder)
+    for each in ("decoder_depth", "window", "chunk", "longest_prompt", "is_plain"):
+        assert getattr(plain.family, each) == getattr(theirs.family, each), each
+    for size in ((336, 336), (640, 480), (90, 1000)):
+        assert plain.family.image_layout(*size) == theirs.family.image_layout(*size)
+        if plain.family.clip_places:
+            assert plain.family.clip_layout(6, *size) == theirs.family.clip_layout(6, *size)
+    for spec in ("cluster:16", "pool:0.5@2", "resize:0.25"):
+        assert foveate.cost(plain, spec) == foveate.cost(theirs, spec)
 
 
 def test_tokens_along_the_layers() -> None:

@@ -15,8 +15,8 @@ from foveate.atp.initial import Grid, initialise_thresholds
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families import family_of
 from foveate.fingerprint import model_fingerprint
+from foveate.methods.arithmetic.thresholds import PARTS, LearnedThresholds
 from foveate.methods.atp import ATPMethod
-from foveate.methods.thresholds import PARTS, LearnedThresholds
 from foveate.numbers import check_whole
 from foveate.schedule import scaled_layers
 from foveate.spec import Spec, Step

@@ -13,8 +13,8 @@ from foveate.engine import apply, encode, encoder_outputs
 from foveate.engine.inputs import checked_prompts
 from foveate.errors import FoveateError
 from foveate.families import vlm_of
+from foveate.methods.arithmetic.thresholds import LearnedThresholds
 from foveate.methods.atp import ATPLayer
-from foveate.methods.thresholds import LearnedThresholds
 from foveate.numbers import check_real
 from foveate.spec import Spec, Step
 

@@ -12,8 +12,8 @@ from foveate.atp.soft_masks import LayerScores, soft_masks
 from foveate.engine.inputs import checked_prompts
 from foveate.errors import FoveateError, KeepError, shown
 from foveate.families import family_of, vlm_of
+from foveate.methods.arithmetic.thresholds import LearnedThresholds, ThresholdPredictor
 from foveate.methods.atp import ATPMethod
-from foveate.methods.thresholds import LearnedThresholds, ThresholdPredictor
 from foveate.numbers import Between, check_real
 from foveate.tokens import Keep
 

@@ -24,8 +24,8 @@ from foveate.engine.signals import LayerInput, answer
 from foveate.engine.visibility import visibility
 from foveate.errors import FoveateError, shown
 from foveate.families import Family, family_of, vlm_of
+from foveate.methods.arithmetic.thresholds import LearnedThresholds
 from foveate.methods.atp import ATPLayer
-from foveate.methods.thresholds import LearnedThresholds
 from foveate.numbers import Between, check_real
 from foveate.precision import without_autocast
 from foveate.tokens import Signals, VisualTokens

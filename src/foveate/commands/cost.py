@@ -22,6 +22,7 @@ from foveate.commands.output import (
     spinner,
     table,
 )
+from foveate.deferred import defer_torch
 from foveate.errors import FoveateError, FoveateWarning
 from foveate.numbers import MOST
 
@@ -101,6 +102,7 @@ def cost(
 
     Example: foveate cost --model llava-1.5-7b --spec cluster:64 --device h100
     """
+    defer_torch()
     if list_devices:
         _list_devices(as_json)
         return
@@ -111,10 +113,13 @@ def cost(
     model = model_for(model, clips=bool(clips))
     sizes = [image_size(text) for text in image or ([] if clips else [_DEFAULT_IMAGE])]
     from foveate import costmodel
+    from foveate.files import kind_of
+    from foveate.hub import is_hub_name
     from foveate.spec import as_spec
 
     specs = [as_spec(text) for text in spec or ()]
-    silence_transformers()
+    if not costmodel.comes_along(model) and (is_hub_name(str(model)) or kind_of(str(model)) != "missing"):
+        silence_transformers()
     with finding(model), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", FoveateWarning)
         shapes = costmodel.read_model(model, revision)

@@ -27,11 +27,18 @@ from foveate.commands.output import (
     table,
 )
 from foveate.commands.visuals import clip_json, clip_line, open_visual
+from foveate.deferred import defer_torch
+from foveate.embedded import PATH
+from foveate.embedded.clips import CLIP_PATH
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from foveate.clips import Clip
     from foveate.families import Family
     from foveate.layout import Layout
     from foveate.spec import Spec
+    from foveate.visual_prompts import Way
 
 
 def count(
@@ -50,22 +57,27 @@ def count(
     Example: foveate count photo.jpg --spec cluster:64 --spec prumerge:auto
     """
     with spinner("Counting"):
+        defer_torch()
         from foveate.clips import Clip
-        from foveate.loading import commit_of, family_without_weights, load_processor
+        from foveate.loading import commit_of, embedded_family, family_without_weights
         from foveate.spec import as_spec
-        from foveate.visual_prompts import visual_prompt
+        from foveate.visual_prompts import expected_layouts
 
         specs = [as_spec(text) for text in spec or ()]
         opened = open_visual(image, frames, fps)
+        embedded = model is None
         model = model_for(model, clips=isinstance(opened, Clip))
-        silence_transformers()
     with finding(model):
         commit = commit_of(model, revision)
-        processor, family = load_processor(model, revision=commit), family_without_weights(model, revision=commit)
-        found = visual_prompt(family, processor, opened, "?")
-        counts = [(str(spec), *_totals(spec, family, found.layouts)) for spec in specs]
-    grids = [(segment.t, segment.h, segment.w) for layout in found.layouts for segment in layout.segments]
-    content, total = (sum(getattr(layout, name) for layout in found.layouts) for name in ("content", "total"))
+        if embedded:
+            family = embedded_family(PATH if model is None else CLIP_PATH)
+            layouts, way = expected_layouts(family, opened)
+        else:
+            family = family_without_weights(model, revision=commit)
+            layouts, way = _layouts(family, model, commit, opened)
+        counts = [(str(spec), *_totals(spec, family, layouts)) for spec in specs]
+    grids = [(segment.t, segment.h, segment.w) for layout in layouts for segment in layout.segments]
+    content, total = (sum(getattr(layout, name) for layout in layouts) for name in ("content", "total"))
     width, height = opened.size
     if as_json:
         print_json(
@@ -73,7 +85,7 @@ def count(
                 "image": str(image),
                 "width": width,
                 "height": height,
-                **clip_json(opened, found.way),
+                **clip_json(opened, way),
                 "model": model_title(model),
                 "revision": commit,
                 "grids": [list(grid) for grid in grids],
@@ -94,10 +106,10 @@ def count(
             }
         )
         return
-    repeated = found.way is not None and len(found.layouts) > 1 and len(set(found.layouts)) == 1
-    named = grids[: len(grids) // len(found.layouts)] if repeated else grids
+    repeated = way is not None and len(layouts) > 1 and len(set(layouts)) == 1
+    named = grids[: len(grids) // len(layouts)] if repeated else grids
     grid = " + ".join(f"{h} x {w}" if t == 1 else f"{t} x {h} x {w}" for t, h, w in named)
-    grid = f"{len(found.layouts)} times a grid of {grid}" if repeated else f"a grid of {grid}"
+    grid = f"{len(layouts)} times a grid of {grid}" if repeated else f"a grid of {grid}"
     tokens = f"{content} tokens of content"
     if total > content:
         tokens += f" and {total - content} structural ones"
@@ -114,9 +126,21 @@ def count(
         mean = f"{sum(layers) / len(layers):.1f}"
         shown.add_row(name, " to ".join(map(str, ends)), shares, mean if len(ends) == 1 else f"at most {mean}")
     screen.print(shown)
-    if isinstance(opened, Clip) and found.way is not None:
-        screen.print(clip_line(image, opened, found.way, family.title), soft_wrap=True)
+    if isinstance(opened, Clip) and way is not None:
+        screen.print(clip_line(image, opened, way, family.title), soft_wrap=True)
     screen.print(JSON_HINT, style="dim")
+
+
+def _layouts(
+    family: Family, model: str | None, commit: str | None, opened: Image.Image | Clip
+) -> tuple[tuple[Layout, ...], Way | None]:
+    """Return the layouts that a model's own processor makes, and how the model takes a clip."""
+    silence_transformers()
+    from foveate.loading import load_processor
+    from foveate.visual_prompts import visual_prompt
+
+    found = visual_prompt(family, load_processor(model, revision=commit), opened, "?")
+    return found.layouts, found.way
 
 
 def _totals(spec: Spec, family: Family, layouts: Sequence[Layout]) -> tuple[int, int, list[int]]:

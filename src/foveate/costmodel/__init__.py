@@ -10,7 +10,7 @@ from __future__ import annotations
 from foveate.costmodel.device import Device, device, devices
 from foveate.costmodel.estimate import BreakEven, Cost, PartCost, break_even, cost, cost_of_layouts
 from foveate.costmodel.model import Model, counted, read_model
-from foveate.costmodel.model_config import published, published_sizes
+from foveate.costmodel.model_config import comes_along, published, published_sizes
 
 __all__ = [
     "cost",
@@ -25,6 +25,7 @@ __all__ = [
     "Device",
     "device",
     "devices",
+    "comes_along",
     "published",
     "published_sizes",
 ]

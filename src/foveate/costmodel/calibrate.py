@@ -7,10 +7,9 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 from torch.nn.functional import linear as product
 from torch.nn.functional import scaled_dot_product_attention, silu
 
@@ -19,6 +18,9 @@ from foveate.costmodel.device import SIZES, Device, processor
 from foveate.costmodel.ops import CallPart, elementwise, norm, rotary
 from foveate.devices import synchronize, usable_device, usable_dtype
 from foveate.errors import FoveateError, quoted
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WIDTH, WIDER = 1024, 4096
 _ROWS = (4, 16, 64, 256, 1024)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from foveate.embedded import PATH
+from foveate.embedded.clips import CLIP_PATH
 from foveate.errors import FoveateError, first_line
 from foveate.families import vlm_config
-from foveate.families.config_fields import check_sizes, kind_of
+from foveate.families.config_fields import PlainConfig, check_sizes, kind_of
 from foveate.files import files_in, is_folder, read_json_object
 from foveate.hub import is_hub_name
 from foveate.loading import find_config
 
 PUBLISHED = Path(__file__).parent / "published"
 """Configurations of released models: only their sizes, and where these were read."""
+
+
+_SOURCE: Final = "foveate_source"
+"""The field of theirs that says where the sizes were read."""
 
 
 def published() -> tuple[str, ...]:
@@ -32,7 +39,7 @@ def published_sizes(model: str) -> dict[str, Any] | None:
     """
     for path in files_in(PUBLISHED, "*.json"):
         data = read_json_object(path, "configuration")
-        if str(data.pop("foveate_source", "")).split()[:1] == [model]:
+        if str(data.pop(_SOURCE, "")).split()[:1] == [model]:
             return data
     return None
 
@@ -50,12 +57,9 @@ def load_config(source: Any, revision: str | None = None) -> Any:
         FoveateError: there is no such file, name or revision, the hub can't be reached, or it is no configuration of a
             vision-language model.
     """
-    from collections.abc import Mapping
-
-    if source is None:
-        from foveate.embedded import PATH
-
-        source = PATH
+    if revision is None and comes_along(source):
+        data = _read(PATH if source is None else source, None)
+        return _checked(PlainConfig.of({name: value for name, value in data.items() if name != _SOURCE}))
     if isinstance(source, str | Path):
         source = _read(source, revision)
     source = vlm_config(source)
@@ -64,7 +68,7 @@ def load_config(source: Any, revision: str | None = None) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    data = {name: value for name, value in source.items() if name != "foveate_source"}
+    data = {name: value for name, value in source.items() if name != _SOURCE}
     kind = data.pop("model_type", None)
     if kind is None:
         raise FoveateError("the configuration has no model_type, so it does not say which architecture it is for")
@@ -80,6 +84,24 @@ def load_config(source: Any, revision: str | None = None) -> Any:
     except Exception as error:
         raise FoveateError(f"the configuration of {kind} is damaged ({first_line(error)})") from error
     return _checked(config)
+
+
+def comes_along(source: Any) -> bool:
+    """Return whether a configuration comes with foveate: then it is complete as it is written.
+
+    Of others, transformers fills in what they leave out.
+
+    Args:
+        source: as `load_config` takes it.
+
+    >>> comes_along(None), comes_along("llava-1.5-7b"), comes_along("llava-hf/llava-1.5-7b-hf")
+    (True, True, False)
+    """
+    if source is None:
+        return True
+    if not isinstance(source, str | Path):
+        return False
+    return str(source) in published() or Path(source) in (PATH, CLIP_PATH)
 
 
 def _checked(config: Any) -> Any:

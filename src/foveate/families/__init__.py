@@ -10,9 +10,9 @@ True
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
 
 from foveate.arguments import check_kind
 from foveate.discovery import Discovery
@@ -27,6 +27,9 @@ from foveate.families.wrappers import check_decoder, cores_of, find_vlm
 from foveate.layout import Layout, Segment, Structural
 from foveate.tokens import EncoderAttention, EncoderKeys, Signal
 from foveate.transformers_api import check_version
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = [
     "register_family",
@@ -118,7 +121,7 @@ def vlm_of(model: nn.Module) -> nn.Module:
     Raises:
         FoveateError: it is no module, or several models are inside.
     """
-    check_kind("model", model, nn.Module, "a model such as foveate.load returns")
+    check_kind("model", model, torch.nn.Module, "a model such as foveate.load returns")
     return find_vlm(model, model_types())
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
 
 from foveate.families.tiling import TiledFamily, TileGrid
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_TILES = 12
 """Tiles of an image, without the whole one, as the processors of all released models have it."""
@@ -46,7 +47,7 @@ class ArrangedTiles(TiledFamily):
 
     def previews(self, inputs: Mapping[str, Any]) -> Tensor:
         """Return a small picture of each tile: `(tiles, channels, 8, 8)` float32."""
-        return adaptive_avg_pool2d(inputs["pixel_values"].float(), PREVIEW)
+        return torch.nn.functional.adaptive_avg_pool2d(inputs["pixel_values"].float(), PREVIEW)
 
     def tile_grids(
         self, input_ids: Tensor, tokens: Sequence[int], tiles: Sequence[int], previews: Tensor | None
@@ -150,7 +151,9 @@ def arrangement(tiles: Tensor, whole: Tensor) -> tuple[int, int]:
     shapes.sort(key=lambda shape: abs(shape[0] - shape[1]))
     for rows, columns in shapes:
         picture = tiles.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
-        errors.append((adaptive_avg_pool2d(picture[None], (height, width))[0] - whole).square().mean())
+        errors.append(
+            (torch.nn.functional.adaptive_avg_pool2d(picture[None], (height, width))[0] - whole).square().mean()
+        )
     found = torch.stack(errors)
     share, more = _ALIKE
     if not bool(found.min() <= share * whole.var(correction=0) + more):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveate.errors import UnsupportedFamily
 from foveate.families.arranged_tiles import nearest_shape
@@ -13,6 +11,9 @@ from foveate.families.config_fields import read_number
 from foveate.families.llava import check_all_patches
 from foveate.families.registry import register_family
 from foveate.layout import Layout
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @register_family

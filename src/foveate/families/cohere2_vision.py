@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveate.errors import UnsupportedFamily
 from foveate.families.arranged_tiles import ArrangedTiles, arrangements, tiles_by_end
@@ -18,6 +16,9 @@ from foveate.families.siglip_tiles import SiglipTiles
 from foveate.families.tiling import TileGrid
 from foveate.families.vision_shape import VisionShape
 from foveate.layout import Layout
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @register_family

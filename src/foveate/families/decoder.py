@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.families.config_fields import read_number
@@ -24,6 +23,9 @@ from foveate.tokens import (
     Text,
 )
 from foveate.transformers_api import causal_mask
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _HOLD_COLUMNS = {"full_attention", "sliding_attention", "chunked_attention"}
 """The kinds of layers that hold keys and values of columns."""

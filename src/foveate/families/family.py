@@ -9,11 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.config_fields import kind_of
@@ -35,6 +33,9 @@ from foveate.tokens import (
     Segment,
     Signal,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(eq=False)
@@ -195,7 +196,7 @@ class Family(Decoder, ABC):
                 raise UnsupportedFamily(
                     f"the {what} of this {self.title} is not where models of {self.title} have it: {error}"
                 ) from error
-            if not isinstance(module, nn.Module):
+            if not isinstance(module, torch.nn.Module):
                 raise FoveateError(
                     f"this {self.title} has {module} where its {what} is expected, so it can't read images; load the "
                     "whole model, with the vision_config of its checkpoint"
@@ -397,7 +398,7 @@ class Family(Decoder, ABC):
 
     def placeholder_runs(self, input_ids: Tensor) -> list[int]:
         """Return the length of each run of placeholders, row by row of the prompt `(B, S)`."""
-        edges = pad(input_ids == self.image_token, (1, 1)).int().diff(dim=1)
+        edges = torch.nn.functional.pad(input_ids == self.image_token, (1, 1)).int().diff(dim=1)
         return ((edges < 0).nonzero()[:, 1] - (edges > 0).nonzero()[:, 1]).tolist()
 
     @abstractmethod
@@ -466,7 +467,7 @@ class Family(Decoder, ABC):
         By default each run of type 1 is one.
         """
         inside = types == 1
-        begins = inside & ~pad(inside, (1, 0))[:, :-1]
+        begins = inside & ~torch.nn.functional.pad(inside, (1, 0))[:, :-1]
         return torch.where(inside, begins.long().cumsum(dim=1), -1)
 
     def text_position(self, position_ids: Tensor) -> int | None:
@@ -496,7 +497,10 @@ class Family(Decoder, ABC):
             given = [each[name] for each in images]
             most = max(value.shape[1] if value.ndim > 2 else 0 for value in given)
             if most:
-                given = [pad(value, (0, 0) * (value.ndim - 2) + (0, most - value.shape[1])) for value in given]
+                given = [
+                    torch.nn.functional.pad(value, (0, 0) * (value.ndim - 2) + (0, most - value.shape[1]))
+                    for value in given
+                ]
             found[name] = torch.cat(given)
         return found
 

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from foveate.errors import FoveateError, shown
 from foveate.families.family import Capture
@@ -31,8 +31,8 @@ class FrameClips(LlavaNext):
             FoveateError: they are something else, or frames have another size than the encoder takes.
         """
         pixels = inputs["pixel_values_videos"]
-        if not isinstance(pixels, Tensor) or pixels.ndim != 5:
-            found = tuple(pixels.shape) if isinstance(pixels, Tensor) else shown(pixels)
+        if not isinstance(pixels, torch.Tensor) or pixels.ndim != 5:
+            found = tuple(pixels.shape) if isinstance(pixels, torch.Tensor) else shown(pixels)
             raise FoveateError(
                 f"pixel_values_videos of {self.title} must be a tensor (clips, frames, channels, height, width), not "
                 f"{found}"

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isqrt
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
 
 from foveate.errors import UnsupportedFamily
 from foveate.families.config_fields import read_number
@@ -20,6 +19,9 @@ from foveate.families.vision_shape import VisionShape
 from foveate.families.wrappers import generator_of
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
 from foveate.transformers_api import passes_types_from_start
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @register_family
@@ -122,7 +124,7 @@ class Gemma3(SiglipOutput):
         patches: Tensor = output.last_hidden_state
         rows, columns, full = seen.h * self.merge, seen.w * self.merge, self.side * self.merge
         padding = (0, 0, 0, full - columns, 0, full - rows)
-        whole = nn.functional.pad(patches.unflatten(1, (rows, columns)), padding)
+        whole = torch.nn.functional.pad(patches.unflatten(1, (rows, columns)), padding)
         output.last_hidden_state = whole.flatten(1, 2)
         return output
 

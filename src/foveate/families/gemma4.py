@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import floor, sqrt
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from foveate.errors import FoveateError, UnsupportedFamily, shown
 from foveate.families.config_fields import read_number
@@ -23,6 +21,9 @@ from foveate.families.vision_shape import VisionShape
 from foveate.families.wrappers import generator_of
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
 from foveate.transformers_api import passes_types_from_start
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @register_family
@@ -222,13 +223,18 @@ class Gemma4(Family):
             FoveateError: an input is missing, or isn't what the processor returns.
         """
         pixels, positions, counts = (inputs.get(name) for name in self.video_inputs)
-        if isinstance(pixels, Tensor) and isinstance(positions, Tensor) and pixels.ndim == 4 and counts is None:
+        if (
+            isinstance(pixels, torch.Tensor)
+            and isinstance(positions, torch.Tensor)
+            and pixels.ndim == 4
+            and counts is None
+        ):
             # transformers 5.18 has clips of one length, (clips, frames, patches, values).
             counts = torch.full(pixels.shape[:1], pixels.shape[1])
             pixels, positions = pixels.flatten(0, 1), positions.flatten(0, 1)
         frames = self._grids(pixels, positions, names=self.video_inputs[:2])
-        if not isinstance(counts, Tensor) or counts.ndim != 1 or int(counts.sum()) != len(frames):
-            found = counts.tolist() if isinstance(counts, Tensor) else shown(counts)
+        if not isinstance(counts, torch.Tensor) or counts.ndim != 1 or int(counts.sum()) != len(frames):
+            found = counts.tolist() if isinstance(counts, torch.Tensor) else shown(counts)
             raise FoveateError(
                 f"num_frames_per_video of {self.title} must say how many of the {len(frames)} frames of "
                 f"pixel_values_videos each clip has, as a tensor (clips,), and is {found}; pass what its processor "
@@ -255,11 +261,11 @@ class Gemma4(Family):
         self, pixels: object, positions: object, *, names: Sequence[str] = ("pixel_values", "image_position_ids")
     ) -> tuple[Layout, ...]:
         """Return one grid per image of pixels `(images, P, values)`, from positions `(images, P, 2)` of patches."""
-        if not isinstance(pixels, Tensor) or not isinstance(positions, Tensor):
+        if not isinstance(pixels, torch.Tensor) or not isinstance(positions, torch.Tensor):
             missing = [
                 f"{name} is {'missing' if value is None else shown(value)}"
                 for name, value in zip(names, (pixels, positions), strict=True)
-                if not isinstance(value, Tensor)
+                if not isinstance(value, torch.Tensor)
             ]
             raise FoveateError(
                 f"{self.title} needs {names[0]} and {names[1]} as tensors, and {' and '.join(missing)}; pass what its "
@@ -317,7 +323,7 @@ class Gemma4(Family):
             )
             grids.append((grid.h, grid.w) if mode == "enlarge" else (rows * self.merge, columns * self.merge))
         most = pixels.shape[1] if mode == "enlarge" else max(map(len, small))
-        filled = [pad(image, (0, 0, 0, most - len(image))) for image in small]
+        filled = [torch.nn.functional.pad(image, (0, 0, 0, most - len(image))) for image in small]
         positions = inputs["image_position_ids"].new_full((len(small), most, 2), -1)
         for own, (rows, columns) in zip(positions, grids, strict=True):
             place = torch.arange(rows * columns, device=own.device)
@@ -328,7 +334,10 @@ class Gemma4(Family):
         """Join the pixel inputs of several prompts to those of one call; what fills an image up has position -1."""
         name = self.pixel_inputs[1]
         most = max(each[name].shape[1] for each in images)
-        filled = [{**each, name: pad(each[name], (0, 0, 0, most - each[name].shape[1]), value=-1)} for each in images]
+        filled = [
+            {**each, name: torch.nn.functional.pad(each[name], (0, 0, 0, most - each[name].shape[1]), value=-1)}
+            for each in images
+        ]
         return super().joined(filled)
 
     # Features and signals

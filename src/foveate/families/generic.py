@@ -7,9 +7,9 @@ import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, ClassVar, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
-from torch import Tensor, nn
+import torch
 
 from foveate.errors import FoveateError, FoveateWarning, UnsupportedFamily
 from foveate.families.config_fields import kind_of
@@ -19,6 +19,9 @@ from foveate.families.wrappers import check_decoder, cores_of, generator_of
 from foveate.layout import Layout, one_row
 from foveate.tokens import Signal
 from foveate.transformers_api import block_types, passes_position_ids, passes_types_from_start, refuse_blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _warned: weakref.WeakKeyDictionary[type, set[str]] = weakref.WeakKeyDictionary()
 """Per class of models the reasons that were told, each of them once."""
@@ -181,11 +184,11 @@ class Generic(Family):
     def encoded(self, output: Any, arguments: Mapping[str, Any]) -> Capture:
         """Make a capture with the features of each image, tile or sample, as the model groups them."""
         features = getattr(output, "pooler_output", None)
-        stacked = isinstance(features, Tensor)
+        stacked = isinstance(features, torch.Tensor)
         more = _unknown_fields(output.keys())
         if more:
             raise FoveateError(f"the encoder of {self.title} returns {more}")
-        if isinstance(features, Tensor) and features.ndim == 3:
+        if isinstance(features, torch.Tensor) and features.ndim == 3:
             features = features.unbind(0)
         width = int(self.decoder_config.hidden_size)
         if not isinstance(features, Sequence) or any(rows.ndim != 2 or rows.shape[1] != width for rows in features):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.family import Capture
@@ -15,6 +14,9 @@ from foveate.families.mrope import MRope
 from foveate.families.wrappers import cores_of
 from foveate.tokens import Layout, Segment
 from foveate.transformers_api import rope_index
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _PROMPTS = (((2, 3),), ((4, 1), (1, 5)), ((1, 1), (3, 3)))
 """Rows and columns of the images of three prompts, for which position ids are compared."""

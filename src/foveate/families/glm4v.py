@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import ceil, floor, sqrt
-from typing import Any, ClassVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.config_fields import kind_of, read_number
@@ -16,6 +14,9 @@ from foveate.families.qwen import QwenVL
 from foveate.families.registry import register_family
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import Layout, Segment
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _PAIRS_NEIGHBOURS = {"glm4v_text": True, "glm_ocr_text": True, "glm4v_moe_text": False}
 """The decoders that these models take, and whether their rotary embedding turns neighbours, not halves of a head."""

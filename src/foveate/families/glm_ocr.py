@@ -6,13 +6,14 @@ The model of Zhipu AI that reads documents; transformers' `GlmOcrForConditionalG
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveate.families.config_fields import read_number
 from foveate.families.glm4v import GlmV
 from foveate.families.registry import register_family
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @register_family

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import ceil
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
+import torch
 
 from foveate.errors import FoveateError
 from foveate.families.config_fields import read_number
@@ -17,6 +16,9 @@ from foveate.families.siglip_tiles import SiglipTiles
 from foveate.families.tiling import TileGrid
 from foveate.tokens import Layout
 from foveate.transformers_api import refuse_blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _LONGEST = 4
 """Tiles along the longer side of an image, as the processors of all released models have it."""
@@ -125,7 +127,9 @@ class Idefics3(SiglipTiles):
         mask = inputs.get("pixel_attention_mask")
         if mask is not None:
             size = found["pixel_values"].shape[-2:]
-            found["pixel_attention_mask"] = interpolate(mask.float(), size=size, mode="nearest-exact").to(mask.dtype)
+            found["pixel_attention_mask"] = torch.nn.functional.interpolate(
+                mask.float(), size=size, mode="nearest-exact"
+            ).to(mask.dtype)
         return found
 
     # Encoding

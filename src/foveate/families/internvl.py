@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from foveate.errors import UnsupportedFamily
 from foveate.families.arranged_tiles import ArrangedTiles, nearest_shape
@@ -15,6 +13,9 @@ from foveate.families.registry import register_family
 from foveate.families.tiling import TileGrid
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Signal
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @register_family

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil, floor, isqrt, sqrt
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, pad
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.arranged_tiles import PREVIEW, ArrangedTiles, arrangement, nearest_shape, tiles_by_end
@@ -21,6 +19,9 @@ from foveate.families.shaped_tiles import ShapedTiles
 from foveate.families.tiling import TileGrid
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import Layout, Segment
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _FEWEST_TILES, _MOST_TILES = 2, 10
 """Tiles of an image, without the whole one, as the processors of all released models have it."""
@@ -153,7 +154,12 @@ class Lfm2Vl(ShapedTiles, ArrangedTiles):
         """
         given = [inputs.get(name) for name in self.pixel_inputs]
         pixels, shapes, mask = given
-        if not all(isinstance(each, Tensor) for each in given) or shapes is None or pixels is None or mask is None:
+        if (
+            not all(isinstance(each, torch.Tensor) for each in given)
+            or shapes is None
+            or pixels is None
+            or mask is None
+        ):
             raise FoveateError(f"{self.title} needs {', '.join(self.pixel_inputs)}; pass what its processor returned")
         if pixels.ndim != 3 or shapes.shape != (len(pixels), 2) or mask.shape != pixels.shape[:2]:
             came = ", ".join(str(tuple(each.shape)) for each in (pixels, shapes, mask))
@@ -180,7 +186,9 @@ class Lfm2Vl(ShapedTiles, ArrangedTiles):
         """Return a small picture of each tile: `(tiles, channels, 8, 8)` float32."""
         shapes: list[tuple[int, int]] = inputs["spatial_shapes"].tolist()
         pictures = zip(inputs["pixel_values"].float(), shapes, strict=True)
-        return torch.stack([adaptive_avg_pool2d(picture_of(*each, self.patch)[0], PREVIEW) for each in pictures])
+        return torch.stack(
+            [torch.nn.functional.adaptive_avg_pool2d(picture_of(*each, self.patch)[0], PREVIEW) for each in pictures]
+        )
 
     # Resizing
 
@@ -237,7 +245,7 @@ class Lfm2Vl(ShapedTiles, ArrangedTiles):
             for tile, shape, (rows, columns) in zip(pixels, shapes, sizes, strict=True)
         ]
         most = max(map(len, small)) if mode != "enlarge" else pixels.shape[1]
-        filled = [pad(tile, (0, 0, 0, most - len(tile))) for tile in small]
+        filled = [torch.nn.functional.pad(tile, (0, 0, 0, most - len(tile))) for tile in small]
         found = {**inputs, "pixel_values": torch.stack(filled).to(pixels.dtype)}
         if mode != "enlarge":
             counts = torch.tensor([len(tile) for tile in small], device=pixels.device)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
 
 from foveate.errors import UnsupportedFamily
 from foveate.families.config_fields import kind_of, read_field, read_number
@@ -18,6 +17,9 @@ from foveate.families.registry import register_family
 from foveate.families.tiling import TiledFamily, TileGrid
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Signal
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 MOST_TILES = 16
 """Tiles of an image, without the whole one, as the processors of all released models have it."""
@@ -194,7 +196,7 @@ class Llama4(TiledFamily):
     def encode(self, inputs: Mapping[str, Any]) -> Any:
         """Run the encoder on pixels in its own dtype: the processor makes bfloat16 of all."""
         pixels = inputs.get("pixel_values")
-        if isinstance(pixels, Tensor):
+        if isinstance(pixels, torch.Tensor):
             dtype: torch.dtype = self.core.vision_model.class_embedding.dtype  # pyright: ignore
             inputs = {**inputs, "pixel_values": pixels.to(dtype)}
         return super().encode(inputs)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
 
 from foveate.errors import FoveateError, UnsupportedFamily, shown
 from foveate.families.config_fields import read_number
@@ -15,6 +14,9 @@ from foveate.families.pixels import resized_pixels
 from foveate.families.registry import register_family
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @register_family
@@ -159,11 +161,18 @@ class Llava(Family):
 
     def read_feature_maps(self, rows: int, columns: int) -> None:
         """Replace the tower by one that returns its pixels, with patches of one feature."""
+        from foveate.feature_maps import FeatureMaps
+
         self.check_feature_maps()
         depth = self.config.vision_config.num_hidden_layers
-        self.core.vision_tower = _FeatureMaps(depth, self.encoder_marks)  # pyright: ignore[reportAttributeAccessIssue]
+        self.core.vision_tower = FeatureMaps(depth, self.encoder_marks)  # pyright: ignore[reportAttributeAccessIssue]
         self.config.vision_config.patch_size = 1
         self.config.image_seq_length = rows * columns
+
+    def _reads_feature_maps(self) -> bool:
+        from foveate.feature_maps import FeatureMaps
+
+        return isinstance(self.tower, FeatureMaps)
 
     def layouts(self, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:
         """Return one grid per image of `pixel_values`, `(images, channels, height, width)`."""
@@ -177,7 +186,7 @@ class Llava(Family):
         Raises:
             FoveateError: they have another one.
         """
-        if self.has_model and isinstance(self.tower, _FeatureMaps):
+        if self.has_model and self._reads_feature_maps():
             return
         edge = read_number(self.config.vision_config, "image_size")
         channels = read_number(self.config.vision_config, "num_channels")
@@ -205,8 +214,8 @@ class Llava(Family):
         Raises:
             FoveateError: they aren't.
         """
-        if not isinstance(pixels, Tensor) or pixels.ndim != 4:
-            found = tuple(pixels.shape) if isinstance(pixels, Tensor) else shown(pixels)
+        if not isinstance(pixels, torch.Tensor) or pixels.ndim != 4:
+            found = tuple(pixels.shape) if isinstance(pixels, torch.Tensor) else shown(pixels)
             raise FoveateError(
                 f"pixel_values of {self.title} must be a tensor (images, channels, height, width), not {found}"
             )
@@ -324,24 +333,3 @@ def check_all_patches(family: Family) -> None:
             f"{family.title} that drops the encoder's first row (vision_feature_select_strategy={strategy!r}), which "
             "is a patch, is not supported; 'full' is"
         )
-
-
-class _FeatureMaps(nn.Module):
-    """Stands for a tower: pixels `(images, D, rows, columns)` are the features of every layer.
-
-    Args:
-        depth: layers of the tower.
-        marks: rows in front of the patches, which nothing reads.
-    """
-
-    def __init__(self, depth: int, marks: int) -> None:
-        super().__init__()
-        self.depth = depth
-        self.marks = marks
-
-    def forward(self, pixel_values: Tensor, **_: Any) -> Any:
-        """Return the features in raster order, with rows for [CLS] and the like before them."""
-        from foveate.transformers_api import FeaturesOutput
-
-        hidden = torch.nn.functional.pad(pixel_values.flatten(2).transpose(1, 2), (0, 0, self.marks, 0))
-        return FeaturesOutput(last_hidden_state=hidden, hidden_states=(hidden,) * (self.depth + 1))  # pyright: ignore

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from foveate.errors import FoveateError
 from foveate.families.family import Capture, Family
@@ -16,6 +15,9 @@ from foveate.families.registry import register_family
 from foveate.layout import remembered
 from foveate.tokens import Layout, Segment, Signal, Structural
 from foveate.transformers_api import best_resolution
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register_family
@@ -70,7 +72,7 @@ class LlavaNext(Llava):
         sizes = inputs.get("image_sizes")
         if sizes is None:
             raise FoveateError(f"{self.title} needs image_sizes beside pixel_values; the processor returns both")
-        if isinstance(pixels := inputs.get("pixel_values"), Tensor):
+        if isinstance(pixels := inputs.get("pixel_values"), torch.Tensor):
             self.check_pixels(pixels)
         return [(height, width) for height, width in torch.as_tensor(sizes).tolist()]
 

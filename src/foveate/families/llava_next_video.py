@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
-from torch.nn.functional import avg_pool2d
+import torch
 
 from foveate.families.config_fields import read_number
 from foveate.families.family import Capture
@@ -13,6 +12,9 @@ from foveate.families.frame_clips import FrameClips
 from foveate.families.registry import register_family
 from foveate.layout import Layout, Segment
 from foveate.tokens import Signal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register_family
@@ -51,7 +53,7 @@ class LlavaNextVideo(FrameClips):
             return super().encoder_signal(signal, capture)
         crops = self.crop_signal(signal, capture)
         planes = crops.reshape(*crops.shape[:2], -1).transpose(1, 2).unflatten(2, (self.side, self.side))
-        pooled = avg_pool2d(planes, self.stride).flatten(2).transpose(1, 2)
+        pooled = torch.nn.functional.avg_pool2d(planes, self.stride).flatten(2).transpose(1, 2)
         return self.in_token_order(pooled.reshape(*pooled.shape[:2], *crops.shape[2:]), capture)
 
     def in_token_order(self, crops: Tensor, capture: Capture) -> tuple[Tensor, ...]:

@@ -6,11 +6,9 @@ import re
 from collections.abc import Mapping
 from itertools import accumulate, pairwise
 from math import ceil, sqrt
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.config_fields import read_field
@@ -20,6 +18,9 @@ from foveate.families.llava_next import crops_of, laid_out, tile_shares, visible
 from foveate.families.registry import register_family
 from foveate.families.siglip import SiglipCrops
 from foveate.tokens import Layout, Segment, Structural
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TOO_LARGE = 1.1
 """By how much the side of a square of the allowed tokens may be exceeded before the grid of tiles is scaled down."""
@@ -196,7 +197,7 @@ class LlavaOnevision(SiglipCrops, FrameClips):
         whole, parts = values[: base.count], values[base.count :]
         # The model scales planes, one after another in memory.
         planes = parts.reshape(len(parts), -1).T.unflatten(1, (rows, columns))[None].contiguous()
-        scaled = interpolate(planes, size=(grid.h, grid.w), mode="bilinear")[0].flatten(1).T
+        scaled = torch.nn.functional.interpolate(planes, size=(grid.h, grid.w), mode="bilinear")[0].flatten(1).T
         return torch.cat([whole, scaled.reshape(-1, *parts.shape[1:])])
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.config_fields import read_number
@@ -18,6 +17,9 @@ from foveate.families.shaped_tiles import ShapedTiles
 from foveate.families.tiling import TileGrid
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import Layout
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _MOST_SLICES = 9
 """Slices of an image, without the whole one, as the processors of all released models have it."""
@@ -188,7 +190,7 @@ class MiniCpmV46(ShapedTiles):
                 "give the processor the same"
             )
         pixels, sizes = (inputs.get(name) for name in self.pixel_inputs)
-        if not isinstance(pixels, Tensor) or not isinstance(sizes, Tensor):
+        if not isinstance(pixels, torch.Tensor) or not isinstance(sizes, torch.Tensor):
             raise FoveateError(f"{self.title} needs {', '.join(self.pixel_inputs)}; pass what its processor returned")
         if pixels.ndim != len(self.pixel_axes) or pixels.shape[2] != self.patch or sizes.shape[1:] != (2,):
             raise FoveateError(

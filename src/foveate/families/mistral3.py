@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import floor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.config_fields import read_number
@@ -18,6 +16,9 @@ from foveate.families.pixels import resized_pixels
 from foveate.families.registry import register_family
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal, Structural
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @register_family
@@ -169,7 +170,9 @@ class Mistral3(Family):
             small = resized_pixels(whole, (rows * side, columns * side), mode == "enlarge")
             images.append(small[0].to(pixels.dtype))
         height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
-        padded = [pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images]
+        padded = [
+            torch.nn.functional.pad(image, (0, width - image.shape[2], 0, height - image.shape[1])) for image in images
+        ]
         shapes = torch.tensor([image.shape[1:] for image in images])
         return {**inputs, "pixel_values": torch.stack(padded), "image_sizes": shapes}
 

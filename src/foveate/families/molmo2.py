@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from math import inf
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.config_fields import read_field, read_number
@@ -18,6 +17,9 @@ from foveate.families.pixels import resized_pixels
 from foveate.families.registry import register_family
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal, Structural
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _MOST_CROPS = 8
 """Crops of an image, without the view of the whole, as the processors of all released models have it."""
@@ -183,7 +185,7 @@ class Molmo2(Family):
             FoveateError: an input is missing, or doesn't fit the others.
         """
         given = [inputs.get(name) for name in self.encoder_inputs]
-        tensors = [each for each in given if isinstance(each, Tensor)]
+        tensors = [each for each in given if isinstance(each, torch.Tensor)]
         if len(tensors) < len(given):
             raise FoveateError(f"{self.title} needs {', '.join(self.encoder_inputs)}; pass what its processor returned")
         pixels, pooling, grids = tensors
@@ -247,7 +249,8 @@ class Molmo2(Family):
         """Join the pixel inputs of several prompts; patches are counted through all of them."""
         found = {name: torch.cat([each[name] for each in images]) for name in images[0]}
         if {"image_token_pooling", "pixel_values"} <= found.keys():
-            before, pooling = 0, list[Tensor]()
+            before = 0
+            pooling: list[Tensor] = []
             for each in images:
                 given = each["image_token_pooling"]
                 pooling.append(torch.where(given >= 0, given + before, given))

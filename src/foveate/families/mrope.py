@@ -6,15 +6,17 @@ Wang et al. 2024, arXiv 2409.12191, call them M-RoPE.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from foveate.errors import FoveateError
 from foveate.families.config_fields import read_number
 from foveate.families.family import Family
 from foveate.tokens import Layout, Segment
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class MRope(Family):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.families.decoder import Decoder
 from foveate.families.evaluating import evaluating
 from foveate.transformers_api import layer_keys
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _OFF = 0.05
 """Largest accepted error, relative to the keys: half precision is off by 0.01, another rotation by 1."""

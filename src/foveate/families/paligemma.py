@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
 
 from foveate.families.registry import register_family
 from foveate.families.siglip import SiglipOutput
 from foveate.families.vision_shape import VisionShape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register_family

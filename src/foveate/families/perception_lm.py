@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d
 
 from foveate.errors import UnsupportedFamily
 from foveate.families.arranged_tiles import PREVIEW, arrangement
@@ -20,6 +18,9 @@ from foveate.families.registry import register_family
 from foveate.families.tiling import TiledFamily, TileGrid
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Signal
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _MOST_TILES = 36
 """Tiles of an image, without the whole one, as the processors of all released models have it."""
@@ -256,7 +257,7 @@ class PerceptionLm(TiledFamily):
     def previews(self, inputs: Mapping[str, Any]) -> Tensor:
         """Return a small picture of each tile: `(images, tiles, channels, 8, 8)` float32."""
         pixels: Tensor = inputs["pixel_values"]
-        small = adaptive_avg_pool2d(pixels.flatten(0, 1).float(), PREVIEW)
+        small = torch.nn.functional.adaptive_avg_pool2d(pixels.flatten(0, 1).float(), PREVIEW)
         return small.unflatten(0, pixels.shape[:2])
 
     def tile_grids(

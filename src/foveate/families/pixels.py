@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
 from jaxtyping import Float, Float32
-from torch import Tensor
-from torch.nn.functional import interpolate
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def resized_pixels(
@@ -21,10 +25,12 @@ def resized_pixels(
     >>> resized_pixels(torch.arange(4.0).view(1, 1, 2, 2), (1, 1)).item()
     1.5
     """
-    small = interpolate(pixels.float(), size=size, mode="area")
+    small = torch.nn.functional.interpolate(pixels.float(), size=size, mode="area")
     if not enlarge:
         return small
-    return interpolate(small, size=pixels.shape[-2:], mode="bicubic", align_corners=False, antialias=False)
+    return torch.nn.functional.interpolate(
+        small, size=pixels.shape[-2:], mode="bicubic", align_corners=False, antialias=False
+    )
 
 
 def picture_of(patches: Float[Tensor, "P values"], grid: tuple[int, int], side: int) -> Float[Tensor, "1 C H W"]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveate.families.family import Capture
 from foveate.families.llava import check_all_patches
 from foveate.families.mistral3 import Mistral3
 from foveate.families.registry import register_family
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @register_family

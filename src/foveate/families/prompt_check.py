@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from foveate.errors import FoveateError
 from foveate.families.family import Family
 from foveate.layout import Layout
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def prompt_layouts(family: Family, inputs: Mapping[str, Any]) -> tuple[Layout, ...]:

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from math import ceil, floor, sqrt
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
 
 from foveate.errors import FoveateError
 from foveate.families.config_fields import read_number
@@ -19,6 +18,9 @@ from foveate.families.pixels import resized_pixels
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
 from foveate.transformers_api import rotate_patches
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class QwenVL(MRope):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from foveate.families.qwen2_5_vl import Qwen25VL
 from foveate.families.qwen_omni import OmniThinker
 from foveate.families.registry import register_family
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @register_family

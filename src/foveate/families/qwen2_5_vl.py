@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from foveate.errors import FoveateError
 from foveate.families.config_fields import read_field, read_number
@@ -17,6 +16,9 @@ from foveate.families.registry import register_family
 from foveate.families.vision_shape import VisionShape
 from foveate.layout import Layout
 from foveate.transformers_api import window_order
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register_family

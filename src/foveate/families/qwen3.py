@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from math import ceil, floor, sqrt
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from foveate.errors import FoveateError
 from foveate.families.config_fields import read_number
 from foveate.families.qwen import QwenVL
 from foveate.families.vision_shape import VisionShape
 from foveate.layout import Layout, Segment
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class Qwen3Encoder(QwenVL):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from foveate.families.qwen3_vl import Qwen3VL
 from foveate.families.qwen_omni import OmniThinker
 from foveate.families.registry import register_family
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @register_family

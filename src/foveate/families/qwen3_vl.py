@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from foveate.families.family import Capture
 from foveate.families.qwen3 import Qwen3Encoder
 from foveate.families.registry import register_family
 from foveate.transformers_api import deepstack_output
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _DEEPSTACK = frozenset({"deepstack_visual_embeds", "visual_pos_masks"})
 

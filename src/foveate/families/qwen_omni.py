@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from foveate.errors import UnsupportedFamily
 from foveate.families.config_fields import read_number
 from foveate.families.qwen import QwenVL
 from foveate.layout import Layout
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class OmniThinker(QwenVL):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
 
 from foveate.families.family import Capture, attention_received
 from foveate.families.tiling import TiledFamily
 from foveate.tokens import EncoderAttention, EncoderKeys, Signal
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ShapedTiles(TiledFamily):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from foveate.families.family import Family, attention_received
 from foveate.families.llava import Llava, check_all_patches
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class SiglipCrops(Llava):

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from foveate.families.config_fields import read_number
 from foveate.families.family import Capture, attention_received
 from foveate.families.tiling import TiledFamily
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import EncoderAttention, EncoderKeys, Signal
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class SiglipTiles(TiledFamily):

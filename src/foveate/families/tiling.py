@@ -6,14 +6,17 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from torch import Tensor
+import torch
 
 from foveate.errors import FoveateError
 from foveate.families.family import Capture, Family
 from foveate.families.pixels import resized_pixels
 from foveate.tokens import Layout, Segment
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ class TiledFamily(Family):
             FoveateError: pixels have another form.
         """
         pixels = inputs.get("pixel_values")
-        if not isinstance(pixels, Tensor):
+        if not isinstance(pixels, torch.Tensor):
             raise FoveateError(f"{self.title} needs pixel_values, a tensor of tiles; pass what its processor returned")
         side = self._side(pixels)
         return [(side, side)] * sum(self.tile_counts(inputs))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
 
 from foveate.errors import UnsupportedFamily
 from foveate.families.decoder import rotate
 from foveate.families.evaluating import evaluating
 from foveate.families.family import Family
 from foveate.transformers_api import cache_argument, new_cache
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _STEP = 100
 _OFF = 0.05
@@ -73,7 +75,7 @@ def _keys_at_two_positions(family: Family) -> list[Tensor]:
             use_cache=True,
             **cache_argument(decoder.forward, cache),
         )
-    if not all(isinstance(getattr(layer, "keys", None), Tensor) for layer in cache.layers):
+    if not all(isinstance(getattr(layer, "keys", None), torch.Tensor) for layer in cache.layers):
         raise UnsupportedFamily(f"{family.title} has layers that remember something else than keys and values")
     return [layer.keys for layer in cache.layers]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Container, Iterator
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from foveate.errors import FoveateError, UnsupportedFamily
 from foveate.families.config_fields import kind_of
 from foveate.transformers_api import is_transformers_model
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def find_vlm(model: nn.Module, kinds: Container[str]) -> nn.Module:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Float32
-from torch import Tensor
 
 from foveate.methods import (
     AUTO,
@@ -30,10 +28,27 @@ from foveate.methods import (
     VisualTokens,
     register,
 )
-from foveate.methods.thresholds import LearnedThresholds, ThresholdPredictor, score_statistics
 from foveate.numbers import Between
-from foveate.options import written
+from foveate.options import Reader, written
 from foveate.plan import SELECTED
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
+
+    from foveate.methods.arithmetic.thresholds import LearnedThresholds
+
+    Thresholds = LearnedThresholds | None
+else:
+    # Their import takes torch, and most specs name none.
+    Thresholds = Any
+
+
+def _thresholds(text: str) -> Thresholds:
+    """Return the adapter that a spec names."""
+    from foveate.methods.arithmetic.thresholds import LearnedThresholds
+
+    return LearnedThresholds.read(text)
 
 
 @register("atp")
@@ -72,7 +87,7 @@ class ATPMethod(Method):
     theta_r: float = 0.5
     theta_s: float = 0.5
     sparsity: Annotated[float, Between(-1_000_000, 1_000_000)] = 3.0
-    adapter: LearnedThresholds | None = None
+    adapter: Annotated[Thresholds, Reader(_thresholds)] = None
 
     place = "decoder"
     layers = (4, 14, 24)
@@ -198,6 +213,8 @@ class ATPMethod(Method):
         """Return the redundancy score, `(B, N)` float32 from 0 to 1, and its statistics, `(B, 8)` float32."""
         redundancy, logits, attention, scaled = self._scaled(tokens, alive)
         alive = torch.ones_like(logits, dtype=torch.bool) if alive is None else alive
+        from foveate.methods.arithmetic.thresholds import score_statistics
+
         return redundancy, score_statistics(logits, attention, scaled, alive)
 
     def _scaled(
@@ -244,7 +261,7 @@ class ATPLayer(ATPMethod):
     shift: float = 0.0
 
     @classmethod
-    def of(cls, adapter: LearnedThresholds, number: int, shift: float = 0.0) -> ATPLayer:
+    def of(cls, adapter: Thresholds, number: int, shift: float = 0.0) -> ATPLayer:
         """Return the method with the thresholds that an adapter learned for its layer number `number`."""
         return cls(adapter=adapter, number=number, shift=shift)
 
@@ -269,9 +286,7 @@ class ATPLayer(ATPMethod):
     ) -> tuple[Float32[Tensor, "B 1"], Float32[Tensor, "B 1"]]:
         """Return both predicted thresholds, each `(B, 1)` float32."""
         assert self.adapter is not None
-        predictor = self.adapter.predictors[self.number]
-        assert isinstance(predictor, ThresholdPredictor)
-        return predictor(statistics, question, self.shift)
+        return self.adapter.predictors[self.number](statistics, question, self.shift)
 
     def __str__(self) -> str:
         # Specs name whole adapters, not their single layers.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float, Float32, Int64
-from torch import Tensor
-from torch.nn.functional import normalize, threshold
 
 from foveate.methods import Effort, Method, Plan, Positions, Signal, Text, VisualTokens, one_row, register
-from foveate.methods.arithmetic.products import WHOLE, cosines, pairs_bytes
+from foveate.methods.arithmetic.products import WHOLE, cosines, pairs_bytes, unit_vectors
 from foveate.plan import SELECTED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _EXHAUSTED = 1e-5
 """Below this share of a token's length outside the span of the picks, float32 rounding dominates."""
@@ -81,8 +82,8 @@ class CDPruner(Method):
 def mean_cosine(features: Float[Tensor, "B N D"], text: Float[Tensor, "B T D"]) -> Float32[Tensor, "B N"]:
     """Return the mean cosine of each token to the tokens of a text: `(B, N)` float32."""
     # The mean of the cosines equals one product with the mean direction.
-    direction = normalize(text.float(), dim=-1).mean(dim=1)
-    return torch.bmm(normalize(features.float(), dim=-1), direction[..., None])[..., 0]
+    direction = unit_vectors(text.float()).mean(dim=1)
+    return torch.bmm(unit_vectors(features.float()), direction[..., None])[..., 0]
 
 
 def from_zero_to_one(values: Float32[Tensor, "B N"]) -> Float32[Tensor, "B N"]:
@@ -129,7 +130,9 @@ def likeliest_subset(
             held[:, step + 1] = row
         else:
             row = torch.mul(row[:, 0], here[:, 0].rsqrt(), out=held[:, step + 1])
-        threshold(outside.addcmul_(row, row, value=-1), _EXHAUSTED, 0.0, inplace=True).scatter_(1, pick, 0.0)
+        torch.nn.functional.threshold(outside.addcmul_(row, row, value=-1), _EXHAUSTED, 0.0, inplace=True).scatter_(
+            1, pick, 0.0
+        )
         torch.mul(weight, outside, out=gain)
     return _completed(torch.cat(picks, dim=1), torch.cat(gains, dim=1), weight)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
-from torch import Tensor
 
 from foveate.methods import EncoderAttention, Positions, ScoredMethod, Signal, VisualTokens, register
 from foveate.plan import SELECTED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("cls", "fastervlm")

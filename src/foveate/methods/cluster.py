@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from jaxtyping import Float32, Int64
-from torch import Tensor
 
-from foveate.devices import constant
 from foveate.methods import (
     Effort,
     EncoderAttention,
@@ -26,6 +24,9 @@ from foveate.methods.arithmetic.groups import highest, in_order, middles, sizes
 from foveate.methods.arithmetic.products import BLOCK_BYTES
 from foveate.numbers import SEED, Between
 from foveate.plan import AVERAGED, SELECTED, WEIGHTED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _MOST_DISTANCES = 2**24
 """The most distances between tokens and centres that a CPU keeps from round to round (64 MiB)."""
@@ -112,7 +113,9 @@ class Cluster(Method):
         if self.start == "stride":
             index = (torch.arange(kept, device=x.device) * 2 + 1) * count // (2 * kept)
             return x[:, index]
-        draws = _draws(self.seed, kept).to(x.device, non_blocking=True)
+        from foveate.methods.arithmetic import recorded
+
+        draws = recorded.draws(self.seed, kept).to(x.device, non_blocking=True)
         chosen = x.gather(1, (draws[0] * count).long().clamp(max=count - 1).expand(images, 1, width))
         centres = [chosen]
         nearest = (x - chosen).square().sum(-1)
@@ -123,12 +126,6 @@ class Cluster(Method):
             centres.append(chosen)
             nearest = torch.minimum(nearest, (x - chosen).square().sum(-1))
         return torch.cat(centres, dim=1)
-
-
-@constant
-def _draws(seed: int, count: int) -> Float32[Tensor, " M"]:
-    """Return random numbers from 0 to 1."""
-    return torch.rand(count, generator=torch.Generator().manual_seed(seed))
 
 
 def _grouped_at_once(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from foveate.methods import (
     Behind,
@@ -22,7 +21,11 @@ from foveate.methods import (
     VisualTokens,
     register,
 )
+from foveate.methods.arithmetic.products import unit_vectors
 from foveate.plan import SELECTED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("dart")
@@ -113,7 +116,7 @@ def take_least_like(
     shares: Sequence[int],
 ) -> Bool[Tensor, "B N"]:
     """Let each pivot in turn take the `shares[p]` free tokens with the lowest cosine to it: `(B, N)` bool."""
-    like = normalize(pivots.float(), dim=-1) @ normalize(features.float(), dim=-1).transpose(1, 2)
+    like = unit_vectors(pivots.float()) @ unit_vectors(features.float()).transpose(1, 2)
     for cosine, share in zip(like.unbind(dim=1), shares, strict=True):
         if share:
             order = cosine.masked_fill(taken, torch.inf).argsort(dim=1, stable=True)

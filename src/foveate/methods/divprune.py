@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float32, Int64
-from torch import Tensor
 
 from foveate.methods import Effort, Method, Plan, Positions, VisualTokens, one_row, register
 from foveate.methods.arithmetic.products import Pairs, cosines, pairs_bytes
 from foveate.plan import SELECTED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("divprune")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from foveate.methods import Layout, ScoredMethod, VisualTokens, register
 from foveate.methods.arithmetic.frames import by_frame, compared_bytes, likeness_to_earlier
 from foveate.plan import SELECTED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("evs")

@@ -6,20 +6,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from foveate.methods import Effort, EncoderAttention, KeepError, Layout, Method, Plan, Signal, VisualTokens, register
 from foveate.methods.arithmetic.density import density_peaks
 from foveate.methods.arithmetic.frames import FRAME, by_frame, likeness
 from foveate.methods.arithmetic.parts import filled_up
-from foveate.methods.arithmetic.products import BLOCK_BYTES, row_blocks
+from foveate.methods.arithmetic.products import BLOCK_BYTES, row_blocks, unit_vectors
 from foveate.numbers import Between
 from foveate.plan import MIXED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("fastvid")
@@ -195,11 +196,11 @@ class FastVID(Method):
             alone: which tokens stay as they are.
         """
         frames, each = anchors.shape
-        target = normalize(x[anchors.flatten()], dim=-1).T
+        target = unit_vectors(x[anchors.flatten()]).T
         blocks = row_blocks(len(x), x.shape[1] + frames * each, x)
         nearest = anchors.new_empty(len(x), frames)
         for some in blocks:
-            nearest[some] = (normalize(x[some], dim=-1) @ target).view(-1, frames, each).argmax(dim=2)
+            nearest[some] = (unit_vectors(x[some]) @ target).view(-1, frames, each).argmax(dim=2)
         # An anchor joins itself, even if another one is equal.
         into = nearest.T.scatter(1, anchors, torch.arange(each, device=x.device).expand_as(anchors))
         joins = (~alone).float().expand(frames, -1)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Int64
-from torch import Tensor
 
 from foveate.methods import EncoderAttention, KeepError, Layout, Method, Plan, Positions, Signal, VisualTokens, register
 from foveate.methods.arithmetic.parts import filled_up, top_of_each
 from foveate.plan import SELECTED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("hired")

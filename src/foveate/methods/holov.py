@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from jaxtyping import Bool, Float32, Num
-from torch import Tensor
 
 from foveate.methods import Effort, EncoderAttention, Method, Plan, Positions, Signal, VisualTokens, register
 from foveate.methods.arithmetic.parts import filled_up, top_of_each
 from foveate.methods.arithmetic.products import BLOCK_BYTES, WHOLE, lengths, row_blocks
 from foveate.numbers import Between
 from foveate.plan import SELECTED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SHORTEST = 1e-12
 """The least norm that is divided by, as in torch's `normalize`."""

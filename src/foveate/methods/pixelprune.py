@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
-from torch.nn.functional import pad
 
 from foveate.methods import (
     AUTO,
@@ -23,6 +21,9 @@ from foveate.methods import (
     register,
 )
 from foveate.plan import SELECTED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("pixelprune")
@@ -106,7 +107,7 @@ class PixelPrune(ScoredMethod):
             for axis in (1, 2, 3):
                 length = grid.shape[axis] - 1
                 apart = (grid.narrow(axis, 1, length) - grid.narrow(axis, 0, length)).abs().amax(dim=-1)
-                nearest = nearest.minimum(pad(apart, (0, 0) * (3 - axis) + (1, 0), value=torch.inf))
+                nearest = nearest.minimum(torch.nn.functional.pad(apart, (0, 0) * (3 - axis) + (1, 0), value=torch.inf))
             scores.append(nearest.flatten(1))
         return torch.cat(scores, dim=1) / span[:, None]
 

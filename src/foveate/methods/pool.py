@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from foveate.methods import Effort, Method, Plan, VisualTokens, register
 from foveate.methods.arithmetic.grids import averaging_operations, axis
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 @register("pool")

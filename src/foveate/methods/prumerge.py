@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float32, Int64
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from foveate.methods import (
     AUTO,
@@ -25,7 +23,11 @@ from foveate.methods import (
     one_row,
     register,
 )
+from foveate.methods.arithmetic.products import unit_vectors
 from foveate.plan import MIXED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("prumerge")
@@ -138,7 +140,7 @@ class PruMerge(Method):
         known = self.count(tokens.layout) if not self.ragged else None
         plan = Plan.keeping(chosen | (place == last) if extra else chosen, known)
 
-        unit = normalize(keys, dim=-1)
+        unit = unit_vectors(keys)
         alike = plan.select(unit) @ unit.transpose(1, 2)
         alike.scatter_(2, plan.slot[..., None], -torch.inf)
         # Only tokens with the same key can tie, so it matters little which is taken, and a full sort isn't needed.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float32, Int64
-from torch import Tensor
 
 from foveate.methods import register
 from foveate.methods.prumerge import PruMerge, most_outliers, outliers, ranks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("prumerge-plus")

@@ -5,20 +5,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
 from jaxtyping import Bool, Float32, Int64
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from foveate.methods import AUTO, Effort, KeepError, Layout, Method, Plan, Positions, VisualTokens, register
 from foveate.methods.arithmetic.density import density_bytes, density_peaks
 from foveate.methods.arithmetic.frames import FRAME, block_of_frames, by_frame, longest_runs, runs
 from foveate.methods.arithmetic.groups import in_order
-from foveate.methods.arithmetic.products import row_blocks
+from foveate.methods.arithmetic.products import row_blocks, unit_vectors
 from foveate.numbers import Between
 from foveate.plan import AVERAGED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FEW = 14
 """So many tokens or fewer are not clustered, if the content decides."""
@@ -161,7 +162,7 @@ class PruneVid(Method):
         # The sum over all pairs of frames is the square of the sum.
         pairs = torch.stack(
             [
-                torch.cat([normalize(x, dim=-1).sum(dim=0).square().sum(dim=-1) for x in _places(frames[begin:end])])
+                torch.cat([unit_vectors(x).sum(dim=0).square().sum(dim=-1) for x in _places(frames[begin:end])])
                 for begin, end in spans
             ]
         ).cpu()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
-from torch import Tensor
 
 from foveate.methods import DecoderAttention, Positions, ScoredMethod, Signal, VisualTokens, register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("pyramiddrop")

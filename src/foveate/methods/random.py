@@ -5,11 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import torch
-from jaxtyping import Int64
-from torch import Tensor
-
-from foveate.devices import constant
 from foveate.methods import Method, Plan, VisualTokens, register
 from foveate.numbers import SEED
 from foveate.plan import SELECTED
@@ -34,12 +29,8 @@ class Random(Method):
 
     def plan(self, tokens: VisualTokens) -> Plan:
         """Choose places with the seed, and return them in raster order."""
+        from foveate.methods.arithmetic import recorded
+
         images, count = tokens.features.shape[:2]
-        chosen = _places(self.seed, count, self.count(tokens.layout))
+        chosen = recorded.places(self.seed, count, self.count(tokens.layout))
         return Plan(slot=chosen.to(tokens.features.device, non_blocking=True).expand(images, -1))
-
-
-@constant
-def _places(seed: int, count: int, kept: int) -> Int64[Tensor, " M"]:
-    """Return which of `count` tokens are kept, ascending."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:kept].sort().values

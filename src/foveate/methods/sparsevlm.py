@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
 
 from foveate.methods import (
     Behind,
@@ -25,6 +24,9 @@ from foveate.methods import (
 from foveate.methods.arithmetic.density import density_bytes, density_peaks
 from foveate.methods.arithmetic.groups import in_order
 from foveate.plan import AVERAGED, SELECTED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WORDS = 64
 """Words of text, where estimates of memory must take some number."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from foveate.methods import (
     Behind,
@@ -22,6 +21,9 @@ from foveate.methods import (
 )
 from foveate.methods.arithmetic.products import BLOCK_BYTES, row_blocks
 from foveate.methods.sparsevlm import WORDS, SparseVLM, raters
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("sparsevlm-plus")

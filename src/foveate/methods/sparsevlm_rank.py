@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
-from torch import Tensor
 
 from foveate.methods import AUTO, Effort, FoveateError, Keep, Layout, Plan, VisualTokens, register
 from foveate.methods.sparsevlm import SparseVLM, keep_and_recycle, raters
 from foveate.numbers import Between
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("sparsevlm-rank")

@@ -8,16 +8,19 @@ images. An image of one tile is one part, and so are a tiled image with `per=fra
 from __future__ import annotations
 
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
 
 from foveate.errors import FoveateError
 from foveate.layout import Segment, one_row, remembered
 from foveate.method import Method, Per
 from foveate.plan import Plan
 from foveate.tokens import Layout, VisualTokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def plan_of(method: Method, tokens: VisualTokens) -> Plan:
@@ -76,9 +79,20 @@ def parts_of(layout: Layout) -> tuple[tuple[Segment, Int64[Tensor, " n"]], ...]:
     return layout.tiles if unit_of(layout) == "tile" else _frames(layout)
 
 
+def grids_of(layout: Layout) -> tuple[Segment, ...]:
+    """Return the grid of each of the `parts_of` an image or clip, without making tensors.
+
+    >>> [(grid.t, grid.h, grid.w) for grid in grids_of(Layout((Segment(2, 1, 2),)))]
+    [(1, 1, 2), (1, 1, 2)]
+    """
+    if unit_of(layout) == "tile":
+        return layout.tile_grids
+    return tuple(Segment(1, segment.h, segment.w) for segment in layout.segments for _ in range(segment.t))
+
+
 @remembered
 def _frames(layout: Layout) -> tuple[tuple[Segment, Tensor], ...]:
-    frames = [Segment(1, segment.h, segment.w) for segment in layout.segments for _ in range(segment.t)]
+    frames = grids_of(layout)
     begins = accumulate((frame.count for frame in frames), initial=0)
     return tuple((frame, torch.arange(begin, begin + frame.count)) for frame, begin in zip(frames, begins))
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from jaxtyping import Float, Float32, Int64
-from torch import Tensor
 
 from foveate.methods import (
     Effort,
@@ -26,6 +25,9 @@ from foveate.methods.arithmetic import products
 from foveate.methods.arithmetic.groups import in_order, middles
 from foveate.methods.arithmetic.products import BLOCK_BYTES, lengths, row_blocks
 from foveate.plan import AVERAGED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SHORTEST = 1e-12
 """The least norm that is divided by, as in torch's `normalize`."""

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Int64
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from foveate.methods import (
     Effort,
@@ -23,7 +22,11 @@ from foveate.methods import (
     one_row,
     register,
 )
+from foveate.methods.arithmetic.products import unit_vectors
 from foveate.plan import SELECTED, WEIGHTED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("visionzip")
@@ -115,7 +118,7 @@ class VisionZip(Method):
         target = others[:, : step * contextual : step]
         slot = torch.cat([dominant, target], dim=1).sort(dim=1).values
         is_dominant, is_target = (_marked(index, count) for index in (dominant, target))
-        unit = normalize(keys, dim=-1)
+        unit = unit_vectors(keys)
         near = (unit @ Plan(slot=target).select(unit).transpose(1, 2)).argmax(dim=2)
         # First the place that each token is merged into, then the number of that place among the slots.
         home = target.gather(1, near)

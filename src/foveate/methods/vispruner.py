@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from foveate.devices import on_cpu
 from foveate.methods import (
@@ -24,8 +23,11 @@ from foveate.methods import (
     one_row,
     register,
 )
-from foveate.methods.arithmetic.products import BLOCK_BYTES, WHOLE, Pairs, row_blocks
+from foveate.methods.arithmetic.products import BLOCK_BYTES, WHOLE, Pairs, row_blocks, unit_vectors
 from foveate.plan import SELECTED
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("vispruner")
@@ -112,7 +114,7 @@ class VisPruner(Method):
     def _diverse(self, tokens: VisualTokens, left: Int64[Tensor, "B R"], wanted: int) -> Int64[Tensor, "B K"]:
         if not wanted or left.shape[1] == wanted:
             return left[:, :wanted]
-        unit = normalize(Plan(slot=left).select(tokens.features).float(), dim=-1)
+        unit = unit_vectors(Plan(slot=left).select(tokens.features).float())
         names, alike = left, Pairs(unit)
         left = torch.arange(left.shape[1], device=left.device).expand_as(left)
         look = _look(alike)
@@ -128,7 +130,7 @@ class VisPruner(Method):
         return names.gather(1, left)
 
 
-Look = Callable[[Tensor, Tensor], Tensor]
+Look = Callable[["Tensor", "Tensor"], "Tensor"]
 _MANY = 512
 """Number of tokens above which lists are faster on a CPU."""
 
@@ -158,7 +160,7 @@ def likest_by_list(alike: Float[Tensor, "B R R"] | Pairs, length: int = 16) -> L
     The function serves all rounds. For each token it takes the first of its list that is in the second half. If none of
     the list is there, it searches the whole row of the token.
     """
-    pairs = Pairs.of(alike) if isinstance(alike, Tensor) else alike
+    pairs = Pairs.of(alike) if isinstance(alike, torch.Tensor) else alike
     values, tokens = pairs.topk(min(length, pairs.count))
     images = len(values)
     image = torch.arange(images)[:, None]

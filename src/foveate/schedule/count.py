@@ -188,7 +188,8 @@ class _Counter:
         fewest, most = self.fewest.layout.content, self.most.layout.content
         if not self.layout.structural:
             return fewest, most
-        if all(method.fixed for method in self.methods):
+        whole = not self.methods and self.seen == self.layout
+        if not whole and all(method.fixed for method in self.methods):
             kept = dense_slots(self.seen, self.layout)[kept_slots(self.methods, self.seen)]
             structural = int(self.layout.held(kept).sum())
             return fewest + structural, most + structural

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Int64
-from torch import Tensor
 
 from foveate.errors import KeepError
 from foveate.layout import one_row
 from foveate.method import Per
 from foveate.methods import Method
-from foveate.methods.tiles import keeps_whole_tile, known_tiles, parts_of, plan_of, unit_of
+from foveate.methods.tiles import grids_of, keeps_whole_tile, known_tiles, plan_of, unit_of
 from foveate.plan import Plan
 from foveate.tokens import Layout, Origin, VisualTokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class ExpectedTokens:
     @classmethod
     def of(cls, layout: Layout) -> ExpectedTokens:
         """Return all tokens of an image of this layout."""
-        return cls(layout, tuple(Layout((segment,)) for segment, _ in parts_of(layout)), unit=unit_of(layout))
+        return cls(layout, tuple(Layout((grid,)) for grid in grids_of(layout)), unit=unit_of(layout))
 
     def after(self, method: Method, fewest: bool = False) -> ExpectedTokens:
         """Return what a step keeps: the most if the content decides, or with `fewest` the fewest.

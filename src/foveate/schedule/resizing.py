@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Int64
-from torch import Tensor
 
 from foveate.errors import FoveateError
 from foveate.families import Family
 from foveate.methods import PixelMethod
 from foveate.tokens import Layout
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def resize_mode(family: Family, pixels: PixelMethod | None) -> str:

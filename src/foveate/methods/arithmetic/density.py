@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Float, Float32, Int64
-from torch import Tensor
 
 from foveate.methods.arithmetic.products import BLOCK_BYTES, WHOLE, Pairs, pairs_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def squared_distances(features: Float[Tensor, "B N D"], whole: int | None = None) -> Pairs:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from jaxtyping import Float, Float32, Int64
-from torch import Tensor
 
 from foveate.devices import on_cpu
 from foveate.methods.arithmetic.products import BLOCK_BYTES, row_blocks
 from foveate.tokens import VisualTokens
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FRAME: Final = 256
 """Tokens of a frame, where estimates must take some number."""

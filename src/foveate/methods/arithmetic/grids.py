@@ -5,16 +5,19 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Int64
-from torch import Tensor
 
 from foveate.errors import KeepError
 from foveate.plan import AVERAGED, POOLED, Plan
 from foveate.tokens import Keep, Layout, Segment, VisualTokens, spread
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from torch import Tensor
 
 
 @functools.lru_cache(maxsize=1024)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
 
 from foveate.plan import Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def top_of_each(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import torch
 from jaxtyping import Float, Float32, Int64
-from torch import Tensor
-from torch.nn.functional import normalize
 
 from foveate.devices import on_cpu
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WHOLE: Final = 4096
 """The most tokens of an image whose pairs are all in memory at once (64 MiB)."""
@@ -48,6 +49,11 @@ def row_blocks(rows: int, row: int, x: Tensor) -> list[slice]:
 def lengths(x: Float32[Tensor, "*shape D"]) -> Float32[Tensor, "*shape"]:
     """Return the Euclidean norm of each vector."""
     return cast("Tensor", torch.linalg.vector_norm(x, dim=-1))  # pyright: ignore[reportUnknownMemberType]
+
+
+def unit_vectors(x: Float32[Tensor, "*shape D"]) -> Float32[Tensor, "*shape D"]:
+    """Scale each vector to length 1; one without length stays as it is."""
+    return torch.nn.functional.normalize(x, dim=-1)
 
 
 def pairs_bytes(count: int, width: int) -> int:
@@ -214,7 +220,7 @@ def cosines(features: Float[Tensor, "B N D"], whole: int | None = None) -> Pairs
         features: `(B, N, D)`, any float dtype.
         whole: the most tokens for a matrix.
     """
-    return Pairs(normalize(features.float(), dim=-1), whole=whole)
+    return Pairs(unit_vectors(features.float()), whole=whole)
 
 
 def _runs(count: int, step: int) -> list[slice]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from jaxtyping import Float32, Int64
-from torch import Tensor
 
 from foveate.errors import FoveateError
 from foveate.methods.arithmetic.products import lengths, row_blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _COMPACTED = 0.75
 """The share of remaining clusters below which the others are removed from memory."""

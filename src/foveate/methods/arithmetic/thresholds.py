@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Float, Float32
-from torch import Tensor, nn
+from torch import nn
 
 from foveate.adapters import SHIPPED, PretrainedAdapter, check_weights, read_settings, shipped
 from foveate.arguments import check_kind, listed
@@ -18,6 +18,9 @@ from foveate.errors import FoveateError, KeepError, quoted
 from foveate.files import FileError, modified
 from foveate.fingerprint import check_fingerprint
 from foveate.numbers import SEED, Between, check_real, check_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTS: Final = ("self", "cross", "spatial")
 """The scores of the rule: logits from the image, attention from text, and place on nested grids."""
