@@ -7,8 +7,8 @@ from variants import spec_of, variants
 
 from accelerator import PLACE, Accelerator, on_accelerator, on_host
 from foveate.errors import FoveateError
-from foveate.methods import Agglomerative, agglomerative, method_class
-from foveate.methods.arithmetic import products, ward
+from foveate.methods import Agglomerative, method_class
+from foveate.methods.arithmetic import linkage, products, ward
 from foveate.plan import Plan
 from foveate.spec import parse
 from foveate.tokens import Layout, Segment, VisualTokens
@@ -76,7 +76,7 @@ def test_ward_without_distances_merges_the_same(on_cpu: bool, monkeypatch: pytes
             monkeypatch.undo()
             here = Agglomerative(keep=kept).plan(given)
             monkeypatch.setattr(products, "on_cpu", lambda x: on_cpu)
-            monkeypatch.setattr(agglomerative, "_MOST_BYTES", 0)
+            monkeypatch.setattr(linkage, "MOST_BYTES", 0)
             check_same(Agglomerative(keep=kept).plan(given), here)
 
 

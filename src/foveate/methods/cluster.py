@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
@@ -193,67 +195,71 @@ def _grouped(x: Float32[Tensor, "N D"], centre: Float32[Tensor, "M D"], rounds: 
     """Cluster the tokens of one image on a CPU: the same as rounds of `_nearest`, with less work.
 
     A round compares tokens only with the centres that moved in the last round; the rounds end when none moves. Empty
-    clusters are filled only in rounds that have some.
+    clusters are filled only in rounds that have some. What isn't done to features is done by NumPy, which starts an
+    operation in a fraction of the time and finds the least number of a row several times as fast.
     """
     count, kept = x.shape[0], centre.shape[0]
     # Above this size, distances aren't kept from round to round.
-    distance = x.new_empty(kept, count) if count * kept <= _MOST_DISTANCES else None
-    moved = torch.arange(kept)
+    distance = x.new_empty(count, kept) if count * kept <= _MOST_DISTANCES else None
     centre = centre.clone()
-    group = before = torch.full((count,), -1)
+    moved = np.arange(kept)
+    group = before = np.full(count, -1)
     for number in range(rounds + 1):
-        if number:
-            changed = group != before
-            if number > 1:
-                touched = torch.cat([before[changed], group[changed]])
-                moved = touched.bincount(minlength=kept).nonzero()[:, 0]
+        if number > 1:
+            changed = np.flatnonzero(group != before)
+            touched = np.zeros(kept, dtype=bool)
+            touched[before[changed]] = touched[group[changed]] = True
+            moved = np.flatnonzero(touched)
             if not len(moved):
                 break
-            centre.index_copy_(0, moved, _means_of(x, group, moved, kept))
+        if number:
+            centre.index_copy_(0, torch.from_numpy(moved), _means_of(x, group, moved, kept))
         before = group
-        away, group = _compared(x, centre, moved, distance)
-        if bool((group.bincount(minlength=kept) == 0).any()):
-            group = _filled(group[None], (away + x.square().sum(dim=1))[None], kept)[0]
-    return group
+        group, away = _compared(x, centre, moved, distance)
+        if not np.bincount(group, minlength=kept).all():
+            filled = _filled(torch.from_numpy(group)[None], (away() + x.square().sum(dim=1))[None], kept)
+            group = filled[0].numpy()
+    return torch.from_numpy(group)
 
 
 def _compared(
     x: Float32[Tensor, "N D"],
     centre: Float32[Tensor, "M D"],
-    moved: Int64[Tensor, " C"],
-    distance: Float32[Tensor, "M N"] | None,
-) -> tuple[Float32[Tensor, " N"], Int64[Tensor, " N"]]:
-    """Return the distance to the nearest centre, less |x|^2, and which centre it is; update kept distances."""
+    moved: Int64[np.ndarray, " C"],
+    distance: Float32[Tensor, "N M"] | None,
+) -> tuple[Int64[np.ndarray, " N"], Callable[[], Float32[Tensor, " N"]]]:
+    """Return which centre is nearest to each token, and what computes its distance, less |x|^2; update distances."""
     # |x|^2 is the same for every centre, so leaving it out changes no choice.
     if distance is not None:
         if len(moved) == centre.shape[0]:
-            torch.addmm(centre.square().sum(dim=1)[:, None], centre, x.T, alpha=-2, out=distance)
+            torch.addmm(centre.square().sum(dim=1), x, centre.T, alpha=-2, out=distance)
         else:
-            for rows in products.row_blocks(len(moved), len(x), x):
-                target = centre[moved[rows]]
-                values = torch.addmm(target.square().sum(dim=1)[:, None], target, x.T, alpha=-2)
-                distance.index_copy_(0, moved[rows], values)
-        nearest = distance.min(dim=0)
-        return nearest.values, nearest.indices
+            target = centre[torch.from_numpy(moved)]
+            length = target.square().sum(dim=1)[:, None]
+            for rows in products.row_blocks(len(x), len(moved), x):
+                distance.numpy()[rows, moved] = torch.addmm(length, target, x[rows].T, alpha=-2).numpy().T
+        return distance.numpy().argmin(axis=1), lambda: distance.amin(dim=1)
     length = centre.square().sum(dim=1)
-    near, group = x.new_empty(len(x)), moved.new_empty(len(x))
+    near, group = x.new_empty(len(x)), np.empty(len(x), dtype=np.int64)
     for rows in products.row_blocks(len(x), len(centre), x):
-        near[rows], group[rows] = torch.addmm(length, x[rows], centre.T, alpha=-2).min(dim=1)
-    return near, group
+        values = torch.addmm(length, x[rows], centre.T, alpha=-2)
+        near[rows], group[rows] = values.amin(dim=1), values.numpy().argmin(axis=1)
+    return group, lambda: near
 
 
 def _means_of(
-    x: Float32[Tensor, "N D"], group: Int64[Tensor, " N"], clusters: Int64[Tensor, " C"], kept: int
+    x: Float32[Tensor, "N D"], group: Int64[np.ndarray, " N"], clusters: Int64[np.ndarray, " C"], kept: int
 ) -> Float32[Tensor, "C D"]:
     """Return the means of some clusters."""
-    number = torch.full((kept,), len(clusters)).index_copy_(0, clusters, torch.arange(len(clusters)))[group]
-    # The last row takes the members of other clusters.
-    sums = x.new_zeros(len(clusters) + 1, x.shape[1])
-    if 4 * len(clusters) < kept:
-        members = (number < len(clusters)).nonzero()[:, 0]
-        number = number[members]
-        for rows in products.row_blocks(len(members), x.shape[1], x):
-            sums.index_add_(0, number[rows], x[members[rows]])
+    size = np.bincount(group, minlength=kept)[clusters]
+    if len(clusters) < kept:
+        inside = np.zeros(kept, dtype=bool)
+        inside[clusters] = True
+        members = np.flatnonzero(inside[group])
+        members = members[group[members].argsort(kind="stable")]
     else:
-        sums.index_add_(0, number, x)
-    return sums[:-1].div_(number.bincount(minlength=len(clusters) + 1)[:-1, None])
+        members = group.argsort(kind="stable")
+    begins = torch.from_numpy(size.cumsum() - size)
+    # Sums over the rows of each cluster, in the order of tokens.
+    sums = torch.embedding_bag(x, torch.from_numpy(members), begins, mode=0)[0]
+    return sums.div_(torch.from_numpy(size)[:, None])
