@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foveate.costmodel.decoder_shape import DecoderShape, read_decoder
-from foveate.costmodel.model_config import load_config
+from foveate.costmodel.model_config import comes_along, load_config, own_config
 from foveate.costmodel.vision_work import vision_parameters
 from foveate.errors import FoveateError, FoveateWarning, UnsupportedFamily
 from foveate.families import Family, Generic, families, family_class, model_types
@@ -52,7 +52,7 @@ def read_model(config: Any, revision: str | None = None) -> Model:
         FoveateError: there is no such configuration, a field is missing or makes no sense, or it has parts that the
             cost model does not count.
     """
-    config = load_config(config, revision)
+    config = own_config(config) if revision is None and comes_along(config) else load_config(config, revision)
     family = _family(config)
     vision = family.vision_shape()
     if vision is None:

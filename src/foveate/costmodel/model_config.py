@@ -57,9 +57,7 @@ def load_config(source: Any, revision: str | None = None) -> Any:
         FoveateError: there is no such file, name or revision, the hub can't be reached, or it is no configuration of a
             vision-language model.
     """
-    if revision is None and comes_along(source):
-        data = _read(PATH if source is None else source, None)
-        return _checked(PlainConfig.of({name: value for name, value in data.items() if name != _SOURCE}))
+    source = PATH if source is None else source
     if isinstance(source, str | Path):
         source = _read(source, revision)
     source = vlm_config(source)
@@ -86,8 +84,21 @@ def load_config(source: Any, revision: str | None = None) -> Any:
     return _checked(config)
 
 
+def own_config(source: str | Path | None) -> PlainConfig:
+    """Return a configuration that comes with foveate as it is written, without what transformers would fill in.
+
+    >>> own_config("llava-1.5-7b").text_config.hidden_size
+    4096
+
+    Args:
+        source: for which `comes_along` holds.
+    """
+    data = _read(PATH if source is None else source, None)
+    return _checked(PlainConfig.of({name: value for name, value in data.items() if name != _SOURCE}))
+
+
 def comes_along(source: Any) -> bool:
-    """Return whether a configuration comes with foveate: then it is complete as it is written.
+    """Return whether a configuration comes with foveate: then all that is counted stands in it.
 
     Of others, transformers fills in what they leave out.
 

@@ -6,9 +6,7 @@ The model of `transformers`: `Gemma4UnifiedForConditionalGeneration`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveate.families.config_fields import read_number
 from foveate.families.family import Capture
@@ -17,6 +15,9 @@ from foveate.families.registry import register_family
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import Signal
 from foveate.transformers_api import passes_clips
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @register_family

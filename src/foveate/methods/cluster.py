@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from foveate.numbers import SEED, Between
 from foveate.plan import AVERAGED, SELECTED, WEIGHTED
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from torch import Tensor
 
 _MOST_DISTANCES = 2**24
@@ -213,13 +214,13 @@ def _grouped(x: Float32[Tensor, "N D"], centre: Float32[Tensor, "M D"], rounds: 
             if not len(moved):
                 break
         if number:
-            centre.index_copy_(0, torch.from_numpy(moved), _means_of(x, group, moved, kept))
+            centre.index_copy_(0, _tensor(moved), _means_of(x, group, moved, kept))
         before = group
         group, away = _compared(x, centre, moved, distance)
         if not np.bincount(group, minlength=kept).all():
-            filled = _filled(torch.from_numpy(group)[None], (away() + x.square().sum(dim=1))[None], kept)
+            filled = _filled(_tensor(group)[None], (away() + x.square().sum(dim=1))[None], kept)
             group = filled[0].numpy()
-    return torch.from_numpy(group)
+    return _tensor(group)
 
 
 def _compared(
@@ -234,7 +235,7 @@ def _compared(
         if len(moved) == centre.shape[0]:
             torch.addmm(centre.square().sum(dim=1), x, centre.T, alpha=-2, out=distance)
         else:
-            target = centre[torch.from_numpy(moved)]
+            target = centre[_tensor(moved)]
             length = target.square().sum(dim=1)[:, None]
             for rows in products.row_blocks(len(x), len(moved), x):
                 distance.numpy()[rows, moved] = torch.addmm(length, target, x[rows].T, alpha=-2).numpy().T
@@ -259,7 +260,12 @@ def _means_of(
         members = members[group[members].argsort(kind="stable")]
     else:
         members = group.argsort(kind="stable")
-    begins = torch.from_numpy(size.cumsum() - size)
+    begins = _tensor(size.cumsum() - size)
     # Sums over the rows of each cluster, in the order of tokens.
-    sums = torch.embedding_bag(x, torch.from_numpy(members), begins, mode=0)[0]
-    return sums.div_(torch.from_numpy(size)[:, None])
+    sums = torch.embedding_bag(x, _tensor(members), begins, mode=0)[0]
+    return sums.div_(_tensor(size)[:, None])
+
+
+def _tensor(values: npt.NDArray[Any]) -> Tensor:
+    """Return the numbers of an array as a tensor, in the same memory."""
+    return torch.from_numpy(values)  # pyright: ignore[reportUnknownMemberType]
