@@ -253,7 +253,7 @@ class Placement:
 def placement_of(model: nn.Module) -> Placement:
     """Return where a model is and in which number format.
 
-    >>> placement_of(nn.Linear(2, 2))
+    >>> placement_of(torch.nn.Linear(2, 2))
     Placement(device='cpu', card=None, dtype='float32', quantize=None)
     """
     devices = devices_of(model)
@@ -273,7 +273,7 @@ def placement_of(model: nn.Module) -> Placement:
 def devices_of(model: nn.Module) -> tuple[torch.device, ...]:
     """Return the devices that a model's weights are on, each once; weights that were offloaded count by where they run.
 
-    >>> devices_of(nn.Linear(2, 2))
+    >>> devices_of(torch.nn.Linear(2, 2))
     (device(type='cpu'),)
     """
     mapped = [torch.device(place) for place in _map_of(model) if place not in _STORES]

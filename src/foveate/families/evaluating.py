@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Turn off dropout, which would change what a module makes, and gradient checkpointing, which excludes a cache.
 
-    >>> dropout = nn.Dropout()
+    >>> import torch
+    >>> dropout = torch.nn.Dropout()
     >>> with evaluating(dropout):
     ...     dropout.training
     False

@@ -17,7 +17,7 @@ def execution_device(module: nn.Module) -> torch.device | None:
 
     None for a module without weights.
 
-    >>> execution_device(nn.Linear(2, 2))
+    >>> execution_device(torch.nn.Linear(2, 2))
     device(type='cpu')
     """
     for each in module.modules():

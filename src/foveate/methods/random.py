@@ -15,6 +15,7 @@ from foveate.plan import SELECTED
 class Random(Method):
     """Keep tokens at random, uniformly and without replacement: the same places in every image of one layout.
 
+    >>> import torch
     >>> tokens = VisualTokens.of(torch.randn(2, 576, 8), (24, 24))
     >>> Random(keep=64).plan(tokens).slot.shape
     torch.Size([2, 64])
