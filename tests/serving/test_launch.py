@@ -63,7 +63,14 @@ def test_requests_may_name_nothing_unless_specs_are_allowed(monkeypatch: pytest.
     assert start.environment == {"FOVEATE_SPEC": "dense", "FOVEATE_SPECS": "dense;cluster:16"}
 
 
-def test_methods_read_the_question_only_if_the_server_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_methods_read_the_question_only_if_the_server_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vision = {"model_type": "internvl_vision", "num_hidden_layers": 2, "image_size": [448, 448], "patch_size": [14, 14]}
+    internvl = {"model_type": "internvl", "vision_config": vision, "downsample_ratio": 0.5, "vision_feature_layer": -1}
+    with pytest.raises(FoveateError, match="can't give methods the question about an image of InternVL"):
+        chosen_specs(folder(tmp_path, internvl), "cluster:64", questions=True)
+    assert chosen_specs(str(tmp_path), "cluster:64").default.text == "cluster:64"
     with pytest.raises(FoveateError, match="or start it with FOVEATE_PER_QUESTION=1"):
         chosen_specs(str(PATH), "cdpruner:64")
     words = ["serve", str(PATH), "--spec", "cdpruner:64", "--per-question", "--dry-run", "--json"]

@@ -16,7 +16,7 @@ from foveate.files import read_json_object
 from foveate.loading import find_config
 from foveate.serving import ServedSpec, SpecChoice
 from foveate.serving.choice import ALLOWED_VARIABLE, DEFAULT_VARIABLE, PER_QUESTION_VARIABLE
-from foveate.vllm_plugin.served import per_question, served_model
+from foveate.vllm_plugin.served import SERVER, per_question, served_model
 
 PICTURES: Final = ((640, 480), (1024, 768), (1920, 1080))
 """Width and height of pictures whose tokens are told, in pixels."""
@@ -70,13 +70,17 @@ def chosen_specs(
             `FOVEATE_PER_QUESTION` says.
 
     Raises:
-        FoveateError: there is no such model, vLLM serves it whole, or it can't do one of the specs.
+        FoveateError: there is no such model, vLLM serves it whole, it can't do one of the specs, or methods can't read
+            the question there.
     """
     config = read_json_object(find_config(model, revision=revision), "configuration", "name a model's folder")
     environment = {name: os.environ.get(name, "") for name in (DEFAULT_VARIABLE, ALLOWED_VARIABLE)}
     if allowed:
         environment[ALLOWED_VARIABLE] = ";".join(allowed)
-    return SpecChoice(served_model(config, questions or per_question()), spec, environment)
+    served = served_model(config, questions or per_question())
+    if questions and not served.per_question:
+        raise FoveateError(f"{SERVER} can't give methods the question about an image of {served.family.title}")
+    return SpecChoice(served, spec, environment)
 
 
 def tokens_left(choice: SpecChoice, spec: ServedSpec) -> list[int | None]:
