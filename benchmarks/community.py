@@ -27,6 +27,7 @@ from typing import Any, Final, Literal
 
 from pydantic import Field
 
+from foveate.bench.finished import is_finished, read_finished
 from foveate.costmodel import published_sizes, read_model
 from foveate.errors import FoveateError
 from foveate.files import files_in, is_file, is_folder, read_json, read_text, shown_path, write_text
@@ -328,10 +329,9 @@ def run_of_bench(folder: Path, model: str | None, by: str | None) -> Run:
     Raises:
         FoveateError: the folder isn't finished, or the model's name isn't known.
     """
-    config, metrics, where = (
-        read_json(folder / f"{name}.json", strict=False) for name in ("config", "metrics", "environment")
-    )
-    command = read_text(folder / "table.md").rpartition("Made by\n\n```")[2].strip("`\n")
+    found = read_finished(folder)
+    config, metrics = found.config, found.metrics
+    command = command_of(folder)
     words = shlex.split(command)
     if model is None:
         given = [words[n + 1] for n, word in enumerate(words[:-1]) if word == "--model"]
@@ -363,11 +363,16 @@ def run_of_bench(folder: Path, model: str | None, by: str | None) -> Run:
             "questions": {task: metrics["questions"]},
             **{name: config[name] for name in ("device", "card", "dtype", "quantize", "batch")},
             "versions": {name: config["versions"][name] for name in VERSIONS},
-            "finished": where["finished"],
+            "finished": str(found.environment.get("finished")),
             "by": by,
             "rows": rows,
         }
     )
+
+
+def command_of(folder: Path) -> str:
+    """Return the command that made a finished folder of `foveate bench`; "" if its table doesn't say."""
+    return read_text(folder / "table.md").partition("\nMade by\n\n")[2].strip("`\n")
 
 
 def run_of_lmms(folders: Sequence[Path], model: str | None, by: str | None, card: str | None) -> Run:
@@ -424,9 +429,14 @@ def run_of_lmms(folders: Sequence[Path], model: str | None, by: str | None, card
 
 def _log(folder: Path) -> Path:
     """Return the file of results in a folder of lmms-eval."""
-    logs = sorted(folder.rglob("*_results.json")) if is_folder(folder) else []
+    if not is_folder(folder):
+        raise FoveateError(f"{shown_path(folder)} is no folder; name one that foveate bench or lmms-eval has written")
+    logs = sorted(folder.rglob("*_results.json"))
     if len(logs) != 1:
-        raise FoveateError(f"{shown_path(folder)} holds {len(logs)} files *_results.json; name the folder of one run")
+        raise FoveateError(
+            f"{shown_path(folder)} is no finished folder of foveate bench, and has {len(logs)} files *_results.json of "
+            "lmms-eval; name the folder of one run"
+        )
     return logs[0]
 
 
@@ -462,7 +472,7 @@ def _listed(names: Iterable[str]) -> str:
 def make(arguments: argparse.Namespace) -> int:
     """Write the file of a run, unless something is wrong with it."""
     folders: list[Path] = arguments.results
-    if is_file(folders[0] / "metrics.json"):
+    if is_finished(folders[0]):
         if len(folders) > 1:
             raise FoveateError("a folder of foveate bench has all configurations of its run; name one")
         if arguments.card:

@@ -125,7 +125,7 @@ def take(results: Path, name: str) -> None:
     """
     assert name == "bench", f"--take of claims has one name, bench, not {name}"
     metrics, environment = (read_json(results / f"{part}.json", strict=False) for part in ("metrics", "environment"))
-    command = (results / "table.md").read_text(encoding="utf-8").rpartition("Made by\n\n```")[2].strip("`\n")
+    command = benchmark("community").command_of(results)
     for row in metrics["configurations"]:
         del row["skills"], row["against"]
     text = json.dumps({"command": command, "metrics": metrics, "environment": environment}, indent=None)
@@ -179,7 +179,7 @@ def published_share(spec: str) -> dict[str, Any]:
 def _in_short(papers: Mapping[str, tuple[Mapping[str, Any], list[Claim]]]) -> str:
     rows = []
     for name, (_, claims) in papers.items():
-        cells = [[each.short for each in claims if each.found.verdict == verdict] for verdict in VERDICTS]
+        cells = [[f"• {each.short}" for each in claims if each.found.verdict == verdict] for verdict in VERDICTS]
         rows.append([f"[{name}](#{anchor(papers[name][0]['title'])})", *("<br>".join(cell) for cell in cells)])
     every = [each for _, claims in papers.values() for each in claims]
     counts = {verdict: sum(each.found.verdict == verdict for each in every) for verdict in VERDICTS}

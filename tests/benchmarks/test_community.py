@@ -188,7 +188,7 @@ def test_a_finished_benchmark_becomes_a_file(
     assert run("make", str(out), "--card", "NVIDIA H100") == 2
     assert "leave --card out" in capsys.readouterr().err
     assert run("make", str(tmp_path), "--out", str(sent)) == 2
-    assert "0 files *_results.json" in capsys.readouterr().err
+    assert "has 0 files *_results.json" in capsys.readouterr().err
     assert run("make", str(out), "--model", "mine", "--out", str(sent)) == 1
     assert 'model is "mine"' in capsys.readouterr().err
     assert [each.name for each in sent.iterdir()] == [path.name]
