@@ -225,13 +225,16 @@ def equality(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def ranks(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return what was tried with tensor parallelism."""
-    specs = ", ".join(f"`{row['spec']}`" for row in rows)
+    models: dict[str, list[str]] = {}
+    for row in rows:
+        models.setdefault(row["model"], []).append(f"`{row['spec']}`")
+    tried = "; ".join(f"a tiny {model} with {', '.join(specs)}" for model, specs in models.items())
     largest = max(row["difference"] for row in rows)
     return (
         fill(
             "With tensor parallelism a rank has some of the encoder's heads. Those of all ranks are gathered, so that "
-            f"every rank chooses the same tokens. A tiny LLaVA on two ranks answered as transformers with {specs}; "
-            f"logprobs differ by {largest:.0e} at most."
+            "every rank chooses the same tokens. On two ranks these answered as transformers: "
+            f"{tried}. Logprobs differ by {largest:.0e} at most."
         )
         + "\n"
     )

@@ -50,8 +50,9 @@ def measured() -> Iterator[dict[str, list[Any]]]:
 
     path = Path(target)
     before = json.loads(path.read_text(encoding="utf-8"))["tables"] if path.exists() else {}
-    models = {row["model"] for row in tables.get("equality", [])}
-    others = [row for row in before.get("equality", []) if row["model"] not in models]
-    if equality := sorted([*others, *tables.get("equality", [])], key=lambda row: row["model"]):
-        tables["equality"] = equality
+    for name in ("equality", "ranks"):
+        models = {row["model"] for row in tables.get(name, [])}
+        others = [row for row in before.get(name, []) if row["model"] not in models]
+        if rows := sorted([*others, *tables.get(name, [])], key=lambda row: row["model"]):
+            tables[name] = rows
     write_json(path, {"vllm": __version__, "environment": environment(), "tables": {**before, **tables}})

@@ -1,5 +1,6 @@
 """A tiny InternVL with random weights in vLLM: tiles with marks around them, and clips in frames."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ SIZES = ((168, 168), (84, 168), (84, 84), (252, 84))
 """Heights and widths: four tiles and the whole, two and the whole, one, three and the whole."""
 
 
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, LLM]:
+def saved(path: Path) -> tuple[Any, Any]:
+    """Save a tiny model with random weights and its processor, and return both."""
     from directories import make_processor
     from rows import ROWS
     from transformers import AutoProcessor, InternVLConfig, InternVLForConditionalGeneration
@@ -35,11 +36,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, LLM]:
     embeddings: Any = model.model.vision_tower.embeddings
     for weight in (embeddings.cls_token, embeddings.position_embeddings):
         torch.nn.init.normal_(weight, std=0.5)  # they start at zero
-    path = tmp_path_factory.mktemp("internvl")
     model.save_pretrained(path)
     make_processor(row, model.config).save_pretrained(path)
     # Resized as vLLM does it: the same image differs a little by the library that resizes it.
-    processor = AutoProcessor.from_pretrained(path)
+    return model, AutoProcessor.from_pretrained(path)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, LLM]:
+    path = tmp_path_factory.mktemp("internvl")
+    model, processor = saved(path)
     llm = engine(path, max_model_len=512, limit_mm_per_prompt={"image": 2, "video": 1})
     return model, processor, llm
 
