@@ -13,6 +13,7 @@ from foveate.embedded import PATH
 from foveate.families import supported
 from foveate.images import open_image
 from foveate.methods import method_class, method_names
+from foveate.tune import sentences
 
 IMAGE = EXAMPLES / "shapes.png"
 QUESTION = "what colour is the large ring ?"
@@ -191,7 +192,7 @@ def test_tune(run, tmp_path):
     assert "The search, on 33 questions about 4 images" in text
     assert "Verified on 42 held-out questions about 4 images" in text
     assert "Predicted times decide, for AMD Ryzen 7 7840U, 8 cores, 32 GB DDR5-5600 (a lower bound" in text
-    assert f"foveate report {tmp_path / 'out' / 'held-out'}" in text
+    assert f"foveate report {tmp_path / 'out'}" in text
     found = run.json("tune", *words)
     assert found["folder"] == str(tmp_path / "out")
     assert [row["spec"] for row in found["rounds"][0]["candidates"] if row["stays"]] == [found["chosen"]["spec"]]
@@ -199,6 +200,9 @@ def test_tune(run, tmp_path):
     keep = found["chosen"]["spec"].removeprefix("stride:")
     assert rows.keys() == {"dense", *(f"{name}:{keep}" for name in ("stride", "random", "pool2d", "resize"))}
     assert rows["dense"]["ratios"]["predicted"] == 1.0
+    page = " ".join(run("report", tmp_path / "out", "--pictures", "1").split())
+    assert all(" ".join(sentence.split()) in page for sentence in sentences(found))
+    assert "Report:" in page
     said = run.refused("tune", *words, "--seed", "1")
     assert "holds another search" in said
     assert "seed" in said

@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from foveate.bench.front import front
 from foveate.bench.statistics import difference_interval
-from foveate.tune.verdict import fewest_images, front, judged, needed, sentences
+from foveate.tune.verdict import fewest_images, judged, needed, sentences
 
 
 def row(spec: str, value: float, half: float, ratio: float, bound: float = 0.05, **others: Any) -> dict[str, Any]:

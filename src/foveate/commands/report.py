@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 def report(
     results: Annotated[
         list[Path],
-        typer.Argument(metavar="RESULTS...", help="Folders that foveate bench has written.", show_default=False),
+        typer.Argument(
+            metavar="RESULTS...", help="Folders that foveate bench or tune has written.", show_default=False
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -80,7 +83,7 @@ def report(
     Example: foveate report results/mine --kept
     """
     from foveate.files import check_writable_file, shown_path
-    from foveate.report import Examples, read_runs, sentences, write_figures, write_page
+    from foveate.report import Examples, sentences, write_figures, write_page
     from foveate.report.figures import needed
 
     needed()
@@ -90,7 +93,7 @@ def report(
     if model is not None and not kept:
         raise FoveateError(f"--model {model} is only needed to draw what is kept; add --kept, or leave it out")
     with spinner("Reading results"):
-        runs = read_runs(results)
+        runs = _read(results)
         check_writable_file(out)
     shown: dict[str, Examples] = {}
     with spinner("Opening pictures"):
@@ -147,17 +150,35 @@ def report(
     screen.print(JSON_HINT, style="dim")
 
 
+def _read(results: list[Path]) -> tuple[Measured, ...]:
+    """Read results of benchmarks, and of searches what they measured on held-out questions, with their verdict."""
+    from foveate.report import read_runs
+    from foveate.tune import HELD_OUT, read_result
+    from foveate.tune import sentences as verdict
+
+    searches = [read_result(folder) for folder in results]
+    runs = read_runs([folder if found is None else folder / HELD_OUT for folder, found in zip(results, searches)])
+    names = [folder.resolve().name for folder in results]
+    return tuple(
+        run if found is None else replace(run, said=tuple(verdict(found)), name=name if len(runs) == 1 else run.name)
+        for run, found, name in zip(runs, searches, names, strict=True)
+    )
+
+
 def _task(run: Measured, data: Path | None, skip: int) -> Task | None:
     """Return the task that a run answered; None if its pictures can't be found without a file."""
     from foveate.bench import jsonl, scenes
     from foveate.report.examples import checked_task
+    from foveate.tune import questions_before, same_part
 
-    questions = run.metrics["questions"]
-    if data is not None:
-        return checked_task(run, jsonl(data, questions, skip))
-    if run.metrics["task"] != "scenes":
+    if data is None and run.metrics["task"] != "scenes":
         return None
-    return checked_task(run, scenes(questions, skip))
+    digest = str(run.config["data"])
+    # A search answers parts of a task, and whole tasks are read.
+    whole = questions_before(digest)
+    questions = run.metrics["questions"] if whole is None else whole
+    task = scenes(questions, skip) if data is None else jsonl(data, questions, skip)
+    return checked_task(run, task if whole is None else same_part(task, digest))
 
 
 def _place(folder: Path, run: Measured, runs: tuple[Measured, ...]) -> Path:

@@ -235,7 +235,7 @@ def tune(
     if as_json:
         print_json({**result, "folder": str(search.folder)})
         return
-    _print(result, search.folder)
+    _print(result, search.folder, data)
 
 
 def _tell_before(search: Search) -> None:
@@ -256,7 +256,7 @@ def _tell_before(search: Search) -> None:
         notes().print(line, soft_wrap=True)
 
 
-def _print(result: Mapping[str, Any], folder: Path) -> None:
+def _print(result: Mapping[str, Any], folder: Path, data: str | None) -> None:
     from foveate.tune.tables import HEADS, ROUND_HEADS, caption, cells, round_cells
     from foveate.tune.verdict import sentences
 
@@ -276,5 +276,6 @@ def _print(result: Mapping[str, Any], folder: Path) -> None:
         screen.print(f"- {line}")
     screen.print()
     screen.print(f"Results: {folder} (tune.json, table.md; held-out is a folder of foveate bench)", soft_wrap=True)
-    screen.print(f"A page to pass on: foveate report {shlex.quote(str(folder / 'held-out'))}", soft_wrap=True)
+    pictures = ["--data", data] if data is not None and Path(data).suffix else []
+    screen.print(f"A page to pass on: {shlex.join(['foveate', 'report', str(folder), *pictures])}", soft_wrap=True)
     screen.print(JSON_HINT, style="dim")

@@ -49,6 +49,7 @@ class Measured:
         metrics: what was measured.
         environment: the machine.
         predictions: all answers, those of the dense model first.
+        said: sentences that stand before those about its figures.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Measured:
     metrics: Mapping[str, Any]
     environment: Mapping[str, Any]
     predictions: tuple[Prediction, ...]
+    said: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path, name: str | None = None) -> Measured:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from foveate.bench.formatting import count, direction, points_text, share_text
+from foveate.bench.front import front
 from foveate.bench.report import losses, placement_line
 from foveate.bench.statistics import FEWEST_IMAGES
 from foveate.report.measured import Measured
@@ -18,16 +19,17 @@ Row = Mapping[str, Any]
 def sentences(run: Measured) -> list[str]:
     """Return the findings of a run, each a sentence of plain text.
 
-    The first says what was asked; then come the best configuration of each budget, the cheapest one that isn't clearly
-    worse than the dense model, and those that are clearly worse than a baseline.
+    First comes what was `said` of the run, then what was asked, the best configuration of each budget, the cheapest one
+    that isn't clearly worse than the dense model, and those that are clearly worse than a baseline.
     """
     metrics, rows = run.metrics, run.rows
     dense, others = rows[0], rows[1:]
     asked = f"{metrics['questions']:,} questions about {metrics['images']:,} images"
     where = placement_line(metrics)
     found = [
+        *run.said,
         f"The dense model answers {share_text(dense['accuracy'])} of {asked} right, with "
-        f"{count(dense['tokens']['before'])} visual tokens per image{', in ' + where if where else ''}."
+        f"{count(dense['tokens']['before'])} visual tokens per image{', in ' + where if where else ''}.",
     ]
     if metrics["floor"] is not None:
         found.append(f"Answering without the image scores {metrics['floor']['overall']:.1%}.")
@@ -54,11 +56,9 @@ def pareto(rows: list[Row]) -> list[Row]:
     >>> [each["spec"] for each in pareto([row("a", 1.0, 0.9), row("b", 0.5, 0.8), row("c", 0.6, 0.7)])]
     ['b', 'a']
     """
-    front: list[Row] = []
-    for row in sorted(rows, key=lambda row: (row["time_ratio"]["total"], -row["accuracy"]["value"])):
-        if not front or row["accuracy"]["value"] > front[-1]["accuracy"]["value"]:
-            front.append(row)
-    return front
+    by_name = {row["spec"]: row for row in rows}
+    times = {name: (row["time_ratio"]["total"], row["accuracy"]["value"]) for name, row in by_name.items()}
+    return [by_name[name] for name in front(times)]
 
 
 def _difference(row: Row) -> str:

@@ -11,8 +11,19 @@ verifies what it has chosen on the others; `foveate.bench` has the tasks.
 """
 
 from foveate.tune.candidates import LeftOut, proposed
-from foveate.tune.parts import Parts, parts_of
-from foveate.tune.search import Search
+from foveate.tune.parts import Parts, parts_of, questions_before, same_part
+from foveate.tune.search import HELD_OUT, Search, read_result
 from foveate.tune.verdict import sentences
 
-__all__ = ["LeftOut", "Parts", "Search", "parts_of", "proposed", "sentences"]
+__all__ = [
+    "HELD_OUT",
+    "LeftOut",
+    "Parts",
+    "Search",
+    "parts_of",
+    "proposed",
+    "questions_before",
+    "read_result",
+    "same_part",
+    "sentences",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -12,9 +13,10 @@ from foveate.errors import FoveateError
 from foveate.numbers import SEED, check_real, check_whole
 from foveate.tune.race import FEWEST
 
-__all__ = ["Parts", "part_of", "parts_of"]
+__all__ = ["Parts", "part_of", "parts_of", "questions_before", "same_part"]
 
-_LEAST: Final = 0.01
+_PART: Final = re.compile(r" with (\d+) questions in the order of seed (\d+)((?:, images \d+ to \d+)+)")
+"""What the digest of a part says after that of the whole task."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,16 @@ def parts_of(task: Task, held_out: float = 0.5, seed: int = 0) -> Parts:
                 f"{task.name} has {images} images, of which {there} would be {what}, and {least} are needed; give more "
                 f"questions about other images, or another share than {share:g} (--held-out)"
             )
+    drawn = _drawn(task, seed)
+    return Parts(part_of(drawn, count), part_of(drawn, 0, count))
+
+
+def _drawn(task: Task, seed: int) -> Task:
+    """Return a task with its images in the order of a seed."""
     order = list(task.pictures)
     random.Random(seed).shuffle(order)
-    drawn = replace(task, pictures=tuple(order), digest=f"{task.digest} in the order of seed {seed}")
-    return Parts(part_of(drawn, count), part_of(drawn, 0, count))
+    digest = f"{task.digest} with {task.questions} questions in the order of seed {seed}"
+    return replace(task, pictures=tuple(order), digest=digest)
 
 
 def part_of(task: Task, begin: int, end: int | None = None) -> Task:
@@ -77,3 +85,34 @@ def part_of(task: Task, begin: int, end: int | None = None) -> Task:
     end = len(task.pictures) if end is None else end
     digest = f"{task.digest}, images {begin} to {end - 1}"
     return replace(task, pictures=task.pictures[begin:end], digest=digest, floor=None)
+
+
+def questions_before(digest: str) -> int | None:
+    """Return how many questions the whole task had of which a digest is that of a part; None if it isn't one.
+
+    >>> from foveate.bench import scenes
+    >>> questions_before(parts_of(scenes(200)).held_out.digest), questions_before(scenes(20).digest)
+    (200, None)
+    """
+    found = _PART.search(digest)
+    return None if found is None else int(found[1])
+
+
+def same_part(task: Task, digest: str) -> Task:
+    """Return the part of a task that has a digest; of another task, a part with another digest.
+
+    Args:
+        task: the whole task.
+        digest: of a part.
+
+    >>> from foveate.bench import scenes
+    >>> part = part_of(parts_of(scenes(200)).search, 2, 5)
+    >>> same_part(scenes(200), part.digest).digest == part.digest
+    True
+    """
+    found = _PART.search(digest)
+    assert found is not None
+    made = _drawn(task, int(found[2]))
+    for begin, end in re.findall(r"images (\d+) to (\d+)", found[3]):
+        made = part_of(made, int(begin), int(end) + 1)
+    return made

@@ -16,6 +16,7 @@ from torch import nn
 
 from foveate.bench.answers import Asker
 from foveate.bench.configurations import CLIP_BASELINES, DENSE, IMAGE_BASELINES, name_of
+from foveate.bench.front import front
 from foveate.bench.results import Prediction
 from foveate.bench.runner import CHUNK, Benchmark
 from foveate.bench.scoring import Metric
@@ -51,7 +52,7 @@ from foveate.tune.candidates import LeftOut, possible, proposed
 from foveate.tune.parts import part_of, parts_of
 from foveate.tune.race import Answers, Standing, race, rounds_of
 from foveate.tune.tables import markdown
-from foveate.tune.verdict import front, judged, needed
+from foveate.tune.verdict import judged, needed
 
 __all__ = ["FINALISTS", "Search", "check_search_folder"]
 
@@ -402,6 +403,19 @@ def check_search_folder(path: Path) -> Path:
     if {file.name for file in files_in(path)} - {LOCK, OWNER, _CONFIG + PARTIAL}:
         raise FoveateError(f"{shown_path(path)} holds something that is no search; name another folder with --out")
     return path
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return what a finished search has found; None if a folder holds none.
+
+    Raises:
+        FoveateError: the search isn't finished, or its result is damaged.
+    """
+    if not is_file(folder / _CONFIG):
+        return None
+    if not is_file(folder / RESULT):
+        raise FoveateError(f"the search in {shown_path(folder)} isn't finished; finish it by the command that began it")
+    return read_json_object(folder / RESULT, limit=LIST_LIMIT)
 
 
 def left_out_text(left_out: Iterable[LeftOut]) -> str:

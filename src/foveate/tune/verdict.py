@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from foveate.bench.comparing import questions_needed
 from foveate.bench.formatting import direction, points, points_text
 
-__all__ = ["Judgement", "fewest_images", "front", "judged", "needed", "sentences", "shown_by"]
+__all__ = ["Judgement", "fewest_images", "judged", "needed", "sentences", "shown_by"]
 
 Judgement = Literal["within", "beyond", "unclear"]
 """Of a drop: within the bound, or beyond it, with 95 % confidence; or the interval has the bound inside."""
@@ -28,27 +28,6 @@ def judged(difference: Mapping[str, Any], max_drop: float) -> Judgement:
     if difference["low"] is None:
         return "unclear"
     return "within" if difference["low"] >= -max_drop else "beyond" if difference["high"] < -max_drop else "unclear"
-
-
-def front(points: Mapping[str, tuple[float, float]]) -> tuple[str, ...]:
-    """Return the names on the Pareto front: nothing else is both at least as fast and at least as accurate.
-
-    Args:
-        points: time and accuracy by name; of several equal points the first is on the front.
-
-    Returns:
-        The names, the fastest first.
-
-    >>> front({"dense": (1.0, 0.9), "slow": (1.2, 0.9), "half": (0.5, 0.85), "bad": (0.6, 0.8)})
-    ('half', 'dense')
-    """
-    found: list[str] = []
-    best = -math.inf
-    for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
-        if points[name][1] > best:
-            best = points[name][1]
-            found.append(name)
-    return tuple(found)
 
 
 def shown_by(images: int) -> float:
