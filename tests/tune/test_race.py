@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from foveate.bench.statistics import Interval, difference_interval
-from foveate.tune.race import Answers, Round, Standing, chance_within, race, rounds_of, standings
-from foveate.tune.search import choice
+from foveate.tune.race import Answers, Round, Standing, chance_within, choice, race, rounds_of, standings
 
 SECONDS = {
     "dense": 1.0,

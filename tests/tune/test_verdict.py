@@ -39,7 +39,7 @@ def test_a_choice_that_is_shown_to_be_good() -> None:
     (said,) = sentences(result(row("a", -0.01, 0.02, 0.4)))
     assert said == (
         "Use a: it differs from dense by -1.0 points (-3.0 to +1.0) on 250 held-out questions about 100 images, so it "
-        "loses at most the 5.0 points that are allowed, and a call takes 0.40 of the time of dense, predicted for "
+        "loses at most the 5.0 points that are allowed. A call takes 0.40 of the time of dense, predicted for "
         "NVIDIA H100."
     )
 
@@ -63,7 +63,15 @@ def test_nothing_is_good_enough() -> None:
 def test_too_few_questions_to_tell() -> None:
     (said,) = sentences(result(row("a", -0.01, 0.09, 0.4), needed=1234))
     assert said.startswith("There are too few questions to tell: a differs from dense by -1.0 points (-10.0 to +8.0)")
-    assert "About 1,234 held-out questions like these would tell" in said
+    assert "The drop looks smaller than the 5.0 points that are allowed; about 1,234 held-out questions" in said
+    assert "The drop looks larger than" in sentences(result(row("a", -0.06, 0.09, 0.4)))[0]
+
+
+def test_a_choice_of_which_the_search_was_not_sure() -> None:
+    _, said = sentences(result(row("a", -0.01, 0.02, 0.4), chance=0.7))
+    assert said == (
+        "No finalist had a chance of 90% to be within the bound after the search; a was the surest, with 70%."
+    )
 
 
 def test_nothing_is_faster() -> None:
@@ -112,7 +120,9 @@ def test_as_many_questions_as_are_needed_tell_with_the_power_that_is_said() -> N
         swapped = rng.random(number) < 0.1
         return np.where(swapped, rng.random(number) < 0.8, dense).astype(float).tolist(), dense.astype(float).tolist()
 
-    number = needed(*draw(4000), range(4000), 0.05)
+    own, dense = draw(400)
+    found = {**difference_interval(own, dense, range(400)).to_dict(), "changed": 1}
+    number = needed(found, {"questions": 400, "images": 400}, 0.05)
     told = 0
     for _ in range(200):
         own, dense = draw(number)
@@ -121,4 +131,18 @@ def test_as_many_questions_as_are_needed_tell_with_the_power_that_is_said() -> N
 
 
 def test_where_no_answer_changes_images_are_counted() -> None:
-    assert needed([1.0] * 30, [1.0] * 30, [n // 3 for n in range(30)], 0.05) == fewest_images(0.05) * 3
+    found = difference_interval([1.0] * 30, [1.0] * 30, [n // 3 for n in range(30)]).to_dict()
+    asked = {"questions": 30, "images": 10}
+    assert needed({**found, "changed": 0}, asked, 0.05) == fewest_images(0.05) * 3
+
+
+@pytest.mark.parametrize("changes", [1, 3, 10])
+def test_what_could_not_be_told_needs_more(changes: int) -> None:
+    """However few answers change: the number belongs to the interval that judges."""
+    dense = [1.0] * 100 + [0.0] * 100
+    own = [0.0] * changes + dense[changes:-changes] + [1.0] * changes
+    for images in (200, 20):
+        found = difference_interval(own, dense, [n % images for n in range(200)]).to_dict()
+        asked = {"questions": 200, "images": images}
+        if judged(found, 0.01) == "unclear":
+            assert needed({**found, "changed": 2 * changes}, asked, 0.01) > 200

@@ -48,6 +48,7 @@ from foveate.commands.questions import (
     SubsetOption,
     SystemOption,
     read_questions,
+    report_command,
 )
 from foveate.errors import FoveateError
 from foveate.numbers import LARGEST_SEED
@@ -242,6 +243,7 @@ def bench(
     screen.print()
     files = ["metrics.json", "predictions.jsonl", "table.md", *(each.name for each in pictures)]
     screen.print(f"Results: {run.folder.path} ({', '.join(files)})", soft_wrap=True)
+    screen.print(f"A page to pass on: {report_command(run.folder.path, data)}", soft_wrap=True)
 
 
 def _specs_for_clips(

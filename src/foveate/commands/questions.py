@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -187,6 +188,18 @@ def read_questions(
         where = "the generated scenes are" if data is None else f"{data} has only"
         raise FoveateError(f"{option} chooses frames of clips, and {where} images; leave it out")
     return task
+
+
+def report_command(results: Path, data: str | None) -> str:
+    """Return the command that makes a page of results, with pictures of the questions if they came from a file.
+
+    >>> report_command(Path("results/mine"), None)
+    'foveate report results/mine'
+    """
+    from foveate.files import is_file
+
+    pictures = ["--data", data] if data is not None and is_file(data) else []
+    return shlex.join(["foveate", "report", str(results), *pictures])
 
 
 def _dataset_task(data: str, dataset: Dataset) -> DatasetTask | None:

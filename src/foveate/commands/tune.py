@@ -51,6 +51,7 @@ from foveate.commands.questions import (
     SubsetOption,
     SystemOption,
     read_questions,
+    report_command,
 )
 from foveate.device_names import is_device_name
 from foveate.errors import FoveateError
@@ -276,6 +277,5 @@ def _print(result: Mapping[str, Any], folder: Path, data: str | None) -> None:
         screen.print(f"- {line}")
     screen.print()
     screen.print(f"Results: {folder} (tune.json, table.md; held-out is a folder of foveate bench)", soft_wrap=True)
-    pictures = ["--data", data] if data is not None and Path(data).suffix else []
-    screen.print(f"A page to pass on: {shlex.join(['foveate', 'report', str(folder), *pictures])}", soft_wrap=True)
+    screen.print(f"A page to pass on: {report_command(folder, data)}", soft_wrap=True)
     screen.print(JSON_HINT, style="dim")

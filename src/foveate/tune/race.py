@@ -18,8 +18,10 @@ from scipy.special import stdtr
 from foveate.bench.configurations import DENSE, name_of
 from foveate.bench.statistics import FEWEST_IMAGES, Interval, difference_interval, student_quantile
 
-__all__ = ["Answers", "Round", "Standing", "chance_within", "race", "rounds_of", "standings"]
+__all__ = ["CONFIDENT", "Answers", "Round", "Standing", "chance_within", "choice", "race", "rounds_of", "standings"]
 
+CONFIDENT: Final = 0.9
+"""The chance to be within the bound from which on a finalist may be chosen for its speed."""
 FEWEST: Final = 4
 """Images that the first round has at least: an interval over three says next to nothing."""
 
@@ -201,3 +203,19 @@ def race(
         # The order of candidates stays that of the search, so that each round's folder has a settled name.
         left = [name for name in left if name in staying]
     return history
+
+
+def choice(finalists: Sequence[Standing], ratios: Mapping[str, float]) -> Standing:
+    """Choose the fastest of those that are within the bound with a good chance; if none is, the surest.
+
+    The race bets on what may save much. The choice doesn't: of many that were tried, one that looks just good enough
+    has probably been lucky.
+
+    Args:
+        finalists: where they stand after the last round.
+        ratios: of their times to that of dense.
+    """
+    sure = [each for each in finalists if each.chance >= CONFIDENT]
+    if sure:
+        return min(sure, key=lambda each: (ratios[each.name], -each.chance))
+    return max(finalists, key=lambda each: (each.chance, -ratios[each.name]))

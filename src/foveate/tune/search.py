@@ -50,7 +50,7 @@ from foveate.spec import Spec, SpecLike, parse
 from foveate.tune.calls import answer_length, at_hand, calls_of, device_like
 from foveate.tune.candidates import LeftOut, possible, proposed
 from foveate.tune.parts import part_of, parts_of
-from foveate.tune.race import Answers, Standing, race, rounds_of
+from foveate.tune.race import Answers, Standing, choice, race, rounds_of
 from foveate.tune.tables import markdown
 from foveate.tune.verdict import judged, needed
 
@@ -58,8 +58,6 @@ __all__ = ["FINALISTS", "Search", "check_search_folder"]
 
 FINALISTS: Final = 6
 """How many specs the last round leaves."""
-CONFIDENT: Final = 0.9
-"""The chance to be within the bound from which on a finalist may be chosen for its speed."""
 HELD_OUT: Final = "held-out"
 RESULT: Final = "tune.json"
 _CONFIG: Final = "search.json"
@@ -240,7 +238,7 @@ class Search:
     def _measured(self, benchmark: Benchmark, where: str, number: int, tell: Progress) -> dict[str, Any]:
         """Run a benchmark, and tell of its parts among those of the whole search."""
         before, whole = sum(self._sizes[:number]), sum(self._sizes)
-        return benchmark.run(lambda what, done, _: tell(f"{where} {what}", before + done, whole))
+        return benchmark.run(lambda what, done, _: tell(f"{where} {what}".strip(": "), before + done, whole))
 
     @property
     def _sizes(self) -> list[int]:
@@ -265,7 +263,6 @@ class Search:
         budgets: dict[str, float] = dict.fromkeys((chosen.name, *baselines), float(tokens))
         benchmark = self._benchmark(self.parts.held_out, list(specs.values()), HELD_OUT, budgets)
         measured = self._measured(benchmark, "held-out questions:", len(self.rounds), tell)
-        answers = _answers(benchmark.folder.predictions(), 0)
         dense = name_of(DENSE)
         found = []
         predicted = self.seconds | {name: self.calls.seconds(spec) for name, spec in specs.items()}
@@ -287,7 +284,7 @@ class Search:
                     "time_ratio": ratios["measured" if self.measured else "predicted"],
                 }
             )
-        told = needed(answers.scores[chosen.name], answers.scores[dense], answers.images, self.max_drop)
+        (own,) = (row for row in found if row["spec"] == chosen.name)
         on_front = front({row["spec"]: (row["time_ratio"], row["accuracy"]["value"]) for row in found})
         for row in found:
             row["front"] = row["spec"] in on_front
@@ -307,7 +304,7 @@ class Search:
                 "spec": chosen.name,
                 "chance": chosen.chance,
                 "difference": chosen.difference.to_dict(),
-                "needed": told,
+                "needed": needed(own["difference"], _size(self.parts.held_out), self.max_drop),
             },
             "rows": found,
             "front": list(on_front),
@@ -357,22 +354,6 @@ class Search:
                 f"{shown_path(self.folder)} holds another search (different {', '.join(other)}), and nothing is "
                 "overwritten; name another folder with --out, or remove this one"
             )
-
-
-def choice(finalists: Sequence[Standing], ratios: Mapping[str, float]) -> Standing:
-    """Choose the fastest of those that are within the bound with a good chance; if none is, the surest.
-
-    The race bets on what may save much. The choice doesn't: of many that were tried, one that looks just good enough
-    has probably been lucky.
-
-    Args:
-        finalists: where they stand after the last round.
-        ratios: of their times to that of dense.
-    """
-    sure = [each for each in finalists if each.chance >= CONFIDENT]
-    if sure:
-        return min(sure, key=lambda each: (ratios[each.name], -each.chance))
-    return max(finalists, key=lambda each: (each.chance, -ratios[each.name]))
 
 
 def check_bound(max_drop: float, name: str = "max_drop") -> float:

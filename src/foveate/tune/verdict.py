@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from foveate.bench.comparing import questions_needed
+from scipy.special import ndtri
+
 from foveate.bench.formatting import direction, points, points_text
+from foveate.tune.race import CONFIDENT
 
 __all__ = ["Judgement", "fewest_images", "judged", "needed", "sentences", "shown_by"]
 
@@ -15,6 +17,7 @@ Judgement = Literal["within", "beyond", "unclear"]
 """Of a drop: within the bound, or beyond it, with 95 % confidence; or the interval has the bound inside."""
 
 _ONE_IN_TWENTY: Final = 0.05
+_POWER: Final = 0.8
 
 
 def judged(difference: Mapping[str, Any], max_drop: float) -> Judgement:
@@ -48,20 +51,27 @@ def fewest_images(max_drop: float) -> int:
     return math.ceil(math.log(_ONE_IN_TWENTY) / math.log(1 - max_drop))
 
 
-def needed(scores: Sequence[float], reference: Sequence[float], images: Sequence[Hashable], max_drop: float) -> int:
+def needed(difference: Mapping[str, Any], asked: Mapping[str, int], max_drop: float) -> int:
     """Return how many questions like these tell that nothing is lost, to the bound, with a power of 80 %.
 
-    Where no answer changes, as many as rule out a drop then, with as many of them about each image.
+    The interval narrows with the root of their number. Where no answer changes, as many as rule out a drop then.
 
-    >>> needed([1, 0] * 50, [1, 1] * 50, range(100), 0.05)
-    793
-    >>> needed([1, 1] * 50, [1, 1] * 50, range(100), 0.05)
-    59
+    Args:
+        difference: of a spec to dense.
+        asked: how many "questions" about how many "images" gave it.
+        max_drop: the bound.
+
+    >>> found = {"value": -0.005, "low": -0.051, "high": 0.042, "changed": 3}
+    >>> needed(found, {"questions": 200, "images": 20}, 0.05)
+    354
+    >>> needed({**found, "changed": 0}, {"questions": 200, "images": 20}, 0.05)
+    590
     """
-    by_changes = questions_needed(scores, reference, images, max_drop)
-    if by_changes is not None:
-        return by_changes
-    return math.ceil(fewest_images(max_drop) * len(scores) / len(set(images)))
+    if not difference["changed"]:
+        return math.ceil(fewest_images(max_drop) * asked["questions"] / asked["images"])
+    half = (difference["high"] - difference["low"]) / 2
+    errors = (ndtri(0.975) + ndtri(_POWER)) / ndtri(0.975)
+    return math.ceil(asked["questions"] * float(errors * half / max_drop) ** 2)
 
 
 def sentences(result: Mapping[str, Any]) -> list[str]:
@@ -76,22 +86,27 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
     asked = f"on {part['questions']:,} held-out questions about {part['images']:,} images"
     lost = f"differs from dense by {points_text(row['difference'])} {asked}"
     allowed = f"{bound} points that are allowed"
-    ratio = f"a call takes {row['time_ratio']:.2f} of the time of dense, {_how(result)}"
+    ratio = f"A call takes {row['time_ratio']:.2f} of the time of dense, {_how(result)}"
     found: list[str] = []
     if row["judgement"] == "within" and row["time_ratio"] < 1:
-        found.append(f"Use {chosen['spec']}: it {lost}, so it loses at most the {allowed}, and {ratio}.")
+        found.append(f"Use {chosen['spec']}: it {lost}, so it loses at most the {allowed}. {ratio}.")
     elif row["judgement"] == "within":
-        found.append(f"Nothing is faster: {chosen['spec']} loses at most the {allowed}, and {ratio}.")
+        found.append(f"Nothing is faster: {chosen['spec']} loses at most the {allowed}. {ratio}.")
     elif row["judgement"] == "unclear":
+        looks = "smaller" if row["difference"]["value"] >= -result["max_drop"] else "larger"
         found.append(
-            f"There are too few questions to tell: {chosen['spec']} {lost}, and the bound is {bound} points. About "
-            f"{chosen['needed']:,} held-out questions like these would tell if it loses nothing. It is the best guess: "
-            f"{ratio}."
+            f"There are too few questions to tell: {chosen['spec']} {lost}. The drop looks {looks} than the {allowed}; "
+            f"about {chosen['needed']:,} held-out questions like these would tell, if it loses nothing. {ratio}."
         )
     else:
         hopeless = chosen["chance"] < _ONE_IN_TWENTY
         verdict = "Nothing is good enough" if hopeless else "What the search has chosen fails on held-out questions"
         found.append(f"{verdict}: {chosen['spec']} {lost}, clearly more than the {allowed}.")
+    if _ONE_IN_TWENTY <= chosen["chance"] < CONFIDENT:
+        found.append(
+            f"No finalist had a chance of {CONFIDENT:.0%} to be within the bound after the search; {chosen['spec']} "
+            f"was the surest, with {chosen['chance']:.0%}."
+        )
     others = [
         each["spec"]
         for each in result["rows"]
