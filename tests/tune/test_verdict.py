@@ -12,6 +12,7 @@ from foveate.tune.verdict import fewest_images, judged, needed, sentences
 
 def row(spec: str, value: float, half: float, ratio: float, bound: float = 0.05, **others: Any) -> dict[str, Any]:
     difference = {"value": value, "low": value - half, "high": value + half}
+    others["accuracy"] = {"value": 0.8 + value}
     judgement = "within" if spec == "dense" else judged(difference, bound)
     return {
         "spec": spec,
@@ -72,6 +73,14 @@ def test_a_choice_of_which_the_search_was_not_sure() -> None:
     assert said == (
         "No finalist had a chance of 90% to be within the bound after the search; a was the surest, with 70%."
     )
+
+
+def test_a_dense_model_that_answers_nothing() -> None:
+    found = result(row("a", 0.0, 0.01, 0.4))
+    found["rows"][0]["accuracy"] = {"value": 0.02}
+    first, second = sentences(found)
+    assert first.startswith("The dense model answers 2.0% right, so nothing can lose more than the 5.0 points")
+    assert second.startswith("Use a")
 
 
 def test_nothing_is_faster() -> None:

@@ -102,6 +102,13 @@ def sentences(result: Mapping[str, Any]) -> list[str]:
         hopeless = chosen["chance"] < _ONE_IN_TWENTY
         verdict = "Nothing is good enough" if hopeless else "What the search has chosen fails on held-out questions"
         found.append(f"{verdict}: {chosen['spec']} {lost}, clearly more than the {allowed}.")
+    right = rows["dense"]["accuracy"]["value"]
+    if right <= result["max_drop"]:
+        found.insert(
+            0,
+            f"The dense model answers {right:.1%} right, so nothing can lose more than the {allowed}: look at its "
+            "answers, and at --prompt and --score.",
+        )
     if _ONE_IN_TWENTY <= chosen["chance"] < CONFIDENT:
         found.append(
             f"No finalist had a chance of {CONFIDENT:.0%} to be within the bound after the search; {chosen['spec']} "
