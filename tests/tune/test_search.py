@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import random
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import foveate.tune.search as module
 from foveate.bench import Benchmark
 from foveate.errors import FoveateError
 from foveate.files import FolderInUse, FolderLock
-from foveate.tune import Search
+from foveate.tune import Search, read_result
 
 SPECS = ["cluster:9", "cluster:4", "stride:4", "pool:9", "pool:4", "random:1", "pool:4@1", "cls:4"]
 
@@ -172,6 +173,20 @@ def test_baselines_of_a_step_inside_the_decoder_have_its_mean_over_layers(
 def test_another_search_is_refused(model, processor, task, whole: Path, others: dict[str, Any], said: str) -> None:
     with pytest.raises(FoveateError, match=said):
         search(model, processor, task, whole, **others)
+
+
+def test_damaged_files_are_named(model, processor, task, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "tune.json").write_text('{"chosen": 1}')
+    with pytest.raises(FoveateError, match=r"tune.json is damaged; give the command that began the search again"):
+        read_result(tmp_path / "run")
+    (tmp_path / "run" / "tune.json").unlink()
+    with pytest.raises(FoveateError, match="isn't finished"):
+        read_result(tmp_path / "run")
+    (tmp_path / "run" / "search.json").write_text("{")
+    with pytest.raises(FoveateError, match=r"search.json .*remove its folder, or name another one with --out"):
+        search(model, processor, task, tmp_path / "run")
+    assert read_result(tmp_path) is None
 
 
 def test_what_is_no_search_is_refused(model, processor, task, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ from foveate.tune.candidates import LeftOut, possible, proposed
 from foveate.tune.parts import part_of, parts_of
 from foveate.tune.race import Answers, Standing, choice, race, rounds_of
 from foveate.tune.tables import markdown
-from foveate.tune.verdict import judged, needed
+from foveate.tune.verdict import judged, needed, sentences
 
 __all__ = ["FINALISTS", "Search", "check_search_folder"]
 
@@ -346,8 +346,8 @@ class Search:
             return
         try:
             held = read_json_object(file, limit=LIST_LIMIT)
-        except DamagedFile:
-            held = {}
+        except DamagedFile as error:
+            raise FoveateError(f"{error}; remove its folder, or name another one with --out") from None
         if held != self.config:
             other = sorted(key for key in {*self.config, *held} if held.get(key) != self.config.get(key))
             raise FoveateError(
@@ -396,7 +396,14 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         return None
     if not is_file(folder / RESULT):
         raise FoveateError(f"the search in {shown_path(folder)} isn't finished; finish it by the command that began it")
-    return read_json_object(folder / RESULT, limit=LIST_LIMIT)
+    try:
+        found = read_json_object(folder / RESULT, limit=LIST_LIMIT)
+        sentences(found)
+    except (DamagedFile, LookupError, TypeError, ValueError, AttributeError):
+        raise FoveateError(
+            f"{shown_path(folder / RESULT)} is damaged; give the command that began the search again, to write it anew"
+        ) from None
+    return found
 
 
 def left_out_text(left_out: Iterable[LeftOut]) -> str:
