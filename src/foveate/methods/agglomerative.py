@@ -73,4 +73,4 @@ class Agglomerative(Method):
     def effort(self, tokens: int, width: int) -> Effort:
         """Estimate the work: the matrix of distances, then about 24 rounds, each over a smaller matrix."""
         rounds = 4 * ROUNDS
-        return Effort(2 * tokens**2 * width + 60 * tokens**2, 50 + 42 * rounds + AVERAGED, rounds // ROUNDS)
+        return Effort(2 * tokens**2 * width + 60 * tokens**2, 50 + 38 * rounds + AVERAGED, rounds // ROUNDS)

@@ -76,7 +76,7 @@ class CDPruner(Method):
     def effort(self, tokens: int, width: int) -> Effort:
         """Estimate the work: the matrix of cosines, then one step per kept token over all earlier steps."""
         kept = self.count(one_row(tokens))
-        return Effort(2 * tokens**2 * width + kept**2 * tokens, 10 * kept + 44 + SELECTED)
+        return Effort(2 * tokens**2 * width + kept**2 * tokens, 9 * kept + 45 + SELECTED)
 
 
 def mean_cosine(features: Float[Tensor, "B N D"], text: Float[Tensor, "B T D"]) -> Float32[Tensor, "B N"]:
@@ -108,6 +108,9 @@ def likeliest_subset(
         kept: the number of picks.
     """
     cosine = cosines(features.detach())
+    if cosine.matrix is not None:
+        # A pick takes more of itself than there is, so it gains nothing from then on.
+        cosine.matrix.diagonal(dim1=1, dim2=2).fill_(2.0)
     images, count = relevance.shape
     weight = relevance.detach().square()
     # Row 0 is the share of each token outside the span of the picks, 0 if there is none left; then the factor's rows.
@@ -130,9 +133,9 @@ def likeliest_subset(
             held[:, step + 1] = row
         else:
             row = torch.mul(row[:, 0], here[:, 0].rsqrt(), out=held[:, step + 1])
-        torch.nn.functional.threshold(outside.addcmul_(row, row, value=-1), _EXHAUSTED, 0.0, inplace=True).scatter_(
-            1, pick, 0.0
-        )
+        torch.nn.functional.threshold(outside.addcmul_(row, row, value=-1), _EXHAUSTED, 0.0, inplace=True)
+        if cosine.matrix is None:
+            outside.scatter_(1, pick, 0.0)
         torch.mul(weight, outside, out=gain)
     return _completed(torch.cat(picks, dim=1), torch.cat(gains, dim=1), weight)
 

@@ -109,7 +109,7 @@ class Cluster(Method):
         draws = kept if self.start == "plusplus" else 0
         work = rounds * 4 * tokens * kept * width + draws * 3 * tokens * width
         made = {"mean": AVERAGED, "weighted": 16 + WEIGHTED, "medoid": 18 + SELECTED, "salient": 7 + SELECTED}
-        return Effort(work, 9 * rounds + 33 + max(0, 9 * draws - 6) + made[self.take], 1)
+        return Effort(work, 9 * rounds + 33 + max(0, 9 * draws - 10) + made[self.take], 1)
 
     def _start(self, x: Float32[Tensor, "B N D"], kept: int) -> Float32[Tensor, "B M D"]:
         images, count, width = x.shape
@@ -121,13 +121,14 @@ class Cluster(Method):
         draws = recorded.draws(self.seed, kept).to(x.device, non_blocking=True)
         chosen = x.gather(1, (draws[0] * count).long().clamp(max=count - 1).expand(images, 1, width))
         centres = [chosen]
-        nearest = (x - chosen).square().sum(-1)
+        nearest: Float32[Tensor, "B N"] | None = None
         for draw in draws[1:]:
+            away = (x - chosen).square().sum(-1)
+            nearest = away if nearest is None else torch.minimum(nearest, away)
             share = nearest.cumsum(dim=1)
             place = torch.searchsorted(share, draw * share[:, -1:], right=True).clamp(max=count - 1)
             chosen = x.gather(1, place[..., None].expand(-1, -1, width))
             centres.append(chosen)
-            nearest = torch.minimum(nearest, (x - chosen).square().sum(-1))
         return torch.cat(centres, dim=1)
 
 

@@ -150,12 +150,13 @@ def _heights(between: Float32[Tensor, "B M M"], state: Float32[Tensor, "B 3 M"],
     size = state[:, 0]
     if linkage == "ward":
         # The squared distances of tokens to their mean add up to those between tokens, divided by their number.
-        inside = state[:, 1] / size
-        left, right = torch.stack([inside, size], dim=2), torch.stack([size, inside], dim=1)
-        heights = torch.baddbmm(between, left, right, alpha=-1).div_(size[:, :, None] + size[:, None])
+        pair = torch.stack([size, state[:, 1] / size], dim=1)
+        heights = torch.baddbmm(between, pair.flip(1).transpose(1, 2), pair, alpha=-1)
+        heights.div_(size[:, :, None] + size[:, None])
     else:
         heights = between / (size[:, :, None] * size[:, None])
-    return torch.minimum(heights, heights.transpose(1, 2))
+    # The rows of ended clusters are infinite, their columns aren't.
+    return torch.maximum(heights, heights.transpose(1, 2))
 
 
 def _lowest(between: Float32[Tensor, "B M M"], state: Float32[Tensor, "B 3 M"], linkage: str) -> Float32[Tensor, " B"]:
@@ -182,18 +183,18 @@ def _merged_round(
     near = heights.amin(dim=2, keepdim=True)
     mate = apart.masked_fill(heights != near, torch.iinfo(torch.int32).max).argmin(dim=2)
     del heights
-    meets = (mate.gather(1, mate) == index) & (near[..., 0] < torch.inf)
-    ends = meets & (mate < index)
-    stays = ~(meets ^ ends)
+    # A cluster without a finite distance is its own mate, since it is nearest to itself by number.
+    alone = mate.gather(1, mate) != index
+    stays = alone | (mate <= index)
+    lives = alone | (mate >= index)
     theirs = state.gather(2, mate[:, None].expand(-1, 3, -1))
     joined = state + theirs
     joined[:, 1].add_(between.gather(2, mate[..., None])[..., 0])
     # Rounding must not put a merge lower than those before it.
-    height = torch.maximum(near[..., 0], torch.maximum(state[:, 2], theirs[:, 2]))
-    joined[:, 2] = height
-    state = torch.where(meets[:, None], joined, state)
+    height = torch.maximum(torch.maximum(near[..., 0], state[:, 2]), theirs[:, 2], out=joined[:, 2])
+    state = torch.where(stays[:, None], state, joined)
     rows = mate[..., None].expand_as(between)
     between = between + between.gather(1, rows).masked_fill_(stays[..., None], 0)
     between.add_(between.gather(2, rows.transpose(1, 2)).masked_fill_(stays[:, None], 0))
-    between.masked_fill_(ends[..., None], torch.inf).masked_fill_(ends[:, None], torch.inf)
-    return between, state, mate, height.masked_fill_(~ends, torch.inf)
+    between.masked_fill_(~lives[..., None], torch.inf)
+    return between, state, mate, height.masked_fill(lives, torch.inf)
