@@ -105,13 +105,13 @@ def main() -> int:
 def check() -> int:
     """Run everything that must pass before a change lands.
 
-    Each version of transformers gets a quarter of the contract suite's sample, another one: together, every test runs
-    on half of the families, and every family in half of the tests. `dev.py test` runs all four quarters. Slow tests,
+    Each version of transformers gets an eighth of the contract suite's sample, another one: together, every test runs
+    on a quarter of the families, and every family in a quarter of the tests. `dev.py test` runs all eighths. Slow tests,
     and those that don't depend on transformers, run once, with the pinned one; `nox -s tests` runs everything with
     every version.
     """
     pinned, *others = every = transformers_versions("every_change")
-    shares = 2 * len(every)
+    shares = 4 * len(every)
     if code := run_all(*LINT, SITE, (*TEST, "--share", f"1/{shares}")):
         return code
     for number, version in enumerate(others, start=2):
