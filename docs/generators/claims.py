@@ -263,7 +263,6 @@ def _real_table(given: Mapping[str, Any]) -> str:
     published = f"Published: {given['source']}."
     return (
         f"### {given['title']}: commands\n\n{fill(given['text'])}\n\n{fill(published)}\n\n{scores}"
-        '<!-- skip: next "needs a model of 7 billion parameters, lmms-eval and its tasks\' data" -->\n'
         f"```bash\n{commands}\n```\n"
     )
 
