@@ -106,9 +106,9 @@ def check() -> int:
     """Run everything that must pass before a change lands.
 
     Each version of transformers gets an eighth of the contract suite's sample, another one: together, every test runs
-    on a quarter of the families, and every family in a quarter of the tests. `dev.py test` runs all eighths. Slow tests,
-    and those that don't depend on transformers, run once, with the pinned one; `nox -s tests` runs everything with
-    every version.
+    on a quarter of the families, and every family in a quarter of the tests. `dev.py test` runs all eighths. Slow
+    tests, and those that don't depend on transformers, run once, with the pinned one; `nox -s tests` runs everything
+    with every version.
     """
     pinned, *others = every = transformers_versions("every_change")
     shares = 4 * len(every)

@@ -5,7 +5,7 @@ tested with all parameters on two families that differ most, and with one set of
 one. The whole product runs with `--every-family`, and wherever tests are chosen by `-k` or by their name.
 
 `--share 1/8` to `--share 8/8` part the sample: each test runs on every family in one of them. CI runs the first with
-one version of transformers and the second with another: every test on a quarter of the families, and on both whole ones.
+one version of transformers and the second with another: every test on a quarter of the families and on both whole ones.
 """
 
 from collections.abc import Sequence
