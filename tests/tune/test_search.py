@@ -13,8 +13,9 @@ import pytest
 import foveate.tune.search as module
 from foveate.bench import Benchmark
 from foveate.errors import FoveateError
-from foveate.files import FolderInUse, FolderLock
+from foveate.files import LOCK, FolderInUse, FolderLock
 from foveate.tune import Search, read_result
+from foveate.tune.search import check_search_folder
 
 SPECS = ["cluster:9", "cluster:4", "stride:4", "pool:9", "pool:4", "random:1", "pool:4@1", "cls:4"]
 
@@ -120,6 +121,15 @@ def test_an_interruption_in_any_round_ends_in_the_same_table(
     monkeypatch.setattr(Benchmark, "_part", None)
     search(model, processor, task, out).run()
     assert without_times(out) == without_times(whole)
+
+
+def test_a_kill_before_the_first_file_leaves_a_folder_to_go_on_in(tmp_path: Path) -> None:
+    for name in (LOCK, ".search.json-0123abcd.partial"):
+        (tmp_path / name).write_text("")
+    assert check_search_folder(tmp_path) == tmp_path
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FoveateError, match="holds something that is no search"):
+        check_search_folder(tmp_path)
 
 
 def killed(model: Any, processor: Any, task: Any, out: Path) -> None:

@@ -381,7 +381,9 @@ def check_search_folder(path: Path) -> Path:
     check_writable_folder(path)
     if kind_of(path) != "folder" or is_file(path / _CONFIG):
         return path
-    if {file.name for file in files_in(path)} - {LOCK, OWNER, _CONFIG + PARTIAL}:
+    names = {file.name for file in files_in(path)} - {LOCK, OWNER}
+    # A kill may have left a file that was being written, and no more.
+    if any(not name.endswith(PARTIAL) for name in names):
         raise FoveateError(f"{shown_path(path)} holds something that is no search; name another folder with --out")
     return path
 
