@@ -2,7 +2,8 @@
 
 The suite is a cross product: tests, their parameters, families. Families share nearly all of the engine, so a change is
 tested with all parameters on two families that differ most, and with one set of parameters per test on every other
-one. The whole product runs with `--every-family`, and wherever tests are chosen by `-k` or by their name.
+one and on each model that no family describes. The whole product runs with `--every-family`, and wherever tests are
+chosen by `-k` or by their name.
 
 `--share 1/8` to `--share 8/8` part the sample: each test runs on every family in one of them. CI runs the first with
 one version of transformers and the second with another: every test on a quarter of the families and on both whole ones.
@@ -60,9 +61,9 @@ def sample(
 
 
 def _family(item: pytest.Item) -> str | None:
-    """Return the family of the contract suite that a test runs on; None if there is none."""
+    """Return the family, or the model without one, that a test of the contract suite runs on; None if there is none."""
     from rows import Row
 
     call = getattr(item, "callspec", None)
     row = None if call is None else call.params.get("row")
-    return row.name if type(row) is Row else None
+    return row.name if isinstance(row, Row) else None
