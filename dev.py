@@ -58,22 +58,13 @@ LINT: tuple[Command, ...] = (
     ("lint-imports",),
 )
 SITE: Command = ("mkdocs", "build", "--strict")
-CONTRACT: Command = (
-    *("pytest", "-q", "-n", "2", "-m", "not slow", "--every-family", "--ignore-glob", "*_methods.py"),
-    *("tests/families", "tests/engine", "tests/schedule", "tests/cost", "tests/voco", "tests/atp"),
+DEPENDENT: Command = (
+    *("-m", "not slow", "--ignore-glob", "*_methods.py"),
+    *("tests/families", "tests/engine", "tests/schedule", "tests/cost", "tests/voco", "tests/atp", "tests/embedded"),
     "tests/test_transformers_api.py",
 )
-"""Everything that depends on transformers, without what only repeats it for another method."""
-INDEPENDENT: Command = (
-    *("tests/methods", "tests/benchmarks", "tests/cli", "tests/fuzz", "tests/recipes", "tests/scenes", "tests/view"),
-    *("tests/train", "tests/bench", "tests/bulk", "tests/golden", "tests/play", "tests/report", "tests/serving"),
-    *("tests/families/test_names.py", "tests/test_arguments.py", "tests/test_clip_files.py", "tests/test_docs.py"),
-    *("tests/test_files.py", "tests/test_images.py", "tests/test_numbers.py", "tests/test_plan.py"),
-    *("tests/test_project.py", "tests/test_reading.py", "tests/test_spec.py", "tests/test_code_in_pages.py"),
-    "tests/test_command_lines.py",
-    *("tests/test_guides.py", "tests/test_hub.py", "tests/test_loading.py", "tests/test_pages.py"),
-)
-"""What a second version of transformers hardly changes; `nox -s tests` runs it with each."""
+"""Everything that depends on transformers, without what takes long or only repeats it for another method."""
+CONTRACT: Command = (*TEST, "--every-family", *DEPENDENT)
 
 
 def main() -> int:
@@ -106,9 +97,8 @@ def check() -> int:
     """Run everything that must pass before a change lands.
 
     Each version of transformers gets an eighth of the contract suite's sample, another one: together, every test runs
-    on a quarter of the families, and every family in a quarter of the tests. `dev.py test` runs all eighths. Slow
-    tests, and those that don't depend on transformers, run once, with the pinned one; `nox -s tests` runs everything
-    with every version.
+    on a quarter of the families, and every family in a quarter of the tests. `dev.py test` runs all eighths. What is
+    not in DEPENDENT runs once, with the pinned version; `nox -s tests` runs everything with every version.
     """
     pinned, *others = every = transformers_versions("every_change")
     shares = 4 * len(every)
@@ -116,8 +106,8 @@ def check() -> int:
         return code
     for number, version in enumerate(others, start=2):
         print(f"\nwhat depends on transformers and is not slow, with {version} instead of {pinned}", flush=True)
-        share = ("--share", f"{number}/{shares}", *(f"--ignore={path}" for path in INDEPENDENT))
-        if code := run_all((*TEST, "-m", "not slow", *share), first_on_path=overlay(version)):
+        share = ("--share", f"{number}/{shares}", *DEPENDENT)
+        if code := run_all((*TEST, *share), first_on_path=overlay(version)):
             return code
     return 0
 
