@@ -13,8 +13,10 @@ MEASUREMENTS = MEASURED / "serving.json"
 LOAD = MEASURED / "load.json"
 
 COMMANDS = """\
+export VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 foveate serve src/foveate/embedded/model --spec dense --allow cluster:144 --allow cluster:64 --allow cluster:16 \\
-    -- --dtype float32 --enforce-eager --block-size 32 --max-model-len 1024 --max-num-seqs 32
+    -- --dtype float32 --enforce-eager --block-size 32 --max-model-len 1024 --max-num-seqs 32 \\
+    --gpu-memory-utilization 0.3
 foveate load http://localhost:8000 --spec cluster:144 --spec cluster:64 --spec cluster:16 --concurrency 1,4,8,32 \\
     --requests 8 --new-tokens 4 --image 336x336 --out results/load
 """
