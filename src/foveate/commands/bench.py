@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,8 +45,10 @@ from foveate.commands.questions import (
     SplitOption,
     SubsetOption,
     SystemOption,
+    check_asked,
     read_questions,
     report_command,
+    typed_command,
 )
 from foveate.errors import FoveateError
 from foveate.numbers import LARGEST_SEED
@@ -141,8 +141,6 @@ def bench(
     Example: foveate bench --spec cluster --spec cls:64 --questions 200
     """
     from foveate.bench.configurations import BUDGETS, configurations, reference_name, unused
-    from foveate.bench.scoring import scoring_of
-    from foveate.prompts import check_prompt
 
     if match not in (None, "mean", "flops"):
         raise FoveateError(f"--match {match} is unknown; match mean (tokens over layers) or flops (of the prefill)")
@@ -151,12 +149,7 @@ def bench(
     if match is None and (spec or data is None):
         against = reference_name(against, specs, seed)
     budgets: dict[str, float] = {}
-    if questions is not None and questions < 1:
-        raise FoveateError(f"--questions is {questions}; it must be at least 1")
-    if prompt is not None:
-        check_prompt(prompt)
-    if score is not None:
-        scoring_of(score)
+    check_asked(questions, prompt, score)
     silence_transformers()
     from foveate.bench.processes import this_place
 
@@ -207,7 +200,7 @@ def bench(
             specs,
             out,
             max_new_tokens,
-            _typed_command(),
+            typed_command(),
             budgets,
             batch,
             revision=commit,
@@ -298,8 +291,3 @@ def _pictures(metrics: dict[str, Any], folder: Path) -> tuple[Path, ...]:
 
     files = tuple(folder / f"accuracy.{kind}" for kind in FORMATS)
     return files if all(each.exists() for each in files) else plot(metrics, files[0])
-
-
-def _typed_command() -> str:
-    """Return the command line as typed, without the folder that the program is in."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])

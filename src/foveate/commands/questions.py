@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -160,6 +161,23 @@ class Dataset(NamedTuple):
                 raise FoveateError(f"{option} {value} is for datasets, and {why}; leave it out")
 
 
+def check_asked(questions: int | None, prompt: str | None, score: str | None) -> None:
+    """Check what can be told of the options before anything is loaded.
+
+    Raises:
+        FoveateError: an option isn't valid.
+    """
+    from foveate.bench.scoring import scoring_of
+    from foveate.prompts import check_prompt
+
+    if questions is not None and questions < 1:
+        raise FoveateError(f"--questions is {questions}; it must be at least 1")
+    if prompt is not None:
+        check_prompt(prompt)
+    if score is not None:
+        scoring_of(score)
+
+
 def read_questions(
     data: str | None, questions: int | None, skip: int, frames: int | None, fps: float | None, dataset: Dataset
 ) -> Task:
@@ -188,6 +206,11 @@ def read_questions(
         where = "the generated scenes are" if data is None else f"{data} has only"
         raise FoveateError(f"{option} chooses frames of clips, and {where} images; leave it out")
     return task
+
+
+def typed_command() -> str:
+    """Return the command line as typed, without the folder that the program is in."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
 def report_command(results: Path, data: str | None) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,11 +48,12 @@ from foveate.commands.questions import (
     SplitOption,
     SubsetOption,
     SystemOption,
+    check_asked,
     read_questions,
     report_command,
+    typed_command,
 )
 from foveate.device_names import is_device_name
-from foveate.errors import FoveateError
 from foveate.numbers import LARGEST_SEED
 
 if TYPE_CHECKING:
@@ -167,19 +166,12 @@ def tune(
 
     Example: foveate tune --max-drop 0.05 --questions 400 --methods cluster,cls,stride
     """
-    from foveate.bench.scoring import scoring_of
-    from foveate.prompts import check_prompt
     from foveate.schedule.depth import PUBLISHED_DEPTH
     from foveate.tune import proposed
     from foveate.tune.search import check_bound, check_search_folder
 
     check_bound(max_drop, "--max-drop")
-    if prompt is not None:
-        check_prompt(prompt)
-    if score is not None:
-        scoring_of(score)
-    if questions is not None and questions < 1:
-        raise FoveateError(f"--questions is {questions}; it must be at least 1")
+    check_asked(questions, prompt, score)
     runs_on, target = (device, None) if device is None or is_device_name(device) else (None, device)
     if target is not None:
         from foveate.costmodel.device import device as device_of
@@ -222,7 +214,7 @@ def tune(
             seed=seed,
             new_tokens=new_tokens,
             longest=max_new_tokens,
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            command=typed_command(),
             batch=batch,
             revision=commit,
             greedy=greedy,

@@ -196,6 +196,16 @@ CHAT = (
 )
 
 
+SPECIAL = {
+    "image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>",
+    "boa_token": "<|audio>", "eoa_token": "<audio|>",
+}  # fmt: skip
+"""What the processor asks the tokenizer for."""
+CLIP_LAYOUTS = {
+    letter: Layout((Segment(t, h, w),), runs=(h * w,) * t, times=tuple(range(t))) for letter, (t, h, w) in CLIPS.items()
+}
+
+
 def gemma4_processor(tokenizer: Any, config: Any, backend: str) -> Any:
     from transformers import (
         Gemma4AudioFeatureExtractor,
@@ -206,11 +216,7 @@ def gemma4_processor(tokenizer: Any, config: Any, backend: str) -> Any:
     from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
 
     make: Any = Gemma4ImageProcessor if backend == "torchvision" else Gemma4ImageProcessorPil
-    special = {
-        "image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>",
-        "boa_token": "<|audio>", "eoa_token": "<audio|>",
-    }  # fmt: skip
-    tokenizer._set_model_specific_special_tokens(special)
+    tokenizer._set_model_specific_special_tokens(SPECIAL)
     images = make(patch_size=PATCH, pooling_kernel_size=MERGE)
     clips = Gemma4VideoProcessor(patch_size=PATCH, pooling_kernel_size=MERGE)  # pyright: ignore
     return Gemma4Processor(Gemma4AudioFeatureExtractor(), images, tokenizer, clips, chat_template=CHAT)
@@ -229,15 +235,7 @@ ROW = Row(
     resized={"exact": exact, "enlarge": enlarged_again},
     smaller=smaller,
     written=between_marks,
-    clips=Clips(
-        VIDEO,
-        {
-            letter: Layout((Segment(t, h, w),), runs=(h * w,) * t, times=tuple(range(t)))
-            for letter, (t, h, w) in CLIPS.items()
-        },
-        gemma4_clips,
-        frames_with_times,
-    ),
+    clips=Clips(VIDEO, CLIP_LAYOUTS, gemma4_clips, frames_with_times),
     uncounted=0.06,  # images of a call are filled up to the largest
     unanswerable=(VIDEO, AUDIO),
     offloads=False,  # the core reads the embedding of padding itself, which accelerate has not loaded

@@ -5,12 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.layout import Layout, Segment
 from rows import gemma4
 from rows.gemma4 import (
     AUDIO,
     BEGIN,
-    CLIPS,
     END,
     IMAGE,
     KINDS,
@@ -122,11 +120,7 @@ def processor(tokenizer: Any, config: Any, backend: str) -> Any:
         Gemma4UnifiedVideoProcessor,
     )
 
-    special = {
-        "image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>",
-        "boa_token": "<|audio>", "eoa_token": "<audio|>",
-    }  # fmt: skip
-    tokenizer._set_model_specific_special_tokens(special)
+    tokenizer._set_model_specific_special_tokens(gemma4.SPECIAL)
     images = Gemma4UnifiedImageProcessor(patch_size=PATCH, pooling_kernel_size=MERGE)  # pyright: ignore
     frames = Gemma4UnifiedVideoProcessor(patch_size=PATCH, pooling_kernel_size=MERGE)  # pyright: ignore
     return Gemma4UnifiedProcessor(
@@ -147,17 +141,7 @@ ROW = Row(
     resized={"exact": exact, "enlarge": enlarged_again},
     smaller=smaller,
     written=between_marks,
-    clips=Clips(
-        VIDEO,
-        {
-            letter: Layout((Segment(t, h, w),), runs=(h * w,) * t, times=tuple(range(t)))
-            for letter, (t, h, w) in CLIPS.items()
-        },
-        clips,
-        frames_with_times,
-    )
-    if READS_CLIPS
-    else None,
+    clips=Clips(VIDEO, gemma4.CLIP_LAYOUTS, clips, frames_with_times) if READS_CLIPS else None,
     uncounted=0.06,  # images of a call are filled up to the largest
     unanswerable=(VIDEO, AUDIO),
     words=WORDS,
