@@ -20,6 +20,7 @@ from foveate.engine import encode
 from foveate.families import Family, family_of
 from foveate.files import write_tensors
 from foveate.layout import Layout, one_row
+from foveate.loading import load_model
 from foveate.scenes import Scene, clip, test_set
 from foveate.train.batches import Batches
 from foveate.train.parameters import choose_parameters
@@ -70,6 +71,7 @@ class Configuration:
         memories: makes the memories of a batch of images, by name.
         skip: how many tokens of a question the memory has already.
         adapters: keeps adapters on the model for as long as the configuration lives.
+        encoder: the model whose encoder and projector see the images; None for the embedded model.
     """
 
     def __init__(
@@ -78,8 +80,10 @@ class Configuration:
         memories: Callable[[Family, TestImages], Mapping[str, list[VoCoMemory]]],
         skip: int,
         adapters: ExitStack | None = None,
+        encoder: Any = None,
     ) -> None:
         self.model, self.memories, self.skip, self.adapters = model, memories, skip, adapters
+        self.encoder = embedded_model() if encoder is None else encoder
         self.family = family_of(model)
 
 
@@ -110,8 +114,13 @@ def untrained_configuration() -> Configuration:
 
 
 def voco_configuration(folder: Path) -> Configuration:
-    """Return a trained adapter: images are read with all tokens, and asked after the first 1, 2, 4, ... of them."""
-    model, voco = embedded_model(), VoCo.from_pretrained(folder)
+    """Return a trained adapter: images are read with all tokens, and asked after the first 1, 2, 4, ... of them.
+
+    An adapter beside which there is a model, its decoder trained with it, is read with that model.
+    """
+    own = folder.parent / "model"
+    model = load_model(own).float().eval() if own.exists() else embedded_model()
+    voco = VoCo.from_pretrained(folder)
     voco.check(model)
     adapters = ExitStack()
     adapters.enter_context(voco.on(model))
@@ -122,7 +131,7 @@ def voco_configuration(folder: Path) -> Configuration:
         read = read_images(family, list(images.reduced), layouts, voco.embeddings(voco.tokens), "", "")
         return {str(count): [memory.first(count) for memory in read] for count in counts}
 
-    return Configuration(model, memories, skip=0, adapters=adapters)
+    return Configuration(model, memories, skip=0, adapters=adapters, encoder=model)
 
 
 def rival_configuration(kind: str, recipe: Recipe, folder: Path) -> Configuration:
@@ -165,7 +174,9 @@ def ask(configuration: Configuration, recipe: Recipe, questions: int, images: Pa
     right: dict[str, list[int]] = {}
     scenes = list(test_set(questions))
     with torch.inference_mode():
-        for batch, encoded in zip(batched(scenes), encoded_images(recipe, images, scenes), strict=True):
+        for batch, encoded in zip(
+            batched(scenes), encoded_images(recipe, images, scenes, configuration.encoder), strict=True
+        ):
             rows, owners = question_rows(configuration, batch)
             for name, memories in configuration.memories(configuration.family, encoded).items():
                 found = answered(configuration, rows, [memories[owner] for owner in owners])
@@ -229,10 +240,10 @@ def question_rows(configuration: Configuration, scenes: Sequence[Scene]) -> tupl
 # Images
 
 
-def encoded_images(recipe: Recipe, path: Path, scenes: Sequence[Scene]) -> Iterator[TestImages]:
-    """Yield the test images in batches; they are encoded once, and kept in half precision."""
+def encoded_images(recipe: Recipe, path: Path, scenes: Sequence[Scene], model: Any) -> Iterator[TestImages]:
+    """Yield the test images in batches; they are encoded once, by a model, and kept in half precision."""
     if not path.exists():
-        model, spec = embedded_model(), recipe.data.features
+        spec = recipe.data.features
         dense, reduced = [], []
         with torch.inference_mode():
             for batch in batched(scenes):

@@ -21,6 +21,7 @@ from foveate.train.run import run
 from foveate.train.settings import RecipeError
 from foveate.train.sources import Clips, Scenes
 from foveate.voco import VoCo
+from foveate.voco.lora import load_lora
 from foveate.voco.losses import cross_entropy
 from foveate.voco.objective import VoCoBatches, VoCoObjective, VoCoSettings, VoCoTrainee, alike, questions_apart
 
@@ -120,15 +121,34 @@ def test_an_image_adapter_goes_on_with_clips(tiny_model: Path, tmp_path: Path) -
     assert begun.join(memories).tokens == 8
     assert begun.generate(model, begun.join(memories), "where does the 3 move ?", processor, max_new_tokens=1)
     for change, said in (
-        ({"tokens": 3}, "has 2 tokens and reads dense"),
+        ({"tokens": 3}, "has 2 tokens and the recipe has 3"),
         ({"adapter": str(tmp_path)}, "no complete VoCo adapter"),
     ):
         with pytest.raises(FoveateError, match=said):
             trained(tmp_path / "bad", given(tiny_model, {**clips, **change}, data=data, **LORA))
     with pytest.raises(FoveateError, match="doesn't go with train: embedding"):
         trained(tmp_path / "bad", given(tiny_model, clips, data=data, train="embedding"))
-    with pytest.raises(FoveateError, match="another rank"):
-        trained(tmp_path / "bad", given(tiny_model, clips, data=data, train="lora", lora={"rank": 3}))
+    with pytest.raises(FoveateError, match="have the rank 2 and the recipe's lora has 1; write rank: 2 or more"):
+        trained(tmp_path / "bad", given(tiny_model, clips, data=data, train="lora", lora={"rank": 1}))
+
+
+@PEFT
+def test_a_larger_rank_and_other_visual_tokens_go_on_from_an_adapter(tiny_model: Path, tmp_path: Path) -> None:
+    """What LoRA adds is the same at first, whatever the new rank and scale."""
+    path = trained(tmp_path / "first", given(tiny_model, {"tokens": 2, "shared": False}, steps=3, **LORA))
+    larger = {"train": "lora", "lora": {"rank": 6, "alpha": 3}}
+    data = {"scenes": 4, "features": "pool2d:4:positions=pack@features"}
+    settings = {"tokens": 2, "shared": False, "adapter": str(path)}
+    gone_on = trained(
+        tmp_path / "larger",
+        given(tiny_model, settings, data=data, steps=1, **larger) | {"lr": 1e-12, "precision": "fp32"},
+    )
+    before, after = (load_lora(each / "lora") for each in (path, gone_on))
+    assert before.keys() == after.keys()
+    for name, one in before.items():
+        assert (one.rank, after[name].rank) == (2, 6)
+        torch.testing.assert_close(after[name].up @ after[name].down, one.up @ one.down, atol=1e-5, rtol=1e-4)
+    assert VoCo.from_pretrained(gone_on).features == data["features"]
 
 
 def test_full_training_ends_in_a_model_and_its_tokens(tiny_model: Path, tmp_path: Path) -> None:

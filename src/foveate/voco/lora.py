@@ -69,6 +69,21 @@ class LoraDelta:
         self._stored = self._converted = down, up
 
     @property
+    def rank(self) -> int:
+        """The width between the two factors."""
+        return self._stored[0].shape[0]
+
+    @property
+    def down(self) -> Float32[Tensor, "r in"]:
+        """The first factor."""
+        return self._stored[0]
+
+    @property
+    def up(self) -> Float32[Tensor, "out r"]:
+        """The second factor, scaled."""
+        return self._stored[1]
+
+    @property
     def sizes(self) -> tuple[int, int]:
         """The widths of input and output of its layer."""
         return self._stored[0].shape[1], self._stored[1].shape[0]

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from foveate.engine import encode
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
-from foveate.files import read_tensors
 from foveate.loading import load_model
 from foveate.tokens import Layout
 from foveate.train.batches import Batches, pad
@@ -26,7 +25,7 @@ from foveate.train.recipe import CHECKPOINTING, Recipe
 from foveate.train.settings import DENSE, Count, Counts, Number, RecipeError, Settings
 from foveate.train.sources import Conversation
 from foveate.voco import VoCo, VoCoMemory
-from foveate.voco.lora import LORA_WEIGHTS
+from foveate.voco.lora import load_lora
 from foveate.voco.losses import VoCoOutput, distillation
 from foveate.voco.one_pass import one_pass_logits
 from foveate.voco.prompt_rows import IGNORED, PromptRow, prompt_rows
@@ -344,10 +343,10 @@ def make_voco(model: nn.Module, recipe: Recipe, given: VoCoSettings, processor: 
     if given.adapter is not None:
         voco = VoCo.from_pretrained(given.adapter)
         voco.check(model)
-        if voco.tokens != given.tokens or voco.features != (recipe.data.features or DENSE):
+        if voco.tokens != given.tokens:
             raise RecipeError(
-                f"voco: the adapter {given.adapter} has {voco.tokens} tokens and reads {voco.features}; the recipe has "
-                f"{given.tokens} and {recipe.data.features or DENSE}"
+                f"voco: the adapter {given.adapter} has {voco.tokens} tokens and the recipe has {given.tokens}; write "
+                f"tokens: {voco.tokens}"
             )
         if (voco.lora is not None) != (recipe.train == "lora"):
             has = "LoRA weights" if voco.lora is not None else "no LoRA weights"
@@ -355,6 +354,7 @@ def make_voco(model: nn.Module, recipe: Recipe, given: VoCoSettings, processor: 
                 f"voco: the adapter {given.adapter} has {has}, which doesn't go with train: {recipe.train}"
             )
         voco.packed = given.packed
+        voco.features = recipe.data.features or DENSE
         return voco
     start = None
     if given.words is not None:
@@ -390,21 +390,28 @@ def make_trainee(wrapped: nn.Module, voco: VoCo, recipe: Recipe, settings: VoCoS
     return VoCoTrainee(wrapped, voco, settings, teacher)
 
 
-def _continue_lora(wrapped: nn.Module, folder: Path) -> None:
-    """Start from an adapter's LoRA weights.
+def _continue_lora(wrapped: Any, folder: Path) -> None:
+    """Start from an adapter's LoRA weights; ranks that it lacks add nothing at first.
 
     Raises:
-        RecipeError: the recipe's LoRA weights have another rank or are at other layers.
+        RecipeError: the recipe's LoRA weights have a lower rank or are at other layers.
     """
-    from peft import set_peft_model_state_dict
-
-    stored = read_tensors(folder / LORA_WEIGHTS)
-    mine = {n.replace(".default", ""): w.shape for n, w in wrapped.named_parameters() if ".lora_" in n}
-    if mine != {name: value.shape for name, value in stored.items()}:
-        raise RecipeError(
-            f"voco: the LoRA weights in {folder} have another rank or other layers than the recipe's lora"
-        )
-    set_peft_model_state_dict(wrapped, stored)
+    model, deltas = wrapped.get_base_model(), load_lora(folder)
+    layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    if layers.keys() != deltas.keys():
+        raise RecipeError(f"voco: the LoRA weights in {folder} are at other layers than the recipe's lora")
+    for name, delta in deltas.items():
+        (down,), (up,) = layers[name].lora_A.values(), layers[name].lora_B.values()
+        (scale,) = layers[name].scaling.values()
+        if delta.rank > down.weight.shape[0]:
+            raise RecipeError(
+                f"voco: the LoRA weights in {folder} have the rank {delta.rank} and the recipe's lora has "
+                f"{down.weight.shape[0]}; write rank: {delta.rank} or more"
+            )
+        with torch.no_grad():
+            down.weight[: delta.rank] = delta.down
+            up.weight.zero_()
+            up.weight[:, : delta.rank] = delta.up / scale
 
 
 def _read_features_alike(teacher: nn.Module, model: nn.Module) -> None:
