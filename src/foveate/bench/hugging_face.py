@@ -11,8 +11,9 @@ from typing import Any, Final
 
 from foveate.bench.scoring import DEFAULT
 from foveate.bench.tasks import StoredImage, Task, TaskImage, TaskQuestion, check_id, question_of
-from foveate.errors import FoveateError, first_line
-from foveate.files import LIST_LIMIT, is_file, kind_of, read_bytes
+from foveate.dataset_rows import load_rows, part_of
+from foveate.errors import FoveateError
+from foveate.files import LIST_LIMIT, kind_of, read_bytes
 
 __all__ = ["Columns", "DatasetTask", "Images", "is_dataset_name", "read_columns", "read_task"]
 
@@ -209,51 +210,16 @@ def _load(name: str, subset: str, split: str) -> Any:
     """Return the rows of a dataset.
 
     Raises:
-        FoveateError: the library isn't there, the dataset can't be loaded, or has several splits and none is chosen.
+        FoveateError: there is no such folder, and it is no name of a dataset; or as `load_rows`.
     """
-    try:
-        import datasets
-    except ImportError:
-        raise FoveateError(
-            'datasets are read by the datasets package; install foveate with its data extra (pip install ".[data]" in '
-            "a clone), or give --data a JSONL file"
-        ) from None
     if kind_of(name) == "missing" and not is_dataset_name(name):
         raise FoveateError(f"there is no folder {name}, and it is no name of a dataset, such as lmms-lab/POPE")
-    part = _part(DatasetTask("", name, subset, split))
-    try:
-        if any(is_file(Path(name, each)) for each in ("state.json", "dataset_dict.json")):
-            loaded: Any = datasets.load_from_disk(name)
-            if isinstance(loaded, dict):
-                loaded = loaded[_split(list(loaded), split, name)]
-        else:
-            if not split:
-                split = _split(datasets.get_dataset_split_names(name, subset or None), split, name)
-            loaded = datasets.load_dataset(name, subset or None, split=split)
-    except FoveateError:
-        raise
-    except Exception as error:  # The library, and those that it loads with, raise errors of every kind.
-        # What the library says of data without a row, as files and as it saves them.
-        if "no data" not in str(error) and not isinstance(error, IndexError):
-            raise FoveateError(f"the dataset {name}{part} can't be loaded ({first_line(error)})") from error
-        loaded = ()
-    if not len(loaded):
-        raise FoveateError(f"the dataset {name}{part} is empty; choose another split with --split")
-    return loaded
-
-
-def _split(there: list[str], split: str, name: str) -> str:
-    if split in there:
-        return split
-    if split or len(there) != 1:
-        has = f"has the splits {', '.join(there)}" if there else "has no split"
-        raise FoveateError(f"{name} {has}{f' and no {split}' if split else ''}; choose one with --split")
-    return there[0]
+    otherwise = 'install foveate with its data extra (pip install ".[data]" in a clone), or give --data a JSONL file'
+    return load_rows(name, subset, split, choose="--split", otherwise=otherwise)
 
 
 def _part(source: DatasetTask) -> str:
-    parts = [f"{what} {name}" for what, name in (("subset", source.subset), ("split", source.split)) if name]
-    return f" ({', '.join(parts)})" if parts else ""
+    return part_of(source.subset, source.split)
 
 
 def _checked(source: DatasetTask, rows: Any, where: str) -> Columns:

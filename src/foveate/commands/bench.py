@@ -46,6 +46,7 @@ from foveate.commands.questions import (
     SubsetOption,
     SystemOption,
     check_asked,
+    check_prompts,
     read_questions,
     report_command,
     typed_command,
@@ -168,9 +169,7 @@ def bench(
     with finding(model):
         commit = commit_of(model, revision)
     task = read_questions(data, questions, skip, frames, fps, Dataset(columns, split, subset, data_dir))
-    prompt = task.prompt if prompt is None else prompt
     model = model_for(model, clips=task.clips == len(task.pictures))
-    from foveate.bench.answers import prompt_texts
     from foveate.bench.match import matched
     from foveate.bench.report import figures_table, losses, skills_table, table
     from foveate.bench.runner import Benchmark
@@ -184,9 +183,7 @@ def bench(
         against = reference_name(against, specs, seed)
     with loading(model):
         processor = load_processor(model, revision=commit)
-        # What a question may not hold is known from the processor alone.
-        for picture in task.pictures:
-            prompt_texts(processor, prompt, picture, system=system.strip())
+        check_prompts(task, processor, prompt, system)
         if task.has_clips and not spec:
             specs, lacking = _specs_for_clips(task, processor, model, commit, given, seed)
         if match is None:
@@ -205,7 +202,7 @@ def bench(
             batch,
             revision=commit,
             greedy=greedy,
-            prompt=prompt,
+            prompt=task.prompt if prompt is None else prompt,
             score=score,
             system=system,
         )

@@ -6,7 +6,7 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -206,6 +206,24 @@ def read_questions(
         where = "the generated scenes are" if data is None else f"{data} has only"
         raise FoveateError(f"{option} chooses frames of clips, and {where} images; leave it out")
     return task
+
+
+def check_prompts(task: Task, processor: Any, prompt: str | None, system: str) -> None:
+    """Check the prompt of every question, which needs the processor alone, before the model is loaded.
+
+    Args:
+        task: what is asked.
+        processor: the model's own.
+        prompt: what is asked instead of the task's own prompt.
+        system: a system prompt, "" for none.
+
+    Raises:
+        FoveateError: a question holds what it must not, or the template takes no system prompt.
+    """
+    from foveate.bench.answers import prompt_texts
+
+    for picture in task.pictures:
+        prompt_texts(processor, task.prompt if prompt is None else prompt, picture, system=system.strip())
 
 
 def typed_command() -> str:

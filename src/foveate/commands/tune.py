@@ -49,6 +49,7 @@ from foveate.commands.questions import (
     SubsetOption,
     SystemOption,
     check_asked,
+    check_prompts,
     read_questions,
     report_command,
     typed_command,
@@ -183,7 +184,6 @@ def tune(
     arguments = placement_arguments(runs_on, dtype, device_map, quantize)
     if out is not None:
         check_search_folder(out)
-    from foveate.bench.answers import prompt_texts
     from foveate.loading import commit_of, load_model, load_processor
     from foveate.tune import Search, parts_of
 
@@ -194,8 +194,7 @@ def tune(
     model = model_for(model, clips=task.clips == len(task.pictures))
     with loading(model):
         processor = load_processor(model, revision=commit)
-        for picture in task.pictures:
-            prompt_texts(processor, task.prompt if prompt is None else prompt, picture, system=system.strip())
+        check_prompts(task, processor, prompt, system)
         loaded = load_model(model, revision=commit, **arguments)
     with spinner("Predicting what each candidate costs"):
         search = Search(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from foveate.bench.finished import is_finished, read_finished
+from foveate.bench.front import front
 from foveate.bench.report import caption
 from foveate.bench.results import Prediction
 from foveate.errors import FoveateError
@@ -147,16 +148,8 @@ def _point(row: Mapping[str, Any]) -> Point:
 
 def _with_best(points: Sequence[Point]) -> list[Point]:
     """Mark the configurations that none beats in accuracy with as few tokens."""
-    made: list[Point] = []
-    for point in points:
-        beaten = any(
-            other.tokens <= point.tokens
-            and other.accuracy >= point.accuracy
-            and (other.tokens, -other.accuracy) != (point.tokens, -point.accuracy)
-            for other in points
-        )
-        made.append(Point(**{**vars(point), "best": not beaten}))
-    return made
+    best = front({point.spec: (point.tokens, point.accuracy) for point in points})
+    return [replace(point, best=point.spec in best) for point in points]
 
 
 def failures(results: Results, spec: str, most: int = 60) -> tuple[tuple[Failure, ...], int]:

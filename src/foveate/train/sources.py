@@ -12,7 +12,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from foveate.errors import FoveateError, first_line, quoted
+from foveate.dataset_rows import is_saved_dataset, load_rows
+from foveate.errors import FoveateError, quoted
 from foveate.files import LIST_LIMIT, FileError, is_file, kind_of, open_file, read_json, read_json_lines, shown_path
 from foveate.images import open_image
 from foveate.scenes import caption, clip, scene
@@ -206,31 +207,18 @@ class HuggingFace:
     """
 
     def __init__(self, name: str, split: str = "train", images: Path | None = None) -> None:
-        kept = any(is_file(Path(name, each)) for each in ("state.json", "dataset_dict.json"))
         hub = re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", name) and kind_of(name) == "missing"
-        if not kept and not hub:
+        if not hub and not is_saved_dataset(name):
             raise RecipeError(
                 f'data.dataset is "{name}"; it must be the name of a dataset on the Hugging Face hub, or a folder that '
                 "save_to_disk wrote (conversations in a file go into data.jsonl)"
             )
+        otherwise = 'install foveate with its train extra (pip install ".[train]" in a clone), or use data.jsonl'
         try:
-            import datasets
-        except ImportError:
-            raise RecipeError(
-                'data.dataset needs the datasets package; install foveate with its train extra (pip install ".[train]" '
-                "in a clone), or use data.jsonl"
-            ) from None
-        try:
-            if kept:
-                loaded: Any = datasets.load_from_disk(name)
-                loaded = loaded[split] if isinstance(loaded, dict) else loaded
-            else:
-                loaded = datasets.load_dataset(name, split=split)
-        except Exception as error:
-            raise RecipeError(f"the dataset {name} (split {split}) can't be loaded: {first_line(error)}") from error
+            loaded = load_rows(name, split=split, choose="data.split", otherwise=otherwise)
+        except FoveateError as error:
+            raise RecipeError(f"data.dataset: {error}") from error
         self._rows, self._name, self._images = loaded, name, images or Path()
-        if not len(loaded):
-            raise RecipeError(f"the dataset {name} (split {split}) is empty")
         self[0]
 
     def __len__(self) -> int:
