@@ -136,4 +136,4 @@ class Reading(ATPMethod):
 
 def file_stem(name: str) -> str:
     """Return a configuration's name as file names and the result have it."""
-    return name.replace(":", "_").replace("@", "_at_")
+    return name.replace(":", "_").replace("@", "_at_").replace("/", "-")

@@ -1,4 +1,4 @@
-"""The measured part of docs/atp.md, from docs/measured/atp.json; the rest of that page is written by hand."""
+"""The measured parts of docs/atp.md, from two files in docs/measured; the rest of that page is written by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from foveate.bench.formatting import percent_text
 from foveate.plots import BASELINE, COLOURS, figure, plain, save
 from generators.benchmarks import benchmark
 from generators.folders import DOCS, MEASURED, PICTURES
-from generators.markdown import fill, table, with_measured_part
+from generators.markdown import fill, table, with_measured_part, with_part
 
 TITLES = {
     "144-tokens": "**learned**, `mean={mean}`",
@@ -52,8 +52,9 @@ COLUMNS = ["accuracy", "to dense", "tokens", "GFLOPs", "count", "other skills"]
 
 def pages() -> dict[str, str]:
     """Return the page."""
-    text = (DOCS / "atp.md").read_text(encoding="utf-8")
-    return {"atp.md": with_measured_part(text, measured_part(_measured()))}
+    text = with_measured_part((DOCS / "atp.md").read_text(encoding="utf-8"), measured_part(_measured()))
+    budgets = json.loads((MEASURED / "atp-budgets.json").read_text(encoding="utf-8"))
+    return {"atp.md": with_part(text, "budgets", "\n" + budgets_part(budgets))}
 
 
 def draw() -> None:
@@ -94,6 +95,62 @@ def measured_part(found: Mapping[str, Any]) -> str:
         )
         + "\n"
     )
+    return "\n".join(parts)
+
+
+def budgets_part(found: Mapping[str, Any]) -> str:
+    """Return the tables of a result of benchmarks/atp_budgets.py: four budgets, learned and fixed."""
+    dense = found["dense"]
+    parts = [
+        fill(
+            f"{found['questions']} questions about {found['scenes']} scenes of the test set, after the first "
+            f"{found['skipped_scenes']} scenes; two seeds of thresholds, averaged question by question. The dense "
+            f"model has {dense['accuracy']['value']:.1%} and {dense['prefill_gflops']:.2f} GFLOPs. The last column is "
+            "what learned thresholds have more than the row, paired, with a 95 % interval by scene."
+        )
+        + "\n"
+    ]
+    for budget in sorted(found["budgets"], key=lambda budget: -budget["mean"]):
+        learned, mean = budget["learned"], budget["mean"]
+        seeds = learned["seeds"]
+        shares = " and ".join(f"{seed['accuracy']['value']:.1%}" for seed in seeds)
+        cells = [
+            [
+                f"**learned**, two seeds ({shares})",
+                f"{learned['accuracy']['value']:.1%}",
+                percent_text(learned["to_dense"]),
+                "{:.0f}".format(sum(seed["mean_tokens"] for seed in seeds) / len(seeds)),
+                "{:.2f}".format(sum(seed["prefill_gflops"] for seed in seeds) / len(seeds)),
+                "",
+            ]
+        ]
+        for row in budget["rows"]:
+            name = row["what"].rpartition(" ")[2]
+            cells.append(
+                [
+                    TITLES.get(name, f"`{row['what']}`"),
+                    f"{row['accuracy']['value']:.1%}",
+                    "",
+                    f"{row['mean_tokens']:.0f}",
+                    f"{row['prefill_gflops']:.2f}",
+                    percent_text(row["learned_less_it"]),
+                ]
+            )
+        entering = budget["entering"]
+        fewer = f"{mean} tokens per layer, {1 - mean / 576:.0%} fewer"
+        if entering < 576:
+            fewer += f", {entering} entering the decoder"
+        columns = [fewer, "accuracy", "to dense", "tokens", "GFLOPs", "learned less it"]
+        parts.append(table(columns, cells, "l" + "r" * (len(columns) - 1)))
+        need = learned["needs"]
+        parts.append(
+            fill(
+                f"Learned, first seed: from {need['least']:.0f} to {need['most']:.0f} tokens per layer, standard "
+                f"deviation {need['spread']:.0f}; rank correlation with the number of things in the scene "
+                f"{need['rank_correlation_with_things']:.2f}."
+            )
+            + "\n"
+        )
     return "\n".join(parts)
 
 

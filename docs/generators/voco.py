@@ -1,4 +1,4 @@
-"""The measured parts of docs/voco.md, from two files in docs/measured; the rest of that page is written by hand."""
+"""The measured parts of docs/voco.md, from three files in docs/measured; the rest of that page is written by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from foveate.bench.formatting import points_text, share_text
 from generators.folders import DOCS, MEASURED
-from generators.markdown import table, with_measured_part, with_part
+from generators.markdown import fill, table, with_measured_part, with_part
 
 RIVALS = {
     "pool": "average pooling and a linear layer, one token",
@@ -28,6 +28,8 @@ STREAM_QUESTIONS = {
     "change": "what has changed",
     "glimpse": "one moment",
 }
+SHORT = ("1", "8", "32")
+"""Numbers of tokens that the tables of short runs show."""
 CLIP_QUESTIONS = {"way": "where it moves", "first": "which comes first", "often": "in how many frames"}
 
 
@@ -35,10 +37,11 @@ def pages() -> dict[str, str]:
     """Return the page."""
     found = json.loads((MEASURED / "voco.json").read_text(encoding="utf-8"))
     streams = json.loads((MEASURED / "voco-stream.json").read_text(encoding="utf-8"))
-    text = (DOCS / "voco.md").read_text(encoding="utf-8")
-    return {
-        "voco.md": with_part(with_measured_part(text, measured_part(found)), "streams", "\n" + stream_part(streams))
-    }
+    short = json.loads((MEASURED / "voco-binding.json").read_text(encoding="utf-8"))
+    text = with_measured_part((DOCS / "voco.md").read_text(encoding="utf-8"), measured_part(found))
+    for name, part in (("streams", stream_part(streams)), ("short runs", binding_part(short))):
+        text = with_part(text, name, "\n" + part)
+    return {"voco.md": text}
 
 
 def measured_part(found: Mapping[str, Any]) -> str:
@@ -50,6 +53,39 @@ def measured_part(found: Mapping[str, Any]) -> str:
         parts.append(_clips(found["clips"]))
     if found.get("times"):
         parts.append(_times(found["times"]))
+    return "\n".join(parts)
+
+
+def binding_part(found: Mapping[str, Any]) -> str:
+    """Return the tables of a result of benchmarks/voco_binding.py: new tokens, then tokens that go on."""
+    recipe, rows = found["recipe"], {row["name"]: row for row in found["rows"]}
+    parts = [
+        fill(
+            f"Each run makes {recipe['steps']} steps of {recipe['batch']} images, where nothing else is said, and "
+            f"answers {found['questions']} questions. The differences are paired, in points, with 95 % intervals from "
+            "resampling images; they don't cover other seeds."
+        )
+        + "\n"
+    ]
+    for beside, title in (("base", "new tokens"), ("shipped", "the shipped tokens, trained on")):
+        own = [rows[beside], *(row for row in rows.values() if row["beside"] == beside and row["name"] != beside)]
+        if len(own) < 2 and beside != "base":
+            continue
+        cells = [
+            [
+                row["what"],
+                f"{row['loss'][-1][1]:.2f}" if "loss" in row else "",
+                *(f"{row['tokens'][count]['accuracy']['value']:.1%}" for count in SHORT),
+                *(
+                    points_text(difference, unit="") if (difference := row["tokens"][count]["difference"]) else ""
+                    for count in SHORT[:2]
+                ),
+            ]
+            for row in own
+        ]
+        tokens = [f"{count} token{'s' * (count != '1')}" for count in SHORT]
+        columns = [title, "last loss", *tokens, *(f"difference, {each}" for each in tokens[:2])]
+        parts.append(table(columns, cells, "l" + "r" * (len(columns) - 1)))
     return "\n".join(parts)
 
 
