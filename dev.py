@@ -50,7 +50,7 @@ DEMO: tuple[Command, ...] = (
     ("foveate", "ask", "examples/shapes.png", QUESTION, "--spec", "cluster:64", "--picture", "results/kept.png"),
     ("foveate", "bench", "--questions", "200", "--keep", "144,64,16", "--out", "results/demo"),
 )
-TEST: Command = ("pytest", "-q", "-n", "2")
+TEST: Command = ("pytest", "-q", "-n", "2", "--dist", "worksteal")
 LINT: tuple[Command, ...] = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
@@ -96,12 +96,12 @@ def main() -> int:
 def check() -> int:
     """Run everything that must pass before a change lands.
 
-    Each version of transformers gets an eighth of the contract suite's sample, another one: together, every test runs
-    on a quarter of the families, and every family in a quarter of the tests. `dev.py test` runs all eighths. What is
+    Each version of transformers gets a twelfth of the contract suite's sample, another one: together, every test runs
+    on a sixth of the families, and every family in a sixth of the tests. `dev.py test` runs all twelfths. What is
     not in DEPENDENT runs once, with the pinned version; `nox -s tests` runs everything with every version.
     """
     pinned, *others = every = transformers_versions("every_change")
-    shares = 4 * len(every)
+    shares = 6 * len(every)
     if code := run_all(*LINT, SITE, (*TEST, "--share", f"1/{shares}")):
         return code
     for number, version in enumerate(others, start=2):

@@ -101,12 +101,12 @@ def in_full(pytestconfig: pytest.Config) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    from sample_families import is_chosen_by_name, sample, share_of
+    from sample_families import sample, share_asked_for
     from steps_that_act import can_act
 
     items[:], dropped = can_act(items)
     config.hook.pytest_deselected(items=dropped)
-    share = config.getoption("share")
-    if share or not (config.getoption("every_family") or is_chosen_by_name(config)):
-        items[:], dropped = sample(items, share_of(share or "1/1"))
+    share = share_asked_for(config)
+    if share is not None:
+        items[:], dropped = sample(items, share)
         config.hook.pytest_deselected(items=dropped)

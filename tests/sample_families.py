@@ -5,8 +5,8 @@ tested with all parameters on two families that differ most, and with one set of
 one and on each model that no family describes. The whole product runs with `--every-family`, and wherever tests are
 chosen by `-k` or by their name.
 
-`--share 1/8` to `--share 8/8` part the sample: each test runs on every family in one of them. CI runs the first with
-one version of transformers and the second with another: every test on a quarter of the families and on both whole ones.
+`--share 1/12` to `--share 12/12` part the sample: each test runs on every family in one of them. CI runs the first with
+one version of transformers and the second with another: every test on a sixth of the families and on both whole ones.
 """
 
 from collections.abc import Sequence
@@ -38,23 +38,37 @@ def share_of(text: str) -> tuple[int, int]:
     return int(number), int(shares)
 
 
+def share_asked_for(config: pytest.Config) -> tuple[int, int] | None:
+    """Return which share of how many runs; None for the whole product."""
+    share = config.getoption("share")
+    if share or not (config.getoption("every_family") or is_chosen_by_name(config)):
+        return share_of(share or "1/1")
+    return None
+
+
+def is_in_share(family: str, test: str, share: tuple[int, int]) -> bool:
+    """Whether a test runs on a family in a share of the sample."""
+    number, shares = share
+    if family in WHOLE:
+        return WHOLE.index(family) % shares == number - 1
+    return crc32(f"{family} {test}".encode()) % shares == number - 1
+
+
 def sample(
     items: Sequence[pytest.Item], share: tuple[int, int] = (1, 1)
 ) -> tuple[list[pytest.Item], list[pytest.Item]]:
     """Part tests into those of a share of the sample and the rest; a test without a family belongs to each share."""
-    number, shares = share
-    whole = {family for place, family in enumerate(WHOLE) if place % shares == number - 1}
     groups: dict[tuple[str, str, str], list[pytest.Item]] = {}
     for item in items:
         family = _family(item)
-        if family is not None and family not in whole:
+        if family is not None and not (family in WHOLE and is_in_share(family, "", share)):
             name = getattr(item, "originalname", item.name)
             groups.setdefault((str(item.path), name, family), []).append(item)
     dropped: set[pytest.Item] = set()
     for (_, name, family), group in groups.items():
         # One that is not slow if there is one, so that every run has it.
         quick = [item for item in group if item.get_closest_marker("slow") is None] or group
-        ours = family not in WHOLE and crc32(f"{family} {name}".encode()) % shares == number - 1
+        ours = is_in_share(family, name, share)
         kept = quick[crc32(f"{name} {family}".encode()) % len(quick)] if ours else None
         dropped.update(item for item in group if item is not kept)
     return [item for item in items if item not in dropped], [item for item in items if item in dropped]

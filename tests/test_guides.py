@@ -101,7 +101,7 @@ def tree(tmp_path: Path) -> Tree:
 
 @pytest.mark.slow
 def test_a_method_is_one_file(tree: Tree, capsys: pytest.CaptureFixture[str], in_full: bool) -> None:
-    tests = ("tests/methods" if in_full else "tests/methods/test_methods.py", "tests/families/test_support.py")
+    tests = ("tests/methods", "tests/families/test_support.py") if in_full else ("tests/methods/test_methods.py",)
     tree.follow(METHOD)
     assert tree.touched == 1
     shown = tree.python("-c", "from foveate.methods import Norm; import foveate; print(foveate.parse('norm:64').steps)")

@@ -53,8 +53,10 @@ COLUMNS = ["accuracy", "to dense", "tokens", "GFLOPs", "count", "other skills"]
 def pages() -> dict[str, str]:
     """Return the page."""
     text = with_measured_part((DOCS / "atp.md").read_text(encoding="utf-8"), measured_part(_measured()))
-    budgets = json.loads((MEASURED / "atp-budgets.json").read_text(encoding="utf-8"))
-    return {"atp.md": with_part(text, "budgets", "\n" + budgets_part(budgets))}
+    file = MEASURED / "atp-budgets.json"
+    if file.exists():
+        text = with_part(text, "budgets", "\n" + budgets_part(json.loads(file.read_text(encoding="utf-8"))))
+    return {"atp.md": text}
 
 
 def draw() -> None:

@@ -143,7 +143,7 @@ def killed_and_started_again(tmp_path: Path, images: int, kills: int, actors: in
 
 @pytest.mark.slow
 def test_kills(tmp_path: Path, in_full: bool) -> None:
-    images, kills = (400, 3) if in_full else (80, 1)
+    images, kills = (400, 3) if in_full else (40, 1)
     whole, killed = killed_and_started_again(tmp_path, images, kills, actors=0)
     assert len(whole) == images
     assert killed == whole

@@ -78,7 +78,9 @@ def test_clusters_and_trees_of_merges_are_recorded() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["export", "eager"])
-def test_every_plan_with_a_fixed_count_is_recorded(way: str) -> None:
+def test_every_plan_with_a_fixed_count_is_recorded(way: str, in_full: bool) -> None:
+    if way == "eager" and not in_full:
+        pytest.skip("what can be exported is recorded; `nox -s full` runs both ways")
     assert len(SPECS) > 20
     assert all(method_class(name) for name in NAMES)
     assert found(SPECS, way) == {}
