@@ -153,7 +153,18 @@ def budgets_part(found: Mapping[str, Any]) -> str:
             )
             + "\n"
         )
+        parts += _by_skill(budget["rows"])
     return "\n".join(parts)
+
+
+def _by_skill(rows: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    """Yield the table of differences by skill to adapters that were trained otherwise, if there are any."""
+    columns = {TITLES[name]: row["skills"] for row in rows if (name := row["what"].rpartition(" ")[2]) in TITLES}
+    if not columns:
+        return
+    skills = sorted(next(iter(columns.values())))
+    cells = [[skill.replace("_", " "), *(percent_text(own[skill]) for own in columns.values())] for skill in skills]
+    yield table(["learned less it, by skill", *columns], cells, "l" + "r" * len(columns))
 
 
 def _at_mean(about: Any, rows: Mapping[str, Any], mean: int) -> str:
