@@ -15,6 +15,7 @@ by the same rules:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -365,6 +366,9 @@ def voco_order_of_frames() -> Found:
 
 # Learned budgets
 
+BUDGETS: Final = "atp-budgets.json"
+"""Thresholds on a frozen model at four budgets, with two seeds."""
+
 
 def _atp(name: str) -> dict[str, Any]:
     return measured("atp.json")["configurations"][name]
@@ -377,6 +381,34 @@ def atp_kept(rows: Sequence[str], names: Sequence[str], share: float) -> Found:
     found = {name: of_dense(_atp(row)["to_dense"], dense) for row, name in zip(rows, names, strict=True)}
     text = "; ".join(f"{name}: {share_text(each)}" for name, each in found.items())
     return Found(text, reached(found[names[0]], share), "atp.json")
+
+
+@measure
+def atp_budget_kept(mean: int, share: float) -> Found:
+    """The share of the dense score that learned thresholds keep at a budget, the model frozen."""
+    found, budget = measured(BUDGETS), _budget(mean)
+    kept = of_dense(budget["learned"]["to_dense"], found["dense"]["accuracy"]["value"])
+    text = f"thresholds alone, two seeds, {budget['entering']} tokens entering the decoder: {share_text(kept)}"
+    return Found(text, reached(kept, share), BUDGETS)
+
+
+@measure
+def atp_budget_order(other: str, at: Sequence[int], **_: Any) -> Found:
+    """Learned thresholds less a fixed rule, or less thresholds that were learned otherwise; the first budget counts."""
+    found = {mean: _learned_less(mean, other) for mean in at}
+    text = "; ".join(f"at {mean} tokens: {points_text(each)}" for mean, each in found.items())
+    return Found(f"thresholds alone, two seeds, {text}", ordered(found[at[0]]), BUDGETS)
+
+
+def _budget(mean: int) -> dict[str, Any]:
+    return next(each for each in measured(BUDGETS)["budgets"] if each["mean"] == mean)
+
+
+def _learned_less(mean: int, other: str) -> dict[str, Any]:
+    """Return the difference to the row whose name, without what acts before the decoder, fits a pattern."""
+    rows = {row["what"].rpartition("+")[2]: row for row in _budget(mean)["rows"]}
+    name = next(name for name in rows if re.fullmatch(other, name))
+    return rows[name]["learned_less_it"]
 
 
 @measure

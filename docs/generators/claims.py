@@ -45,6 +45,7 @@ COMMANDS: Final = {
     "voco.json": "python benchmarks/voco.py --rival-steps 750 --rival-longer 850 --further 200 --questions 1000 "
     "--parts press pool qformer longer distil clips answers times",
     "atp.json": "python benchmarks/atp.py PART, for each PART of start, train, measure, points, choose and report",
+    "atp-budgets.json": "python benchmarks/atp_budgets.py",
     "saliency.json": "python benchmarks/saliency.py",
     "clips.json": "python benchmarks/clips.py",
 }

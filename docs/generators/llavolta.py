@@ -207,7 +207,6 @@ def _conclusions(results: Results) -> str:
     light, heavy, cluster = (results.spec(each) for each in (name, "always-pool", "always-cluster"))
     used = results.difference((name, light), ("single", DENSE))
     other = results.difference(("always-pool", DENSE), ("single", DENSE))
-    rules = results.difference(("always-pool", heavy), ("always-cluster", cluster))
     ending = [each for each in PUBLISHED if each not in ("single", name) and results.has(each)]
     differences = [results.difference((each, DENSE), ("single", DENSE)) for each in ending]
     open_ = all(
@@ -227,9 +226,7 @@ def _conclusions(results: Results) -> str:
         ),
         f"End with the setting that you will use: trained under `{heavy}` to the last step and used dense, a model is "
         f"{points(other)} from the dense one.",
-        "For heavy compression, train with "
-        + verdict(rules, "averages", "clusters", "averages or clusters")
-        + f": at the same number of tokens, averaging is {points(rules)} from clustering after training.",
+        _heavy(results, heavy, cluster),
     ]
     return (
         title
@@ -241,6 +238,27 @@ def _conclusions(results: Results) -> str:
         )
         + "\n"
     )
+
+
+def _heavy(results: Results, heavy: str, cluster: str) -> str:
+    """Return what to train with under heavy compression, by the longest runs that there are."""
+    every = [results, *([long] if (long := longer()) is not None and long.has("always-pool", "always-cluster") else [])]
+    found = {each.measured["setting"]["steps"]: each for each in every}
+    differences = {
+        steps: each.difference(("always-pool", heavy), ("always-cluster", cluster)) for steps, each in found.items()
+    }
+    told = "; ".join(f"after {steps} steps {points(each)}" for steps, each in differences.items())
+    return (
+        "For heavy compression, train with "
+        + verdict(differences[max(differences)], "averages", "clusters", "averages or clusters")
+        + f": at the same number of tokens, averaging is this far from clustering: {told}."
+    )
+
+
+def longer() -> Results | None:
+    """Return the longer runs, if there are any."""
+    file = MEASURED / "llavolta-long.json"
+    return Results(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
 
 
 def _setting(results: Results) -> str:
@@ -418,10 +436,9 @@ def _pool_or_cluster(results: Results) -> str:
 def _longer(short: Results) -> str:
     """Return the section about longer runs, if there are any."""
     title = "## Ten times as long\n\n"
-    file = MEASURED / "llavolta-long.json"
-    if not file.exists():
+    long = longer()
+    if long is None:
         return title + "Not measured yet.\n"
-    long = Results(json.loads(file.read_text(encoding="utf-8")))
     steps = long.measured["setting"]["steps"]
     lines = [
         f"| schedule | used under | seeds | {short.measured['setting']['steps']} steps | {steps} steps "
