@@ -45,9 +45,12 @@ def test_the_sample() -> None:
     rest = [each for each in kept if "row" in each.callspec.params and each.callspec.params["row"].name not in WHOLE]
     assert len({each.callspec.params["spec"] for each in rest}) == 3
     assert sample([*items, *alone]) == (kept, dropped)
-    # The shares part the sample, about in halves; tests without a family are in both.
+    # The shares part the sample, about in halves; tests without a family are in both. Of the second whole family, each
+    # has one set of parameters per test.
     halves = [sample([*items, *alone], (number, 2))[0] for number in (1, 2)]
-    assert set(halves[0]) | set(halves[1]) == set(kept)
+    left = {each for each in kept if each not in halves[0] and each not in halves[1]}
+    assert {each.callspec.params["row"].name for each in left} == set(WHOLE[1:])
+    assert len(left) == 3 * len(tests) * len(WHOLE[1:])
     assert set(halves[0]) & set(halves[1]) == set(alone)
     assert min(map(len, halves)) > len(kept) / 3
     assert set(families) >= set(WHOLE)
