@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -20,6 +21,14 @@ DECODER_SHAPES: Final = {
     "7B": {"hidden": 4096, "layers": 32, "heads": 32, "kv_heads": 32, "ffn": 11008},
 }
 """Sizes of Llama-style decoders, by name."""
+
+
+def link_features(out: Path, shared: Path) -> None:
+    """Let a run keep its encoder features in a folder that several runs share; both folders are made."""
+    for folder in (out, shared):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not (out / "features").exists():
+        (out / "features").symlink_to(os.path.relpath(shared, out), target_is_directory=True)
 
 
 class Clock:

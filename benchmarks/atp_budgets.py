@@ -31,7 +31,8 @@ from atp_answers import lines_of, measure
 from atp_configurations import Configuration, file_stem
 
 import foveate
-from atp import SKIP, prefill_flops, rank_correlation
+from atp import SKIP, needs
+from atp import summary as summary_of
 from foveate.bench.environment import environment
 from foveate.bench.statistics import difference_interval, mean_interval
 from foveate.families import family_of
@@ -238,7 +239,7 @@ def summary(arguments: argparse.Namespace) -> dict[str, Any]:
         "questions": len(scenes),
         "scenes": len({*scenes}),
         "skipped_scenes": SKIP,
-        "dense": row_of(whole["dense"], scenes),
+        "dense": summary_of(whole["dense"], whole["dense"]),
         "budgets": [found for budget in BUDGETS if (found := budget_summary(budget, whole, scenes))],
         "environment": environment(),
     }
@@ -258,7 +259,12 @@ def budget_summary(budget: Budget, lines: Mapping[str, list[dict[str, Any]]], sc
         if own is not None:
             away = difference_interval(right, [float(line["right"]) for line in own], scenes).to_dict()
             rows.append(
-                {"what": name, **row_of(own, scenes), "learned_less_it": away, "skills": skills_less(seeds, own)}
+                {
+                    "what": name,
+                    **summary_of(own, lines["dense"]),
+                    "learned_less_it": away,
+                    "learned_less_it_by_skill": skills_less(seeds, own),
+                }
             )
     return {
         "mean": budget.mean,
@@ -267,32 +273,10 @@ def budget_summary(budget: Budget, lines: Mapping[str, list[dict[str, Any]]], sc
         "learned": {
             "accuracy": mean_interval(right, scenes).to_dict(),
             "to_dense": difference_interval(right, dense, scenes).to_dict(),
-            "seeds": [row_of(each, scenes) for each in seeds],  # type: ignore
-            "skills": skills_of([line for each in seeds for line in each]),  # type: ignore
+            "seeds": [summary_of(each, lines["dense"]) for each in seeds],  # type: ignore
             "needs": needs(seeds[0]),  # type: ignore
         },
         "rows": rows,
-    }
-
-
-def row_of(lines: list[dict[str, Any]], scenes: list[str]) -> dict[str, Any]:
-    """Return accuracy, tokens and FLOPs."""
-    assert [line["scene"] for line in lines] == scenes
-    layers = [statistics.fmean(line["layers"][layer] for line in lines) for layer in range(LAYERS)]
-    return {
-        "accuracy": mean_interval([float(line["right"]) for line in lines], scenes).to_dict(),
-        "mean_tokens": statistics.fmean(layers),
-        "prefill_gflops": prefill_flops(layers) / 1e9,
-        "by_skill": skills_of(lines),
-    }
-
-
-def skills_of(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """Return accuracy by skill."""
-    names = sorted({line["skill"] for line in lines})
-    return {
-        name: round(statistics.fmean(float(line["right"]) for line in lines if line["skill"] == name), 4)
-        for name in names
     }
 
 
@@ -305,23 +289,6 @@ def skills_less(seeds: Any, lines: list[dict[str, Any]]) -> dict[str, dict[str, 
         fixed = [float(lines[number]["right"]) for number in own]
         found[name] = difference_interval(learned, fixed, [lines[number]["scene"] for number in own]).to_dict()
     return found
-
-
-def needs(lines: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return how tokens follow what is in a scene: their spread, and the rank correlation with the number of things."""
-    tokens = [statistics.fmean(line["layers"]) for line in lines]
-    scenes: dict[str, tuple[int, list[float]]] = {}
-    for line, count in zip(lines, tokens, strict=True):
-        scenes.setdefault(line["scene"], (line["things"], []))[1].append(count)
-    things = [float(number) for number, _ in scenes.values()]
-    return {
-        "least": min(tokens),
-        "most": max(tokens),
-        "spread": statistics.pstdev(tokens),
-        "rank_correlation_with_things": rank_correlation(
-            things, [statistics.fmean(counts) for _, counts in scenes.values()]
-        ),
-    }
 
 
 if __name__ == "__main__":

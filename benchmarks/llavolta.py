@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import CLOCKS, say
+from _common import CLOCKS, link_features, say
 from torch import nn
 
 import foveate
@@ -208,10 +208,9 @@ def train(folder: Path, setting: Setting, name: str, seed: int) -> None:
     """One run, or what is left of it."""
     recipe = setting.recipe(SCHEDULES[name], seed)
     folder.mkdir(exist_ok=True)
-    if setting.features is not None and not (folder / "features").exists():
+    if setting.features is not None:
         # One folder of features for all runs: they have the same conversations and the same encoder.
-        (folder.parent / "features").mkdir(exist_ok=True)
-        (folder / "features").symlink_to(Path("..") / "features", target_is_directory=True)
+        link_features(folder, folder.parent / "features")
     say(f"-- {folder.name}")
     run(recipe, folder, resume=True, say=say)
     ready = prepare(recipe)

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _common import say
+from _common import link_features, say
 from voco_answers import (
     COUNTS,
     Configuration,
@@ -211,8 +211,8 @@ def run_folder(runs: Path, name: str) -> Path:
     out = runs / name
     out.mkdir(parents=True, exist_ok=True)
     features = runs / "press" / "features"
-    if features.exists() and not (out / "features").exists():
-        (out / "features").symlink_to(features.resolve())
+    if features.exists():
+        link_features(out, features)
     return out
 
 

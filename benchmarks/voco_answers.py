@@ -83,7 +83,7 @@ class Configuration:
         encoder: Any = None,
     ) -> None:
         self.model, self.memories, self.skip, self.adapters = model, memories, skip, adapters
-        self.encoder = embedded_model() if encoder is None else encoder
+        self.encoder = encoder
         self.family = family_of(model)
 
 
@@ -241,8 +241,10 @@ def question_rows(configuration: Configuration, scenes: Sequence[Scene]) -> tupl
 
 
 def encoded_images(recipe: Recipe, path: Path, scenes: Sequence[Scene], model: Any) -> Iterator[TestImages]:
-    """Yield the test images in batches; they are encoded once, by a model, and kept in half precision."""
+    """Yield the test images in batches; they are encoded once, by a model (None: the embedded one), and kept in half
+    precision."""
     if not path.exists():
+        model = embedded_model() if model is None else model
         spec = recipe.data.features
         dense, reduced = [], []
         with torch.inference_mode():

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from _common import say
+from _common import link_features, say
 from voco_answers import ask, voco_configuration
 
 from foveate.bench.environment import environment
@@ -145,11 +145,7 @@ def measure(trial: Trial, arguments: argparse.Namespace) -> None:
     out = arguments.runs / trial.name
     recipe = recipe_of(trial, arguments)
     if not (out / "trained.json").exists():
-        out.mkdir(parents=True, exist_ok=True)
-        shared = arguments.runs / "features"
-        shared.mkdir(exist_ok=True)
-        if not (out / "features").exists():
-            (out / "features").symlink_to(shared.resolve(), target_is_directory=True)
+        link_features(out, arguments.runs / "features")
         say(f"-- {trial.name}: {trial.what}")
         began = time.process_time()
         run(recipe, out, resume=True, say=say)

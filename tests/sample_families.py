@@ -59,12 +59,12 @@ def sample(
     items: Sequence[pytest.Item], share: tuple[int, int] = (1, 1)
 ) -> tuple[list[pytest.Item], list[pytest.Item]]:
     """Part tests into those of a share of the sample and the rest; a test without a family belongs to each share."""
+    # Of several shares, only the first whole family's has all parameters.
+    whole = {family for family in (WHOLE if share == (1, 1) else WHOLE[:1]) if is_in_share(family, "", share)}
     groups: dict[tuple[str, str, str], list[pytest.Item]] = {}
     for item in items:
         family = _family(item)
-        if family is not None and not (
-            family in WHOLE[: 1 if share[1] > 1 else None] and is_in_share(family, "", share)
-        ):
+        if family is not None and family not in whole:
             name = getattr(item, "originalname", item.name)
             groups.setdefault((str(item.path), name, family), []).append(item)
     dropped: set[pytest.Item] = set()

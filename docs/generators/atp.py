@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from foveate.bench.formatting import percent_text
@@ -121,8 +122,8 @@ def budgets_part(found: Mapping[str, Any]) -> str:
                 f"**learned**, two seeds ({shares})",
                 f"{learned['accuracy']['value']:.1%}",
                 percent_text(learned["to_dense"]),
-                "{:.0f}".format(sum(seed["mean_tokens"] for seed in seeds) / len(seeds)),
-                "{:.2f}".format(sum(seed["prefill_gflops"] for seed in seeds) / len(seeds)),
+                f"{fmean(seed['mean_tokens'] for seed in seeds):.0f}",
+                f"{fmean(seed['prefill_gflops'] for seed in seeds):.2f}",
                 "",
             ]
         ]
@@ -144,11 +145,11 @@ def budgets_part(found: Mapping[str, Any]) -> str:
             fewer += f", {entering} entering the decoder"
         columns = [fewer, "accuracy", "to dense", "tokens", "GFLOPs", "learned less it"]
         parts.append(table(columns, cells, "l" + "r" * (len(columns) - 1)))
-        need = learned["needs"]
+        need, spread = learned["needs"], learned["needs"]["tokens"]
         parts.append(
             fill(
-                f"Learned, first seed: from {need['least']:.0f} to {need['most']:.0f} tokens per layer, standard "
-                f"deviation {need['spread']:.0f}; rank correlation with the number of things in the scene "
+                f"Learned, first seed: from {spread['least']:.0f} to {spread['most']:.0f} tokens per layer, standard "
+                f"deviation {spread['spread']:.0f}; rank correlation with the number of things in the scene "
                 f"{need['rank_correlation_with_things']:.2f}."
             )
             + "\n"
@@ -159,7 +160,11 @@ def budgets_part(found: Mapping[str, Any]) -> str:
 
 def _by_skill(rows: Iterable[Mapping[str, Any]]) -> Iterable[str]:
     """Yield the table of differences by skill to adapters that were trained otherwise, if there are any."""
-    columns = {TITLES[name]: row["skills"] for row in rows if (name := row["what"].rpartition(" ")[2]) in TITLES}
+    columns = {
+        TITLES[name]: row["learned_less_it_by_skill"]
+        for row in rows
+        if (name := row["what"].rpartition(" ")[2]) in TITLES
+    }
     if not columns:
         return
     skills = sorted(next(iter(columns.values())))

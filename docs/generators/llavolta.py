@@ -242,10 +242,10 @@ def _conclusions(results: Results) -> str:
 
 def _heavy(results: Results, heavy: str, cluster: str) -> str:
     """Return what to train with under heavy compression, by the longest runs that there are."""
-    every = [results, *([long] if (long := longer()) is not None and long.has("always-pool", "always-cluster") else [])]
-    found = {each.measured["setting"]["steps"]: each for each in every}
     differences = {
-        steps: each.difference(("always-pool", heavy), ("always-cluster", cluster)) for steps, each in found.items()
+        each.measured["setting"]["steps"]: each.difference(("always-pool", heavy), ("always-cluster", cluster))
+        for each in (results, longer())
+        if each is not None and each.has("always-pool", "always-cluster")
     }
     told = "; ".join(f"after {steps} steps {points(each)}" for steps, each in differences.items())
     return (

@@ -23,6 +23,8 @@ def test_its_command_prints_the_stages_and_refuses_other_recipes():
     done = call("recipes/144-tokens.yaml")
     assert (done.returncode, "train by it with `foveate train" in done.stderr) == (2, True)
     assert "Traceback" not in done.stderr
+    done = call("recipes/reference.yaml", "--steps", "3")
+    assert done.returncode == 2
 
 
 def test_the_recipe_of_the_shipped_model_is_valid():
