@@ -70,7 +70,7 @@ def test_the_installed_version_is_a_tested_one():
 @pytest.mark.parametrize("version", ["5.25.0.dev0", "6.0.1"])
 def test_an_untested_version_warns_once_and_names_the_range(version: str):
     transformers_api._warn_untested.cache_clear()
-    with pytest.warns(FoveateWarning, match=rf"tested with transformers 5.18 to 5.24, and this is {version}"):
+    with pytest.warns(FoveateWarning, match=rf"tested with transformers 5.19 to 5.24, and this is {version}"):
         check_version(version)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -78,9 +78,9 @@ def test_an_untested_version_warns_once_and_names_the_range(version: str):
     transformers_api._warn_untested.cache_clear()
 
 
-@pytest.mark.parametrize("version", ["5.17.0", "4.57.1"])
+@pytest.mark.parametrize("version", ["5.18.0", "4.57.1"])
 def test_a_version_below_the_seam_is_refused(version: str):
-    with pytest.raises(FoveateError, match=rf"transformers {version} is too old.*begins with 5.18; install one from"):
+    with pytest.raises(FoveateError, match=rf"transformers {version} is too old.*begins with 5.19; install one from"):
         check_version(version)
 
 

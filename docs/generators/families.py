@@ -92,6 +92,7 @@ def _facts(family: type[Family]) -> dict[str, str]:
     facts = {
         "models of type": f"`{family.kind()}`" if family is not Generic else "any that follow transformers' own",
         "released models": ", ".join(f"`{name}`" for name in family.checkpoints) or "none is known by name",
+        "transformers": f"{family.since[0]}.{family.since[1]} or later",
         "places": _places(family),
         "encoder": _line(family, "tower"),
         "layout of an image": _line(family, "layouts"),

@@ -19,9 +19,12 @@ REFUSED = "refused: "
 HEAD = """\
 # Versions of transformers
 
-foveate runs with transformers 5.18 and later: in 5.18 models began to take image features in place of pixels. It warns
-once about a version that is newer than those in this table. The contract suite, which compares each model with itself
-uncompressed, ran with each of them on tiny random models of every family.
+foveate runs with transformers 5.19 and later. In 5.18 models began to take image features in place of pixels, but mixed
+up the images of a prompt for beams. A family that needs a later version than 5.19 says so on [its page](families.md).
+foveate warns once about a version that is newer than those in this table.
+
+The contract suite, which compares each model with itself uncompressed, ran with each of them on tiny random models of
+every family.
 
 "Refused" counts tests of something that this version of transformers can't do right: there foveate must raise an error
 that says so and what to do, and the test checks that it does.
@@ -30,15 +33,13 @@ that says so and what to do, and the test checks that it does.
 TAIL = """\
 ## Also without foveate
 
-In transformers 5.18, `generate` with several beams or answers mixes up the images of a prompt that holds more than one.
-The same happens to what `foveate.compress` returns, since foveate has no part in that call: there, pass one image per
-prompt. Up to 5.22, chunked prefill (`prefill_chunk_size`) loses images.
+Up to 5.22, chunked prefill (`prefill_chunk_size`) loses images.
 
 ## How the table is made
 
 ```text
 python3 dev.py versions                  all versions, one after another
-python3 dev.py versions 5.18.0 -n 4      one of them, with four processes
+python3 dev.py versions 5.20.2 -n 4      one of them, with four processes
 ```
 
 Each run enters its row. `nox -l` lists the same versions for every Python.

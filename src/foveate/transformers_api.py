@@ -36,6 +36,7 @@ __all__ = [
     "cached_keys",
     "cached_rows",
     "causal_mask",
+    "check_since",
     "check_version",
     "deepstack_output",
     "generation_settings",
@@ -51,7 +52,6 @@ __all__ = [
     "refuse_checkpointing",
     "refuse_chunks",
     "refuse_mixed_images",
-    "refuse_repeated_clips",
     "rope_index",
     "rotate_patches",
     "router_layers",
@@ -60,9 +60,9 @@ __all__ = [
     "window_order",
 ]
 
-OLDEST = (5, 18)
-"""The first version whose models take image features in place of pixels (`mm_encoder_outputs`)."""
-TESTED = ((5, 18), (5, 24))
+OLDEST = (5, 19)
+"""The first version whose models take image features in place of pixels (`mm_encoder_outputs`) for beams, too."""
+TESTED = ((5, 19), (5, 24))
 """The first and the last minor version that the test suite runs with."""
 _CACHE_NAMES = ("past_key_values", "cache")
 """What models call the cache: up to 5.23, and from 5.24 on."""
@@ -496,24 +496,16 @@ def refuse_checkpointing(layers: Iterable[Any], place: str) -> None:
 
 
 @lru_cache(maxsize=64)
-def beams_mix_images(generator: type | None = None) -> bool:
-    """Return whether `generate` mixes up the images of a prompt when it repeats them for beams or answers.
-
-    Args:
-        generator: a class of models, which may repeat them in its own way; None for the way of most, which was wrong in
-            5.18.
-    """
-    from transformers.generation import GenerationMixin
-
-    mixin: Any = GenerationMixin if generator is None else generator
+def _mixes_images(generator: type) -> bool:
+    """Return whether a class of models mixes up the images of a prompt when it repeats them for beams or answers."""
     model = SimpleNamespace(config=SimpleNamespace(image_token_id=1))
     images = {"image": __getattr__("FeaturesOutput")(pooler_output=[torch.zeros(1, 1), torch.ones(1, 1)])}  # pyright: ignore
-    repeated = mixin._expand_multimodal_outputs(model, torch.tensor([[1, 1]]), images, expand_size=2)
+    repeated = generator._expand_multimodal_outputs(model, torch.tensor([[1, 1]]), images, expand_size=2)  # pyright: ignore
     return [int(image) for image in repeated["image"].pooler_output] != [0, 1, 0, 1]
 
 
 def refuse_mixed_images(model: nn.Module, came: int, placeholder: Tensor) -> None:
-    """Refuse beams or several answers of prompts with several images.
+    """Refuse beams or several answers of prompts with several images, for models that repeat images in a wrong order.
 
     Args:
         model: as the caller passed it.
@@ -521,41 +513,16 @@ def refuse_mixed_images(model: nn.Module, came: int, placeholder: Tensor) -> Non
         placeholder: `(B, S)` bool, where a visual token goes, with a row for each beam.
 
     Raises:
-        FoveateError: the installed version mixes up the images of a prompt.
+        FoveateError: the model mixes up the images of a prompt.
     """
     if came <= int(placeholder.any(dim=1).sum()):
         return
     repeating = [type(each) for each in model.modules() if hasattr(type(each), "_expand_multimodal_outputs")]
-    if any(beams_mix_images(each) for each in repeating):
-        newer = ", or install 5.19 or later" if beams_mix_images() else ""
+    if any(_mixes_images(each) for each in repeating):
         raise FoveateError(
             f"transformers {_installed()} mixes up the images of a prompt for which `generate` follows several beams "
-            f"or gives several answers with {repeating[0].__name__}, also without foveate; pass one image per "
-            f"prompt{newer}"
+            f"or gives several answers with {repeating[0].__name__}, also without foveate; pass one image per prompt"
         )
-
-
-def refuse_repeated_clips(model: nn.Module, arguments: Mapping[str, Any]) -> None:
-    """Refuse beams or several answers of prompts with clips, where models repeat clips in several ways: in 5.18.
-
-    Args:
-        model: as the caller passed it.
-        arguments: of `generate`.
-
-    Raises:
-        FoveateError: the installed version would encode a clip once for each beam, or lose it.
-    """
-    if not beams_mix_images():
-        return
-    own = (getattr(each, "generation_config", None) for each in model.modules())
-    settings = (arguments.get("generation_config"), next((each for each in own if each is not None), None))
-    for name in ("num_beams", "num_return_sequences"):
-        values = (arguments.get(name), *(getattr(each, name, None) for each in settings))
-        if next((value for value in values if value is not None), 1) > 1:
-            raise FoveateError(
-                f"transformers {_installed()} mixes up the images of a prompt, and its clips, for which `generate` "
-                "follows several beams or gives several answers; install 5.19 or later"
-            )
 
 
 def chunks_lose_images() -> bool:
@@ -584,21 +551,21 @@ def refuse_chunks(arguments: Mapping[str, Any]) -> None:
 
 
 def refuse_blocks(core: Any) -> None:
-    """Refuse a model that puts features into a prompt in blocks of one length: SmolVLM in 5.20.
+    """Refuse a model that puts features into a prompt in blocks of one length: SmolVLM up to 5.20.
 
     Args:
         core: of the model, with `config` and, if it has one, `inputs_merger`.
 
     Raises:
-        UnsupportedFamily: one feature alone can't be put into a prompt.
+        UnsupportedFamily: one feature and two more can't be put into two prompts.
     """
     if not hasattr(core, "inputs_merger"):
         return
     # On the CPU, also where the model has no weights.
-    feature = torch.zeros(1, 1, 1, device="cpu")
-    placeholder = torch.tensor([[core.config.image_token_id]], device="cpu")
+    placeholder = core.config.image_token_id
+    prompts = torch.tensor([[placeholder, placeholder + 1], [placeholder, placeholder]], device="cpu")
     try:
-        core.inputs_merger(placeholder, torch.zeros_like(feature), feature)
+        core.inputs_merger(prompts, torch.zeros(2, 2, 1, device="cpu"), torch.zeros(1, 3, 1, device="cpu"))
     except (RuntimeError, ValueError) as error:
         raise UnsupportedFamily(
             f"transformers {_installed()} puts its image features into the prompt in blocks of one length, which "
@@ -627,11 +594,33 @@ def check_version(version: str | None = None) -> None:
     tested = " to ".join(f"{major}.{minor}" for major, minor in TESTED)
     if found < OLDEST:
         raise FoveateError(
-            f"transformers {version} is too old: its models can't take image features in place of pixels, which begins "
-            f"with {OLDEST[0]}.{OLDEST[1]}; install one from {tested}"
+            f"transformers {version} is too old: its models can't take image features in place of pixels for every "
+            f"prompt, which begins with {OLDEST[0]}.{OLDEST[1]}; install one from {tested}"
         )
     if not TESTED[0] <= found <= TESTED[1]:
         _warn_untested(version, tested)
+
+
+def check_since(title: str, since: tuple[int, int], version: str | None = None) -> None:
+    """Check that the installed transformers has models of a type in a form that can be used.
+
+    Args:
+        title: of the architecture.
+        since: the first minor version that has.
+        version: the installed one by default.
+
+    Raises:
+        UnsupportedFamily: the version is older.
+
+    >>> check_since("Idefics3", (5, 20), "5.19.0")
+    Traceback (most recent call last):
+    foveate.errors.UnsupportedFamily: Idefics3 needs transformers 5.20 or later, and this is 5.19.0; install a newer one
+    """
+    version = version or _installed()
+    if tuple(int(part) for part in version.split(".")[:2]) < since:
+        raise UnsupportedFamily(
+            f"{title} needs transformers {since[0]}.{since[1]} or later, and this is {version}; install a newer one"
+        )
 
 
 @lru_cache(maxsize=8)

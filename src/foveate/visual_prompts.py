@@ -96,7 +96,8 @@ def shown_to(family: Family, processor: Any, what: Image.Image | Clip) -> Shown:
         "height": what.size[1],
     }
     frames = np.stack([np.asarray(frame) for frame in what.frames])
-    others = {"videos": [frames], "video_metadata": [metadata], "do_sample_frames": False}
+    # A list for each prompt: from transformers 5.20 to 5.22, SmolVLM's processor takes a clip alone for a list of them.
+    others = {"videos": [[frames]], "video_metadata": [metadata], "do_sample_frames": False}
     parameters = inspect.signature(type(processor).__call__).parameters
     if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
         others = {name: value for name, value in others.items() if name in parameters}

@@ -44,6 +44,7 @@ class Other(Row):
     Attributes:
         takes_positions: whether its `generate` passes position ids on.
         reading_experts: whether the processor also returns `moe_mm_token_type_ids`, which experts read.
+        since: the first version of transformers whose model can be used.
     """
 
     token_types: bool = False
@@ -55,6 +56,7 @@ class Other(Row):
     rounding: float = 2e-6
     takes_positions: bool = True
     reading_experts: bool = False
+    since: tuple[int, int] = (5, 19)
 
     def model(self, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
         model = super().model(attention, dtype)

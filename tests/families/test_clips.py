@@ -360,8 +360,9 @@ def test_families_without_clips_refuse_them() -> None:
             compress(model, inputs, "random:6")
         with apply(model, "random:6"), pytest.raises(FoveateError, match="video is not supported yet for"):
             model(**inputs)
-        with pytest.raises(FoveateError, match="video is not supported yet for"):
-            family.clip_layout(8, 100, 100)
+        if not type(family).clip_places:  # the processor may know clips that the model can't read
+            with pytest.raises(FoveateError, match="video is not supported yet for"):
+                family.clip_layout(8, 100, 100)
 
 
 @pytest.mark.parametrize("row", [row for row in TAKES_CLIPS if row.name == "gemma4"], ids=lambda row: row.name)

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from rows import Row
+from rows import ROWS, Row
 from versions import set_checkpointing
 
 from foveate import transformers_api
 from foveate.engine import apply
 from foveate.errors import FoveateError, UnsupportedFamily
+from foveate.families import family_of
 
 RUNS_HOOKS_AGAIN = (
     r"inside the decoder can't be trained with gradient checkpointing in transformers \d.*or install 5.23"
@@ -19,7 +20,7 @@ RUNS_HOOKS_AGAIN = (
 
 @pytest.fixture
 def old(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("checkpointing_repeats_hooks", "beams_mix_images", "chunks_lose_images"):
+    for name in ("checkpointing_repeats_hooks", "chunks_lose_images"):
         monkeypatch.setattr(transformers_api, name, lambda *generator: True)
 
 
@@ -39,17 +40,6 @@ def test_checkpointing_is_refused_at_apply_and_when_it_is_turned_on_later(row: R
         apply(model, "random:6@1")
     with apply(model, "random:6"):
         model(**inputs, use_cache=False)
-
-
-@pytest.mark.usefixtures("old")
-@pytest.mark.parametrize("options", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}])
-def test_beams_of_several_images_are_refused(row: Row, model: Any, options: dict[str, Any]) -> None:
-    several, single = row.inputs("t6 A t2 B t5", "t3 C"), row.inputs("t6 C t5", "t2", "t3 C")
-    with apply(model, "random:6"):
-        with pytest.raises(FoveateError, match=r"mixes up the images of a prompt .* or install 5.19"):
-            model.generate(**several, max_new_tokens=2, **options)
-        model.generate(**single, max_new_tokens=2, **options)
-        model.generate(**several, max_new_tokens=2)
 
 
 @pytest.mark.usefixtures("old")
@@ -74,6 +64,18 @@ class Blocks(torch.nn.Module):
     def inputs_merger(self, ids: torch.Tensor, embeddings: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         features = features.view(-1, self.length, features.shape[-1])
         return embeddings.masked_scatter((ids == 5)[..., None], features)
+
+
+@pytest.mark.parametrize("name", ["idefics3", "smolvlm"])
+def test_a_family_says_which_version_it_needs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = next((row for row in ROWS if row.name == name), None)
+    if row is None:
+        pytest.skip(f"{name} isn't supported with this version")
+    model = row.model()
+    family = type(family_of(model))
+    monkeypatch.setattr(transformers_api, "_installed", lambda: "5.19.0")
+    with pytest.raises(UnsupportedFamily, match=r"needs transformers 5.2[01] or later, and this is 5.19.0"):
+        family(model)
 
 
 def test_features_in_blocks_are_refused() -> None:

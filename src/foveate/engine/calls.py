@@ -20,7 +20,7 @@ from foveate.engine.caches import begin_call, cache_state, end_call, refuse_rebu
 from foveate.engine.columns import text_positions
 from foveate.engine.containers import images_of, original
 from foveate.engine.decoder import DecoderPass
-from foveate.engine.encode import Encoded, encoded_from, images_of_prompt, joined, moved, time_clips
+from foveate.engine.encode import Encoded, encoded_from, images_of_prompt, joined, moved, note_form, time_clips
 from foveate.engine.hooks import CoreHooks, DecoderHooks, EncoderHooks, StaysWithModel
 from foveate.engine.images import plan_images
 from foveate.engine.inputs import (
@@ -69,7 +69,6 @@ from foveate.transformers_api import (
     refuse_checkpointing,
     refuse_chunks,
     refuse_mixed_images,
-    refuse_repeated_clips,
     takes_any_mask,
 )
 
@@ -175,8 +174,6 @@ class CoreCalls(StaysWithModel):
         ids = arguments.get("input_ids", arguments.get("inputs"))
         self._local.asked = ids.shape[-1] if isinstance(ids, Tensor) else None
         check_visual_inputs(self.family, arguments)
-        if CLIP in brought(self.family, arguments):
-            refuse_repeated_clips(self._model, arguments)
 
     def _before_prepare(self, arguments: Call) -> None:
         """Note what `generate` is about to pass: some models hide its length and position ids from their own call."""
@@ -404,6 +401,8 @@ class CoreCalls(StaysWithModel):
                 "image features came that were not made under this apply, or were taken apart by chunked prefill; pass "
                 "pixel_values without chunking, or inputs from foveate.compress without apply"
             )
+        if isinstance(capture, Capture):
+            note_form(capture, output)
         placeholder = placeholders_of(self.family, modality, ids)
         if len(output.pooler_output) > len(capture.layouts):
             refuse_mixed_images(self._model, len(output.pooler_output), placeholder)

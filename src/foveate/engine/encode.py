@@ -156,6 +156,7 @@ def encode_for(family: Family, inputs: Mapping[str, Any], schedules: Sequence[Sc
                 output = run_encoder(family, name, inputs)
             capture = images_of(output)
             assert isinstance(capture, Capture)
+            note_form(capture, output)
             if name == CLIP:
                 time_clips(family, capture, inputs)
             else:
@@ -166,6 +167,11 @@ def encode_for(family: Family, inputs: Mapping[str, Any], schedules: Sequence[Sc
     items = prompt_order(family, ids, {name: capture.layouts for name, capture in captures.items()})
     encoded = joined(parts, items)
     return replace(encoded, steps=schedules[0].encoding if schedules else "", milliseconds=milliseconds)
+
+
+def note_form(capture: Capture, output: Any) -> None:
+    """Note whether a model returns features as one tensor or as a list: it takes what it returns."""
+    capture.stacked = isinstance(output.pooler_output, torch.Tensor)
 
 
 def time_clips(family: Family, capture: Capture, inputs: Mapping[str, Any]) -> None:
@@ -245,14 +251,13 @@ def encoded_unchecked(family: Family, capture: Capture, signals: Sequence[Signal
         features=family.features(capture) if features else None,
         signals=answers,
         inside=() if inside is None else tuple(inside.image(number) for number in range(len(capture.layouts))),
-        stacked=_stacked(family, capture),
+        stacked=_stacked(capture),
     )
 
 
-def _stacked(family: Family, capture: Capture) -> frozenset[str]:
-    if any(layout.is_clip for layout in capture.layouts):
-        return frozenset({CLIP} if family.stacks_clips else ())
-    return frozenset({IMAGE} if family.stacked or capture.stacked else ())
+def _stacked(capture: Capture) -> frozenset[str]:
+    clips = any(layout.is_clip for layout in capture.layouts)
+    return frozenset({CLIP if clips else IMAGE} if capture.stacked else ())
 
 
 @torch.no_grad()

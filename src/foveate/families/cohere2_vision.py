@@ -38,7 +38,6 @@ class Cohere2Vision(ArrangedTiles, SiglipTiles):
     core_class = "Cohere2VisionModel"
     encoders = ("siglip_vision_model",)
     places = ("pixels", "features", "input", "decoder")
-    stacked = True
     words_between_tiles = True
     checkpoints: ClassVar[tuple[str, ...]] = ("CohereLabs/command-a-vision-07-2025",)
     decoders: ClassVar[tuple[str, ...]] = ("cohere2",)

@@ -33,6 +33,7 @@ from foveate.tokens import (
     Segment,
     Signal,
 )
+from foveate.transformers_api import OLDEST, check_since
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -64,7 +65,7 @@ class Capture:
     companions: tuple[Tensor, ...] = ()
     """The other tensors of that output with one row per visual token, unchanged."""
     stacked: bool = False
-    """Whether the model takes the features of its images as one tensor, and not as a list."""
+    """Whether the model takes the features of its images or clips as one tensor, and not as a list."""
 
     def by_image(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Part the rows of all visual tokens that the encoder saw, `(tokens, ...)`, into those of each image."""
@@ -102,6 +103,8 @@ class Family(Decoder, ABC):
     """Released models of it, by their names on the hub."""
     core_class: ClassVar[str]
     """The class of the module that puts image features among text embeddings; the engine hooks it."""
+    since: ClassVar[tuple[int, int]] = OLDEST
+    """The first version of transformers whose models of this type can be given fewer features."""
     position_axes: ClassVar[int] = 1
     """Axes of the decoder's position ids: 1, or 3 with M-RoPE."""
     counts_padding: ClassVar[bool] = False
@@ -116,8 +119,6 @@ class Family(Decoder, ABC):
     """Why no step can act at `@encoder`, for a family without that place."""
     encoder_marks: ClassVar[int] = 0
     """Rows of the encoder in front of an image's patches, such as [CLS]."""
-    stacked: ClassVar[bool] = False
-    """Whether the model takes the features of its images as one tensor, and not as a list."""
     watches_tower: ClassVar[bool] = True
     """Whether the engine hooks the encoder; if not, it sees only what `get_image_features` returns."""
     knows_grids: ClassVar[bool] = True
@@ -165,10 +166,9 @@ class Family(Decoder, ABC):
     """Whether the processor takes a clip and writes it as images, with text between them."""
     gives_pixels: ClassVar[bool] = False
     """Whether it tells which pixels a token is made of."""
-    stacks_clips: ClassVar[bool] = False
-    """Whether the model takes the features of its clips as one tensor, and not as a list."""
 
     def __init__(self, model: nn.Module) -> None:
+        check_since(self.title, self.since)
         self.core = find_core(model, self.core_class)
         self.config: Any = self.core.config
         # First, since some families ask the layers what they are.

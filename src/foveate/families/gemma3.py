@@ -39,7 +39,6 @@ class Gemma3(SiglipOutput):
     name = "gemma3"
     title = "Gemma 3"
     core_class = "Gemma3Model"
-    stacked = True
     places = ("pixels", "features", "input", "decoder")
     outside_encoder = "patches are averaged in squares after its encoder, which merging patches would break up"
     block_types = ("token_type_ids",)

@@ -223,15 +223,6 @@ class Gemma4(Family):
             FoveateError: an input is missing, or isn't what the processor returns.
         """
         pixels, positions, counts = (inputs.get(name) for name in self.video_inputs)
-        if (
-            isinstance(pixels, torch.Tensor)
-            and isinstance(positions, torch.Tensor)
-            and pixels.ndim == 4
-            and counts is None
-        ):
-            # transformers 5.18 has clips of one length, (clips, frames, patches, values).
-            counts = torch.full(pixels.shape[:1], pixels.shape[1])
-            pixels, positions = pixels.flatten(0, 1), positions.flatten(0, 1)
         frames = self._grids(pixels, positions, names=self.video_inputs[:2])
         if not isinstance(counts, torch.Tensor) or counts.ndim != 1 or int(counts.sum()) != len(frames):
             found = counts.tolist() if isinstance(counts, torch.Tensor) else shown(counts)

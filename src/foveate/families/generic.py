@@ -184,7 +184,6 @@ class Generic(Family):
     def encoded(self, output: Any, arguments: Mapping[str, Any]) -> Capture:
         """Make a capture with the features of each image, tile or sample, as the model groups them."""
         features = getattr(output, "pooler_output", None)
-        stacked = isinstance(features, torch.Tensor)
         more = _unknown_fields(output.keys())
         if more:
             raise FoveateError(f"the encoder of {self.title} returns {more}")
@@ -197,7 +196,7 @@ class Generic(Family):
                 f"(tokens, {width}) for each image, and a tensor (images, tokens, {width})"
             )
         layouts = tuple(one_row(rows.shape[0]) for rows in features)
-        return Capture(layouts, layouts, extra={"features": tuple(features)}, stacked=stacked)
+        return Capture(layouts, layouts, extra={"features": tuple(features)})
 
     def in_prompt(
         self, capture: Capture, order: Sequence[int], input_ids: Tensor | None

@@ -79,7 +79,7 @@ class GenericMRope(MRope, Generic):
                     "Qwen2-VL does, so only a family of its own can tell them"
                 )
             self._checked.add(layout)
-        return Capture(layouts, layouts, extra=capture.extra, stacked=capture.stacked)
+        return Capture(layouts, layouts, extra=capture.extra)
 
     def in_prompt(
         self, capture: Capture, order: Sequence[int], input_ids: Tensor | None

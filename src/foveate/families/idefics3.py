@@ -15,7 +15,6 @@ from foveate.families.registry import register_family
 from foveate.families.siglip_tiles import SiglipTiles
 from foveate.families.tiling import TileGrid
 from foveate.tokens import Layout
-from foveate.transformers_api import refuse_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,16 +45,13 @@ class Idefics3(SiglipTiles):
         "HuggingFaceTB/SmolVLM-Instruct",
     )
     core_class = "Idefics3Model"
+    since = (5, 20)  # before, images are a tensor of tiles, not a list
     encoders = ("idefics3_vision", "idefics3_vision_model")
     words_between_tiles = True
     pixel_axes = ("rows", "tiles", "channels", "height", "width")
     pixel_inputs = ("pixel_values", "pixel_attention_mask")
     # The tower sees the tiles of all prompts, without those that fill up shorter rows.
     encoder_arguments: ClassVar[tuple[str, ...]] = ("pixel_values",)
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        refuse_blocks(self.core)
 
     def check_config(self) -> None:
         """Check that the encoder is the model's own."""

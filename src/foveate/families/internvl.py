@@ -49,7 +49,6 @@ class InternVl(ArrangedTiles):
     core_class = "InternVLModel"
     clips_are_images = True
     encoders = ("internvl_vision",)
-    stacked = True
     outside_encoder = "the pixel shuffle after its encoder reads blocks of patches, which merging would break up"
 
     def check_config(self) -> None:

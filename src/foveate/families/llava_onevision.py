@@ -46,7 +46,6 @@ class LlavaOnevision(SiglipCrops, FrameClips):
     pixel_inputs = ("pixel_values", "image_sizes", "batch_num_images")
     encoder_arguments: ClassVar[tuple[str, ...]] = ("image_sizes", "batch_num_images", "vision_aspect_ratio")
     clip_places = ("input", "decoder")
-    stacks_clips = True
     checkpoints: ClassVar[tuple[str, ...]] = (
         "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
         "llava-hf/llava-onevision-qwen2-0.5b-si-hf",

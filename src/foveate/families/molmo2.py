@@ -49,6 +49,7 @@ class Molmo2(Family):
     title = "Molmo2"
     checkpoints: ClassVar[tuple[str, ...]] = ("allenai/Molmo2-4B", "allenai/Molmo2-8B", "allenai/Molmo2-O-7B")
     core_class = "Molmo2Model"
+    since = (5, 20)
     encoders = ("molmo2_vision",)
     outside_encoder = "tokens are pooled from patches by their numbers, which merging patches would change"
     resize_modes = ("enlarge",)

@@ -26,7 +26,6 @@ class PaliGemma(SiglipOutput):
     name = "paligemma"
     title = "PaliGemma"
     core_class = "PaliGemmaModel"
-    stacked = True
     first_position = 1
     places = ("pixels", "encoder", "features", "input", "decoder")
     block_types = ("token_type_ids",)

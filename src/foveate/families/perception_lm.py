@@ -78,7 +78,6 @@ class PerceptionLm(TiledFamily):
         },
         "projector_pooling_ratio": 2,
     }
-    stacked = True
     whole_first = True
     resize_modes = ("enlarge",)
     pixel_axes = ("images", "tiles", "channels", "height", "width")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from foveate.errors import UnsupportedFamily
 from foveate.families.config_fields import read_number
 from foveate.families.qwen import QwenVL
 from foveate.layout import Layout
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class OmniThinker(QwenVL):
@@ -22,15 +21,7 @@ class OmniThinker(QwenVL):
 
     all_logits = True
     clip_places = ()
-
-    def __init__(self, model: nn.Module) -> None:
-        try:
-            super().__init__(model)
-        except UnsupportedFamily as error:
-            # Up to 5.20 the head of the language model is in the same module.
-            if any(hasattr(part, "visual") for part in model.modules()):
-                raise UnsupportedFamily(f"{self.title} needs transformers 5.21 or later; install one") from error
-            raise
+    since = (5, 21)  # before, the head of the language model is in the same module as the encoder
 
     def image_positions(self, layout: Layout) -> Tensor:
         """Return frame, row and column of each token, `(3, N)`; frames are a second apart."""

@@ -23,6 +23,7 @@ class SmolVlm(Idefics3):
         "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
     )
     core_class = "SmolVLMModel"
+    since = (5, 21)  # before, features go into the prompt in blocks of one length
     clips_are_images = True
     encoders = ("smolvlm_vision", "smolvlm_vision_model")
 

@@ -15,9 +15,7 @@ SIDE = PATCH * MERGE
 GRIDS = {"A": (4, 6), "B": (5, 4), "C": (3, 7)}
 """Rows and columns of the tokens of each picture."""
 CLIPS = {"V": (3, 2, 3), "W": (2, 3, 2), "X": (6, 2, 2)}
-"""Frames of each clip, and rows and columns of their tokens; transformers 5.18 takes clips of one shape in a call."""
-if INSTALLED < (5, 19):
-    CLIPS = dict.fromkeys(CLIPS, (3, 2, 3))
+"""Frames of each clip, and rows and columns of their tokens."""
 KINDS = ("sliding_attention", "full_attention", "full_attention")
 
 

@@ -65,10 +65,6 @@ def make_gemma4_unified(window: int = 512, directions: str | None = "vision") ->
 
 def joined(inputs: dict[str, Tensor], pixels: str, positions: str) -> dict[str, Tensor]:
     """Patches joined to squares of 3 x 3 of them, as this model's processors do after those of Gemma 4."""
-    if (clips := inputs[pixels]).ndim == 4:  # of one shape, in transformers 5.18
-        flat = {**inputs, pixels: clips.flatten(0, 1), positions: inputs[positions].flatten(0, 1)}
-        flat = joined(flat, pixels, positions)
-        return {**inputs, **{name: flat[name].unflatten(0, (len(clips), -1)) for name in (pixels, positions)}}
     values, places = [], []
     most = 0
     for patches, own in zip(inputs[pixels], inputs[positions]):

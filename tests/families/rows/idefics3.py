@@ -130,7 +130,6 @@ def row(name: str, kind: str, processor: Callable[[Any, Any, str], Any], **words
         resized={"interpolate": interpolated, "enlarge": enlarged_again},
         written=labelled,
         words=WORDS | words,
-        broken="5.20" if name == "SmolVLM" else "",
         offloads=name == "SmolVLM",  # Idefics3 puts embeddings on the device where its weights lie
         processor=processor,
     )

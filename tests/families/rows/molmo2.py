@@ -220,7 +220,6 @@ ROW = Row(
     written=marked,
     break_token=BREAK,
     rounding=2e-6,
-    since=(5, 20),
     compiles=False,
     words=WORDS,
     processor=processor,

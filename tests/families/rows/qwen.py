@@ -323,7 +323,7 @@ OMNI_AUDIO: dict[str, Any] = {
 
 
 def omni_row(name: str, make: Callable[[], nn.Module], windows: bool) -> Row:
-    facts: dict[str, Any] = {"token_types": False, "written": qwen_words, "since": (5, 21), "logits_to_keep": False}
+    facts: dict[str, Any] = {"token_types": False, "written": qwen_words, "logits_to_keep": False}
     facts |= {"unanswerable": (6, 7, 8, 11, 12), "words": OMNI_WORDS, "processor": omni_processor}
     return qwen_row(name, make, windows, made_up_devices=False, **facts)
 

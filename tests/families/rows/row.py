@@ -97,9 +97,8 @@ class Row:
         rounding: by how much logits may differ where nothing is left out.
         break_token: the id of structural tokens that are text.
         written: turns a layout into token ids, for a family whose processor writes other text with a picture, too.
-        since: the first version of transformers whose model can be used.
         needs: packages beside transformers without which its model can't be built.
-        broken: a version of transformers whose model can't be given shorter images, "5.20" for instance.
+        broken: a version of transformers whose model can't be given shorter images, (5, 20) for instance.
         full_attention: whether dropping a token is masking it. Where it isn't, because a window counts columns or a
             layer mixes what it reads into a memory, what is right is the model fed the kept embeddings and positions by
             hand; and padding after what a cache holds changes what follows, in the dense model, too.
@@ -143,9 +142,8 @@ class Row:
     rounding: float = 1e-6
     break_token: int = 0
     written: Callable[[Layout], list[int]] | None = None
-    since: tuple[int, int] = (5, 18)
     needs: tuple[str, ...] = ()
-    broken: str = ""
+    broken: tuple[int, int] | None = None
     full_attention: bool = True
     plain: bool = True
     takes_back: bool = True
