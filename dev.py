@@ -64,7 +64,7 @@ DEPENDENT: Command = (
     "tests/test_transformers_api.py",
 )
 """Everything that depends on transformers, without what takes long or only repeats it for another method."""
-CONTRACT: Command = (*TEST, "--every-family", *DEPENDENT)
+CONTRACT: Command = (*TEST, *DEPENDENT)
 
 
 def main() -> int:
