@@ -15,7 +15,7 @@ from foveate.errors import FoveateError
 from foveate.layout import Layout
 from foveate.view.overlay import draw_sheet, over_image
 
-__all__ = ["HeatMap", "draw_maps"]
+__all__ = ["HeatMap", "draw_maps", "draw_values"]
 
 _COLOURS: Final = ((8, 12, 36), (66, 30, 110), (168, 50, 96), (240, 120, 50), (255, 232, 140))
 """From the lowest to the highest value: dark to light, so that it reads without colours as well."""
@@ -69,21 +69,52 @@ def draw_maps(image: Image.Image, maps: Sequence[HeatMap], heading: str = "", si
     if not maps:
         raise FoveateError("there is no map to draw; give at least one")
     side = side or {1: 672, 2: 528, 3: 408}.get(len(maps), 300)
-    drawn = [_draw(image, one, side) for one in maps]
+    drawn = [max(draw_values(image, one.layout, one.values, side), key=_area) for one in maps]
     return draw_sheet(drawn, [(one.title, one.note) for one in maps], heading, side)
 
 
-def _draw(image: Image.Image, one: HeatMap, side: int) -> Image.Image:
-    values = np.asarray(one.values, dtype=np.float64)
-    if values.shape != (one.layout.content,):
-        raise FoveateError(f"a map has {values.size} values, and its image {one.layout.content} tokens")
-    grid = max(over_image(one.layout.segments), key=lambda grid: grid.size)
+def draw_values(
+    image: Image.Image, layout: Layout, values: Float[np.ndarray, " N"], side: int = 672
+) -> list[Image.Image]:
+    """Draw one map over one image without captions, each grid of the image by itself.
+
+    All grids have one scale, as `draw_maps` says.
+
+    Args:
+        image: mode "RGB", what the encoder saw, any size.
+        layout: of the image.
+        values: of its content tokens, at least 0.
+        side: the longer side of the largest grid in pixels; others are half as large.
+
+    Returns:
+        One picture, mode "RGB", for each grid of the image.
+
+    Raises:
+        FoveateError: there are more or fewer values than tokens.
+
+    >>> from foveate.tokens import Segment
+    >>> [one] = draw_values(Image.new("RGB", (8, 8), "white"), Layout((Segment(1, 1, 2),)), np.array([0.0, 1.0]), 8)
+    >>> one.getpixel((0, 0)) < one.getpixel((7, 0))
+    True
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.shape != (layout.content,):
+        raise FoveateError(f"a map has {values.size} values, and its image {layout.content} tokens")
+    grids = over_image(layout.segments)
+    most, highest = max(grid.size for grid in grids), max(float(values.max()), 1e-30)
+    return [_draw(image, values[grid] / highest, side if grid.size == most else side // 2) for grid in grids]
+
+
+def _area(picture: Image.Image) -> int:
+    return picture.width * picture.height
+
+
+def _draw(image: Image.Image, shares: np.ndarray, side: int) -> Image.Image:
+    """Draw values from 0 to 1, one for each place of a grid, over the whole image."""
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    picked = values[grid]
-    relative = np.sqrt(picked / max(float(picked.max()), 1e-30))
     ends = np.linspace(0, 1, len(_COLOURS))
-    coloured = np.stack([np.interp(relative, ends, [colour[n] for colour in _COLOURS]) for n in range(3)], axis=-1)
+    coloured = np.stack([np.interp(np.sqrt(shares), ends, [colour[n] for colour in _COLOURS]) for n in range(3)], -1)
     heat = Image.fromarray(coloured.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
     grey = image.convert("L").convert("RGB").resize(size, Image.Resampling.LANCZOS)
     return Image.blend(grey, heat, _SHARE)

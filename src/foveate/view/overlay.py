@@ -20,7 +20,7 @@ from foveate.numbers import Between, check_whole
 from foveate.plan import Plan
 from foveate.tokens import Layout, Segment
 
-__all__ = ["DrawnGrid", "Panel", "draw", "draw_grids", "draw_panel", "draw_values", "save_picture", "writable"]
+__all__ = ["DrawnGrid", "Panel", "draw", "draw_grids", "draw_panel", "save_picture", "writable"]
 
 SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -136,40 +136,6 @@ def draw_grids(image: Image.Image, panel: Panel, side: int = 672) -> list[DrawnG
         picture = draw_grid(image, full.shape, group[tokens], inside, colours, size, panel.patch)
         drawn.append(DrawnGrid(picture, tokens, full.size))
     return drawn
-
-
-def draw_values(image: Image.Image, layout: Layout, values: np.ndarray, side: int = 672) -> list[Image.Image]:
-    """Light an image by a number for each of its tokens, such as attention: the higher, the brighter.
-
-    Args:
-        image: mode "RGB", what the encoder saw, any size.
-        layout: of the image.
-        values: `(N,)`, of its content tokens; they are scaled from the smallest to the 99th percentile.
-        side: the longer side of the largest grid in pixels; others are half as large.
-
-    Returns:
-        One picture, mode "RGB", for each grid of the image.
-
-    >>> from foveate.tokens import Segment
-    >>> [one] = draw_values(Image.new("RGB", (8, 8), "white"), Layout((Segment(1, 1, 2),)), np.array([0.0, 1.0]), 8)
-    >>> one.getpixel((0, 0)) < one.getpixel((7, 0))
-    True
-    """
-    low, high = float(values.min()), float(np.percentile(values, 99))
-    shares = ((values - low) / max(high - low, 1e-12)).clip(0, 1)
-    grids = over_image(layout.segments)
-    most = max(grid.size for grid in grids)
-    lit: list[Image.Image] = []
-    for tokens in grids:
-        rows, columns = tokens.shape
-        scale = (side if tokens.size == most else side // 2) / max(image.size)
-        cell = (max(2, round(image.width * scale / columns)), max(2, round(image.height * scale / rows)))
-        size = (columns * cell[0], rows * cell[1])
-        pixels = np.asarray(image.resize(size, Image.Resampling.LANCZOS), dtype=np.float32)
-        share = _wide(shares[tokens][..., None].astype(np.float32), cell)
-        dim = pixels.mean(axis=2, keepdims=True) * _DIM + np.array(GROUND, dtype=np.float32) * 0.6
-        lit.append(Image.fromarray((share * pixels + (1 - share) * dim).clip(0, 255).astype(np.uint8), "RGB"))
-    return lit
 
 
 def over_image(segments: Sequence[Segment]) -> list[np.ndarray]:
