@@ -32,7 +32,7 @@ from foveate.bench.statistics import difference_interval, mean_interval, value_i
 from foveate.costmodel import cost
 from foveate.families import family_of
 from foveate.files import write_json
-from foveate.train.batches import Batches
+from foveate.train.batches import Batches, inputs_of
 from foveate.train.objectives import parse_recipe
 from foveate.train.run import run
 from foveate.train.sources import Scenes
@@ -86,10 +86,7 @@ def start(work: Path, only: list[str] | None) -> None:
     """Write adapters whose thresholds are the same for all images, moved to the target: where training starts."""
     model, processor = foveate.reference()
     collate, rows = Batches(processor, family_of(model)), Scenes(32, turns=1, first=204_000)
-    batches = []
-    for begin in range(0, len(rows), 8):
-        batch = collate([(number, rows[number]) for number in range(begin, begin + 8)])
-        batches.append({name: value for name, value in batch.items() if name not in ("rows", "tokens")})
+    batches = list(inputs_of(collate, rows, range(len(rows))))
     for name, parts in STARTS.items():
         if (only is None or name in only) and not (work / name / "atp" / "atp.json").exists():
             adapter = foveate.ATP(model, (2, 4, 8), parts=parts)

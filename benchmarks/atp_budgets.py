@@ -38,7 +38,7 @@ from foveate.bench.statistics import difference_interval, mean_interval
 from foveate.families import family_of
 from foveate.files import write_json
 from foveate.methods.atp import ATPLayer
-from foveate.train.batches import Batches
+from foveate.train.batches import Batches, inputs_of
 from foveate.train.objectives import parse_recipe
 from foveate.train.run import run
 from foveate.train.sources import Scenes
@@ -218,8 +218,7 @@ def calibration(scenes: int) -> list[tuple[dict[str, Any], Any]]:
     model, processor = embedded()
     collate, rows = Batches(processor, family_of(model)), Scenes(scenes, turns=1, first=205_000)
     found = []
-    for begin in range(0, len(rows), 8):
-        batch = collate([(number, rows[number]) for number in range(begin, min(begin + 8, len(rows)))])
+    for batch in inputs_of(collate, rows, range(len(rows))):
         call = {name: batch[name] for name in ("input_ids", "attention_mask")}
         found.append((call, foveate.encode(model, {"pixel_values": batch["pixel_values"]})))
     return found

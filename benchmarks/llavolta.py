@@ -40,6 +40,7 @@ from foveate.families import family_of
 from foveate.files import write_json
 from foveate.loading import load_model, load_processor
 from foveate.spec import Spec, parse
+from foveate.train.batches import Batches, inputs_of
 from foveate.train.estimate import stage_flops
 from foveate.train.objectives import parse_recipe
 from foveate.train.parameters import choose_parameters
@@ -243,8 +244,6 @@ def step_times(setting: Setting, out: Path) -> dict[str, Any]:
     ready = prepare(recipe)
     model: Any = load_model(None)
     if setting.features is None:
-        from foveate.train.batches import Batches
-
         rows: Any = ready.rows
         collate: Any = Batches(ready.processor, family_of(model))
     else:
@@ -256,8 +255,8 @@ def step_times(setting: Setting, out: Path) -> dict[str, Any]:
         rows, collate = train_on_features(model, ready.processor, ready.rows, recipe, out / "features", say, alone)
     choose_parameters(model, recipe)
     model.to(device).train()
-    batch = collate([(number, rows[number]) for number in range(setting.per_device)])
-    batch = {name: value.to(device) for name, value in batch.items() if name not in ("rows", "tokens")}
+    inputs = next(inputs_of(collate, rows, range(setting.per_device), setting.per_device))
+    batch = {name: value.to(device) for name, value in inputs.items()}
     specs = [DENSE, *dict.fromkeys(spec for name in SCHEDULES for spec in specs_of(name) if spec != DENSE)]
     times: dict[str, list[float]] = {spec: [] for spec in specs}
     clock = CLOCKS["cpu" if device == "cpu" else "wall"]

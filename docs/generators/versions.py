@@ -23,9 +23,9 @@ foveate runs with transformers 5.19 and later. In 5.18 models began to take imag
 up the images of a prompt for beams. A family that needs a later version than 5.19 says so on [its page](families.md).
 foveate warns once about a version that is newer than those in this table.
 
-The contract suite, which compares each model with itself uncompressed, ran with each of them on tiny random models: every
-test on every family, on two of them with all its parameters and on the others with one set. `nox -s full` runs all sets
-on all families, with one version.
+The contract suite, which compares each model with itself uncompressed, ran with each of them on tiny random models:
+every test on every family, on two of them with all its parameters and on the others with one set. `nox -s full` runs
+all sets on all families, with one version.
 
 "Refused" counts tests of something that this version of transformers can't do right: there foveate must raise an error
 that says so and what to do, and the test checks that it does.

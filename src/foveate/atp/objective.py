@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from foveate.atp import ATP, budget_loss, mean_share, soft_masks
 from foveate.families import family_of
-from foveate.train.batches import IGNORE
+from foveate.train.batches import IGNORE, inputs_of
 from foveate.train.objectives import Loaded, Objective
 from foveate.train.prepared import Prepared
 from foveate.train.recipe import Recipe
@@ -20,7 +20,6 @@ from foveate.train.settings import Count, Names, Number, RecipeError, Settings
 TRAINED_ALONE: Final = "thresholds"
 """What a recipe's `train` says for training thresholds and nothing of the model."""
 
-_AT_ONCE: Final = 8
 """Conversations that are run together before and after training."""
 
 
@@ -195,10 +194,7 @@ def make_trainee(
 
 def calibration_batches(settings: ATPSettings, rows: Any, collate: Any) -> Iterator[Mapping[str, Any]]:
     """Make batches of the last conversations, without what only training needs."""
-    numbers = list(range(max(0, len(rows) - settings.calibrate), len(rows)))
-    for start in range(0, len(numbers), _AT_ONCE):
-        batch = collate([(number, rows[number]) for number in numbers[start : start + _AT_ONCE]])
-        yield {name: value for name, value in batch.items() if name not in ("rows", "tokens")}
+    return inputs_of(collate, rows, range(max(0, len(rows) - settings.calibrate), len(rows)))
 
 
 def save_atp(trainee: ATPTrainee, model: nn.Module, settings: ATPSettings, loaded: Loaded, out: Path) -> None:

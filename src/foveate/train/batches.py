@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -173,6 +173,25 @@ def spoken(processor: Any, messages: Sequence[Message], name: str) -> tuple[str,
             )
         spans.append((len(before), len(after)))
     return whole, spans
+
+
+def inputs_of(
+    collate: Callable[[Sequence[tuple[int, Conversation]]], dict[str, Any]],
+    rows: Sequence[Conversation],
+    numbers: Sequence[int],
+    size: int = 8,
+) -> Iterator[dict[str, Any]]:
+    """Make what a model is called with for some conversations, without what only training needs, a few at a time.
+
+    Args:
+        collate: makes a batch, such as `Batches`.
+        rows: all conversations.
+        numbers: of those that are wanted.
+        size: conversations of a batch.
+    """
+    for start in range(0, len(numbers), size):
+        batch = collate([(number, rows[number]) for number in numbers[start : start + size]])
+        yield {name: value for name, value in batch.items() if name not in ("rows", "tokens")}
 
 
 def pad(rows: Sequence[Mapping[str, Tensor]], pad_token: int, family: Family) -> dict[str, Tensor]:
