@@ -7,8 +7,8 @@
     python3 dev.py docs     build the documentation site into site/
     python3 dev.py check    lint, docs, then the tests with the newest versions of transformers (what CI runs)
     python3 dev.py versions run the contract suite with every supported transformers and make docs/versions.md;
-                            versions that follow choose some; other words go to pytest, and leave the page as it is
-                            unless they are -n and a number of processes
+                            versions that follow choose some; --share 3/12 is a twelfth of the suite; other words go to
+                            pytest, and leave the page as it is unless they are -n and a number of processes
     python3 dev.py fuzz     run the corpus of bad input and thousands of drawn inputs; kinds that follow choose some
     python3 dev.py setup    only set up
 
@@ -117,12 +117,13 @@ def versions(chosen: Sequence[str], more: Sequence[str]) -> int:
 
     Args:
         chosen: versions of transformers.
-        more: further arguments for pytest.
+        more: further arguments for pytest. With others than `-n` and `--share`, the page stays as it is.
 
     Returns:
         1 if a test failed, else 0.
     """
     failed = 0
+    share = more[more.index("--share") + 1] if "--share" in more[:-1] else "1/1"
     for version in chosen:
         print(f"\nthe contract suite with transformers {version}", flush=True)
         folder, report = overlay(version), VENV / f"tests-{version}.xml"
@@ -130,10 +131,10 @@ def versions(chosen: Sequence[str], more: Sequence[str]) -> int:
         failed |= run_all((*CONTRACT, "--junitxml", str(report), *more), first_on_path=folder)
         if not report.exists():
             return 1
-        if any(word != "-n" and not word.isdigit() for word in more):
-            print("this may not be the whole suite, so docs/versions.md stays as it is", flush=True)
+        if any(word not in ("-n", "--share", share) and not word.isdigit() for word in more):
+            print("tests were chosen, so docs/versions.md stays as it is", flush=True)
             continue
-        enter = ("python", "docs/make.py", "versions", "--take", str(report), version)
+        enter = ("python", "docs/make.py", "versions", "--take", str(report), f"{version}:{share}")
         if code := run_all(enter, first_on_path=folder):
             return code
     return int(bool(failed))

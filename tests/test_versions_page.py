@@ -34,7 +34,9 @@ def test_a_run_enters_its_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for _ in range(2):
         versions.take(tmp_path / "report.xml", transformers.__version__)
     text = versions.page()
-    assert text.count(f"| {transformers.__version__} | 2 | 2 | 2 |") == 1
+    assert text.count(f"| {transformers.__version__} | all | 2 | 2 | 2 |") == 1
     assert f"* Beams: {transformers.__version__}." in text
+    versions.take(tmp_path / "report.xml", f"{transformers.__version__}:3/12")
+    assert versions.page().count(f"| {transformers.__version__} | 1 of 12 | 2 | 2 | 2 |") == 1
     with pytest.raises(AssertionError, match="this is transformers"):
         versions.take(tmp_path / "report.xml", "5.17.0")

@@ -25,7 +25,8 @@ foveate warns once about a version that is newer than those in this table.
 
 The contract suite, which compares each model with itself uncompressed, ran with each of them on tiny random models:
 every test on every family, on two of them with all its parameters and on the others with one set. `nox -s full` runs
-all sets on all families, with one version.
+all sets on all families, with one version. "1 of 12" tests is a share: every test on a twelfth of the families, and
+every family in a twelfth of the tests.
 
 "Refused" counts tests of something that this version of transformers can't do right: there foveate must raise an error
 that says so and what to do, and the test checks that it does.
@@ -41,6 +42,7 @@ Up to 5.22, chunked prefill (`prefill_chunk_size`) loses images.
 ```text
 python3 dev.py versions                  all versions, one after another
 python3 dev.py versions 5.20.2 -n 4      one of them, with four processes
+python3 dev.py versions --share 3/12      a twelfth of the tests
 ```
 
 Each run enters its row. `nox -l` lists the same versions for every Python.
@@ -55,17 +57,25 @@ def pages() -> dict[str, str]:
 def page() -> str:
     """Return the text of docs/versions.md."""
     rows = _rows()
-    lines = ["| transformers | passed | refused | failed | Python | torch | date |", "|:--|--:|--:|--:|:--|:--|:--|"]
+    lines = [
+        "| transformers | tests | passed | refused | failed | Python | torch | date |",
+        "|:--|:--|--:|--:|--:|:--|:--|:--|",
+    ]
     for row in rows:
         ran, packages = row["environment"], row["environment"]["packages"]
         cells = (
-            *(packages["transformers"], row["passed"], sum(row["refused"].values()), row["failed"]),
+            *(packages["transformers"], _share(row), row["passed"], sum(row["refused"].values()), row["failed"]),
             *(ran["python"], packages["torch"], ran["finished"][:10]),
         )
         lines.append(f"| {' | '.join(map(str, cells))} |")
     processors = sorted({row["environment"]["processor"] for row in rows})
     where = f"On {' and '.join(processors)}, without a GPU." if rows else "No run has been entered yet."
     return "\n".join([HEAD, *lines, "", where, "", *_refusals(rows), TAIL])
+
+
+def _share(row: dict[str, Any]) -> str:
+    number = row.get("share", "1/1").partition("/")[2]
+    return "all" if number == "1" else f"1 of {number}"
 
 
 def _rows() -> list[dict[str, Any]]:
@@ -89,11 +99,11 @@ def take(report: Path, version: str) -> Path:
 
     Args:
         report: JUnit XML of pytest.
-        version: of transformers, with which it ran and which is installed now.
+        version: of transformers, with which it ran and which is installed now; after a colon the share of the suite.
     """
-    ran = environment("cpu")
+    ran, (version, _, share) = environment("cpu"), version.partition(":")
     assert ran["packages"]["transformers"] == version, f"this is transformers {ran['packages']['transformers']}"
-    row = {"environment": ran, **counts(report)}
+    row = {"environment": ran, "share": share or "1/1", **counts(report)}
     rows = [other for other in _rows() if _key(other) != _key(row)] + [row]
     write_json(MEASUREMENTS, {"rows": sorted(rows, key=_key)})
     return MEASUREMENTS
