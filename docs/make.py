@@ -16,6 +16,12 @@
                                             enter pytest's JUnit report of a run with transformers 5.23.0 in
                                             docs/measured/versions.json, then make that page
 
+    python docs/make.py --measure           measure again what was measured on an embedded model that has changed since
+                                            (docs/generators/measurements.toml), then write every page; this takes days
+                                            on a CPU, and goes on where it was interrupted
+    python docs/make.py saliency --measure --list
+                                            print the commands for one page
+
 Each module in docs/generators/ that has a function pages() is a generator.
 """
 
@@ -35,6 +41,7 @@ if str(DOCS) not in sys.path:
 
 import generators  # noqa: E402
 from foveate.files import write_text  # noqa: E402
+from generators import measurements  # noqa: E402
 
 
 def found() -> dict[str, ModuleType]:
@@ -79,6 +86,7 @@ def main() -> int:
     reader.add_argument("--check", action="store_true", help="compare, write nothing")
     reader.add_argument("--pictures", action="store_true", help="draw the pictures too")
     reader.add_argument("--list", action="store_true", help="print the generators and their pages")
+    reader.add_argument("--measure", action="store_true", help="first measure again what changed models make stale")
     reader.add_argument("--take", nargs=2, metavar=("RESULTS", "NAME"), help="results that the page will show")
     arguments = reader.parse_args()
     every = found()
@@ -89,6 +97,10 @@ def main() -> int:
         if len(takers) != 1:
             reader.error("--take needs one generator that takes results: accuracy, claims or versions")
         every[takers[0]].take(Path(arguments.take[0]), arguments.take[1])
+    if arguments.measure and (code := measurements.measure(arguments.generators, dry=arguments.list)):
+        return code
+    if arguments.measure and arguments.list:
+        return 0
     stale: list[str] = []
     for name in arguments.generators or every:
         made = every[name].pages()
@@ -96,8 +108,11 @@ def main() -> int:
             print(f"{name}: {', '.join(made)}")
         elif arguments.check:
             stale += [f"{path}: run: python docs/make.py {name}" for path in outdated(made)]
+            stale += [
+                f"measured/{file}: run: python docs/make.py {name} --measure" for file in measurements.stale([name])
+            ]
         else:
-            if arguments.pictures and hasattr(every[name], "draw"):
+            if (arguments.pictures or arguments.measure) and hasattr(every[name], "draw"):
                 every[name].draw()
             write(made)
     print("\n".join(stale), end="\n" if stale else "")

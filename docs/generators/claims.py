@@ -29,6 +29,7 @@ from generators.claim_measures import (
 )
 from generators.folders import MEASURED
 from generators.markdown import fill, machine, packages, table
+from generators.measurements import measurements
 
 HERE: Final = Path(__file__).parent
 SOURCES: Final = {
@@ -37,19 +38,6 @@ SOURCES: Final = {
     "summary": "a summary of the paper",
 }
 """What sources that aren't a place in the paper are called."""
-COMMANDS: Final = {
-    "llavolta.json": "timeout 590 python benchmarks/llavolta.py --report docs/measured/llavolta.json",
-    "llavolta-long.json": "python benchmarks/llavolta.py --steps 600 --out runs/llavolta-long "
-    "--report docs/measured/llavolta-long.json",
-    "llavolta-clips.json": "python benchmarks/llavolta_clips.py",
-    "voco.json": "python benchmarks/voco.py --rival-steps 750 --rival-longer 850 --further 200 --questions 1000 "
-    "--parts press pool qformer longer distil clips answers times",
-    "atp.json": "python benchmarks/atp.py PART, for each PART of start, train, measure, points, choose and report",
-    "atp-budgets.json": "python benchmarks/atp_budgets.py",
-    "saliency.json": "python benchmarks/saliency.py",
-    "clips.json": "python benchmarks/clips.py",
-}
-"""What made each measured file that doesn't say so itself."""
 SHOWN_ROWS: Final = 12
 """Rows of one run that the table of others' results has at most."""
 
@@ -231,7 +219,8 @@ def command_of(made_by: str) -> str:
     """Return the command that made a file of docs/measured, or the command itself."""
     if made_by == "claims.json":
         return measured("claims.json")["command"]
-    return COMMANDS.get(made_by, made_by)
+    commands = next((each.commands for each in measurements() if each.file == made_by), (made_by,))
+    return "`, then `".join(command.replace("{work}", "runs") for command in commands)
 
 
 def anchor(title: str) -> str:
