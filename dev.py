@@ -96,12 +96,12 @@ def main() -> int:
 def check() -> int:
     """Run everything that must pass before a change lands.
 
-    Each version of transformers gets a twelfth of the contract suite's sample, another one: together, every test runs
-    on a sixth of the families, and every family in a sixth of the tests. `dev.py test` runs all twelfths. What is
+    Each version of transformers gets a sixteenth of the contract suite's sample, another one: together, every test
+    runs on an eighth of the families, and every family in an eighth of the tests. `dev.py test` runs the whole sample. What is
     not in DEPENDENT runs once, with the pinned version; `nox -s tests` runs everything with every version.
     """
     pinned, *others = every = transformers_versions("every_change")
-    shares = 6 * len(every)
+    shares = 8 * len(every)
     if code := run_all(*LINT, SITE, (*TEST, "--share", f"1/{shares}")):
         return code
     for number, version in enumerate(others, start=2):

@@ -5,8 +5,8 @@ tested with all parameters on two families that differ most, and with one set of
 one and on each model that no family describes. The whole product runs with `--every-family`, and wherever tests are
 chosen by `-k` or by their name.
 
-`--share 1/12` to `--share 12/12` part the sample: each test runs on every family in one of them. CI runs the first with
-one version of transformers and the second with another: every test on a sixth of the families and on both whole ones,
+`--share 1/16` to `--share 16/16` part the sample: each test runs on every family in one of them. CI runs the first with
+one version of transformers and the second with another: every test on an eighth of the families and on both whole ones,
 of which the second then has one set of parameters per test.
 """
 

@@ -20,8 +20,8 @@ decoder layer. Clips are taken by some families, in Python; the others refuse th
 
 `python docs/make.py families` makes this page and those of the families from their docstrings.
 
-| family | models of type | places | ways to shrink an image | axes of position ids |
-|---|---|---|---|---|
+| family | models of type | transformers | places | ways to shrink an image | axes of position ids |
+|---|---|---|---|---|---|
 """
 
 RELEASED = """
@@ -55,7 +55,7 @@ def _row(family: type[Family]) -> str:
     kind = f"`{family.kind()}`" if family is not Generic else "any other"
     title = family.title if family is not Generic else "no family"
     ways = ", ".join(f"`{mode}`" for mode in family.resize_modes) or "none"
-    return f"| [{title}](families/{family.name}.md) | {kind} | {_places(family)} | {ways} | {family.position_axes} |\n"
+    return f"| [{title}](families/{family.name}.md) | {kind} | {family.since[0]}.{family.since[1]} | {_places(family)} | {ways} | {family.position_axes} |\n"
 
 
 def _released(ours: Sequence[type[Family]]) -> str:

@@ -86,6 +86,7 @@ class Support:
         layers: of the decoder; 0 where no single model is meant.
         grids: whether the rows and columns of an image are known.
         resize_modes: how an image can be resized before the encoder.
+        since: the first version of transformers whose models of this type work, "5.19" for instance.
         refused: the methods that don't work, with their default options, and why.
         note: what a model without a family lacks, and why it has none; "" for one with a family.
     """
@@ -98,6 +99,7 @@ class Support:
     layers: int
     grids: bool
     resize_modes: tuple[str, ...]
+    since: str
     refused: dict[str, str]
     note: str = ""
 
@@ -172,6 +174,7 @@ def described_family(
         layers,
         family.knows_grids,
         family.resize_modes,
+        f"{family.since[0]}.{family.since[1]}",
         refused or {},
         note,
     )

@@ -53,6 +53,7 @@ def families(
     if found.note:
         screen.print(found.note)
     for name, value in (
+        ("transformers", _versions(found)),
         ("places", _places(found)),
         ("rows and columns of images", "known" if found.grids else "not known, so kept tokens can't be drawn"),
         ("ways to resize images", ", ".join(found.resize_modes) or "none"),
@@ -88,10 +89,14 @@ def _list(as_json: bool) -> None:
 
 
 def _look_at(model: str, revision: str | None) -> Support:
+    from foveate.families import families
     from foveate.loading import commit_of, known_types, model_of_type, skeleton
     from foveate.support import described, example_family, released_as, support
 
-    family = None if revision else released_as(model)
+    family = None
+    if not revision:
+        types = {each.name: each for each in families() if each.name == each.kind()}
+        family = released_as(model) or types.get(model)
     # How many layers a released model has, only its configuration tells.
     if family is not None:
         return replace(described(example_family(family)), layers=0)
@@ -110,6 +115,19 @@ def _places(row: Support) -> str:
     """
     layer = f"@1 to @{row.layers - 1}" if row.layers else "@LAYER"
     return ", ".join(layer if place == "decoder" else f"@{place}" for place in row.places)
+
+
+def _versions(row: Support) -> str:
+    """Return which versions of transformers work, and whether the installed one is too old."""
+    from foveate.errors import UnsupportedFamily
+    from foveate.transformers_api import check_since
+
+    major, minor = (int(part) for part in row.since.split("."))
+    try:
+        check_since(row.title, (major, minor))
+    except UnsupportedFamily as error:
+        return str(error)
+    return f"{row.since} or later"
 
 
 def _methods(row: Support) -> str:

@@ -50,6 +50,8 @@ class Lfm2Vl(ShapedTiles, ArrangedTiles):
     title = "LFM2-VL"
     core_class = "Lfm2VlModel"
     encoders = ("siglip2_vision_model",)
+    # The default configuration has no convolution; all released models have them.
+    example: ClassVar[Mapping[str, Any]] = {"text_config": {"model_type": "lfm2", "full_attn_idxs": [2, 5, 8]}}
     places = ("pixels", "features", "input")
     outside_encoder = "the pixel shuffle after its encoder reads blocks of patches, which merging would break up"
     resize_modes = ("exact", "enlarge")
