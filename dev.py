@@ -97,8 +97,8 @@ def check() -> int:
     """Run everything that must pass before a change lands.
 
     Each version of transformers gets a sixteenth of the contract suite's sample, another one: together, every test
-    runs on an eighth of the families, and every family in an eighth of the tests. `dev.py test` runs the whole sample. What is
-    not in DEPENDENT runs once, with the pinned version; `nox -s tests` runs everything with every version.
+    runs on an eighth of the families, and every family in an eighth of the tests. `dev.py test` runs the whole sample.
+    What is not in DEPENDENT runs once, with the pinned version; `nox -s tests` runs everything with every version.
     """
     pinned, *others = every = transformers_versions("every_change")
     shares = 8 * len(every)

@@ -55,7 +55,9 @@ def _row(family: type[Family]) -> str:
     kind = f"`{family.kind()}`" if family is not Generic else "any other"
     title = family.title if family is not Generic else "no family"
     ways = ", ".join(f"`{mode}`" for mode in family.resize_modes) or "none"
-    return f"| [{title}](families/{family.name}.md) | {kind} | {family.since[0]}.{family.since[1]} | {_places(family)} | {ways} | {family.position_axes} |\n"
+    since = ".".join(map(str, family.since))
+    cells = (f"[{title}](families/{family.name}.md)", kind, since, _places(family), ways, str(family.position_axes))
+    return f"| {' | '.join(cells)} |\n"
 
 
 def _released(ours: Sequence[type[Family]]) -> str:

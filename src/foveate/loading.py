@@ -227,14 +227,23 @@ def model_of_type(kind: str, values: Mapping[str, Any] | None = None) -> Any:
         kind: the `model_type`, as transformers knows it.
         values: what its configuration has besides.
 
+    Raises:
+        FoveateError: the default configuration can't be built.
+
     >>> model_of_type("llava").device.type
     'meta'
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **(values or {})))
+    try:
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(AutoConfig.for_model(kind, **(values or {})))
+    except Exception as error:  # whatever a model's own code raises
+        raise FoveateError(
+            f"a model of type {kind!r} can't be built with its default configuration ({first_line(error)}); name a "
+            "model of it, or its folder"
+        ) from error
 
 
 def known_types() -> frozenset[str]:

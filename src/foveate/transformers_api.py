@@ -40,12 +40,12 @@ __all__ = [
     "check_version",
     "deepstack_output",
     "generation_settings",
+    "is_older",
     "is_transformers_model",
     "last_keys",
     "layer_keys",
     "logits_processors",
     "new_cache",
-    "passes_clips",
     "passes_position_ids",
     "passes_types_from_start",
     "refuse_blocks",
@@ -310,19 +310,6 @@ def passes_types_from_start(model: Any, name: str) -> bool:
         return made["input_ids"].shape[1] == 2 and made[name].shape[1] == 4
     except Exception:  # a model's own code, which may want anything else
         return False
-
-
-def passes_clips(core: Any, names: Iterable[str]) -> bool:
-    """Return whether a core takes all inputs of clips that its `get_video_features` takes.
-
-    Gemma 4 Unified doesn't from 5.19 to 5.22, and so can't read a clip.
-
-    Args:
-        core: the module that puts features among text embeddings.
-        names: of the inputs that describe clips.
-    """
-    takes, needs = (inspect.signature(call).parameters for call in (core.forward, core.get_video_features))
-    return all(name in takes for name in names if name in needs)
 
 
 def passes_position_ids(model: Any) -> bool:
@@ -601,6 +588,15 @@ def check_version(version: str | None = None) -> None:
         _warn_untested(version, tested)
 
 
+def is_older(since: tuple[int, int], version: str | None = None) -> bool:
+    """Return whether a version of transformers, by default the installed one, comes before a minor version.
+
+    >>> is_older((5, 20), "5.19.3"), is_older((5, 20), "5.20.0")
+    (True, False)
+    """
+    return tuple(int(part) for part in (version or _installed()).split(".")[:2]) < since
+
+
 def check_since(title: str, since: tuple[int, int], version: str | None = None) -> None:
     """Check that the installed transformers has models of a type in a form that can be used.
 
@@ -617,7 +613,7 @@ def check_since(title: str, since: tuple[int, int], version: str | None = None) 
     foveate.errors.UnsupportedFamily: Idefics3 needs transformers 5.20 or later, and this is 5.19.0; install a newer one
     """
     version = version or _installed()
-    if tuple(int(part) for part in version.split(".")[:2]) < since:
+    if is_older(since, version):
         raise UnsupportedFamily(
             f"{title} needs transformers {since[0]}.{since[1]} or later, and this is {version}; install a newer one"
         )

@@ -175,3 +175,13 @@ def test_a_decoder_whose_layers_are_elsewhere(name: str) -> None:
 
     with pytest.raises(FoveateError, match="language model of type gpt2"):
         family_of(with_config(BY_NAME[name], change).model())
+
+
+def test_a_placeholder_that_is_not_named(row: Row) -> None:
+    model = row.model()
+    config = family_of(model).config
+    # Some configurations check their own fields when they are set, and some have another name for this one.
+    name = config.attribute_map.get("image_token_id", "image_token_id")
+    object.__setattr__(config, name, None)
+    with pytest.raises(FoveateError, match="has no image_token_id, so nothing tells where its images stand"):
+        apply(model, "random:6")

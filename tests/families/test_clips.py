@@ -4,6 +4,8 @@ In the contract's own tests, run here once more, pictures A and B are clips, of 
 such, and C is a picture.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from inspect import signature
 from typing import Any
 
@@ -12,6 +14,7 @@ import test_contract
 import test_depth
 import torch
 from rows import ROWS, Row
+from rows.row import INSTALLED
 from test_contract import BATCH, CHAT, dense_positions, generate, kept_columns, logits
 from versions import BEAMS_OF_SEVERAL_IMAGES, CACHE, cache_of_output
 
@@ -163,15 +166,27 @@ def test_gradient_checkpointing_changes_nothing(row: Row) -> None:
     test_contract.test_gradient_checkpointing_changes_nothing(row, "random:6")
 
 
+@contextmanager
+def beams_of_clips(row: Row) -> Iterator[None]:
+    """Expect the refusal of beams whose clips transformers loses: those of LLaVA-NeXT-Video in 5.19."""
+    if row.name == "llava_next_video" and INSTALLED < (5, 20):
+        with pytest.raises(FoveateError, match="images and 0 came to the decoder"):
+            yield
+        return
+    yield
+
+
 @BEAMS_OF_SEVERAL_IMAGES
 @pytest.mark.parametrize("prompts", [(CHAT,), BATCH])
 def test_beams(row: Row, any_model: Any, prompts: tuple[str, ...]) -> None:
-    test_contract.test_beams(row, any_model, prompts, "random:6")
+    with beams_of_clips(row):
+        test_contract.test_beams(row, any_model, prompts, "random:6")
 
 
 @BEAMS_OF_SEVERAL_IMAGES
 def test_several_answers_share_one_plan(row: Row, model: Any) -> None:
-    test_contract.test_several_answers_share_one_plan(row, model, "random:6")
+    with beams_of_clips(row):
+        test_contract.test_several_answers_share_one_plan(row, model, "random:6")
 
 
 # Inside the decoder.

@@ -107,7 +107,6 @@ def test_a_number_of_tokens_for_several_tiles_is_no_size(row: Row) -> None:
         ("minicpmv4_6", None, "merger_times", 2, "merger_times 2 is not supported; 1 is"),
         ("minicpmv4_6", "vision_config", "window_kernel_size", [2, 4], r"\[2, 2\] is"),
         ("minicpmv4_6", "vision_config", "insert_layer_id", 3, "one of its 3 layers"),
-        ("minicpmv4_6", None, "image_token_id", None, "write the id of the tokenizer's image token"),
         ("llama4", "vision_config", "model_type", "siglip_vision_model", "siglip_vision_model encoder"),
         ("llama4", "vision_config", "pixel_shuffle_ratio", 0.4, "1 divided by a whole number"),
         ("llama4", "vision_config", "intermediate_size", 64, "intermediate_size .* has to be 128"),
@@ -129,6 +128,8 @@ def test_configurations_that_are_refused(name: str, part: str | None, field: str
 
 def test_pixels_of_another_form_are_refused() -> None:
     for name, shape in (("internvl", (1, 5, 3, 84, 84)), ("idefics3", (5, 3, 84, 84)), ("idefics3", (1, 5, 3, 84, 56))):
+        if name not in BY_NAME:
+            continue
         row = BY_NAME[name]
         inputs = row.inputs("t4 A t5") | {"pixel_values": torch.ones(shape)}
         with pytest.raises(FoveateError, match="pass what its processor returned"):

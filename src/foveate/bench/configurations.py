@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from foveate.errors import FoveateError, shown, unknown
+from foveate.errors import FoveateError, KeepError, shown, unknown
 from foveate.quotes import pieces
 from foveate.spec import Spec, SpecLike, Step, as_spec, parse, spec_list
 from foveate.tokens import Keep
@@ -118,8 +118,7 @@ def configurations(
             continue
         text = given
         spec = seeded(parse(text), text, seed)
-        crossed = len(spec.steps) == 1 and not has_keep(text) and spec.steps[0].method.takes_keep
-        for each in _crossed(spec, budgets) if crossed else [spec]:
+        for each in _crossed(spec, budgets) if takes_budgets(text, spec) else [spec]:
             found.setdefault(name_of(each), each)
     return tuple(found.values())
 
@@ -132,11 +131,7 @@ def unused(specs: Sequence[str], keep: str | None, seed: int | None, match: str 
     """
     lines: list[str] = []
     read = [parse(text) for text in specs]
-    free = [
-        text
-        for text, spec in zip(specs, read, strict=True)
-        if len(spec.steps) == 1 and not has_keep(text) and spec.steps[0].method.takes_keep
-    ]
+    free = [text for text, spec in zip(specs, read, strict=True) if takes_budgets(text, spec)]
     if specs and not free:
         given = [f"--{name} {value}" for name, value in (("keep", keep), ("match", match)) if value is not None]
         lines += [f"{option} changes nothing: each --spec names its keep, or takes none" for option in given]
@@ -147,6 +142,17 @@ def unused(specs: Sequence[str], keep: str | None, seed: int | None, match: str 
     names = [name_of(spec) for spec in read]
     lines += [f"{name} is given twice and measured once" for name in dict.fromkeys(names) if names.count(name) > 1]
     return lines
+
+
+def takes_budgets(text: str, spec: Spec) -> bool:
+    """Return whether a spec says nothing of its keep and takes any, as an adapter that decides by itself doesn't."""
+    if len(spec.steps) != 1 or has_keep(text) or not spec.steps[0].method.takes_keep:
+        return False
+    try:
+        _crossed(spec, [Keep(tokens=1)])
+    except KeepError:
+        return False
+    return True
 
 
 def _crossed(spec: Spec, budgets: Sequence[Keep]) -> list[Spec]:

@@ -50,7 +50,7 @@ def load_config(source: Any, revision: str | None = None) -> Any:
     Args:
         source: a transformers configuration, which is returned unchanged; a mapping, as config.json holds it; the name
             of a published configuration; a model directory or a config.json; a model of the Hugging Face hub, of which
-            only config.json is downloaded; or None for the embedded model.
+            only config.json is downloaded, unless it is a published one; or None for the embedded model.
         revision: of a model on the hub.
 
     Raises:
@@ -106,13 +106,13 @@ def comes_along(source: Any) -> bool:
         source: as `load_config` takes it.
 
     >>> comes_along(None), comes_along("llava-1.5-7b"), comes_along("llava-hf/llava-1.5-7b-hf")
-    (True, True, False)
+    (True, True, True)
     """
     if source is None:
         return True
     if not isinstance(source, str | Path):
         return False
-    return str(source) in published() or Path(source) in (PATH, CLIP_PATH)
+    return str(source) in published() or Path(source) in (PATH, CLIP_PATH) or published_sizes(str(source)) is not None
 
 
 def _checked(config: Any) -> Any:
@@ -132,6 +132,8 @@ def _complain(kind: str, missing: list[str]) -> None:
 
 def _read(source: str | Path, revision: str | None) -> dict[str, Any]:
     path = PUBLISHED / f"{source}.json" if str(source) in published() else Path(source)
+    if revision is None and (sizes := published_sizes(str(source))) is not None:
+        return sizes
     if revision is not None or is_hub_name(source):
         path = find_config(source, revision=revision)
     if is_folder(path):

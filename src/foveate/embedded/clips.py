@@ -48,8 +48,8 @@ class ClipProcessor:
 
         Args:
             text: one prompt, or several; each has one `<video>` for each of its clips.
-            videos: per clip its frames, as images or as an array `(frames, height, width, 3)` uint8. All clips of a
-                call have the same number of frames.
+            videos: per clip its frames, as images or as an array `(frames, height, width, 3)` uint8; or lists of such
+                arrays. All clips of a call have the same number of frames.
             return_tensors: "pt".
             add_special_tokens: whether the tokenizer writes a [BOS] at the beginning.
 
@@ -63,9 +63,10 @@ class ClipProcessor:
         from foveate.errors import FoveateError
 
         prompts = [text] if isinstance(text, str) else list(text)
-        placed, lengths = sum(each.count(self.video_token) for each in prompts), {len(clip) for clip in videos}
-        if placed != len(videos):
-            raise FoveateError(f"the prompts have {placed} places for clips, and there are {len(videos)} clips")
+        clips: list[Any] = [clip for each in videos for clip in (each if _is_list_of_clips(each) else [each])]
+        placed, lengths = sum(each.count(self.video_token) for each in prompts), {len(clip) for clip in clips}
+        if placed != len(clips):
+            raise FoveateError(f"the prompts have {placed} places for clips, and there are {len(clips)} clips")
         options: dict[str, Any] = {"return_tensors": return_tensors, "add_special_tokens": add_special_tokens}
         if not lengths:
             return BatchFeature({**self.tokenizer(prompts, padding=True, **options)})
@@ -75,10 +76,10 @@ class ClipProcessor:
         inputs = self.tokenizer(wide, padding=True, **options)
         # As images, so that nobody takes a side of 3 pixels for the colours of an array.
         shown = [
-            frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for clip in videos for frame in clip
+            frame if isinstance(frame, Image.Image) else Image.fromarray(frame) for clip in clips for frame in clip
         ]
         frames = self.image_processor(shown, return_tensors="pt")
-        pixels = torch.stack(list(frames["pixel_values"])).unflatten(0, (len(videos), -1))
+        pixels = torch.stack(list(frames["pixel_values"])).unflatten(0, (len(clips), -1))
         return BatchFeature({**inputs, "pixel_values_videos": pixels})
 
     def apply_chat_template(self, messages: Any, **options: Any) -> Any:
@@ -133,3 +134,8 @@ def clip_reference(folder: Path = CLIP_PATH) -> tuple[LlavaNextVideoForCondition
         folder, dtype=torch.float32, local_files_only=True
     )
     return model.eval(), clip_processor(folder)
+
+
+def _is_list_of_clips(videos: Any) -> bool:
+    """Return whether this is a list of arrays of frames, the clips of one prompt, and not one clip."""
+    return isinstance(videos, list | tuple) and all(getattr(each, "ndim", 0) == 4 for each in videos)

@@ -773,7 +773,8 @@ def _order_of_images(features: Sequence[Tensor] | Tensor, capture: Capture | Enc
             return order
         came = len(numbers)
     raise FoveateError(
-        f"the encoder saw {encoded} images and {came} came to the decoder; chunked prefill is not supported under apply"
+        f"the encoder saw {encoded} images and {came} came to the decoder; chunked prefill is not supported under "
+        "apply, nor are beams of clips with a version of transformers that loses them"
     )
 
 

@@ -26,7 +26,7 @@ from foveate.families.vision_shape import VisionShape
 from foveate.families.wrappers import check_decoder, cores_of, find_vlm
 from foveate.layout import Layout, Segment, Structural
 from foveate.tokens import EncoderAttention, EncoderKeys, Signal
-from foveate.transformers_api import check_version
+from foveate.transformers_api import check_since, check_version
 
 if TYPE_CHECKING:
     from torch import nn
@@ -135,7 +135,8 @@ def family_of(model: nn.Module) -> Family:
         model: a model, or a wrapper with one inside; see `vlm_of`.
 
     Raises:
-        UnsupportedFamily: no family takes this model, and `Generic` doesn't either.
+        UnsupportedFamily: no family takes this model, and `Generic` doesn't either; or its family needs a later
+            version of transformers.
         FoveateError: the installed transformers is too old, or several models are inside the wrapper.
     """
     check_version()
@@ -151,6 +152,7 @@ def family_of(model: nn.Module) -> Family:
             raise UnsupportedFamily(f"models of type {kind!r} are not supported: {error}; {_known()}") from None
     why = f"no family describes models of type {getattr(config, 'model_type', None)!r}"
     if family is not None:
+        check_since(family.title, family.since)
         try:
             return family(model)
         except UnsupportedFamily as error:
@@ -158,7 +160,7 @@ def family_of(model: nn.Module) -> Family:
     try:
         return generic_family(model, why)
     except UnsupportedFamily as error:
-        raise UnsupportedFamily(f"{why}, and without one nothing can be done: {error}; {_known()}") from None
+        raise UnsupportedFamily(f"{why}, and without a family nothing can be done: {error}; {_known()}") from None
 
 
 def __getattr__(name: str) -> Any:

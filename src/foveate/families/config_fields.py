@@ -130,6 +130,28 @@ def check_sizes(config: Any) -> None:
             ):
                 raise FoveateError(f"{name} of {kind_of(part)} is {value!r}, and no model computes with that")
     _check_read_layers(config, vision)
+    _check_resolutions(config)
+
+
+def _check_resolutions(config: Any) -> None:
+    """Check the sizes into which images are tiled.
+
+    Raises:
+        FoveateError: they are no pairs of sizes in pixels.
+    """
+    found = getattr(config, "image_grid_pinpoints", None)
+    if found is None:
+        return
+    pairs = found if isinstance(found, list | tuple) else []
+    good = [
+        isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(side, int) and side > 0 for side in pair)
+        for pair in pairs
+    ]
+    if not good or not all(good):
+        raise FoveateError(
+            f"image_grid_pinpoints of {kind_of(config)} is {found!r}; it must be a list of sizes, [height, width] in "
+            "pixels"
+        )
 
 
 def _value(config: Any, name: str) -> Any:

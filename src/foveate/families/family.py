@@ -33,7 +33,7 @@ from foveate.tokens import (
     Segment,
     Signal,
 )
-from foveate.transformers_api import OLDEST, check_since
+from foveate.transformers_api import OLDEST
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -168,7 +168,6 @@ class Family(Decoder, ABC):
     """Whether it tells which pixels a token is made of."""
 
     def __init__(self, model: nn.Module) -> None:
-        check_since(self.title, self.since)
         self.core = find_core(model, self.core_class)
         self.config: Any = self.core.config
         # First, since some families ask the layers what they are.
@@ -178,8 +177,17 @@ class Family(Decoder, ABC):
                 "no layers where most models have them"
             )
         self.check_config()
+        self.check_token()
         if self.watches_tower:
             self.check_modules()
+
+    def check_token(self) -> None:
+        """Check that the configuration names the placeholder of visual tokens.
+
+        Raises:
+            UnsupportedFamily: it doesn't.
+        """
+        _ = self.image_token
 
     def check_modules(self) -> None:
         """Check that encoder and projector are there, and made as the family knows them.
@@ -368,7 +376,13 @@ class Family(Decoder, ABC):
     @property
     def image_token(self) -> int:
         """The id of a visual token's placeholder in `input_ids`."""
-        return int(self.config.image_token_id)
+        found = getattr(self.config, "image_token_id", None)
+        if not isinstance(found, int):
+            raise UnsupportedFamily(
+                f"the configuration of {self.title} has no image_token_id, so nothing tells where its images stand; "
+                "write the id of the tokenizer's image token into it"
+            )
+        return found
 
     @property
     def video_token(self) -> int:

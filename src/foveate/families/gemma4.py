@@ -20,7 +20,7 @@ from foveate.families.registry import register_family
 from foveate.families.vision_shape import VisionShape
 from foveate.families.wrappers import generator_of
 from foveate.tokens import EncoderAttention, EncoderKeys, Layout, Segment, Signal
-from foveate.transformers_api import passes_types_from_start
+from foveate.transformers_api import is_older, passes_types_from_start
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -80,12 +80,21 @@ class Gemma4(Family):
     most_frame_tokens: ClassVar[int] = 70
     """The same of a frame of a clip."""
 
+    clips_since: ClassVar[tuple[int, int]] = (5, 20)
+    """The first version of transformers whose model can read a clip."""
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         generator = generator_of(model, self.core)
         self.blocks_after_cache = all(  # pyright: ignore[reportAttributeAccessIssue]
             passes_types_from_start(generator, name) for name in self.block_types
         )
+        if is_older(self.clips_since):
+            self.clip_places = ()  # pyright: ignore[reportAttributeAccessIssue]
+            self.without_clips = (  # pyright: ignore[reportAttributeAccessIssue]
+                "the installed transformers doesn't pass them on to this model; install "
+                f"{'.'.join(map(str, self.clips_since))} or later"
+            )
 
     def check_config(self) -> None:
         """Check the encoder, and that text is read forwards; note whether the tokens of an image see each other."""

@@ -14,7 +14,6 @@ from foveate.families.gemma4 import Gemma4
 from foveate.families.registry import register_family
 from foveate.families.vision_shape import VisionShape
 from foveate.tokens import Signal
-from foveate.transformers_api import passes_clips
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,14 +41,7 @@ class Gemma4Unified(Gemma4):
     block_layers = ("full_attention", "sliding_attention")
     column_inputs = ()
     checkpoints: ClassVar[tuple[str, ...]] = ("google/gemma-4-12B-it",)
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        if not passes_clips(self.core, self.video_inputs):
-            self.clip_places = ()  # pyright: ignore[reportAttributeAccessIssue]
-            self.without_clips = (  # pyright: ignore[reportAttributeAccessIssue]
-                "the installed transformers doesn't pass them on to this model; install 5.23 or later"
-            )
+    clips_since = (5, 23)
 
     # What the configuration alone tells
 

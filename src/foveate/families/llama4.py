@@ -47,6 +47,7 @@ class Llama4(TiledFamily):
     name = "llama4"
     title = "Llama 4"
     core_class = "Llama4ForConditionalGeneration"
+    since = (5, 20)  # before, its chunks were refused with a static cache
     encoders = ("llama4_vision_model",)
     places = ("pixels", "features", "input", "decoder")
     outside_encoder = "the pixel shuffle after its encoder reads blocks of patches, which merging would break up"

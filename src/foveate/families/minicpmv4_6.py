@@ -89,11 +89,6 @@ class MiniCpmV46(ShapedTiles):
                 f"{self.title} that merges patches after layer {layer} of its encoder (insert_layer_id) is not "
                 f"supported; it must be one of its {depth} layers, counted from 0"
             )
-        if not isinstance(config.image_token_id, int):
-            raise UnsupportedFamily(
-                f"the configuration of {self.title} has no image_token_id, so nothing tells where its images stand; "
-                "write the id of the tokenizer's image token into it"
-            )
         if self.is_plain:
             self.places = (*type(self).places, "decoder")  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import floor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -89,6 +89,9 @@ class Mistral3(Family):
         (grid,) = layout.segments
         return (Segment(1, grid.h * self.merge, grid.w * self.merge),)
 
+    needs_two: ClassVar[bool] = True
+    """Whether an image alone must have two tokens or more: the model drops an axis of length 1."""
+
     @property
     def projector_widths(self) -> tuple[int, ...] | None:
         """Widths between the projector's layers: the merger's, then the decoder's."""
@@ -159,7 +162,15 @@ class Mistral3(Family):
     def resized_inputs(
         self, inputs: Mapping[str, Any], layouts: Sequence[Layout], sizes: Sequence[tuple[int, int]], mode: str
     ) -> dict[str, Any]:
-        """Average the pixels of each image down to its target grid; "enlarge" enlarges them to their size again."""
+        """Average the pixels of each image down to its target grid; "enlarge" enlarges them to their size again.
+
+        Raises:
+            FoveateError: an image alone is to become one token, which the model itself can't read.
+        """
+        if self.needs_two and mode != "enlarge" and list(sizes) == [(1, 1)]:
+            raise FoveateError(
+                f"{self.title} can't read one image of one token alone, also without foveate; keep at least 2 tokens"
+            )
         pixels: Tensor = inputs["pixel_values"]
         side = self.token_side
         images: list[Tensor] = []

@@ -32,6 +32,7 @@ class Pixtral(Mistral3):
     model_type = "llava"
     example: ClassVar[Mapping[str, Any]] = {"vision_feature_select_strategy": "full"}
     core_class = "LlavaModel"
+    needs_two = False
     outside_encoder = "the patches of all images are one sequence there, whose rotary embeddings and mask count them"
 
     @property

@@ -22,5 +22,6 @@ class Qwen35(Qwen3Encoder):
         "Qwen/Qwen3.5-4B",
     )
     core_class = "Qwen3_5Model"
+    since = (5, 20)  # before, beams mixed up patches
     places = ("pixels", "features", "input")
     clip_places = places

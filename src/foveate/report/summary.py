@@ -34,7 +34,8 @@ def sentences(run: Measured) -> list[str]:
     if metrics["floor"] is not None:
         found.append(f"Answering without the image scores {metrics['floor']['overall']:.1%}.")
     for budget in sorted({row["budget"] for row in others}, reverse=True):
-        same = [row for row in others if row["budget"] == budget]
+        of_budget = [row for row in others if row["budget"] == budget]
+        same = _comparable(of_budget)
         best = max(same, key=lambda row: row["accuracy"]["value"])
         role = ", a baseline," if best["baseline"] else ""
         beside = f" of {len(same)} configurations" if len(same) > 1 else ""
@@ -42,10 +43,25 @@ def sentences(run: Measured) -> list[str]:
             f"With {count(best['tokens']['after'])} tokens, {best['spec']}{role} is best{beside}: {_difference(best)}, "
             f"in {best['time_ratio']['total']:.2f} of the time of a whole call."
         )
+        found += [
+            f"{row['spec']} is left out there: its layers have {count(row['tokens']['mean_over_layers'])} tokens on "
+            "average."
+            for row in of_budget
+            if row not in same
+        ]
     if metrics["images"] >= FEWEST_IMAGES and others:
         found.append(_cheapest(others))
     found += [f"{line}." for line in losses(metrics)]
     return found
+
+
+def _comparable(rows: list[Row]) -> list[Row]:
+    """Return the configurations whose layers have about as many tokens on average as those of the one with the fewest.
+
+    A step inside the decoder leaves the layers before it all tokens, so what it leaves at the end says too little.
+    """
+    fewest = min(row["tokens"]["mean_over_layers"] for row in rows)
+    return [row for row in rows if row["tokens"]["mean_over_layers"] <= 1.1 * fewest]
 
 
 def pareto(rows: list[Row]) -> list[Row]:

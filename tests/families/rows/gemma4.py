@@ -121,9 +121,6 @@ def gemma4_clips(letters: str) -> dict[str, Tensor]:
     ]
     pixels, positions = packed(frames).values()
     counts = torch.tensor([CLIPS[letter][0] for letter in letters])
-    if INSTALLED < (5, 19):
-        pixels, positions = (each.unflatten(0, (len(letters), -1)) for each in (pixels, positions))
-        return {"pixel_values_videos": pixels, "video_position_ids": positions}
     return {"pixel_values_videos": pixels, "video_position_ids": positions, "num_frames_per_video": counts}
 
 
@@ -233,7 +230,7 @@ ROW = Row(
     resized={"exact": exact, "enlarge": enlarged_again},
     smaller=smaller,
     written=between_marks,
-    clips=Clips(VIDEO, CLIP_LAYOUTS, gemma4_clips, frames_with_times),
+    clips=Clips(VIDEO, CLIP_LAYOUTS, gemma4_clips, frames_with_times) if INSTALLED >= (5, 20) else None,
     uncounted=0.06,  # images of a call are filled up to the largest
     unanswerable=(VIDEO, AUDIO),
     offloads=False,  # the core reads the embedding of padding itself, which accelerate has not loaded

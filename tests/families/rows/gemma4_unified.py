@@ -21,7 +21,7 @@ from rows.gemma4 import (
 )
 from rows.row import DECODER, INSTALLED, Clips, Row, enlarged, grid
 
-READS_CLIPS = INSTALLED < (5, 19) or INSTALLED >= (5, 23)
+READS_CLIPS = INSTALLED >= (5, 23)
 """Whether the dense model takes the inputs of clips that its own `get_video_features` needs."""
 
 
