@@ -224,8 +224,8 @@ def _conclusions(results: Results) -> str:
         + (
             ", none by a measurable difference." if open_ else "; the text below says which differences are measurable."
         ),
-        f"End with the setting that you will use: trained under `{heavy}` to the last step and used dense, a model is "
-        f"{points(other)} from the dense one.",
+        f"A model that never meets all tokens loses the use of them: trained under `{heavy}` to the last step and used "
+        f"dense, it is {points(other)} from the dense one. End with the setting that you will use.",
         _heavy(results, heavy, cluster),
     ]
     return (
@@ -247,11 +247,11 @@ def _heavy(results: Results, heavy: str, cluster: str) -> str:
         for each in (results, longer())
         if each is not None and each.has("always-pool", "always-cluster")
     }
-    told = "; ".join(f"after {steps} steps {points(each)}" for steps, each in differences.items())
+    told = ", and ".join(f"{points(each)} after {steps} steps" for steps, each in differences.items())
     return (
         "For heavy compression, train with "
         + verdict(differences[max(differences)], "averages", "clusters", "averages or clusters")
-        + f": at the same number of tokens, averaging is this far from clustering: {told}."
+        + f", by the longest runs that there are: at the same number of tokens, averaging less clustering is {told}."
     )
 
 
@@ -454,7 +454,12 @@ def _longer(short: Results) -> str:
         alone = schedule == "single" or not long.has("single")
         cells.append("" if alone else points(long.difference((schedule, end), ("single", DENSE))))
         lines.append(f"| {' | '.join(cells)} |")
-    text = f"The same runs with {steps} steps each, and everything else as above."
+    text = (
+        f"The same runs with {steps} steps each, and everything else as above. A difference is between runs of the same "
+        "seeds; accuracies are means over all seeds of a row."
+    )
+    if long.missing:
+        text += f" Not run yet: {len(long.missing)} of {len(long.measured['planned'])} planned runs."
     if long.has("always-pool", "always-cluster"):
         pool, cluster = (long.spec(each) for each in ("always-pool", "always-cluster"))
         found = long.difference(("always-pool", pool), ("always-cluster", cluster))

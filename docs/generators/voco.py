@@ -101,7 +101,8 @@ def size_part(found: Mapping[str, Any]) -> str:
     return (
         fill(
             f"One token of LLaVA-1.5-7B has {theirs / 1024:,.0f} KB of keys and values in 16 bits, and one of the "
-            f"embedded model {ours / 1024:,.0f} KB, {theirs / ours:.0f} times less: fewer layers, and fewer numbers in "
+            f"embedded model {ours / 1024:,.0f} KB (twice that in the 32 bits of the table above), "
+            f"{theirs / ours:.0f} times less: fewer layers, and fewer numbers in "
             f"each. One of ours keeps {one:.1%}, and {most} of ours, {most * ours / 1024:,.0f} KB together, "
             f"{many:.1%}. The paper's one token keeps 83.7 %."
         )
@@ -254,7 +255,7 @@ def _times(found: Mapping[str, Any]) -> str:
     cells = [
         ["dense, nothing cached", f"{took['dense']:.1f} ms"],
         ["dense, the image's 576 keys and values cached", f"{took['cached']:.1f} ms"],
-        ["one VoCo token cached", f"{took['voco']:.1f} ms, {share:.0%} of the row above"],
+        ["one VoCo token cached", f"{took['voco']:.1f} ms, {share:.0%} of the row above (median of turns)"],
         ["one VoCo token, on the first question", f"{took['voco_first']:.1f} ms"],
     ]
     return table(["to the first token of an answer", "processor time"], cells, "lr")

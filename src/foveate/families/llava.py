@@ -89,7 +89,7 @@ class Llava(Family):
 
     @property
     def tower(self) -> nn.Module:
-        """The CLIP vision model."""
+        """The vision model: CLIP, or the SigLIP of a family that is made like this one."""
         return self.core.vision_tower  # pyright: ignore[reportReturnType]
 
     @property
@@ -99,12 +99,12 @@ class Llava(Family):
 
     @property
     def encoder_layers(self) -> Sequence[nn.Module]:
-        """The CLIP layers."""
+        """The layers of the vision model."""
         return list(self.core.vision_tower.encoder.layers)  # pyright: ignore
 
     @property
     def encoder_reads(self) -> int:
-        """The CLIP layer that `vision_feature_layer` names."""
+        """The layer that `vision_feature_layer` names."""
         read = getattr(self.config, "vision_feature_layer", -2)
         if not isinstance(read, int):
             raise FoveateError(

@@ -43,9 +43,9 @@ class TiledFamily(Family):
 
     Attention and keys come from the tile in which a token was encoded.
 
-    There are two ways to resize an image: "interpolate" gives the encoder smaller tiles, if it takes them, so that
-    fewer tokens come out of each; "enlarge" shrinks each tile and enlarges it again, which saves no token. The tiles of
-    a call have one size, so a step keeps a fraction of them, or a number `per=tile`.
+    To resize an image, "interpolate" gives the encoder smaller tiles where a family has that way, so that fewer tokens
+    come out of each; "enlarge" shrinks each tile and enlarges it again, which saves no token. Where the tiles of a call
+    have one size, a step keeps a fraction of them, or a number `per=tile`.
     """
 
     resize_modes = ("interpolate", "enlarge")
