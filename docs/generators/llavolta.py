@@ -455,8 +455,8 @@ def _longer(short: Results) -> str:
         cells.append("" if alone else points(long.difference((schedule, end), ("single", DENSE))))
         lines.append(f"| {' | '.join(cells)} |")
     text = (
-        f"The same runs with {steps} steps each, and everything else as above. A difference is between runs of the same "
-        "seeds; accuracies are means over all seeds of a row."
+        f"The same runs with {steps} steps each, and everything else as above. A difference is between runs of the "
+        "same seeds; accuracies are means over all seeds of a row."
     )
     if long.missing:
         text += f" Not run yet: {len(long.missing)} of {len(long.measured['planned'])} planned runs."

@@ -25,8 +25,8 @@ HEAD = f"""\
 
 All types of models that `AutoModelForImageTextToText` of transformers {VERSION} knows. A type is built from its
 configuration, with no weights, and foveate is asked what it does with it: `python docs/make.py model_types`. Which
-methods a family takes, [support](support.md) says. "layers" are the inputs of decoder layers. A released model may have fewer places than its type's default configuration: layers need full
-attention throughout.
+methods a family takes, [support](support.md) says. "layers" are the inputs of decoder layers. A released model may have
+fewer places than its type's default configuration: layers need full attention throughout.
 
 | type | model | family | places |
 |---|---|---|---|
