@@ -591,3 +591,11 @@ def test_a_family_that_refuses_one_model_leaves_it_to_this_one() -> None:
 
 def row_inputs() -> dict[str, torch.Tensor]:
     return BY_NAME["llava_with_cls"].inputs(contract.CHAT)
+
+
+def test_a_head_beside_the_encoder_is_refused() -> None:
+    """Such a module returns logits, as long as the prompt that is left."""
+    model = BY_NAME["janus"].model()
+    family_of(model).core.lm_head = torch.nn.Identity()
+    with pytest.raises(UnsupportedFamily, match="the head of its language model is inside"):
+        family_of(model)

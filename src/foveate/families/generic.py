@@ -332,6 +332,11 @@ def _refuse(model: nn.Module, core: nn.Module, config: Any) -> None:
     if getattr(config, "image_token_id", None) is None:
         raise UnsupportedFamily("its configuration has no image_token_id, so its placeholders are not known")
     refuse_blocks(core)
+    if hasattr(core, "lm_head"):
+        raise UnsupportedFamily(
+            "the head of its language model is inside the module that reads images, so logits can't be put back to the "
+            "places of tokens that were left out"
+        )
     decoder: Any = core.get_decoder()  # pyright: ignore[reportCallIssue]
     if decoder is core or not hasattr(decoder, "layers"):
         raise UnsupportedFamily("its language model is not where transformers has it")
