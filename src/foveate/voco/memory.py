@@ -26,7 +26,7 @@ class DamagedMemory(FoveateError):
     """Reports a corrupt or truncated memory file."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class VoCoMemory:
     """The decoder's keys and values at the VoCo tokens of one image, or of several in order.
 
@@ -46,6 +46,8 @@ class VoCoMemory:
     >>> memory = VoCoMemory(keys, keys, 0, 581, 576, "base", "adapter:4", torch.ones(4))
     >>> memory.tokens, memory.nbytes, memory.first(2).end
     (4, 512, 579)
+    >>> memory
+    VoCoMemory(4 tokens for 576, 1 image, 512 bytes)
     """
 
     keys: Float[Tensor, "layers H n d"]
@@ -66,6 +68,10 @@ class VoCoMemory:
             check_kind(f"{name} of a memory", getattr(self, name), str, "a fingerprint")
         if self.end <= self.begin:
             raise FoveateError(f"a memory from position {self.begin} to {self.end} can't be; encode the image again")
+
+    def __repr__(self) -> str:
+        images = f"{self.images} image{'s' if self.images > 1 else ''}"
+        return f"{type(self).__name__}({self.tokens} tokens for {self.visual_tokens}, {images}, {self.nbytes:,} bytes)"
 
     @property
     def tokens(self) -> int:
