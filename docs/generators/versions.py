@@ -25,8 +25,8 @@ foveate warns once about a version that is newer than those in this table.
 
 The contract suite, which compares each model with itself uncompressed, ran with each of them on tiny random models:
 every test on every family, on two of them with all its parameters and on the others with one set. `nox -s full` runs
-all sets on all families, with one version. "1 of 12" tests is a share: every test on a twelfth of the families, and
-every family in a twelfth of the tests.
+all sets on all families, with one version, and everything that isn't about models. "1 of 12" tests is a share: every
+test on a twelfth of the families, and every family in a twelfth of the tests.
 
 "Refused" counts tests of something that this version of transformers can't do right: there foveate must raise an error
 that says so and what to do, and the test checks that it does.
@@ -74,8 +74,9 @@ def page() -> str:
 
 
 def _share(row: dict[str, Any]) -> str:
-    number = row.get("share", "1/1").partition("/")[2]
-    return "all" if number == "1" else f"1 of {number}"
+    share = row.get("share", "1/1")
+    number = share.partition("/")[2]
+    return "`nox -s full`" if share == "full" else "all" if number == "1" else f"1 of {number}"
 
 
 def _rows() -> list[dict[str, Any]]:
@@ -99,7 +100,8 @@ def take(report: Path, version: str) -> Path:
 
     Args:
         report: JUnit XML of pytest.
-        version: of transformers, with which it ran and which is installed now; after a colon the share of the suite.
+        version: of transformers, with which it ran and which is installed now; after a colon the share of the suite,
+            or "full" for all tests on all families.
     """
     ran, (version, _, share) = environment("cpu"), version.partition(":")
     assert ran["packages"]["transformers"] == version, f"this is transformers {ran['packages']['transformers']}"
@@ -127,4 +129,5 @@ def counts(report: Path) -> dict[str, Any]:
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     ran = row["environment"]
     versions = (ran["packages"]["transformers"], ran["python"], ran["packages"]["torch"])
-    return tuple(tuple(int(part) for part in each.partition("+")[0].split(".")) for each in versions)
+    whole = (row.get("share") == "full",)
+    return (*(tuple(int(part) for part in each.partition("+")[0].split(".")) for each in versions), whole)
