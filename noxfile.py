@@ -48,7 +48,7 @@ def tests(session: nox.Session, transformers: str) -> None:
 def full(session: nox.Session) -> None:
     """Run the whole suite with every test on every family, and enter what came out in docs/versions.md.
 
-    `tests` and `dev.py test` run a sample that covers both. Arguments after -- go to pytest, and leave the page as it is.
+    `tests` and `dev.py test` run a sample that covers both. Arguments after -- go to pytest, and leave the page alone.
     """
     install(session, "test")
     report = Path(session.create_tmp(), "full.xml").resolve()
