@@ -6,7 +6,7 @@ questions and captions are learned from, which numbers of tokens questions see, 
 All learn from the same images in the same order, and answer the same test questions. More runs go on from the shipped
 adapter, to see what holds back tokens that have been trained for long.
 
-Every run is skipped when its answers exist, and interrupted training resumes. The result is
+Every run is skipped when its answers exist or the report has its row, and interrupted training resumes. The result is
 docs/measured/voco-binding.json, from which `python docs/make.py voco` makes a table of docs/voco.md.
 """
 
@@ -22,12 +22,13 @@ from typing import Any, Final
 
 import torch
 from _common import link_features, say
-from voco_answers import ask, voco_configuration
+from voco_answers import ask, embedded_model, voco_configuration
 
 from foveate.bench.environment import environment
 from foveate.bench.statistics import difference_interval, mean_interval
 from foveate.embedded import PATH
 from foveate.files import write_json
+from foveate.fingerprint import model_fingerprint
 from foveate.scenes import test_set
 from foveate.train.objectives import parse_recipe
 from foveate.train.recipe import Recipe
@@ -93,8 +94,11 @@ def main() -> int:
     arguments = read_arguments()
     torch.set_num_threads(arguments.threads)
     arguments.runs.mkdir(parents=True, exist_ok=True)
+    wanted = [trial for trial in TRIALS if not arguments.only or trial.name in arguments.only]
+    wanted = [trial for trial in wanted if trial.name not in known(arguments)]
+    beside = {trial.beside for trial in wanted}
     for trial in TRIALS:
-        if not arguments.only or trial.name in arguments.only:
+        if trial in wanted or trial.name in beside:
             measure(trial, arguments)
             write_json(arguments.out, summary(arguments))
     say(f"wrote {arguments.out}")
@@ -177,13 +181,27 @@ def summary(arguments: argparse.Namespace) -> dict[str, Any]:
     owners = [scene.id for scene in test_set(arguments.questions) for _ in scene.questions]
     base = recipe_of(TRIALS[0], arguments).to_dict()
     first = Trial(SHIPPED, "the shipped adapter", beside=SHIPPED)
+    before = known(arguments)
+    made = [row_of(trial, arguments, owners) or before.get(trial.name) for trial in (*TRIALS, first)]
     return {
         "what": "share of test questions answered exactly after short runs, by how many VoCo tokens are asked",
         "questions": len(owners),
+        "model": model_fingerprint(embedded_model().model),
         "recipe": base,
-        "rows": [row for trial in (*TRIALS, first) if (row := row_of(trial, arguments, owners))],
+        "rows": [row for row in made if row],
         "environment": environment(),
     }
+
+
+def known(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return the rows of an earlier report of the same model, recipe and questions, perhaps from another machine."""
+    if not arguments.out.exists():
+        return {}
+    found = json.loads(arguments.out.read_text(encoding="utf-8"))
+    asked = sum(len(scene.questions) for scene in test_set(arguments.questions))
+    setting = [model_fingerprint(embedded_model().model), recipe_of(TRIALS[0], arguments).to_dict(), asked]
+    same = [found.get(key) for key in ("model", "recipe", "questions")] == setting
+    return {row["name"]: row for row in found["rows"]} if same else {}
 
 
 def row_of(trial: Trial, arguments: argparse.Namespace, owners: Sequence[str]) -> dict[str, Any] | None:
