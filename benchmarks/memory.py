@@ -20,6 +20,7 @@ import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from foveate.files import write_json
 from foveate.methods import Method, PixelMethod, method_class, method_names
 from foveate.methods.arithmetic import products
 from foveate.spec import parse
+from foveate.tokens import Keep
 
 OPTIONS = {"vispruner": ":step=16384"}
 """What makes a method with many rounds end sooner; it changes no memory."""
@@ -99,7 +101,7 @@ def measure(name: str, spec: str, tokens: int, width: int) -> dict[str, Any]:
     began = time.perf_counter()
     # What the first plan imports doesn't count.
     few = visual_tokens(method, features[:, :64], torch.zeros(1, WORDS, width))
-    parse(f"{name}:48").steps[0].method.plan(few)
+    replace(method, keep=Keep(tokens=48)).plan(few)
     signals = [given.signals[need] for need in method.needs]
     before = grown()
     try:

@@ -105,9 +105,10 @@ def test_few_tokens_never_take_so_much() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
-def test_estimates_of_all_options_are_near(memory: Any, spec: str, in_full: bool) -> None:
+def test_estimates_of_all_options_are_not_too_low(memory: Any, spec: str, in_full: bool) -> None:
+    """They may be too high: an option can leave out work, and keys are narrower than features."""
     if not in_full:
         pytest.skip("defaults are enough for every change")
     with torch.inference_mode():
-        row = memory.measure(spec.split(":")[0], spec.format(k=320), 2880, 512)
-    assert near(row), row
+        row = memory.measure(spec.split(":")[0], spec.format(k=512), 4608, WIDTH)
+    assert row["bytes"] <= 1.2 * row["estimate"] + SLACK, row
