@@ -24,7 +24,16 @@ REPORT = """\
 def test_a_report_is_counted(tmp_path: Path) -> None:
     (tmp_path / "report.xml").write_text(REPORT)
     counted = versions.counts(tmp_path / "report.xml")
-    assert counted == {"passed": 2, "refused": {"beams": 2}, "failed": 2, "skipped": 2}
+    assert counted == {"passed": 2, "refused": {"beams": 2}, "failed": 2, "mended": 0, "skipped": 2}
+
+
+def test_tests_that_ran_again_count_once(tmp_path: Path) -> None:
+    (tmp_path / "1.xml").write_text(REPORT)
+    (tmp_path / "2.xml").write_text(
+        '<testsuites><testsuite><testcase classname="a" name="fails"/></testsuite></testsuites>'
+    )
+    counted = versions.counts(tmp_path)
+    assert counted == {"passed": 3, "refused": {"beams": 2}, "failed": 1, "mended": 1, "skipped": 2}
 
 
 def test_a_run_enters_its_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

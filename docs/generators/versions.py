@@ -70,6 +70,8 @@ def page() -> str:
         lines.append(f"| {' | '.join(map(str, cells))} |")
     processors = sorted({row["environment"]["processor"] for row in rows})
     where = f"On {' and '.join(processors)}, without a GPU." if rows else "No run has been entered yet."
+    if mended := sum(row.get("mended", 0) for row in rows):
+        where += f" {mended} tests failed at first, and passed when they ran again after a mend."
     return "\n".join([HEAD, *lines, "", where, "", *_refusals(rows), TAIL])
 
 
@@ -99,7 +101,7 @@ def take(report: Path, version: str) -> Path:
     """Enter what came of one run in docs/measured/versions.json, in place of an earlier run of the same versions.
 
     Args:
-        report: JUnit XML of pytest.
+        report: JUnit XML of pytest, or a folder of them: a run, and tests of it that ran again.
         version: of transformers, with which it ran and which is installed now; after a colon the share of the suite,
             or "full" for all tests on all families.
     """
@@ -112,9 +114,19 @@ def take(report: Path, version: str) -> Path:
 
 
 def counts(report: Path) -> dict[str, Any]:
-    """Count in a JUnit report the tests that passed, failed, were skipped, and that expect a refusal, by what it is."""
-    cases = [case for suite in ElementTree.parse(report).iter("testsuite") for case in suite.iter("testcase")]
-    failed = sum(case.find("failure") is not None or case.find("error") is not None for case in cases)
+    """Count in a JUnit report the tests that passed, failed, were skipped, and that expect a refusal, by what it is.
+
+    Of a folder of reports, sorted by name, the last result of each test counts; "mended" are those that failed before.
+    """
+    results: dict[tuple[str, str], ElementTree.Element] = {}
+    before: set[tuple[str, str]] = set()
+    for one in sorted(report.glob("*.xml")) if report.is_dir() else [report]:
+        for case in ElementTree.parse(one).iter("testcase"):
+            name = case.get("classname", ""), case.get("name", "")
+            before |= {name} if name in results and _failed(results[name]) else set()
+            results[name] = case
+    cases = [*results.values()]
+    failed = sum(map(_failed, cases))
     skips = [skip for case in cases if (skip := case.find("skipped")) is not None]
     reasons = [skip.get("message", "") for skip in skips if skip.get("type") == "pytest.xfail"]
     refused = Counter(reason.removeprefix(REFUSED) for reason in reasons if reason.startswith(REFUSED))
@@ -122,8 +134,13 @@ def counts(report: Path) -> dict[str, Any]:
         "passed": len(cases) - failed - len(skips),
         "refused": dict(sorted(refused.items())),
         "failed": failed,
+        "mended": sum(not _failed(results[name]) for name in before),
         "skipped": len(skips) - sum(refused.values()),
     }
+
+
+def _failed(case: ElementTree.Element) -> bool:
+    return case.find("failure") is not None or case.find("error") is not None
 
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
