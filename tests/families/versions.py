@@ -44,7 +44,7 @@ CHECKPOINTING_INSIDE = _refused(
     "can't be trained with gradient checkpointing in transformers 5",
 )
 BEAMS_OF_SEVERAL_IMAGES = _refused(
-    False, "beams and several answers of prompts with several images", "mixes up the images of a prompt"
+    False, "beams and several answers of prompts with several images, for GLM", "mixes up the images of a prompt"
 )
 """Refused for rows that mix images up, whatever the version: conftest.py sees to that."""
 
