@@ -63,7 +63,7 @@ class Measurement:
     @property
     def current(self) -> bool:
         """Whether it was made for the models as they are."""
-        return self.file in (known := _made_for()) and known[self.file] == self.now
+        return _made_for().get(self.file) == self.now
 
 
 def measurements(pages: Iterable[str] = ()) -> list[Measurement]:

@@ -577,7 +577,7 @@ def check_version(version: str | None = None) -> None:
     >>> check_version("5.23.0")
     """
     version = version or _installed()
-    found = tuple(int(part) for part in version.split(".")[:2])
+    found = _minor(version)
     tested = " to ".join(f"{major}.{minor}" for major, minor in TESTED)
     if found < OLDEST:
         raise FoveateError(
@@ -594,7 +594,11 @@ def is_older(since: tuple[int, int], version: str | None = None) -> bool:
     >>> is_older((5, 20), "5.19.3"), is_older((5, 20), "5.20.0")
     (True, False)
     """
-    return tuple(int(part) for part in (version or _installed()).split(".")[:2]) < since
+    return _minor(version or _installed()) < since
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def check_since(title: str, since: tuple[int, int], version: str | None = None) -> None:

@@ -118,7 +118,7 @@ def configurations(
             continue
         text = given
         spec = seeded(parse(text), text, seed)
-        for each in _crossed(spec, budgets) if takes_budgets(text, spec) else [spec]:
+        for each in _crossed(spec, budgets) if _takes_budgets(text, spec) else [spec]:
             found.setdefault(name_of(each), each)
     return tuple(found.values())
 
@@ -131,7 +131,7 @@ def unused(specs: Sequence[str], keep: str | None, seed: int | None, match: str 
     """
     lines: list[str] = []
     read = [parse(text) for text in specs]
-    free = [text for text, spec in zip(specs, read, strict=True) if takes_budgets(text, spec)]
+    free = [text for text, spec in zip(specs, read, strict=True) if _takes_budgets(text, spec)]
     if specs and not free:
         given = [f"--{name} {value}" for name, value in (("keep", keep), ("match", match)) if value is not None]
         lines += [f"{option} changes nothing: each --spec names its keep, or takes none" for option in given]
@@ -144,7 +144,7 @@ def unused(specs: Sequence[str], keep: str | None, seed: int | None, match: str 
     return lines
 
 
-def takes_budgets(text: str, spec: Spec) -> bool:
+def _takes_budgets(text: str, spec: Spec) -> bool:
     """Return whether a spec says nothing of its keep and takes any, as an adapter that decides by itself doesn't."""
     if len(spec.steps) != 1 or has_keep(text) or not spec.steps[0].method.takes_keep:
         return False
