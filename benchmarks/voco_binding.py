@@ -13,6 +13,7 @@ docs/measured/voco-binding.json, from which `python docs/make.py voco` makes a t
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from collections.abc import Sequence
@@ -186,11 +187,17 @@ def summary(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "what": "share of test questions answered exactly after short runs, by how many VoCo tokens are asked",
         "questions": len(owners),
-        "model": model_fingerprint(embedded_model().model),
+        "model": fingerprint(),
         "recipe": base,
         "rows": [row for row in made if row],
         "environment": environment(),
     }
+
+
+@functools.cache
+def fingerprint() -> str:
+    """Return the embedded model's fingerprint, which takes a moment."""
+    return model_fingerprint(embedded_model().model)
 
 
 def known(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -199,7 +206,7 @@ def known(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
         return {}
     found = json.loads(arguments.out.read_text(encoding="utf-8"))
     asked = sum(len(scene.questions) for scene in test_set(arguments.questions))
-    setting = [model_fingerprint(embedded_model().model), recipe_of(TRIALS[0], arguments).to_dict(), asked]
+    setting = [fingerprint(), recipe_of(TRIALS[0], arguments).to_dict(), asked]
     same = [found.get(key) for key in ("model", "recipe", "questions")] == setting
     return {row["name"]: row for row in found["rows"]} if same else {}
 

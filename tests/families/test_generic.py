@@ -425,7 +425,7 @@ M_ROPE = [name for name in ("paddleocr_vl", "ernie4_5_vl_moe") if name in BY_NAM
 
 @pytest.mark.parametrize("name", M_ROPE)
 def test_grids_of_models_with_positions_of_qwen2_vl(name: str) -> None:
-    row = installed(name)
+    row = BY_NAME[name]
     model, inputs = shared(row), row.inputs(*contract.BATCH)
     family = family_of(model)
     assert family.knows_grids
@@ -440,7 +440,7 @@ def test_grids_of_models_with_positions_of_qwen2_vl(name: str) -> None:
 @pytest.mark.parametrize("name", M_ROPE)
 def test_positions_that_are_not_those_of_qwen2_vl_are_refused(name: str) -> None:
     """All of them at `apply`; those of some grids where such an image comes."""
-    row = installed(name)
+    row = BY_NAME[name]
     model = row.model()
     core, whole, tallest = model.model, model.model.get_rope_index, 0
 

@@ -69,7 +69,7 @@ def draw_maps(image: Image.Image, maps: Sequence[HeatMap], heading: str = "", si
     if not maps:
         raise FoveateError("there is no map to draw; give at least one")
     side = side or {1: 672, 2: 528, 3: 408}.get(len(maps), 300)
-    drawn = [max(draw_values(image, one.layout, one.values, side), key=_area) for one in maps]
+    drawn = [_largest(image, one, side) for one in maps]
     return draw_sheet(drawn, [(one.title, one.note) for one in maps], heading, side)
 
 
@@ -97,16 +97,23 @@ def draw_values(
     >>> one.getpixel((0, 0)) < one.getpixel((7, 0))
     True
     """
+    shares = _shares(layout, values)
+    most = max(share.size for share in shares)
+    return [_draw(image, share, side if share.size == most else side // 2) for share in shares]
+
+
+def _largest(image: Image.Image, one: HeatMap, side: int) -> Image.Image:
+    """Draw the largest grid of a map."""
+    return _draw(image, max(_shares(one.layout, one.values), key=np.size), side)
+
+
+def _shares(layout: Layout, values: Float[np.ndarray, " N"]) -> list[Float[np.ndarray, "H W"]]:
+    """Return the values of each grid of an image, as shares of the largest one of all grids."""
     values = np.asarray(values, dtype=np.float64)
     if values.shape != (layout.content,):
         raise FoveateError(f"a map has {values.size} values, and its image {layout.content} tokens")
-    grids = over_image(layout.segments)
-    most, highest = max(grid.size for grid in grids), max(float(values.max()), 1e-30)
-    return [_draw(image, values[grid] / highest, side if grid.size == most else side // 2) for grid in grids]
-
-
-def _area(picture: Image.Image) -> int:
-    return picture.width * picture.height
+    highest = max(float(values.max()), 1e-30)
+    return [values[grid] / highest for grid in over_image(layout.segments)]
 
 
 def _draw(image: Image.Image, shares: np.ndarray, side: int) -> Image.Image:
