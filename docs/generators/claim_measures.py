@@ -53,11 +53,13 @@ class Found:
         text: for the page.
         verdict: one of `VERDICTS`.
         made_by: the file of docs/measured, or the command, that it comes from; "" if nothing was measured.
+        beside: another such file, where the text has numbers of two.
     """
 
     text: str
     verdict: str
     made_by: str = ""
+    beside: str = ""
 
 
 MEASURES: dict[str, Callable[..., Found]] = {}
@@ -251,15 +253,22 @@ def _tested(schedule: str, spec: str) -> tuple[str, str]:
 
 @measure
 def llavolta_no_loss(pairs: Sequence[Sequence[str]], **_: Any) -> Found:
-    """Models of schedules less others, each under a setting of its own."""
-    found = {
-        first: _schedules().difference(_tested(first, spec), _tested(other, under)).to_dict()
-        for first, spec, other, under in pairs
-    }
+    """Models of schedules less others, each under a setting of its own; of the longest runs of each pair."""
+    found: dict[str, dict[str, Any]] = {}
+    files: dict[str, list[str]] = {}
+    for first, spec, other, under in pairs:
+        one, two = _tested(first, spec), _tested(other, under)
+        file = _longest(one, two)
+        found[first] = _schedules(file).difference(one, two).to_dict()
+        files.setdefault(file, []).append(first)
     verdicts = {lost_nothing(each) for each in found.values()}
     verdict = next(each for each in (DISAGREES, NOT_SHOWN, AGREES) if each in verdicts)
-    text = "; ".join(f"`{name}` {points_text(each)}" for name, each in found.items())
-    return Found(text, verdict, "llavolta.json")
+    text = "; ".join(
+        f"after {_schedules(file).measured['setting']['steps']} steps: "
+        + ", ".join(f"`{name}` {points_text(found[name])}" for name in names)
+        for file, names in files.items()
+    )
+    return Found(text, verdict, *files)
 
 
 @measure

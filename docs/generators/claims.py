@@ -124,8 +124,7 @@ def take(results: Path, name: str) -> None:
 def page() -> str:
     """Return the text of docs/claims.md."""
     papers = {paper["name"]: (paper, claims_of(paper)) for paper in read("claims.toml")["paper"]}
-    made = list(dict.fromkeys(each.found.made_by for _, claims in papers.values() for each in claims))
-    made = [each for each in made if each]
+    made = list(dict.fromkeys(file for _, claims in papers.values() for each in claims for file in _files(each)))
     parts = [HEAD, _in_short(papers), _rules()]
     parts += [_paper(paper, claims, made) for paper, claims in papers.values()]
     parts += [_commands(made), _real(), *map(_real_table, read("real_runs.toml")["tables"])]
@@ -202,12 +201,17 @@ def _paper(paper: Mapping[str, Any], claims: Sequence[Claim], made: Sequence[str
     rows = []
     for each in claims:
         mark = {AGREES: "**agrees**", DISAGREES: "**does not agree**", NOT_SHOWN: NOT_SHOWN}[each.found.verdict]
-        by = f"[{made.index(each.found.made_by) + 1}](#commands)" if each.found.made_by else ""
+        by = ", ".join(f"[{made.index(file) + 1}](#commands)" for file in _files(each))
         rows.append([each.text, f"{each.published} ({each.source})", each.found.text, mark, each.why, by])
     columns = ["claim", "published", "here", "", "why, or what to know", "by"]
     return f"## {paper['title']}\n\n{about}more on [{paper['page']}]({paper['page']}).\n\n" + table(
         columns, rows, "llllll"
     )
+
+
+def _files(claim: Claim) -> list[str]:
+    """Return what a claim's numbers come from."""
+    return [each for each in (claim.found.made_by, claim.found.beside) if each]
 
 
 def _commands(made: Sequence[str]) -> str:

@@ -198,25 +198,25 @@ def _wrap(text: str) -> str:
     )
 
 
-def _conclusions(results: Results) -> str:
-    """Return what follows from the measurements, for somebody who chooses a schedule."""
+def _conclusions(short: Results) -> str:
+    """Return what follows from the measurements, for somebody who chooses a schedule; of the longest runs of each."""
     title = "## What follows\n\n"
     name = "last-stage-compression"
-    if not results.has("single", name, "always-pool", "always-cluster"):
+    if not short.has("single", name, "always-pool", "always-cluster"):
         return title + "Too little is measured yet.\n"
-    light, heavy, cluster = (results.spec(each) for each in (name, "always-pool", "always-cluster"))
-    used = results.difference((name, light), ("single", DENSE))
-    other = results.difference(("always-pool", DENSE), ("single", DENSE))
-    ending = [each for each in PUBLISHED if each not in ("single", name) and results.has(each)]
-    differences = [results.difference((each, DENSE), ("single", DENSE)) for each in ending]
+    light, heavy, cluster = (short.spec(each) for each in (name, "always-pool", "always-cluster"))
+    used, steps = _longest(short, (name, light), ("single", DENSE))
+    other, collapsed = _longest(short, ("always-pool", DENSE), ("single", DENSE))
+    ending = [each for each in PUBLISHED if each not in ("single", name) and short.has(each)]
+    differences = [_longest(short, (each, DENSE), ("single", DENSE))[0] for each in ending]
     open_ = all(
         found.low is not None and found.high is not None and found.low <= 0 <= found.high for found in differences
     )
     points_listed = [100 * found.value for found in differences]
-    times = [100 * (1 - results.time(each)) for each in ending]
+    times = [100 * (1 - short.time(each)) for each in ending]
     parts = [
-        f"To save training time and inference time, use `{name}`: it takes {results.time(name):.0%} of the time of a "
-        f"dense run, and its model, used under `{light}`, is {points(used)} from the dense one: "
+        f"To save training time and inference time, use `{name}`: it takes {short.time(name):.0%} of the time of a "
+        f"dense run, and its model, used under `{light}`, is {points(used)} from the dense one after {steps} steps: "
         + verdict(used, "better.", "worse.", "no measurable difference."),
         f"To save training time alone, use any schedule that ends dense: they save {min(times):.0f} to "
         f"{max(times):.0f} % of the time, and their models are {min(points_listed):+.1f} to {max(points_listed):+.1f} "
@@ -224,9 +224,10 @@ def _conclusions(results: Results) -> str:
         + (
             ", none by a measurable difference." if open_ else "; the text below says which differences are measurable."
         ),
-        f"A model that never meets all tokens loses the use of them: trained under `{heavy}` to the last step and used "
-        f"dense, it is {points(other)} from the dense one. End with the setting that you will use.",
-        _heavy(results, heavy, cluster),
+        f"A model that never meets all tokens loses the use of them: trained under `{heavy}` to the last of "
+        f"{collapsed} steps and used dense, it is {points(other)} from the dense one. End with the setting that you "
+        "will use.",
+        _heavy(short, heavy, cluster),
     ]
     return (
         title
@@ -238,6 +239,13 @@ def _conclusions(results: Results) -> str:
         )
         + "\n"
     )
+
+
+def _longest(short: Results, one: tuple[str, str], other: tuple[str, str]) -> tuple[Interval, int]:
+    """Return (schedule, spec) less another and the steps of the runs, the longest ones that have both."""
+    found = longer()
+    chosen = found if found is not None and found.has(one[0], other[0]) else short
+    return chosen.difference(one, other), chosen.measured["setting"]["steps"]
 
 
 def _heavy(results: Results, heavy: str, cluster: str) -> str:
@@ -445,9 +453,8 @@ def _longer(short: Results) -> str:
         "| less `single`, dense |",
         "|:--|:--|--:|--:|--:|--:|",
     ]
-    for schedule in [*PUBLISHED, "always-pool", "always-cluster"]:
-        if not long.has(schedule):
-            continue
+    names = [each for each in [*PUBLISHED, "always-pool", "always-cluster"] if long.has(each)]
+    for schedule in names:
         end = long.spec(schedule)
         cells = [f"`{schedule}`", f"`{end}`" if end != DENSE else DENSE, str(len(long.seeds(schedule)))]
         cells += [f"{each.accuracy(schedule, end):.1%}" if each.has(schedule) else "" for each in (short, long)]
@@ -459,18 +466,29 @@ def _longer(short: Results) -> str:
         "same seeds; accuracies are means over all seeds of a row."
     )
     if long.missing:
-        text += f" Not run yet: {len(long.missing)} of {len(long.measured['planned'])} planned runs."
+        text += " Planned and not run yet: " + ", ".join(f"`{each}`" for each in long.missing) + "."
+    every = [
+        f"`{each}` " + " / ".join(f"{long.accuracy(each, long.spec(each), [seed]):.1%}" for seed in long.seeds(each))
+        for each in names
+        if len(long.seeds(each)) > 1
+    ]
+    if every:
+        text += "\n\nSeed by seed: " + "; ".join(every) + "."
+    if long.has("always-pool", "single"):
+        found = long.difference(("always-pool", DENSE), ("single", DENSE))
+        text += (
+            f"\n\nTrained under `{long.spec('always-pool')}` alone and used dense, the model is {points(found)} from "
+            "the dense run: "
+            + verdict(found, "better.", "the collapse stays when training is longer.", "no measurable difference.")
+        )
     if long.has("always-pool", "always-cluster"):
         pool, cluster = (long.spec(each) for each in ("always-pool", "always-cluster"))
         found = long.difference(("always-pool", pool), ("always-cluster", cluster))
-        text += (
-            f" After so many, averaging is {points(found)} from clustering at the same number of tokens: "
-            + verdict(
-                found,
-                "better once trained, as in the paper.",
-                "worse, also once trained, unlike in the paper.",
-                "no measurable difference; in the paper it is 2.5 points better.",
-            )
+        text += f"\n\nAveraging is {points(found)} from clustering at the same number of tokens: " + verdict(
+            found,
+            "better once trained, as in the paper.",
+            "worse, also once trained, unlike in the paper.",
+            "no measurable difference; in the paper it is 2.5 points better.",
         )
     return title + "\n".join(lines) + "\n\n" + _wrap(text)
 
