@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +32,8 @@ STREAM_QUESTIONS = {
 }
 SHORT = ("1", "8", "32")
 """Numbers of tokens that the tables of short runs show."""
+TARGETS = {"1": 0.7, "8": 0.9}
+"""By the number of tokens, the retention that the page asks for."""
 CLIP_QUESTIONS = {"way": "where it moves", "first": "which comes first", "often": "in how many frames"}
 
 
@@ -40,7 +43,12 @@ def pages() -> dict[str, str]:
     streams = json.loads((MEASURED / "voco-stream.json").read_text(encoding="utf-8"))
     short = json.loads((MEASURED / "voco-binding.json").read_text(encoding="utf-8"))
     text = with_measured_part((DOCS / "voco.md").read_text(encoding="utf-8"), measured_part(found))
-    parts = {"streams": stream_part(streams), "short runs": binding_part(short), "size": size_part(found)}
+    parts = {
+        "streams": stream_part(streams),
+        "short runs": binding_part(short),
+        "size": size_part(found),
+        "growth": growth_part(found, short),
+    }
     for name, part in parts.items():
         text = with_part(text, name, "\n" + part)
     return {"voco.md": text}
@@ -108,6 +116,42 @@ def size_part(found: Mapping[str, Any]) -> str:
         )
         + "\n"
     )
+
+
+def growth_part(found: Mapping[str, Any], short: Mapping[str, Any]) -> str:
+    """Return accuracy by how many images were trained on, and how many more would be needed at the last pace."""
+    rows, tried = _rows(found), {row["name"]: row for row in short["rows"]}
+    batch, first, longer = short["recipe"]["batch"], found["recipe"], found["longer"]["recipe"]
+    made = {
+        tried[name]["steps"] * batch: {count: tried[name]["tokens"][count]["accuracy"] for count in SHORT}
+        for name in ("base", "twice")
+        if name in tried
+    }
+    images = 0
+    for run, recipe in (("press", first), (f"press{LONGER}", longer)):
+        images += recipe["steps"] * recipe["batch"]
+        made[images] = {count: rows[f"{run}:{count}"]["accuracy"] for count in SHORT}
+    columns = ["images trained on", *(f"{count} token{'s' * (count != '1')}" for count in SHORT)]
+    cells = [[f"{n:,}", *(share_text(each[count]) for count in SHORT)] for n, each in sorted(made.items())]
+    before, last = sorted(made)[-2:]
+    pace = {
+        count: (made[last][count]["value"] - made[before][count]["value"]) / math.log2(last / before) for count in SHORT
+    }
+    bounds = [rows[name]["accuracy"]["value"] for name in ("untrained", "dense:dense")]
+    text = (
+        f"From {before:,} to {last:,} images, each doubling added "
+        + ", ".join(f"{100 * pace[count]:.1f} points with {count}" for count in SHORT)
+        + f" token{'s' * (SHORT[-1] != '1')}. "
+    )
+    for count, target in TARGETS.items():
+        needed = bounds[0] + target * (bounds[1] - bounds[0])
+        doublings = (needed - made[last][count]["value"]) / pace[count]
+        text += (
+            f"For {target:.0%} retention, {count} token{'s' * (count != '1')} would have to answer {needed:.1%}: at "
+            f"that pace, {doublings:.1f} more doublings, {last * 2**doublings / 1e6:.1f} million images. "
+        )
+    text += "Both are extrapolations."
+    return table(columns, cells, "r" * len(columns)) + "\n" + fill(text) + "\n"
 
 
 def _bytes_of_a_token(model: str | None) -> int:
