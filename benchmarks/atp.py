@@ -49,7 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("start", "train", "choose", "measure", "points", "draw", "report"))
     parser.add_argument("--only", help="names of configurations or variants, separated by semicolons")
-    parser.add_argument("--questions", type=int, default=400)
+    parser.add_argument("--questions", type=int, default=276, help="of test scenes [%(default)s]")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "atp", help="folder of adapters and answers")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     parser.add_argument("--threads", type=int, default=1)
@@ -117,6 +117,8 @@ def report(work: Path, target: Path) -> None:
     """Write every figure of the page to one JSON file, and print a summary."""
     lines = {path.stem: lines_of(path) for path in sorted((work / "answers").glob("*.jsonl"))}
     questions = min(len(own) for own in lines.values())
+    if longer := [name for name, own in lines.items() if len(own) > questions]:
+        print(f"{questions} questions, since some configurations have no more; {len(longer)} have more, which are left out")
     lines = {name: own[:questions] for name, own in lines.items()}
     scenes = [line["scene"] for line in lines["dense"]]
     found: dict[str, Any] = {

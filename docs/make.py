@@ -92,6 +92,8 @@ def main() -> int:
     every = found()
     if unknown := [name for name in arguments.generators if name not in every]:
         reader.error(f"unknown generator {unknown[0]!r}; there are {', '.join(every)}")
+    if arguments.check and (arguments.measure or arguments.take):
+        reader.error("--check writes nothing; leave --measure and --take out")
     if arguments.take:
         takers = [name for name in arguments.generators if hasattr(every[name], "take")]
         if len(takers) != 1:

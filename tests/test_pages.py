@@ -53,3 +53,6 @@ def test_the_command_checks_without_writing_and_names_generators(
         run("outside")
     assert ended.value.code == 2
     assert "unknown generator 'outside'; there are accuracy, " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("inside", "--check", "--measure")
+    assert "--check writes nothing" in capsys.readouterr().err

@@ -465,8 +465,6 @@ def _longer(short: Results) -> str:
         f"The same runs with {steps} steps each, and everything else as above. A difference is between runs of the "
         "same seeds; accuracies are means over all seeds of a row."
     )
-    if long.missing:
-        text += " Planned and not run yet: " + ", ".join(f"`{each}`" for each in long.missing) + "."
     every = [
         f"`{each}` " + " / ".join(f"{long.accuracy(each, long.spec(each), [seed]):.1%}" for seed in long.seeds(each))
         for each in names
@@ -613,14 +611,18 @@ def _differ(results: Results) -> str:
     )
 
 
-def _missing(results: Results) -> str:
-    if not results.missing:
-        return (
-            "## What is missing\n\nEvery planned run is in. The set-up with all 576 tokens (`--full`) is for a GPU.\n"
-        )
-    names = ", ".join(f"`{name}`" for name in results.missing)
-    return "## What is missing\n\n" + _wrap(
-        f"Planned and not run yet: {names}. The same command runs them, and skips what is done. Differences "
-        "that rest on one seed are for that order of the conversations. The set-up with all 576 tokens and the "
-        "encoder in every step (`--full`) is for a GPU and has not been run."
+def _missing(short: Results) -> str:
+    planned = {each.measured["setting"]["steps"]: each.missing for each in (short, longer()) if each is not None}
+    texts = [
+        f"With {steps} steps, planned and not run: " + ", ".join(f"`{name}`" for name in names) + "."
+        for steps, names in planned.items()
+        if names
+    ]
+    texts.append(
+        "The command below runs what is missing, and skips what is done." if texts else "Every planned run is in."
     )
+    texts.append(
+        "Differences that rest on one seed are for that order of the conversations. The set-up with all 576 tokens and "
+        "the encoder in every step (`--full`) is for a GPU and has not been run."
+    )
+    return "## What is missing\n\n" + _wrap(" ".join(texts))
