@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,7 @@ from foveate.loading import find_config, load_model
 from foveate.prompts import tokenized
 from foveate.schedule import Schedule, schedule
 from foveate.train.batches import Batches
-from foveate.train.recipe import Recipe, Stage
+from foveate.train.recipe import SHIPPED, Recipe, Stage
 from foveate.train.settings import DENSE, RecipeError
 from foveate.train.sources import Conversation, Conversations
 
@@ -110,6 +110,11 @@ class KeptFeatures:
     def name(self, index: int) -> str:
         """Return what errors call a row."""
         return self._rows.name(index)
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """Return what tells the conversations from others in the same place."""
+        return self._rows.fingerprint
 
     def __getitem__(self, index: int) -> Conversation:
         """Return the conversation without its images."""
@@ -224,8 +229,13 @@ def train_on_features(
     """
     spec = recipe.data.features
     assert spec is not None
-    key = json.dumps([recipe.to_dict()["data"], _weights(recipe)])
+    key = _key(recipe, rows, processor)
     share = (int(arguments.process_index), int(arguments.world_size))
+    if share[1] > 1:
+        from accelerate.utils import broadcast_object_list
+
+        # Copies of the data on several machines may have other times of change.
+        (key,) = broadcast_object_list([key])
     model.to(arguments.device)
     kept = KeptFeatures(folder, rows, model, processor, spec, key, share, say)
     if share[1] > 1:
@@ -247,9 +257,17 @@ def with_encoder(trained: nn.Module, recipe: Recipe) -> Any:
     return whole
 
 
-def _weights(recipe: Recipe) -> list[Any]:
-    """Return what distinguishes the weights of two models without reading them."""
+def _key(recipe: Recipe, rows: Conversations, processor: Any) -> str:
+    """Return what tells a recipe's features from those of other data or another model, without reading weights."""
+    parts: list[Any] = [recipe.to_dict()["data"]]
     if recipe.commit is not None:
-        return [recipe.model, recipe.commit]
-    found = facts_of_files(find_config(**recipe.source).parent, "*.safetensors")
-    return [[file.path.name, file.size, file.modified] for file in sorted(found, key=lambda file: file.path)]
+        parts.append([recipe.model, recipe.commit])
+    else:
+        found = facts_of_files(find_config(**recipe.source).parent, "*.safetensors")
+        parts.append([[file.path.name, file.size, file.modified] for file in sorted(found, key=lambda file: file.path)])
+        if recipe.model != SHIPPED:
+            # A folder's processor may be edited; the embedded model's comes with foveate.
+            parts.append(processor.image_processor.to_dict())
+    if rows.fingerprint:
+        parts.append(dict(rows.fingerprint))
+    return json.dumps(parts, default=str)
