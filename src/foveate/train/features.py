@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from foveate.engine.encode import encode_for
@@ -75,6 +76,9 @@ class KeptFeatures:
         key: what else the features depend on; features of another key are not used.
         share: this process's number and how many there are: each makes its share of the files.
         say: prints progress.
+
+    Raises:
+        FoveateError: features can't be kept, or no conversation has an image.
     """
 
     def __init__(
@@ -97,6 +101,8 @@ class KeptFeatures:
         shards = range(-(-len(rows) // SHARD))
         missing = [number for number in shards if not is_file(self._path(number))]
         if missing:
+            if not any(rows[index].images for index in range(len(rows))):
+                raise FoveateError("no conversation of data has an image; leave data.features out for text alone")
             make_folder(self._folder)
             family = family_of(model)
             plan = check_features(family, spec)
@@ -156,21 +162,27 @@ class KeptFeatures:
         listed = [self._rows[index] for index in indices]
         pictures = (picture for one in listed for picture in one.pictures())
         while part := list(islice(pictures, _AT_ONCE)):
-            inputs = dict(processor.image_processor(images=part, return_tensors="pt"))
-            encoded = encode_for(family, inputs, [plan])
-            assert encoded.features is not None
-            for image, features in zip(plan_images(family, plan, encoded), encoded.features, strict=True):
-                kept = features[None] if image.plan is None else image.plan.apply(features[None])
-                made.append(kept.half().mT[:, :, None].cpu())
+            made.append(_encoded(part, family, plan, processor))
         if not made:
-            raise FoveateError(
-                f"{listed[0].name} to {listed[-1].name} have no image; leave data.features out for text alone"
-            )
+            # A file of text alone holds no image of the shape that all have.
+            made.append(_encoded([Image.new("RGB", (64, 64))], family, plan, processor)[:0])
         header = {
             "messages": json.dumps([one.messages for one in listed]),
             "images": json.dumps([len(one.images) for one in listed]),
         }
         write_tensors(self._path(number), {"features": torch.cat(made).contiguous()}, header)
+
+
+def _encoded(pictures: list[Image.Image], family: Family, plan: Schedule, processor: Any) -> Tensor:
+    """Return the features that are left of images: (images, D, 1, M) float16."""
+    inputs = dict(processor.image_processor(images=pictures, return_tensors="pt"))
+    encoded = encode_for(family, inputs, [plan])
+    assert encoded.features is not None
+    made: list[Tensor] = []
+    for image, features in zip(plan_images(family, plan, encoded), encoded.features, strict=True):
+        kept = features[None] if image.plan is None else image.plan.apply(features[None])
+        made.append(kept.half().mT[:, :, None].cpu())
+    return torch.cat(made)
 
 
 class FeatureBatches(Batches):
