@@ -44,11 +44,14 @@ class Conversation:
         name: where it comes from, for errors.
         images: each a picture or the path of one, in the order of the image parts.
         messages: the turns.
+        place: how many conversations of the run come before it, over all passes and processes; what objectives do in
+            turns goes by it.
     """
 
     name: str
     images: tuple[Image.Image | Path, ...]
     messages: tuple[Message, ...]
+    place: int = 0
 
     def pictures(self) -> list[Image.Image]:
         """Open the images.
