@@ -1,6 +1,9 @@
 """Conversations become batches: labels where the assistant speaks, images whole, in every form that people use."""
 
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +158,57 @@ def test_a_hugging_face_dataset(tmp_path: Path) -> None:
         conversations(Data(dataset=str(tmp_path / "other")))
     with pytest.raises(RecipeError, match="it must be the name of a dataset"):
         conversations(Data(dataset=str(tmp_path / "set" / "data-00000-of-00001.arrow")))
+
+
+def edited_lines(folder: Path) -> Callable[..., dict[str, str]]:
+    scene(0).image.save(folder / "0.png")
+
+    def fingerprint(answer: str = "a cat") -> dict[str, str]:
+        (folder / "rows.jsonl").write_text(json.dumps({"image": "0.png", "question": "what ?", "answer": answer}))
+        return dict(conversations(Data(jsonl=str(folder / "rows.jsonl"))).fingerprint)
+
+    return fingerprint
+
+
+def edited_dataset(folder: Path) -> Callable[..., dict[str, str]]:
+    datasets = pytest.importorskip("datasets")
+    scene(0).image.save(folder / "0.png")
+
+    def fingerprint(answer: str = "a cat", column: str = "image", paths: Any = "0.png") -> dict[str, str]:
+        made = datasets.Dataset.from_dict({column: [paths], "question": ["what ?"], "answer": [answer]})
+        shutil.rmtree(folder / "set", ignore_errors=True)
+        made.save_to_disk(folder / "set")
+        return dict(conversations(Data(dataset=str(folder / "set"), images=str(folder))).fingerprint)
+
+    return fingerprint
+
+
+@pytest.mark.parametrize("kind", [edited_lines, edited_dataset])
+def test_a_fingerprint_tells_what_has_changed(tmp_path: Path, kind: Callable[..., Any]) -> None:
+    fingerprint = kind(tmp_path)
+    before = fingerprint()
+    assert fingerprint() == before
+    other = fingerprint("a star")
+    assert other.keys() == before.keys() == {"conversations", "image files"}
+    assert other["conversations"] != before["conversations"]
+    assert other["image files"] == before["image files"]
+    scene(1).image.save(tmp_path / "0.png")
+    os.utime(tmp_path / "0.png", ns=(1, 1))
+    other = fingerprint()
+    assert other["conversations"] == before["conversations"]
+    assert other["image files"] != before["image files"]
+
+
+def test_a_fingerprint_of_lists_of_images_and_of_pictures(tmp_path: Path) -> None:
+    fingerprint = edited_dataset(tmp_path)
+    several = fingerprint(column="images", paths=["0.png", "0.png"])
+    inside = fingerprint(paths=scene(0).image)
+    os.utime(tmp_path / "0.png", ns=(1, 1))
+    assert fingerprint(column="images", paths=["0.png", "0.png"])["image files"] != several["image files"]
+    assert fingerprint(paths=scene(0).image) == inside
+    with pytest.raises(FoveateError, match=r"row 0: there is no image .*9\.png"):
+        fingerprint(paths="9.png")
+    assert not Scenes(4).fingerprint
 
 
 def test_every_scene_has_turns_and_begins_differently() -> None:

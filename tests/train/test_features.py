@@ -1,7 +1,10 @@
 """Training on kept features is training behind the frozen encoder, and costs the encoder once."""
 
 import json
+import os
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +16,10 @@ import foveate
 from foveate.errors import FoveateError
 from foveate.families import family_of
 from foveate.loading import load
+from foveate.scenes import clip, scene
 from foveate.train import features as features_module
 from foveate.train.batches import Batches
-from foveate.train.features import FeatureBatches, KeptFeatures, check_features
+from foveate.train.features import FeatureBatches, KeptFeatures, check_features, train_on_features
 from foveate.train.objectives import parse_recipe
 from foveate.train.prepared import prepare
 from foveate.train.run import run
@@ -104,8 +108,6 @@ def test_what_cannot_be_kept_is_told_before_anything_runs(
 
 
 def test_several_images_or_none_in_a_conversation(tiny_model: Path, tmp_path: Path) -> None:
-    from foveate.scenes import clip
-
     frames = [f"{number}.png" for number in range(3)]
     for name, picture in zip(frames, clip(1).frames):
         picture.save(tmp_path / name)
@@ -136,12 +138,59 @@ def test_several_images_or_none_in_a_conversation(tiny_model: Path, tmp_path: Pa
     run(given, tmp_path / "run", say=lambda _: None, flops=False)
 
 
+def test_features_of_edited_data_or_another_processor_are_made_anew(tiny_model: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    path = tmp_path / "rows.jsonl"
+    made: list[str] = []
+
+    def features(answer: str, picture: int) -> KeptFeatures:
+        scene(picture).image.save(tmp_path / "0.png")
+        os.utime(tmp_path / "0.png", ns=(picture, picture))
+        path.write_text(json.dumps({"image": "0.png", "question": "what ?", "answer": answer}))
+        given = parse_recipe(recipe(model, data={"jsonl": str(path), "features": SPEC}, steps=2))
+        ready = prepare(given)
+        alone = SimpleNamespace(process_index=0, world_size=1, device="cpu")
+        whole, processor = load(model)
+        return train_on_features(whole, processor, ready.rows, given, tmp_path / "kept", made.append, alone)[0]
+
+    first = features("a cat", 1)
+    features("a cat", 1)
+    assert len(made) == 1, "the same data"
+    assert features("a star", 1)[0].messages[1]["content"][0]["text"] == "a star"
+    other = features("a cat", 2)
+    assert not torch.equal(other.features(0), first.features(0))
+    assert len(made) == 3
+    config = next(file for file in model.glob("*processor_config.json") if "image_mean" in file.read_text())
+    config.write_text(config.read_text().replace("0.5", "0.25"))
+    features("a cat", 2)
+    assert len(made) == 4
+
+
 def test_text_alone_has_no_features(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"question": "what ?", "answer": "star"}')
     given = recipe(tiny_model, data={"jsonl": str(path), "features": SPEC}, steps=2)
-    with pytest.raises(FoveateError, match=r"line 1 have no image; leave data\.features out"):
+    with pytest.raises(FoveateError, match=r"no conversation of data has an image; leave data\.features out"):
         run(parse_recipe(given), tmp_path / "run", say=lambda _: None, flops=False)
+
+
+@pytest.mark.parametrize("texts", [range(4), range(4, 8)], ids=["first", "between"])
+def test_files_of_text_alone_among_others(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: range
+) -> None:
+    """As many rows of text follow each other as a file has."""
+    monkeypatch.setattr(features_module, "SHARD", 4)
+    scene(0).image.save(tmp_path / "0.png")
+    text = {"question": "what ?", "answer": "star"}
+    rows = [text if number in texts else {**text, "image": "0.png"} for number in range(10)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    given = parse_recipe(recipe(tiny_model, data={"jsonl": str(path), "features": SPEC}, steps=3))
+    run(given, tmp_path / "run", say=lambda _: None, flops=False)
+    model, processor = load(tiny_model)
+    kept = KeptFeatures(tmp_path / "kept", prepare(given).rows, model, processor, SPEC, "key")
+    assert kept.tokens == 9
+    assert [len(kept.features(number)) for number in range(10)] == [int(number not in texts) for number in range(10)]
 
 
 def test_families_that_have_no_such_way_say_so(tiny_model: Path) -> None:

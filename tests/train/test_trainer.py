@@ -212,6 +212,41 @@ def test_a_finished_run_is_left_alone_and_another_recipe_refused(whole: Path, ti
         run(parse_recipe(recipe(tiny_model, lr=2e-3)), whole, resume=True)
 
 
+def test_a_run_does_not_go_on_with_other_data(tiny_model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+
+    def write(answer: str) -> None:
+        row = {"image": "0.png", "question": "what is it ?", "answer": answer}
+        path.write_text("\n".join([json.dumps(row)] * 4))
+
+    scene(0).image.save(tmp_path / "0.png")
+    write("yes")
+    given = recipe(tiny_model, data={"jsonl": str(path)}, steps=4)
+    first = trained(tmp_path / "run", given)
+    shutil.rmtree(tmp_path / "run" / "model")
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    write("no")
+    with pytest.raises(RecipeError, match="checkpoint-2 was made with other data: the conversations have changed"):
+        trained(tmp_path / "run", given, resume=True)
+    write("yes")
+    stamp = (tmp_path / "0.png").stat().st_mtime_ns
+    os.utime(tmp_path / "0.png", ns=(1, 1))
+    with pytest.raises(RecipeError, match=r"the image files have changed since .* put them back as they were"):
+        trained(tmp_path / "run", given, resume=True)
+    os.utime(tmp_path / "0.png", ns=(stamp, stamp))
+    shutil.copytree(tmp_path / "run", tmp_path / "earlier")
+    same(first, trained(tmp_path / "run", given, resume=True))
+    # Checkpoints of earlier versions don't tell.
+    note = tmp_path / "earlier" / "checkpoint-2" / "recipe.json"
+    note.write_text(
+        json.dumps({name: value for name, value in json.loads(note.read_text()).items() if name != "fingerprint"})
+    )
+    said: list[str] = []
+    run(parse_recipe(given), tmp_path / "earlier", resume=True, say=said.append)
+    assert "warning" in said[0]
+    assert "didn't note what was in the data" in said[0]
+
+
 def test_each_step_runs_under_the_spec_of_its_stage(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

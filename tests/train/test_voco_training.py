@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from foveate.train.batches import Batches
 from foveate.train.objectives import parse_recipe
 from foveate.train.run import run
 from foveate.train.settings import RecipeError
-from foveate.train.sources import Clips, Scenes
+from foveate.train.sources import Clips, Conversation, Scenes
+from foveate.train.trainer import Passes
 from foveate.voco import VoCo
 from foveate.voco.lora import load_lora
 from foveate.voco.losses import cross_entropy
@@ -183,12 +185,13 @@ def test_questions_apart_are_questions_alone(tiny_model: Path) -> None:
     voco = VoCo(model, 3, shared=False)
     rows, batches = Scenes(2, turns=3, captions=1.0), Batches(processor, family_of(model))
     settings = VoCoSettings(tokens=3, elastic=(1, 3), shared=False, apart=True)
-    batch = VoCoBatches(batches, settings)([(4, rows[0]), (7, rows[1])])
+    placed = [replace(rows[0], place=4), replace(rows[1], place=7)]
+    batch = VoCoBatches(batches, settings)([(0, placed[0]), (1, placed[1])])
     assert batch["behind"].tolist() == [0, 1, 0, 0, 0, 1, 1, 1]
     assert batch["counts"].tolist() == [1, 3, 3, 1, 3, 1, 3, 1]
     assert batch["pixel_values"].shape[0] == 2
     numbers, tokens = batch.pop("rows"), batch.pop("tokens")
-    assert numbers == [4, 7]
+    assert numbers == [0, 1]
     assert tokens == int(batch["attention_mask"].sum())
     found = VoCoTrainee(model, voco, settings)(**batch)["loss"]
     total, learned = 0.0, 0
@@ -200,6 +203,27 @@ def test_questions_apart_are_questions_alone(tiny_model: Path) -> None:
             total += cross_entropy(output.logits, output.labels).item() * count
             learned += count
     assert found.item() == pytest.approx(total / learned, rel=1e-4)
+
+
+@pytest.mark.parametrize("elastic", [(1, 4), (4, 1)])
+def test_every_image_sees_every_number_over_the_run(tiny_model: Path, elastic: tuple[int, ...]) -> None:
+    """By numbers of rows, images would always see the first number, and text alone the second."""
+    _, processor = load(tiny_model)
+
+    class Alternating(Scenes):
+        def __getitem__(self, index: int) -> Conversation:
+            one = super().__getitem__(index)
+            text = tuple({**each, "content": each["content"][-1:]} for each in one.messages)
+            return Conversation(one.name, (), text) if index % 2 else one
+
+    rows = Passes(Alternating(8, turns=1), 64, seed=1)
+    batches = VoCoBatches(Batches(processor, family_of(load(tiny_model)[0])), VoCoSettings(tokens=4, elastic=elastic))
+    seen: dict[int, set[int]] = {}
+    for start in range(0, 64, 4):
+        batch = batches([rows[place] for place in range(start, start + 4)])
+        for row, count in zip(batch["rows"], batch["counts"].tolist(), strict=True):
+            seen.setdefault(row, set()).add(count)
+    assert seen == {row: set(elastic) for row in range(8)}
 
 
 def with_image(part: Any) -> tuple[Any, ...]:

@@ -104,16 +104,23 @@ def kind_of(path: str | Path) -> Kind:
     >>> kind_of("/"), kind_of("/no/such/file")
     ('folder', 'missing')
     """
+    status = _status(path)
+    if status is None:
+        return "missing"
+    if stat.S_ISDIR(status.st_mode):
+        return "folder"
+    return "file" if stat.S_ISREG(status.st_mode) else "other"
+
+
+def _status(path: str | Path) -> os.stat_result | None:
+    """Return what the system says of a path, None if nothing stands there; see `kind_of` for the errors."""
     checked = checked_path(path)
     try:
-        mode = checked.stat().st_mode
+        return checked.stat()
     except (FileNotFoundError, NotADirectoryError):
-        return "missing"
+        return None
     except OSError as error:
         raise FileError(f"{shown_path(path)} can't be reached {why(error)}") from None
-    if stat.S_ISDIR(mode):
-        return "folder"
-    return "file" if stat.S_ISREG(mode) else "other"
 
 
 def is_file(path: str | Path) -> bool:
@@ -128,7 +135,7 @@ def is_folder(path: str | Path) -> bool:
 
 @dataclass(frozen=True, order=True)
 class FileFacts:
-    """A file of a folder.
+    """What the system knows of a file.
 
     Attributes:
         modified: when it was last modified, in nanoseconds since 1970.
@@ -139,6 +146,19 @@ class FileFacts:
     modified: int
     path: Path
     size: int
+
+
+def facts_of_file(path: str | Path) -> FileFacts:
+    """Return the facts of a regular file, without opening it; links are followed.
+
+    Raises:
+        MissingFile: none stands there.
+        FileError: the system can't tell; see `kind_of`.
+    """
+    status = _status(path)
+    if status is None or not stat.S_ISREG(status.st_mode):
+        raise MissingFile(f"there is no file {shown_path(path)}")
+    return FileFacts(status.st_mtime_ns, Path(path), status.st_size)
 
 
 def facts_of_files(folder: str | Path, pattern: str) -> list[FileFacts]:
@@ -162,12 +182,10 @@ def modified(path: str | Path) -> int:
         MissingFile: there is none.
         FileError: the system can't tell.
     """
-    try:
-        return checked_path(path).stat().st_mtime_ns
-    except (FileNotFoundError, NotADirectoryError):
-        raise MissingFile(f"there is no file {shown_path(path)}") from None
-    except OSError as error:
-        raise FileError(f"{shown_path(path)} can't be reached {why(error)}") from None
+    status = _status(path)
+    if status is None:
+        raise MissingFile(f"there is no file {shown_path(path)}")
+    return status.st_mtime_ns
 
 
 def real_path(path: str | Path) -> Path:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from foveate.engine.encode import encode_for
@@ -25,7 +26,7 @@ from foveate.loading import find_config, load_model
 from foveate.prompts import tokenized
 from foveate.schedule import Schedule, schedule
 from foveate.train.batches import Batches
-from foveate.train.recipe import Recipe, Stage
+from foveate.train.recipe import SHIPPED, Recipe, Stage
 from foveate.train.settings import DENSE, RecipeError
 from foveate.train.sources import Conversation, Conversations
 
@@ -75,6 +76,9 @@ class KeptFeatures:
         key: what else the features depend on; features of another key are not used.
         share: this process's number and how many there are: each makes its share of the files.
         say: prints progress.
+
+    Raises:
+        FoveateError: features can't be kept, or no conversation has an image.
     """
 
     def __init__(
@@ -97,6 +101,8 @@ class KeptFeatures:
         shards = range(-(-len(rows) // SHARD))
         missing = [number for number in shards if not is_file(self._path(number))]
         if missing:
+            if not any(rows[index].images for index in range(len(rows))):
+                raise FoveateError("no conversation of data has an image; leave data.features out for text alone")
             make_folder(self._folder)
             family = family_of(model)
             plan = check_features(family, spec)
@@ -110,6 +116,11 @@ class KeptFeatures:
     def name(self, index: int) -> str:
         """Return what errors call a row."""
         return self._rows.name(index)
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """Return what tells the conversations from others in the same place."""
+        return self._rows.fingerprint
 
     def __getitem__(self, index: int) -> Conversation:
         """Return the conversation without its images."""
@@ -151,21 +162,27 @@ class KeptFeatures:
         listed = [self._rows[index] for index in indices]
         pictures = (picture for one in listed for picture in one.pictures())
         while part := list(islice(pictures, _AT_ONCE)):
-            inputs = dict(processor.image_processor(images=part, return_tensors="pt"))
-            encoded = encode_for(family, inputs, [plan])
-            assert encoded.features is not None
-            for image, features in zip(plan_images(family, plan, encoded), encoded.features, strict=True):
-                kept = features[None] if image.plan is None else image.plan.apply(features[None])
-                made.append(kept.half().mT[:, :, None].cpu())
+            made.append(_encoded(part, family, plan, processor))
         if not made:
-            raise FoveateError(
-                f"{listed[0].name} to {listed[-1].name} have no image; leave data.features out for text alone"
-            )
+            # A file of text alone holds no image of the shape that all have.
+            made.append(_encoded([Image.new("RGB", (64, 64))], family, plan, processor)[:0])
         header = {
             "messages": json.dumps([one.messages for one in listed]),
             "images": json.dumps([len(one.images) for one in listed]),
         }
         write_tensors(self._path(number), {"features": torch.cat(made).contiguous()}, header)
+
+
+def _encoded(pictures: list[Image.Image], family: Family, plan: Schedule, processor: Any) -> Tensor:
+    """Return the features that are left of images: (images, D, 1, M) float16."""
+    inputs = dict(processor.image_processor(images=pictures, return_tensors="pt"))
+    encoded = encode_for(family, inputs, [plan])
+    assert encoded.features is not None
+    made: list[Tensor] = []
+    for image, features in zip(plan_images(family, plan, encoded), encoded.features, strict=True):
+        kept = features[None] if image.plan is None else image.plan.apply(features[None])
+        made.append(kept.half().mT[:, :, None].cpu())
+    return torch.cat(made)
 
 
 class FeatureBatches(Batches):
@@ -224,8 +241,13 @@ def train_on_features(
     """
     spec = recipe.data.features
     assert spec is not None
-    key = json.dumps([recipe.to_dict()["data"], _weights(recipe)])
+    key = _key(recipe, rows, processor)
     share = (int(arguments.process_index), int(arguments.world_size))
+    if share[1] > 1:
+        from accelerate.utils import broadcast_object_list
+
+        # Copies of the data on several machines may have other times of change.
+        (key,) = broadcast_object_list([key])
     model.to(arguments.device)
     kept = KeptFeatures(folder, rows, model, processor, spec, key, share, say)
     if share[1] > 1:
@@ -247,9 +269,17 @@ def with_encoder(trained: nn.Module, recipe: Recipe) -> Any:
     return whole
 
 
-def _weights(recipe: Recipe) -> list[Any]:
-    """Return what distinguishes the weights of two models without reading them."""
+def _key(recipe: Recipe, rows: Conversations, processor: Any) -> str:
+    """Return what tells a recipe's features from those of other data or another model, without reading weights."""
+    parts: list[Any] = [recipe.to_dict()["data"]]
     if recipe.commit is not None:
-        return [recipe.model, recipe.commit]
-    found = facts_of_files(find_config(**recipe.source).parent, "*.safetensors")
-    return [[file.path.name, file.size, file.modified] for file in sorted(found, key=lambda file: file.path)]
+        parts.append([recipe.model, recipe.commit])
+    else:
+        found = facts_of_files(find_config(**recipe.source).parent, "*.safetensors")
+        parts.append([[file.path.name, file.size, file.modified] for file in sorted(found, key=lambda file: file.path)])
+        if recipe.model != SHIPPED:
+            # A folder's processor may be edited; the embedded model's comes with foveate.
+            parts.append(processor.image_processor.to_dict())
+    if rows.fingerprint:
+        parts.append(dict(rows.fingerprint))
+    return json.dumps(parts, default=str)

@@ -46,11 +46,14 @@ from foveate.train.progress import Progress, duration
 from foveate.train.recipe import CHECKPOINTING, Recipe
 from foveate.train.settings import RecipeError
 from foveate.train.shards import align_backward, ask_accelerate, is_sharded
+from foveate.train.sources import Conversations
 from foveate.train.switch import StageSwitch
 from foveate.train.trainer import Passes, SafeTrainer, accumulation, training_arguments
 
 FREE: Final = ("per_device", "shards", "save_every", "keep_checkpoints", "log_every", "workers", "trackers")
 """Keys of a recipe that may change between an interruption and its `--resume`."""
+FINGERPRINT: Final = "fingerprint"
+"""What a checkpoint has beside the recipe that made it: the fingerprint of the data."""
 HISTORY: Final = "run.json"
 """What a run writes about itself before its result: the recipe, the stages in steps, the losses."""
 
@@ -119,6 +122,7 @@ def run(
         lock.check_free()
     kept = files.checkpoints(out)
     done = finished(recipe, out)
+    data: Any = None
     if not resume and (kept or is_file(done)):
         raise FoveateError(
             f"{shown_path(out)} holds a run already; add --resume to go on with it, or name another --out"
@@ -126,7 +130,7 @@ def run(
     if resume and (kept or is_file(done)):
         where = kept[-1] if kept else out / HISTORY
         before = files.made_by(where) if kept else _made_by(where)
-        commit = before.pop("commit", None)
+        commit, data = before.pop("commit", None), before.pop(FINGERPRINT, None)
         same_recipe(before, recipe, where)
         # A branch of the hub may have moved since.
         recipe = recipe.with_commit(commit)
@@ -134,9 +138,12 @@ def run(
         tell(f"{out} is finished; nothing is left to do")
         return done.parent
     ready = prepare(recipe)
+    told = list(ready.warnings)
+    if first and resume and kept:
+        told += same_data(data, ready.rows, kept[-1])
     # A row that can't be trained on is best found before the model is loaded.
     sampled(ready)
-    for warning in ready.warnings if first else ():
+    for warning in told if first else ():
         if say is None:
             warnings.warn(warning, FoveateWarning, stacklevel=2)
         else:
@@ -227,6 +234,37 @@ def same_recipe(before: dict[str, Any], recipe: Recipe, where: Path) -> None:
             )
 
 
+def same_data(before: Any, rows: Conversations, where: Path) -> list[str]:
+    """Check that a checkpoint was made with the conversations and images that its recipe finds now.
+
+    Args:
+        before: the fingerprint of the data that the checkpoint has; None if it has none.
+        rows: what the recipe finds.
+        where: the checkpoint.
+
+    Returns:
+        A warning if the checkpoint doesn't tell.
+
+    Raises:
+        RecipeError: they have changed; the text says what has.
+    """
+    now = rows.fingerprint
+    if not now:
+        return []
+    if not isinstance(before, dict):
+        return [
+            f"{shown_path(where)} is of an earlier version of foveate, which didn't note what was in the data; if they "
+            "have changed since, start anew in another --out"
+        ]
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        raise RecipeError(
+            f"{shown_path(where)} was made with other data: the {' and the '.join(changed)} have changed since "
+            "(images are known by size and time of change); put them back as they were, or name another --out"
+        )
+    return []
+
+
 def _silent(text: str) -> None:
     pass
 
@@ -273,7 +311,7 @@ def make_trainer(
         data_collator=functools.partial(objective.collate, loaded.batches),
         train_dataset=Passes(loaded.rows, timetable.steps * recipe.batch, recipe.seed),
         callbacks=[switch, _Steps(objective, module), progress],
-        note=recipe.to_dict(),
+        note={**recipe.to_dict(), FINGERPRINT: dict(loaded.rows.fingerprint)},
         describe=lambda numbers: ", ".join(loaded.rows.name(number) for number in numbers),
         rates=objective.rates(),
         sharded=sharded,

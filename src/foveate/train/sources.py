@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from PIL import Image
 
 from foveate.dataset_rows import is_saved_dataset, load_rows
 from foveate.errors import FoveateError, quoted
-from foveate.files import LIST_LIMIT, FileError, is_file, kind_of, open_file, read_json, read_json_lines, shown_path
+from foveate.files import (
+    LIST_LIMIT,
+    FileError,
+    FileFacts,
+    MissingFile,
+    facts_of_file,
+    kind_of,
+    open_file,
+    read_json,
+    read_json_lines,
+    shown_path,
+)
 from foveate.images import open_image
 from foveate.scenes import caption, clip, scene
 from foveate.train.recipe import Data
@@ -32,11 +44,14 @@ class Conversation:
         name: where it comes from, for errors.
         images: each a picture or the path of one, in the order of the image parts.
         messages: the turns.
+        place: how many conversations of the run come before it, over all passes and processes; what objectives do in
+            turns goes by it.
     """
 
     name: str
     images: tuple[Image.Image | Path, ...]
     messages: tuple[Message, ...]
+    place: int = 0
 
     def pictures(self) -> list[Image.Image]:
         """Open the images.
@@ -59,6 +74,20 @@ class Conversations(Protocol):
         """Return what errors call a row."""
         ...
 
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """Return what tells these conversations from others that a recipe may find in the same place, part by part.
+
+        Nothing where the recipe says everything. Of image files, sizes and times of change count, and not the content.
+        """
+        ...
+
+
+CONVERSATIONS, IMAGES = "conversations", "image files"
+"""What errors call the parts of a fingerprint."""
+_BLOCK: Final = 1 << 20
+_ADVICE: Final = "data.jsonl names a file of conversations"
+
 
 class Scenes:
     """Generated scenes, each with some of its questions as the turns of one conversation, some described at the end.
@@ -77,6 +106,11 @@ class Scenes:
     def name(self, index: int) -> str:
         """Return `scene` and its seed."""
         return f"scene {self.first + index}"
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """Return nothing: the recipe says everything."""
+        return {}
 
     def __getitem__(self, index: int) -> Conversation:
         one = scene(self.first + index)
@@ -107,6 +141,11 @@ class Clips:
         """Return `clip` and its seed."""
         return f"clip {self.first + index}"
 
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """Return nothing: the recipe says everything."""
+        return {}
+
     def __getitem__(self, index: int) -> Conversation:
         one = clip(self.first + index)
         turns = _turns([(question.text, question.answer) for question in one.questions], len(one.frames))
@@ -127,8 +166,13 @@ class Lines:
     """
 
     def __init__(self, path: Path, images: Path | None = None) -> None:
-        self._path, folder = path, images or path.parent
+        folder = images or path.parent
         self._rows: list[tuple[int, Conversation]] = []
+        facts: list[FileFacts] = []
+        text = hashlib.sha256()
+        with open_file(path, advice=_ADVICE) as file:
+            while block := file.read(_BLOCK):
+                text.update(block)
         for number, value in _objects(path):
             where = f"{shown_path(path)}, line {number}"
             row = self.read(value)
@@ -137,8 +181,9 @@ class Lines:
             one = read_conversation(row, where, folder)
             for image in one.images:
                 if isinstance(image, Path):
-                    _check_image(image, where)
+                    facts.append(_image_facts(image, where))
             self._rows.append((number, one))
+        self.fingerprint: Mapping[str, str] = {CONVERSATIONS: text.hexdigest(), IMAGES: _digest(facts)}
         if not self._rows:
             raise FoveateError(
                 f'{shown_path(path)} holds no conversation; a line is {{"image": "cat.png", "question": "...", '
@@ -184,13 +229,26 @@ class LLaVALines(Lines):
         return {**value, "conversations": kept} if kept else None
 
 
-def _check_image(image: Path, where: str) -> None:
+def _image_facts(image: Path, where: str) -> FileFacts:
+    """Return the facts of an image's file.
+
+    Raises:
+        FoveateError: there is none.
+    """
     try:
-        found = is_file(image)
+        return facts_of_file(image)
+    except MissingFile:
+        raise FoveateError(f"{where}: there is no image {shown_path(image)}; images says where paths start") from None
     except FileError as error:
         raise FoveateError(f"{where}: {error}") from None
-    if not found:
-        raise FoveateError(f"{where}: there is no image {shown_path(image)}; images says where paths start")
+
+
+def _digest(images: Iterable[FileFacts]) -> str:
+    """Return a digest of images' sizes and times of change; their names are in the conversations."""
+    digest = hashlib.sha256()
+    for facts in images:
+        digest.update(f"{facts.size} {facts.modified} ".encode())
+    return digest.hexdigest()
 
 
 class HuggingFace:
@@ -203,7 +261,7 @@ class HuggingFace:
         images: the folder that image paths start from, where images are paths.
 
     Raises:
-        RecipeError: it can't be loaded, or has no such columns.
+        FoveateError: it can't be loaded, has no such columns, or names an image that isn't there.
     """
 
     def __init__(self, name: str, split: str = "train", images: Path | None = None) -> None:
@@ -220,6 +278,7 @@ class HuggingFace:
             raise RecipeError(f"data.dataset: {error}") from error
         self._rows, self._name, self._images = loaded, name, images or Path()
         self[0]
+        self.fingerprint: Mapping[str, str] = {CONVERSATIONS: loaded._fingerprint, IMAGES: _digest(self._facts())}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -228,8 +287,24 @@ class HuggingFace:
         """Return the row's number."""
         return f"row {index}"
 
+    def _facts(self) -> Iterator[FileFacts]:
+        """Yield the facts of images that are paths."""
+        columns = self._rows.features
+        name = "images" if "images" in columns else "image"
+        # Pictures are in the dataset itself; reading them here would decode them.
+        for index, value in enumerate(self._rows[name] if _is_text(columns.get(name)) else ()):
+            for each in (value,) if isinstance(value, str) else value or ():
+                if each and each.strip():
+                    yield _image_facts(self._images / each, f"{self._name}, row {index}")
+
     def __getitem__(self, index: int) -> Conversation:
         return read_conversation(self._rows[index], f"{self._name}, row {index}", self._images)
+
+
+def _is_text(column: Any) -> bool:
+    """Whether a dataset's column holds texts or lists of them."""
+    (column,) = column if isinstance(column, list) else (column,)
+    return getattr(getattr(column, "feature", column), "dtype", None) in ("string", "large_string")
 
 
 class ExpectedRows:
@@ -244,6 +319,11 @@ class ExpectedRows:
     def name(self, index: int) -> str:
         """Return the row's number."""
         return f"row {index}"
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """Return nothing: the recipe says everything."""
+        return {}
 
     def __getitem__(self, index: int) -> Conversation:
         raise AssertionError("an estimate reads no row of expected data")
@@ -393,13 +473,13 @@ def _turns(asked: Sequence[tuple[str, str]], images: int = 1) -> tuple[Message, 
 
 def _objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The JSON objects of a file with their line numbers, or places in its list."""
-    advice, name = "data.jsonl names a file of conversations", shown_path(path)
-    with open_file(path, advice=advice) as file:
+    name = shown_path(path)
+    with open_file(path, advice=_ADVICE) as file:
         is_list = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
     if is_list:
-        rows = enumerate(read_json(path, advice=advice, limit=LIST_LIMIT), start=1)
+        rows = enumerate(read_json(path, advice=_ADVICE, limit=LIST_LIMIT), start=1)
     else:
-        rows = read_json_lines(path, advice=advice)
+        rows = read_json_lines(path, advice=_ADVICE)
     for number, value in rows:
         if not isinstance(value, Mapping):
             raise FoveateError(f"{name}, line {number} is not a JSON object")

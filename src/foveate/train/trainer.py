@@ -45,6 +45,7 @@ from foveate.train import checkpoint as files
 from foveate.train import shards
 from foveate.train.progress import Progress
 from foveate.train.settings import RecipeError
+from foveate.train.sources import Conversation, Conversations
 from foveate.train.trainer_options import TrainerOptions, trainer_options
 
 _LESS = "look at these rows, or lower lr, lengthen warmup, or train in bf16 or fp32 instead of fp16"
@@ -55,14 +56,16 @@ _OPTIONS = tuple(TrainerOptions.model_fields)
 class Passes(Dataset[Any]):
     """As many passes over a dataset as a run needs, each in an order of its own, as one long sequence.
 
-    Item i is the same whatever the number of processes and accumulations, so runs can be compared, and resumed.
+    Item i is the same whatever the number of processes and accumulations, so runs can be compared, and resumed. Its
+    conversation knows its place in the run, i.
 
-    >>> rows = Passes(["a", "b", "c"], 5, seed=1)
-    >>> len(rows), sorted(rows[i][1] for i in range(3)), rows[4][0] == rows.row(4)
-    (5, ['a', 'b', 'c'], True)
+    >>> from foveate.train.sources import Scenes
+    >>> rows = Passes(Scenes(3), 5, seed=1)
+    >>> sorted(rows[i][1].name for i in range(3)), rows[4][0] == rows.row(4), rows[4][1].place
+    (['scene 0', 'scene 1', 'scene 2'], True, 4)
     """
 
-    def __init__(self, rows: Any, length: int, seed: int) -> None:
+    def __init__(self, rows: Conversations, length: int, seed: int) -> None:
         self.rows, self.length, self.seed = rows, length, seed
         self._pass = -1
         self._order: list[int] = []
@@ -79,9 +82,9 @@ class Passes(Dataset[Any]):
             self._pass = number
         return self._order[at]
 
-    def __getitem__(self, index: int) -> tuple[int, Any]:
+    def __getitem__(self, index: int) -> tuple[int, Conversation]:
         row = self.row(index)
-        return row, self.rows[row]
+        return row, dataclasses.replace(self.rows[row], place=index)
 
 
 class SafeTrainer(Trainer):

@@ -287,19 +287,19 @@ class VoCoBatches:
             FoveateError: as `Batches`; or questions are asked apart, and a later one brings an image.
         """
         if not self._settings.apart:
-            return {**self._batches(rows), **self._counts([number for number, _ in rows])}
+            return {**self._batches(rows), **self._counts([one.place for _, one in rows])}
         parts = [questions_apart(one) for _, one in rows]
         batch = self._batches([(number, each[0]) for (number, _), each in zip(rows, parts)])
         # Rows of text are many and short: they are padded like rows with images, and training strips the padding.
         text = [name for name, value in batch.items() if isinstance(value, Tensor) and _per_token(value, batch)]
         made = [{name: batch[name][at : at + 1] for name in text} for at in range(len(rows))]
-        behind, turns = list(range(len(rows))), [number for number, _ in rows]
+        behind, turns = list(range(len(rows))), [one.place for _, one in rows]
         for at, each in enumerate(parts):
             for turn, one in enumerate(each[1:], start=1):
                 # The base class's method: subclasses put an image into every row.
                 made.append(Batches.row(self._batches, one))
                 behind.append(at)
-                turns.append(rows[at][0] + turn)
+                turns.append(rows[at][1].place + turn)
         padded = pad(made, self._batches.padding, self._batches.family)
         tokens = int(padded["attention_mask"].sum())
         return {**batch, **padded, "behind": torch.tensor(behind), "tokens": tokens, **self._counts(turns)}
