@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
@@ -51,18 +51,20 @@ _LESS = "look at these rows, or lower lr, lengthen warmup, or train in bf16 or f
 
 _OPTIONS = tuple(TrainerOptions.model_fields)
 
+_WRONG = "wrong"
 
-class Passes(Dataset[Any]):
-    """As many passes over a dataset as a run needs, each in an order of its own, as one long sequence.
+
+class Passes(Dataset[int]):
+    """As many passes over some rows as a run needs, each in an order of its own, as one long sequence of row numbers.
 
     Item i is the same whatever the number of processes and accumulations, so runs can be compared, and resumed.
 
-    >>> rows = Passes(["a", "b", "c"], 5, seed=1)
-    >>> len(rows), sorted(rows[i][1] for i in range(3)), rows[4][0] == rows.row(4)
-    (5, ['a', 'b', 'c'], True)
+    >>> order = Passes(3, 5, seed=1)
+    >>> len(order), sorted(order[i] for i in range(3))
+    (5, [0, 1, 2])
     """
 
-    def __init__(self, rows: Any, length: int, seed: int) -> None:
+    def __init__(self, rows: int, length: int, seed: int) -> None:
         self.rows, self.length, self.seed = rows, length, seed
         self._pass = -1
         self._order: list[int] = []
@@ -70,18 +72,38 @@ class Passes(Dataset[Any]):
     def __len__(self) -> int:
         return self.length
 
-    def row(self, index: int) -> int:
-        """The row of the dataset at place `index` of the run."""
-        number, at = divmod(index, len(self.rows))
+    def __getitem__(self, index: int) -> int:
+        number, at = divmod(index, self.rows)
         if number != self._pass:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-            self._order = torch.randperm(len(self.rows), generator=generator).tolist()
+            self._order = torch.randperm(self.rows, generator=generator).tolist()
             self._pass = number
         return self._order[at]
 
-    def __getitem__(self, index: int) -> tuple[int, Any]:
-        row = self.row(index)
-        return row, self.rows[row]
+
+class Reader:
+    """Reads rows and makes batches of them, as a collator, in this process or in one that reads data.
+
+    What is wrong with a row becomes a batch of its own, `{"wrong": text}`: of an error that a process raises, torch's
+    data loader brings back the traceback as text, and nothing else.
+
+    Args:
+        rows: all of them.
+        collate: makes a batch of rows with their numbers.
+
+    >>> Reader("abc", lambda rows: {"rows": rows})([2, 0])
+    {'rows': [(2, 'c'), (0, 'a')]}
+    """
+
+    def __init__(self, rows: Any, collate: Callable[[list[tuple[int, Any]]], dict[str, Any]]) -> None:
+        self._rows, self._collate = rows, collate
+
+    def __call__(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """Read some rows by their numbers, and make a batch of them."""
+        try:
+            return self._collate([(number, self._rows[number]) for number in numbers])
+        except FoveateError as error:
+            return {_WRONG: str(error)}
 
 
 class SafeTrainer(Trainer):
@@ -164,6 +186,16 @@ class SafeTrainer(Trainer):
                 if apart:
                     optimiser.add_param_group({**group, "params": apart, "lr": rate})
         return optimiser
+
+    # Batches
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """Take the batches of a step.
+
+        Raises:
+            FoveateError: a row of one is wrong.
+        """
+        return super().get_batch_samples(map(_checked, epoch_iterator), num_batches, device)
 
     # Losses
 
@@ -339,6 +371,13 @@ class SafeTrainer(Trainer):
         with torch.no_grad():
             for name, weight in trained.items():
                 weight.copy_(shards.like(stored[name], weight))
+
+
+def _checked(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch of `Reader`, if nothing is wrong with its rows."""
+    if _WRONG in batch:
+        raise FoveateError(batch[_WRONG])
+    return batch
 
 
 class _FiniteGradients(TrainerCallback):
