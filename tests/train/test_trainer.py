@@ -168,6 +168,26 @@ def test_two_processes_are_one(tiny_model: Path, tmp_path: Path) -> None:
     assert done.stdout == f"{tmp_path / 'two' / 'model'}\n"
 
 
+VOCO: dict[str, Any] = {"voco": {"tokens": 2}}
+ATP: dict[str, Any] = {"atp": {"target": 0.4, "layers": [1, 2], "calibrate": 4}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainer": {"label_smoothing_factor": 0.1}}, "label_smoothing_factor is not passed on; .* repeat each token"),
+        ({"trainer": {"neftune_noise_alpha": 5}, **VOCO}, "neftune_noise_alpha goes .* voco has a module of its own"),
+        ({"trainer": {"neftune_noise_alpha": 5}, **ATP}, "neftune_noise_alpha goes .* atp has a module of its own"),
+        ({"trainer": {"ddp_static_graph": True}}, "ddp_static_graph is not passed on; rows of text alone"),
+        ({"trainer": {"fsdp": "full_shard"}}, "fsdp is not passed on; shards: true"),
+        ({"trainer": {"remove_unused_columns": True}}, 'trainer has no key "remove_unused_columns"'),
+    ],
+)
+def test_options_that_would_train_something_else_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(recipe(Path("model"), **changes))
+
+
 def killed(folder: Path, given: dict[str, Any], pause: float = 0.0) -> bool:
     """Resume a run in a process of its own and kill it soon after its next checkpoint, or while it writes one."""
     before = [path.name for path in checkpoints(folder)]

@@ -227,6 +227,7 @@ def parse_recipe(given: Any) -> Recipe:
         rest = {"stages": [{"share": 1, "spec": DENSE}], **rest}
     recipe = Recipe.model_validate(rest).with_objective(objective)
     _check_trained(recipe, objective)
+    _check_noise(recipe, objective)
     objective.check(recipe)
     if objective.keeps_model(recipe) and not objective.file:
         raise FoveateError(
@@ -248,3 +249,16 @@ def _check_trained(recipe: Recipe, objective: Objective) -> None:
         raise RecipeError(f"train: {recipe.train} trains what {owner} adds to a model, and the recipe has no {owner}")
     known = [*PARTS, *([objective.alone] if objective.alone else [])]
     raise RecipeError(f"train is one of {', '.join(known)}, not {recipe.train!r}")
+
+
+def _check_noise(recipe: Recipe, objective: Objective) -> None:
+    """Check that noise, if the recipe wants some, finds the embeddings that it is added to.
+
+    Raises:
+        RecipeError: the objective puts a module around the model, in which the Trainer finds none.
+    """
+    if "neftune_noise_alpha" in recipe.trainer and type(objective).wrap is not Objective.wrap:
+        raise RecipeError(
+            f"trainer: neftune_noise_alpha goes with the model's own loss alone: {objective.name} has a module of its "
+            "own, in which the Trainer finds no embeddings to add noise to; leave one of them out"
+        )
