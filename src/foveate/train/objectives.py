@@ -131,6 +131,10 @@ class Objective:
     def wrap(self, model: nn.Module, loaded: Loaded) -> nn.Module:
         """Return what is trained: a module that takes a batch and returns `loss`, and for the log `numbers`.
 
+        A module whose forward takes `**kwargs` gets `num_items_in_batch` with the batch: the labels of the whole step,
+        over its accumulated parts and all processes. The Trainer adds the parts up as they are, so each term of the
+        loss is divided by this number; or it is a mean over the batch, times the batch's share of the labels.
+
         Args:
             model: what `prepare` returned.
             loaded: what the run has loaded.
