@@ -138,6 +138,8 @@ class SafeTrainer(Trainer):
         """How many outputs are in these sums."""
         self.tokens = 0
         """Tokens of the whole prompts that this process has trained on in this call."""
+        self.learned = False
+        """Whether any gradient was more than zero; taken for granted behind a checkpoint."""
         self.progress: Progress | None = None
         """What measures speed and savings for the log, and prints them."""
         super().__init__(*args, **kwargs)
@@ -161,6 +163,9 @@ class SafeTrainer(Trainer):
         """
         if resume_from_checkpoint is not None:
             files.check_complete(Path(resume_from_checkpoint))
+        self.learned = resume_from_checkpoint is not None
+        module: Any = self.model
+        hook = module.register_forward_hook(_with_gradient, with_kwargs=True)
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except UnpicklingError as error:
@@ -168,6 +173,8 @@ class SafeTrainer(Trainer):
                 f"{resume_from_checkpoint} holds something else than tensors and plain data, which could run code, so "
                 f"it was not opened ({first_line(error)}); go on from a checkpoint that foveate wrote"
             ) from error
+        finally:
+            hook.remove()
 
     # Learning rates
 
@@ -261,9 +268,10 @@ class SafeTrainer(Trainer):
         """Let transformers write a checkpoint into another folder, then flush and rename it.
 
         Raises:
-            FoveateError: a weight is NaN or infinite, or the checkpoint can't be written.
+            FoveateError: a weight is NaN or infinite, nothing was learned, or the checkpoint can't be written.
         """
         self.check_weights()
+        self._check_learned()
         out = self.folder
         aside = out / files.WRITING
         name = f"checkpoint-{self.state.global_step}"
@@ -357,6 +365,21 @@ class SafeTrainer(Trainer):
                     step=self.state.global_step,
                 )
 
+    def _check_learned(self) -> None:
+        """Check that a gradient was more than zero, once all rows have been seen, or all that the run will see.
+
+        Raises:
+            FoveateError: none was, as for text alone where only parts for images are trained.
+        """
+        data: Any = self.train_dataset
+        seen = self.state.global_step * len(data) // self.state.max_steps
+        if not self.learned and seen >= min(data.rows, len(data)):
+            raise self.stopped(
+                "all gradients have been zero, as for text alone if only parts for images are trained; add rows with "
+                "images, or train more of the model",
+                step=self.state.global_step,
+            )
+
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
@@ -380,6 +403,22 @@ def _checked(batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
+def _with_gradient(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    """Give the loss of text alone a gradient of zero, where what is trained takes part in images alone.
+
+    A hook of the module itself: DistributedDataParallel looks for what is used at the end of its own forward pass.
+
+    Raises:
+        FoveateError: the batch has images.
+    """
+    if not torch.is_grad_enabled() or output["loss"].requires_grad:
+        return
+    if kwargs.get("pixel_values") is not None:
+        raise FoveateError("nothing that is trained takes part in the loss")
+    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    output["loss"] = output["loss"] + 0 * torch.stack([weight.sum() for weight in trained]).sum()
+
+
 class _FiniteGradients(TrainerCallback):
     """Stops a run before a step with NaN or infinite gradients, which a finite loss can have.
 
@@ -397,12 +436,12 @@ class _FiniteGradients(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if getattr(self._trainer.accelerator, "scaler", None) is not None:
-            return
         model: Any = self._trainer.model
         total = get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
         norm = float(shards.whole(total))
-        if not math.isfinite(norm):
+        self._trainer.learned |= norm != 0
+        scaled = getattr(self._trainer.accelerator, "scaler", None) is not None
+        if not (scaled or math.isfinite(norm)):
             raise self._trainer.stopped(f"the norm of the gradient is {norm}; {_LESS}")
 
 
