@@ -13,7 +13,7 @@ from tiny import recipe
 from torch import nn
 
 from foveate.errors import FoveateError
-from foveate.train.batches import Batches
+from foveate.train.batches import IGNORE, Batches
 from foveate.train.objectives import GROUP, Loaded, Objective, find, names, parse_recipe
 from foveate.train.prepared import Prepared
 from foveate.train.run import run
@@ -74,13 +74,16 @@ class WithHead(nn.Module):
         super().__init__()
         self.model, self.head, self.weight = model, head, weight
 
-    def forward(self, lengths: torch.Tensor, num_items_in_batch: Any = None, **inputs: Any) -> dict[str, Any]:
+    def forward(
+        self, lengths: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor, **inputs: Any
+    ) -> dict[str, Any]:
         model: Any = self.model
         embedded = model.get_input_embeddings()(inputs["input_ids"]).mean(1)
         told = self.head(embedded)[:, 0]
         away = (told - lengths.log()).square().mean()
-        own = model(**inputs, use_cache=False).loss
-        return {"loss": own + self.weight * away, "numbers": {"away": away.item()}}
+        own = model(**inputs, labels=labels, num_items_in_batch=num_items_in_batch, use_cache=False).loss
+        share = (labels != IGNORE).sum() / num_items_in_batch
+        return {"loss": own + self.weight * away * share, "numbers": {"away": away.item()}}
 
 
 @pytest.fixture

@@ -67,7 +67,14 @@ def test_its_objective_trains(tiny_model: Path, tmp_path: Path, monkeypatch: pyt
         "entry_points",
         lambda **given: importlib.metadata.EntryPoints([entry]) if given.get("group") == GROUP else found(**given),
     )
-    given = recipe(tiny_model, zloss={"weight": 1e-3}, steps=2)
-    assert run(parse_recipe(given), tmp_path, say=lambda _: None) == tmp_path / "model"
-    history = json.loads((tmp_path / "run.json").read_text())["history"]
-    assert all(each["z"] > 0 for each in history if "loss" in each)
+    logs: list[list[dict[str, float]]] = []
+    for per_device in (4, 1):
+        given = recipe(tiny_model, zloss={"weight": 0.1}, steps=2, per_device=per_device)
+        out = tmp_path / str(per_device)
+        assert run(parse_recipe(given), out, say=lambda _: None) == out / "model"
+        history = json.loads((out / "run.json").read_text())["history"]
+        logs.append([each for each in history if "loss" in each])
+    together, apart = logs
+    assert all(each["z"] > 0 for each in together)
+    # Each term of the loss is one of the step, however its conversations are accumulated.
+    assert [each["loss"] for each in together] == pytest.approx([each["loss"] for each in apart], abs=1e-5)

@@ -89,6 +89,19 @@ def test_prompts_beyond_the_models_room(given: Any, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model").exists()
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_one_line_whoever_reads_it(given: Any, tmp_path: Path, workers: int) -> None:
+    """Rows beyond the first eight are opened in training, by a process that reads data if there is one."""
+    (tmp_path / "bad.png").write_bytes(b"")
+    rows = [*[asked()] * 12, asked(image="bad.png")]
+    with pytest.raises(FoveateError) as caught:
+        run(given(*rows, batch=13, workers=workers), tmp_path / "run", say=lambda _: None)
+    text = str(caught.value)
+    assert f"{tmp_path / 'rows.jsonl'}, line 13: " in text
+    assert "bad.png" in text
+    assert "\n" not in text
+
+
 @pytest.mark.parametrize("name", ["", ".", "/"])
 def test_a_folder_that_is_no_dataset(tiny_model: Path, name: str) -> None:
     with pytest.raises(FoveateError, match="it must be the name of a dataset on the Hugging Face hub"):

@@ -77,6 +77,14 @@ def test_shards_are_one_process_and_survive_a_kill(tiny_model: Path, rows: Path,
     same(stored(tmp_path / "two"), stored(broken))
 
 
+def test_text_alone_in_one_of_two_shards(tiny_model: Path, rows: Path, tmp_path: Path) -> None:
+    """Only the projector is trained, and a row in two has no image."""
+    recipe = given(tiny_model, rows, batch=2, steps=2, train="projector")
+    unsharded(tmp_path / "one", recipe)
+    assert sharded(tmp_path / "two", recipe) == [0, 0]
+    same(stored(tmp_path / "one"), stored(tmp_path / "two"), 2e-6)
+
+
 @pytest.mark.slow
 def test_kills_while_a_checkpoint_is_written(tiny_model: Path, rows: Path, tmp_path: Path, in_full: bool) -> None:
     if not in_full:

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from shards import sharded, unsharded
 from tiny import recipe
 from transformers.trainer_pt_utils import safe_globals
 from versions import CHECKPOINTING
@@ -166,6 +167,91 @@ def test_two_processes_are_one(tiny_model: Path, tmp_path: Path) -> None:
     same(one, two, 2e-5)
     assert done.stderr.count("step 1/6") == 1
     assert done.stdout == f"{tmp_path / 'two' / 'model'}\n"
+
+
+def one_image_in(folder: Path, count: int) -> dict[str, Any]:
+    """Return data of one row with an image and, behind it, rows of text alone."""
+    scene(0).image.save(folder / "0.png")
+    lines: list[dict[str, str]] = [{"image": "0.png", "question": "is there a star ?", "answer": "yes"}]
+    lines += [{"question": "what is a star ?", "answer": answer} for answer in ("a shape", "red", "a", "yes")] * count
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, lines[:count])))
+    return {"jsonl": str(folder / "rows.jsonl")}
+
+
+VOCO: dict[str, Any] = {"voco": {"tokens": 2}}
+ATP: dict[str, Any] = {"atp": {"target": 0.4, "layers": [1, 2], "calibrate": 4}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"train": "projector"},
+        {**VOCO, "train": "embedding", "stages": None},
+        {**ATP, "train": "thresholds", "stages": None},
+    ],
+)
+def test_text_alone_adds_nothing_to_what_is_trained_for_images(
+    tiny_model: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Each step has one image: alone in its part, beside two parts of text; or in one part with the text."""
+    data = one_image_in(tmp_path, 3)
+    given = recipe(tiny_model, data=data, batch=3, steps=2, **changes)
+    given = {key: value for key, value in given.items() if value is not None}
+    for per_device in (1, 3):
+        run(parse_recipe({**given, "per_device": per_device}), tmp_path / str(per_device), say=lambda _: None)
+    if "atp" not in changes:  # the cost of tokens is one of each part
+        apart, together = (load_file(tmp_path / each / "checkpoint-2" / "trained.safetensors") for each in "13")
+        same(together, apart, 2e-5)
+
+
+def test_text_alone_in_one_of_two_processes(tiny_model: Path, tmp_path: Path) -> None:
+    """The first of two steps has no image at all; the second has one, in one of its parts."""
+    data = one_image_in(tmp_path, 4)
+    given = recipe(tiny_model, data=data, batch=2, per_device=1, steps=2, save_every=1, train="projector")
+    unsharded(tmp_path / "one", given)
+    assert sharded(tmp_path / "two", given) == [0, 0]
+    one, two = (load_file(tmp_path / out / "model" / "model.safetensors") for out in ("one", "two"))
+    same(one, two, 2e-5)
+
+
+def test_nothing_but_text_is_refused_where_only_images_train(tiny_model: Path, tmp_path: Path) -> None:
+    """It would end as a model that is what it was."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "what is a star ?", "answer": "a shape"}))
+    given = recipe(tiny_model, data={"jsonl": str(tmp_path / "rows.jsonl")}, train="projector")
+    with pytest.raises(FoveateError, match=r"step 2 of 6: all gradients have been zero, .*add rows with"):
+        run(parse_recipe(given), tmp_path / "run", say=lambda _: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_that_reach_nothing_that_is_trained_are_refused(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = run_module.load_model
+
+    def cut(**source: Any) -> Any:
+        model = load(**source)
+        model.model.multi_modal_projector.register_forward_hook(lambda module, inputs, output: output.detach())
+        return model
+
+    monkeypatch.setattr(run_module, "load_model", cut)
+    with pytest.raises(FoveateError, match=r"step 1 of 6, scene \d+, scene \d+: nothing that is trained takes part"):
+        run(parse_recipe(recipe(tiny_model, train="projector")), tmp_path / "run", say=lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"trainer": {"label_smoothing_factor": 0.1}}, "label_smoothing_factor is not passed on; .* repeat each token"),
+        ({"trainer": {"neftune_noise_alpha": 5}, **VOCO}, "neftune_noise_alpha goes .* voco has a module of its own"),
+        ({"trainer": {"neftune_noise_alpha": 5}, **ATP}, "neftune_noise_alpha goes .* atp has a module of its own"),
+        ({"trainer": {"ddp_static_graph": True}}, "ddp_static_graph is not passed on; rows of text alone"),
+        ({"trainer": {"fsdp": "full_shard"}}, "fsdp is not passed on; shards: true"),
+        ({"trainer": {"remove_unused_columns": True}}, 'trainer has no key "remove_unused_columns"'),
+    ],
+)
+def test_options_that_would_train_something_else_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(recipe(Path("model"), **changes))
 
 
 def killed(folder: Path, given: dict[str, Any], pause: float = 0.0) -> bool:

@@ -21,7 +21,7 @@ from foveate.train.objectives import parse_recipe
 from foveate.train.run import run
 from foveate.train.settings import RecipeError
 from foveate.train.sources import Clips, Conversation, Scenes
-from foveate.train.trainer import Passes
+from foveate.train.trainer import Passes, Reader
 from foveate.voco import VoCo
 from foveate.voco.lora import load_lora
 from foveate.voco.losses import cross_entropy
@@ -216,11 +216,12 @@ def test_every_image_sees_every_number_over_the_run(tiny_model: Path, elastic: t
             text = tuple({**each, "content": each["content"][-1:]} for each in one.messages)
             return Conversation(one.name, (), text) if index % 2 else one
 
-    rows = Passes(Alternating(8, turns=1), 64, seed=1)
+    order = Passes(8, 64, seed=1)
     batches = VoCoBatches(Batches(processor, family_of(load(tiny_model)[0])), VoCoSettings(tokens=4, elastic=elastic))
+    read = Reader(Alternating(8, turns=1), batches)
     seen: dict[int, set[int]] = {}
     for start in range(0, 64, 4):
-        batch = batches([rows[place] for place in range(start, start + 4)])
+        batch = read([order[place] for place in range(start, start + 4)])
         for row, count in zip(batch["rows"], batch["counts"].tolist(), strict=True):
             seen.setdefault(row, set()).add(count)
     assert seen == {row: set(elastic) for row in range(8)}

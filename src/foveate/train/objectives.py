@@ -131,6 +131,10 @@ class Objective:
     def wrap(self, model: nn.Module, loaded: Loaded) -> nn.Module:
         """Return what is trained: a module that takes a batch and returns `loss`, and for the log `numbers`.
 
+        A module whose forward takes `**kwargs` gets `num_items_in_batch` with the batch: the labels of the whole step,
+        over its accumulated parts and all processes. The Trainer adds the parts up as they are, so each term of the
+        loss is divided by this number; or it is a mean over the batch, times the batch's share of the labels.
+
         Args:
             model: what `prepare` returned.
             loaded: what the run has loaded.
@@ -227,6 +231,7 @@ def parse_recipe(given: Any) -> Recipe:
         rest = {"stages": [{"share": 1, "spec": DENSE}], **rest}
     recipe = Recipe.model_validate(rest).with_objective(objective)
     _check_trained(recipe, objective)
+    _check_noise(recipe, objective)
     objective.check(recipe)
     if objective.keeps_model(recipe) and not objective.file:
         raise FoveateError(
@@ -248,3 +253,16 @@ def _check_trained(recipe: Recipe, objective: Objective) -> None:
         raise RecipeError(f"train: {recipe.train} trains what {owner} adds to a model, and the recipe has no {owner}")
     known = [*PARTS, *([objective.alone] if objective.alone else [])]
     raise RecipeError(f"train is one of {', '.join(known)}, not {recipe.train!r}")
+
+
+def _check_noise(recipe: Recipe, objective: Objective) -> None:
+    """Check that noise, if the recipe wants some, finds the embeddings that it is added to.
+
+    Raises:
+        RecipeError: the objective puts a module around the model, in which the Trainer finds none.
+    """
+    if "neftune_noise_alpha" in recipe.trainer and type(objective).wrap is not Objective.wrap:
+        raise RecipeError(
+            f"trainer: neftune_noise_alpha goes with the model's own loss alone: {objective.name} has a module of its "
+            "own, in which the Trainer finds no embeddings to add noise to; leave one of them out"
+        )

@@ -48,7 +48,7 @@ from foveate.train.settings import RecipeError
 from foveate.train.shards import align_backward, ask_accelerate, is_sharded
 from foveate.train.sources import Conversations
 from foveate.train.switch import StageSwitch
-from foveate.train.trainer import Passes, SafeTrainer, accumulation, training_arguments
+from foveate.train.trainer import Passes, Reader, SafeTrainer, accumulation, training_arguments
 
 FREE: Final = ("per_device", "shards", "save_every", "keep_checkpoints", "log_every", "workers", "trackers")
 """Keys of a recipe that may change between an interruption and its `--resume`."""
@@ -308,8 +308,8 @@ def make_trainer(
     trainer = SafeTrainer(
         module,
         arguments,
-        data_collator=functools.partial(objective.collate, loaded.batches),
-        train_dataset=Passes(loaded.rows, timetable.steps * recipe.batch, recipe.seed),
+        data_collator=Reader(loaded.rows, functools.partial(objective.collate, loaded.batches)),
+        train_dataset=Passes(len(loaded.rows), timetable.steps * recipe.batch, recipe.seed),
         callbacks=[switch, _Steps(objective, module), progress],
         note={**recipe.to_dict(), FINGERPRINT: dict(loaded.rows.fingerprint)},
         describe=lambda numbers: ", ".join(loaded.rows.name(number) for number in numbers),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from pickle import UnpicklingError
@@ -52,20 +52,21 @@ _LESS = "look at these rows, or lower lr, lengthen warmup, or train in bf16 or f
 
 _OPTIONS = tuple(TrainerOptions.model_fields)
 
+_WRONG = "wrong"
 
-class Passes(Dataset[Any]):
-    """As many passes over a dataset as a run needs, each in an order of its own, as one long sequence.
 
-    Item i is the same whatever the number of processes and accumulations, so runs can be compared, and resumed. Its
-    conversation knows its place in the run, i.
+class Passes(Dataset[tuple[int, int]]):
+    """As many passes over some rows as a run needs, each in an order of its own, as one long sequence.
 
-    >>> from foveate.train.sources import Scenes
-    >>> rows = Passes(Scenes(3), 5, seed=1)
-    >>> sorted(rows[i][1].name for i in range(3)), rows[4][0] == rows.row(4), rows[4][1].place
-    (['scene 0', 'scene 1', 'scene 2'], True, 4)
+    Item i is i and the number of a row, the same whatever the number of processes and accumulations, so runs can be
+    compared, and resumed.
+
+    >>> order = Passes(3, 5, seed=1)
+    >>> len(order), sorted(order[i][1] for i in range(3)), order[4][0]
+    (5, [0, 1, 2], 4)
     """
 
-    def __init__(self, rows: Conversations, length: int, seed: int) -> None:
+    def __init__(self, rows: int, length: int, seed: int) -> None:
         self.rows, self.length, self.seed = rows, length, seed
         self._pass = -1
         self._order: list[int] = []
@@ -73,18 +74,41 @@ class Passes(Dataset[Any]):
     def __len__(self) -> int:
         return self.length
 
-    def row(self, index: int) -> int:
-        """The row of the dataset at place `index` of the run."""
-        number, at = divmod(index, len(self.rows))
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        number, at = divmod(index, self.rows)
         if number != self._pass:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-            self._order = torch.randperm(len(self.rows), generator=generator).tolist()
+            self._order = torch.randperm(self.rows, generator=generator).tolist()
             self._pass = number
-        return self._order[at]
+        return index, self._order[at]
 
-    def __getitem__(self, index: int) -> tuple[int, Conversation]:
-        row = self.row(index)
-        return row, dataclasses.replace(self.rows[row], place=index)
+
+class Reader:
+    """Reads rows and makes batches of them, as a collator, in this process or in one that reads data.
+
+    What is wrong with a row becomes a batch of its own, `{"wrong": text}`: of an error that a process raises, torch's
+    data loader brings back the traceback as text, and nothing else.
+
+    Args:
+        rows: all of them.
+        collate: makes a batch of conversations with their rows' numbers; each knows its place in the run.
+
+    >>> from foveate.train.sources import Scenes
+    >>> Reader(Scenes(3), lambda rows: {"rows": [(row, one.name, one.place) for row, one in rows]})([(5, 2), (6, 0)])
+    {'rows': [(2, 'scene 2', 5), (0, 'scene 0', 6)]}
+    """
+
+    def __init__(
+        self, rows: Conversations, collate: Callable[[list[tuple[int, Conversation]]], dict[str, Any]]
+    ) -> None:
+        self._rows, self._collate = rows, collate
+
+    def __call__(self, items: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """Read rows by their places in the run and their numbers, and make a batch of them."""
+        try:
+            return self._collate([(row, dataclasses.replace(self._rows[row], place=place)) for place, row in items])
+        except FoveateError as error:
+            return {_WRONG: str(error)}
 
 
 class SafeTrainer(Trainer):
@@ -119,6 +143,8 @@ class SafeTrainer(Trainer):
         """How many outputs are in these sums."""
         self.tokens = 0
         """Tokens of the whole prompts that this process has trained on in this call."""
+        self.learned = False
+        """Whether any gradient was more than zero; taken for granted behind a checkpoint."""
         self.progress: Progress | None = None
         """What measures speed and savings for the log, and prints them."""
         super().__init__(*args, **kwargs)
@@ -142,6 +168,9 @@ class SafeTrainer(Trainer):
         """
         if resume_from_checkpoint is not None:
             files.check_complete(Path(resume_from_checkpoint))
+        self.learned = resume_from_checkpoint is not None
+        module: Any = self.model
+        hook = module.register_forward_hook(_with_gradient, with_kwargs=True)
         try:
             return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         except UnpicklingError as error:
@@ -149,6 +178,8 @@ class SafeTrainer(Trainer):
                 f"{resume_from_checkpoint} holds something else than tensors and plain data, which could run code, so "
                 f"it was not opened ({first_line(error)}); go on from a checkpoint that foveate wrote"
             ) from error
+        finally:
+            hook.remove()
 
     # Learning rates
 
@@ -167,6 +198,16 @@ class SafeTrainer(Trainer):
                 if apart:
                     optimiser.add_param_group({**group, "params": apart, "lr": rate})
         return optimiser
+
+    # Batches
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """Take the batches of a step.
+
+        Raises:
+            FoveateError: a row of one is wrong.
+        """
+        return super().get_batch_samples(map(_checked, epoch_iterator), num_batches, device)
 
     # Losses
 
@@ -232,9 +273,10 @@ class SafeTrainer(Trainer):
         """Let transformers write a checkpoint into another folder, then flush and rename it.
 
         Raises:
-            FoveateError: a weight is NaN or infinite, or the checkpoint can't be written.
+            FoveateError: a weight is NaN or infinite, nothing was learned, or the checkpoint can't be written.
         """
         self.check_weights()
+        self._check_learned()
         out = self.folder
         aside = out / files.WRITING
         name = f"checkpoint-{self.state.global_step}"
@@ -328,6 +370,21 @@ class SafeTrainer(Trainer):
                     step=self.state.global_step,
                 )
 
+    def _check_learned(self) -> None:
+        """Check that a gradient was more than zero, once all rows have been seen, or all that the run will see.
+
+        Raises:
+            FoveateError: none was, as for text alone where only parts for images are trained.
+        """
+        data: Any = self.train_dataset
+        seen = self.state.global_step * len(data) // self.state.max_steps
+        if not self.learned and seen >= min(data.rows, len(data)):
+            raise self.stopped(
+                "all gradients have been zero, as for text alone if only parts for images are trained; add rows with "
+                "images, or train more of the model",
+                step=self.state.global_step,
+            )
+
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
@@ -342,6 +399,29 @@ class SafeTrainer(Trainer):
         with torch.no_grad():
             for name, weight in trained.items():
                 weight.copy_(shards.like(stored[name], weight))
+
+
+def _checked(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch of `Reader`, if nothing is wrong with its rows."""
+    if _WRONG in batch:
+        raise FoveateError(batch[_WRONG])
+    return batch
+
+
+def _with_gradient(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    """Give the loss of text alone a gradient of zero, where what is trained takes part in images alone.
+
+    A hook of the module itself: DistributedDataParallel looks for what is used at the end of its own forward pass.
+
+    Raises:
+        FoveateError: the batch has images.
+    """
+    if not torch.is_grad_enabled() or output["loss"].requires_grad:
+        return
+    if kwargs.get("pixel_values") is not None:
+        raise FoveateError("nothing that is trained takes part in the loss")
+    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    output["loss"] = output["loss"] + 0 * torch.stack([weight.sum() for weight in trained]).sum()
 
 
 class _FiniteGradients(TrainerCallback):
@@ -361,12 +441,12 @@ class _FiniteGradients(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        if getattr(self._trainer.accelerator, "scaler", None) is not None:
-            return
         model: Any = self._trainer.model
         total = get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
         norm = float(shards.whole(total))
-        if not math.isfinite(norm):
+        self._trainer.learned |= norm != 0
+        scaled = getattr(self._trainer.accelerator, "scaler", None) is not None
+        if not (scaled or math.isfinite(norm)):
             raise self._trainer.stopped(f"the norm of the gradient is {norm}; {_LESS}")
 
 

@@ -60,6 +60,26 @@ DECIDED: Final[dict[str, str]] = {
 }
 """Names of `TrainingArguments` that a key of the recipe decides, and that key."""
 
+_UNUSED: Final = (
+    "rows of text alone leave parts of the model unused, and processes would wait for each other; foveate decides by "
+    "the data, so leave it out"
+)
+_SHARDS: Final = "shards: true in the recipe shares weights among processes (FSDP2)"
+
+REFUSED: Final[dict[str, str]] = {
+    "fsdp": _SHARDS,
+    "fsdp_config": _SHARDS,
+    "deepspeed": _SHARDS,
+    "parallelism_config": _SHARDS,
+    "ddp_find_unused_parameters": _UNUSED,
+    "ddp_static_graph": _UNUSED,
+    "label_smoothing_factor": (
+        "the Trainer would smooth over labels that aren't shifted, so the model would learn to repeat each token; "
+        "leave it out"
+    ),
+}
+"""Names of `TrainingArguments` that would do something else than people expect of them, and why or what to do."""
+
 
 class Recomputing(Settings):
     """How activations are computed again in the backward pass."""
@@ -83,7 +103,6 @@ class TrainerOptions(Settings):
     adam_beta1: Number | None = Field(None, ge=0, lt=1)
     adam_beta2: Number | None = Field(None, ge=0, lt=1)
     adam_epsilon: Number | None = Field(None, gt=0, le=1)
-    label_smoothing_factor: Number | None = Field(None, ge=0, lt=1)
     neftune_noise_alpha: Number | None = Field(None, gt=0, le=1000)
     tf32: bool | None = None
     use_cpu: bool | None = None
@@ -95,8 +114,6 @@ class TrainerOptions(Settings):
     ddp_backend: Literal["nccl", "gloo", "mpi", "ccl", "hccl", "cncl", "mccl"] | None = None
     ddp_broadcast_buffers: bool | None = None
     ddp_bucket_cap_mb: Count | None = None
-    ddp_find_unused_parameters: bool | None = None
-    ddp_static_graph: bool | None = None
     ddp_timeout: Count | None = None
     """In seconds."""
     logging_first_step: bool | None = None
@@ -134,11 +151,8 @@ def trainer_options(given: Any) -> dict[str, Any]:
             raise RecipeError(
                 f"trainer: {name} is decided by other keys of the recipe ({DECIDED[name]}); leave it out", placed=True
             )
-        if name in ("fsdp", "fsdp_config", "deepspeed", "parallelism_config"):
-            raise RecipeError(
-                f"trainer: {name} is not passed on; shards: true in the recipe shares weights among processes (FSDP2)",
-                placed=True,
-            )
+        if name in REFUSED:
+            raise RecipeError(f"trainer: {name} is not passed on; {REFUSED[name]}", placed=True)
     return TrainerOptions.model_validate(given).model_dump(exclude_none=True)
 
 
