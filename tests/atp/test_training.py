@@ -78,6 +78,18 @@ def test_along_with_the_model(tiny: Path, tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.parametrize(("stored", "train"), [("float16", "full"), ("bfloat16", "projector")])
+def test_files_in_half_precision(tiny: Path, tmp_path: Path, stored: str, train: str) -> None:
+    """A frozen encoder in 2 bytes beside a projector in float32, before, while and after training."""
+    for part in load(tiny, dtype=stored):
+        part.save_pretrained(tmp_path / "half")
+    changes = {"train": train, "precision": "bf16", "steps": 1}
+    out = run(parse_recipe(given(tmp_path / "half", **changes)), tmp_path / "run", say=lambda _: None)
+    model, _ = load(out)
+    with foveate.apply(model, f"atp:adapter={tmp_path / 'run' / 'atp'}"):
+        pass
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_thresholds_have_a_learning_rate_of_their_own(tiny: Path, tmp_path: Path) -> None:
     """The model's is almost zero, so only the thresholds change."""

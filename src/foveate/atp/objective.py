@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from foveate.atp import ATP, budget_loss, mean_share, soft_masks
 from foveate.families import family_of
+from foveate.precision import with_autocast
 from foveate.train.batches import IGNORE, inputs_of
 from foveate.train.objectives import Loaded, Objective
 from foveate.train.prepared import Prepared
@@ -98,7 +99,9 @@ class ATPObjective(Objective):
 
     def wrap(self, model: nn.Module, loaded: Loaded) -> ATPTrainee:
         """Put thresholds, started near their target, beside the model."""
-        return make_trainee(loaded.base, model, self.settings, loaded.rows, loaded.batches, loaded.ready.recipe.seed)
+        recipe = loaded.ready.recipe
+        with with_autocast(family_of(loaded.base).device, recipe.precision):
+            return make_trainee(loaded.base, model, self.settings, loaded.rows, loaded.batches, recipe.seed)
 
     def rates(self) -> Mapping[str, float]:
         """Return the thresholds' own learning rate, if they have one."""
@@ -215,6 +218,7 @@ def save_atp(trainee: ATPTrainee, model: nn.Module, settings: ATPSettings, loade
     model.eval()
     device = family_of(model).device
     batches = calibration_batches(settings, loaded.rows, loaded.batches)
-    adapter.calibrate(model, ({name: value.to(device) for name, value in batch.items()} for batch in batches))
+    with with_autocast(device, loaded.ready.recipe.precision):
+        adapter.calibrate(model, ({name: value.to(device) for name, value in batch.items()} for batch in batches))
     model.train(training)
     adapter.save_pretrained(out / "atp")

@@ -22,6 +22,7 @@ from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.files import facts_of_files, is_file, make_folder, parse_json, shown_path, tensor_file, write_tensors
 from foveate.loading import find_config, load_model
+from foveate.precision import with_autocast, without_autocast
 from foveate.prompts import tokenized
 from foveate.schedule import Schedule, schedule
 from foveate.train.batches import Batches
@@ -165,7 +166,9 @@ class KeptFeatures:
             "messages": json.dumps([one.messages for one in listed]),
             "images": json.dumps([len(one.images) for one in listed]),
         }
-        write_tensors(self._path(number), {"features": torch.cat(made).contiguous()}, header)
+        # Autocast to bfloat16 doesn't put float16 together.
+        with without_autocast(made[0].device):
+            write_tensors(self._path(number), {"features": torch.cat(made).contiguous()}, header)
 
 
 class FeatureBatches(Batches):
@@ -227,7 +230,8 @@ def train_on_features(
     key = json.dumps([recipe.to_dict()["data"], _weights(recipe)])
     share = (int(arguments.process_index), int(arguments.world_size))
     model.to(arguments.device)
-    kept = KeptFeatures(folder, rows, model, processor, spec, key, share, say)
+    with with_autocast(arguments.device, recipe.precision):
+        kept = KeptFeatures(folder, rows, model, processor, spec, key, share, say)
     if share[1] > 1:
         torch.distributed.barrier()
     family = family_of(model)
