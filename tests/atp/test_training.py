@@ -12,6 +12,7 @@ import foveate
 from foveate.loading import load
 from foveate.train.batches import Batches
 from foveate.train.objectives import parse_recipe
+from foveate.train.prepared import prepare
 from foveate.train.run import run
 from foveate.train.settings import RecipeError
 from foveate.train.sources import Scenes
@@ -122,4 +123,26 @@ def test_bad_recipes(changes: dict[str, Any], message: str) -> None:
         whole["stages"] = [{"share": 1}]
     with pytest.raises(RecipeError) as caught:
         parse_recipe(whole)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": [1, 99]}, "atp: layers [1, 99]: this decoder has 4 layers; name some from 1 to 3"),
+        ({"layers": [0, 2]}, "atp: layers [0, 2]: name some, ascending, from 1 on"),
+        ({"layers": [2, 1]}, "atp: layers [2, 1]: name some, ascending, from 1 on"),
+        ({"parts": []}, "name some of self, cross, spatial, each once"),
+        ({"parts": ["self", "self"]}, "name some of self, cross, spatial, each once"),
+        ({"width": 2_000_000}, "width"),
+        (
+            {"target": 0.05},
+            "atp: target: 0.05 of the tokens per layer can't remain: layers before layer 1 of 4 have all",
+        ),
+        ({"target": 0.25}, "the share is more than 0.25 and up to 1"),
+    ],
+)
+def test_settings_are_checked_before_the_model_is_loaded(tiny: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        prepare(parse_recipe(given(tiny, atp={**ATP, **changes})))
     assert message in str(caught.value)

@@ -10,7 +10,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from foveate.atp import ATP, budget_loss, mean_share, soft_masks
-from foveate.families import family_of
+from foveate.atp.adapter import layers_of
+from foveate.atp.initial import starting_shares
+from foveate.errors import FoveateError, KeepError
+from foveate.families import Family, family_of
+from foveate.methods.arithmetic.thresholds import check_thresholds
 from foveate.precision import with_autocast
 from foveate.train.batches import IGNORE, inputs_of
 from foveate.train.objectives import Loaded, Objective
@@ -96,6 +100,23 @@ class ATPObjective(Objective):
             raise RecipeError("atp goes with neither voco nor data.features: it reads the whole images")
         if not recipe.dense:
             raise RecipeError("with atp, thresholds say how many tokens stay; leave stages and test out")
+
+    def check_model(self, family: Family) -> None:
+        """Check which thresholds are asked for, and that the model's layers can meet their target.
+
+        Raises:
+            RecipeError: the decoder lacks such layers or a signal, or a setting is impossible.
+        """
+        settings = self.settings
+        try:
+            layers = layers_of(family, settings.layers or None)
+            check_thresholds(layers, settings.width, settings.parts)
+        except FoveateError as error:
+            raise RecipeError(f"atp: {error}") from None
+        try:
+            starting_shares(layers, len(family.decoder_layers), settings.target)
+        except KeepError as error:
+            raise RecipeError(f"atp: target: {error}") from None
 
     def wrap(self, model: nn.Module, loaded: Loaded) -> ATPTrainee:
         """Put thresholds, started near their target, beside the model."""
