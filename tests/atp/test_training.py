@@ -1,5 +1,6 @@
 """Thresholds train alone or with the model, resume to the same weights, and are used by a spec."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def given(folder: Path, **changes: Any) -> dict[str, Any]:
     return whole
 
 
-def test_thresholds_alone_and_resumed(tiny: Path, tmp_path: Path) -> None:
+def test_thresholds_alone_and_resumed(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     found = run(parse_recipe(given(tiny)), tmp_path / "whole", say=said.append)
     assert found == tmp_path / "whole" / "atp"
@@ -51,6 +52,21 @@ def test_thresholds_alone_and_resumed(tiny: Path, tmp_path: Path) -> None:
     one, other = (load_file(folder / "atp" / "atp.safetensors") for folder in (tmp_path / "whole", short))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert one["predictors.0.redundancy.weight"].abs().max() > 1e-3, "nothing was learned"
+
+    # The distance to the target is that of the conversations at a time: two of four here.
+    for per_device, processes, refused in (
+        (1, 1, True),
+        (None, 1, True),
+        (2, 4, True),
+        (None, 2, False),
+        (2, 1, False),
+    ):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        again = parse_recipe(given(tiny, per_device=per_device, log_every=2))
+        told = pytest.raises(RecipeError, match=r"2 conversations at a time .* write per_device: 2")
+        with told if refused else nullcontext():
+            run(again, tmp_path / "whole", resume=True, say=lambda _: None)
+    monkeypatch.undo()
 
     model, processor = load(tiny)
     rows = Scenes(4, turns=1)

@@ -84,6 +84,8 @@ class ATPObjective(Objective):
     staged = False
     file = "atp/atp.json"
     uncounted = "these figures are those of dense training: soft masks keep all tokens, and thresholds add their own"
+    # The distance to the target is that of the images that are there at a time, and distances don't add up.
+    divisible = False
 
     @property
     def unsharded(self) -> str:

@@ -81,6 +81,8 @@ class Objective:
     """Whether stages' specs can be applied while it trains; without them the recipe has one stage, dense."""
     file: ClassVar[str] = ""
     """The last file that `save` writes, in the run's folder; a run that leaves the model as it was is finished then."""
+    divisible: ClassVar[bool] = True
+    """Whether a step's loss is the same, but for rounding, however many of its conversations are taken at a time."""
     uncounted: ClassVar[str] = ""
     """What the cost model doesn't count, as a warning for estimates; if any, logs have no share of FLOPs saved."""
 
