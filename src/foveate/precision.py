@@ -1,10 +1,28 @@
-"""Compute in the dtype of the tensors, whatever `torch.autocast` is open."""
+"""Open `torch.autocast` as a recipe asks for it, or compute in the dtype of the tensors, whatever is open."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Final
 
 import torch
+
+HALVES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""What autocast computes products in, by the words of a recipe's `precision`; another word opens none."""
+
+
+def with_autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Open autocast for a forward pass outside of the Trainer, as the Trainer does inside.
+
+    Args:
+        device: of the model.
+        precision: of the recipe.
+
+    >>> with with_autocast(torch.device("cpu"), "bf16"):
+    ...     (torch.ones(2, 2, dtype=torch.bfloat16) @ torch.ones(2, 2)).dtype
+    torch.bfloat16
+    """
+    return torch.autocast(device.type, HALVES[precision]) if precision in HALVES else nullcontext()
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

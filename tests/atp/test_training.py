@@ -1,5 +1,6 @@
 """Thresholds train alone or with the model, resume to the same weights, and are used by a spec."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import foveate
 from foveate.loading import load
 from foveate.train.batches import Batches
 from foveate.train.objectives import parse_recipe
+from foveate.train.prepared import prepare
 from foveate.train.run import run
 from foveate.train.settings import RecipeError
 from foveate.train.sources import Scenes
@@ -30,7 +32,7 @@ def given(folder: Path, **changes: Any) -> dict[str, Any]:
     return whole
 
 
-def test_thresholds_alone_and_resumed(tiny: Path, tmp_path: Path) -> None:
+def test_thresholds_alone_and_resumed(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     found = run(parse_recipe(given(tiny)), tmp_path / "whole", say=said.append)
     assert found == tmp_path / "whole" / "atp"
@@ -50,6 +52,21 @@ def test_thresholds_alone_and_resumed(tiny: Path, tmp_path: Path) -> None:
     one, other = (load_file(folder / "atp" / "atp.safetensors") for folder in (tmp_path / "whole", short))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert one["predictors.0.redundancy.weight"].abs().max() > 1e-3, "nothing was learned"
+
+    # The distance to the target is that of the conversations at a time: two of four here.
+    for per_device, processes, refused in (
+        (1, 1, True),
+        (None, 1, True),
+        (2, 4, True),
+        (None, 2, False),
+        (2, 1, False),
+    ):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        again = parse_recipe(given(tiny, per_device=per_device, log_every=2))
+        told = pytest.raises(RecipeError, match=r"2 conversations at a time .* write per_device: 2")
+        with told if refused else nullcontext():
+            run(again, tmp_path / "whole", resume=True, say=lambda _: None)
+    monkeypatch.undo()
 
     model, processor = load(tiny)
     rows = Scenes(4, turns=1)
@@ -78,6 +95,18 @@ def test_along_with_the_model(tiny: Path, tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.parametrize(("stored", "train"), [("float16", "full"), ("bfloat16", "projector")])
+def test_files_in_half_precision(tiny: Path, tmp_path: Path, stored: str, train: str) -> None:
+    """A frozen encoder in 2 bytes beside a projector in float32, before, while and after training."""
+    for part in load(tiny, dtype=stored):
+        part.save_pretrained(tmp_path / "half")
+    changes = {"train": train, "precision": "bf16", "steps": 1}
+    out = run(parse_recipe(given(tmp_path / "half", **changes)), tmp_path / "run", say=lambda _: None)
+    model, _ = load(out)
+    with foveate.apply(model, f"atp:adapter={tmp_path / 'run' / 'atp'}"):
+        pass
+
+
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 def test_thresholds_have_a_learning_rate_of_their_own(tiny: Path, tmp_path: Path) -> None:
     """The model's is almost zero, so only the thresholds change."""
@@ -100,6 +129,10 @@ def test_thresholds_have_a_learning_rate_of_their_own(tiny: Path, tmp_path: Path
         ({"atp": {**ATP, "grid": 4, "parts": ["self"]}}, "which parts leaves out"),
         ({"atp": {**ATP, "lr": 0}}, "lr is more than 0"),
         ({"atp": {**ATP, "layer": [1]}}, 'did you mean "layers"?'),
+        (
+            {"atp": {**ATP, "acts_on": "values"}, "trainer": {"activation_checkpointing": True}},
+            "atp: acts_on: values can't be trained with activation checkpointing",
+        ),
         ({"test": "pool:0.5"}, "leave stages and test out"),
         ({"data": {"scenes": 4, "features": "pool2d:9:positions=pack@features"}}, "neither voco nor data.features"),
     ],
@@ -110,4 +143,26 @@ def test_bad_recipes(changes: dict[str, Any], message: str) -> None:
         whole["stages"] = [{"share": 1}]
     with pytest.raises(RecipeError) as caught:
         parse_recipe(whole)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": [1, 99]}, "atp: layers [1, 99]: this decoder has 4 layers; name some from 1 to 3"),
+        ({"layers": [0, 2]}, "atp: layers [0, 2]: name some, ascending, from 1 on"),
+        ({"layers": [2, 1]}, "atp: layers [2, 1]: name some, ascending, from 1 on"),
+        ({"parts": []}, "name some of self, cross, spatial, each once"),
+        ({"parts": ["self", "self"]}, "name some of self, cross, spatial, each once"),
+        ({"width": 2_000_000}, "width"),
+        (
+            {"target": 0.05},
+            "atp: target: 0.05 of the tokens per layer can't remain: layers before layer 1 of 4 have all",
+        ),
+        ({"target": 0.25}, "the share is more than 0.25 and up to 1"),
+    ],
+)
+def test_settings_are_checked_before_the_model_is_loaded(tiny: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        prepare(parse_recipe(given(tiny, atp={**ATP, **changes})))
     assert message in str(caught.value)

@@ -89,6 +89,22 @@ def test_a_run_on_features_gives_a_whole_model_and_never_encodes_again(
     assert all(torch.equal(again[name], value) for name, value in after.items())
 
 
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+def test_files_in_half_precision(tiny_model: Path, tmp_path: Path, stored: str) -> None:
+    """Features are made in the precision of the recipe, by a frozen encoder and a projector in float32."""
+    for part in load(tiny_model, dtype=stored):
+        part.save_pretrained(tmp_path / "half")
+    data = {"scenes": 8, "turns": 2, "features": SPEC}
+    stages = [{"share": 1, "spec": "dense"}]
+    given = recipe(tmp_path / "half", stages=stages, data=data, steps=1, precision="bf16")
+    run(parse_recipe(given), tmp_path / "run", say=lambda _: None)
+    (file,) = (tmp_path / "run" / "features").glob("*/00000.safetensors")
+    features = load_file(file)["features"].float()
+    model, processor = load(tiny_model)
+    exact = KeptFeatures(tmp_path, Scenes(8, turns=2), model, processor, SPEC, "key").features(0).float()
+    torch.testing.assert_close(features[:1], exact, atol=0.05, rtol=0.05)
+
+
 @pytest.mark.parametrize(
     ("spec", "stage", "message"),
     [

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from foveate.commands import app
 from foveate.errors import FoveateError
+from foveate.loading import load
 from foveate.train.objectives import parse_recipe
 from foveate.train.recipe import Data
 from foveate.train.settings import read_mapping
@@ -25,6 +26,8 @@ ROOT = Path(__file__).parents[2]
 MODELS = {"llava-1.5-7b": "llava", "qwen2.5-vl-3b": "qwen2_5_vl"}
 RECIPES = sorted(path for model in MODELS for path in (ROOT / "recipes" / model).glob("*.yaml"))
 PAGE = (ROOT / "docs" / "recipes.md").read_text()
+STORED = {"llava": torch.float16, "qwen2_5_vl": torch.bfloat16}
+"""What the files of the real models hold."""
 SAMPLE = ("llava-1.5-7b/llavolta-lora", "qwen2.5-vl-3b/voco")
 """What is trained each time; `nox -s train` trains all of them."""
 
@@ -166,6 +169,24 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return given
 
     return make
+
+
+@pytest.mark.slow
+@PEFT
+@pytest.mark.parametrize("path", RECIPES, ids=name)
+def test_half_precision_files_at_the_recipes_own_precision(
+    path: Path, tiny: Any, tmp_path: Path, in_full: bool
+) -> None:
+    pytest.importorskip("peft")
+    if not in_full and name(path) not in (*SAMPLE, "llava-1.5-7b/atp"):
+        pytest.skip("nox -s train runs all of them")
+    given = tiny(path)
+    given["precision"] = read_mapping(path)["precision"]
+    model, processor = load(given["model"], dtype=STORED[MODELS[path.parent.name]])
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "half")
+    unsharded(tmp_path / "run", {**given, "model": str(tmp_path / "half"), "steps": 3})
+    assert len(told(tmp_path / "run", "loss")) == 3
 
 
 @pytest.mark.slow

@@ -21,11 +21,13 @@ from transformers.trainer_pt_utils import safe_globals
 from versions import CHECKPOINTING
 
 from foveate.errors import FoveateError
+from foveate.loading import load
 from foveate.scenes import scene
 from foveate.train import checkpoint
 from foveate.train import run as run_module
 from foveate.train.checkpoint import checkpoints
 from foveate.train.objectives import parse_recipe
+from foveate.train.parameters import choose_parameters
 from foveate.train.prepared import prepare
 from foveate.train.run import run
 from foveate.train.settings import RecipeError
@@ -472,6 +474,21 @@ def test_bf16_and_passes_over_the_data(tiny_model: Path, tmp_path: Path) -> None
     assert prepare(parse_recipe(given)).timetable.steps == 2
     stored = trained(tmp_path / "run", given)
     assert all(value.isfinite().all() for value in stored.values())
+
+
+@pytest.mark.parametrize(("precision", "frozen"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_frozen_weights_of_float16_files_go_with_the_precision(
+    tiny_model: Path, precision: str, frozen: torch.dtype
+) -> None:
+    """What is trained begins as the file has it, without a detour by bfloat16."""
+    stored = load(tiny_model, dtype="float16")[0].state_dict()
+    for train in ("full", "projector"):
+        model, _ = load(tiny_model, dtype="float16")
+        choose_parameters(model, parse_recipe(recipe(tiny_model, precision=precision, train=train)))
+        for name, weight in model.named_parameters():
+            assert weight.dtype == (torch.float32 if weight.requires_grad else frozen), name
+            if weight.requires_grad:
+                assert torch.equal(weight, stored[name].float()), name
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -254,6 +254,13 @@ def test_the_teacher_is_the_model_without_its_adapters(tiny_model: Path) -> None
         torch.testing.assert_close(inside._dense(batch), load(tiny_model)[0](**batch).logits)
 
 
+def test_a_teacher_from_float16_files(tiny_model: Path, tmp_path: Path) -> None:
+    for part in load(tiny_model, dtype="float16"):
+        part.save_pretrained(tmp_path / "half")
+    changes = {"train": "full", "precision": "bf16", "steps": 1}
+    trained(tmp_path / "run", given(tmp_path / "half", {"tokens": 2, "distil": 0.5}, **changes))
+
+
 @pytest.mark.parametrize(
     ("voco", "changes", "said"),
     [

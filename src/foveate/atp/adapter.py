@@ -13,7 +13,7 @@ from foveate.arguments import check_kind, listed
 from foveate.atp.calibration import SHIFTS, measured_curve
 from foveate.atp.initial import Grid, initialise_thresholds
 from foveate.errors import FoveateError, UnsupportedFamily
-from foveate.families import family_of
+from foveate.families import Family, family_of
 from foveate.fingerprint import model_fingerprint
 from foveate.methods.arithmetic.thresholds import PARTS, LearnedThresholds
 from foveate.methods.atp import ATPMethod
@@ -21,6 +21,29 @@ from foveate.numbers import check_whole
 from foveate.schedule import scaled_layers
 from foveate.spec import Spec, Step
 from foveate.tokens import Keep, Text
+
+
+def layers_of(family: Family, layers: Sequence[int] | None) -> list[int]:
+    """Return the decoder layers at whose input thresholds act; the model may be a skeleton.
+
+    Args:
+        family: of the base model.
+        layers: as for `ATP`.
+
+    Raises:
+        UnsupportedFamily: the decoder lacks a signal that the method reads.
+        FoveateError: the decoder has no such layers.
+    """
+    depth = len(family.decoder_layers)
+    if layers is None:
+        layers = scaled_layers(ATPMethod.layers, depth)
+    found = [check_whole("a layer", layer) for layer in listed("layers", layers, "numbers of decoder layers")]
+    if any(layer >= depth for layer in found):
+        raise FoveateError(f"layers {found}: this decoder has {depth} layers; name some from 1 to {depth - 1}")
+    missing = [signal for signal in (*ATPMethod().needs, Text()) if not family.gives_inside(signal)]
+    if missing:
+        raise UnsupportedFamily(f"ATP reads {missing[0]}, which the decoder of this {family.title} doesn't give")
+    return found
 
 
 class ATP(LearnedThresholds):
@@ -62,16 +85,7 @@ class ATP(LearnedThresholds):
     ) -> None:
         check_kind("question", question, bool, "True or False")
         family = family_of(model)
-        depth = len(family.decoder_layers)
-        if layers is None:
-            layers = scaled_layers(ATPMethod.layers, depth)
-        else:
-            layers = [check_whole("a layer", layer) for layer in listed("layers", layers, "numbers of decoder layers")]
-        if any(layer >= depth for layer in layers):
-            raise FoveateError(f"layers {layers}: this decoder has {depth} layers; name some from 1 to {depth - 1}")
-        missing = [signal for signal in (*ATPMethod().needs, Text()) if not family.gives_inside(signal)]
-        if missing:
-            raise UnsupportedFamily(f"ATP reads {missing[0]}, which the decoder of this {family.title} doesn't give")
+        layers = layers_of(family, layers)
         features = int(family.decoder_config.hidden_size) if question else 0
         base = model_fingerprint(family.core)
         super().__init__(layers, features, width=width, parts=parts, base=base, seed=seed)
@@ -111,7 +125,8 @@ class ATP(LearnedThresholds):
 
         Raises:
             KeepError: these layers can't leave so few tokens, or no layer has room for the grid.
-            FoveateError: a batch is no output of a processor, or no batch has an image.
+            FoveateError: a batch is no output of a processor, no batch has an image, or the adapter belongs to another
+                model.
         """
         initialise_thresholds(model, self, batches, share, grid)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -12,6 +12,7 @@ from foveate.atp.soft_masks import LayerScores, soft_masks
 from foveate.engine.inputs import checked_prompts
 from foveate.errors import FoveateError, KeepError, shown
 from foveate.families import family_of, vlm_of
+from foveate.fingerprint import model_fingerprint
 from foveate.methods.arithmetic.thresholds import LearnedThresholds, ThresholdPredictor
 from foveate.methods.atp import ATPMethod
 from foveate.numbers import Between, check_real
@@ -25,6 +26,32 @@ _CLOSED = 0.9
 """A spatial threshold above the scores of all grids."""
 
 
+def starting_shares(layers: Sequence[int], depth: int, share: float) -> list[float]:
+    """Return the share of an image's tokens that a fixed rule leaves after each layer, for a share on average.
+
+    Each layer keeps the same fraction of what arrives.
+
+    Args:
+        layers: of the adapter, ascending.
+        depth: the number of decoder layers.
+        share: of the tokens per decoder layer.
+
+    Raises:
+        KeepError: these layers can't leave so few tokens.
+
+    >>> starting_shares((1, 2), 4, 0.5)
+    [0.5, 0.25]
+    """
+    method = ATPMethod(Keep(mean=max(1, round(share * _TOKENS))))
+    try:
+        return [budget / _TOKENS for budget in method.budgets(layers, _TOKENS, depth)]
+    except KeepError:
+        raise KeepError(
+            f"{share:g} of the tokens per layer can't remain: layers before layer {layers[0]} of {depth} have all of "
+            f"them, so the share is more than {layers[0] / depth:.3g} and up to 1; ask for more, or name earlier layers"
+        ) from None
+
+
 def initialise_thresholds(
     model: nn.Module, adapter: LearnedThresholds, batches: Iterable[Mapping[str, Any]], share: float, grid: Grid
 ) -> None:
@@ -32,16 +59,16 @@ def initialise_thresholds(
 
     Raises:
         KeepError: these layers can't leave so few tokens, or no layer has room for the grid.
-        FoveateError: the share or the grid is something else, no batch has an image, or a batch is no output of a
-            processor.
+        FoveateError: the share or the grid is something else, no batch has an image, a batch is no output of a
+            processor, or the adapter was made for another model.
     """
+    adapter.check_base(model_fingerprint(family_of(model).core))
     check_real("share", share, Between(1 / _TOKENS, 1))
     if grid not in get_args(Grid):
         raise FoveateError(f"grid must be 2, 3 or 4, or 0 for none, not {shown(grid)}")
     depth = len(family_of(model).decoder_layers)
-    method = ATPMethod(Keep(mean=max(1, round(share * _TOKENS))))
-    shares = [budget / _TOKENS for budget in method.budgets(adapter.layers, _TOKENS, depth)]
-    grid_scores = {step: 1 - method.sparsity / step**2 for step in (2, 3, 4)}
+    shares = starting_shares(adapter.layers, depth, share)
+    grid_scores = {step: 1 - ATPMethod.sparsity / step**2 for step in (2, 3, 4)}
     recorded = _record_scores(model, adapter, batches)
     opened = False
     for number, layer in enumerate(adapter.layers):

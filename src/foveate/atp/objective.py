@@ -10,11 +10,17 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from foveate.atp import ATP, budget_loss, mean_share, soft_masks
-from foveate.families import family_of
+from foveate.atp.adapter import layers_of
+from foveate.atp.initial import starting_shares
+from foveate.atp.soft_masks import VALUES_REPEATED
+from foveate.errors import FoveateError, KeepError
+from foveate.families import Family, family_of
+from foveate.methods.arithmetic.thresholds import check_thresholds
+from foveate.precision import with_autocast
 from foveate.train.batches import IGNORE, inputs_of
 from foveate.train.objectives import Loaded, Objective
 from foveate.train.prepared import Prepared
-from foveate.train.recipe import Recipe
+from foveate.train.recipe import CHECKPOINTING, Recipe
 from foveate.train.settings import Count, Names, Number, RecipeError, Settings
 
 TRAINED_ALONE: Final = "thresholds"
@@ -78,6 +84,8 @@ class ATPObjective(Objective):
     alone = TRAINED_ALONE
     staged = False
     file = "atp/atp.json"
+    # The distance to the target is that of the images that are there at a time, and distances don't add up.
+    divisible = False
     uncounted = "these figures are those of dense training: soft masks keep all tokens, and thresholds add their own"
 
     @property
@@ -89,16 +97,37 @@ class ATPObjective(Objective):
         """Check the rest of the recipe.
 
         Raises:
-            RecipeError: there are stages, or kept features.
+            RecipeError: there are stages, or kept features, or checkpointing would lose the masks.
         """
+        if self.settings.acts_on == "values" and any(recipe.trainer.get(name) for name in CHECKPOINTING):
+            raise RecipeError(f"atp: {VALUES_REPEATED}")
         if recipe.data.features is not None:
             raise RecipeError("atp goes with neither voco nor data.features: it reads the whole images")
         if not recipe.dense:
             raise RecipeError("with atp, thresholds say how many tokens stay; leave stages and test out")
 
+    def check_model(self, family: Family) -> None:
+        """Check which thresholds are asked for, and that the model's layers can meet their target.
+
+        Raises:
+            RecipeError: the decoder lacks such layers or a signal, or a setting is impossible.
+        """
+        settings = self.settings
+        try:
+            layers = layers_of(family, settings.layers or None)
+            check_thresholds(layers, settings.width, settings.parts)
+        except FoveateError as error:
+            raise RecipeError(f"atp: {error}") from None
+        try:
+            starting_shares(layers, len(family.decoder_layers), settings.target)
+        except KeepError as error:
+            raise RecipeError(f"atp: target: {error}") from None
+
     def wrap(self, model: nn.Module, loaded: Loaded) -> ATPTrainee:
         """Put thresholds, started near their target, beside the model."""
-        return make_trainee(loaded.base, model, self.settings, loaded.rows, loaded.batches, loaded.ready.recipe.seed)
+        recipe = loaded.ready.recipe
+        with with_autocast(family_of(loaded.base).device, recipe.precision):
+            return make_trainee(loaded.base, model, self.settings, loaded.rows, loaded.batches, recipe.seed)
 
     def rates(self) -> Mapping[str, float]:
         """Return the thresholds' own learning rate, if they have one."""
@@ -215,6 +244,7 @@ def save_atp(trainee: ATPTrainee, model: nn.Module, settings: ATPSettings, loade
     model.eval()
     device = family_of(model).device
     batches = calibration_batches(settings, loaded.rows, loaded.batches)
-    adapter.calibrate(model, ({name: value.to(device) for name, value in batch.items()} for batch in batches))
+    with with_autocast(device, loaded.ready.recipe.precision):
+        adapter.calibrate(model, ({name: value.to(device) for name, value in batch.items()} for batch in batches))
     model.train(training)
     adapter.save_pretrained(out / "atp")

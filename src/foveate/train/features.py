@@ -23,6 +23,7 @@ from foveate.errors import FoveateError
 from foveate.families import Family, family_of
 from foveate.files import facts_of_files, is_file, make_folder, parse_json, shown_path, tensor_file, write_tensors
 from foveate.loading import find_config, load_model
+from foveate.precision import with_autocast, without_autocast
 from foveate.prompts import tokenized
 from foveate.schedule import Schedule, schedule
 from foveate.train.batches import Batches
@@ -170,7 +171,9 @@ class KeptFeatures:
             "messages": json.dumps([one.messages for one in listed]),
             "images": json.dumps([len(one.images) for one in listed]),
         }
-        write_tensors(self._path(number), {"features": torch.cat(made).contiguous()}, header)
+        # Autocast to bfloat16 doesn't put float16 together.
+        with without_autocast(made[0].device):
+            write_tensors(self._path(number), {"features": torch.cat(made).contiguous()}, header)
 
 
 def _encoded(pictures: list[Image.Image], family: Family, plan: Schedule, processor: Any) -> Tensor:
@@ -249,7 +252,8 @@ def train_on_features(
         # Copies of the data on several machines may have other times of change.
         (key,) = broadcast_object_list([key])
     model.to(arguments.device)
-    kept = KeptFeatures(folder, rows, model, processor, spec, key, share, say)
+    with with_autocast(arguments.device, recipe.precision):
+        kept = KeptFeatures(folder, rows, model, processor, spec, key, share, say)
     if share[1] > 1:
         torch.distributed.barrier()
     family = family_of(model)

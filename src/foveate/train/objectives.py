@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Final
 from torch import nn
 
 from foveate.errors import FoveateError, nearest
+from foveate.families import Family
 from foveate.train.batches import Batches
 from foveate.train.parameters import choose_parameters
 from foveate.train.prepared import Prepared
@@ -63,8 +64,8 @@ class Loaded:
 class Objective:
     """Train on the model's own loss; the base class of all objectives.
 
-    A subclass overrides what differs. Methods are called in this order: `check`, `prepare`, `wrap` and `rates`, then
-    `begin_step` for each step and `collate` for each batch, then `save`.
+    A subclass overrides what differs. Methods are called in this order: `check`, `check_model`, `prepare`, `wrap`
+    and `rates`, then `begin_step` for each step and `collate` for each batch, then `save`.
 
     Args:
         settings: what the recipe says under the objective's name.
@@ -80,6 +81,8 @@ class Objective:
     """Whether stages' specs can be applied while it trains; without them the recipe has one stage, dense."""
     file: ClassVar[str] = ""
     """The last file that `save` writes, in the run's folder; a run that leaves the model as it was is finished then."""
+    divisible: ClassVar[bool] = True
+    """Whether a step's loss is the same, but for rounding, however many of its conversations are taken at a time."""
     uncounted: ClassVar[str] = ""
     """What the cost model doesn't count, as a warning for estimates; if any, logs have no share of FLOPs saved."""
 
@@ -107,6 +110,16 @@ class Objective:
         """
         if not self.staged and not recipe.dense:
             raise RecipeError(f"{self.name} goes with no other compression; leave stages and test out")
+
+    def check_model(self, family: Family) -> None:
+        """Check that the settings go with the model, before its weights are loaded.
+
+        Args:
+            family: of the model's skeleton.
+
+        Raises:
+            RecipeError: they don't.
+        """
 
     def keeps_model(self, recipe: Recipe) -> bool:
         """Whether training leaves the model as it was, so that only `save` writes something."""

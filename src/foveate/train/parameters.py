@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from foveate.families import Family, family_of
+from foveate.precision import HALVES
 from foveate.train.recipe import PARTS, Recipe
 from foveate.train.settings import RecipeError
 
@@ -13,7 +14,7 @@ from foveate.train.settings import RecipeError
 def choose_parameters(model: nn.Module, recipe: Recipe) -> nn.Module:
     """Let a recipe train its own parts and nothing else; return the model, or peft's wrapper around it.
 
-    What is trained is float32, whatever precision the products have; frozen parts keep theirs under bf16 and fp16.
+    What is trained is float32, whatever precision the products have; the rest is as in `match_precision`.
 
     Args:
         model: of a supported family; it may be a skeleton.
@@ -24,11 +25,11 @@ def choose_parameters(model: nn.Module, recipe: Recipe) -> nn.Module:
     """
     family = family_of(model)
     model.requires_grad_(False)
-    if recipe.precision == "fp32":
-        model.float()
     if recipe.train == "lora":
+        match_precision(model, recipe.precision)
         return _with_lora(model, family, recipe)
     if recipe.train not in PARTS:
+        match_precision(model, recipe.precision)
         return model
     trained: list[nn.Module] = list(family.projectors)
     if recipe.train == "full":
@@ -44,7 +45,27 @@ def choose_parameters(model: nn.Module, recipe: Recipe) -> nn.Module:
     for part in trained:
         part.float()
         part.requires_grad_(True)
+    # Last, so that what is trained begins as its file has it.
+    match_precision(model, recipe.precision)
     return model
+
+
+def match_precision(model: nn.Module, precision: str) -> None:
+    """Let a model's weights go with a recipe's precision: float32 under fp32; under bf16, float16 becomes bfloat16.
+
+    Autocast to bfloat16 doesn't take float16 everywhere. Other weights stay as they are, mostly in 2 bytes.
+
+    Args:
+        model: it may be a skeleton.
+        precision: of the recipe.
+    """
+    if precision == "fp32":
+        model.float()
+    if precision != "bf16":
+        return
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype == torch.float16:
+            tensor.data = tensor.data.to(HALVES[precision])
 
 
 def _with_lora(model: nn.Module, family: Family, recipe: Recipe) -> nn.Module:

@@ -89,6 +89,7 @@ def prepare(recipe: Recipe, *, estimate: bool = False) -> Prepared:
             shell = model_of_type(sizes["model_type"], {key: sizes[key] for key in sizes if key != "model_type"})
         warnings.append(f"the sizes of {recipe.model} are those that foveate cost has: {error}")
     family = family_of(shell)
+    recipe.objective.check_model(family)
     stages = recipe.stages
     if isinstance(stages, str):
         stages = published(stages, len(family.decoder_layers))

@@ -51,7 +51,8 @@ from foveate.train.switch import StageSwitch
 from foveate.train.trainer import Passes, Reader, SafeTrainer, accumulation, training_arguments
 
 FREE: Final = ("per_device", "shards", "save_every", "keep_checkpoints", "log_every", "workers", "trackers")
-"""Keys of a recipe that may change between an interruption and its `--resume`."""
+"""Keys of a recipe that may change between an interruption and its `--resume`; `per_device` only of a loss that is
+divisible."""
 FINGERPRINT: Final = "fingerprint"
 """What a checkpoint has beside the recipe that made it: the fingerprint of the data."""
 HISTORY: Final = "run.json"
@@ -225,13 +226,33 @@ def same_recipe(before: dict[str, Any], recipe: Recipe, where: Path) -> None:
     Raises:
         RecipeError: it wasn't; the text names a key and both values.
     """
-    now = json.loads(json.dumps(recipe.to_dict()))
+    now = json.loads(json.dumps(_note(recipe)))
     for name in dict.fromkeys([*now, *before]):
         if name not in FREE and before.get(name) != now.get(name):
             raise RecipeError(
                 f"{shown_path(where)} was made with {name}: {before.get(name)!r}, and the recipe says "
                 f"{now.get(name)!r}; put it back, or name another --out"
             )
+    held = before.get("per_device")
+    if not recipe.objective.divisible and held != now["per_device"]:
+        raise RecipeError(
+            f"{shown_path(where)} was made with {held} conversations at a time (per_device), and now a process takes "
+            f"{now['per_device']}, which gives {recipe.objective.name} another loss; write per_device: {held}, start "
+            "as many processes as before, or name another --out"
+        )
+
+
+def _note(recipe: Recipe) -> dict[str, Any]:
+    """Return what is kept of a recipe beside its weights: all that they depend on."""
+    plain = recipe.to_dict()
+    if not recipe.objective.divisible:
+        plain["per_device"], _ = _accumulation(recipe)
+    return plain
+
+
+def _accumulation(recipe: Recipe) -> tuple[int, int]:
+    """Return how many conversations this process takes at a time, and how often in a step."""
+    return accumulation(recipe.batch, recipe.per_device, process_variable("WORLD_SIZE"))
 
 
 def same_data(before: Any, rows: Conversations, where: Path) -> list[str]:
@@ -311,7 +332,7 @@ def make_trainer(
         data_collator=Reader(loaded.rows, functools.partial(objective.collate, loaded.batches)),
         train_dataset=Passes(len(loaded.rows), timetable.steps * recipe.batch, recipe.seed),
         callbacks=[switch, _Steps(objective, module), progress],
-        note={**recipe.to_dict(), FINGERPRINT: dict(loaded.rows.fingerprint)},
+        note={**_note(recipe), FINGERPRINT: dict(loaded.rows.fingerprint)},
         describe=lambda numbers: ", ".join(loaded.rows.name(number) for number in numbers),
         rates=objective.rates(),
         sharded=sharded,
@@ -353,7 +374,7 @@ class _Steps(TrainerCallback):
 def _arguments(ready: Prepared, out: Path) -> TrainingArguments:
     """Write a recipe as transformers' own arguments."""
     recipe, steps = ready.recipe, ready.timetable.steps
-    at_once, times = accumulation(recipe.batch, recipe.per_device, process_variable("WORLD_SIZE"))
+    at_once, times = _accumulation(recipe)
     return training_arguments(
         out,
         recipe.trainer,
@@ -450,7 +471,7 @@ def _save_history(training: Training, out: Path, seconds: float) -> None:
     write_json(
         out / HISTORY,
         {
-            "recipe": ready.recipe.to_dict(),
+            "recipe": _note(ready.recipe),
             "stages": [
                 {"spec": spec, "first_step": start, "steps": table.length(number)}
                 for number, (spec, start) in enumerate(zip(table.specs, table.starts))

@@ -19,7 +19,7 @@ from foveate.loading import load_model
 from foveate.tokens import Layout
 from foveate.train.batches import Batches, pad
 from foveate.train.objectives import Loaded, Objective
-from foveate.train.parameters import choose_parameters
+from foveate.train.parameters import choose_parameters, match_precision
 from foveate.train.prepared import Prepared
 from foveate.train.recipe import CHECKPOINTING, Recipe
 from foveate.train.settings import DENSE, Count, Counts, Number, RecipeError, Settings
@@ -385,6 +385,7 @@ def make_trainee(wrapped: nn.Module, voco: VoCo, recipe: Recipe, settings: VoCoS
         named = settings.teacher
         teacher = load_model(**recipe.source) if named is None else load_model(named)
         teacher.requires_grad_(False)
+        match_precision(teacher, recipe.precision)
         if recipe.data.features is not None:
             _read_features_alike(teacher, wrapped)
     return VoCoTrainee(wrapped, voco, settings, teacher)

@@ -91,6 +91,21 @@ class ThresholdPredictor(nn.Module):
         return torch.sigmoid(self.redundancy(hidden) + shift), torch.sigmoid(self.spatial(hidden) + shift)
 
 
+def check_thresholds(layers: Sequence[int], width: int, parts: Sequence[str]) -> None:
+    """Check what `LearnedThresholds` takes, before any is made.
+
+    Raises:
+        FoveateError: layers don't ascend from 1, `parts` names no score or an unknown one, or the width is impossible.
+    """
+    layers = [check_whole("a layer", layer) for layer in listed("layers", layers, "numbers of decoder layers")]
+    if not layers or layers != sorted({*layers}) or layers[0] < 1:
+        raise FoveateError(f"layers {layers}: name some, ascending, from 1 on; layer 0 has no layer before it")
+    parts = listed("parts", parts, f"some of {', '.join(PARTS)}")
+    if not parts or any(part not in PARTS for part in parts) or len(parts) != len({*parts}):
+        raise FoveateError(f"parts {parts}: name some of {', '.join(PARTS)}, each once")
+    check_whole("width", width, Between(1, _MOST))
+
+
 Thresholds = TypeVar("Thresholds", bound="LearnedThresholds")
 
 
@@ -134,14 +149,8 @@ class LearnedThresholds(PretrainedAdapter, nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        layers = [check_whole("a layer", layer) for layer in listed("layers", layers, "numbers of decoder layers")]
-        if not layers or layers != sorted({*layers}) or layers[0] < 1:
-            raise FoveateError(f"layers {layers}: name some, ascending, from 1 on; layer 0 has no layer before it")
-        parts = listed("parts", parts, f"some of {', '.join(PARTS)}")
-        if not parts or any(part not in PARTS for part in parts) or len(parts) != len({*parts}):
-            raise FoveateError(f"parts {parts}: name some of {', '.join(PARTS)}, each once")
+        check_thresholds(layers, width, parts)
         check_whole("seed", seed, SEED)
-        check_whole("width", width, Between(1, _MOST))
         check_whole("features", features, Between(0, _MOST))
         check_kind("base", base, str, "the fingerprint of a model")
         self.layers = tuple(layers)
@@ -180,7 +189,8 @@ class LearnedThresholds(PretrainedAdapter, nn.Module):
             if fewer <= share <= more:
                 part = 0.0 if more == fewer else (more - share) / (more - fewer)
                 return low + part * (high - low)
-        return 0.0
+        # One point alone has no stretch beside it.
+        return self.curve[0][0]
 
     # Files
 
