@@ -523,6 +523,15 @@ def test_counts_that_do_not_fit(row, model, voco):
         voco.generate(model, [memory, memory], ids)
     with pytest.raises(FoveateError, match="need the model's processor"):
         voco.generate(model, memory, "what ?")
+    for other, said in (
+        (ids[0], r"questions are \(3,\) int64"),
+        (ids.sum(), r"questions are \(\) int64"),
+        (ids.float(), r"questions are \(3, 3\) float32"),
+        (ids + 10**6, "questions hold ids from 10.* and the model's are from 0 to"),
+        (-ids, "questions hold ids from -"),
+    ):
+        with pytest.raises(FoveateError, match=said):
+            voco.generate(model, memory, other)
     with pytest.raises(FoveateError, match="no label is left"):
         voco(model, {**row.inputs("t3 A t4"), "labels": torch.full_like(row.inputs("t3 A t4")["input_ids"], -100)})
 
@@ -554,7 +563,7 @@ def test_options_of_generate_that_can(row, voco):
     found = voco.generate(model, memory, ids, **options, return_dict_in_generate=True, output_logits=True)
     assert found.sequences.equal(expected)
     assert len(found.logits) == 4
-    for nothing, questions in (([], ids), (memory, []), (memory, ids[:0])):
+    for nothing, questions in (([], ids), (memory, []), (memory, ids[:0]), (memory, ids[:, :0])):
         with pytest.raises(FoveateError, match=r"there is no (memory to answer from|question to answer)"):
             voco.generate(model, nothing, questions, **options)
 

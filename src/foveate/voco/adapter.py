@@ -28,7 +28,13 @@ from foveate.numbers import SEED, Between, check_whole
 from foveate.prompts import check_question
 from foveate.tokens import Layout
 from foveate.voco.embeddings import decoder_device_and_dtype, embedded_vocabulary, initial_embeddings
-from foveate.voco.generation import check_options, generate_after_memories, paired, question_ids
+from foveate.voco.generation import (
+    check_options,
+    check_question_ids,
+    generate_after_memories,
+    paired,
+    question_ids,
+)
 from foveate.voco.image_features import DENSE, check_features_spec, check_steps, encode_features, reduced_features
 from foveate.voco.lora import (
     adapters_disabled,
@@ -215,7 +221,7 @@ class VoCo(PretrainedAdapter, nn.Module):
 
         Raises:
             FoveateError: counts don't match, a memory belongs to another model or adapter, texts came without a
-                processor, or an option doesn't work with memories.
+                processor, ids are none of the model's, or an option doesn't work with memories.
         """
         self.check(model)
         model = vlm_of(model)
@@ -226,10 +232,12 @@ class VoCo(PretrainedAdapter, nn.Module):
             for question in questions:
                 check_kind("a question", question, str, "a text")
         texts = [questions] if isinstance(questions, str) else questions
-        if not isinstance(texts, Tensor):
+        if isinstance(texts, Tensor):
+            check_question_ids(family, texts)
+        else:
             texts = [check_question(text) for text in texts]
         memories = [memory] if isinstance(memory, VoCoMemory) else memories_of(memory)
-        if not memories or not len(texts):
+        if not memories or not (texts.numel() if isinstance(texts, Tensor) else texts):
             raise FoveateError(f"there is no {'question to answer' if memories else 'memory to answer from'}; pass one")
         device = family.device
         memories, ids, mask = paired(memories, *question_ids(model, family, texts, processor, device))
