@@ -122,7 +122,9 @@ def prepare(recipe: Recipe, *, estimate: bool = False) -> Prepared:
     if warning is not None:
         warnings.append(warning)
     table = Timetable.of(stages, steps)
-    return Prepared(recipe, shell, family, processor, rows, stages, table, test, tuple(warnings), counted, stored)
+    ready = Prepared(recipe, shell, family, processor, rows, stages, table, test, tuple(warnings), counted, stored)
+    recipe.objective.check_ready(ready)
+    return ready
 
 
 def _check_spec(spec: str, family: Family, where: str) -> None:

@@ -52,11 +52,11 @@ from foveate.voco.prompt_rows import prompt_rows
 from foveate.voco.two_pass import read_images, two_pass_logits
 
 _LORA: Final = "lora"
-_MOST_TOKENS: Final = 65_536
+MOST_TOKENS: Final = 65_536
 """The most VoCo tokens of an adapter; each is a column of the prompt."""
 
 
-_SETTINGS: Final = {"tokens": Between(1, _MOST_TOKENS), "base": str, "lora": bool, "features": str, "packed": bool}
+_SETTINGS: Final = {"tokens": Between(1, MOST_TOKENS), "base": str, "lora": bool, "features": str, "packed": bool}
 
 
 class VoCo(PretrainedAdapter, nn.Module):
@@ -115,7 +115,7 @@ class VoCo(PretrainedAdapter, nn.Module):
         packed: bool = False,
     ) -> None:
         super().__init__()
-        check_whole("tokens", tokens, Between(1, _MOST_TOKENS))
+        check_whole("tokens", tokens, Between(1, MOST_TOKENS))
         check_whole("seed", seed, SEED)
         check_kind("features", features, str, "a spec as text")
         check_kind("shared", shared, bool, "True or False")
@@ -341,8 +341,16 @@ class VoCo(PretrainedAdapter, nn.Module):
         Raises:
             FoveateError: it was made for another one.
         """
+        self.check_base(model_fingerprint(family_of(model).core))
+        self.check_sizes(model)
+
+    def check_sizes(self, model: nn.Module) -> None:
+        """Check that this adapter's weights are as wide as a model's, which may have no weights itself.
+
+        Raises:
+            FoveateError: they aren't, or the model lacks a layer that has LoRA weights.
+        """
         family = family_of(model)
-        self.check_base(model_fingerprint(family.core))
         width, own = int(family.decoder_config.hidden_size), self.embedding.shape[1]
         if own != width:
             raise FoveateError(
