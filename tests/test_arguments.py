@@ -118,6 +118,7 @@ def test_short_inputs_on_no_device(reference):
     model, inputs = reference
     short = foveate.compress(model, inputs, SPEC)
     said(lambda: short.to("nosuch"), "there is no device")
+    said(lambda: short.to("cuda:99"), "this machine has no device 'cuda:99'")
     said(lambda: short.to(dtype=torch.int8), "dtype must be a float")
 
 

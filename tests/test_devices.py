@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 from foveate import devices
-from foveate.devices import devices_of, load_arguments, placement_of, synchronize, usable_device, usable_dtype
+from foveate.devices import (
+    checked_device,
+    devices_of,
+    load_arguments,
+    placement_of,
+    synchronize,
+    usable_device,
+    usable_dtype,
+)
 from foveate.engine.timing import now
 from foveate.errors import FoveateError
 
@@ -50,6 +58,8 @@ def test_what_cannot_be_met_is_one_line(arguments, words):
 def test_a_gpu_that_is_not_there():
     with pytest.raises(FoveateError, match=r"no device 'cuda:7'; (torch .* is built without CUDA|torch finds no GPU)"):
         usable_device("cuda:7")
+    with pytest.raises(FoveateError, match="no device 'cuda'; torch"):
+        checked_device("cuda")
     assert usable_device("auto") == CPU
     with pytest.raises(FoveateError, match="no device 'mps'"):
         usable_device("mps")

@@ -374,15 +374,14 @@ def synchronize(devices: Iterable[torch.device]) -> None:
             torch.accelerator.synchronize(device)
 
 
-def checked_device(device: Any) -> Any:
-    """Return a torch device, for moving tensors.
+def checked_device(device: Any) -> torch.device:
+    """Return a torch device, for moving tensors; they may go to the meta device, too.
 
     Raises:
-        FoveateError: torch knows no device of this name.
+        FoveateError: torch knows no device of this name, or this machine has none.
     """
-    import torch
-
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise FoveateError(f"there is no device {quoted(device)}; write cpu, cuda or cuda:1, for instance") from error
+    return found if found.type == "meta" else usable_device(found)

@@ -14,6 +14,7 @@ from torch import nn
 
 from foveate.errors import FoveateError
 from foveate.train.batches import IGNORE, Batches
+from foveate.train.estimate import estimate
 from foveate.train.objectives import GROUP, Loaded, Objective, find, names, parse_recipe
 from foveate.train.prepared import Prepared
 from foveate.train.run import run
@@ -44,6 +45,12 @@ class Length(Objective):
         width = model.get_input_embeddings().embedding_dim
         self.head = nn.Sequential(nn.Linear(width, self.settings.width), nn.Linear(self.settings.width, 1))
         return super().prepare(model, ready)
+
+    def check_ready(self, ready: Prepared) -> None:
+        """Refuse a head that is wider than the model, before it is loaded."""
+        most = ready.family.decoder_config.hidden_size
+        if self.settings.width > most:
+            raise FoveateError(f"length: width is at most the model's, {most}")
 
     def collate(self, batches: Batches, rows: Sequence[tuple[int, Conversation]]) -> dict[str, Any]:
         """Add the lengths."""
@@ -135,6 +142,13 @@ def test_it_may_leave_the_model_as_it_was(tiny_model: Path, tmp_path: Path) -> N
     said: list[str] = []
     run(parse_recipe(recipe(tiny_model, length={}, train="head", steps=2)), tmp_path, resume=True, say=said.append)
     assert "nothing is left to do" in said[-1]
+
+
+@pytest.mark.usefixtures("installed")
+def test_its_checks_need_no_weights(tiny_model: Path) -> None:
+    wide = parse_recipe(recipe(tiny_model, length={"width": 33}, train="head"))
+    with pytest.raises(FoveateError, match="length: width is at most the model's, 32"):
+        estimate(wide)
 
 
 @pytest.mark.usefixtures("installed")

@@ -17,6 +17,7 @@ from foveate.families import family_of
 from foveate.loading import load
 from foveate.scenes import clip, scene
 from foveate.train.batches import Batches
+from foveate.train.estimate import estimate
 from foveate.train.objectives import parse_recipe
 from foveate.train.run import run
 from foveate.train.settings import RecipeError
@@ -130,7 +131,7 @@ def test_an_image_adapter_goes_on_with_clips(tiny_model: Path, tmp_path: Path) -
             trained(tmp_path / "bad", given(tiny_model, {**clips, **change}, data=data, **LORA))
     with pytest.raises(FoveateError, match="doesn't go with train: embedding"):
         trained(tmp_path / "bad", given(tiny_model, clips, data=data, train="embedding"))
-    with pytest.raises(FoveateError, match="have the rank 2 and the recipe's lora has 1; write rank: 2 or more"):
+    with pytest.raises(FoveateError, match="LoRA weights of rank 2 and the recipe's lora has 1; write rank: 2 or more"):
         trained(tmp_path / "bad", given(tiny_model, clips, data=data, train="lora", lora={"rank": 1}))
 
 
@@ -265,7 +266,8 @@ def test_a_teacher_from_float16_files(tiny_model: Path, tmp_path: Path) -> None:
     ("voco", "changes", "said"),
     [
         ({"tokens": 2, "elastic": [1, 3]}, {}, "elastic has 3, and there are 2 tokens"),
-        ({"tokens": 0}, {}, "tokens is a whole number from 1 on"),
+        ({"tokens": 0}, {}, "tokens is a whole number from 1 to 65,536"),
+        ({"tokens": 70000}, {}, "tokens is a whole number from 1 to 65,536"),
         ({"tokken": 2}, {}, 'did you mean "tokens"?'),
         ({"words": "red"}, {}, "shared gives all of them one"),
         ({"distil": 2.0}, {}, "a weight from 0 to 1"),
@@ -287,9 +289,40 @@ def test_recipes_that_can_not_be(tiny_model: Path, voco: Any, changes: dict[str,
         parse_recipe(whole)
 
 
-def test_words_without_a_token(tiny_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(FoveateError, match="holds no token"):
-        trained(tmp_path / "run", given(tiny_model, {"tokens": 2, "shared": False, "words": " "}))
+@pytest.mark.parametrize(
+    ("voco", "changes", "said"),
+    [
+        ({"adapter": "MADE/nowhere"}, {}, "nowhere"),
+        ({"adapter": "MADE/shared", "shared": False}, {}, "one embedding for all its tokens; write shared: true"),
+        ({"adapter": "MADE/own"}, {}, "an embedding for each of its tokens; write shared: false"),
+        ({"adapter": "shipped", "tokens": 32, "shared": False}, LORA | {"lora": {"rank": 32}}, "embeddings of width"),
+        ({"adapter": "MADE/shared"}, LORA, "has no LoRA weights, which doesn't go with train: lora"),
+        ({"teacher": "MADE/nowhere", "distil": 0.5}, {}, "there is no model directory"),
+        ({"words": "   ", "shared": False}, {}, "holds no token"),
+        ({"apart": True}, {"data": {"jsonl": "MADE/rows.jsonl"}}, "a later question brings an image"),
+    ],
+)
+def test_what_can_not_be_is_found_without_weights(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, voco: Any, changes: dict[str, Any], said: str
+) -> None:
+    model, _ = load(tiny_model)
+    VoCo(model, 2).save_pretrained(tmp_path / "shared")
+    VoCo(model, 2, shared=False).save_pretrained(tmp_path / "own")
+    turns = [("user", "<image> a ?"), ("assistant", "b"), ("user", "<image> c ?"), ("assistant", "d")]
+    for number in range(2):
+        scene(number).image.save(tmp_path / f"{number}.png")
+    messages = [{"role": role, "content": content} for role, content in turns]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"images": ["0.png", "1.png"], "messages": messages}))
+    what = given(tiny_model, {"tokens": 2, **voco}, train="embedding") | changes
+    parsed = parse_recipe(json.loads(json.dumps(what).replace("MADE", str(tmp_path))))
+
+    def loaded(*_: Any, **__: Any) -> Any:
+        raise AssertionError("weights are loaded")
+
+    monkeypatch.setattr("foveate.train.run.load_model", loaded)
+    for begin in (estimate, lambda recipe: run(recipe, tmp_path / "run", say=lambda _: None)):
+        with pytest.raises(FoveateError, match=said):
+            begin(parsed)
 
 
 def test_a_later_question_with_an_image_is_not_asked_apart(tmp_path: Path) -> None:

@@ -96,6 +96,17 @@ def test_the_longest_unused_goes_first(tmp_path):
     assert store.nbytes <= store.max_bytes
 
 
+def test_the_header_of_a_file_counts(tmp_path):
+    """A file that alone is larger than the store isn't kept, and nothing else goes for it."""
+    small, large = memory(1.0, tokens=1), memory(2.0, tokens=16)
+    store = MemoryStore(tmp_path, max_bytes=large.nbytes)
+    store.put("small", small)
+    with pytest.raises(FoveateError, match=r"of 4,\d\d\d bytes is larger than the store of 4,096; raise max_bytes"):
+        store.put("large", large)
+    assert ("small" in store, "large" in store) == (True, False)
+    assert store.nbytes <= store.max_bytes
+
+
 def test_a_damaged_memory_is_made_anew(tmp_path):
     store = MemoryStore(tmp_path)
     store.put("a", memory(1.0))

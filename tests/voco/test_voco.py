@@ -207,6 +207,39 @@ def test_packed_images_stand_right_behind_one_another(row, model):
     assert (voco.join([a, b]).keys[:, :, :TOKENS] - voco.join([b, a]).keys[:, :, TOKENS:]).abs().max() > 1e-2
 
 
+def test_a_packed_image_may_be_larger_than_all_before_it(row, model):
+    """Its visual tokens begin before position 0 then, in one pass and in two."""
+    voco = VoCo(model, 1, packed=True)
+    inputs = row.inputs("t2 C t9 A t3")
+    torch.testing.assert_close(
+        voco(model, inputs).logits, voco(model, inputs, in_two_passes=False).logits, atol=1e-4, rtol=1e-4
+    )
+
+
+def test_images_joined_in_one_way_are_not_joined_in_the_other(row, model, voco, tmp_path):
+    """Where each of them stands is no longer known; positions came out wrong, and nobody said so."""
+    a, b, c = voco.encode(model, row.inputs("A t1 B t1 C"))
+    for packed in (False, True):
+        pair = VoCoMemory.joined([b, c], packed=packed)
+        stored = VoCoMemory.load(pair.save(tmp_path / "pair.safetensors"))
+        for memory in (pair, stored):
+            for mixed in ([a, memory], [memory, a], [memory]):
+                with pytest.raises(FoveateError, match=f"2 images that were joined with packed={packed}, and this"):
+                    VoCoMemory.joined(mixed, packed=not packed)
+            with pytest.raises(FoveateError, match="join all of them alike"):
+                a.append(memory, packed=not packed)
+            alike = VoCoMemory.joined([a, memory], packed=packed)
+            torch.testing.assert_close(
+                alike.keys, VoCoMemory.joined([a, b, c], packed=packed).keys, atol=1e-5, rtol=1e-5
+            )
+    path = pair.save(tmp_path / "pair.safetensors")
+    with safe_open(path, framework="pt") as file:
+        metadata = {name: value for name, value in file.metadata().items() if name != "packed"}
+    save_file(load_file(path), path, metadata)
+    with pytest.raises(FoveateError, match="encode the image again"):
+        VoCoMemory.load(path)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_video_is_remembered_as_it_comes(row, model, packed):
     """Joining segment by segment equals joining all at once, and every segment adds only its tokens."""
@@ -490,6 +523,15 @@ def test_counts_that_do_not_fit(row, model, voco):
         voco.generate(model, [memory, memory], ids)
     with pytest.raises(FoveateError, match="need the model's processor"):
         voco.generate(model, memory, "what ?")
+    for other, said in (
+        (ids[0], r"questions are \(3,\) int64"),
+        (ids.sum(), r"questions are \(\) int64"),
+        (ids.float(), r"questions are \(3, 3\) float32"),
+        (ids + 10**6, "questions hold ids from 10.* and the model's are from 0 to"),
+        (-ids, "questions hold ids from -"),
+    ):
+        with pytest.raises(FoveateError, match=said):
+            voco.generate(model, memory, other)
     with pytest.raises(FoveateError, match="no label is left"):
         voco(model, {**row.inputs("t3 A t4"), "labels": torch.full_like(row.inputs("t3 A t4")["input_ids"], -100)})
 
@@ -521,7 +563,7 @@ def test_options_of_generate_that_can(row, voco):
     found = voco.generate(model, memory, ids, **options, return_dict_in_generate=True, output_logits=True)
     assert found.sequences.equal(expected)
     assert len(found.logits) == 4
-    for nothing, questions in (([], ids), (memory, []), (memory, ids[:0])):
+    for nothing, questions in (([], ids), (memory, []), (memory, ids[:0]), (memory, ids[:, :0])):
         with pytest.raises(FoveateError, match=r"there is no (memory to answer from|question to answer)"):
             voco.generate(model, nothing, questions, **options)
 

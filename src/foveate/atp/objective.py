@@ -14,7 +14,7 @@ from foveate.atp.adapter import layers_of
 from foveate.atp.initial import starting_shares
 from foveate.atp.soft_masks import VALUES_REPEATED
 from foveate.errors import FoveateError, KeepError
-from foveate.families import Family, family_of
+from foveate.families import family_of
 from foveate.methods.arithmetic.thresholds import check_thresholds
 from foveate.precision import with_autocast
 from foveate.train.batches import IGNORE, inputs_of
@@ -106,7 +106,7 @@ class ATPObjective(Objective):
         if not recipe.dense:
             raise RecipeError("with atp, thresholds say how many tokens stay; leave stages and test out")
 
-    def check_model(self, family: Family) -> None:
+    def check_ready(self, ready: Prepared) -> None:
         """Check which thresholds are asked for, and that the model's layers can meet their target.
 
         Raises:
@@ -114,12 +114,12 @@ class ATPObjective(Objective):
         """
         settings = self.settings
         try:
-            layers = layers_of(family, settings.layers or None)
+            layers = layers_of(ready.family, settings.layers or None)
             check_thresholds(layers, settings.width, settings.parts)
         except FoveateError as error:
             raise RecipeError(f"atp: {error}") from None
         try:
-            starting_shares(layers, len(family.decoder_layers), settings.target)
+            starting_shares(layers, len(ready.family.decoder_layers), settings.target)
         except KeepError as error:
             raise RecipeError(f"atp: target: {error}") from None
 

@@ -172,18 +172,22 @@ def check_generation(arguments: Mapping[str, Any]) -> None:
         )
 
 
-def check_ids(ids: object) -> None:
+def check_ids(ids: object, name: str = "input_ids") -> None:
     """Check the token ids of a call, if it has any.
+
+    Args:
+        ids: what the call has.
+        name: what the call names them.
 
     Raises:
         FoveateError: they are no whole numbers `(prompts, tokens)`.
     """
     if ids is None:
         return
-    check_tensor("input_ids", ids)
+    check_tensor(name, ids)
     assert isinstance(ids, Tensor)
     if ids.ndim != 2 or ids.dtype not in _INTEGERS:
-        raise FoveateError(f"input_ids are {_described(ids)}; they must be whole numbers (prompts, tokens)")
+        raise FoveateError(f"{name} are {_described(ids)}; they must be whole numbers (prompts, tokens)")
 
 
 def check_positions(positions: object) -> None:

@@ -261,7 +261,7 @@ def stage_flops(ready: Prepared) -> tuple[tuple[float, ...], float]:
 
 
 def sampled(ready: Prepared) -> list[ConversationSize]:
-    """Measure the first conversations, and check that every spec of the recipe can be done on their images.
+    """Measure the first conversations, and check that they and their images can be trained on as the recipe says.
 
     Raises:
         FoveateError: a conversation can't be trained on, or a spec keeps more tokens than an image has.
@@ -273,6 +273,7 @@ def sampled(ready: Prepared) -> list[ConversationSize]:
     batches = Batches(ready.processor, ready.family, recipe.max_length, positions=positions)
     for index in range(min(SAMPLE, len(ready.rows))):
         one = ready.rows[index]
+        recipe.objective.collate(batches, [(index, one)])
         row = batches.row(one)
         ids = row["input_ids"]
         for layout in dict.fromkeys(ready.family.layouts(row)) if "pixel_values" in row else ():

@@ -22,7 +22,6 @@ from typing import Any, ClassVar, Final
 from torch import nn
 
 from foveate.errors import FoveateError, nearest
-from foveate.families import Family
 from foveate.train.batches import Batches
 from foveate.train.parameters import choose_parameters
 from foveate.train.prepared import Prepared
@@ -64,8 +63,10 @@ class Loaded:
 class Objective:
     """Train on the model's own loss; the base class of all objectives.
 
-    A subclass overrides what differs. Methods are called in this order: `check`, `check_model`, `prepare`, `wrap`
-    and `rates`, then `begin_step` for each step and `collate` for each batch, then `save`.
+    A subclass overrides what differs. Methods are called in this order: `check`, `check_ready`, then `prepare`, `wrap`
+    and `rates`, then `begin_step` for each step and `collate` for each batch, then `save`. A dry run ends before
+    `prepare`. It and every run also call `collate` for the first conversations then, one by one: what can't be trained
+    on is found before the model is loaded.
 
     Args:
         settings: what the recipe says under the objective's name.
@@ -111,14 +112,14 @@ class Objective:
         if not self.staged and not recipe.dense:
             raise RecipeError(f"{self.name} goes with no other compression; leave stages and test out")
 
-    def check_model(self, family: Family) -> None:
-        """Check that the settings go with the model, before its weights are loaded.
+    def check_ready(self, ready: Prepared) -> None:
+        """Check the settings against the model, whose weights aren't loaded yet, and look for what they name.
 
         Args:
-            family: of the model's skeleton.
+            ready: the recipe with its data and a model without weights; an estimate may have no processor.
 
         Raises:
-            RecipeError: they don't.
+            FoveateError: something is missing, or can't be done on this model.
         """
 
     def keeps_model(self, recipe: Recipe) -> bool:
@@ -134,6 +135,8 @@ class Objective:
 
     def collate(self, batches: Batches, rows: Sequence[tuple[int, Conversation]]) -> dict[str, Any]:
         """Make a batch: what the module of `wrap` takes by name, with `rows`, their numbers, and `tokens`, a count.
+
+        It uses nothing that `prepare` and `wrap` make, since it is called before them, too.
 
         Args:
             batches: makes batches for the model's own loss.

@@ -89,7 +89,6 @@ def prepare(recipe: Recipe, *, estimate: bool = False) -> Prepared:
             shell = model_of_type(sizes["model_type"], {key: sizes[key] for key in sizes if key != "model_type"})
         warnings.append(f"the sizes of {recipe.model} are those that foveate cost has: {error}")
     family = family_of(shell)
-    recipe.objective.check_model(family)
     stages = recipe.stages
     if isinstance(stages, str):
         stages = published(stages, len(family.decoder_layers))
@@ -123,7 +122,9 @@ def prepare(recipe: Recipe, *, estimate: bool = False) -> Prepared:
     if warning is not None:
         warnings.append(warning)
     table = Timetable.of(stages, steps)
-    return Prepared(recipe, shell, family, processor, rows, stages, table, test, tuple(warnings), counted, stored)
+    ready = Prepared(recipe, shell, family, processor, rows, stages, table, test, tuple(warnings), counted, stored)
+    recipe.objective.check_ready(ready)
+    return ready
 
 
 def _check_spec(spec: str, family: Family, where: str) -> None:

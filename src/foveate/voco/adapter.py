@@ -28,7 +28,13 @@ from foveate.numbers import SEED, Between, check_whole
 from foveate.prompts import check_question
 from foveate.tokens import Layout
 from foveate.voco.embeddings import decoder_device_and_dtype, embedded_vocabulary, initial_embeddings
-from foveate.voco.generation import check_options, generate_after_memories, paired, question_ids
+from foveate.voco.generation import (
+    check_options,
+    check_question_ids,
+    generate_after_memories,
+    paired,
+    question_ids,
+)
 from foveate.voco.image_features import DENSE, check_features_spec, check_steps, encode_features, reduced_features
 from foveate.voco.lora import (
     adapters_disabled,
@@ -46,11 +52,11 @@ from foveate.voco.prompt_rows import prompt_rows
 from foveate.voco.two_pass import read_images, two_pass_logits
 
 _LORA: Final = "lora"
-_MOST_TOKENS: Final = 65_536
+MOST_TOKENS: Final = 65_536
 """The most VoCo tokens of an adapter; each is a column of the prompt."""
 
 
-_SETTINGS: Final = {"tokens": Between(1, _MOST_TOKENS), "base": str, "lora": bool, "features": str, "packed": bool}
+_SETTINGS: Final = {"tokens": Between(1, MOST_TOKENS), "base": str, "lora": bool, "features": str, "packed": bool}
 
 
 class VoCo(PretrainedAdapter, nn.Module):
@@ -109,7 +115,7 @@ class VoCo(PretrainedAdapter, nn.Module):
         packed: bool = False,
     ) -> None:
         super().__init__()
-        check_whole("tokens", tokens, Between(1, _MOST_TOKENS))
+        check_whole("tokens", tokens, Between(1, MOST_TOKENS))
         check_whole("seed", seed, SEED)
         check_kind("features", features, str, "a spec as text")
         check_kind("shared", shared, bool, "True or False")
@@ -215,7 +221,7 @@ class VoCo(PretrainedAdapter, nn.Module):
 
         Raises:
             FoveateError: counts don't match, a memory belongs to another model or adapter, texts came without a
-                processor, or an option doesn't work with memories.
+                processor, ids are none of the model's, or an option doesn't work with memories.
         """
         self.check(model)
         model = vlm_of(model)
@@ -226,10 +232,12 @@ class VoCo(PretrainedAdapter, nn.Module):
             for question in questions:
                 check_kind("a question", question, str, "a text")
         texts = [questions] if isinstance(questions, str) else questions
-        if not isinstance(texts, Tensor):
+        if isinstance(texts, Tensor):
+            check_question_ids(family, texts)
+        else:
             texts = [check_question(text) for text in texts]
         memories = [memory] if isinstance(memory, VoCoMemory) else memories_of(memory)
-        if not memories or not len(texts):
+        if not memories or not (texts.numel() if isinstance(texts, Tensor) else texts):
             raise FoveateError(f"there is no {'question to answer' if memories else 'memory to answer from'}; pass one")
         device = family.device
         memories, ids, mask = paired(memories, *question_ids(model, family, texts, processor, device))
@@ -333,8 +341,16 @@ class VoCo(PretrainedAdapter, nn.Module):
         Raises:
             FoveateError: it was made for another one.
         """
+        self.check_base(model_fingerprint(family_of(model).core))
+        self.check_sizes(model)
+
+    def check_sizes(self, model: nn.Module) -> None:
+        """Check that this adapter's weights are as wide as a model's, which may have no weights itself.
+
+        Raises:
+            FoveateError: they aren't, or the model lacks a layer that has LoRA weights.
+        """
         family = family_of(model)
-        self.check_base(model_fingerprint(family.core))
         width, own = int(family.decoder_config.hidden_size), self.embedding.shape[1]
         if own != width:
             raise FoveateError(

@@ -9,11 +9,14 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from foveate.devices import on_cpu
+from foveate.engine.inputs import check_ids
 from foveate.errors import FoveateError
 from foveate.families import Family
 from foveate.numbers import Between, check_whole
 from foveate.prompts import chat_ids, question_messages
 from foveate.transformers_api import cache_argument
+from foveate.voco.embeddings import embedding_table
 from foveate.voco.memory import VoCoMemory
 from foveate.voco.prompt_rows import padded_text, prompt_rows, without_bos
 from foveate.voco.two_pass import memory_cache
@@ -63,6 +66,22 @@ def check_options(model: Any, options: Mapping[str, Any]) -> None:
         if value is not None and value != _ONLY.get(name, True):
             hint = "pass a question as often as you want it answered" if name.startswith("num_") else "leave it out"
             raise FoveateError(f"{name}={value} doesn't work with memories; {hint}")
+
+
+def check_question_ids(family: Family, ids: Tensor) -> None:
+    """Check that a tensor holds the ids of questions, `(B, T)`: their type and shape, and on the CPU their values.
+
+    Raises:
+        FoveateError: they are no whole numbers of that shape, or the model doesn't know one.
+    """
+    check_ids(ids, "questions")
+    known = int(embedding_table(family).num_embeddings)
+    # An accelerator would be waited for.
+    if on_cpu(ids) and not bool(((ids >= 0) & (ids < known)).all()):
+        raise FoveateError(
+            f"questions hold ids from {int(ids.min())} to {int(ids.max())}, and the model's are from 0 to {known - 1}; "
+            "pass those of its own tokenizer"
+        )
 
 
 def question_ids(

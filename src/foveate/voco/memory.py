@@ -20,6 +20,7 @@ from foveate.files import DamagedFile, FileError, open_tensors, shown_path, writ
 from foveate.numbers import Between, check_whole, read_whole
 
 _FORMAT = "foveate-voco-memory-1"
+_FLAGS = {"True": True, "False": False}
 
 
 class DamagedMemory(FoveateError):
@@ -41,6 +42,7 @@ class VoCoMemory:
         frequencies: `(r / 2,)` float32, the rotary frequencies in radians per position, by which the memory is moved
             without the model; empty if the decoder's keys can't be rotated by them.
         images: how many images it holds.
+        packed: of several images, whether they were joined so.
 
     >>> keys = torch.zeros(2, 1, 4, 8)
     >>> memory = VoCoMemory(keys, keys, 0, 581, 576, "base", "adapter:4", torch.ones(4))
@@ -59,6 +61,7 @@ class VoCoMemory:
     adapter: str
     frequencies: Float[Tensor, "half"]
     images: int = 1
+    packed: bool = False
 
     def __post_init__(self) -> None:
         _check_shapes(self.keys, self.values, self.frequencies)
@@ -66,6 +69,7 @@ class VoCoMemory:
             check_whole(f"{name} of a memory", getattr(self, name), Between(least))
         for name in ("base", "adapter"):
             check_kind(f"{name} of a memory", getattr(self, name), str, "a fingerprint")
+        check_kind("packed of a memory", self.packed, bool, "True or False")
         if self.end <= self.begin:
             raise FoveateError(f"a memory from position {self.begin} to {self.end} can't be; encode the image again")
 
@@ -131,15 +135,23 @@ class VoCoMemory:
             UnsupportedFamily: the keys of this decoder can't be rotated so.
         """
         check_whole("begin", begin, Between(0))
-        if begin == self.begin:
-            return self
+        by = begin - self.begin
+        return replace(self, keys=self._turned(by), begin=begin, end=self.end + by)
+
+    def _turned(self, by: int) -> Float[Tensor, "layers H n d"]:
+        """Return the keys as many positions further on.
+
+        Raises:
+            UnsupportedFamily: as `moved`.
+        """
+        if not by:
+            return self.keys
         if not self.frequencies.shape[0]:
             raise UnsupportedFamily(
                 "this memory can't be moved or joined to another one: its decoder doesn't rotate the keys of all "
                 "layers by one set of frequencies; ask about one image at a time"
             )
-        keys = turned(self.keys, self.frequencies, begin - self.begin).to(self.keys.dtype)
-        return replace(self, keys=keys, begin=begin, end=self.end + begin - self.begin)
+        return turned(self.keys, self.frequencies, by).to(self.keys.dtype)
 
     def append(self, segment: VoCoMemory, *, packed: bool = False) -> VoCoMemory:
         """Return this memory with one more segment after it, whose keys are moved to where this one ends.
@@ -151,7 +163,8 @@ class VoCoMemory:
             packed: as in `joined`.
 
         Raises:
-            FoveateError: the segment comes from another model or adapter, or has another dtype.
+            FoveateError: the segment comes from another model or adapter, or has another dtype; or it or this memory
+                holds several images that were joined in the other way.
             UnsupportedFamily: the keys of its decoder can't be rotated to another position.
 
         >>> keys = torch.zeros(2, 1, 4, 8)
@@ -169,12 +182,13 @@ class VoCoMemory:
         They may have different numbers of tokens. The result is on the device of the first.
 
         Args:
-            memories: of one or several images each.
+            memories: of one or several images each; several were joined with the same `packed`.
             packed: positions count only the VoCo tokens of images after the first; else the visual tokens count, too,
                 and a long video runs out of positions.
 
         Raises:
-            FoveateError: there is none, or they come from different models or adapters, or have different dtypes.
+            FoveateError: there is none, or they come from different models or adapters, or have different dtypes, or
+                one holds several images that were joined in the other way.
             UnsupportedFamily: the keys of their decoder can't be rotated to another position.
         """
         memories = memories_of(memories)
@@ -183,20 +197,30 @@ class VoCoMemory:
         first = memories[0]
         for number, other in enumerate(memories[1:], start=2):
             first.check_joins(other, f"memory {number}")
-        chain = [first]
+        for number, memory in enumerate(memories, start=1):
+            if memory.images > 1 and memory.packed != packed:
+                # The positions between its images are no longer known, so that they can't be placed anew.
+                raise FoveateError(
+                    f"memory {number} holds {memory.images} images that were joined with packed={memory.packed}, and "
+                    f"this join has packed={packed}; join all of them alike, from the memories of single images"
+                )
+        keys, end = [first.keys], first.end
         for memory in memories[1:]:
-            skipped = memory.end - memory.begin - memory.tokens if packed else 0
-            chain.append(memory.moved(chain[-1].end - skipped))
+            # Packed, its VoCo tokens follow at once; what they have read may then begin before position 0.
+            begin = end - (memory.end - memory.begin - memory.tokens if packed else 0)
+            keys.append(memory._turned(begin - memory.begin))
+            end = begin + memory.end - memory.begin
         device = first.keys.device
-        same_adapter = all(memory.adapter == first.adapter for memory in chain)
+        same_adapter = all(memory.adapter == first.adapter for memory in memories)
         return replace(
             first,
-            keys=torch.cat([memory.keys.to(device) for memory in chain], dim=2),
-            values=torch.cat([memory.values.to(device) for memory in chain], dim=2),
-            end=chain[-1].end,
+            keys=torch.cat([each.to(device) for each in keys], dim=2),
+            values=torch.cat([memory.values.to(device) for memory in memories], dim=2),
+            end=end,
             adapter=first.adapter if same_adapter else first.adapter.split(":")[0],
-            visual_tokens=sum(memory.visual_tokens for memory in chain),
-            images=sum(memory.images for memory in chain),
+            visual_tokens=sum(memory.visual_tokens for memory in memories),
+            images=sum(memory.images for memory in memories),
+            packed=packed,
         )
 
     def check_joins(self, other: VoCoMemory, name: str) -> None:
@@ -239,6 +263,7 @@ class VoCoMemory:
             "end": str(self.end),
             "visual_tokens": str(self.visual_tokens),
             "images": str(self.images),
+            "packed": str(self.packed),
             "base": self.base,
             "adapter": self.adapter,
         }
@@ -259,12 +284,15 @@ class VoCoMemory:
                 if metadata.get("format") == _FORMAT:
                     tensors = {name: file.get_tensor(name) for name in ("keys", "values", "frequencies")}
                     _check_finite(tensors)
+                    images = read_whole(metadata.get("images", "1"))
                     memory = cls(
                         **tensors,
                         begin=read_whole(metadata["begin"]),
                         end=read_whole(metadata["end"]),
                         visual_tokens=read_whole(metadata["visual_tokens"]),
-                        images=read_whole(metadata.get("images", "1")),
+                        images=images,
+                        # Of one image it says nothing, so that older files of one may leave it out.
+                        packed=_FLAGS[metadata["packed"] if images > 1 else "False"],
                         base=metadata["base"],
                         adapter=metadata["adapter"],
                     )

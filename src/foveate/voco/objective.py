@@ -15,16 +15,17 @@ from torch import Tensor, nn
 from foveate.engine import encode
 from foveate.errors import FoveateError
 from foveate.families import Family, family_of
-from foveate.loading import load_model
+from foveate.loading import load_model, skeleton
 from foveate.tokens import Layout
 from foveate.train.batches import Batches, pad
 from foveate.train.objectives import Loaded, Objective
 from foveate.train.parameters import choose_parameters, match_precision
 from foveate.train.prepared import Prepared
 from foveate.train.recipe import CHECKPOINTING, Recipe
-from foveate.train.settings import DENSE, Count, Counts, Number, RecipeError, Settings
+from foveate.train.settings import DENSE, Counts, Number, RecipeError, Settings
 from foveate.train.sources import Conversation
 from foveate.voco import VoCo, VoCoMemory
+from foveate.voco.adapter import MOST_TOKENS
 from foveate.voco.lora import load_lora
 from foveate.voco.losses import VoCoOutput, distillation
 from foveate.voco.one_pass import one_pass_logits
@@ -40,12 +41,12 @@ class VoCoSettings(Settings):
 
     place = "voco"
 
-    tokens: Count = 1
+    tokens: int = Field(1, ge=1, le=MOST_TOKENS)
     """VoCo tokens per image."""
     elastic: Counts = ()
     """How many of them conversations (or questions) see, in turns; without it, all of them always."""
     shared: bool = True
-    """One embedding for all VoCo tokens; without it, each has its own."""
+    """One embedding for all VoCo tokens; without it, each has its own. An adapter goes on as it was trained."""
     words: str | None = None
     """Text whose tokens' embeddings the VoCo tokens start from, where each has its own; without it, at random."""
     apart: bool = False
@@ -124,6 +125,20 @@ class VoCoObjective(Objective):
                 "checkpointed activations keep no keys and values for a second pass; write two_passes: false in voco, "
                 "or leave them out"
             )
+
+    def check_ready(self, ready: Prepared) -> None:
+        """Check what the settings name, and whether it goes with the model.
+
+        Raises:
+            FoveateError: adapter or teacher isn't there, the adapter doesn't go with model or recipe, or words hold no
+                token.
+        """
+        if self.settings.adapter is not None:
+            adapter_of(self.settings, ready.recipe).check_sizes(ready.skeleton)
+        if self.settings.words is not None and ready.processor is not None:
+            first_ids(self.settings.words, ready.processor)
+        if self.settings.teacher is not None:
+            skeleton(self.settings.teacher)
 
     def keeps_model(self, recipe: Recipe) -> bool:
         """LoRA weights stay in the adapter."""
@@ -338,38 +353,63 @@ def make_voco(model: nn.Module, recipe: Recipe, given: VoCoSettings, processor: 
     """Make the VoCo tokens of a recipe, for a model that still has its encoder.
 
     Raises:
-        FoveateError: the recipe's words hold no token, or the family can't be read so.
+        FoveateError: the adapter that they go on from belongs to another model.
     """
     if given.adapter is not None:
-        voco = VoCo.from_pretrained(given.adapter)
+        voco = adapter_of(given, recipe)
         voco.check(model)
-        if voco.tokens != given.tokens:
-            raise RecipeError(
-                f"voco: the adapter {given.adapter} has {voco.tokens} tokens and the recipe has {given.tokens}; write "
-                f"tokens: {voco.tokens}"
-            )
-        if (voco.lora is not None) != (recipe.train == "lora"):
-            has = "LoRA weights" if voco.lora is not None else "no LoRA weights"
-            raise RecipeError(
-                f"voco: the adapter {given.adapter} has {has}, which doesn't go with train: {recipe.train}"
-            )
         voco.packed = given.packed
         voco.features = recipe.data.features or DENSE
         return voco
-    start = None
-    if given.words is not None:
-        start = processor.tokenizer(given.words, add_special_tokens=False)["input_ids"]
-        if not start:
-            raise RecipeError("voco: words holds no token to start from; write some, or leave it out")
     return VoCo(
         model,
         given.tokens,
         shared=given.shared,
         seed=recipe.seed,
-        start=start,
+        start=None if given.words is None else first_ids(given.words, processor),
         features=recipe.data.features or DENSE,
         packed=given.packed,
     )
+
+
+def first_ids(words: str, processor: Any) -> list[int]:
+    """Return the ids of the tokens that VoCo tokens start from.
+
+    Raises:
+        RecipeError: there is none.
+    """
+    found = processor.tokenizer(words, add_special_tokens=False)["input_ids"]
+    if not found:
+        raise RecipeError("voco: words holds no token to start from; write some, or leave it out")
+    return found
+
+
+def adapter_of(given: VoCoSettings, recipe: Recipe) -> VoCo:
+    """Load the adapter that a recipe goes on from.
+
+    Raises:
+        FoveateError: it isn't there or is damaged, or the recipe says something else of it.
+    """
+    assert given.adapter is not None
+    voco = VoCo.from_pretrained(given.adapter)
+    has = f"voco: the adapter {given.adapter} has"
+    if voco.tokens != given.tokens:
+        raise RecipeError(f"{has} {voco.tokens} tokens and the recipe has {given.tokens}; write tokens: {voco.tokens}")
+    shared = voco.embedding.shape[0] == 1
+    if voco.tokens > 1 and shared != given.shared:
+        what = "one embedding for all its tokens" if shared else "an embedding for each of its tokens"
+        raise RecipeError(f"{has} {what}; write shared: {str(shared).lower()}")
+    if (voco.lora is not None) != (recipe.train == "lora"):
+        what = "LoRA weights" if voco.lora is not None else "no LoRA weights"
+        raise RecipeError(f"{has} {what}, which doesn't go with train: {recipe.train}")
+    if voco.lora is not None:
+        rank = max(delta.rank for delta in load_lora(voco.lora).values())
+        if rank > recipe.lora.rank:
+            raise RecipeError(
+                f"{has} LoRA weights of rank {rank} and the recipe's lora has {recipe.lora.rank}; write rank: {rank} "
+                "or more"
+            )
+    return voco
 
 
 def make_trainee(wrapped: nn.Module, voco: VoCo, recipe: Recipe, settings: VoCoSettings) -> VoCoTrainee:
@@ -395,7 +435,7 @@ def _continue_lora(wrapped: Any, folder: Path) -> None:
     """Start from an adapter's LoRA weights; ranks that it lacks add nothing at first.
 
     Raises:
-        RecipeError: the recipe's LoRA weights have a lower rank or are at other layers.
+        RecipeError: the recipe's LoRA weights are at other layers.
     """
     model, deltas = wrapped.get_base_model(), load_lora(folder)
     layers = {name: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
@@ -404,11 +444,6 @@ def _continue_lora(wrapped: Any, folder: Path) -> None:
     for name, delta in deltas.items():
         (down,), (up,) = layers[name].lora_A.values(), layers[name].lora_B.values()
         (scale,) = layers[name].scaling.values()
-        if delta.rank > down.weight.shape[0]:
-            raise RecipeError(
-                f"voco: the LoRA weights in {folder} have the rank {delta.rank} and the recipe's lora has "
-                f"{down.weight.shape[0]}; write rank: {delta.rank} or more"
-            )
         with torch.no_grad():
             down.weight[: delta.rank] = delta.down
             up.weight.zero_()

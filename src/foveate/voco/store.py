@@ -109,13 +109,13 @@ class MemoryStore:
         """Store a memory under a key, and delete others until the store fits its size.
 
         Raises:
-            FoveateError: the memory is larger than the whole store, or it can't be written.
+            FoveateError: the memory's file is larger than the whole store, or it can't be written.
         """
         check_kind("a memory", memory, VoCoMemory, "a VoCoMemory, as voco.encode returns")
-        if memory.nbytes > self.max_bytes:
-            raise FoveateError(f"a memory of {memory.nbytes} bytes is larger than the store of {self.max_bytes}")
-        memory.save(self._path(key))
-        self._evict(keep=self._path(key))
+        self._check_fits(memory.nbytes)
+        path = self._path(key)
+        memory.save(path)
+        self._evict(keep=path)
 
     def get_or_make(self, key: str, make: Callable[[], VoCoMemory], model: nn.Module | None = None) -> VoCoMemory:
         """Return the memory of a key; if there is none, make and store it.
@@ -159,14 +159,35 @@ class MemoryStore:
         """Return the memories, the least recently used first."""
         return facts_of_files(self.directory, f"[!.]*{_SUFFIX}")
 
+    def _check_fits(self, size: int) -> None:
+        """Check that so many bytes have room in an empty store.
+
+        Raises:
+            FoveateError: they don't.
+        """
+        if size > self.max_bytes:
+            raise FoveateError(
+                f"a memory of {size:,} bytes is larger than the store of {self.max_bytes:,}; raise max_bytes, or keep "
+                "fewer tokens of it"
+            )
+
     def _evict(self, keep: Path) -> None:
-        """Delete the least recently used memories until the store fits its size."""
+        """Delete the least recently used memories until the store fits its size.
+
+        Raises:
+            FoveateError: the one to keep doesn't fit by itself; it alone is deleted.
+        """
         for file in facts_of_files(self.directory, f".*{PARTIAL}"):
             # Left by a process that was killed: writing takes seconds.
             if time.time_ns() - file.modified > _STALE_SECONDS * 10**9:
                 remove_file(file.path)
         files = self._files()
         total = sum(file.size for file in files)
+        for file in files:
+            if file.path == keep and file.size > self.max_bytes:
+                # A file has a header beside the tensors.
+                remove_file(keep)
+                self._check_fits(file.size)
         for file in files:
             if total <= self.max_bytes:
                 return
