@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from rows import ROWS, Row
+from versions import set_checkpointing
 
 import foveate
 from foveate.atp import ATP, budget_loss, soft_masks
@@ -286,6 +287,12 @@ def test_what_is_refused(tmp_path):
         foveate.parse(spec)
     with pytest.raises(FoveateError, match="no ATP adapter"):
         ATP.from_pretrained(tmp_path / "nowhere")
+    set_checkpointing(model.train(), True)
+    with (
+        pytest.raises(FoveateError, match=r"activation checkpointing|5\.23 or later"),
+        soft_masks(model, ATP(model, layers=(1,)), 10, acts_on="values"),
+    ):
+        pass
     model.config.text_config._attn_implementation = "flex_attention"
     with pytest.raises(FoveateError, match="takes no soft masks"), soft_masks(model, ATP(model, layers=(1,)), 10):
         pass

@@ -129,6 +129,10 @@ def test_thresholds_have_a_learning_rate_of_their_own(tiny: Path, tmp_path: Path
         ({"atp": {**ATP, "grid": 4, "parts": ["self"]}}, "which parts leaves out"),
         ({"atp": {**ATP, "lr": 0}}, "lr is more than 0"),
         ({"atp": {**ATP, "layer": [1]}}, 'did you mean "layers"?'),
+        (
+            {"atp": {**ATP, "acts_on": "values"}, "trainer": {"activation_checkpointing": True}},
+            "atp: acts_on: values can't be trained with activation checkpointing",
+        ),
         ({"test": "pool:0.5"}, "leave stages and test out"),
         ({"data": {"scenes": 4, "features": "pool2d:9:positions=pack@features"}}, "neither voco nor data.features"),
     ],

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from foveate.atp import ATP, budget_loss, mean_share, soft_masks
 from foveate.atp.adapter import layers_of
 from foveate.atp.initial import starting_shares
+from foveate.atp.soft_masks import VALUES_REPEATED
 from foveate.errors import FoveateError, KeepError
 from foveate.families import Family, family_of
 from foveate.methods.arithmetic.thresholds import check_thresholds
@@ -19,7 +20,7 @@ from foveate.precision import with_autocast
 from foveate.train.batches import IGNORE, inputs_of
 from foveate.train.objectives import Loaded, Objective
 from foveate.train.prepared import Prepared
-from foveate.train.recipe import Recipe
+from foveate.train.recipe import CHECKPOINTING, Recipe
 from foveate.train.settings import Count, Names, Number, RecipeError, Settings
 
 TRAINED_ALONE: Final = "thresholds"
@@ -83,9 +84,9 @@ class ATPObjective(Objective):
     alone = TRAINED_ALONE
     staged = False
     file = "atp/atp.json"
-    uncounted = "these figures are those of dense training: soft masks keep all tokens, and thresholds add their own"
     # The distance to the target is that of the images that are there at a time, and distances don't add up.
     divisible = False
+    uncounted = "these figures are those of dense training: soft masks keep all tokens, and thresholds add their own"
 
     @property
     def unsharded(self) -> str:
@@ -96,8 +97,10 @@ class ATPObjective(Objective):
         """Check the rest of the recipe.
 
         Raises:
-            RecipeError: there are stages, or kept features.
+            RecipeError: there are stages, or kept features, or checkpointing would lose the masks.
         """
+        if self.settings.acts_on == "values" and any(recipe.trainer.get(name) for name in CHECKPOINTING):
+            raise RecipeError(f"atp: {VALUES_REPEATED}")
         if recipe.data.features is not None:
             raise RecipeError("atp goes with neither voco nor data.features: it reads the whole images")
         if not recipe.dense:

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
 from jaxtyping import Float32
@@ -29,9 +29,14 @@ from foveate.methods.atp import ATPLayer
 from foveate.numbers import Between, check_real
 from foveate.precision import without_autocast
 from foveate.tokens import Signals, VisualTokens
-from foveate.transformers_api import cache_of_call
+from foveate.transformers_api import cache_of_call, refuse_checkpointing
 
 ActsOn = Literal["keys", "values"]
+
+VALUES_REPEATED: Final = (
+    "acts_on: values can't be trained with activation checkpointing, whose backward pass runs layers again when "
+    "nothing masks their values any more; turn checkpointing off, or write acts_on: keys"
+)
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,12 @@ class SoftMasks:
         implementation = getattr(self.family.decoder_config, "_attn_implementation", None)
         if implementation not in ("eager", "sdpa"):
             raise FoveateError(f"{implementation} attention takes no soft masks; load the model with eager or sdpa")
+        layers = self.family.decoder_layers
+        refuse_checkpointing(layers, "decoder")
+        if self.acts_on == "values" and any(
+            layer.training and getattr(layer, "gradient_checkpointing", False) for layer in layers
+        ):
+            raise FoveateError(VALUES_REPEATED)
         handles: list[Any] = []
         if self._model is not self.family.core:
             handles.append(self._model.register_forward_pre_hook(self._read_labels, with_kwargs=True))
@@ -220,8 +231,8 @@ def soft_masks(
         The masks; after each call, `shares` has the share of tokens left, with gradient.
 
     Raises:
-        FoveateError: the attention takes no additive mask. Calls in the block raise it if they aren't for whole
-            prompts, or if an image has no text.
+        FoveateError: the attention takes no additive mask, or activation checkpointing would lose the masks. Calls in
+            the block raise it if they aren't for whole prompts, or if an image has no text.
 
     >>> import foveate
     >>> from PIL import Image
