@@ -207,6 +207,9 @@ def test_means_can_be_asked_for_and_saved(row, tmp_path):
     assert all(a[1] >= b[1] for a, b in pairwise(curve))
     near = dict(curve)[0.0]
     assert abs(near - 0.6) < 0.15, "prepare starts near the target"
+    for shift, share in adapter.calibrate(model, inputs, shifts=[0.4]):
+        assert adapter.shift(share) == shift == 0.4
+    adapter.curve = curve
     adapter.save_pretrained(tmp_path / "atp")
     again = ATP.from_pretrained(tmp_path / "atp")
     assert again.settings() == adapter.settings()
@@ -287,6 +290,8 @@ def test_what_is_refused(tmp_path):
         foveate.parse(spec)
     with pytest.raises(FoveateError, match="no ATP adapter"):
         ATP.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(FoveateError, match="another base model"):
+        ATP(model, layers=(1, 2)).prepare(other.model(), [other.inputs("t3 A t5")], 0.6)
     set_checkpointing(model.train(), True)
     with (
         pytest.raises(FoveateError, match=r"activation checkpointing|5\.23 or later"),

@@ -125,7 +125,8 @@ class ATP(LearnedThresholds):
 
         Raises:
             KeepError: these layers can't leave so few tokens, or no layer has room for the grid.
-            FoveateError: a batch is no output of a processor, or no batch has an image.
+            FoveateError: a batch is no output of a processor, no batch has an image, or the adapter belongs to another
+                model.
         """
         initialise_thresholds(model, self, batches, share, grid)
 

@@ -12,6 +12,7 @@ from foveate.atp.soft_masks import LayerScores, soft_masks
 from foveate.engine.inputs import checked_prompts
 from foveate.errors import FoveateError, KeepError, shown
 from foveate.families import family_of, vlm_of
+from foveate.fingerprint import model_fingerprint
 from foveate.methods.arithmetic.thresholds import LearnedThresholds, ThresholdPredictor
 from foveate.methods.atp import ATPMethod
 from foveate.numbers import Between, check_real
@@ -58,9 +59,10 @@ def initialise_thresholds(
 
     Raises:
         KeepError: these layers can't leave so few tokens, or no layer has room for the grid.
-        FoveateError: the share or the grid is something else, no batch has an image, or a batch is no output of a
-            processor.
+        FoveateError: the share or the grid is something else, no batch has an image, a batch is no output of a
+            processor, or the adapter was made for another model.
     """
+    adapter.check_base(model_fingerprint(family_of(model).core))
     check_real("share", share, Between(1 / _TOKENS, 1))
     if grid not in get_args(Grid):
         raise FoveateError(f"grid must be 2, 3 or 4, or 0 for none, not {shown(grid)}")

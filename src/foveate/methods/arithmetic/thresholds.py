@@ -189,7 +189,8 @@ class LearnedThresholds(PretrainedAdapter, nn.Module):
             if fewer <= share <= more:
                 part = 0.0 if more == fewer else (more - share) / (more - fewer)
                 return low + part * (high - low)
-        return 0.0
+        # One point alone has no stretch beside it.
+        return self.curve[0][0]
 
     # Files
 
