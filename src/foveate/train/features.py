@@ -163,10 +163,11 @@ class KeptFeatures:
         listed = [self._rows[index] for index in indices]
         pictures = (picture for one in listed for picture in one.pictures())
         while part := list(islice(pictures, _AT_ONCE)):
-            made.append(_encoded(part, family, plan, processor))
+            made += _encoded(part, family, plan, processor)
         if not made:
             # A file of text alone holds no image of the shape that all have.
-            made.append(_encoded([Image.new("RGB", (64, 64))], family, plan, processor)[:0])
+            [one] = _encoded([Image.new("RGB", (64, 64))], family, plan, processor)
+            made = [one[:0]]
         header = {
             "messages": json.dumps([one.messages for one in listed]),
             "images": json.dumps([len(one.images) for one in listed]),
@@ -176,8 +177,8 @@ class KeptFeatures:
             write_tensors(self._path(number), {"features": torch.cat(made).contiguous()}, header)
 
 
-def _encoded(pictures: list[Image.Image], family: Family, plan: Schedule, processor: Any) -> Tensor:
-    """Return the features that are left of images: (images, D, 1, M) float16."""
+def _encoded(pictures: list[Image.Image], family: Family, plan: Schedule, processor: Any) -> list[Tensor]:
+    """Return the features that are left of each image: (1, D, 1, M) float16."""
     inputs = dict(processor.image_processor(images=pictures, return_tensors="pt"))
     encoded = encode_for(family, inputs, [plan])
     assert encoded.features is not None
@@ -185,7 +186,7 @@ def _encoded(pictures: list[Image.Image], family: Family, plan: Schedule, proces
     for image, features in zip(plan_images(family, plan, encoded), encoded.features, strict=True):
         kept = features[None] if image.plan is None else image.plan.apply(features[None])
         made.append(kept.half().mT[:, :, None].cpu())
-    return torch.cat(made)
+    return made
 
 
 class FeatureBatches(Batches):
