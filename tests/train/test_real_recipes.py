@@ -189,6 +189,18 @@ def test_half_precision_files_at_the_recipes_own_precision(
     assert len(told(tmp_path / "run", "loss")) == 3
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_every_label_of_a_step_counts_the_same(name: str, tiny: Any, tmp_path: Path) -> None:
+    """However many conversations are taken at a time; Qwen2.5-VL itself averages over those alone."""
+    given = tiny(ROOT / "recipes" / name / "llavolta.yaml")
+    given |= {"steps": 2, "stages": "single", "test": "dense", "shards": False, "trainer": {}}
+    del given["max_length"]
+    for per_device in (4, 1):
+        unsharded(tmp_path / str(per_device), {**given, "per_device": per_device})
+    one, many = (told(tmp_path / str(per_device), "loss") for per_device in (4, 1))
+    assert many == pytest.approx(one, rel=1e-4)
+
+
 @pytest.mark.slow
 @PEFT
 @pytest.mark.parametrize("path", [path for path in RECIPES if "atp" not in path.stem], ids=name)

@@ -16,7 +16,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.data import Dataset
 from transformers import (
@@ -43,6 +43,7 @@ from foveate.files import (
 )
 from foveate.train import checkpoint as files
 from foveate.train import shards
+from foveate.train.batches import IGNORE
 from foveate.train.progress import Progress
 from foveate.train.settings import RecipeError
 from foveate.train.sources import Conversation, Conversations
@@ -202,12 +203,18 @@ class SafeTrainer(Trainer):
     # Batches
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """Take the batches of a step.
+        """Take the batches of a step, and count the labels in all of them, over all processes.
 
         Raises:
             FoveateError: a row of one is wrong.
         """
-        return super().get_batch_samples(map(_checked, epoch_iterator), num_batches, device)
+        batches, labels = super().get_batch_samples(map(_checked, epoch_iterator), num_batches, device)
+        if labels is None and batches:
+            # The Trainer counts them only for models that divide by them.
+            labels = torch.stack([_learned(batch["labels"]) for batch in batches]).sum().to(device)
+            if self.args.world_size > 1:
+                labels = self.accelerator.gather(labels).sum()
+        return batches, labels
 
     # Losses
 
@@ -218,7 +225,7 @@ class SafeTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Return the model's loss, if it is finite.
+        """Return a part's loss, if it is finite: its sum over labels, divided by the labels of the whole step.
 
         Raises:
             FoveateError: it isn't; the text names step and rows, and the last checkpoint.
@@ -234,6 +241,11 @@ class SafeTrainer(Trainer):
             raise self.stopped(str(error), rows) from error
         if not math.isfinite(loss.item()):
             raise self.stopped(f"the loss is {loss.item()}; {_LESS}", rows)
+        if not self.model_accepts_loss_kwargs and num_items_in_batch is not None:
+            # Some models average over their part alone; the Trainer divides that by the number of parts, and the
+            # processes take the mean: a part with few labels would count as much as one with many.
+            parts = self.current_gradient_accumulation_steps * self.accelerator.num_processes
+            loss = loss * (_learned(inputs["labels"]) / num_items_in_batch * parts)
         numbers = outputs.get("numbers") if isinstance(outputs, dict) else None
         for name, value in (numbers or {}).items():
             self.numbers[name] = self.numbers.get(name, 0.0) + value
@@ -399,6 +411,11 @@ class SafeTrainer(Trainer):
         with torch.no_grad():
             for name, weight in trained.items():
                 weight.copy_(shards.like(stored[name], weight))
+
+
+def _learned(labels: Tensor) -> Tensor:
+    """Count the labels that a loss is over; the first token of a row has none before it that could predict it."""
+    return labels[..., 1:].ne(IGNORE).sum()
 
 
 def _checked(batch: dict[str, Any]) -> dict[str, Any]:
