@@ -193,7 +193,7 @@ def _title(name: str) -> str:
         return DENSE[name]
     rival = _run(name).removesuffix(LONGER)
     if rival in RIVALS:
-        return f"{RIVALS[rival]}, trained alike"
+        return f"{RIVALS[rival]}, trained on as many questions"
     count = name.partition(":")[2]
     return f"VoCo, {count} token{'s' * (count != '1')}"
 
