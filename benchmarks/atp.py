@@ -118,7 +118,7 @@ def report(work: Path, target: Path) -> None:
     lines = {path.stem: lines_of(path) for path in sorted((work / "answers").glob("*.jsonl"))}
     questions = min(len(own) for own in lines.values())
     if longer := [name for name, own in lines.items() if len(own) > questions]:
-        print(f"{questions} questions, since some configurations have no more; {len(longer)} have more, which are left out")
+        print(f"{questions} questions, since some configurations have no more; {len(longer)} have more: left out")
     lines = {name: own[:questions] for name, own in lines.items()}
     scenes = [line["scene"] for line in lines["dense"]]
     found: dict[str, Any] = {

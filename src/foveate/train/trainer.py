@@ -213,7 +213,8 @@ class SafeTrainer(Trainer):
             # The Trainer counts them only for models that divide by them.
             labels = torch.stack([_learned(batch["labels"]) for batch in batches]).sum().to(device)
             if self.args.world_size > 1:
-                labels = self.accelerator.gather(labels).sum()
+                gathered: Any = self.accelerator.gather(labels)
+                labels = gathered.sum()
         return batches, labels
 
     # Losses
