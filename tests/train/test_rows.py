@@ -96,6 +96,12 @@ def test_rows_that_are_no_conversation(given: Any, row: dict[str, Any], message:
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["jsonl", "llava"])
+def test_a_missing_file_names_its_key(tiny_model: Path, key: str) -> None:
+    with pytest.raises(FoveateError, match=rf"data\.{key} names a file of conversations"):
+        prepare(parse_recipe(recipe(tiny_model, data={key: "nope.json"})))
+
+
 def test_null_is_absent(given: Any, tmp_path: Path) -> None:
     """Files of columns, such as exported datasets, have null where a row doesn't have a column."""
     nothing = dict.fromkeys(("image", "images", "question", "answer", "messages", "conversations"))

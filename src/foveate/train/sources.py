@@ -94,7 +94,6 @@ _IMAGE_FORMS: Final = (("images",), ("image",))
 _UNREAD: Final = ("image", "url", "base64")
 """What chat templates take beside `path` in an image's part, and training doesn't."""
 _BLOCK: Final = 1 << 20
-_ADVICE: Final = "data.jsonl names a file of conversations"
 
 
 class Scenes:
@@ -173,15 +172,19 @@ class Lines:
         FoveateError: the file is missing or empty, or a line is broken; the text gives its number.
     """
 
+    key = "jsonl"
+    """What a recipe's `data` calls the file."""
+
     def __init__(self, path: Path, images: Path | None = None) -> None:
+        advice = f"data.{self.key} names a file of conversations"
         folder = images or path.parent
         self._rows: list[tuple[int, Conversation]] = []
         facts: list[FileFacts] = []
         text = hashlib.sha256()
-        with open_file(path, advice=_ADVICE) as file:
+        with open_file(path, advice=advice) as file:
             while block := file.read(_BLOCK):
                 text.update(block)
-        for number, value in _objects(path):
+        for number, value in _objects(path, advice):
             where = f"{shown_path(path)}, line {number}"
             row = self.read(value)
             if row is None:
@@ -220,6 +223,8 @@ class LLaVALines(Lines):
     have the image's word, which is no image there. What is empty on either side of a question is left out with the
     other side: there is nothing to learn from it.
     """
+
+    key = "llava"
 
     def read(self, value: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return a row without what LLaVA's code doesn't train on."""
@@ -534,15 +539,15 @@ def _turns(asked: Sequence[tuple[str, str]], images: int = 1) -> tuple[Message, 
     return tuple(out)
 
 
-def _objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _objects(path: Path, advice: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The JSON objects of a file with their line numbers, or places in its list."""
     name = shown_path(path)
-    with open_file(path, advice=_ADVICE) as file:
+    with open_file(path, advice=advice) as file:
         is_list = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
     if is_list:
-        rows = enumerate(read_json(path, advice=_ADVICE, limit=LIST_LIMIT), start=1)
+        rows = enumerate(read_json(path, advice=advice, limit=LIST_LIMIT), start=1)
     else:
-        rows = read_json_lines(path, advice=_ADVICE)
+        rows = read_json_lines(path, advice=advice)
     for number, value in rows:
         if not isinstance(value, Mapping):
             raise FoveateError(f"{name}, line {number} is not a JSON object")
