@@ -211,6 +211,26 @@ def test_a_fingerprint_of_lists_of_images_and_of_pictures(tmp_path: Path) -> Non
     assert not Scenes(4).fingerprint
 
 
+def test_a_fingerprint_knows_images_of_every_column(tmp_path: Path) -> None:
+    """One row may have its path under image, one in a list, and one in a part of its messages."""
+    datasets = pytest.importorskip("datasets")
+    content = [{"type": "image", "path": "2.png", "text": None}, {"type": "text", "path": None, "text": "what ?"}]
+    answer = [{"type": "text", "path": None, "text": "a cat"}]
+    turns = [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+    asked = {"question": ["what ?", "what ?", None], "answer": ["a cat", "a cat", None]}
+    listed = {"image": ["0.png", None, None], "images": [None, ["1.png"], None], "messages": [None, None, turns]}
+    datasets.Dataset.from_dict({**asked, **listed}).save_to_disk(tmp_path / "set")
+    for name in range(3):
+        scene(name).image.save(tmp_path / f"{name}.png")
+    data = Data(dataset=str(tmp_path / "set"), images=str(tmp_path))
+    found = [dict(conversations(data).fingerprint)]
+    assert [conversations(data)[at].images for at in range(3)] == [(tmp_path / f"{at}.png",) for at in range(3)]
+    for name in range(3):
+        os.utime(tmp_path / f"{name}.png", ns=(1, 1))
+        found.append(dict(conversations(data).fingerprint))
+    assert len({one["image files"] for one in found}) == 4
+
+
 def test_every_scene_has_turns_and_begins_differently() -> None:
     rows = Scenes(12, turns=3, first=5)
     assert rows.name(0) == "scene 5"

@@ -136,7 +136,7 @@ def test_an_interruption_says_how_to_continue(path: Path, monkeypatch: pytest.Mo
     code, text = call(str(path))
     assert (code, text.strip()) == (
         130,
-        "interrupted; run the same command with --resume to continue from the last checkpoint",
+        "interrupted; the same command with --resume continues from the last checkpoint, or starts anew",
     )
 
 

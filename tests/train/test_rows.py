@@ -22,6 +22,15 @@ def told(*turns: tuple[Any, Any]) -> dict[str, Any]:
     return {"messages": [{"role": role, "content": content} for role, content in turns]}
 
 
+def shown(*images: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row whose first turn has images as parts."""
+    parts = [{"type": "image", **each} for each in images]
+    return told(("user", [*parts, {"type": "text", "text": "q"}]), ("assistant", "a"))
+
+
+LLAVA = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+
+
 @pytest.fixture
 def given(tiny_model: Path, tmp_path: Path) -> Any:
     """Returns a recipe on rows of data."""
@@ -39,13 +48,30 @@ def given(tiny_model: Path, tmp_path: Path) -> Any:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (asked(answer=None), '"answer" is None, which is no text'),
+        (
+            asked(answer=None),
+            'needs "question" and "answer", or "messages", or "conversations"; null counts as left out',
+        ),
         (asked(answer=True), '"answer" is True, which is no text'),
         (asked(answer={}), '"answer" is {}, which is no text'),
         (asked(answer=["a", "b"]), '"answer" is a list; training takes one text'),
         (asked(answer=" "), "a turn of the assistant is empty"),
         (asked(answer="<image>"), "image in a turn of the assistant"),
-        (asked(question=None), '"question" is None, which is no text'),
+        (asked(question=None), 'needs "question" and "answer"'),
+        (asked(image="b.png", images=None), "there is no image"),
+        (asked(images=["a.png"]), 'has "images", and "image", which say the same thing twice; leave all but one out'),
+        (
+            asked(conversations=LLAVA),
+            'has "conversations", and "question" and "answer", which say the same thing twice',
+        ),
+        (asked(**told(("user", "q"), ("assistant", "a"))), 'has "messages", and "question" and "answer"'),
+        ({"image": "a.png", **shown({"path": "a.png"})}, 'images in "image" and paths in parts of its turns'),
+        (shown({"path": "a.png"}, {}), "1 of the 2 images in its turns have a path; give each one a path"),
+        (shown({"path": "b.png"}), "there is no image"),
+        (shown({"path": ""}), '"path" holds no path and no picture'),
+        (shown({"url": "https://x.org/a.png"}), 'has "url", which training doesn\'t read; write a path as "path"'),
+        (shown({"image": "a.png"}), 'an image in its turns has "image", which'),
+        (shown({}), '1 image placeholders and 0 images; paths belong in "images" of the row'),
         (asked(question=["q"]), "which is no text"),
         (asked(question=""), "a turn of the user is empty"),
         (asked(image=3), '"image" holds no path and no picture'),
@@ -68,6 +94,27 @@ def test_rows_that_are_no_conversation(given: Any, row: dict[str, Any], message:
     with pytest.raises(FoveateError, match=r"rows\.jsonl, line 2") as caught:
         prepare(given(asked(), row))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["jsonl", "llava"])
+def test_a_missing_file_names_its_key(tiny_model: Path, key: str) -> None:
+    with pytest.raises(FoveateError, match=rf"data\.{key} names a file of conversations"):
+        prepare(parse_recipe(recipe(tiny_model, data={key: "nope.json"})))
+
+
+def test_null_is_absent(given: Any, tmp_path: Path) -> None:
+    """Files of columns, such as exported datasets, have null where a row doesn't have a column."""
+    nothing = dict.fromkeys(("image", "images", "question", "answer", "messages", "conversations"))
+    llava = {**nothing, "image": "a.png", "conversations": LLAVA}
+    rows = prepare(given({**nothing, **asked()}, {**nothing, "images": ["a.png"], **shown({"path": None})}, llava)).rows
+    assert [row.images for row in (rows[0], rows[1], rows[2])] == [(tmp_path / "a.png",)] * 3
+
+
+def test_paths_in_parts_are_the_rows_images(given: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (48, 48)).save(tmp_path / "b.png")
+    one = prepare(given(shown({"path": "b.png"}, {"path": "a.png"}))).rows[0]
+    assert one.images == (tmp_path / "b.png", tmp_path / "a.png")
+    assert one.messages[0]["content"] == [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "q"}]
 
 
 def test_numbers_are_answers(given: Any) -> None:

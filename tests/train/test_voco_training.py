@@ -61,8 +61,10 @@ def test_adapters_are_trained_beside_a_model_that_stays(tiny_model: Path, tmp_pa
     voco = {"tokens": 4, "elastic": [1, 2, 4], "shared": False, "apart": True, "words": "red star top"}
     data = {"scenes": 8, "turns": 3, "captions": 0.5, "features": "pool2d:9:positions=pack@features"}
     what = given(tiny_model, voco, data=data, **LORA)
-    out = trained(tmp_path / "whole", what)
+    told: list[str] = []
+    out = run(parse_recipe(what), tmp_path / "whole", say=told.append)
     assert out == tmp_path / "whole" / "voco"
+    assert f'with foveate.VoCo.from_pretrained("{out}"), or lmms-eval\'s voco={out}' in told[-1]
     assert not (tmp_path / "whole" / "model").exists(), "the base model is what it was"
     kinds = {path.suffix for path in (tmp_path / "whole").rglob("*") if "checkpoint-" not in str(path.parent)}
     assert kinds - {""} <= {".safetensors", ".json"}

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 def test_the_examples_of_the_page(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(ROOT)
     torch.set_num_threads(1)
-    asked, stored, streamed = re.findall(
+    asked, stored, streamed, trained = re.findall(
         r"^```python\n(.*?)^```$", (ROOT / "docs" / "voco.md").read_text(), re.DOTALL | re.MULTILINE
     )
     names: dict[str, object] = {}
@@ -28,3 +28,6 @@ def test_the_examples_of_the_page(monkeypatch, capsys, tmp_path):
     capsys.readouterr()
     exec(streamed, names)
     assert capsys.readouterr().out.startswith("4 32\n")
+    assert '"runs/voco/press/voco"' in trained
+    exec(trained.replace("runs/voco/press/voco", "shipped"), names)
+    assert capsys.readouterr().out.strip() in ("yes", "no", "['yes']", "['no']")

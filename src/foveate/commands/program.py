@@ -44,7 +44,7 @@ _INTERRUPTED = {
     "bench": "interrupted; run the same command again to continue",
     "bulk": "interrupted; run the same command again to continue",
     "tune": "interrupted; run the same command again to continue",
-    "train": "interrupted; run the same command with --resume to continue from the last checkpoint",
+    "train": "interrupted; the same command with --resume continues from the last checkpoint, or starts anew",
 }
 """What to print when Ctrl-C stops a command that can continue later."""
 

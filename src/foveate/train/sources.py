@@ -85,8 +85,15 @@ class Conversations(Protocol):
 
 CONVERSATIONS, IMAGES = "conversations", "image files"
 """What errors call the parts of a fingerprint."""
+_TURN_FORMS: Final = (("messages",), ("conversations",), ("question", "answer"))
+"""The keys that hold a row's turns, form by form."""
+_TURNS: Final = ("messages", "conversations")
+"""Those of them that hold turns whose parts may be images."""
+_IMAGE_FORMS: Final = (("images",), ("image",))
+"""The keys that hold a row's images."""
+_UNREAD: Final = ("image", "url", "base64")
+"""What chat templates take beside `path` in an image's part, and training doesn't."""
 _BLOCK: Final = 1 << 20
-_ADVICE: Final = "data.jsonl names a file of conversations"
 
 
 class Scenes:
@@ -165,15 +172,19 @@ class Lines:
         FoveateError: the file is missing or empty, or a line is broken; the text gives its number.
     """
 
+    key = "jsonl"
+    """What a recipe's `data` calls the file."""
+
     def __init__(self, path: Path, images: Path | None = None) -> None:
+        advice = f"data.{self.key} names a file of conversations"
         folder = images or path.parent
         self._rows: list[tuple[int, Conversation]] = []
         facts: list[FileFacts] = []
         text = hashlib.sha256()
-        with open_file(path, advice=_ADVICE) as file:
+        with open_file(path, advice=advice) as file:
             while block := file.read(_BLOCK):
                 text.update(block)
-        for number, value in _objects(path):
+        for number, value in _objects(path, advice):
             where = f"{shown_path(path)}, line {number}"
             row = self.read(value)
             if row is None:
@@ -213,6 +224,8 @@ class LLaVALines(Lines):
     other side: there is nothing to learn from it.
     """
 
+    key = "llava"
+
     def read(self, value: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return a row without what LLaVA's code doesn't train on."""
         turns = value.get("conversations")
@@ -220,7 +233,7 @@ class LLaVALines(Lines):
             return value
         if turns and turns[0].get("from") == "gpt":
             turns = turns[1:]
-        if value.get("image") is None:
+        if value.get("image") is None and value.get("images") is None:
             turns = [{**each, "value": str(each.get("value")).replace("<image>", "")} for each in turns]
         kept: list[Mapping[str, Any]] = []
         for asked, answered in zip(turns[::2], turns[1::2]):
@@ -290,12 +303,14 @@ class HuggingFace:
     def _facts(self) -> Iterator[FileFacts]:
         """Yield the facts of images that are paths."""
         columns = self._rows.features
-        name = "images" if "images" in columns else "image"
         # Pictures are in the dataset itself; reading them here would decode them.
-        for index, value in enumerate(self._rows[name] if _is_text(columns.get(name)) else ()):
-            for each in (value,) if isinstance(value, str) else value or ():
-                if each and each.strip():
-                    yield _image_facts(self._images / each, f"{self._name}, row {index}")
+        names = [name for (name,) in _IMAGE_FORMS if _is_text(columns.get(name))]
+        names += [name for name in _TURNS if name in columns]
+        for index, row in enumerate(self._rows.select_columns(names) if names else ()):
+            where = f"{self._name}, row {index}"
+            for each in _listed_images(_without_nulls(row), where)[1]:
+                if isinstance(each, str) and each.strip():
+                    yield _image_facts(self._images / each, where)
 
     def __getitem__(self, index: int) -> Conversation:
         return read_conversation(self._rows[index], f"{self._name}, row {index}", self._images)
@@ -353,34 +368,38 @@ def read_conversation(value: Mapping[str, Any], where: str, folder: Path) -> Con
 
     Args:
         value: `image` or `images` (or none), and either `question` and `answer`; or `messages` with `role` and
-            `content`; or LLaVA's `conversations` with `from` and `value`.
+            `content`, whose parts may have the images' paths; or LLaVA's `conversations` with `from` and `value`.
+            A key that holds None counts as left out.
         where: what errors begin with.
         folder: where paths start.
 
     Raises:
-        FoveateError: it is in none of these forms; the text says what is missing.
+        FoveateError: it is in none of these forms, or in several; the text says what is missing or too much.
     """
-    given = value.get("images", value.get("image"))
-    listed: Sequence[Any] = () if given is None else given if isinstance(given, list | tuple) else (given,)
+    value = _without_nulls(value)
+    key, listed = _listed_images(value, where)
     images: tuple[Any, ...] = tuple(
         folder / each if isinstance(each, str) and each.strip() else each for each in listed
     )
     if any(not isinstance(each, Image.Image | Path) for each in images):
-        raise FoveateError(f'{where}: "image" holds no path and no picture; write a path, or leave it out')
-    if "messages" in value:
+        raise FoveateError(f'{where}: "{key}" holds no path and no picture; write a path, or leave it out')
+    form = _one_of(_TURN_FORMS, value, where)
+    if form == ("messages",):
         turns = [(each.get("role"), each.get("content")) for each in _list(value["messages"], where, "messages")]
-    elif "conversations" in value:
+    elif form == ("conversations",):
         roles = {"human": "user", "gpt": "assistant", "system": "system"}
-        listed = _list(value["conversations"], where, "conversations")
-        turns = [(roles.get(str(each.get("from")), each.get("from")), each.get("value")) for each in listed]
-    elif "question" in value and "answer" in value:
+        said = _list(value["conversations"], where, "conversations")
+        turns = [(roles.get(str(each.get("from")), each.get("from")), each.get("value")) for each in said]
+    elif form:
         if not isinstance(value["question"], str):
             raise FoveateError(
                 f'{where}: "question" is {quoted(value["question"])}, which is no text; write it in quotes'
             )
         turns = [("user", value["question"]), ("assistant", _answer(value["answer"], where))]
     else:
-        raise FoveateError(f'{where} needs "question" and "answer", or "messages", or "conversations"')
+        raise FoveateError(
+            f'{where} needs "question" and "answer", or "messages", or "conversations"; null counts as left out'
+        )
     messages = tuple(_message(role, content, where) for role, content in turns)
     if not any(message["role"] == "assistant" for message in messages):
         raise FoveateError(f"{where} has no turn of the assistant, so there is nothing to learn")
@@ -398,8 +417,51 @@ def read_conversation(value: Mapping[str, Any], where: str, folder: Path) -> Con
             raise FoveateError(f"{where} has an image and no turn of the user")
         first["content"][:0] = [{"type": "image"}] * len(images)
     elif placed != len(images):
-        raise FoveateError(f"{where} has {placed} image placeholders and {len(images)} images")
+        raise FoveateError(
+            f'{where} has {placed} image placeholders and {len(images)} images; paths belong in "images" of the row'
+        )
     return Conversation(where, images, messages)
+
+
+def _without_nulls(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a row gives: data in columns hold null where a row doesn't have one."""
+    return {key: each for key, each in row.items() if each is not None}
+
+
+def _one_of(forms: Sequence[tuple[str, ...]], row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    """Return the form whose keys a row has, or nothing.
+
+    Raises:
+        FoveateError: it has those of several.
+    """
+    given = [keys for keys in forms if all(key in row for key in keys)]
+    if len(given) > 1:
+        both = ", and ".join(" and ".join(f'"{key}"' for key in keys) for keys in given)
+        raise FoveateError(f"{where} has {both}, which say the same thing twice; leave all but one out")
+    return given[0] if given else ()
+
+
+def _listed_images(row: Mapping[str, Any], where: str) -> tuple[str, Sequence[Any]]:
+    """Return the key that a row's images stand under, and the images as it gives them.
+
+    Raises:
+        FoveateError: they stand under several, or only some of the image parts have a path.
+    """
+    turns = [turn for key in _TURNS for turn in _list(row.get(key, []), where, key)]
+    contents = [each for turn in turns for each in (turn.get("content"), turn.get("value")) if isinstance(each, list)]
+    parts = [part for each in contents for part in _list(each, where, "content") if part.get("type") == "image"]
+    paths = [part["path"] for part in parts if part.get("path") is not None]
+    keys = _one_of(_IMAGE_FORMS, row, where)
+    if not paths:
+        given = row[keys[0]] if keys else ()
+        return (keys[0] if keys else "", given if isinstance(given, list | tuple) else (given,))
+    if keys:
+        raise FoveateError(f'{where} has images in "{keys[0]}" and paths in parts of its turns; leave one out')
+    if len(paths) < len(parts):
+        raise FoveateError(
+            f"{where}: {len(paths)} of the {len(parts)} images in its turns have a path; give each one a path"
+        )
+    return "path", paths
 
 
 def _answer(value: Any, where: str) -> str:
@@ -454,6 +516,12 @@ def _part(given: Mapping[str, Any], role: str, where: str) -> Message:
     """
     kind = given.get("type")
     if kind == "image":
+        for key in _UNREAD:
+            if given.get(key) is not None:
+                raise FoveateError(
+                    f'{where}: an image in its turns has "{key}", which training doesn\'t read; write a path as '
+                    '"path", or put paths or pictures into "images" of the row'
+                )
         return {"type": "image"}
     if kind != "text":
         raise FoveateError(f'{where}: a part of a turn has the type "image" or "text", not {quoted(kind)}')
@@ -471,15 +539,15 @@ def _turns(asked: Sequence[tuple[str, str]], images: int = 1) -> tuple[Message, 
     return tuple(out)
 
 
-def _objects(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _objects(path: Path, advice: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The JSON objects of a file with their line numbers, or places in its list."""
     name = shown_path(path)
-    with open_file(path, advice=_ADVICE) as file:
+    with open_file(path, advice=advice) as file:
         is_list = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
     if is_list:
-        rows = enumerate(read_json(path, advice=_ADVICE, limit=LIST_LIMIT), start=1)
+        rows = enumerate(read_json(path, advice=advice, limit=LIST_LIMIT), start=1)
     else:
-        rows = read_json_lines(path, advice=_ADVICE)
+        rows = read_json_lines(path, advice=advice)
     for number, value in rows:
         if not isinstance(value, Mapping):
             raise FoveateError(f"{name}, line {number} is not a JSON object")

@@ -165,8 +165,9 @@ class VoCoObjective(Objective):
         save_voco(self.voco, model, model if changed else None, out)
 
     def use(self, ready: Prepared, out: Path) -> str:
-        """Say where the adapter is."""
-        return f"its VoCo tokens are in {out / 'voco'}"
+        """Say how the adapter is loaded; VoCo tokens are no spec."""
+        folder = out / "voco"
+        return f'load its VoCo tokens with foveate.VoCo.from_pretrained("{folder}"), or lmms-eval\'s voco={folder}'
 
 
 class VoCoTrainee(nn.Module):
