@@ -150,6 +150,7 @@ class Objective:
         A module whose forward takes `**kwargs` gets `num_items_in_batch` with the batch: the labels of the whole step,
         over its accumulated parts and all processes. The Trainer adds the parts up as they are, so each term of the
         loss is divided by this number; or it is a mean over the batch, times the batch's share of the labels.
+        Without `**kwargs`, its loss is taken for a mean over the labels of its batch.
 
         Args:
             model: what `prepare` returned.

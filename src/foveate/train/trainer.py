@@ -209,7 +209,7 @@ class SafeTrainer(Trainer):
             FoveateError: a row of one is wrong.
         """
         batches, labels = super().get_batch_samples(map(_checked, epoch_iterator), num_batches, device)
-        if labels is None and batches:
+        if labels is None and batches and all("labels" in batch for batch in batches):
             # The Trainer counts them only for models that divide by them.
             labels = torch.stack([_learned(batch["labels"]) for batch in batches]).sum().to(device)
             if self.args.world_size > 1:
