@@ -7,8 +7,9 @@ from typing import Final
 
 import torch
 
-HALVES: Final = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""What autocast computes products in, by the words of a recipe's `precision`; another word opens none."""
+_HALVES: Final = {"bf16": "bfloat16", "fp16": "float16"}
+"""What autocast computes products in, by the words of a recipe's `precision`; another word opens none. By names, since
+this module is imported where torch isn't needed yet."""
 
 
 def with_autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -22,7 +23,9 @@ def with_autocast(device: torch.device, precision: str) -> AbstractContextManage
     ...     (torch.ones(2, 2, dtype=torch.bfloat16) @ torch.ones(2, 2)).dtype
     torch.bfloat16
     """
-    return torch.autocast(device.type, HALVES[precision]) if precision in HALVES else nullcontext()
+    if precision not in _HALVES:
+        return nullcontext()
+    return torch.autocast(device.type, getattr(torch, _HALVES[precision]))
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from foveate.families import Family, family_of
-from foveate.precision import HALVES
 from foveate.train.recipe import PARTS, Recipe
 from foveate.train.settings import RecipeError
 
@@ -65,7 +64,7 @@ def match_precision(model: nn.Module, precision: str) -> None:
         return
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dtype == torch.float16:
-            tensor.data = tensor.data.to(HALVES[precision])
+            tensor.data = tensor.data.bfloat16()
 
 
 def _with_lora(model: nn.Module, family: Family, recipe: Recipe) -> nn.Module:
