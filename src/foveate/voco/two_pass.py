@@ -57,6 +57,8 @@ def read_images(
         )
         keys = torch.stack([layer.keys[:, :, -voco.shape[0] :] for layer in cache.layers], dim=1)  # pyright: ignore
         values = torch.stack([layer.values[:, :, -voco.shape[0] :] for layer in cache.layers], dim=1)  # pyright: ignore
+        # Under autocast, transformers 5.24 keeps keys in float32, as it rotates them.
+        keys = keys.to(values.dtype)
         # Unbound at once: the gradient of one image's slice would be as large as that of all images.
         for image, key, value in zip(images, keys.unbind(0), values.unbind(0), strict=True):
             memories[image] = VoCoMemory(key, value, 0, segments.end, layout.total, base, adapter, frequencies=rotary)
