@@ -28,7 +28,7 @@ from foveate.costmodel import cost
 from foveate.costmodel.papers import figures
 from foveate.files import is_file
 from generators.folders import MEASURED
-from generators.llavolta import Results
+from generators.llavolta import SHORT, longest, schedules
 from generators.saliency import Study, claim_rows
 
 AGREES: Final = "agrees"
@@ -230,25 +230,9 @@ def saved_flops(model: str, spec: str, share: float, images: Sequence[Sequence[i
 # Training schedules
 
 
-@cache
-def _schedules(name: str = "llavolta.json") -> Results:
-    return Results(measured(name))
-
-
-def _longest(*tested: tuple[str, str]) -> str:
-    """Return the file with the longest runs of some schedules that were tested under these settings with one seed."""
-    longer = "llavolta-long.json"
-    if is_file(MEASURED / longer):
-        found = _schedules(longer)
-        seeds = set.intersection(*({*found.seeds(schedule)} for schedule, _ in tested))
-        if any(all(found.asked(*each, seed) for each in tested) for seed in seeds):
-            return longer
-    return "llavolta.json"
-
-
 def _tested(schedule: str, spec: str) -> tuple[str, str]:
     """Return what to read; "last" is the setting that a schedule ends with."""
-    return schedule, _schedules().spec(schedule) if spec == "last" else spec
+    return schedule, schedules(SHORT).spec(schedule) if spec == "last" else spec
 
 
 @measure
@@ -258,13 +242,13 @@ def llavolta_no_loss(pairs: Sequence[Sequence[str]], **_: Any) -> Found:
     files: dict[str, list[str]] = {}
     for first, spec, other, under in pairs:
         one, two = _tested(first, spec), _tested(other, under)
-        file = _longest(one, two)
-        found[first] = _schedules(file).difference(one, two).to_dict()
+        file = longest(one, two)
+        found[first] = schedules(file).difference(one, two).to_dict()
         files.setdefault(file, []).append(first)
     verdicts = {lost_nothing(each) for each in found.values()}
     verdict = next(each for each in (DISAGREES, NOT_SHOWN, AGREES) if each in verdicts)
     text = "; ".join(
-        f"after {_schedules(file).measured['setting']['steps']} steps: "
+        f"after {schedules(file).measured['setting']['steps']} steps: "
         + ", ".join(f"`{name}` {points_text(found[name])}" for name in names)
         for file, names in files.items()
     )
@@ -274,7 +258,7 @@ def llavolta_no_loss(pairs: Sequence[Sequence[str]], **_: Any) -> Found:
 @measure
 def llavolta_time(schedule: str, after: float, before: float) -> Found:
     """The time of a schedule's forward and backward passes as a share of a dense run's."""
-    ours = 1 - _schedules().time(schedule)
+    ours = 1 - schedules(SHORT).time(schedule)
     text = f"{ours:.0%} less for forward and backward passes (published: {1 - after / before:.0%})"
     return Found(text, saved(ours, 1 - after / before), "llavolta.json")
 
@@ -283,9 +267,9 @@ def llavolta_time(schedule: str, after: float, before: float) -> Found:
 def llavolta_order(first: Sequence[str], other: Sequence[str], sign: int, **_: Any) -> Found:
     """One model under a setting less another under one; of the longest runs that there are."""
     one, two = _tested(*first), _tested(*other)
-    file = _longest(one, two)
-    difference = _schedules(file).difference(one, two).to_dict()
-    steps = _schedules(file).measured["setting"]["steps"]
+    file = longest(one, two)
+    difference = schedules(file).difference(one, two).to_dict()
+    steps = schedules(file).measured["setting"]["steps"]
     name, beside = (
         f"`{spec}` " + ("before training" if schedule == "start" else f"after {steps} steps of `{schedule}`")
         for schedule, spec in (one, two)

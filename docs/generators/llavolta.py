@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Sequence
+from functools import cache
 from statistics import fmean
 from typing import Any
 
@@ -30,6 +31,8 @@ PAPER: dict[str, tuple[float, float, float]] = {
 }
 """Hours of training, mean of 13 benchmarks, milliseconds to the first token: the paper's Table 2."""
 
+SHORT, LONG = "llavolta.json", "llavolta-long.json"
+"""The runs that all schedules have, and longer ones of some."""
 TEXTS = (64, 256, 512)
 CLIP_FRAMES = (8, 32, 64)
 CLIP_TEXT, CLIP_SIZE, CLIP_MODEL = 64, (640, 360), "qwen2.5-vl-7b"
@@ -89,7 +92,7 @@ def pages() -> dict[str, str]:
 
 def page() -> str:
     """Return the text of docs/llavolta.md."""
-    results = Results(json.loads((MEASURED / "llavolta.json").read_text(encoding="utf-8")))
+    results = schedules(SHORT)
     rows = [f"| `{n}` | {hours:.1f} | {mean:.1f} | {ms:.1f} |" for n, (hours, mean, ms) in PAPER.items()]
     parts = [
         HEAD,
@@ -205,10 +208,10 @@ def _conclusions(short: Results) -> str:
     if not short.has("single", name, "always-pool", "always-cluster"):
         return title + "Too little is measured yet.\n"
     light, heavy, cluster = (short.spec(each) for each in (name, "always-pool", "always-cluster"))
-    used, steps = _longest(short, (name, light), ("single", DENSE))
-    other, collapsed = _longest(short, ("always-pool", DENSE), ("single", DENSE))
+    used, steps = _of_longest((name, light), ("single", DENSE))
+    other, collapsed = _of_longest(("always-pool", DENSE), ("single", DENSE))
     ending = [each for each in PUBLISHED if each not in ("single", name) and short.has(each)]
-    differences = [_longest(short, (each, DENSE), ("single", DENSE))[0] for each in ending]
+    differences = [_of_longest((each, DENSE), ("single", DENSE))[0] for each in ending]
     open_ = all(
         found.low is not None and found.high is not None and found.low <= 0 <= found.high for found in differences
     )
@@ -241,13 +244,6 @@ def _conclusions(short: Results) -> str:
     )
 
 
-def _longest(short: Results, one: tuple[str, str], other: tuple[str, str]) -> tuple[Interval, int]:
-    """Return (schedule, spec) less another and the steps of the runs, the longest ones that have both."""
-    found = longer()
-    chosen = found if found is not None and found.has(one[0], other[0]) else short
-    return chosen.difference(one, other), chosen.measured["setting"]["steps"]
-
-
 def _heavy(results: Results, heavy: str, cluster: str) -> str:
     """Return what to train with under heavy compression, by the longest runs that there are."""
     differences = {
@@ -265,8 +261,29 @@ def _heavy(results: Results, heavy: str, cluster: str) -> str:
 
 def longer() -> Results | None:
     """Return the longer runs, if there are any."""
-    file = MEASURED / "llavolta-long.json"
-    return Results(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else None
+    return schedules(LONG) if (MEASURED / LONG).exists() else None
+
+
+@cache
+def schedules(file: str) -> Results:
+    """Return the runs of a file of docs/measured."""
+    return Results(json.loads((MEASURED / file).read_text(encoding="utf-8")))
+
+
+def longest(*tested: tuple[str, str]) -> str:
+    """Return the file with the longest runs of some schedules that were tested under these specs with one seed."""
+    found = longer()
+    if found is not None:
+        seeds = set.intersection(*({*found.seeds(schedule)} for schedule, _ in tested))
+        if any(all(found.asked(*each, seed) for each in tested) for seed in seeds):
+            return LONG
+    return SHORT
+
+
+def _of_longest(one: tuple[str, str], other: tuple[str, str]) -> tuple[Interval, int]:
+    """Return (schedule, spec) less another in the longest runs of both, and the steps of these."""
+    chosen = schedules(longest(one, other))
+    return chosen.difference(one, other), chosen.measured["setting"]["steps"]
 
 
 def _setting(results: Results) -> str:

@@ -93,7 +93,7 @@ def binding_part(found: Mapping[str, Any]) -> str:
             ]
             for row in own
         ]
-        tokens = [f"{count} token{'s' * (count != '1')}" for count in SHORT]
+        tokens = [_tokens(count) for count in SHORT]
         columns = [title, "last loss", *tokens, *(f"difference, {each}" for each in tokens[:2])]
         parts.append(table(columns, cells, "l" + "r" * (len(columns) - 1)))
     return "\n".join(parts)
@@ -131,7 +131,7 @@ def growth_part(found: Mapping[str, Any], short: Mapping[str, Any]) -> str:
     for run, recipe in (("press", first), (f"press{LONGER}", longer)):
         images += recipe["steps"] * recipe["batch"]
         made[images] = {count: rows[f"{run}:{count}"]["accuracy"] for count in SHORT}
-    columns = ["images trained on", *(f"{count} token{'s' * (count != '1')}" for count in SHORT)]
+    columns = ["images trained on", *map(_tokens, SHORT)]
     cells = [[f"{n:,}", *(share_text(each[count]) for count in SHORT)] for n, each in sorted(made.items())]
     before, last = sorted(made)[-2:]
     pace = {
@@ -140,18 +140,22 @@ def growth_part(found: Mapping[str, Any], short: Mapping[str, Any]) -> str:
     bounds = [rows[name]["accuracy"]["value"] for name in ("untrained", "dense:dense")]
     text = (
         f"From {before:,} to {last:,} images, each doubling added "
-        + ", ".join(f"{100 * pace[count]:.1f} points with {count}" for count in SHORT)
-        + f" token{'s' * (SHORT[-1] != '1')}. "
+        + ", ".join(f"{100 * pace[count]:.1f} points with {_tokens(count)}" for count in SHORT)
+        + ". "
     )
     for count, target in TARGETS.items():
         needed = bounds[0] + target * (bounds[1] - bounds[0])
         doublings = (needed - made[last][count]["value"]) / pace[count]
         text += (
-            f"For {target:.0%} retention, {count} token{'s' * (count != '1')} would have to answer {needed:.1%}: at "
+            f"For {target:.0%} retention, {_tokens(count)} would have to answer {needed:.1%}: at "
             f"that pace, {doublings:.1f} more doublings, {last * 2**doublings / 1e6:.1f} million images. "
         )
     text += "Both are extrapolations."
     return table(columns, cells, "r" * len(columns)) + "\n" + fill(text) + "\n"
+
+
+def _tokens(count: str) -> str:
+    return f"{count} token{'s' * (count != '1')}"
 
 
 def _bytes_of_a_token(model: str | None) -> int:
@@ -195,7 +199,7 @@ def _title(name: str) -> str:
     if rival in RIVALS:
         return f"{RIVALS[rival]}, trained on as many questions"
     count = name.partition(":")[2]
-    return f"VoCo, {count} token{'s' * (count != '1')}"
+    return f"VoCo, {_tokens(count)}"
 
 
 def _differences(found: Mapping[str, Any]) -> list[str]:
